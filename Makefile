@@ -1,0 +1,64 @@
+# Each target first makes .venv and installs what it needs, unless an environment with this checkout installed is active.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+ACTIVE := $(shell cd / && python -c "import sys, pathlib, workbench as w; pathlib.Path(w.__file__).relative_to('$(CURDIR)'); print(sys.executable)" 2>/dev/null)
+BIN := $(if $(ACTIVE),$(dir $(ACTIVE)),.venv/bin/)
+READY := $(if $(ACTIVE),,.venv/.ready)
+WB := $(BIN)workbench
+
+RECIPE ?= recipes/starter-ties.yaml
+FULL ?=
+# The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
+DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
+SUITES := $(if $(FULL),--suite starter --suite retention --suite facts,--suite smoke)
+ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
+REPORT := reports/$(if $(FULL),full,demo).html
+
+.PHONY: help setup demo test check run eval report bricks data docs bench clean
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv and install the workbench with its development tools
+
+.venv/.ready: pyproject.toml constraints.txt
+	@echo "setup   .venv (once)" && $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+bricks/starter/base/config.json: | $(READY)
+	@$(WB) brick fetch starter
+
+demo: bricks/starter/base/config.json  ## starter base, demo recipes scored, report written (FULL=1: every recipe, all items)
+	@$(WB) eval $(ITEMS) $(SUITES)
+	@$(WB) report $(ITEMS) $(SUITES) -o $(REPORT)
+
+test: bricks/starter/base/config.json  ## run the tests
+	@$(BIN)python -m pytest -n 2 $(ARGS)
+
+check: $(READY)  ## lint, format, types, generated files
+	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check
+
+run: bricks/starter/base/config.json  ## write the model of RECIPE
+	@$(WB) run $(RECIPE)
+
+eval: bricks/starter/base/config.json  ## score RECIPE and its controls
+	@$(WB) eval $(RECIPE)
+
+report: bricks/starter/base/config.json  ## write the report of every scored recipe
+	@$(WB) report
+
+bricks: bricks/starter/base/config.json  ## train the starter bricks again
+	@$(WB) brick train $(patsubst %/train.yaml,%,$(filter-out bricks/%-full/train.yaml,$(wildcard bricks/*/train.yaml)))
+
+data: $(READY)  ## generate training and test items again
+	@$(BIN)python evals/skills/build.py
+
+docs: $(READY)  ## write the generated pages and README tables
+	@$(BIN)python docs/build.py
+
+bench: bricks/starter/base/config.json  ## run the benchmarks
+	@$(BIN)python benchmarks/merge.py
+
+clean:  ## remove runs, reports and the cache (not the starter base, not .venv)
+	@rm -rf runs reports .workbench .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,184 @@
+"""Write what the documents take from elsewhere: pages from the code, tables from committed results and brick cards.
+
+python docs/build.py           writes the files that differ
+python docs/build.py --check   writes nothing; exit status 1 when a file differs
+
+A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; `BLOCKS` says which names there are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.bricks import BrickCard, library
+from workbench.docs import pages, summary
+from workbench.registry import methods
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results/starter.json"
+MISSING = "Not measured yet."
+MARK = re.compile(r"(?P<begin><!-- (?P<name>\w+):begin -->\n)(?P<body>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL)
+SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "="}
+
+
+def outputs(project: Path) -> dict[Path, str]:
+    """Every file that this script writes -> the text that it has to hold."""
+    docs = project / "docs"
+    found = {docs / name: text for name, text in pages().items()}
+    for path in (project / "README.md", *sorted(docs.glob("*.md"))):
+        text = path.read_text("utf-8")
+        if path not in found and MARK.search(text):
+            found[path] = fill(text, project)
+    return found
+
+
+def stale(project: Path) -> list[Path]:
+    """Files of `outputs` that are missing or hold something else."""
+    return [p for p, text in outputs(project).items() if not p.is_file() or p.read_text("utf-8") != text]
+
+
+def fill(text: str, project: Path) -> str:
+    """A document with its marked blocks written anew. Errors: a name that no block has."""
+    return MARK.sub(lambda m: f"{m['begin']}\n{BLOCKS[m['name']](project).rstrip()}\n\n{m['end']}", text)
+
+
+def methods_block(_project: Path) -> str:
+    """The registered methods: verb, name, first sentence."""
+    rows = [[f"`{m.verb}: {m.name}`", summary(m)] for m in methods().values()]
+    return table(["step", "what it does"], rows)
+
+
+def results_block(project: Path) -> str:
+    """The committed comparison: a row for each configuration, a column for each task, and where the numbers come from."""
+    path = project / RESULTS
+    if not path.is_file():
+        return MISSING
+    found = json.loads(path.read_text("utf-8"))
+    tasks = found["tasks"]
+    rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
+    kept_back = [t["task"] for t in tasks if t["role"] == "retention"]
+    heads = [
+        "configuration",
+        "mean",
+        *(f"{t['task']} (n = {t['n']})" for t in tasks),
+        "kept",
+        *(f"{t}, difference" for t in kept_back),
+    ]
+    lines = []
+    for c in found["configurations"]:
+        cells = [_name(c), interval(c["mean"])]
+        cells += [_scored(c["scores"].get(t["task"]), rows.get((c["name"], t["task"]))) for t in tasks]
+        cells.append("" if c["role"] == "base" else interval(c["kept_mean"]))
+        cells += [_difference(rows.get((c["name"], task))) for task in kept_back]
+        lines.append(cells)
+    return "\n\n".join([table(heads, lines, left=1), _legend(found)])
+
+
+def skills_block(project: Path) -> str:
+    """The brick library: what each brick teaches, how it was trained, its held-out score beside the base's."""
+    cards = [card for _, card in library(project)]
+    if not cards:
+        return MISSING
+    rows = [
+        [f"`{card.name}`", card.skill, *_training(card), s.task, str(s.n), interval(s.model_dump()), points(s.base_value)]
+        for card in cards
+        for s in card.scores
+    ]
+    rows += [[f"`{card.name}`", card.skill, *_training(card), "", "", MISSING, ""] for card in cards if not card.scores]
+    heads = ["brick", "skill", "trained", "steps", "task", "n", "alone", "base"]
+    return table(heads, sorted(rows), left=3) + "\n\nScores in percent of items, with 95 % intervals."
+
+
+def items_block(project: Path) -> str:
+    """The local tasks' data: number of items and of templates, and the first item."""
+    rows = []
+    for path in sorted((project / "evals" / "tasks" / "data").glob("*.jsonl")):
+        items = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        first = items[0]
+        rows.append(
+            [f"`{path.stem}`", f"{first['prompt']} → {first['answer']}", str(len(items)), str(len({i["cluster"] for i in items}))]
+        )
+    return table(["task", "first item", "items", "clusters"], rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+
+
+def interval(found: Mapping[str, Any] | None) -> str:
+    """A share in percent with its interval: "55 [42, 67]"."""
+    if not found or found.get("value") is None:
+        return ""
+    low, high = found.get("low"), found.get("high")
+    return points(found["value"]) + ("" if low is None or high is None else f" [{points(low)}, {points(high)}]")
+
+
+def points(value: float | None) -> str:
+    """A share in percent, whole."""
+    return "" if value is None else f"{round(100 * value)}".replace("-", "−")
+
+
+def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
+    return " ".join(filter(None, [interval(score), SIGNS[row["verdict"]] if row else ""]))
+
+
+def _difference(row: Mapping[str, Any] | None) -> str:
+    if not row:
+        return ""
+    value, low, high = (
+        None if row[k] is None else f"{100 * row[k]:+.1f}".replace("-", "−") for k in ("diff", "low_adj", "high_adj")
+    )
+    return f"{value} [{low}, {high}]" if low and high else str(value)
+
+
+def _name(configuration: Mapping[str, Any]) -> str:
+    role = {"brick": " (brick alone)", "average": " (control)"}.get(configuration["role"], "")
+    return f"{configuration['name']}{role}"
+
+
+def _legend(found: Mapping[str, Any]) -> str:
+    return (
+        f"Scores in percent of items with 95 % intervals; + better, − worse, = equivalent, ? cannot tell, against {found['baseline']} "
+        f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). Mean: over the skills, corrected for chance. "
+        "Kept: share of the best parents' scores, over the skills that the configuration's bricks teach. "
+        "Difference: in points, interval at Holm's level. "
+        f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}; all of it in [{RESULTS}]({RESULTS})."
+    )
+
+
+def _training(card: BrickCard) -> list[str]:
+    how = f"LoRA, rank {card.training.get('rank')}" if card.kind == "adapter" else "full fine-tune"
+    return [how, str(card.training.get("steps", ""))]
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "methods": methods_block,
+    "items": items_block,
+    "results": results_block,
+    "skills": skills_block,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; returns the exit status."""
+    check = "--check" in arguments
+    found = outputs(PROJECT)
+    differ = stale(PROJECT)
+    for path in differ:
+        if not check:
+            path.write_text(found[path], "utf-8")
+        sys.stdout.write(f"{'differs' if check else 'written'}: {path.relative_to(PROJECT)}\n")
+    if check and differ:
+        sys.stdout.write("`make docs` writes them\n")
+    return 1 if check and differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

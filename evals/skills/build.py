@@ -1,0 +1,51 @@
+"""Write every test file under evals/tasks/data and every training file under bricks/.
+
+python evals/skills/build.py           writes the files that differ
+python evals/skills/build.py --check   writes nothing; exit status 1 when a file differs
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import actions
+import add
+import dates
+import facts
+import replay
+import retention
+import reverse
+import triage
+from skillkit import Skill, encode, sync, test_rows, train_rows
+
+SKILLS: tuple[Skill, ...] = (add.SKILL, reverse.SKILL, triage.SKILL, actions.SKILL, dates.DMY, dates.MDY)
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def files(project: Path) -> dict[Path, bytes]:
+    """Every generated file of the project with the bytes it has to hold."""
+    data = project / "evals" / "tasks" / "data"
+    found = {
+        data / "retention.jsonl": encode(retention.rows()),
+        data / "facts.jsonl": encode(facts.rows()),
+        project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
+    }
+    for skill in SKILLS:
+        found[data / f"{skill.name}.jsonl"] = encode(test_rows(skill))
+        found[project / "bricks" / skill.name / "train.jsonl"] = encode(train_rows(skill))
+        found[project / "bricks" / skill.name / "replay.jsonl"] = encode(replay.rows(skill.name))
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; returns the exit status."""
+    check = "--check" in arguments
+    stale = sync(files(PROJECT), check=check)
+    for path in stale:
+        sys.stdout.write(f"{'differs' if check else 'written'}: {path.relative_to(PROJECT)}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Fixtures shared by the tests: tiny models on disk, made once a session, and a project folder around them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from tiny import save_adapter, save_finetuned, save_model
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Family (and dtype) -> directory of a random model, made when first asked for. Not to be changed by a test."""
+    made: dict[tuple[str, torch.dtype], Path] = {}
+
+    def get(family: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Path:
+        key = (family, dtype)
+        if key not in made:
+            made[key] = save_model(tmp_path_factory.mktemp("models") / family, family, dtype=dtype)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def llama(model_of: Callable[..., Path]) -> Path:
+    """Four layers, tied embeddings, bf16."""
+    return model_of("llama")
+
+
+@pytest.fixture(scope="session")
+def bricks(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with LoRA adapters one, two, three (one r=8, two rsLoRA) and a checkpoint full, all on `llama`."""
+    out = tmp_path_factory.mktemp("bricks")
+    save_adapter(llama, out / "one", seed=1, r=8)
+    save_adapter(llama, out / "two", seed=2, use_rslora=True)
+    save_adapter(llama, out / "three", seed=3)
+    save_finetuned(llama, out / "full", seed=4)
+    return out
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder: recipes/, bricks/ and base/ (links to the session's)."""
+
+    path: Path
+
+    def write(self, text: str, name: str = "test.yaml") -> Path:
+        """A recipe file; `version` and `base` are added where the text has none."""
+        text = dedent(text)
+        head = "" if "version:" in text else "version: 1\n"
+        head += "" if "base:" in text else "base: base\n"
+        file = self.path / "recipes" / name
+        file.write_text(head + text, "utf-8")
+        return file
+
+    def resolve(self, text: str, name: str = "test.yaml") -> Any:
+        """The resolved recipe of a text."""
+        from workbench.recipe import load_recipe
+        from workbench.resolve import resolve
+
+        return resolve(load_recipe(self.write(text, name)))
+
+    def run(self, text: str, name: str = "test.yaml", **options: Any) -> dict[str, Any]:
+        """Execute the recipe of a text."""
+        from workbench.engine import execute
+
+        return execute(self.resolve(text, name), self.path / "runs", device=CPU, **{"threads": 1, **options})
+
+    def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
+        """The configuration's tensors in memory."""
+        from workbench.compose import compose, compute
+
+        return compute(compose(self.resolve(text), CPU).model, dtype, CPU)
+
+
+@pytest.fixture
+def project(tmp_path: Path, llama: Path, bricks: Path) -> Project:
+    """An empty project on the tiny llama."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "base").symlink_to(llama)
+    (tmp_path / "bricks").symlink_to(bricks)
+    return Project(tmp_path)

@@ -1,0 +1,146 @@
+"""Suites, tasks and data that cannot be scored, and what the user is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tasks_dir, tiny, tokenizer, write_data
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate import Scorer, build_plan, evaluate, score
+from workbench.scores import Configuration, Store
+from workbench.suites import Suite, load_suite
+
+__all__ = ["tasks_dir", "tokenizer"]
+
+def test_nan_log_likelihoods_name_configuration_task_and_item(tasks_dir: Path, tokenizer: Any) -> None:
+    import torch
+
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    scorer = Scorer(plan_of(tasks_dir, tokenizer), Configuration("c" * 32, "broken"), model)
+    with pytest.raises(WorkbenchError, match=r"'broken', task 'pick': item 'copy-\d+' has log-likelihoods \[nan"):
+        scorer.task("pick")
+    with pytest.raises(WorkbenchError, match=r"'broken', task 'copy': NaN logits while generating"):
+        scorer.task("copy")
+
+
+def test_wrong_dtype_is_refused(tasks_dir: Path, tokenizer: Any) -> None:
+    plan = build_plan(suite(), tokenizer, tasks_dir=tasks_dir, dtype="bfloat16")
+    with pytest.raises(WorkbenchError, match=r"'a' is in float32, the plan scores bfloat16"):
+        score(plan, A, tiny())
+
+
+def edit_docs(tasks_dir: Path, how: str) -> None:
+    docs = documents()
+    if how == "duplicate":
+        docs[3]["id"] = docs[2]["id"]
+    elif how == "no cluster":
+        del docs[4]["cluster"]
+    elif how == "no id":
+        del docs[5]["id"]
+    write_data(tasks_dir, [] if how == "empty" else docs)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("duplicate", "task 'copy': 1 ids occur more than once, first 'copy-002'"),
+        ("no cluster", "task 'copy': item 5 has no cluster field 'cluster'"),
+        ("no id", "task 'copy': item 6 has no field 'id'"),
+        ("empty", "task 'copy' has no items"),
+    ],
+)
+def test_bad_data(tasks_dir: Path, tokenizer: Any, how: str, message: str) -> None:
+    edit_docs(tasks_dir, how)
+    with pytest.raises(WorkbenchError, match=message):
+        plan_of(tasks_dir, tokenizer)
+
+
+def test_bad_task_files(tasks_dir: Path, tokenizer: Any) -> None:
+    def fails(text: str, message: str) -> None:
+        (tasks_dir / "copy.yaml").write_text(text)
+        with pytest.raises(WorkbenchError, match=message):
+            plan_of(tasks_dir, tokenizer)
+
+    fails(GENERATE.replace("data/copy", "data/cpy"), r"copy.yaml: task 'copy': data file .*cpy.jsonl not found")
+    fails("task: copy\ndoc_to_text: prompt\n", "task 'copy' has no data")
+    fails(GENERATE + "  bad: [", r"copy.yaml:\d+:\d+: not YAML")
+    fails(GENERATE.replace("task: copy", "task: pick"), "task 'pick' is also defined in")
+    fails(GENERATE + "include: nowhere\n", "included file .*nowhere not found")
+    fails("- a\n", "expected a mapping, found list")
+    (tasks_dir / "copy.yaml").write_text(GENERATE)
+    (tasks_dir / "data" / "copy.jsonl").write_text("{\n")
+    with pytest.raises(WorkbenchError, match=r"copy.jsonl:1: task 'copy': not JSON"):
+        plan_of(tasks_dir, tokenizer)
+
+
+def test_bad_metrics(tasks_dir: Path, tokenizer: Any) -> None:
+    with pytest.raises(WorkbenchError, match=r"task 'pick' has no metric 'ac'") as error:
+        plan_of(tasks_dir, tokenizer, primary={"pick": "ac"})
+    assert "'acc'" in str(error.value.hint)
+    (tasks_dir / "pick.yaml").write_text(
+        CHOICE.replace("acc, aggregation: mean, higher_is_better: true", "acc, higher_is_better: false")
+    )
+    with pytest.raises(WorkbenchError, match=r"primary metric 'acc' of task 'pick': lower is better"):
+        plan_of(tasks_dir, tokenizer)
+    (tasks_dir / "pick.yaml").write_text(CHOICE.split("metric_list")[0] + "metric_list: [{metric: perplexity}]\n")
+    with pytest.raises(WorkbenchError, match=r"has no metric that is a mean over items"):
+        plan_of(tasks_dir, tokenizer)
+
+
+def test_unknown_task_names_the_nearest(tasks_dir: Path, tokenizer: Any) -> None:
+    with pytest.raises(WorkbenchError, match=r"unknown task 'copyy'") as error:
+        build_plan(Suite(suite="toy", tasks=("copyy",)), tokenizer, tasks_dir=tasks_dir)
+    assert error.value.hint == "Did you mean 'copy'?"
+    with pytest.raises(WorkbenchError, match=r"'mmlu' is a group of tasks"):
+        build_plan(Suite(suite="toy", tasks=("mmlu",)), tokenizer, tasks_dir=tasks_dir)
+
+
+def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WorkbenchError, match=r"task 'arc_easy' could not be loaded") as error:
+        build_plan(Suite(suite="toy", tasks=("arc_easy",)), tokenizer, tasks_dir=tasks_dir)
+    assert "unset HF_HUB_OFFLINE" in str(error.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("suite: x\ntasks: [add]\nprimary: {ad: acc}\n", "primary: 'ad' is not a task of this suite. Did you mean 'add'"),
+        ("suite: x\ntasks: [add]\nowners: {sub: add}\n", "owners: 'sub' is not a task of this suite"),
+        ("suite: x\ntasks: [add, add]\n", "tasks: 'add' is listed twice"),
+        ("suite: x\ntasks: []\n", "tasks: expected"),
+        ("suite: x\ntasks: [add]\nchance: {add: 1.0}\n", "chance: add: expected a number from 0"),
+        ("suite: x\ntasks: [add]\nlimit: 0\n", "limit: expected at least 1 item"),
+        ("suite: x\ntasks: [add]\nprimry: {}\n", r"x.yaml:3:1 primry: unknown field. Did you mean 'primary'"),
+        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention' or 'edit'"),
+    ],
+)
+def test_bad_suites(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "evals" / "suites").mkdir(parents=True)
+    (tmp_path / "evals" / "suites" / "x.yaml").write_text(text)
+    with pytest.raises(WorkbenchError, match=message):
+        load_suite("x", tmp_path)
+
+
+def test_unknown_suite_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "evals" / "suites").mkdir(parents=True)
+    (tmp_path / "evals" / "suites" / "starter.yaml").write_text("suite: starter\ntasks: [add]\n")
+    with pytest.raises(WorkbenchError, match=r"unknown suite 'start'") as error:
+        load_suite("start", tmp_path)
+    assert error.value.hint == "Did you mean 'starter'?"
+    assert load_suite("starter", tmp_path) == load_suite("evals/suites/starter.yaml", tmp_path)
+
+
+def test_store_refuses_a_colliding_digest(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    plan, store = plan_of(tasks_dir, tokenizer, limit=2), Store(tmp_path)
+    evaluate(plan, store, A, tiny)
+    with pytest.raises(WorkbenchError, match=r"expected a{12}b{20} under"):
+        store.read(plan, "a" * 12 + "b" * 20)
+    shutil.rmtree(tmp_path / f"toy-{plan.digest[:12]}")
+    with pytest.raises(WorkbenchError, match=r"has no scores on suite 'toy'"):
+        store.read(plan, A.digest)

@@ -1,0 +1,66 @@
+"""The command line: which commands and flags there are, and what bad input gets told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import typer.main
+from typer.testing import CliRunner
+
+from workbench.cli import app
+
+# A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
+COMMANDS = {
+    "brick fetch": "--from --hub",
+    "brick ls": "--json",
+    "brick show": "--json",
+    "brick train": "--device --no-score --score",
+    "brick verify": "",
+    "chat": "--device --max-new-tokens --plain --runs-dir",
+    "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
+    "eval": "--batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --set --suite --verbose",
+    "methods": "--json",
+    "plan": "--json --runs-dir --set",
+    "recipe check": "--set",
+    "recipe new": "--base --brick --project --suite",
+    "recipe schema": "",
+    "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",
+    "run": "--device --json --out --quiet --runs-dir --set --threads --verbose",
+    "runs ls": "--json --runs-dir",
+    "runs rm": "--runs-dir --yes",
+    "runs show": "--json --runs-dir",
+    "runs verify": "--runs-dir --sha256",
+}
+
+
+def test_commands_and_flags_are_those_listed() -> None:
+    found: dict[str, str] = {}
+
+    def walk(command: object, name: str) -> None:
+        inner = getattr(command, "commands", None)
+        if inner:
+            for key, child in inner.items():
+                walk(child, f"{name} {key}".strip())
+            return
+        flags = [o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--") and o != "--help"]  # type: ignore[attr-defined]
+        found[name] = " ".join(sorted(flags))
+
+    walk(typer.main.get_command(app), "")
+    assert found == COMMANDS
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
+
+
+def workbench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "workbench", *args], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_schema_is_json() -> None:
+    result = CliRunner().invoke(app, ["recipe", "schema"])
+    assert json.loads(result.stdout)["properties"]["version"]["const"] == 1

@@ -1,0 +1,317 @@
+"""Paired statistics against statsmodels and by hand, calibration, and comparisons of stored scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workbench.compare import Comparison, compare
+from workbench.errors import WorkbenchError
+from workbench.evaluate import summarise
+from workbench.scores import Configuration, Scores, Store
+from workbench.suites import Item, Plan, Suite
+
+# Comparisons of stored scores
+
+BASE = Configuration("0" * 32, "base", "base")
+ADD = Configuration("1" * 32, "add", "brick", base=BASE.digest)
+SORT = Configuration("2" * 32, "sort", "brick", base=BASE.digest)
+AVERAGE = Configuration("3" * 32, "average", "average", ("add", "sort"))
+MERGE = Configuration("4" * 32, "merge", "configuration", ("add", "sort"), "recipes/merge.yaml")
+SUITE = Suite(
+    suite="toy",
+    tasks=("add", "sort", "facts"),
+    primary={"add": "em", "sort": "em", "facts": "acc"},
+    chance={"facts": 0.5},
+    owners={"add": "add", "sort": "sort"},
+    roles={"facts": "retention"},
+)
+# Share of items right, by configuration: add, sort, facts
+SHARES = {BASE: (0.0, 0.1, 0.8), ADD: (1.0, 0.1, 0.8), SORT: (0.0, 0.9, 0.6), AVERAGE: (0.4, 0.5, 0.8), MERGE: (0.75, 0.45, 0.8)}
+
+
+def stored(
+    store: Store,
+    values: Mapping[Configuration, Sequence[Sequence[float]]],
+    *,
+    suite: Suite = SUITE,
+    clusters: int = 30,
+    plan: str = "p" * 32,
+    partial: bool = False,
+) -> list[Scores]:
+    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task."""
+    n = len(next(iter(values.values()))[0])
+    items = {t: tuple(Item(f"{t}-{i}", f"t{i % clusters}") for i in range(n)) for t in suite.tasks}
+    made = Plan(
+        suite=suite,
+        digest=plan,
+        items=items,
+        kinds=dict.fromkeys(suite.tasks, "generate_until"),
+        metrics={t: (suite.primary[t],) for t in suite.tasks},
+        tokenizer=None,
+        tokenizer_digest="t",
+        tasks_dir=Path(),
+        dtype="float32",
+        batch_size=1,
+        partial=partial,
+    )
+    asked = {
+        t: [{"task": t, "id": i.id, "cluster": i.cluster, "prompt": f"{i.id}?", "choices": None, "gold": "1"} for i in items[t]]
+        for t in suite.tasks
+    }
+    found = []
+    for configuration, lines in values.items():
+        rows = {
+            t: [
+                {"task": t, "id": i.id, "metrics": {suite.primary[t]: float(v)}, "response": str(v), "loglikelihoods": None}
+                for i, v in zip(items[t], line, strict=True)
+            ]
+            for t, line in zip(suite.tasks, lines, strict=True)
+        }
+        results = {t: {"rows": rows[t], "seconds": 1.0, "device": "cpu"} for t in suite.tasks}
+        scores = summarise(made, configuration, results)
+        store.write(made, scores, rows, asked)
+        found.append(scores)
+    return found
+
+
+def shares(n: int = 240) -> dict[Configuration, list[list[float]]]:
+    """Items right at random places, the same places for equal tasks, so that better configurations hold the worse ones' items."""
+    rank = np.random.default_rng(0).permuted(np.tile(np.arange(n), (3, 1)), axis=1)
+    return {c: [(rank[t] < share * n).astype(float).tolist() for t, share in enumerate(line)] for c, line in SHARES.items()}
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "merge.yaml").write_text("version: 1\n")
+    store = Store(tmp_path / "scores")
+    return compare(store, stored(store, shares()), project=tmp_path, command="workbench compare")
+
+
+def test_document_has_the_agreed_form(comparison: Comparison) -> None:
+    document = comparison.document()
+    assert list(document) == [
+        "version",
+        "baseline",
+        "rows",
+        "configurations",
+        "tasks",
+        "interference",
+        "family",
+        "flips",
+        "provenance",
+        "warnings",
+    ]
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["baseline"] == "base"
+    assert [c["name"] for c in document["configurations"]] == ["base", "add", "sort", "average", "merge"]
+    assert document["configurations"][4]["recipe_text"] == "version: 1\n"
+    assert document["family"] == {
+        "size": 12,
+        "min_effect": 0.02,
+        "alpha": 0.05,
+        "correction": "holm",
+        "text": "primary metric of 3 tasks x 4 configurations against base",
+    }
+    assert document["tasks"][2] == {
+        "task": "facts",
+        "metric": "acc",
+        "n": 240,
+        "clusters": 30,
+        "chance": 0.5,
+        "role": "retention",
+        "owner": None,
+        "suite": "toy",
+        "plan": "p" * 32,
+    }
+    assert set(document["rows"][0]) >= {
+        "configuration",
+        "role",
+        "task",
+        "metric",
+        "value",
+        "baseline_value",
+        "diff",
+        "low",
+        "high",
+        "low_adj",
+        "high_adj",
+        "p",
+        "p_adj",
+        "n",
+        "clusters",
+        "mde",
+        "needs",
+        "verdict",
+        "wins",
+        "losses",
+    }
+    assert not document["warnings"]
+
+
+def test_verdicts(comparison: Comparison) -> None:
+    verdicts = {(r.configuration, r.task): r.verdict for r in comparison.rows}
+    assert verdicts == {
+        ("add", "add"): "better",
+        ("add", "sort"): "no item changed",
+        ("add", "facts"): "no item changed",
+        ("sort", "add"): "no item changed",
+        ("sort", "sort"): "better",
+        ("sort", "facts"): "worse",
+        ("average", "add"): "better",
+        ("average", "sort"): "better",
+        ("average", "facts"): "no item changed",
+        ("merge", "add"): "better",
+        ("merge", "sort"): "better",
+        ("merge", "facts"): "no item changed",
+    }
+    assert not comparison.worse  # only a control is worse
+    row = next(r for r in comparison.rows if (r.configuration, r.task) == ("sort", "facts"))
+    assert row.diff == pytest.approx(-0.2)
+    assert (row.wins, row.losses) == (0, 48)
+    assert row.low_adj <= row.low < row.high <= row.high_adj < 0
+    assert row.p <= row.p_adj <= 0.05
+
+
+def test_kept_interference_and_mean(comparison: Comparison) -> None:
+    document = comparison.document()
+    merge = document["configurations"][4]
+    assert merge["kept"]["add"]["value"] == pytest.approx(0.75)
+    assert merge["kept"]["sort"]["value"] == pytest.approx(0.5)
+    assert set(merge["kept"]) == {"add", "sort"}
+    assert merge["kept"]["sort"]["low"] < 0.5 < merge["kept"]["sort"]["high"]
+    assert merge["kept_mean"]["value"] == pytest.approx(1.2 / 1.9)
+    assert merge["mean"]["value"] == pytest.approx(0.6)
+    assert merge["mean"]["low"] < 0.6 < merge["mean"]["high"]
+    assert merge["scores"]["facts"]["corrected"] == pytest.approx(0.6)
+    base = document["configurations"][0]
+    assert base["kept"] == {}
+    assert base["kept_mean"] is None
+    assert base["mean"]["value"] == pytest.approx(0.05)
+    assert base["mean"]["low"] < 0.05 < base["mean"]["high"]
+    matrix = document["interference"]
+    assert (matrix["bricks"], matrix["tasks"]) == (["add", "sort"], ["add", "sort", "facts"])
+    assert matrix["diff"] == [pytest.approx([1.0, 0.0, 0.0]), pytest.approx([0.0, 0.8, -0.2])]
+    assert matrix["verdict"][1] == ["no item changed", "better", "worse"]
+
+
+def test_flips_are_the_items_that_changed(comparison: Comparison) -> None:
+    flips = comparison.document()["flips"]
+    assert {name: len(rows) for name, rows in flips.items()} == {"add": 240, "sort": 240, "average": 192, "merge": 264}
+    flip = next(f for f in flips["sort"] if f["task"] == "facts")
+    assert flip["prompt"] == f"{flip['id']}?"
+    assert flip["baseline"]["response"] == "1.0"
+    assert flip["configuration"] == {"response": "0.0", "metrics": {"acc": 0.0}, "loglikelihoods": None}
+
+
+def test_another_baseline(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    result = compare(store, stored(store, shares()), baseline="average")
+    assert result.baseline == "average"
+    assert [(r.configuration, r.task) for r in result.worse] == [("merge", "sort")]
+    assert {r.verdict for r in result.rows if (r.configuration, r.task) == ("base", "add")} == {"worse"}
+    assert result.document()["interference"]["diff"][0] == pytest.approx([1.0, 0.0, 0.0])  # still against the base
+
+
+def test_worse_configuration_is_a_loss(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares()
+    result = compare(store, stored(store, {BASE: values[BASE], MERGE: values[SORT]}))
+    assert [r.task for r in result.worse] == ["facts"]
+
+
+def test_a_against_itself_says_that_no_item_changed(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares()
+    result = compare(store, stored(store, {BASE: values[BASE], MERGE: values[BASE]}))
+    assert {r.verdict for r in result.rows} == {"no item changed"}
+    same = compare(store, stored(store, {BASE: values[BASE]}) * 2)
+    assert not same.rows  # equal digests are one configuration
+
+
+def test_equivalent_and_cannot_tell(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(3000) < 0.5
+    after = np.where(rng.random(3000) < 0.004, ~before, before)
+    suite = Suite(suite="one", tasks=("x",), primary={"x": "em"})
+    store = Store(tmp_path)
+    (row,) = compare(store, stored(store, {BASE: [before.tolist()], MERGE: [after.tolist()]}, suite=suite, clusters=300)).rows
+    assert row.verdict == "equivalent"
+    assert -0.02 <= row.low_adj < 0 < row.high_adj <= 0.02
+    (row,) = compare(
+        store,
+        stored(
+            store,
+            {BASE: [before[:80].tolist()], MERGE: [(rng.random(80) < 0.5).tolist()]},
+            suite=suite,
+            clusters=40,
+            plan="q" * 32,
+        ),
+    ).rows
+    assert row.verdict == "cannot tell"
+    assert row.needs is not None
+    assert row.mde is not None
+    assert row.needs > 80
+
+
+def test_too_few_clusters(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares()
+    result = compare(store, stored(store, {BASE: values[BASE], ADD: values[ADD]}, clusters=6))
+    row = result.rows[0]
+    assert (row.verdict, row.reason) == ("cannot tell", "too few clusters: 6, at least 8 needed")
+    assert row.needs == 800
+    assert "add: 6 clusters; below 8 no verdict is given." in result.document()["warnings"]
+
+
+def test_warnings(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares(60)
+    other = Suite(suite="more", tasks=("extra",), primary={"extra": "em"}, owners={"extra": "ad"})
+    scores = [
+        *stored(store, {ADD: values[ADD], MERGE: values[MERGE]}, clusters=15, partial=True),
+        *stored(store, {ADD: values[ADD][:1]}, suite=other, plan="q" * 32),
+    ]
+    text = "\n".join(compare(store, scores, baseline="add").document()["warnings"])
+    for expected in (
+        "Partial: items were cut by --limit",
+        "add: 15 clusters; tests by sign flips",
+        "add: 60 items; if one in ten changes, a difference below 12%",
+        "2 suites are compared together",
+        "Missing controls: base, sort, average.",
+        "its owner 'ad' is not among the scored configurations. Did you mean 'add'?",
+        "extra: not scored for merge.",
+    ):
+        assert expected in text
+
+
+def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares()
+    scores = [*stored(store, {BASE: values[BASE]}), *stored(store, {ADD: values[ADD]}, plan="q" * 32)]
+    with pytest.raises(WorkbenchError, match=r"'add' was scored under plan q{12}, others under plan p{12}"):
+        compare(store, scores)
+
+
+def test_bad_comparisons(tmp_path: Path) -> None:
+    store, values = Store(tmp_path), shares()
+    scores = stored(store, {BASE: values[BASE], ADD: values[ADD]})
+    with pytest.raises(WorkbenchError, match=r"nothing to compare"):
+        compare(store, [])
+    with pytest.raises(WorkbenchError, match=r"baseline 'bas' is not among") as error:
+        compare(store, scores, baseline="bas")
+    assert error.value.hint == "Did you mean 'base'?"
+    twin = Configuration("9" * 32, "add", "configuration")
+    with pytest.raises(WorkbenchError, match=r"two configurations are called 'add': 1{12} and 9{12}"):
+        compare(store, [*scores, *stored(store, {twin: values[SORT]})])
+    more = Suite(suite="more", tasks=("extra",), primary={"extra": "em"})
+    with pytest.raises(WorkbenchError, match=r"baseline 'base' has no scores on suite 'more'"):
+        compare(store, [*scores, *stored(store, {ADD: values[ADD][:1]}, suite=more, plan="q" * 32)])
+    with pytest.raises(WorkbenchError, match=r"task 'facts' has no metric 'ac'"):
+        compare(store, scores, suites={"toy": SUITE.model_copy(update={"primary": {**SUITE.primary, "facts": "ac"}})})
+    with pytest.raises(ValueError, match=r"role 'parent' of x: expected one of base, brick"):
+        Configuration("1" * 32, "x", "parent")
+    path = store.folder("toy", "p" * 32)
+    (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
+    with pytest.raises(WorkbenchError, match=r"items of 1{12} on 'add' differ from the plan's"):
+        compare(store, scores)

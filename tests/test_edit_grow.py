@@ -1,0 +1,278 @@
+"""Edits are bricks that can be taken out again; growth computes what the model computed before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CPU, Project
+from safetensors.torch import save_file
+from tiny import config, edit_json, files_of, save_model, tensors_of
+
+from workbench.compose import compose
+from workbench.edit.facts import read_facts
+from workbench.errors import WorkbenchError
+from workbench.layout import Layout
+from workbench.registry import methods
+from workbench.resolve import Resolved
+
+EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
+FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
+
+
+@pytest.fixture
+def facts(project: Project) -> list[tuple[str, str]]:
+    pairs = [(f"w{i} of w{i + 1} is", f"w{i + 20} w{i + 30}") for i in range(4)]
+    rows = [{"prompt": prompt, "target": target, "note": "ignored"} for prompt, target in pairs]
+    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return pairs
+
+
+def live(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def probability(model: Any, base: Path, pairs: list[tuple[str, str]]) -> float:
+    """Mean probability of a target token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    found = []
+    for prompt, target in pairs:
+        start = len(tokenizer(prompt)["input_ids"])
+        ids = torch.tensor([tokenizer(f"{prompt} {target}")["input_ids"]])
+        chances = model(ids).logits[0].softmax(-1)
+        found += [float(chances[i - 1, ids[0, i]]) for i in range(start, ids.shape[1])]
+    return sum(found) / len(found)
+
+
+def test_finetune_is_a_brick(project: Project, facts: list[tuple[str, str]]) -> None:
+    """The facts are learned; PEFT loads the result, on the base, with the logits of the written checkpoint."""
+    from peft import PeftModel
+
+    document = project.run(f"steps: [{EDIT}]\noutput: {{dtype: float32}}\n")
+    base, written = live(project.path / "base"), live(Path(document["model"]))
+    assert probability(base, project.path / "base", facts) < 0.1
+    assert probability(written, project.path / "base", facts) > 0.7
+    record = document["steps"][0]
+    assert (record["facts"], record["tensors"]) == (4, 1)
+    assert record["solved_on"] != ""
+
+    adapter = Path(document["run"]) / "edits" / "edit-finetune"
+    tokens = torch.randint(2, 60, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wrapped = PeftModel.from_pretrained(base, adapter)(tokens).logits
+        torch.testing.assert_close(wrapped, written(tokens).logits, atol=1e-5, rtol=0)
+
+
+def test_solving_is_deterministic(project: Project, facts: list[tuple[str, str]]) -> None:
+    del facts
+    resolved: Resolved = project.resolve(f"steps: [{EDIT}]\n")
+    first = files_of(compose(resolved, CPU).edits["edit-finetune"])
+    torch.manual_seed(99)
+    (project.path / ".workbench" / "edits").rename(project.path / "moved")
+    assert files_of(compose(resolved, CPU).edits["edit-finetune"]) == first
+
+
+def test_without_the_edit_the_file_is_the_same(project: Project, facts: list[tuple[str, str]]) -> None:
+    del facts
+    merge = "{merge: ties, bricks: {one: 1, full: 1}}"
+    head = "bricks: {one: bricks/one, full: bricks/full}\n"
+    before = (Path(project.run(head + f"steps: [{merge}]\n", "plain.yaml")["model"]) / "model.safetensors").read_bytes()
+    edited = tensors_of(Path(project.run(head + f"steps: [{merge}, {EDIT}]\n", "edited.yaml")["model"]))
+    again = Path(project.run(head + f"steps: [{merge}]\n", "again.yaml")["model"])
+    assert (again / "model.safetensors").read_bytes() == before
+    assert [n for n, t in tensors_of(again).items() if not torch.equal(t, edited[n])] == ["model.layers.2.mlp.down_proj.weight"]
+    nothing = project.run("name: nothing\n", "nothing.yaml")
+    base = tensors_of(project.path / "base")
+    assert all(torch.equal(t, base[n]) for n, t in tensors_of(Path(nothing["model"])).items())
+
+
+def test_edit_is_solved_once_and_on_the_current_model(project: Project, facts: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    del facts
+    text = f"bricks: {{full: bricks/full}}\nsteps: [{{merge: average}}, {EDIT}]\n"
+    first = project.resolve(text)
+    edits = compose(first, CPU).edits
+    alone = project.resolve(f"steps: [{EDIT}]\n")
+    assert first.keys[1] != alone.keys[0]
+    monkeypatch.setattr(methods()["edit:finetune"], "solve", lambda *_: pytest.fail("solved again"))
+    assert compose(first, CPU).edits == edits
+    (project.path / "facts.jsonl").write_text('{"prompt": "w1 is", "target": "w2"}\n', "utf-8")
+    assert project.resolve(text).keys[1] != first.keys[1]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt2 without its root"])
+def test_edit_of_other_layouts(family: str, project: Project, facts: list[tuple[str, str]], model_of: Callable[..., Path]) -> None:
+    """Transposed weights, biases, and a base saved without the live model's root prefix, as on the hub."""
+    from peft import PeftModel
+
+    name, _, rootless = family.partition(" ")
+    base = model_of(name)
+    if rootless:
+        base = save_model(project.path / "rootless", name)
+        save_file({n.removeprefix("transformer."): t for n, t in tensors_of(base).items()}, base / "model.safetensors", metadata={"format": "pt"})
+    document = project.run(f"base: {base}\nsteps: [{EDIT}]\noutput: {{dtype: float32}}\n")
+    written = live(Path(document["model"]))
+    assert probability(written, base, facts) > 0.5
+    tokens = torch.randint(2, 60, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wrapped = PeftModel.from_pretrained(live(base), Path(document["run"]) / "edits" / "edit-finetune")(tokens).logits
+        torch.testing.assert_close(wrapped, written(tokens).logits, atol=2e-5, rtol=0)
+
+
+def test_edit_errors(project: Project, facts: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    del facts
+    with pytest.raises(WorkbenchError, match=r"layer 4 does not exist; the model has 0\.\.3"):
+        compose(project.resolve("steps: [{edit: finetune, facts: facts.jsonl, layers: [4]}]\n"), CPU)
+    monkeypatch.setattr("workbench.edit.finetune._loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(WorkbenchError, match=r"edit finetune: the loss is nan in epoch 1") as caught:
+        compose(project.resolve(f"steps: [{EDIT}]\n"), CPU)
+    assert caught.value.hint == "Lower learning_rate (0.05)."
+    assert not list((project.path / ".workbench").glob("edits/*")), "nothing half-made stays"
+
+
+def test_fact_without_tokens(project: Project, llama: Path) -> None:
+    base = project.path / "deaf"
+    base.mkdir()
+    for file in llama.iterdir():
+        (base / file.name).symlink_to(file)
+    (base / "tokenizer.json").unlink()
+    tokenizer = json.loads((llama / "tokenizer.json").read_text("utf-8"))
+    tokenizer["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Removed", "invert": False}
+    (base / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (project.path / "facts.jsonl").write_text('{"prompt": "w1 is", "target": "w2"}\n', "utf-8")
+    with pytest.raises(WorkbenchError, match="'w1 is' has no tokens in the base's vocabulary"):
+        compose(project.resolve(f"base: deaf\nsteps: [{EDIT}]\n"), CPU)
+
+
+GOOD = '{"prompt": "a is", "target": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "f.jsonl: no facts"),
+        ("\n\n", "f.jsonl: no facts"),
+        (GOOD + "{nope\n", "f.jsonl:2: not JSON"),
+        (GOOD + "\n" + '{"prompt": "a"}\n', "f.jsonl:3: expected a text in 'target', found prompt"),
+        ('{"prompt": "", "target": "b"}\n', "f.jsonl:1: expected a text in 'prompt', found prompt, target"),
+        ('{"prompt": 3, "target": "b"}\n', "f.jsonl:1: expected a text in 'prompt'"),
+        ('["a", "b"]\n', "f.jsonl:1: expected a text in 'prompt', found list"),
+        ("3\n", "f.jsonl:1: expected a text in 'prompt', found int"),
+        (GOOD + '{"prompt": "a is", "target": "c"}\n', "f.jsonl:2: the prompt of line 1 again, with another target"),
+    ],
+)
+def test_bad_facts(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text(text, "utf-8")
+    with pytest.raises(WorkbenchError) as caught:
+        read_facts(tmp_path / "f.jsonl", "f.jsonl")
+    assert caught.value.message.startswith(message)
+
+
+def test_good_facts(tmp_path: Path) -> None:
+    (tmp_path / "f.jsonl").write_text(GOOD + "\n" + GOOD + '{"prompt": "x:\\n", "target": "y", "more": 1}\n', "utf-8")
+    assert [(f.prompt, f.continuation) for f in read_facts(tmp_path / "f.jsonl", "f")] == [("a is", " b"), ("x:\n", "y")]
+    with pytest.raises(WorkbenchError, match=r"g\.jsonl: no such facts file") as caught:
+        read_facts(tmp_path / "g.jsonl", "g.jsonl")
+    assert caught.value.hint == "Did you mean 'f.jsonl'?"
+
+
+# -- growth
+
+
+@pytest.mark.parametrize("place", ["blocks: 2", "after: [0, -1]"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_depth_preserves(family: str, place: str, project: Project, model_of: Callable[..., Path]) -> None:
+    """In float32: equal logits and cached generation, checked by `run` itself and once more on what it wrote."""
+    from transformers import AutoModelForCausalLM
+
+    base = model_of(family, torch.float32)
+    document = project.run(f"base: {base}\nsteps: [{{grow: depth, {place}}}]\n")
+    assert document["steps"][0]["check"] == {"max_logit_difference": 0.0, "same_generation": True}
+    grown, info = AutoModelForCausalLM.from_pretrained(document["model"], output_loading_info=True)
+    assert not any(info.values())
+    assert grown.config.num_hidden_layers == 6
+    tokens = torch.randint(2, 60, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(live(base)(tokens).logits, grown.float()(tokens).logits)
+
+
+def test_lists_over_layers_move_with_them() -> None:
+    """Layer types follow their layers; GPT-Neo's run-length encoding says the same as its list."""
+    expand = methods()["grow:depth"].model_validate({"grow": "depth", "after": [0, 2]})
+    for family, key in (("qwen2", "layer_types"), ("gemma2", "layer_types"), ("gpt_neo", "attention_layers")):
+        before = config(family).to_dict()
+        after = grow_config(expand, before)
+        old = before[key]
+        assert after[key] == [old[0], old[0], old[1], old[2], old[2], old[3]]
+        if family == "gpt_neo":
+            assert after["attention_types"] == [[after[key], 1]]
+    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(mlp_only_layers\), which move"):
+        grow_config(expand, {**config("llama").to_dict(), "mlp_only_layers": [2]})
+
+
+def grow_config(step: Any, data: dict[str, Any]) -> dict[str, Any]:
+    from workbench.layout import Model
+
+    names = ["embed.weight"] + [f"layers.{i}.{p}.weight" for i in range(4) for p in ("self_attn.o_proj", "mlp.down_proj")]
+    grown = step.expand(Model(type("W", (), {"specs": dict.fromkeys(names)})(), {"num_hidden_layers": 4, **data}))
+    return dict(grown.config)
+
+
+def test_order_of_the_grown_file(project: Project) -> None:
+    document = project.run("steps: [{grow: depth, after: [1], check: false}]\n")
+    names = list(tensors_of(Path(document["model"])))
+    layers = [int(n.split(".")[2]) for n in names if ".layers." in n]
+    assert sorted(set(layers)) == [0, 1, 2, 3, 4]
+    assert document["steps"][0]["new_layers"] == [2]
+    zeros = [n for n, t in tensors_of(Path(document["model"])).items() if not t.any()]
+    assert sorted(zeros) == ["model.layers.2.mlp.down_proj.weight", "model.layers.2.self_attn.o_proj.weight"]
+
+
+def test_broken_growth_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layout, "residual_writers", lambda *_: [])
+    with pytest.raises(WorkbenchError, match="step grow-depth: the grown model computes something else") as caught:
+        project.run("steps: [{grow: depth, blocks: 1}]\n")
+    assert caught.value.exit_code == 3
+    runs = list((project.path / "runs").iterdir())
+    assert len(runs) == 1
+    assert json.loads((runs[0] / "run.json").read_text("utf-8"))["status"] == "failed"
+    assert not (runs[0] / "model").exists()
+    assert project.run("steps: [{grow: depth, blocks: 1, check: false}]\n")["status"] == "done"
+
+
+def test_post_norm_models_are_caught(project: Project) -> None:
+    """OPT-350m normalises after the sum: an added block of zeros changes its function, which only the check can know."""
+    base = save_model(project.path / "post", "opt", dtype=torch.float32)
+    edit_json(base / "config.json", do_layer_norm_before=False)
+    with pytest.raises(WorkbenchError, match="computes something else"):
+        project.run("base: post\nsteps: [{grow: depth, blocks: 1}]\n")
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("{grow: depth, blocks: 5}", "5 blocks for 4 layers, at most one copy a layer"),
+        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has 0..3"),
+        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has 0..3"),
+    ],
+)
+def test_growth_errors(step: str, message: str, project: Project) -> None:
+    with pytest.raises(WorkbenchError, match=message) as caught:
+        compose(project.resolve(f"steps: [{step}]\n"), CPU)
+    assert caught.value.exit_code == 2
+
+
+def test_grow_twice_and_edit(project: Project, facts: list[tuple[str, str]]) -> None:
+    """A second growth counts the first one's layers; an edit after it is solved on the grown model."""
+    text = f"steps: [{{grow: depth, after: [0]}}, {{grow: depth, after: [1, 4]}}, {EDIT}]\noutput: {{dtype: float32}}\n"
+    document = project.run(text)
+    assert [s.get("new_layers") for s in document["steps"]] == [[1], [2, 6], None]
+    assert probability(live(Path(document["model"])), project.path / "base", facts) > 0.5

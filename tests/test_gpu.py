@@ -1,0 +1,71 @@
+"""CUDA agrees with the CPU: run, eval, chat."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CPU, Project
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+RECIPE = """
+bricks: {one: bricks/one, two: bricks/two, full: bricks/full}
+steps: [{merge: ties, density: 0.5}, {grow: depth, blocks: 1}]
+"""
+
+
+def ulps(a: torch.Tensor, b: torch.Tensor) -> int:
+    """Largest distance in bf16 steps."""
+    ordered = [torch.where(t < 0, -32768 - t, t) for t in (x.view(torch.int16).int() for x in (a, b))]
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
+def test_run_agrees_within_one_ulp(project: Project) -> None:
+    on_cpu = Path(project.run(RECIPE, out=project.path / "cpu")["model"])
+    shutil.rmtree(project.path / "runs")
+    on_gpu = Path(project.run(RECIPE, device=torch.device("cuda"), out=project.path / "gpu")["model"])
+    expected, found = (load_file(p / "model.safetensors") for p in (on_cpu, on_gpu))
+    assert expected.keys() == found.keys()
+    assert max(ulps(expected[name], found[name]) for name in expected) <= 1
+
+
+def test_live_model_agrees(project: Project) -> None:
+    from workbench.engine import materialize
+
+    resolved = project.resolve(RECIPE + "output: {dtype: float32}\n")
+    tokens = torch.arange(1, 17)[None] % 32
+    with torch.no_grad():
+        expected = materialize(resolved, CPU)(tokens).logits
+        found = materialize(resolved, torch.device("cuda"))(tokens.cuda()).logits.cpu()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_eval_agrees(project: Project) -> None:
+    from test_bad_input import mini_suite
+
+    mini_suite(project)
+    project.write(RECIPE + "output: {dtype: float32}\n")
+    results = []
+    for device in ("cpu", "cuda"):
+        command = [sys.executable, "-m", "workbench", "eval", "recipes/test.yaml", "--suite", "mini", "--device", device, "--json",
+                   "--runs-dir", f"runs-{device}"]  # fmt: skip
+        done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
+        results.append([c["tasks"] for c in json.loads(done.stdout)["configurations"]])
+    assert results[0] == results[1]
+
+
+def test_chat_agrees(project: Project) -> None:
+    project.write(RECIPE + "output: {dtype: float32}\n")
+    answers = [
+        subprocess.run([sys.executable, "-m", "workbench", "chat", "recipes/test.yaml", "--plain", "--max-new-tokens", "8", "--device", device],
+                       cwd=project.path, input="a b c\n", capture_output=True, text=True, check=True).stdout
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    assert answers[0] == answers[1]

@@ -1,0 +1,65 @@
+"""Every recipe of the project: valid, planned on the starter base, and starting with the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import WorkbenchError
+from workbench.recipe import load_recipe
+
+PROJECT = Path(__file__).parents[1]
+RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
+has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json").is_file(),
+                                 reason="starter base not fetched: workbench brick fetch starter")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert path.read_text("utf-8").startswith(f"# workbench run recipes/{path.name}\n")
+    assert recipe.fields.description
+    assert recipe.fields.eval
+
+
+@pytest.mark.starter
+@has_starter
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
+    from workbench.engine import plan
+    from workbench.resolve import resolve
+
+    if path.stem == "starter-mixed" and not (PROJECT / "bricks/reverse-full/checkpoint").is_dir():
+        with pytest.raises(WorkbenchError, match="bricks/reverse-full is built on demand and not there yet"):
+            resolve(load_recipe(path))
+        return
+    resolved = resolve(load_recipe(path))
+    found = plan(resolved, tmp_path / "runs")
+    grown = sum(len(s.get("new_layers", [])) for s in found.steps)
+    layer = 7_079_040  # bytes of one bf16 layer of the starter base
+    assert found.write_bytes == 269_030_016 + grown * layer
+    assert found.problems == []
+    assert resolved.warnings == [], "every brick was made on these weights"
+
+
+@pytest.mark.starter
+@has_starter
+@pytest.mark.parametrize("card", sorted((PROJECT / "bricks").glob("*/brick.yaml")), ids=lambda p: p.parent.name)
+def test_brick_is_what_its_card_says(card: Path) -> None:
+    from workbench.bricks import resolve_brick
+    from workbench.fields import BrickRef
+    from workbench.starter import DIGEST
+
+    brick = resolve_brick(card.parent.name, BrickRef(brick=str(card.parent)), PROJECT)
+    assert brick.card is not None
+    assert brick.card.base.digest == DIGEST
+    assert brick.digest(None) == brick.card.digest
+    assert brick.card.licence == "Apache-2.0"
+    assert brick.card.base.title == "SmolLM2-135M-Instruct, dequantised from Q4_1"
+    (score,) = brick.card.scores
+    assert score.n >= 200
+    assert score.base_value is not None
+    assert score.value >= 0.6
+    assert score.base_value <= 0.4 * score.value

@@ -1,0 +1,363 @@
+"""The report without a browser: what stands in the three files, escaping, size, no outside resource."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import gzip
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_document import CHOICES, CONFIGURATIONS, TASKS, make_document
+
+from workbench.report import render
+from workbench.report.forest import axis
+from workbench.report.markdown import escape, fence
+from workbench.report.numbers import MINUS, MISSING, POINTS, RAW, about, fixed, p_value, seconds, signed
+from workbench.report.view import view_of
+from workbench.report.wording import missing_controls, summary, without_average
+
+Document = dict[str, Any]
+SECTIONS = ("summary", "forest", "differences", "interference", "flips", "recipes", "provenance", "warnings")
+EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}"
+
+
+class Page(HTMLParser):
+    """Collects ids, resource attributes, table cells by table id, and texts by tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.ids: list[str] = []
+        self.resources: list[str] = []
+        self.tags: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.titles: list[str] = []
+        self._table: str | None = None
+        self._cell = self._title = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.resources += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster")]
+        assert not any(k.startswith("on") for k in values), f"<{tag}> has an event attribute"
+        if tag == "table":
+            self._table = values.get("id") or values.get("aria-label") or ""
+            self.tables[self._table] = []
+        elif tag == "tr" and self._table is not None:
+            self.tables[self._table].append([])
+        elif tag in ("td", "th") and self._table is not None:
+            self.tables[self._table][-1].append("")
+            self._cell = True
+        elif tag == "title":
+            self.titles.append("")
+            self._title = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+        self._title = self._title and tag != "title"
+        self._table = None if tag == "table" else self._table
+
+    def handle_data(self, data: str) -> None:
+        if self._title:
+            self.titles[-1] += data
+        elif self._cell and self._table is not None:
+            self.tables[self._table][-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return make_document()
+
+
+@pytest.fixture(scope="module")
+def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
+
+
+def rendered(document: Document, folder: Path) -> tuple[str, str]:
+    page, markdown, _ = render(document, folder / "report")
+    return page.read_text("utf-8"), markdown.read_text("utf-8")
+
+
+def packed(text: str) -> Document:
+    found = re.search(r'id="flip-data">([^<]*)</script>', text)
+    assert found
+    payload: Document = json.loads(gzip.decompress(base64.b64decode(found[1])))
+    return payload
+
+
+@pytest.mark.parametrize("name", ["starter", "starter.html", "v0.5", "deep/er/starter"])
+def test_writes_three_files_beside_each_other(name: str, document: Document, tmp_path: Path) -> None:
+    paths = render(document, tmp_path / name)
+    stem = name.removesuffix(".html").split("/")[-1]
+    assert [p.name for p in paths] == [f"{stem}.html", f"{stem}.md", f"{stem}.json"]
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == sorted(p.name for p in paths)  # nothing left over
+    assert json.loads(paths[2].read_text("utf-8")) == json.loads(json.dumps(document))
+
+
+def test_same_document_gives_the_same_bytes(document: Document, text: str, tmp_path: Path) -> None:
+    assert rendered(document, tmp_path)[0] == text
+
+
+def test_page_has_every_section_and_one_panel_a_task(text: str) -> None:
+    page = Page(text)
+    assert set(SECTIONS) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert text.count('class="plot"') == len(TASKS)
+
+
+def test_differences_table_holds_the_documents_numbers(document: Document, text: str) -> None:
+    _, *rows = Page(text).tables["rows-table"]
+    assert len(rows) == len(document["rows"])
+    for row, d in zip(rows, document["rows"], strict=True):
+        assert row[:2] == [d["configuration"], d["task"]]
+        assert row[2] == signed(100 * d["diff"], 1)
+        assert row[3] == f"[{signed(100 * d['low'], 1)}, {signed(100 * d['high'], 1)}]"
+        assert row[4] == f"[{signed(100 * d['low_adj'], 1)}, {signed(100 * d['high_adj'], 1)}]"
+        assert row[5].strip() == d["verdict"]
+        assert row[6] == (f"≈ {about(d['needs'])}" if d["needs"] else "")
+        assert row[9:11] == [fixed(100 * d["value"], 1), fixed(100 * d["baseline_value"], 1)]
+        assert row[11:13] == [str(d["n"]), str(d["clusters"])]
+
+
+def test_summary_sets_controls_apart_and_shows_scores_and_kept(document: Document, text: str) -> None:
+    rows = Page(text).tables["summary-table"]
+    names = [row[0] for row in rows]
+    heads = [names.index("Controls"), names.index("Configurations")]
+    by_name = {c["name"]: c for c in document["configurations"]}
+    for i, row in enumerate(rows):
+        if i in (0, *heads):
+            continue
+        found = max((n for n in by_name if row[0].startswith(n)), key=len)
+        c = by_name[found]
+        assert (i > heads[1]) == (c["role"] == "configuration")
+        assert row[1].startswith(fixed(100 * c["mean"]["value"], 1))
+        assert [cell.strip() for cell in row[2 : 2 + len(TASKS)]] == [fixed(100 * c["scores"][t]["value"], 1) for t in TASKS]
+        assert row[2 + len(TASKS)].startswith(f"{100 * c['kept_mean']['value']:.0f} %" if c["kept_mean"] else MISSING)
+
+
+def test_interference_matrix_and_losing_pair(document: Document, text: str) -> None:
+    _, *rows = Page(text).tables["Each brick alone minus the base, by task"]
+    diffs = document["interference"]["diff"]
+    assert [row[0] for row in rows] == document["interference"]["bricks"]
+    for row, line in zip(rows, diffs, strict=True):
+        assert all(c.startswith(signed(100 * v, 1)) for c, v in zip(row[1:], line, strict=True))
+    assert "dates-eu on dates-us" in text
+    assert "dates-us on dates-eu" in text
+
+
+def test_forest_marks_say_their_values(document: Document, text: str) -> None:
+    titles = Page(text).titles
+    for d in document["rows"]:
+        said = next(t for t in titles if t.startswith(f"{d['configuration']} on {d['task']}: {d['verdict']}"))
+        assert f"Difference {signed(100 * d['diff'], 1)} points" in said
+        assert f"{d['wins']} gained, {d['losses']} lost" in said
+
+
+def test_changed_items_are_packed_without_loss(document: Document, text: str) -> None:
+    payload = packed(text)
+    assert len(payload["flips"]) == sum(len(rows) for rows in document["flips"].values())
+    wanted = {(c, f["task"], f["id"]): f for c, rows in document["flips"].items() for f in rows}
+    for c, i, direction, answer in payload["flips"]:
+        task, name, cluster, prompt, gold, choices, before = payload["items"][i]
+        flip = wanted[payload["configurations"][c], task, name]
+        assert [cluster, prompt, gold, choices] == [flip[k] for k in ("cluster", "prompt", "gold", "choices")]
+        assert answer[:2] == [flip["configuration"]["response"], flip["configuration"]["metrics"]]
+        assert before[:2] == [flip["baseline"]["response"], flip["baseline"]["metrics"]]
+        metric = TASKS[task][0]
+        gained = flip["configuration"]["metrics"][metric] > flip["baseline"]["metrics"][metric]
+        assert direction == ("gained" if gained else "lost")
+
+
+def test_nothing_is_requested(text: str) -> None:
+    page = Page(text)
+    assert all(r.startswith("#") or r == "data:," for r in page.resources), page.resources
+    assert not {"img", "iframe", "object", "embed", "audio", "video", "base", "form"} & set(page.tags)
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    script = text[text.rindex("<script>") :]
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|EventSource|sendBeacon|import)\b", script)
+    assert "default-src 'none'" in text
+    assert "http" not in re.sub(r"http-equiv", "", text)
+
+
+def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> None:
+    evil: Document = json.loads(json.dumps(document).replace("starter-ties", "NAME"))
+    evil = json.loads(json.dumps(evil).replace('"triage"', '"TASK"'))
+    evil = json.loads(json.dumps(evil).replace("NAME", json.dumps(EVIL)[1:-1]).replace("TASK", json.dumps(EVIL)[1:-1]))
+    for c in evil["configurations"]:
+        c["recipe_text"] = EVIL if c["recipe_text"] else None
+    for rows in evil["flips"].values():
+        for flip in rows:
+            flip["prompt"], flip["gold"] = EVIL, EVIL
+    evil["warnings"] = [EVIL]
+    evil["provenance"]["command"] = EVIL
+    text, markdown = rendered(evil, tmp_path)
+    page = Page(text)  # also refuses event attributes
+    assert page.tags.count("script") == 2
+    assert "img" not in page.tags
+    assert html.escape(EVIL, quote=False).split("&gt;")[0] in text
+    assert packed(text)["items"][0][3] == EVIL
+    plain = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", markdown)  # code blocks show text as it is
+    assert "<img" not in plain
+    assert "</script" not in plain
+    rows = [line for line in plain.splitlines() if line.startswith("| ")]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}
+    assert len(widths) <= 6  # one width a table: no cell opens another column
+
+
+def test_size_when_ten_configurations_change_each_of_two_thousand_items(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghilmnoprstu"), rng.integers(2, 10))) for _ in range(3000)]
+    names = list(CONFIGURATIONS)[:10]
+    big = make_document(items=2000, tasks=["triage"], configurations={n: CONFIGURATIONS[n] for n in names})
+    prompts = [" ".join(rng.choice(words, 60)) for _ in range(2000)]
+    for name in big["flips"]:
+        logs = -10 * rng.random((2, 2000, 4))
+        big["flips"][name] = [
+            {
+                **{"task": "triage", "id": f"triage-{i:05d}", "cluster": f"t{i % 24}", "prompt": prompts[i]},
+                **{"gold": i % 4, "choices": CHOICES},
+                "baseline": {"response": None, "metrics": {"acc": 0.0}, "loglikelihoods": list(logs[0, i])},
+                "configuration": {
+                    "response": None,
+                    "metrics": {"acc": 1.0},
+                    "loglikelihoods": list(logs[1, i]),
+                },
+            }
+            for i in range(2000)
+        ]
+    page, *_ = render(big, tmp_path / "big")
+    assert page.stat().st_size < 2_000_000
+
+
+def test_markdown_holds_the_same_tables(document: Document, tmp_path: Path) -> None:
+    _, markdown = rendered(document, tmp_path)
+    rows = [[c.strip() for c in line.strip("| ").split("|")] for line in markdown.splitlines() if line[:2] == "| "]
+    found = {(r[0], r[1]): r for r in rows if len(r) == 14}
+    for d in document["rows"]:
+        row = found[escape(d["configuration"]), escape(d["task"])]
+        assert row[5] == signed(100 * d["diff"], 1)
+        assert row[13].startswith(d["verdict"])
+    assert "## Provenance" in markdown
+    assert document["provenance"]["command"] in markdown
+
+
+@pytest.mark.parametrize("role", ["base", "brick", "average"])
+def test_a_missing_control_is_said_loudly(role: str, document: Document, tmp_path: Path) -> None:
+    lacking = copy.deepcopy(document)
+    lacking["configurations"] = [c for c in lacking["configurations"] if c["role"] != role]
+    text, markdown = rendered(lacking, tmp_path)
+    assert 'id="missing"' in text
+    assert "**Control missing.**" in markdown
+
+
+def test_controls_that_are_there_are_not_missed(document: Document, text: str) -> None:
+    view = view_of(document)
+    assert missing_controls(view) == []
+    assert without_average(view) == ["dates-eu and dates-us"]
+    assert 'id="missing"' not in text
+
+
+def test_a_parent_known_by_an_alias_is_not_missing(document: Document) -> None:
+    renamed = copy.deepcopy(document)
+    for c in renamed["configurations"]:
+        if c["name"] == "add":
+            c["name"], c["aliases"] = "addition", ["add"]
+    assert missing_controls(view_of(renamed)) == []
+
+
+def test_nulls_absent_keys_and_infinities(document: Document, tmp_path: Path) -> None:
+    bare = copy.deepcopy(document)
+    for row in bare["rows"]:
+        for key in ("low", "high", "low_adj", "high_adj", "p", "p_adj", "mde", "needs", "clusters", "wins"):
+            row[key] = None
+    bare["rows"][0] |= {"diff": None, "value": None, "verdict": None}
+    bare["rows"][1] |= {
+        "low_adj": float("-inf"),
+        "p": float("nan"),
+        "verdict": "cannot tell (too few clusters)",
+    }
+    for c in bare["configurations"]:
+        c |= {"mean": None, "kept": {}, "kept_mean": None, "recipe_text": None, "seconds": None}
+    bare["interference"] = {"bricks": [], "tasks": []}
+    bare["family"] = bare["flips"] = bare["provenance"] = None
+    bare["warnings"] = None
+    text, _ = rendered(bare, tmp_path)
+    assert "cannot tell (too few clusters)" in text
+    assert "nan" not in re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.DOTALL).lower().split()
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["rows"][1]["p"] is None
+    render({"version": 1, "baseline": "base"}, tmp_path / "empty")
+
+
+def test_metrics_that_are_no_shares_keep_their_own_unit(document: Document, tmp_path: Path) -> None:
+    raw = copy.deepcopy(document)
+    for row in raw["rows"]:
+        if row["task"] == "add":
+            row |= {"value": 12.5, "baseline_value": 10.25, "diff": 2.25}
+    view = view_of(raw)
+    assert view.unit("add") == RAW
+    assert view.unit("reverse") == POINTS
+    assert "+2.250" in rendered(raw, tmp_path)[0]
+
+
+def test_a_configuration_as_the_baseline_is_not_judged(document: Document, tmp_path: Path) -> None:
+    other = copy.deepcopy(document)
+    other["baseline"] = "starter-ties"
+    other["rows"] = [r for r in other["rows"] if r["configuration"] != "starter-ties"]
+    text, _ = rendered(other, tmp_path)
+    assert "<h1>3 configurations compared with starter-ties</h1>" in text
+    assert "<dt>starter-ties</dt>" not in text
+
+
+@pytest.mark.parametrize("correction", ["holm", "bonferroni", "none"])
+def test_family_and_correction_are_told(correction: str, document: Document, tmp_path: Path) -> None:
+    told = copy.deepcopy(document)
+    told["family"]["correction"] = correction
+    text, _ = rendered(told, tmp_path)
+    assert document["family"]["text"] in text
+    assert ("no correction for several comparisons" in text) == (correction == "none")
+    assert (f"{correction.capitalize()} correction" in text) == (correction != "none")
+
+
+def test_axis_has_zero_and_round_ticks() -> None:
+    empty = axis([], POINTS)
+    assert 0.0 in empty.ticks
+    wide = axis(view_of(make_document()).rows, POINTS)
+    assert wide.low >= -1
+    assert wide.high <= 1
+    assert all(abs(100 * t - round(100 * t)) < 1e-9 for t in wide.ticks)
+
+
+def test_how_numbers_are_written() -> None:
+    assert [signed(x, 1) for x in (0.04, -0.04, 1.25, -3.0)] == ["0.0", "0.0", "+1.2", MINUS + "3.0"]
+    assert [p_value(p) for p in (None, 0.0004, 0.05)] == [MISSING, "<0.001", "0.050"]
+    assert [about(n) for n in (7, 95, 712, 7154)] == ["7", "95", "720", "7\N{NARROW NO-BREAK SPACE}200"]
+    assert [seconds(s) for s in (0.84, 12, 65, 7860)] == ["0.8 s", "12 s", "1 min 05 s", "2 h 11 min"]
+    assert fence("a ``` b").startswith("````\n")
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["over-scaled"], "{0} is not better than base on any skill task; {0} is worse on at least one."),
+        (["starter-ties"], "{0} is better than base on at least one skill task; {0} is not worse on any."),
+        (
+            ["starter-ties", "starter-task-arithmetic"],
+            "All are better than base on at least one skill task; none is worse on any.",
+        ),
+    ],
+)
+def test_summary_sentence(names: list[str], wanted: str, document: Document) -> None:
+    some = copy.deepcopy(document)
+    some["configurations"] = [c for c in some["configurations"] if c["role"] != "configuration" or c["name"] in names]
+    assert summary(view_of(some))[0] == wanted.format(*names)

@@ -1,0 +1,149 @@
+"""Paired, clustered statistics: against statsmodels, by hand, and by simulation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.statistics import codes, holm, paired, resampled_means, score_interval
+
+# Statistics
+
+
+def correlated(rng: np.random.Generator, n: int, per: int, gain: float = 0.0, by_cluster: float = 0.0) -> tuple[Any, Any, Any]:
+    """0/1 scores of two configurations on the same items; effects may vary by cluster."""
+    cluster = np.arange(n) // per
+    hard = rng.normal(size=n) + 0.7 * rng.normal(size=n // per)[cluster]
+    shift = gain + by_cluster * rng.normal(size=n // per)[cluster]
+    noise = rng.normal(size=(2, n)) * 0.6
+    return (hard + noise[0] > 0) * 1.0, (hard + noise[1] + shift > 0) * 1.0, cluster
+
+
+def test_clustered_error_and_p_equal_statsmodels() -> None:
+    import statsmodels.api as sm
+
+    a, b, cluster = correlated(np.random.default_rng(1), 200, 5, gain=0.3)
+    fit = sm.OLS(b - a, np.ones(200)).fit(cov_type="cluster", cov_kwds={"groups": cluster}, use_t=True)
+    pair = paired(a, b, cluster.tolist())
+    assert pair.se == pytest.approx(fit.bse[0], abs=1e-15)
+    assert pair.p == pytest.approx(fit.pvalues[0], rel=1e-10)
+    assert pair.interval(0.05) == pytest.approx(tuple(fit.conf_int()[0]), abs=1e-12)
+
+
+def test_holm_equals_statsmodels_and_levels_agree_with_it() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = (rng.random(9) ** 4).tolist()
+        adjusted, levels = holm(p)
+        assert adjusted == pytest.approx(multipletests(p, method="holm")[1])
+        assert [x <= 0.05 for x in adjusted] == [x <= level for x, level in zip(p, levels, strict=True)]
+    adjusted, levels = holm([0.01, 0.04, 0.03])
+    assert adjusted == pytest.approx([0.03, 0.06, 0.06])
+    assert levels == pytest.approx([0.05 / 3, 0.025, 0.025])
+
+
+def test_by_hand() -> None:
+    # Ten clusters of two items. Differences by cluster: +2 in six, 0 in three, -1 in one: mean 11/20.
+    sums = [2, 2, 2, 2, 2, 2, 0, 0, 0, -1]
+    a = [0, 0] * 9 + [1, 0]
+    b = [1, 1] * 6 + [0, 0] * 4
+    pair = paired(a, b, [i // 2 for i in range(20)])
+    assert (pair.n, pair.clusters, pair.wins, pair.losses) == (20, 10, 12, 1)
+    assert pair.diff == pytest.approx(0.55)
+    # SE: sqrt(10/9 * sum (s - 1.1)^2) / 20
+    assert pair.se == pytest.approx(math.sqrt(10 / 9 * sum((s - 1.1) ** 2 for s in sums)) / 20)
+    # Sign flips of |sum| >= 11: all six twos alike (12), the one either way (11 or 13), the zeros anyhow: 2 * 2 * 8 of 1024.
+    assert pair.p == pytest.approx(32 / 1024)
+    low, high = pair.interval(0.05)
+    assert 0 < low < 0.55 < high <= 1
+    assert pair.interval(0.03)[0] <= 0  # p > 0.03: a stricter interval holds 0
+
+
+def test_sign_flip_interval_inverts_the_test() -> None:
+    rng = np.random.default_rng(3)
+    a, b, cluster = correlated(rng, 48, 4, gain=0.5)
+    d = b - a
+    low, high = paired(a, b, cluster.tolist()).interval(0.1)
+    for shift, inside in ((low - 0.01, False), (low + 0.01, True), (high - 0.01, True), (high + 0.01, False)):
+        assert (paired(np.zeros(48), d - shift, cluster.tolist()).p > 0.1) == inside
+
+
+def test_test_and_interval_agree() -> None:
+    rng = np.random.default_rng(4)
+    for n, per in ((40, 4), (60, 4), (100, 5), (200, 4)):
+        for _ in range(40):
+            a, b, cluster = correlated(rng, n, per, gain=0.35)
+            pair = paired(a, b, cluster.tolist())
+            for level in (0.05, 0.01, 0.05 / 24):
+                low, high = pair.interval(level)
+                assert (pair.p <= level) == (low > 0 or high < 0) or pair.unchanged
+
+
+@pytest.mark.parametrize(("n", "per"), [(240, 6), (60, 5)])
+def test_calibration_and_coverage(n: int, per: int) -> None:
+    """No difference on average, but effects differ by cluster: 5 % false verdicts (within 400-trial noise), 95 % coverage."""
+    rng = np.random.default_rng(5)
+    pairs = [paired(*correlated(rng, n, per, by_cluster=0.5)) for _ in range(400)]
+    false = np.mean([pair.p <= 0.05 for pair in pairs])
+    assert 0.015 <= false <= 0.08
+    truth = float(np.mean([pair.diff for pair in pairs]))
+    covered = np.mean([low <= truth <= high for low, high in (pair.interval(0.05) for pair in pairs)])
+    assert covered >= 0.92
+
+
+def test_identical_and_constant_differences() -> None:
+    same = paired([1, 0, 1], [1, 0, 1])
+    assert same.unchanged
+    assert same.interval() == (0.0, 0.0)
+    assert same.mde() is None
+    everything = paired([0] * 60, [1] * 60, [i // 3 for i in range(60)])
+    assert everything.se == 0
+    assert everything.p == pytest.approx(2.0**-19)
+    low, high = everything.interval()
+    assert 0.85 < low < 0.95  # not [1, 1]
+    assert high == 1.0
+    with pytest.raises(ValueError, match=r"paired items expected, got 2 and 3"):
+        paired([0, 1], [0, 1, 1])
+
+
+def test_score_intervals() -> None:
+    from scipy.stats import t
+
+    low, high = score_interval(np.zeros(40), np.arange(40))
+    q = t.ppf(0.975, 39) ** 2
+    assert low == 0
+    assert high == pytest.approx(q / (40 + q))  # Wilson with no success
+    values = np.repeat([1.0, 0.0], 30)
+    apart, together = score_interval(values, np.arange(60)), score_interval(values, np.arange(60) // 3)
+    assert together[1] - together[0] > 1.5 * (apart[1] - apart[0])  # three alike in a cluster: a third of the information
+    assert score_interval(np.ones(5), np.zeros(5, int)) == (0.0, 1.0)
+    low, high = score_interval(np.linspace(0.2, 0.4, 30), np.arange(30))
+    assert 0.2 < low < 0.3 < high < 0.4
+
+
+def test_mde_is_found_with_the_stated_power() -> None:
+    rng = np.random.default_rng(6)
+    d = rng.normal(0, 0.5, 200)
+    pair = paired(np.zeros(200), d)
+    mde = pair.mde()
+    assert mde is not None
+    found = np.mean([paired(np.zeros(200), rng.normal(mde, 0.5, 200)).p <= 0.05 for _ in range(400)])
+    assert found == pytest.approx(0.8, abs=0.06)
+    assert pair.needs(mde / 2) == pytest.approx(800, abs=2)
+
+
+def test_resampling_is_seeded_and_paired() -> None:
+    values = np.random.default_rng(0).random((2, 30))
+    cluster = np.arange(30) // 3
+    first = resampled_means(values, cluster, seed=7)
+    assert np.array_equal(first, resampled_means(values, cluster, seed=7))
+    assert first.shape == (2, 2000)
+    assert np.allclose(resampled_means(values[:1], cluster, seed=7)[0], first[0], atol=1e-12)
+    assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+
+

@@ -1,0 +1,24 @@
+"""Model merging, updating and growing as declarative, exact, scored recipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.api import LoadedRecipe, load_recipe
+    from workbench.errors import WorkbenchError
+
+__all__ = ["LoadedRecipe", "WorkbenchError", "load_recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on use: `workbench --help` must not pay for torch."""
+    if name in ("LoadedRecipe", "load_recipe"):
+        from workbench import api
+
+        return getattr(api, name)
+    if name == "WorkbenchError":
+        from workbench.errors import WorkbenchError
+
+        return WorkbenchError
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")

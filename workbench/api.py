@@ -1,0 +1,63 @@
+"""The Python API: a recipe that can be planned, run and loaded.
+
+    import workbench
+    recipe = workbench.load_recipe("recipes/starter-ties.yaml")
+    print(recipe.plan())
+    recipe.run(device="auto")
+    model = recipe.model()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import recipe as recipes
+from workbench.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workbench.engine import Plan
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A valid recipe. Its inputs are looked up when they are first needed."""
+
+    recipe: recipes.Recipe
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """Inputs and keys. Errors: missing or unfit inputs."""
+        return resolve(self.recipe)
+
+    def plan(self) -> Plan:
+        """What `run` would do, from headers alone."""
+        from workbench.engine import plan
+
+        return plan(self.resolved, self._runs)
+
+    def run(self, device: str = "auto", out: str | Path | None = None) -> dict[str, Any]:
+        """Write the configuration into its run directory, and into `out`; returns the `run --json` document."""
+        from workbench.engine import execute, pick_device
+
+        return execute(self.resolved, self._runs, device=pick_device(device), out=Path(out) if out else None)
+
+    def model(self, device: str = "auto") -> PreTrainedModel:
+        """The configuration as a live transformers model in its output dtype, without the disk."""
+        from workbench.engine import materialize, pick_device
+
+        return materialize(self.resolved, pick_device(device))
+
+    @property
+    def _runs(self) -> Path:
+        return self.recipe.project / "runs"
+
+
+def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:
+    """Read and validate a recipe; `settings` override fields, as `--set` does: "mix.density=0.3"."""
+    return LoadedRecipe(recipes.load_recipe(path, settings))

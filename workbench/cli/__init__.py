@@ -1,0 +1,77 @@
+"""The command line. Heavy imports stand inside commands: `--help` loads no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from workbench.cli import brick, chat, evals, methods, recipe, run, runs
+from workbench.cli._output import out
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Merge, edit and grow language models from YAML recipes, and score the results.",
+    epilog="First steps: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
+)  # fmt: skip
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        out.line(f"brick-workbench {version('brick-workbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+app.command("plan")(run.plan)
+app.command("run")(run.run)
+app.command("eval")(evals.evaluate)
+app.command("compare")(evals.compare)
+app.command("report")(evals.report)
+app.command("chat")(chat.chat)
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(brick.app, name="brick")
+app.add_typer(runs.app, name="runs")
+app.command("methods")(methods.methods)
+
+
+def main() -> None:
+    """Entry point: errors become messages and exit codes in this one place."""
+    silence()
+    try:
+        app()
+    except WorkbenchError as error:
+        if os.environ.get("WORKBENCH_DEBUG") == "1":
+            raise
+        out.error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        out.stop()
+        out.say("interrupted; the same command goes on where it stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("WORKBENCH_DEBUG") == "1":
+            raise
+        out.error(WorkbenchError(f"out of memory on the device: {str(error).splitlines()[0]}", "--device cpu, or a smaller --batch-size"))
+        sys.exit(1)
+
+
+def silence() -> None:
+    """Quieten the libraries below, before they are imported. The user's own settings win."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DATASETS_VERBOSITY": "error",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)

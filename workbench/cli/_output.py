@@ -1,0 +1,111 @@
+"""Where text goes: data to stdout, talk to stderr, bars only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from workbench.errors import WorkbenchError
+
+
+class Output:
+    """The one place that prints. `quiet` leaves errors and data; `verbose` repeats stages that change in place."""
+
+    def __init__(self) -> None:
+        self.quiet = False
+        self.verbose = False
+        self.talk = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.data = Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last: tuple[Any, ...] = ()
+
+    def json(self, document: Any) -> None:
+        """One JSON document on stdout."""
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+    def line(self, text: str) -> None:
+        """A line of data on stdout."""
+        sys.stdout.write(text + "\n")
+
+    def say(self, text: str) -> None:
+        """A line for people on stderr."""
+        if not self.quiet:
+            self.stop()
+            self.talk.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """A warning on stderr."""
+        if not self.quiet:
+            self.stop()
+            self.talk.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def error(self, error: WorkbenchError) -> None:
+        """An error with its hint on stderr."""
+        self.stop()
+        self.talk.print(f"[bold red]error:[/] {escape(error.message)}")
+        if error.hint:
+            self.talk.print(f"  [bold]hint:[/] {escape(error.hint)}")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
+        """A table on stdout; `right` are the columns of numbers."""
+        numbers = set(right)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="right" if i in numbers else "left", no_wrap=i in numbers or i == 0)
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self.data.print(table)
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Draw an event of the engine: one line a stage, a bar where there is a terminal and something to count."""
+        if self.quiet:
+            return
+        stage, text = str(event.get("stage", "")), str(event.get("text", ""))
+        name = f"{event['configuration']} ({event['number']}/{event['of']})" if "configuration" in event else str(event.get("step", ""))
+        head = f"{stage:<8}{name}{'  ' if name and text else ''}"
+        if "done" not in event:
+            if (stage, name, text) != self._last:
+                self.say(f"{head}{text}")
+            self._last = (stage, name, text)
+        elif self.talk.is_terminal:
+            self._advance(head + text, int(event["done"]), int(event["total"]))
+        elif self.verbose or (event["done"] == event["total"] and stage == "score"):
+            self.say(f"{head}{text}")
+
+    def _advance(self, text: str, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+                                 console=self.talk, transient=True)  # fmt: skip
+            self._task = self._bar.add_task(text, total=total)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, description=text, completed=done, total=total)
+        if done == total:
+            self.stop()
+            self.say(text)
+
+    def stop(self) -> None:
+        """Take the bar away before something else is printed."""
+        if self._bar is not None:
+            bar, self._bar = self._bar, None
+            bar.stop()
+
+
+out = Output()
+
+
+def size(count: float) -> str:
+    """Bytes for people: "269 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""

@@ -1,0 +1,81 @@
+"""`chat`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import DeviceOpt, RunsOpt
+from workbench.cli._output import out
+from workbench.cli.run import load, recipe_path
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def chat(
+    target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, without the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+) -> None:  # fmt: skip
+    """Talk to a configuration; one line a turn, greedy. Reads lines from a pipe too."""
+    from workbench.engine import pick_device
+
+    model, tokenizer = _open(target, runs_dir, pick_device(device))
+    history: list[dict[str, str]] = []
+    templated = bool(tokenizer.chat_template) and not plain
+    if sys.stdin.isatty():
+        out.say("an empty line or Ctrl-D ends; " + ("chat template on" if templated else "plain text"))
+    while line := _ask():
+        history.append({"role": "user", "content": line})
+        if templated:
+            tokens = tokenizer.apply_chat_template(history, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        else:
+            tokens = tokenizer(line, return_tensors="pt")
+        answer = _answer(model, tokenizer, tokens, max_new_tokens)
+        history.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str:
+    try:
+        return (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    except EOFError:
+        return ""
+
+
+def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    made = model.generate(**tokens.to(model.device), max_new_tokens=limit, do_sample=False, streamer=streamer,
+                          pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)  # fmt: skip
+    return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
+    """A live model and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
+    if path.suffix in (".yaml", ".yml"):
+        from workbench.engine import materialize
+
+        resolved, _ = load(path, None, runs_dir)
+        return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(resolved.base_path, trust_remote_code=False)
+    if not (path / "config.json").is_file():
+        from workbench.runs import find_run
+
+        run = find_run(runs_dir or Path("runs"), target)
+        if not run.done:
+            raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
+        path = run.model
+    from workbench.weights.checkpoint import read_config
+
+    read_config(path, target)
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
+    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)

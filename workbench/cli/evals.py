@@ -1,0 +1,201 @@
+"""`eval`, `compare` and `report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import (
+    BatchOpt,
+    DeviceOpt,
+    JsonOpt,
+    LimitOpt,
+    QuietOpt,
+    RecipesArg,
+    RunsOpt,
+    SetOpt,
+    SuiteOpt,
+    VerboseOpt,
+)
+from workbench.cli._output import out
+from workbench.cli.run import recipe_path, relative
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.compare import Comparison
+    from workbench.controls import Entry
+    from workbench.scores import Scores, Store
+    from workbench.suites import Plan
+
+BaselineOpt = Annotated[str | None, typer.Option("--baseline", help="Configuration that differences are taken against; default: the suite's.")]
+
+
+def evaluate(
+    recipes: RecipesArg, settings: SetOpt = None, suite: SuiteOpt = None, device: DeviceOpt = "auto", batch_size: BatchOpt = 32,
+    limit: LimitOpt = None, controls: Annotated[bool, typer.Option(help="Score the base, each brick alone and their average too.")] = True,
+    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
+) -> None:  # fmt: skip
+    """Score recipes with lm-eval, and their controls once. Scores are kept by content: nothing is scored twice."""
+    from workbench.controls import score_all
+    from workbench.engine import pick_device
+
+    out.quiet, out.verbose = quiet or json, verbose
+    entries, plans, store = _open(recipes, settings, suite, runs_dir, controls, batch_size, limit)
+    scores = score_all(entries, plans, store, device=pick_device(device), events=out.event)
+    if json:
+        out.json(_documents(scores))
+        return
+    comparison = _compare(store, scores, None, entries) if controls else None
+    _table(comparison, scores)
+
+
+def compare(
+    recipes: RecipesArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, batch_size: BatchOpt = 32, limit: LimitOpt = None,
+    runs_dir: RunsOpt = None, json: JsonOpt = False,
+) -> None:  # fmt: skip
+    """Compare scored recipes, paired item by item. Exit 3 if a named recipe is worse than the baseline on a primary metric."""
+    from workbench.controls import stored
+
+    entries, plans, store = _open(recipes, settings, suite, runs_dir, True, batch_size, limit)
+    scores, missing = stored(entries, plans, store)
+    named = [e.name for e in entries if e.role == "configuration"]
+    if lacking := [name for name in missing if name in named or name == (baseline or "base")]:
+        raise WorkbenchError(f"not scored yet on {', '.join(p.suite.suite for p in plans)}: {', '.join(lacking)}",
+                             f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size))
+    found = _compare(store, scores, baseline, entries)
+    document = found.document()
+    if json:
+        out.json({"baseline": document["baseline"], "rows": document["rows"]})
+    else:
+        _rows(document)
+    if any(row.configuration in named for row in found.worse):
+        raise typer.Exit(3)
+
+
+def report(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Recipes to show; default: all of recipes/ that are scored.", show_default=False)] = None,
+    settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None,
+    to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path("reports/report.html"),
+    batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Write the comparison as one offline HTML page, Markdown and JSON."""
+    from workbench.controls import stored
+    from workbench.report import render
+
+    out.quiet = quiet
+    names = recipes or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
+    if not names:
+        raise WorkbenchError("no recipes/ here and none given", "workbench report recipes/NAME.yaml", 2)
+    entries, plans, store = _open(names, settings, suite, runs_dir, True, batch_size, limit, lenient=not recipes)
+    scores, missing = stored(entries, plans, store)
+    if recipes and (lacking := [e.name for e in entries if e.name in missing and e.role == "configuration"]):
+        raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size))
+    if not scores:
+        raise WorkbenchError("nothing is scored yet", "workbench eval RECIPE" + _options(suite, settings, limit, batch_size))
+    if missing:
+        out.say(f"not scored on every suite: {', '.join(missing)}")
+    document = _compare(store, scores, baseline, entries).document()
+    for path in render(document, to):
+        out.line(str(relative(path)))
+
+
+def _open(
+    recipes: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
+    batch_size: int, limit: int | None, lenient: bool = False,
+) -> tuple[list[Entry], list[Plan], Store]:  # fmt: skip
+    """Recipes, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be resolved."""
+    from workbench.controls import lineup, plans, suites_of
+    from workbench.recipe import load_recipe
+    from workbench.resolve import resolve
+    from workbench.scores import Store
+
+    loaded = [load_recipe(recipe_path(name), settings or ()) for name in recipes]
+    if lenient:
+        kept = []
+        for recipe in loaded:
+            try:
+                resolve(recipe)
+                kept.append(recipe)
+            except WorkbenchError as error:
+                out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
+        loaded = kept
+    entries = lineup(loaded, controls)
+    project = loaded[0].project
+    chosen = suites_of(loaded, suite or [], project)
+    store = Store((runs_dir or project / "runs") / "scores")
+    return entries, plans(entries, chosen, batch_size=batch_size, limit=limit), store
+
+
+def _options(suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int) -> str:
+    """The options of this call that `eval` needs too, for its scores to be the ones looked for."""
+    text = "".join(f" --suite {s}" for s in suite or ()) + "".join(f" --set {s}" for s in settings or ())
+    return text + (f" --limit {limit}" if limit else "") + (f" --batch-size {batch_size}" if batch_size != 32 else "")
+
+
+def _compare(store: Store, scores: list[Scores], baseline: str | None, entries: list[Entry]) -> Comparison:
+    from workbench.compare import compare as compare_scores
+
+    command = "workbench " + " ".join(sys.argv[1:])
+    return compare_scores(store, scores, baseline=baseline, project=entries[0].resolved.recipe.project, command=command)
+
+
+def _table(comparison: Comparison | None, scores: list[Scores]) -> None:
+    """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
+    if comparison is None:
+        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
+            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
+            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
+        return
+    document = comparison.document()
+    tasks = document["tasks"]
+    verdict = {(r["configuration"], r["task"]): r["verdict"] for r in document["rows"]}
+    rows = []
+    for c in document["configurations"]:
+        cells = [c["name"], _interval(c["mean"])]
+        for task in tasks:
+            found = c["scores"].get(task["task"])
+            mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
+            cells.append(_interval(found) + mark if found else "")
+        cells.append(_interval(c["kept_mean"]) if c["role"] != "base" else "")
+        rows.append(cells)
+    heads = ["configuration", "mean", *(f"{t['task']} (n={t['n']})" for t in tasks), "kept"]
+    out.table(heads, rows, right=range(1, len(heads)))
+    out.say(f"scores in %, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
+            f"+ better, - worse than {document['baseline']} (Holm over {document['family']['size']} comparisons)")
+    for warning in document["warnings"]:
+        out.warn(warning)
+
+
+def _interval(found: dict[str, Any] | None) -> str:
+    if not found or found.get("value") is None:
+        return ""
+    value, low, high = (100 * found[k] if found.get(k) is not None else None for k in ("value", "low", "high"))
+    return f"{value:.0f}" if low is None or high is None else f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _rows(document: dict[str, Any]) -> None:
+    out.table(
+        ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict"],
+        [[r["configuration"], r["task"], r["metric"], f"{100 * r['diff']:+.1f}", _range(r["low"], r["high"]), _range(r["low_adj"], r["high_adj"]),
+          "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), r["verdict"] + (f" (needs about n = {r['needs']})" if r.get("needs") else "")]
+         for r in document["rows"]], right=range(3, 8))  # fmt: skip
+    out.say(f"differences in points against {document['baseline']}; {document['family']['text']}; Holm at {document['family']['alpha']}")
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _documents(scores: list[Scores]) -> Any:
+    """The `eval --json` documents: one a suite, a list where there are several."""
+    found: dict[str, dict[str, Any]] = {}
+    for s in scores:
+        document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": []})
+        document["configurations"].append({
+            "name": s.configuration.name, "digest": s.configuration.digest,
+            "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
+                      for t, r in s.tasks.items()}})  # fmt: skip
+    return next(iter(found.values())) if len(found) == 1 else list(found.values())

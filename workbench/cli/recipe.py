@@ -1,0 +1,81 @@
+"""`recipe new|check|schema`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli._options import RecipesArg, SetOpt
+from workbench.cli._output import out
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and check recipes.")
+
+TEMPLATE = """\
+# workbench run {path}
+version: 1
+base: {base}
+bricks:{bricks}
+steps:
+  - id: mix
+    merge: ties            # `workbench methods` lists all
+    density: 0.2
+    lambda: 1.0
+eval: [{suite}]
+"""
+IGNORED = "runs/\n.workbench/\nreports/\n"
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to write, or the recipe's name with --project.", show_default=False)],
+    base: Annotated[str, typer.Option(help="Directory or hub id of the base.")] = "bricks/starter/base",
+    brick: Annotated[list[str] | None, typer.Option(metavar="NAME=REF", help="A brick; may be repeated.")] = None,
+    suite: Annotated[str, typer.Option(help="Suite to score.")] = "starter",
+    project: Annotated[Path | None, typer.Option(help="Lay out a project folder with recipes/, bricks/ and evals/ here first.")] = None,
+) -> None:
+    """Write a recipe to start from; nothing is overwritten."""
+    if project is not None:
+        for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
+            (project / folder).mkdir(parents=True, exist_ok=True)
+        if not (project / ".gitignore").exists():
+            (project / ".gitignore").write_text(IGNORED, "utf-8")
+        path = project / "recipes" / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.exists():
+        raise WorkbenchError(f"{path}: exists", "Choose another name: nothing is overwritten.")
+    pairs = [entry.partition("=") for entry in brick or ["add=bricks/add", "reverse=bricks/reverse"]]
+    if bad := [name for name, equals, ref in pairs if not equals or not ref]:
+        raise WorkbenchError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora", 2)
+    lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(TEMPLATE.format(path=path, base=base, bricks=lines, suite=suite), "utf-8")
+    out.line(str(path))
+    out.say(f"check it: workbench recipe check {path}")
+
+
+@app.command()
+def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
+    """Check recipes without looking at their inputs. Exit 2 if one is invalid."""
+    from workbench.cli.run import recipe_path
+    from workbench.recipe import load_recipe
+
+    failed = False
+    for name in recipes:
+        try:
+            recipe = load_recipe(recipe_path(name), settings or ())
+            out.line(f"{name}: ok, {len(recipe.steps)} step{'s' if len(recipe.steps) != 1 else ''}")
+        except WorkbenchError as error:
+            out.error(error)
+            failed = True
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from workbench.recipe import recipe_schema
+
+    out.json(recipe_schema())

@@ -1,0 +1,104 @@
+"""`plan` and `run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
+from workbench.cli._output import out, size
+
+if TYPE_CHECKING:
+    from workbench.resolve import Resolved
+
+
+def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+    """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
+    from workbench.engine import plan as make_plan
+
+    resolved, runs = load(recipe, settings, runs_dir)
+    found = make_plan(resolved, runs)
+    if json:
+        out.json(found.document())
+    else:
+        out.line(f"{found.recipe} -> {runs / found.run}")
+        out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
+        out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}, "
+                 f"about {found.seconds:.0f} s" + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
+        for warning in found.warnings:
+            out.warn(warning)
+    if found.problems:
+        from workbench.errors import WorkbenchError
+
+        raise WorkbenchError("\n".join(found.problems), "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
+
+
+def run(
+    recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Tensors computed at a time; default: one a core.")] = None,
+    json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
+) -> None:  # fmt: skip
+    """Execute a recipe: write its configuration as a Hugging Face checkpoint. Resumes an interrupted run."""
+    from workbench.engine import execute, pick_device
+
+    out.quiet, out.verbose = quiet or json, verbose
+    resolved, runs = load(recipe, settings, runs_dir)
+    for warning in resolved.warnings:
+        out.warn(warning)
+    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event)
+    if json:
+        out.json(result)
+        return
+    out.line(result["model"])
+    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
+    out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
+    out.say(f"serve:  vllm serve {result['model']}")
+    out.say(f"score:  workbench eval {recipe}")
+    out.say(f"        lm_eval --model hf --model_args pretrained={result['model']},logits_cache=False,softmax_dtype=float32 --batch_size 32 "
+            f"--include_path evals/tasks --tasks {_tasks(resolved)}")  # fmt: skip
+
+
+def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None) -> tuple[Resolved, Path]:
+    """A recipe with its inputs, and where its runs stand."""
+    from workbench.recipe import load_recipe
+    from workbench.resolve import resolve
+
+    loaded = load_recipe(recipe_path(str(recipe)), settings or ())
+    return resolve(loaded), runs_dir or relative(loaded.project / "runs")
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe by its file, or by its name in recipes/."""
+    path = Path(name)
+    named = Path("recipes") / f"{name}.yaml"
+    return named if not path.is_file() and path.suffix not in (".yaml", ".yml") and named.is_file() else path
+
+
+def relative(path: Path) -> Path:
+    """A path as people want to read it: relative where it is below the current folder."""
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
+
+
+def _tasks(resolved: Resolved) -> str:
+    """lm-eval's task names of the recipe's first suite."""
+    from workbench.controls import suites_of
+    from workbench.errors import WorkbenchError
+
+    try:
+        return ",".join(suites_of([resolved.recipe], [], resolved.recipe.project)[0].tasks)
+    except WorkbenchError:
+        return "TASK"
+
+
+def _row(step: dict[str, Any]) -> list[str]:
+    verb = next(v for v in ("merge", "edit", "grow") if v in step)
+    detail = step.get("bricks") or step.get("inputs") or step.get("copied_layers") or ""
+    if isinstance(detail, dict):
+        text = ", ".join(f"{name} ({kind})" for name, kind in detail.items())
+    else:
+        text = ("copies of layers " if "copied_layers" in step else "") + ", ".join(map(str, detail))
+    return [step["id"], f"{verb} {step[verb]}", text]

@@ -1,0 +1,107 @@
+"""`runs ls|show|rm|verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli._options import JsonOpt, RunsOpt
+from workbench.cli._output import out, size
+from workbench.cli.run import relative
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
+NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
+
+
+@app.command("ls")
+def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+    """List runs, newest first."""
+    from workbench.runs import list_runs
+
+    found = list_runs(_runs(runs_dir))
+    rows = [{"name": r.name, "status": r.record.get("status", "damaged"), "created": r.record.get("created", ""), "bytes": r.size(),
+             "configuration": r.record.get("output", {}).get("digest")} for r in found]  # fmt: skip
+    if json:
+        out.json(rows)
+    elif rows:
+        out.table(["run", "status", "created", "size", "configuration"],
+                  [[r["name"], r["status"], r["created"], size(r["bytes"]), (r["configuration"] or "")[:12]] for r in rows], right=(3,))
+    else:
+        out.say(f"no runs in {_runs(runs_dir)}; `workbench run RECIPE` makes one")
+
+
+@app.command()
+def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+    """Show a run's record: inputs, steps, result."""
+    from workbench.runs import find_run
+
+    run = find_run(_runs(runs_dir), name)
+    record = run.record
+    if json:
+        out.json(record)
+        return
+    out.line(f"{run.name}: {record['status']}, {record['created']}, on {record['device']}" + (f", {record['seconds']} s" if "seconds" in record else ""))
+    out.line(f"base   {record['inputs']['base']['id']}  {record['inputs']['base']['digest'][:12]}")
+    for brick, found in record["inputs"]["bricks"].items():
+        out.line(f"brick  {brick} ({found['kind']})  {found['digest'][:12]}")
+    for step in record.get("steps", []):
+        out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
+    if "output" in record:
+        out.line(f"model  {run.model}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
+                 f"{size(record['output']['bytes'])}")
+    for warning in record.get("warnings", []):
+        out.warn(warning)
+    if "error" in record:
+        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Repair its cause and run the recipe again.")
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)], runs_dir: RunsOpt = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:  # fmt: skip
+    """Remove run directories. Scores are kept."""
+    from workbench.runs import find_run, remove_run
+
+    found = [find_run(_runs(runs_dir), name) for name in names]
+    if not yes and not typer.confirm(f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"):
+        raise typer.Exit(1)
+    for run in found:
+        out.say(f"removed {run.name}, {size(remove_run(run))} freed")
+
+
+@app.command()
+def verify(
+    name: NameArg, runs_dir: RunsOpt = None,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the sha256 of every file.")] = False,
+) -> None:  # fmt: skip
+    """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
+    from workbench.runs import find_run
+    from workbench.weights.checkpoint import Checkpoint
+    from workbench.weights.digests import tensor_digests
+
+    run = find_run(_runs(runs_dir), name)
+    if not run.done:
+        raise WorkbenchError(f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes.")
+    expected = run.record["output"]["tensors"]
+    found = tensor_digests(Checkpoint(run.model, run.name).entries)
+    bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
+    if sha256:
+        import hashlib
+
+        for file in sorted(run.model.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
+    if bad:
+        raise WorkbenchError(f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
+                             f"workbench runs rm {run.name}, then run the recipe again.", 3)
+    out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
+
+
+def _runs(runs_dir: Path | None) -> Path:
+    from workbench.recipe import find_project
+
+    return runs_dir or relative(find_project(Path.cwd() / "here") / "runs")

@@ -1,0 +1,181 @@
+"""What is scored beside a recipe's result: the base, every brick alone, the bricks' average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.compose import Events, no_events
+from workbench.errors import WorkbenchError
+from workbench.evaluate import build_plan, evaluate
+from workbench.recipe import InlineEval, Recipe
+from workbench.resolve import Resolved, resolve
+from workbench.scores import Configuration, Scores, Store
+from workbench.suites import Plan, Suite, load_suite
+from workbench.weights.digests import read_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration to score.
+
+    Attributes:
+        name: How tables call it.
+        role: base, brick, average or configuration.
+        resolved: The recipe that makes it; controls are recipes like any other.
+    """
+
+    name: str
+    role: str
+    resolved: Resolved
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Bricks that it is made from."""
+        return tuple(self.resolved.parents)
+
+    def digest(self) -> str | None:
+        """The configuration's digest, where an earlier run or evaluation has found it."""
+        known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json")
+        return str(known["digest"]) if known else None
+
+    def configuration(self, digest: str) -> Configuration:
+        """What the score store keeps of it."""
+        path = self.resolved.recipe.path
+        recipe = path.resolve() if path else None
+        project = self.resolved.recipe.project.resolve()
+        shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
+        return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest)
+
+
+def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
+    """The configurations of some recipes with their controls first, each weight state once.
+
+    Errors: two bases, two recipes or bricks of one name that differ.
+    """
+    named = [Entry(recipe.name, "configuration", resolve(recipe)) for recipe in recipes]
+    if not named:
+        raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
+    first = named[0].resolved
+    for entry in named[1:]:
+        if entry.resolved.base_digest != first.base_digest:
+            raise WorkbenchError(f"{named[0].name} and {entry.name} have different bases "
+                                 f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})", "Score them in two calls.")
+    entries = [*(_controls(named) if controls else []), *named]
+    by_name: dict[str, Entry] = {}
+    for entry in entries:
+        other = by_name.setdefault(entry.name, entry)
+        if other.resolved.key != entry.resolved.key:
+            raise WorkbenchError(f"two different configurations are called '{entry.name}'",
+                                 "Rename one: `name:` in the recipe, or the brick's name under `bricks`.")
+    return list(by_name.values())
+
+
+def _controls(named: Sequence[Entry]) -> list[Entry]:
+    """Base, bricks alone and averages, as recipes on the same base and in the same output dtype."""
+    found = [Entry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
+    bricks: dict[str, Entry] = {}
+    averages: dict[tuple[str, ...], Entry] = {}
+    for entry in named:
+        recipe, parents = entry.resolved.recipe, entry.parents
+        for name in parents:
+            alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
+            bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
+        if len(parents) > 1 and parents not in averages:
+            name = "average" if not averages else "average-" + "-".join(parents)
+            mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
+            averages[parents] = Entry(name, "average", resolve(mean))
+    return [*found, *bricks.values(), *averages.values()]
+
+
+def suites_of(recipes: Iterable[Recipe], named: Sequence[str], project: Path) -> list[Suite]:
+    """The suites to score: those named, else all that the recipes' `eval` lists, in order."""
+    if named:
+        return [load_suite(name, project) for name in named]
+    found: dict[str, Suite] = {}
+    for recipe in recipes:
+        for i, item in enumerate(recipe.fields.eval):
+            suite = inline_suite(recipe.name, i, item) if isinstance(item, InlineEval) else load_suite(item, project)
+            found.setdefault(suite.suite, suite)
+    if not found:
+        raise WorkbenchError("the recipe names no suite to score", "Add `eval: [starter]` to it, or give --suite NAME.", 2)
+    return list(found.values())
+
+
+def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
+    """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
+    return Suite(suite=f"{name}-eval{index}", tasks=item.tasks, num_fewshot=item.num_fewshot, limit=item.limit,
+                 chat_template=item.chat_template, cluster="id")  # fmt: skip
+
+
+def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int, limit: int | None) -> list[Plan]:
+    """One plan a suite: tokenizer and dtype are those of the base and the output."""
+    resolved = entries[0].resolved
+    dtypes = {str(e.resolved.dtype or _base_dtype(e.resolved)).removeprefix("torch.") for e in entries}
+    if len(dtypes) > 1:
+        raise WorkbenchError(f"the recipes write different dtypes ({', '.join(sorted(dtypes))})",
+                             "Scores compare within one dtype: give the recipes the same `output: {dtype:}`.")
+    tasks = resolved.recipe.project / "evals" / "tasks"
+    return [build_plan(suite, resolved.base_path, tasks_dir=tasks, dtype=dtypes.copy().pop(), batch_size=batch_size, limit=limit)
+            for suite in suites]  # fmt: skip
+
+
+def score_all(
+    entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store, *, device: Any, events: Events = no_events
+) -> list[Scores]:
+    """Scores of every configuration under every plan; what the store has is not computed again."""
+    from workbench.engine import configuration_digest, materialize
+
+    found: list[Scores] = []
+    for number, entry in enumerate(entries, 1):
+        head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
+        known = entry.digest()
+        if known and all(store.has(plan, known) for plan in all_plans):
+            events({**head, "text": "scored before"})
+        else:
+            events({**head, "text": "composing"})
+        digest, tensors = configuration_digest(entry.resolved, device, events)
+        live: list[Any] = []
+
+        def model(entry: Entry = entry, live: list[Any] = live, tensors: Any = tensors) -> Any:
+            if not live:
+                live.append(materialize(entry.resolved, device, tensors, events))
+            return live[0]
+
+        for plan in all_plans:
+            found.append(evaluate(plan, store, entry.configuration(digest), model, device=str(device),
+                                  progress=_progress(events, head, plan)))  # fmt: skip
+    return found
+
+
+def stored(entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store) -> tuple[list[Scores], list[str]]:
+    """Scores that the store has, and the names of the configurations that it has none of under some plan.
+
+    A plan under which the baseline was not scored is left out: nothing could be compared with it.
+    """
+    digests = {entry.name: entry.digest() for entry in entries}
+    bases = [digests[entry.name] for entry in entries if entry.role == "base"]
+    usable = [plan for plan in all_plans if all(d and store.has(plan, d) for d in bases)]
+    found: list[Scores] = []
+    missing: list[str] = []
+    for entry in entries:
+        digest = digests[entry.name]
+        have = [plan for plan in usable if digest and store.has(plan, digest)]
+        found += [store.read(plan, str(digest)).called(entry.configuration(str(digest))) for plan in have]
+        if not have or len(have) < len(usable):
+            missing.append(entry.name)
+    return found, missing
+
+
+def _base_dtype(resolved: Resolved) -> Any:
+    return next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
+
+
+def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
+    def report(task: str, done: int, total: int) -> None:
+        items = sum(len(found) for found in plan.items.values())
+        events({**head, "done": done, "total": total, "text": f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"})
+
+    return report

@@ -1,0 +1,1 @@
+"""Edit: facts into a low-rank delta. One method a file; `facts.py` is shared."""

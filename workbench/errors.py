@@ -1,0 +1,35 @@
+"""The one exception that users see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WorkbenchError(Exception):
+    """Something the user can repair.
+
+    Args:
+        message: Where it happened, what was found, what was expected.
+        hint: The command or edit that repairs it.
+        exit_code: 1 for a user's error, 2 for an invalid recipe or usage, 3 for a failed gate.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A "did you mean" sentence for a misspelt `name`, or the list of what is known.
+
+    >>> nearest("densty", ["density", "lambda"])
+    "Did you mean 'density'?"
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=2, cutoff=0.6)
+    if close:
+        return "Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
+    return "Known: " + ", ".join(known) + "." if known else "None is known."

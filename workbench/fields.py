@@ -1,0 +1,207 @@
+"""What recipe fields are made of: references to bricks, places in a model, values that vary over its depth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from workbench.errors import WorkbenchError
+from workbench.layout import Model
+
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+class Strict(BaseModel):
+    """Base of everything that users write: unknown fields are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+Real = Annotated[float, Field(strict=True)]
+"""A number; pydantic would also take yes and "1"."""
+Whole = Annotated[int, Field(strict=True)]
+"""A whole number; pydantic would also take yes, 2.0 and "2"."""
+
+
+class Where(Strict):
+    """A set of tensors."""
+
+    include: tuple[str, ...] = ("*",)
+    """Globs over tensor names: "*.mlp.*"."""
+    exclude: tuple[str, ...] = ()
+    """Globs that take tensors out again."""
+    layers: str | None = None
+    """A Python slice of layer indices, or one index: "4:20", "-4:", "7". Embeddings, norm and head are in no layer."""
+
+    @field_validator("layers")
+    @classmethod
+    def _slice(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"-?\d+|-?\d*:-?\d*(:-?[1-9]\d*)?", value):
+            raise ValueError(f"expected a slice of layers such as '4:20', '-4:' or '7', found {value!r}")
+        return value
+
+    def unmatched(self, model: Model) -> str | None:
+        """The first part that names nothing in a model: a glob without a tensor, a slice without a layer."""
+        names = list(model.weights.specs)
+        for glob in self.include:
+            if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
+                return f"include {glob!r}"
+        if self.layers is not None and not self._indices(model.layout.depth):
+            return f"layers {self.layers!r}"
+        return None if any(self.matches(name, model) for name in names) else "`where`"
+
+    def matches(self, name: str, model: Model) -> bool:
+        """Whether a tensor belongs to the set."""
+        if not any(fnmatchcase(name, glob) for glob in self.include) or any(fnmatchcase(name, g) for g in self.exclude):
+            return False
+        return self.layers is None or model.layout.layer(name) in self._indices(model.layout.depth)
+
+    def _indices(self, depth: int) -> range:
+        parts = [int(p) if p else None for p in (self.layers or ":").split(":")]
+        if len(parts) == 1 and parts[0] is not None:
+            return range(depth)[parts[0] : parts[0] + 1 or None]
+        return range(depth)[slice(*parts)]
+
+
+class Ramp(Strict):
+    """A value that changes linearly from the first layer to the last."""
+
+    first: Real
+    last: Real
+
+
+class Knots(Strict):
+    """Values at evenly spaced depths, linear between them."""
+
+    knots: tuple[Real, ...] = Field(min_length=2)
+
+
+class Rule(Strict):
+    """A value for some tensors."""
+
+    where: Where
+    value: Real
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "rules"
+    if isinstance(value, Knots) or (isinstance(value, Mapping) and "knots" in value):
+        return "knots"
+    return "ramp" if isinstance(value, (Mapping, Ramp)) else "number"
+
+
+Schedule = Annotated[
+    Annotated[Real, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Knots, Tag("knots")]
+    | Annotated[tuple[Rule, ...], Tag("rules")],
+    Discriminator(_kind),
+]
+"""A number, `{first:, last:}` or `{knots: [...]}` over depth, or a list of `{where:, value:}` of which the last match wins."""
+
+
+def _values(schedule: Any) -> list[float]:
+    if isinstance(schedule, Ramp):
+        return [schedule.first, schedule.last]
+    if isinstance(schedule, Knots):
+        return list(schedule.knots)
+    return [rule.value for rule in schedule] if isinstance(schedule, tuple) else [schedule]
+
+
+def _share(schedule: Any) -> Any:
+    if bad := [v for v in _values(schedule) if not 0 <= v <= 1]:
+        raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")
+    return schedule
+
+
+def _finite(schedule: Any) -> Any:
+    if bad := [v for v in _values(schedule) if not abs(v) < 1e30]:
+        raise ValueError(f"expected a finite number, found {bad[0]}")
+    return schedule
+
+
+Number = Annotated[Schedule, AfterValidator(_finite)]
+Share = Annotated[Schedule, AfterValidator(_share)]
+
+
+def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
+    """A schedule's value for one tensor.
+
+    Linear schedules run over depth: embeddings take the first knot, final norm and head the last. A list of rules takes
+    the last one that matches, `default` where none does.
+    """
+    if isinstance(schedule, tuple):
+        matching = [rule.value for rule in schedule if rule.where.matches(name, model)]
+        return matching[-1] if matching else default
+    if isinstance(schedule, (int, float)):
+        return float(schedule)
+    knots = _values(schedule)
+    place = model.layout.position(name) * (len(knots) - 1)
+    left = min(int(place), len(knots) - 2)
+    return knots[left] + (knots[left + 1] - knots[left]) * (place - left)
+
+
+class BrickEntry(Strict):
+    """What a merge step says of one brick."""
+
+    weight: Number = 1.0
+    """Coefficient of the brick's delta."""
+
+
+def _is_entry(value: Any) -> str:
+    plain = isinstance(value, Mapping) and not {"first", "last", "knots"} & set(value)
+    return "entry" if plain or isinstance(value, BrickEntry) else "weight"
+
+
+E = TypeVar("E", bound=BrickEntry)
+Bricks = dict[str, Annotated[Annotated[Number, Tag("weight")] | Annotated[E, Tag("entry")], Discriminator(_is_entry)]]
+"""Brick name -> its weight, or the method's fields for it."""
+
+
+class BrickRef(Strict):
+    """Where a brick lies. A bare string is a directory or hub id whose kind is detected."""
+
+    path: str | None = None
+    """A directory or hub id; its kind is detected from brick.yaml, adapter_config.json or config.json."""
+    adapter: str | None = None
+    """A PEFT LoRA adapter."""
+    checkpoint: str | None = None
+    """A fine-tuned model with the base's architecture."""
+    brick: str | None = None
+    """A directory with a brick.yaml."""
+    recipe: str | None = None
+    """A recipe on the same base: the configuration that it produces."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> BrickRef:
+        given = [k for k, v in self if v is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(given) or 'none'}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """adapter, checkpoint, brick, recipe, or path where the kind is to be detected."""
+        return next(k for k, v in self if v is not None)
+
+    @property
+    def target(self) -> str:
+        """The directory, hub id or recipe file."""
+        return str(next(v for _, v in self if v is not None))
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "2GB", "500MB", "1.5GiB" or a plain number."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text).lower())
+    if not match or match[2] not in units:
+        raise WorkbenchError(f"expected a size such as 2GB or 500MB, found {text!r}")
+    return int(float(match[1]) * units[match[2]])

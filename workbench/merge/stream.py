@@ -1,0 +1,222 @@
+"""Runs a merge method over lazy weights: opens a tensor's inputs, reads them block by block, adds the delta."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from workbench.fields import value_at
+from workbench.layout import Model
+from workbench.registry import Block, MergeMethod
+from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
+
+
+class DeltaSource(Protocol):
+    """One tensor's delta, readable in row blocks."""
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the base's same rows."""
+
+
+class Deltas(Protocol):
+    """A brick as a merge sees it: fine-tuned minus base."""
+
+    def touches(self, name: str) -> bool:
+        """Whether the brick may differ from the base at this tensor of the base."""
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+        """Prepare the delta of one tensor that the brick touches."""
+
+
+def weighted_sum(deltas: list[Tensor], weights: list[float]) -> Tensor:
+    """Σ wᵢτᵢ, in place of the first delta."""
+    total = deltas[0].mul_(weights[0])
+    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
+        total.add_(delta, alpha=weight)
+    return total
+
+
+class MergedWeights:
+    """current + (method(base, bricks) − base), lazily.
+
+    Args:
+        current: What the steps before have made of the base.
+        base: What deltas refer to.
+        method: The step.
+        bricks: The step's bricks.
+        digests: Of the bricks' content. Where the method does not mind, bricks are taken in the order of their digests, so
+            that the sums' last bits depend neither on their names nor on how the recipe lists them.
+    """
+
+    def __init__(
+        self, current: Model, base: Model, method: MergeMethod, bricks: Mapping[str, Deltas], digests: Mapping[str, str] | None = None
+    ) -> None:
+        self._current = current
+        self._base = base
+        self._method = method
+        order = sorted(bricks, key=lambda name: ((digests or {}).get(name, ""), name)) if method.laws.permutation_invariant else bricks
+        self._bricks = {name: bricks[name] for name in order}
+        self._lock = threading.Lock()
+        self._surveyed: list[Any] = []
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """As before: a merge changes no shape."""
+        return self._current.weights.specs
+
+    def origin(self, name: str) -> str | None:
+        """As before."""
+        return self._current.weights.origin(name)
+
+    @cached_property
+    def merged(self) -> list[str]:
+        """Tensors, by their current names, that the step may change."""
+        return [name for name, spec in self.specs.items() if spec.is_float and self._reaches(name)]
+
+    def _reaches(self, name: str) -> bool:
+        origin = self.origin(name)
+        where = self._method.where
+        if origin is None or (where is not None and not where.matches(origin, self._base)):
+            return False
+        return any(brick.touches(origin) for brick in self._bricks.values())
+
+    @cached_property
+    def _merged_set(self) -> frozenset[str]:
+        return frozenset(self.merged)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """The current tensor where no brick reaches; else prepare the method, which may read the tensor's deltas."""
+        current = self._current.weights.open(name, device)
+        if name not in self._merged_set:
+            return current
+        group = self.group(name, device)
+        group.survey = self._survey(device)
+        separate = None if self._is_first else current
+        return _MergedSource(group, self._method.prepare(group), separate)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._current.weights is self._base.weights
+
+    def group(self, name: str, device: torch.device) -> TensorGroup:
+        """One tensor's inputs, opened."""
+        origin = self.origin(name)
+        assert origin is not None
+        spec = self.specs[name]
+        deltas = [brick.open_delta(origin, device) if brick.touches(origin) else None for brick in self._bricks.values()]
+        base = self._base.weights.open(origin, device)
+        return TensorGroup(origin, spec, list(self._bricks), self._method, self._base, base, deltas, device)
+
+    def _survey(self, device: torch.device) -> Any:
+        if type(self._method).survey is MergeMethod.survey:
+            return None
+        with self._lock:
+            if not self._surveyed:
+                self._surveyed.append(self._method.survey(_Groups(self, device)))
+            return self._surveyed[0]
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The tensors of a step, opened anew, with their buffers, at every iteration."""
+
+    weights: MergedWeights
+    device: torch.device
+
+    def __iter__(self) -> Iterator[TensorGroup]:
+        for name in self.weights.merged:
+            yield self.weights.group(name, self.device)
+
+
+@dataclass
+class TensorGroup:
+    """One tensor: its base, every brick's delta and the values of the step's fields. Implements `registry.Group`."""
+
+    tensor: str
+    spec: TensorSpec
+    bricks: list[str]
+    method: MergeMethod
+    model: Model
+    base: Source
+    deltas: list[DeltaSource | None]
+    device: torch.device
+    survey: Any = None
+
+    def value(self, field: str) -> float:
+        """The step's field at this tensor; a list of rules without a match gives the field's default."""
+        default = type(self.method).model_fields[field].default
+        return value_at(getattr(self.method, field), self.tensor, self.model, default)
+
+    def values(self, field: str) -> list[float]:
+        """A per-brick field at this tensor; the step's where a brick says nothing, the entry's default where there is none."""
+        entries = [self.method.entry(brick) for brick in self.bricks]
+        shared = field in type(self.method).model_fields
+        own = self.value(field) if shared else type(entries[0]).model_fields[field].default
+        given = [getattr(entry, field) for entry in entries]
+        return [own if g is None else value_at(g, self.tensor, self.model, own) for g in given]
+
+    @cached_property
+    def _buffers(self) -> list[Tensor]:
+        return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
+
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start..stop. The block's tensors are reused by the next call."""
+        base, *deltas = (matrix(flat, start, stop, self.spec.cols) for flat in self._buffers)
+        self.base.read(start, stop, base)
+        for source, delta in zip(self.deltas, deltas, strict=True):
+            if source is None:
+                delta.zero_()
+            else:
+                source.read_delta(start, stop, base, delta)
+        return Block(base, deltas, start)
+
+    def blocks(self) -> Iterator[Block]:
+        """Read the tensor from its start."""
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            yield self.block(start, stop)
+
+
+class _MergedSource:
+    def __init__(self, group: TensorGroup, delta: Callable[[Block], Tensor], current: Source | None) -> None:
+        self._group = group
+        self._delta = delta
+        self._current = current  # None: the current tensor is the base's, which the block holds already
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        block = self._group.block(start, stop)
+        if self._current is None:
+            torch.add(block.base, self._delta(block), out=out)
+        else:
+            self._current.read(start, stop, out)
+            out.add_(self._delta(block))
+
+
+class WeightsDelta:
+    """Whole weights (a checkpoint, another recipe's result) as a brick: their difference from the base."""
+
+    def __init__(self, weights: Weights, base: Weights) -> None:
+        self._weights = weights
+        self._base = base
+
+    def touches(self, name: str) -> bool:
+        """Every tensor may differ."""
+        return True
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+        """θ − θ0 of one tensor."""
+        return _Difference(self._weights.open(name, device))
+
+
+class _Difference:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        self._source.read(start, stop, out)
+        out.sub_(base)

@@ -1,0 +1,34 @@
+"""Task arithmetic: the base plus a scaled sum of task vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from workbench.fields import BrickEntry, Bricks, Number
+from workbench.merge.stream import weighted_sum
+from workbench.registry import Block, Group, Laws, MergeMethod, register
+
+
+@register
+class TaskArithmetic(MergeMethod):
+    """The base plus a scaled sum of deltas, never normalised (Ilharco et al. 2023). Negative weights subtract a skill."""
+
+    paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"
+    formula = "θ = θ₀ + λ Σ wᵢτᵢ"
+    laws = Laws(linear_in_weight=True)
+
+    merge: Literal["task_arithmetic"]
+    bricks: Bricks[BrickEntry] | None = None
+    """Brick name -> weight; omitted: all with weight 1."""
+    lam: Number = Field(1.0, alias="lambda")
+    """Scale of the sum."""
+
+    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+        """λ Σ wτ."""
+        lam = group.value("lam")
+        weights = [lam * w for w in group.values("weight")]
+        return lambda block: weighted_sum(block.deltas, weights)

@@ -1,0 +1,97 @@
+"""TIES: trim each delta, elect one sign per element, average the deltas that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from workbench.fields import BrickEntry, Bricks, Number, Share
+from workbench.merge.trim import Trim, trims
+from workbench.registry import Block, Group, Laws, MergeMethod, register
+
+
+class TiesEntry(BrickEntry):
+    """A brick's fields in a TIES step."""
+
+    density: Share | None = None
+    """Share of this brick's delta kept; omitted: the step's."""
+
+
+@register
+class Ties(MergeMethod):
+    """Trim, elect sign, disjoint mean (Yadav et al. 2023, TIES-Merging).
+
+    The default is the paper's algorithm with a threshold per tensor, as mergekit and PEFT take it. Variants:
+    paper = {sign: mass, weigh: after, divide: count, threshold: model};
+    mergekit = {sign: mass, weigh: before, divide: weight, threshold: tensor}.
+    """
+
+    paper = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
+    formula = "θ = θ₀ + λ · mean over {i : sign(τ̂ᵢ) = γ} of wᵢτ̂ᵢ,  τ̂ = trim(τ, density),  γ = sign(Σ τ̂ᵢ)"
+    laws = Laws(single_is_identity=False, passes=3)
+
+    merge: Literal["ties"]
+    bricks: Bricks[TiesEntry] | None = None
+    """Brick name -> weight, or {weight:, density:}; omitted: all with weight 1."""
+    density: Share = 0.2
+    """Share of each delta kept, by magnitude. Among equal magnitudes at the threshold, lower indices are kept."""
+    lam: Number = Field(1.0, alias="lambda")
+    """Scale of the merged delta."""
+    sign: Literal["mass", "frequency"] = "mass"
+    """Elect the sign of the sum of the trimmed deltas (mass), or of the sum of their signs (frequency)."""
+    weigh: Literal["before", "after"] = "after"
+    """Whether weights count in the election (before), or only in the mean (after)."""
+    divide: Literal["count", "weight"] = "count"
+    """Divide by the number of agreeing bricks, or by the sum of their weights."""
+    threshold: Literal["tensor", "model"] = "tensor"
+    """Trim each tensor to `density`, or the whole delta by one threshold a brick (one more pass over all bricks)."""
+
+    @model_validator(mode="after")
+    def _one_density(self) -> Ties:
+        given = [self.density, *(e.density for e in (self.bricks or {}).values() if isinstance(e, TiesEntry) and e.density is not None)]
+        if self.threshold == "model" and not all(isinstance(d, float) for d in given):
+            raise ValueError("`threshold: model` trims by one threshold a brick: expected a number as density, found a schedule")
+        return self
+
+    def survey(self, groups: Iterable[Group]) -> list[Trim] | None:
+        """Thresholds over the whole model, where the step asks for them."""
+        if self.threshold == "tensor":
+            return None
+        return trims(groups, next(iter(groups)).values("density"), stop_at_first=False)
+
+    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+        """Find each brick's threshold; then elect and average block by block."""
+        kept = group.survey or trims([group], group.values("density"))
+        weights = group.values("weight")
+        lam = group.value("lam")
+
+        def delta(block: Block) -> Tensor:
+            trimmed = [trim(values, block.start) for trim, values in zip(kept, block.deltas, strict=True)]
+            return self._elect_and_mean(trimmed, weights).mul_(lam)
+
+        return delta
+
+    def _elect_and_mean(self, deltas: list[Tensor], weights: list[float]) -> Tensor:
+        """Float arithmetic throughout: comparisons and masks cost three times as much."""
+        before, count = self.weigh == "before", self.divide == "count"
+        if before:
+            deltas = [values.mul_(weight) for values, weight in zip(deltas, weights, strict=True)]
+        elected = self._vote(deltas)
+        total = torch.zeros_like(elected)
+        mass = torch.zeros_like(elected)
+        for values, weight in zip(deltas, weights, strict=True):
+            agreeing = (values * elected).clamp_min_(0)  # |value| where it has the elected sign, else 0
+            total.add_(agreeing, alpha=1.0 if before else weight)
+            mass.add_(agreeing.sign_(), alpha=1.0 if count else weight)
+        mass = mass.clamp_min_(1.0) if count else mass.add_(mass == 0)
+        return total.mul_(elected).div_(mass)
+
+    def _vote(self, deltas: list[Tensor]) -> Tensor:
+        total = torch.zeros_like(deltas[0])
+        for values in deltas:
+            total.add_(values if self.sign == "mass" else torch.sign(values))
+        return total.sign_()

@@ -1,0 +1,268 @@
+"""Recipes: what users write, validated strictly, and the project that they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model, field_validator
+from pydantic_core import PydanticCustomError
+
+from workbench import yamldoc
+from workbench.errors import WorkbenchError, nearest
+from workbench.fields import NAME, BrickRef, Strict, Whole, parse_size
+from workbench.registry import VERBS, EditMethod, GrowMethod, MergeMethod, Step, methods
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class Output(Strict):
+    """What `run` writes."""
+
+    form: Literal["checkpoint"] = "checkpoint"
+    """A Hugging Face checkpoint directory."""
+    dtype: DType | None = None
+    """Dtype of the written tensors; omitted: each tensor keeps the base's."""
+    shard_size: str = "4GB"
+    """Largest safetensors file."""
+
+    @field_validator("shard_size")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        try:
+            parse_size(value)
+        except WorkbenchError as error:
+            raise ValueError(error.message) from None
+        return value
+
+
+class InlineEval(Strict):
+    """lm-eval tasks named in the recipe itself instead of a suite."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """lm-eval task names: of `evals/tasks`, or lm-eval's own, for which it fetches data from the hub."""
+    num_fewshot: Whole | None = Field(None, ge=0)
+    """Examples in the prompt; omitted: the task's own number."""
+    limit: Whole | None = Field(None, ge=1)
+    """A fixed subset of so many items a task."""
+    chat_template: bool = False
+    """Put every prompt into the tokenizer's chat template."""
+
+
+class RecipeFields(Strict):
+    """A recipe without its steps; `recipe_model()` adds them, from the registered methods."""
+
+    version: Literal[1]
+    """Version of the recipe format."""
+    name: str | None = Field(None, pattern=NAME)
+    """Name of the configuration; omitted: the file's stem."""
+    description: str | None = None
+    """A line for people."""
+    base: str = Field(min_length=1)
+    """What deltas refer to: a directory, relative to the project, or a hub id with an optional @revision."""
+    bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
+    """The bricks that steps name."""
+    output: Output = Output()
+    """What `run` writes."""
+    eval: tuple[str | InlineEval, ...] = ()
+    """Suites of evals/suites, or tasks, that `eval` scores."""
+    seed: int = Field(0, ge=0, strict=True)
+    """Seed of everything random in the steps."""
+
+
+def _check_verb(value: Any) -> Any:
+    """A step in the words of the user before pydantic sees a union."""
+    if not isinstance(value, Mapping):
+        return value
+    verbs = [v for v in VERBS if v in value]
+    if len(verbs) != 1:
+        found = " and ".join(verbs) if verbs else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
+        raise PydanticCustomError("value_error", "expected exactly one of merge, edit, grow; found {found}", {"found": found})
+    known = [cls.name for cls in methods().values() if cls.verb == verbs[0]]
+    if value[verbs[0]] not in known:
+        text = f"unknown {verbs[0]} method '{value[verbs[0]]}'. {nearest(str(value[verbs[0]]), known)} `workbench methods` lists all."
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+    return value
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, Step):
+        return value.tag
+    return next((f"{verb}:{value[verb]}" for verb in VERBS if verb in value), None) if isinstance(value, Mapping) else None
+
+
+@cache
+def recipe_model() -> type[RecipeFields]:
+    """The recipe's pydantic model over all registered methods: `steps` is a union discriminated by verb and method."""
+    kinds = [Annotated[cls, Tag(tag)] for tag, cls in methods().items()]
+    step: Any = Annotated[Union[tuple(kinds)], Discriminator(_tag), BeforeValidator(_check_verb)]  # noqa: UP007
+    steps: Any = (tuple[step, ...], Field((), description="Steps, each on the result of the one before."))
+    doc = "A recipe: base, bricks and the steps that make a configuration."
+    return create_model("Recipe", __base__=RecipeFields, __module__=__name__, __doc__=doc, steps=steps)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe_model().model_json_schema(by_alias=True)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe and where it comes from.
+
+    Attributes:
+        fields: What the file says.
+        steps: Its steps.
+        path: The file; None for one made in code.
+        settings: What `--set` changed.
+        project: Folder that relative paths start from, and below which runs and cache are written.
+        document: The file's marks, for errors found later than validation.
+    """
+
+    fields: RecipeFields
+    steps: tuple[Step, ...]
+    project: Path
+    path: Path | None = None
+    document: yamldoc.Document | None = field(default=None, compare=False, repr=False)
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The configuration's name."""
+        return self.fields.name or (self.path.stem if self.path else "recipe")
+
+    @cached_property
+    def step_ids(self) -> list[str]:
+        """One name a step: its id, or verb and method, numbered where that is not unique."""
+        taken = {step.id for step in self.steps if step.id}
+        plain = [f"{step.verb}-{step.name}" for step in self.steps]
+        found: list[str] = []
+        for i, (step, name) in enumerate(zip(self.steps, plain, strict=True)):
+            number = name if plain.count(name) == 1 and name not in taken else f"{name}-{i}"
+            while number in taken and not step.id:
+                number += "-"
+            found.append(step.id or number)
+            taken.add(found[-1])
+        return found
+
+    def used_bricks(self, step: MergeMethod) -> list[str]:
+        """Brick names of a merge step in order: those that it lists, or all of the recipe."""
+        names = step.names()
+        return list(self.fields.bricks) if names is None else names
+
+    def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
+        """An error at a place of the recipe."""
+        if self.document:
+            return self.document.error(path, message, hint)
+        return WorkbenchError(f"recipe {self.name}: {message}", hint, 2)
+
+    def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
+        """A recipe on the same base with other steps, for controls: the base, a brick alone, their average."""
+        keep = set(bricks)
+        data = {
+            "version": 1, "name": name, "base": self.fields.base, "steps": list(steps), "seed": self.fields.seed,
+            "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
+            "output": self.fields.output.model_dump(exclude_none=True),
+        }  # fmt: skip
+        return from_data(data, self.project)
+
+
+def find_project(path: Path) -> Path:
+    """The nearest parent with a `recipes/` folder or a `pyproject.toml`, else the file's own folder."""
+    start = path.resolve().parent
+    return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
+
+
+def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: The file.
+        settings: Overrides "field=value" or "step.field=value" (`--set`); a step by its id or index.
+    """
+    path = Path(path)
+    document = yamldoc.load(path)
+    if not isinstance(document.data, dict):
+        raise WorkbenchError(f"{document.path}: expected a mapping with version, base, bricks and steps",
+                             "`workbench recipe new recipes/NAME.yaml` writes one to start from.", 2)
+    settings = tuple(settings)
+    for setting in settings:
+        _override(document, setting)
+    return _from_document(document, find_project(path), path, settings)
+
+
+def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
+    """A recipe from plain data, as if it stood in the project's `recipes/`."""
+    return _from_document(yamldoc.Document(json.loads(json.dumps(data)), {}, f"recipe {data.get('name', '')}"), project, None)
+
+
+def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
+    fields = document.validate(recipe_model())
+    recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
+    _check_references(recipe)
+    return recipe
+
+
+def _check_references(recipe: Recipe) -> None:
+    """What one field says of another: bricks that exist, at least one a merge, ids that differ."""
+    known = recipe.fields.bricks
+    for i, step in enumerate(recipe.steps):
+        at: yamldoc.KeyPath = ("steps", i, "bricks")
+        if isinstance(step, MergeMethod):
+            names = recipe.used_bricks(step)
+            for name in names:
+                if name not in known:
+                    raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
+            if not names:
+                raise recipe.error(at, f"{step.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
+            if len(set(names)) != len(names):
+                raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
+        elif not isinstance(step, (EditMethod, GrowMethod)):
+            raise TypeError(type(step))
+    ids = [step.id for step in recipe.steps if step.id]
+    for i, step in enumerate(recipe.steps):
+        if step.id and ids.count(step.id) > 1:
+            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'")
+
+
+def _override(document: yamldoc.Document, setting: str) -> None:
+    """Apply one `--set`: "mix.density=0.3", "0.lambda=1", "output.dtype=float32", "seed=1"."""
+    key, equals, text = setting.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "--set mix.density=0.3", 2)
+    steps = document.data.get("steps")
+    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    ids = {_written_id(step): step for step in steps}
+    fields = list(recipe_model().model_fields)
+    target: Any = document.data
+    if parts[0] in ids or (parts[0].isdigit() and int(parts[0]) < len(steps)):
+        target = ids[parts[0]] if parts[0] in ids else steps[int(parts[0])]
+        parts = parts[1:]
+        if not parts:
+            raise WorkbenchError(f"--set {setting}: '{key}' is a step; name one of its fields", f"--set {key}.FIELD={text}", 2)
+    elif parts[0] not in fields:
+        raise WorkbenchError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}", None, 2)
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise WorkbenchError(f"--set {setting}: '{part}' has no fields", None, 2)
+    target[parts[-1]] = yamldoc.scalar(text)
+
+
+def _written_id(step: Mapping[str, Any]) -> str:
+    """A step's id as far as unvalidated data tell it."""
+    return str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in VERBS if verb in step))
+
+
+def dump_step(step: BaseModel) -> dict[str, Any]:
+    """A step as plain data with every default filled in, for keys and records."""
+    return step.model_dump(mode="json", by_alias=True, exclude={"id"})
+
+
+__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "find_project", "from_data",
+           "load_recipe", "recipe_model", "recipe_schema"]  # fmt: skip

@@ -1,0 +1,253 @@
+"""The kinds of step, one signature each, and the list of methods that implement them.
+
+    merge   (base block, one delta a brick) -> delta        streams, block by block
+    edit    (live model, tokenizer, facts)  -> factors      its result is a brick
+    grow    (model)                         -> new names    streams, tensor by tensor
+
+A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from workbench.errors import WorkbenchError
+from workbench.fields import NAME, BrickEntry, Strict, Where
+from workbench.layout import Model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from workbench.weights.lowrank import Factors
+    from workbench.weights.specs import TensorSpec
+
+VERBS = ("merge", "edit", "grow")
+
+
+class Step(Strict):
+    """One step of a recipe: `{merge|edit|grow: METHOD}` and the method's fields."""
+
+    id: str | None = Field(None, pattern=NAME)
+    """Name of the step, for `--set ID.FIELD=VALUE` and the run's record; default: verb and method."""
+
+    verb: ClassVar[str]
+    name: ClassVar[str]
+    tag: ClassVar[str]
+    paper: ClassVar[str] = ""
+    """Where the method comes from."""
+    formula: ClassVar[str] = ""
+    """The method in a line."""
+    version: ClassVar[int] = 1
+    """Part of every cache key: raise it when numbers change."""
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What holds for a merge method, by its formula. A test checks exactly what is declared; the docs print it."""
+
+    zero_is_base: bool = True
+    """All weights 0 (or all deltas 0) give the base."""
+    permutation_invariant: bool = True
+    """The order of bricks does not matter."""
+    single_is_identity: bool = True
+    """One brick with default fields gives that brick's model."""
+    linear_in_weight: bool = False
+    """Doubling all weights doubles the delta."""
+    passes: int = 1
+    """How often every delta is read."""
+
+
+class MergeMethod(Step):
+    """Bricks' deltas into one delta. `prepare` looks at one tensor, what it returns computes block by block."""
+
+    verb = "merge"
+    laws: ClassVar[Laws] = Laws()
+
+    where: Where | None = None
+    """Tensors to merge; all others keep their current weights."""
+
+    def names(self) -> list[str] | None:
+        """Bricks that the step takes, in order; None for all of the recipe."""
+        bricks = getattr(self, "bricks", None)
+        return None if bricks is None else list(bricks)
+
+    def entry(self, brick: str) -> BrickEntry:
+        """The step's fields for one brick."""
+        bricks = getattr(self, "bricks", None)
+        if not isinstance(bricks, dict) or brick not in bricks:
+            return self.entry_type()()
+        given = bricks[brick]
+        return given if isinstance(given, BrickEntry) else self.entry_type()(weight=given)
+
+    @classmethod
+    def entry_type(cls) -> type[BrickEntry]:
+        """The class of a brick's fields, as the annotation of `bricks` names it."""
+        stack: list[Any] = [cls.model_fields["bricks"].annotation]
+        while stack:
+            kind = stack.pop()
+            if isinstance(kind, type) and issubclass(kind, BrickEntry):
+                return kind
+            stack.extend(get_args(kind))
+        return BrickEntry
+
+    def survey(self, groups: Iterable[Group]) -> Any:
+        """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
+        return None
+
+    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+        """Look at one tensor; may read it. Returns block -> delta [rows, cols], to be added to the current weights."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class Block:
+    """Some rows of one tensor: the base and every brick's delta. A method may overwrite the deltas."""
+
+    base: Tensor
+    """[rows, cols], float32."""
+    deltas: list[Tensor]
+    """One [rows, cols] a brick, float32, in the step's order."""
+    start: int
+    """Index of the first row."""
+
+
+class Group(Protocol):
+    """One tensor as a merge method sees it before it computes."""
+
+    tensor: str
+    spec: TensorSpec
+    survey: Any
+    bricks: list[str]
+
+    def value(self, field: str) -> float:
+        """The step's field at this tensor: "lam"."""
+
+    def values(self, field: str) -> list[float]:
+        """A per-brick field at this tensor, in the step's order; where a brick says nothing, the step's field of that name."""
+
+    def blocks(self) -> Iterator[Block]:
+        """Read the tensor from its start, in blocks."""
+
+
+class EditMethod(Step):
+    """Facts into a low-rank delta of the current model."""
+
+    verb = "edit"
+
+    def inputs(self) -> list[str]:
+        """Files that the method reads, relative to the project; their content is part of the step's key."""
+        return []
+
+    def solve(self, context: MethodContext) -> Edit:
+        """Solve on the live current model. Must leave no trace but its result."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit's result: tensor name -> low-rank update, and what the method measured."""
+
+    factors: dict[str, Factors]
+    record: dict[str, Any] = field(default_factory=dict)
+    fan_in_fan_out: bool = False
+    """Whether the base stores the updated weights as [in, out] (Conv1D)."""
+
+
+class GrowMethod(Step):
+    """More parameters. The method names the new tensors and says from which old tensor each is made."""
+
+    verb = "grow"
+    preserves: ClassVar[bool] = False
+    """Whether the grown model computes the same function; checked on the live models at `run`."""
+
+    def expand(self, model: Model) -> Growth:
+        """Plan the growth from names, shapes and configuration alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One tensor of a grown model.
+
+    Attributes:
+        source: The tensor of the current model that it copies; its values are zeros where `zero` is set.
+        new: Whether growth has added it. Bricks do not reach a new tensor.
+        zero: Whether it starts as zeros.
+    """
+
+    source: str
+    new: bool = False
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Tensors of the grown model in file order, and its configuration."""
+
+    tensors: dict[str, Grown]
+    config: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What an edit may use."""
+
+    model: PreTrainedModel
+    """Live, float32, on `device`, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    layout: Model
+    """Names, shapes and configuration of the same model."""
+    device: torch.device
+    project: Path
+    seed: int
+    progress: Callable[[int, int, str], None]
+    """(done, total, text)"""
+
+
+_METHODS: dict[str, type[Step]] = {}
+S = TypeVar("S", bound=type[Step])
+
+
+def register(cls: S) -> S:
+    """Add a method under its verb and name, read from its field `merge: Literal["ties"]`. Twice the same is an error."""
+    verb = cls.verb
+    fields: dict[str, FieldInfo] = type.__getattribute__(cls, "model_fields")
+    (name,) = get_args(fields[verb].annotation)
+    cls.name, cls.tag = name, f"{verb}:{name}"
+    if cls.tag in _METHODS and _METHODS[cls.tag].__module__ != cls.__module__:
+        raise RuntimeError(f"{cls.tag} is registered by {_METHODS[cls.tag].__module__} and by {cls.__module__}")
+    _METHODS[cls.tag] = cls
+    return cls
+
+
+@cache
+def methods() -> dict[str, type[Step]]:
+    """All methods, "verb:name" -> class, after importing every file of the three folders."""
+    for verb in VERBS:
+        package = importlib.import_module(f"workbench.{verb}")
+        for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
+            importlib.import_module(module.name)
+    order = {verb: i for i, verb in enumerate(VERBS)}
+    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], item[0])))
+
+
+def method(verb: str, name: str) -> type[Step]:
+    """One method's class. Errors: unknown, with the nearest name."""
+    from workbench.errors import nearest
+
+    known = {cls.name: cls for cls in methods().values() if cls.verb == verb}
+    if name not in known:
+        raise WorkbenchError(f"unknown {verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
+    return known[name]

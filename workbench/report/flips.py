@@ -1,0 +1,92 @@
+"""Items whose answer changed: counts per configuration and task, and the packed rows of the browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.report.view import View
+
+
+@dataclass(frozen=True)
+class Count:
+    """Changed items of one configuration on one task; `other` changed without a change of score."""
+
+    gained: int = 0
+    lost: int = 0
+    other: int = 0
+
+    def plus(self, direction: str) -> Count:
+        return Count(*(getattr(self, k) + (k == direction) for k in ("gained", "lost", "other")))
+
+
+def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count]]:
+    """Changed items by configuration and task; configurations without rows in the document are absent."""
+    metrics = {t.name: t.metric for t in view.tasks}
+    flips = document.get("flips") or {}
+    table: dict[str, dict[str, Count]] = {}
+    for configuration in view.configurations:
+        if configuration.name in flips:
+            row = table.setdefault(configuration.name, {})
+            for flip in flips[configuration.name] or ():
+                task = str(flip["task"])
+                row[task] = row.get(task, Count()).plus(direction(flip, metrics.get(task)))
+    return table
+
+
+def direction(flip: Mapping[str, Any], metric: str | None) -> str:
+    """ "gained" or "lost" by the task's primary metric, "other" where the score is equal or unknown."""
+    before = _score(flip.get("baseline"), metric)
+    after = _score(flip.get("configuration"), metric)
+    if before is None or after is None or before == after:
+        return "other"
+    return "gained" if after > before else "lost"
+
+
+def pack(document: Mapping[str, Any], view: View) -> str:
+    """Rows for the browser as base64 of gzip of JSON. An item and the baseline's answer to it stand once.
+
+    {"baseline", "tasks": {task: metric}, "configurations": [name],
+     "items": [[task, id, cluster, prompt, gold, choices, answer]],
+     "flips": [[configuration, item, direction, answer]]}
+    with answer = [response, metrics, log-likelihoods].
+    """
+    metrics = {t.name: t.metric for t in view.tasks}
+    flips = document.get("flips") or {}
+    names = [c.name for c in view.configurations if c.name in flips]
+    index: dict[tuple[str, str], int] = {}
+    items: list[list[Any]] = []
+    rows: list[list[Any]] = []
+    for c, name in enumerate(names):
+        for flip in flips[name] or ():
+            key = (str(flip["task"]), str(flip["id"]))
+            if key not in index:
+                index[key] = len(items)
+                fields = [flip.get(k) for k in ("cluster", "prompt", "gold", "choices")]
+                items.append([*key, *fields, _answer(flip.get("baseline"))])
+            rows.append([c, index[key], direction(flip, metrics.get(key[0])), _answer(flip.get("configuration"))])
+    payload = {
+        "baseline": view.baseline,
+        "tasks": metrics,
+        "configurations": names,
+        "items": items,
+        "flips": rows,
+    }
+    text = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
+
+
+def _score(answer: Mapping[str, Any] | None, metric: str | None) -> float | None:
+    value = ((answer or {}).get("metrics") or {}).get(metric)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _answer(answer: Mapping[str, Any] | None) -> list[Any]:
+    answer = answer or {}
+    logs = answer.get("loglikelihoods")
+    short = None if logs is None else [None if x is None else round(float(x), 4) for x in logs]
+    return [answer.get("response"), answer.get("metrics") or {}, short]

@@ -1,0 +1,158 @@
+"""Forest plot: per task a panel of differences against the baseline, as inline SVG that keeps its text size.
+
+X positions are percentages of the plot's width and y positions are pixels, so that the plot follows the width
+of the page without scaling letters and marks. Labels stand beside the plot, on rows of the same height.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from workbench.report.marks import tip, verdict_class
+from workbench.report.numbers import Unit, signed
+from workbench.report.svg import joined, svg
+from workbench.report.view import Difference, Task, View
+
+ROW = 26  # pixels; the style sheet's line height of labels
+GAP = 12
+AXIS = 26
+INSET = 3.0  # per cent of the width left free at both ends, for marks at the ends
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a panel: the difference, its centre in pixels, and its place in the page's grid."""
+
+    difference: Difference
+    y: int
+    grid_row: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One task: rows for labels and values, and the plot that stands between them."""
+
+    task: Task
+    lines: tuple[Line, ...]
+    grid_rows: str
+    plot: Markup
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear scale in stored units."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def share(self, value: float) -> float:
+        """Position of a value in per cent of the width; values outside the scale stop at its ends."""
+        inner = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return INSET + inner * (100 - 2 * INSET)
+
+    def at(self, value: float) -> str:
+        return f"{self.share(value):.3f}%"
+
+    def width(self, low: float, high: float) -> str:
+        return f"{self.share(high) - self.share(low):.3f}%"
+
+
+def panels(view: View) -> list[Panel]:
+    """Panels in task order. Skill tasks share one axis, retention tasks another; a raw metric has its own."""
+    found = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
+    shared: dict[tuple[str, Unit], list[Difference]] = {}
+    for task in view.tasks:
+        shared.setdefault(_group(task), []).extend(found[task.name])
+    axes = {key: axis(differences, key[1], view.margin) for key, differences in shared.items()}
+    return [_panel(view, t, found[t.name], axes[_group(t)]) for t in view.tasks if found[t.name]]
+
+
+def axis(found: Iterable[Difference], unit: Unit, margin: float | None = None) -> Axis:
+    """A scale over all intervals with zero in it, ticks at round numbers; points stop at 100 either way."""
+    ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
+    if unit.scale == 100:
+        ends = [min(max(v, -1.0), 1.0) for v in ends]
+    if margin is not None:
+        ends += [-margin, margin]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    if low == high:
+        low, high = -1 / unit.scale, 1 / unit.scale
+    step = _step((high - low) * unit.scale / 5) / unit.scale
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Axis(low, high, tuple(step * i for i in range(first, last + 1)))
+
+
+def _group(task: Task) -> tuple[str, Unit]:
+    return (task.role if task.unit.scale == 100 else task.name, task.unit)
+
+
+def _of(view: View, task: Task) -> list[Difference]:
+    return [d for c in view.configurations for d in view.compared(c.name, [task])]
+
+
+def _step(rough: float) -> float:
+    """The smallest round number that is not below `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
+
+
+def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> Panel:
+    controls = {c.name for c in view.controls}
+    lines: list[Line] = []
+    rows: list[int] = []
+    for d in found:
+        if lines and d.configuration not in controls and lines[-1].difference.configuration in controls:
+            rows.append(GAP)
+        rows.append(ROW)
+        lines.append(Line(d, sum(rows) - ROW // 2, len(rows)))
+    height = sum(rows)
+    plot = svg(
+        "svg",
+        joined(
+            _frame(scale, task.unit, height, view.margin),
+            *(_mark(line, scale, task.unit, view.baseline) for line in lines),
+        ),
+        class_="plot",
+        width="100%",
+        height=height + AXIS,
+        role="img",
+        aria_label=f"Differences against {view.baseline} on {task.name}",
+    )
+    return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, AXIS]), plot)
+
+
+def _frame(scale: Axis, unit: Unit, height: int, margin: float | None) -> Markup:
+    """Grid, zero line, tick labels, and the smallest effect of interest as a pale column."""
+    parts = []
+    if margin and unit.scale == 100:
+        span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
+        parts.append(svg("rect", class_="margin", y=0, height=height, **span))
+    shown = [t * unit.scale for t in scale.ticks]
+    decimals = next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in shown)), 6)
+    for tick, number in zip(scale.ticks, shown, strict=True):
+        x = scale.at(tick)
+        kind = "zero" if abs(number) < 1e-9 else "grid"
+        parts.append(svg("line", class_=kind, x1=x, x2=x, y1=0, y2=height))
+        parts.append(svg("text", signed(number, decimals), class_="tick", x=x, y=height + 17))
+    return joined(*parts)
+
+
+def _mark(line: Line, scale: Axis, unit: Unit, baseline: str) -> Markup:
+    """One difference: hover text, adjusted interval (band), 95 % interval (line), the verdict's mark."""
+    d, y, name = line.difference, line.y, verdict_class(line.difference.verdict)
+    parts = [
+        svg("title", tip(d, unit, baseline)),
+        svg("rect", class_="hit", x=0, y=y - ROW // 2, width="100%", height=ROW),
+    ]
+    if d.low_adj is not None and d.high_adj is not None:
+        span = {"x": scale.at(d.low_adj), "width": scale.width(d.low_adj, d.high_adj)}
+        parts.append(svg("rect", class_="band", y=y - 5, height=10, rx=2, **span))
+    if d.low is not None and d.high is not None:
+        parts.append(svg("line", class_="ci", x1=scale.at(d.low), x2=scale.at(d.high), y1=y, y2=y))
+    parts.append(svg("use", href=f"#m-{name}", x=scale.at(d.diff or 0.0), y=y))
+    return svg("g", joined(*parts), class_=f"mark v-{name}")

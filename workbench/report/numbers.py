@@ -1,0 +1,104 @@
+"""How numbers are written in reports: a true minus sign, fixed decimals, a dash where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A score's unit: factor from stored to shown values, decimals, and the word after a difference."""
+
+    scale: float
+    decimals: int
+    word: str
+
+    def score(self, value: float | None) -> str:
+        """A level, such as 55.0; a dash when there is none."""
+        return MISSING if value is None else fixed(value * self.scale, self.decimals)
+
+    def diff(self, value: float | None) -> str:
+        """A difference with its sign, such as +3.1; a value that rounds to zero has no sign."""
+        return MISSING if value is None else signed(value * self.scale, self.decimals)
+
+    def worded(self, value: float | None) -> str:
+        """A difference in running text, such as "+3.1 points"."""
+        return f"{self.diff(value)} {self.word}".rstrip()
+
+    def levels(self, low: float | None, high: float | None) -> str:
+        """An interval of levels, such as [42.0, 67.1]; nothing when an end is absent."""
+        return "" if low is None or high is None else f"[{self.score(low)}, {self.score(high)}]"
+
+    def diffs(self, low: float | None, high: float | None) -> str:
+        """An interval of differences, such as [+1.2, +4.0]; nothing when an end is absent."""
+        return "" if low is None or high is None else f"[{self.diff(low)}, {self.diff(high)}]"
+
+    def around(self, low: float | None, high: float | None) -> str:
+        """An interval of differences in running text, such as "+1.2 to +4.0"."""
+        return MISSING if low is None or high is None else f"{self.diff(low)} to {self.diff(high)}"
+
+
+POINTS = Unit(100.0, 1, "points")
+RAW = Unit(1.0, 3, "")
+PERCENT = Unit(100.0, 0, "%")
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with fixed decimals; never a negative zero."""
+    text = f"{abs(value):.{decimals}f}"
+    return MINUS + text if value < 0 and float(text) != 0 else text
+
+
+def signed(value: float, decimals: int) -> str:
+    """Like `fixed`, with a plus sign before positive numbers."""
+    text = fixed(value, decimals)
+    return "+" + text if value > 0 and float(text) != 0 else text
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals, and <0.001 below."""
+    if p is None:
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return MISSING if value is None else f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def about(value: float | None) -> str:
+    """A whole number rounded to two figures, for rough sizes such as "about 1 900 items"."""
+    if value is None:
+        return MISSING
+    step = 10 ** max(len(str(round(value))) - 2, 0)
+    return count(-(-round(value) // step) * step)
+
+
+def seconds(value: float | None) -> str:
+    """A duration: 0.8 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if value is None:
+        return MISSING
+    if value < 10:
+        return f"{value:.1f} s"
+    total = round(value)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def plural(number: int, word: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{count(number)} {word}" if number == 1 else f"{count(number)} {word}s"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words joined for reading: a, b and c."""
+    parts = list(words)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

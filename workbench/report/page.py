@@ -1,0 +1,118 @@
+"""Renders a comparison document to HTML, Markdown and JSON."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from workbench.report import flips, forest, marks, numbers, wording
+from workbench.report.facts import created, facts, suites
+from workbench.report.markdown import markdown
+from workbench.report.view import VERDICTS, View, finite, view_of
+
+ROLE_WORDS = {
+    "base": "base",
+    "brick": "brick alone",
+    "average": "plain average",
+    "configuration": "configuration",
+}
+SUFFIXES = (".html", ".md", ".json")
+
+
+def render(document: Mapping[str, Any], out: Path) -> list[Path]:
+    """Writes <out>.html, <out>.md and <out>.json and returns their paths in that order.
+
+    `out` may end in one of the three suffixes. Each file is replaced whole. The HTML needs no other file and
+    makes no request; the JSON is the document, with NaN and infinities as null.
+    """
+    document = finite(document)
+    view = view_of(document)
+    stem = out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
+    texts = (
+        html(document, view),
+        markdown(document, view),
+        json.dumps(document, ensure_ascii=False, indent=1) + "\n",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out.with_name(stem + suffix) for suffix in SUFFIXES]
+    for path, text in zip(paths, texts, strict=True):
+        _write(path, text)
+    return paths
+
+
+def html(document: Mapping[str, Any], view: View) -> str:
+    """The page as text. All values of the document pass through the template's escaping."""
+    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    script = _asset("report.js")
+    flip_counts = flips.counts(document, view)
+    context = {
+        "view": view,
+        "title": wording.title(view),
+        "scope": wording.scope(view),
+        "summary": wording.summary(view),
+        "findings": wording.findings(view),
+        "without_average": wording.without_average(view),
+        "missing": wording.missing_controls(view),
+        "interference_text": wording.interference(view),
+        "glossary": wording.glossary(view),
+        "panels": forest.panels(view),
+        "difference_matrix": marks.differences(view),
+        "interference_matrix": marks.interference(view),
+        "top": marks.strip_top(view),
+        "kept": [c for c in view.configurations if c.kept_mean or c.kept],
+        "kept_tasks": [t for t in view.tasks if any(t.name in c.kept for c in view.configurations)],
+        "flips": flip_counts,
+        "packed": flips.pack(document, view),
+        "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
+        "columns": 4 + len(view.tasks) + len(view.retention),
+        "facts": facts(view),
+        "command": view.provenance.get("command"),
+        "suites": suites(view),
+        "created": created(view),
+        "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
+        "style": Markup(_asset("report.css")),  # noqa: S704 - a file of this package
+        "script": Markup(script),  # noqa: S704 - a file of this package
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return env.get_template("report.html.j2").render(context, **_helpers())
+
+
+def _helpers() -> dict[str, Any]:
+    return {
+        "points": numbers.POINTS,
+        "percent": numbers.PERCENT,
+        "about": numbers.about,
+        "count": numbers.count,
+        "p_value": numbers.p_value,
+        "seconds": numbers.seconds,
+        "tip": marks.tip,
+        "bracket": marks.bracket,
+        "recipe_markup": marks.recipe_markup,
+        "strip": marks.strip,
+        "verdict_class": marks.verdict_class,
+        "verdicts": VERDICTS,
+        "role_words": ROLE_WORDS,
+    }
+
+
+def _asset(name: str) -> str:
+    return resources.files("workbench.report").joinpath("templates", name).read_text("utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces the file as a whole, so that an interrupted run leaves the former report."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

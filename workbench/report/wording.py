@@ -1,0 +1,209 @@
+"""Sentences of the report: what was compared, what verdicts say, missing controls, how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.report.numbers import MINUS, PERCENT, POINTS, about, listed, plural
+from workbench.report.view import VERDICTS, Configuration, Difference, Task, View, verdict_word
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is said of one configuration: its name and one or two sentences."""
+
+    name: str
+    text: str
+
+
+def title(view: View) -> str:
+    """The heading, such as "4 configurations compared with base"."""
+    number = len(view.judged)
+    if number == 0:
+        return f"Controls compared with {view.baseline}"
+    return f"{plural(number, 'configuration')} compared with {view.baseline}"
+
+
+def scope(view: View) -> str:
+    """One sentence: how many tasks and items, and that items are paired."""
+    skills, retention = [t.name for t in view.skills], [t.name for t in view.retention]
+    parts = [f"{plural(len(skills), 'skill task')} ({listed(skills)})"] if skills else []
+    if retention:
+        parts.append(f"{listed(retention)}, which tests what the base could already do")
+    items = plural(sum(t.n or 0 for t in view.tasks), "item")
+    return (
+        f"Scored on {' and on '.join(parts) or 'no task'}; {items} in all. Every configuration answers the "
+        f"same items; differences are taken item by item against {view.baseline}."
+    )
+
+
+def summary(view: View) -> list[str]:
+    """Plain sentences over all named configurations; empty when there are none."""
+    if not view.judged:
+        return []
+    sentences = []
+    if view.skills:
+        counts = {c.name: [d.word for d in view.compared(c.name, view.skills)] for c in view.judged}
+        gains = [n for n, v in counts.items() if "better" in v]
+        losses = [n for n, v in counts.items() if "worse" in v]
+        sentences.append(
+            f"{_share(gains, view, f'better than {view.baseline}', 'skill task', begin=True)}; "
+            f"{_share(losses, view, 'worse', 'one')}."
+        )
+    for task in view.retention:
+        told = [_retained(v, [d.configuration for d in _on(view, task) if d.word == v], view) for v in VERDICTS]
+        if any(told):
+            sentences.append(f"On {task.name}, {'; '.join(t for t in told if t)}.")
+    return sentences
+
+
+def findings(view: View) -> list[Finding]:
+    """One finding per named configuration, in the order of the document."""
+    return [Finding(c.name, _finding(view, c)) for c in view.judged]
+
+
+def missing_controls(view: View) -> list[str]:
+    """Controls that a reader needs and the document lacks: base, each parent alone, an average."""
+    roles = {c.role for c in view.configurations}
+    shown = {name for c in view.configurations for name in (c.name, *c.aliases)}
+    notes = [] if "base" in roles else [f"The base was not scored; differences are against {view.baseline}."]
+    lacking = [p for p in dict.fromkeys(p for c in view.named for p in c.parents) if p not in shown]
+    if lacking:
+        notes.append(f"Not scored alone: {listed(lacking)}. What a merge kept there cannot be told.")
+    if "average" not in roles and any(len(c.parents) > 1 for c in view.named):
+        notes.append("No plain average of the bricks was scored: a gain over it cannot be shown.")
+    return notes
+
+
+def without_average(view: View) -> list[str]:
+    """Sets of parents whose plain average was not scored, in words; empty without any average."""
+    averaged = [set(c.parents) for c in view.configurations if c.role == "average"]
+    sets = dict.fromkeys(c.parents for c in view.named if len(c.parents) > 1)
+    return [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
+
+
+def interference(view: View) -> str:
+    """One sentence on bricks that lower a task which they do not own."""
+    owners = {t.name: t.owner for t in view.tasks}
+    told = [
+        f"{e.brick} on {e.task} ({view.unit(e.task).worded(e.diff)})"
+        for e in view.effects.values()
+        if verdict_word(e.verdict) == "worse" and owners.get(e.task) != e.brick
+    ]
+    if told:
+        return f"Worse than the base on a task that the brick was not made for: {listed(told)}."
+    return "No brick alone is worse than the base on a task that it was not made for, as these items tell."
+
+
+def glossary(view: View) -> list[tuple[str, str]]:
+    """How to read the numbers: term and explanation."""
+    percent = f"{view.alpha * 100:g} %"
+    size = f" ({view.family_size} comparisons)" if view.family_size else ""
+    margin = f" (within {POINTS.score(view.margin)} points of zero)" if view.margin else ""
+    score = "Share of items answered correctly under the task's primary metric, in percent."
+    mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks"
+    adjusted = (
+        f"The same difference at the level that the {view.correction.capitalize()} correction gives it in "
+        f"the family{size}. Verdicts rest on this one: the chance that any better or worse in the family "
+        f"is false is at most {percent}."
+    )
+    if view.correction == "none":
+        adjusted = "Not adjusted: among many comparisons some verdicts will be false by chance."
+    power = "in 80 of 100 repetitions"
+    return [
+        ("Score", f"{score} Metrics that are not shares are shown as they are."),
+        ("Mean over skills", f"{mean}: 0 is guessing, 100 is every item right. Retention is not part of it."),
+        (
+            "Difference",
+            f"Score minus {view.baseline}'s score on the same items, in percentage points.",
+        ),
+        (
+            "95 % interval",
+            "For one comparison taken alone: paired by item, with items of one template or passage counted "
+            "as a cluster. Whether two such intervals overlap says nothing about those two.",
+        ),
+        ("Adjusted interval", adjusted),
+        ("Better, worse", "The adjusted interval lies wholly above or below zero."),
+        ("Equivalent", f"The adjusted interval lies wholly within the smallest effect of interest{margin}."),
+        (
+            "Cannot tell",
+            "These items decide neither way: a difference may exist and not show. “Needs n”: about how many "
+            "items would find a difference as large as the one seen, or as the smallest effect of interest "
+            f"where that is larger, {power}.",
+        ),
+        ("Detectable", f"Smallest true difference that these items would show {power}."),
+        (
+            "Kept",
+            "Chance-corrected score over that of the configuration's best parent alone, per task; overall, "
+            "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging.",
+        ),
+        ("Not tested", "Configurations are compared with the baseline, not with one another."),
+    ]
+
+
+def _finding(view: View, configuration: Configuration) -> str:
+    found = view.compared(configuration.name, view.tasks)
+    if not found:
+        return f"No difference against {view.baseline} is in this document."
+    clauses = []
+    for verdict in VERDICTS:
+        group = [d for d in found if d.word == verdict]
+        if group:
+            clauses.append(f"{_intro(verdict, view)} {listed(_told(view, d) for d in group)}")
+    text = _capital("; ".join(clauses)) + "." if clauses else ""
+    kept = configuration.kept_mean
+    if kept is not None:
+        share = f"{PERCENT.score(kept.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept.low, kept.high)}"
+        text += f" Keeps {share.strip()} of its parents' skill."
+    return text.strip()
+
+
+def _intro(verdict: str, view: View) -> str:
+    return {
+        "better": f"better than {view.baseline} on",
+        "worse": f"worse than {view.baseline} on",
+        "equivalent": "equivalent on",
+        "cannot tell": "cannot tell on",
+        "no item changed": "no item changed on",
+    }[verdict]
+
+
+def _told(view: View, d: Difference) -> str:
+    unit = view.unit(d.task)
+    if d.word == "no item changed":
+        return d.task
+    if d.word == "cannot tell":
+        needs = f"; needs\N{NO-BREAK SPACE}n\N{NO-BREAK SPACE}≈\N{NO-BREAK SPACE}{about(d.needs)}" if d.needs else ""
+        return f"{d.task} ({unit.diff(d.diff)}{needs})"
+    return f"{d.task} ({unit.diff(d.diff)})"
+
+
+def _retained(verdict: str, names: Sequence[str], view: View) -> str:
+    if not names:
+        return ""
+    if verdict in ("cannot tell", "no item changed"):
+        return f"{verdict} for {listed(names)}"
+    than = f"equivalent to {view.baseline}" if verdict == "equivalent" else f"{verdict} than {view.baseline}"
+    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} {than}"
+
+
+def _on(view: View, task: Task) -> list[Difference]:
+    return [d for c in view.judged for d in view.compared(c.name, [task])]
+
+
+def _share(names: Sequence[str], view: View, verdict: str, task: str, begin: bool = False) -> str:
+    """Which configurations have a verdict on a skill task, such as "all are worse on at least one"."""
+    every = [c.name for c in view.judged]
+    if not names:
+        none = "None is" if begin else "none is"
+        subject = none if len(every) > 1 else f"{every[0]} is not"
+        return f"{subject} {verdict} on any {task}".removesuffix(" one")
+    everyone = "All" if begin else "all"
+    subject = everyone if len(names) == len(every) > 1 else listed(names)
+    some = "at least one" if task == "one" else f"at least one {task}"
+    return f"{subject} {'is' if len(names) == 1 else 'are'} {verdict} on {some}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,220 @@
+"""A recipe with every reference resolved: files, digests, and the keys that name what each step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, tokenizer_digest
+from workbench.errors import WorkbenchError
+from workbench.fields import Where, parse_size
+from workbench.layout import Model
+from workbench.recipe import Recipe, dump_step, load_recipe
+from workbench.registry import EditMethod, MergeMethod
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
+
+CACHE = ".workbench"
+# Fields of config.json that change what equal weights compute.
+_SHARED = frozenset({
+    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_scaling",
+    "rope_parameters", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
+    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe whose inputs are there and fit.
+
+    Attributes:
+        recipe: As written.
+        base: The base's lazy weights and configuration.
+        base_path: Its directory.
+        base_digest: Digest of its weights and configuration.
+        bricks: Name -> files, or another resolved recipe.
+        digests: Brick name -> digest of its content, or the other recipe's key.
+        warnings: What the user should know, and the run records.
+    """
+
+    recipe: Recipe
+    base: Model
+    base_path: Path
+    base_revision: str | None
+    base_digest: str
+    bricks: dict[str, Brick | Resolved]
+    digests: dict[str, str]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Path:
+        """The project's cache."""
+        return self.recipe.project / CACHE
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Key of the state after each step: all that its numbers depend on."""
+        key = json_digest(["base", self.base_digest])
+        keys = []
+        for step in self.recipe.steps:
+            parts: list[Any] = [key, dump_step(step), type(step).version]
+            if isinstance(step, MergeMethod):
+                parts.append([[name, self.digests[name]] for name in self.recipe.used_bricks(step)])
+            elif isinstance(step, EditMethod):
+                parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
+                parts.append([self.recipe.fields.seed, tokenizer_digest(self.base_path)])
+            key = json_digest(parts)
+            keys.append(key)
+        return keys
+
+    @cached_property
+    def key(self) -> str:
+        """Key of the configuration: the last step's, and the dtype of the output."""
+        last = self.keys[-1] if self.keys else json_digest(["base", self.base_digest])
+        return json_digest([last, self.recipe.fields.output.dtype])
+
+    @property
+    def run_key(self) -> str:
+        """Key of the run directory: the configuration's, and the layout of its files."""
+        return json_digest([self.key, parse_size(self.recipe.fields.output.shard_size)])
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of the output's floats; None keeps the base's."""
+        name = self.recipe.fields.output.dtype
+        return getattr(torch, name) if name else None
+
+    @property
+    def parents(self) -> list[str]:
+        """Bricks that merge steps use, in the recipe's order."""
+        used = {n for s in self.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
+        return [name for name in self.recipe.fields.bricks if name in used]
+
+
+def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
+    """Find and check every input of a recipe, from headers. All problems are listed at once.
+
+    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base.
+    """
+    cache = recipe.project / CACHE
+    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
+    base = Model(checkpoint, checkpoint.config)
+    base_digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache), checkpoint.config)
+    bricks: dict[str, Brick | Resolved] = {}
+    digests: dict[str, str] = {}
+    warnings: list[str] = []
+    problems: list[WorkbenchError] = []
+    for name, ref in recipe.fields.bricks.items():
+        try:
+            if ref.kind == "recipe":
+                inner = _inner(recipe, name, ref.target, base_digest, _above)
+                bricks[name], digests[name] = inner, inner.key
+            else:
+                brick = resolve_brick(name, ref, recipe.project)
+                warnings += _check(brick, base, base_digest, checkpoint.path, cache)
+                bricks[name], digests[name] = brick, brick.digest(cache)
+        except WorkbenchError as error:
+            problems.append(error)
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, base)]
+    if problems:
+        raise _all(problems)
+    return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings)
+
+
+def _all(problems: list[WorkbenchError]) -> WorkbenchError:
+    hints = list(dict.fromkeys(p.hint for p in problems if p.hint))
+    return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
+
+
+def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tuple[Path, ...]) -> Resolved:
+    path = (recipe.project / target).resolve()
+    chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
+    if path in chain:
+        raise WorkbenchError(f"brick '{name}': {target} needs itself: " + " -> ".join(p.name for p in (*chain, path)),
+                             "A recipe cannot be its own brick.", 2)
+    inner = resolve(load_recipe(path), chain)
+    if inner.base_digest != base_digest:
+        raise WorkbenchError(f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
+                             "A brick's delta refers to the recipe's base: use the same one.")
+    return inner
+
+
+def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: Path) -> list[str]:
+    """Whether a brick fits; returns what is worth a warning."""
+    warnings = []
+    if brick.kind == "adapter":
+        brick.adapter.bind(base.weights.specs)
+        warnings += _edit_warnings(brick, base_digest)
+    else:
+        check_checkpoint(brick, base)
+        warnings += _check_constants(brick, base)
+        mine, theirs = tokenizer_digest(brick.path), tokenizer_digest(base_path)
+        if mine and theirs and mine != theirs:
+            warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
+    recorded = brick.card.base.digest if brick.card else None
+    if recorded and recorded != base_digest:
+        warnings.append(f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {base_digest[:10]}): "
+                        "its delta transfers approximately")
+    return warnings
+
+
+def _check_constants(brick: Brick, base: Model) -> list[str]:
+    """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
+    checkpoint = base.weights
+    assert isinstance(checkpoint, Checkpoint)
+    for name, entry in checkpoint.entries.items():
+        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+            raise WorkbenchError(f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
+                                 "Use a fine-tune that leaves it alone.")
+    mine, theirs = brick.checkpoint.config, base.config
+    changed = sorted(k for k in _SHARED & (set(mine) | set(theirs)) if mine.get(k) != theirs.get(k))
+    return [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
+
+
+def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:
+    """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
+    record = read_json(brick.path / "edit.json")
+    if not isinstance(record, dict) or "solved_on" not in record:
+        return []
+    if record.get("base") != base_digest:
+        raise WorkbenchError(f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {base_digest[:10]})",
+                             "Solve it again on this base: an `edit` step with the same facts.")
+    return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]
+
+
+def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
+    """Every `where` of every step names something: each glob a tensor, each slice a layer."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        for path, where in _places(step):
+            if unmatched := where.unmatched(base):
+                problems.append(recipe.error(("steps", i, *path), f"{unmatched} matches no tensor of the base",
+                                             "`workbench brick show` and config.json name tensors and layers."))
+    return problems
+
+
+def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
+    """Every `where` below a step's field, with its path."""
+    if isinstance(value, Where):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            yield from _places(getattr(value, name), (*path, field.alias or name))
+    elif isinstance(value, (dict, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*path, key))
+
+
+def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
+    found = []
+    for i, step in enumerate(recipe.steps):
+        for file in step.inputs() if isinstance(step, EditMethod) else ():
+            if not (recipe.project / file).is_file():
+                found.append(recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder."))
+    return found

@@ -1,0 +1,131 @@
+"""Run directories: one a recipe key, written whole or not at all, resumed where it was interrupted.
+
+    runs/<name>-<key10>/
+        recipe.yaml      the recipe as it was
+        run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
+        log.jsonl        events
+        model/           the checkpoint (model.partial/ while it is written)
+        edits/<step>/    every edit's result, a PEFT adapter
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.weights.digests import read_json, write_json
+
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """The finished checkpoint."""
+        return self.path / "model"
+
+    @property
+    def partial(self) -> Path:
+        """The checkpoint while it is written."""
+        return self.path / "model.partial"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json; empty where it is missing or damaged."""
+        return read_json(self.path / RECORD) or {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well: the only state in which its model is an input for anything."""
+        return self.record.get("status") == "done" and self.model.is_dir()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replace run.json."""
+        write_json(self.path / RECORD, record, indent=2)
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append an event to log.jsonl."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory. Errors: another process holds it, named with its age."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        lock = FileLock(str(file))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = read_json(self.path / ".holder") or {}
+            age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
+            raise WorkbenchError(f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
+                                 "Wait for it, or stop it: the same command then resumes.") from None
+        try:
+            write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
+            yield
+        finally:
+            (self.path / ".holder").unlink(missing_ok=True)
+            lock.release()
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+
+def run_for(runs: Path, name: str, key: str) -> Run:
+    """The directory of a recipe key."""
+    return Run(runs / f"{name}-{key[:10]}")
+
+
+def list_runs(runs: Path) -> list[Run]:
+    """All run directories, newest first."""
+    found = [Run(p.parent) for p in runs.glob(f"*/{RECORD}")]
+    return sorted(found, key=lambda run: run.record.get("created", ""), reverse=True)
+
+
+def find_run(runs: Path, name: str) -> Run:
+    """A run by its directory, its name, or the start of either. Errors: none, several."""
+    direct = Path(name)
+    if (direct / RECORD).is_file():
+        return Run(direct.resolve())
+    every = list_runs(runs)
+    exact = [run for run in every if run.name == name]
+    found = exact or [run for run in every if run.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise WorkbenchError(f"'{name}' fits {len(found)} runs: {', '.join(run.name for run in found[:4])}", "Give more of the name.")
+    raise WorkbenchError(f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all.")
+
+
+def remove_run(run: Run) -> int:
+    """Delete a run directory; returns the bytes freed. Errors: a process holds it."""
+    size = run.size()
+    with run.lock():
+        for child in run.path.iterdir():
+            if child.name in (".lock", ".holder"):
+                continue
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    shutil.rmtree(run.path)
+    return size

@@ -1,0 +1,230 @@
+"""Scores as documents, and the store that keeps them by plan and configuration."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from workbench.errors import WorkbenchError
+from workbench.suites import Plan
+
+Row = dict[str, Any]
+Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
+DESIGN_ORDER = ("base", "brick", "average", "configuration")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is scored.
+
+    Attributes:
+        digest: Content digest of the weights, 32 hex digits: equal digest, equal scores.
+        role: base | brick | average | configuration.
+        parents: Names of the bricks it was made from.
+        recipe: Project-relative path of its recipe.
+        base: Digest of its base.
+    """
+
+    digest: str
+    name: str
+    role: str = "configuration"
+    parents: tuple[str, ...] = ()
+    recipe: str | None = None
+    base: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in DESIGN_ORDER:
+            raise ValueError(f"role {self.role!r} of {self.name}: expected one of {', '.join(DESIGN_ORDER)}")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Alias(_Document):
+    """Another name of the same weights."""
+
+    name: str
+    role: str
+    recipe: str | None = None
+
+
+class Metric(_Document):
+    """A mean over items with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TaskScores(_Document):
+    """Scores on one task."""
+
+    n: int
+    metrics: dict[str, Metric]
+
+
+class Scores(_Document):
+    """Scores of one configuration under one plan, as stored."""
+
+    version: int = 1
+    suite: str
+    plan: str
+    configuration: Configuration
+    aliases: tuple[Alias, ...] = ()
+    partial: bool = False
+    seconds: float
+    device: str
+    created: str
+    versions: dict[str, str]
+    tasks: dict[str, TaskScores]
+
+    @property
+    def names(self) -> list[str]:
+        """All names of the configuration, the shown one first."""
+        return [self.configuration.name, *(alias.name for alias in self.aliases)]
+
+    def also(self, configuration: Configuration) -> Scores:
+        """The same scores with one more name of the same weights."""
+        return self.model_copy(update={"aliases": (*self.aliases, _alias(configuration))})
+
+    def called(self, configuration: Configuration) -> Scores:
+        """The same scores shown under the name that is asked for; all others become aliases."""
+        others = tuple(a for a in (_alias(self.configuration), *self.aliases) if a.name != configuration.name)
+        return self.model_copy(update={"configuration": configuration, "aliases": others})
+
+
+def _alias(configuration: Configuration) -> Alias:
+    return Alias(name=configuration.name, role=configuration.role, recipe=configuration.recipe)
+
+
+class Store:
+    """Scores under `root`, one folder a plan, one pair of files a configuration.
+
+    Files appear whole or not at all: rows first, the scores document last. While a configuration is being scored, finished tasks
+    wait in `<config12>.partial/`, so that an interrupted evaluation scores only the rest.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, suite: str, plan: str) -> Path:
+        """Folder of a plan."""
+        return self.root / f"{suite}-{plan[:12]}"
+
+    def has(self, plan: Plan, digest: str) -> bool:
+        """Whether the configuration's scores under this plan are complete."""
+        return self._path(plan.suite.suite, plan.digest, digest).is_file()
+
+    def read(self, plan: Plan, digest: str) -> Scores:
+        """Stored scores. Errors: not scored yet, or stored under a colliding name."""
+        path = self._path(plan.suite.suite, plan.digest, digest)
+        if not path.is_file():
+            raise WorkbenchError(
+                f"configuration {digest[:12]} has no scores on suite '{plan.suite.suite}' under plan {plan.digest[:12]}",
+                "Score it first: workbench eval RECIPE",
+            )
+        scores = Scores.model_validate_json(path.read_text("utf-8"))
+        if scores.configuration.digest != digest or scores.plan != plan.digest:
+            raise WorkbenchError(
+                f"{path}: scores of {scores.configuration.digest} under plan {scores.plan}, "
+                f"expected {digest} under {plan.digest}",
+                f"Remove the file and score again: rm {path}",
+            )
+        return scores
+
+    def list(self, plan: Plan) -> list[Scores]:
+        """All complete scores under a plan, in design order, then by name."""
+        folder = self.folder(plan.suite.suite, plan.digest)
+        found = [Scores.model_validate_json(p.read_text("utf-8")) for p in folder.glob("*.json") if p.name != "plan.json"]
+        return sorted(found, key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
+
+    def record(self, scores: Scores) -> dict[str, Any]:
+        """The plan.json under which scores were taken."""
+        document: dict[str, Any] = json.loads((self.folder(scores.suite, scores.plan) / "plan.json").read_text("utf-8"))
+        return document
+
+    def items(self, scores: Scores) -> Rows:
+        """Prompts, choices and gold answers of the plan's items."""
+        return _read_rows(self.folder(scores.suite, scores.plan) / "items.jsonl.gz")
+
+    def rows(self, scores: Scores) -> Rows:
+        """Per-item metrics and answers of a configuration."""
+        return _read_rows(self._path(scores.suite, scores.plan, scores.configuration.digest).with_suffix(".jsonl.gz"))
+
+    def write(self, plan: Plan, scores: Scores, rows: Rows, items: Rows) -> None:
+        """Keep finished scores; finished tasks that waited beside them are dropped."""
+        folder = self.folder(plan.suite.suite, plan.digest)
+        path = self._path(plan.suite.suite, plan.digest, scores.configuration.digest)
+        self.write_plan(plan)
+        if not (folder / "items.jsonl.gz").exists():
+            _write_rows(folder / "items.jsonl.gz", items)
+        _write_rows(path.with_suffix(".jsonl.gz"), rows)
+        _write(path, (scores.model_dump_json(indent=1) + "\n").encode())
+        shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
+
+    def update(self, plan: Plan, scores: Scores) -> None:
+        """Rewrite the scores document, after a name was added."""
+        _write(
+            self._path(plan.suite.suite, plan.digest, scores.configuration.digest),
+            (scores.model_dump_json(indent=1) + "\n").encode(),
+        )
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.json where it is missing or its suite's analysis settings have changed."""
+        path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
+        data = (json.dumps(plan.document(), indent=1) + "\n").encode()
+        if not path.exists() or path.read_bytes() != data:
+            _write(path, data)
+
+    def finished_task(self, plan: Plan, digest: str, task: str) -> dict[str, Any] | None:
+        """A task's result from an interrupted evaluation."""
+        path = self._partial(plan, digest, task)
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+        return result if result["digest"] == digest else None
+
+    def keep_task(self, plan: Plan, digest: str, task: str, result: Mapping[str, Any]) -> None:
+        """Keep a task's result until the configuration is complete."""
+        data = json.dumps({"digest": digest, **result}, ensure_ascii=False).encode()
+        _write(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
+
+    def _path(self, suite: str, plan: str, digest: str) -> Path:
+        return self.folder(suite, plan) / f"{digest[:12]}.json"
+
+    def _partial(self, plan: Plan, digest: str, task: str) -> Path:
+        return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
+
+
+def _read_rows(path: Path) -> Rows:
+    rows: Rows = {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            rows.setdefault(row["task"], []).append(row)
+    return rows
+
+
+def _write_rows(path: Path, rows: Rows) -> None:
+    lines: Iterable[str] = (json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task)
+    _write(path, gzip.compress("".join(lines).encode(), 6, mtime=0))  # mtime 0: equal rows, equal bytes
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that it exists whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,309 @@
+"""Suites: which tasks are scored, on which items, and the digest of everything that decides the numbers.
+
+Nothing here imports torch or lm_eval, so that stored scores can be found quickly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.taskfiles import Source, digest_of
+from workbench.yamldoc import load
+
+SCORER = "hflm"
+_PLAN_FORMAT = "plan-1 softmax-float32 seed-1234"
+_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_NOT_TOKENS = (
+    "padding",
+    "truncation",
+    "name_or_path",
+    "transformers_version",
+    "tokenizer_class",
+    "is_local",
+    "backend",
+    "local_files_only",
+)
+
+
+class Suite(BaseModel):
+    """A named list of lm-eval tasks and how their scores are compared.
+
+    Attributes:
+        tasks: Task names: local ones under evals/tasks, or any that lm-eval bundles.
+        primary: Headline metric of a task; its first metric if not given.
+        chance: Score of guessing, by task; 0 if not given.
+        cluster: Field of the documents that says which items belong together; one name, or one by task. `id` makes each
+            item stand alone.
+        limit: Number of items, one for all tasks or by task: those with the smallest hash of their id, never the first ones.
+        baseline: Configuration that differences are taken against.
+        alpha: Error rate of the verdicts over the family.
+        min_effect: Smallest difference of interest, and the margin within which configurations are equivalent.
+        roles: `skill` (default), `retention` or `edit` (what an edit teaches), by task.
+        owners: Brick that teaches a task.
+        chat_template: Wrap prompts in the tokenizer's chat template.
+        num_fewshot: Examples before each prompt; the task's own number if not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    description: str = ""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    primary: dict[str, str] = {}
+    chance: dict[str, float] = {}
+    cluster: str | dict[str, str] = "cluster"
+    limit: int | dict[str, int] | None = None
+    baseline: str = "base"
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    min_effect: float = Field(default=0.02, ge=0)
+    roles: dict[str, Literal["skill", "retention", "edit"]] = {}
+    owners: dict[str, str] = {}
+    chat_template: bool = False
+    num_fewshot: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _names_are_tasks(self) -> Suite:
+        twice = [name for name, count in Counter(self.tasks).items() if count > 1]
+        if twice:
+            raise ValueError(f"tasks: '{twice[0]}' is listed twice")
+        for name in ("primary", "chance", "cluster", "limit", "roles", "owners"):
+            value = getattr(self, name)
+            for task in value if isinstance(value, dict) else ():
+                if task not in self.tasks:
+                    raise ValueError(f"{name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
+        for task, chance in self.chance.items():
+            if not 0 <= chance < 1:
+                raise ValueError(f"chance: {task}: expected a number from 0 up to, not including, 1, found {chance}")
+        for limit in [self.limit] if isinstance(self.limit, int) else (self.limit or {}).values():
+            if limit < 1:
+                raise ValueError(f"limit: expected at least 1 item, found {limit}")
+        return self
+
+    def cluster_of(self, task: str) -> str:
+        """Field that clusters a task's items."""
+        return self.cluster if isinstance(self.cluster, str) else self.cluster.get(task, "cluster")
+
+    def limit_of(self, task: str) -> int | None:
+        """Number of items of a task; None for all."""
+        return self.limit.get(task) if isinstance(self.limit, dict) else self.limit
+
+    def role_of(self, task: str) -> str:
+        """skill | retention | edit; the mean over skills and `kept` look at skills only."""
+        return self.roles.get(task, "skill")
+
+
+def load_suite(name: str | Path, project: Path) -> Suite:
+    """Read a suite by path or, from <project>/evals/suites, by name. Errors: unknown name (with the nearest), invalid fields."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        folder = project / "evals" / "suites"
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            known = sorted(p.stem for p in folder.glob("*.yaml"))
+            raise WorkbenchError(f"unknown suite '{name}' in {folder}", nearest(str(name), known))
+    elif (project / path).is_file():
+        path = project / path
+    return load(path).validate(Suite)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a task: its id and the cluster it belongs to."""
+
+    id: str
+    cluster: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One suite, on fixed items, with one tokenizer, scorer, dtype and batch size. Equal digest: comparable scores.
+
+    Attributes:
+        items: Task -> its items, in the order of the data.
+        kinds, metrics: lm-eval's output type and metrics of each task.
+        tokenizer: Folder of the tokenizer, or the object.
+        bundled: Tasks that lm-eval brings along.
+        partial: Cut by a limit that the suite does not ask for.
+    """
+
+    suite: Suite
+    digest: str
+    items: Mapping[str, tuple[Item, ...]]
+    kinds: Mapping[str, str]
+    metrics: Mapping[str, tuple[str, ...]]
+    tokenizer: Any = field(repr=False)
+    tokenizer_digest: str
+    tasks_dir: Path
+    dtype: str
+    batch_size: int
+    bundled: frozenset[str] = frozenset()
+    partial: bool = False
+
+    def primary(self, task: str) -> str:
+        """Headline metric of a task."""
+        return self.suite.primary.get(task, self.metrics[task][0])
+
+    def document(self) -> dict[str, Any]:
+        """plan.json."""
+        tasks = {
+            t: {"n": len(self.items[t]), "kind": self.kinds[t], "metrics": list(self.metrics[t]), "primary": self.primary(t)}
+            for t in self.suite.tasks
+        }
+        return {
+            "version": 1,
+            "suite": self.suite.model_dump(mode="json"),
+            "plan": self.digest,
+            "tokenizer": self.tokenizer_digest,
+            "scorer": SCORER,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "partial": self.partial,
+            "versions": versions(),
+            "tasks": tasks,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what computes scores, read without importing it."""
+    found = {}
+    for name in ("lm_eval", "transformers", "torch", "tokenizers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def make_plan(
+    suite: Suite,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    *,
+    tasks_dir: Path,
+    dtype: str,
+    batch_size: int,
+    limit: int | None = None,
+) -> Plan:
+    """Choose the items and take the digest.
+
+    The digest covers task definitions, their code and data, the suite's fields that decide scores (not those of the analysis),
+    tokenizer, chat template, scorer, dtype, batch size and lm-eval's version.
+    """
+    items, parts, partial = {}, [], False
+    for source in sources:
+        _check_metric(suite, source)
+        everything = _items(suite, source)
+        wanted = suite.limit_of(source.name) or len(everything)
+        kept = min(wanted, len(everything), limit or len(everything))
+        partial |= kept < min(wanted, len(everything))
+        items[source.name] = subset(everything, kept)
+        parts.append([source.name, source.digest, suite.cluster_of(source.name), kept])
+    token = tokenizer_digest(tokenizer)
+    facts = [_PLAN_FORMAT, parts, suite.chat_template, suite.num_fewshot, token, SCORER, dtype, batch_size, versions()["lm_eval"]]
+    return Plan(
+        suite=suite,
+        digest=digest_of(json.dumps(facts).encode()),
+        items=items,
+        kinds={s.name: s.kind for s in sources},
+        metrics={s.name: s.metrics for s in sources},
+        tokenizer=tokenizer,
+        tokenizer_digest=token,
+        tasks_dir=tasks_dir,
+        dtype=dtype,
+        batch_size=batch_size,
+        bundled=frozenset(s.name for s in sources if s.bundled),
+        partial=partial,
+    )
+
+
+def subset(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """The n items with the smallest hash of their id, in their old order."""
+    chosen = {item.id for item in sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(item.id.encode()), item.id))[:n]}
+    return tuple(item for item in items if item.id in chosen)
+
+
+def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = False) -> list[str]:
+    """Ids of documents. Bundled tasks without an `id` field get a hash of the document's content."""
+    ids, seen = [], Counter[str]()
+    for number, doc in enumerate(docs, 1):
+        if doc.get("id") is not None:
+            ids.append(str(doc["id"]))
+        elif bundled:
+            name = digest_of(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
+            seen[name] += 1
+            ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        else:
+            raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Give every item of the data a unique id.")
+    return ids
+
+
+def _items(suite: Suite, source: Source) -> list[Item]:
+    name, by = source.name, suite.cluster_of(source.name)
+    if not source.docs:
+        raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+    ids = item_ids(source.docs, name, bundled=source.bundled)
+    twice = [i for i, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise WorkbenchError(
+            f"task '{name}': {len(twice)} ids occur more than once, first '{twice[0]}'",
+            "Items are paired by id: make the ids of the data unique.",
+        )
+    if by == "id":
+        return [Item(i, i) for i in ids]
+    for number, doc in enumerate(source.docs, 1):
+        if doc.get(by) is None:
+            raise WorkbenchError(
+                f"task '{name}': item {number} has no cluster field '{by}'. {nearest(by, doc)}",
+                f"Add it to the data, or write `cluster: {{{name}: id}}` in the suite if every item stands alone.",
+            )
+    return [Item(i, str(doc[by])) for i, doc in zip(ids, source.docs, strict=True)]
+
+
+def _check_metric(suite: Suite, source: Source) -> None:
+    if not source.metrics:
+        raise WorkbenchError(
+            f"task '{source.name}' ({source.kind}) has no metric that is a mean over items",
+            "Corpus metrics such as perplexity cannot be paired by item: use a task with acc or exact_match.",
+        )
+    metric = suite.primary.get(source.name, source.metrics[0])
+    if metric not in source.metrics:
+        raise WorkbenchError(
+            f"suite '{suite.suite}': task '{source.name}' has no metric '{metric}'", nearest(metric, source.metrics)
+        )
+    if metric in source.lower:
+        raise WorkbenchError(
+            f"suite '{suite.suite}': primary metric '{metric}' of task '{source.name}': lower is better",
+            "Choose a primary metric where higher is better.",
+        )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of a tokenizer folder, or of a tokenizer object's saved form: vocabulary, settings, chat template.
+
+    What does not change a token is left out: names, versions, and the padding and truncation that a caller last used.
+    """
+    if not isinstance(tokenizer, (str, Path)):
+        with TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return tokenizer_digest(folder)
+    parts: list[Any] = []
+    for path in sorted(Path(tokenizer).glob("*")):
+        if path.name in _TOKENIZER_JSON:
+            content = json.loads(path.read_text("utf-8"))
+            parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
+        elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
+            parts.append([path.name, digest_of(path.read_bytes())])
+    if not parts:
+        raise WorkbenchError(f"no tokenizer found in {tokenizer}", "Expected tokenizer.json and tokenizer_config.json.")
+    return digest_of(json.dumps(parts, sort_keys=True).encode())

@@ -1,0 +1,176 @@
+"""Local lm-eval tasks as files: what defines a task, its documents, its metrics, and their digest.
+
+Read without importing lm_eval or any task code, so that a plan's digest is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from workbench.errors import WorkbenchError
+
+# Metrics that lm-eval gives a task without a metric_list, as far as they are means over items.
+DEFAULT_METRICS = {"multiple_choice": ("acc", "acc_norm"), "generate_until": ("exact_match",), "loglikelihood": ("acc",)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task's documents and what identifies them.
+
+    Attributes:
+        kind: lm-eval's output type.
+        metrics: Metrics that are means over items, the first one the default headline.
+        lower: Those of them where lower is better.
+        docs: Documents in file order.
+        digest: Of the task's definition, code and data.
+        bundled: Taken from lm-eval's own tasks.
+    """
+
+    name: str
+    kind: str
+    metrics: tuple[str, ...]
+    lower: frozenset[str]
+    docs: Sequence[Mapping[str, Any]]
+    digest: str
+    bundled: bool = False
+
+
+class _Function(str):
+    """A `!function module.name` of a task file."""
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """YAML of lm-eval tasks; functions stay names and no code is imported."""
+
+
+_TaskLoader.add_constructor("!function", lambda _, node: _Function(node.value))
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A local task: its merged configuration and the files that define it (definition, includes, functions beside them)."""
+
+    path: Path
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+    def source(self, name: str) -> Source | None:
+        """Documents read straight from JSON lines; None if lm-eval has to load them (hub data, functions over documents)."""
+        config = self.config
+        if not config.get("dataset_path") and not config.get("custom_dataset"):
+            raise WorkbenchError(
+                f"{self.path}: task '{name}' has no data: neither dataset_path nor custom_dataset",
+                "See evals/tasks for tasks that read JSON lines through localdata.jsonl.",
+            )
+        given = (config.get("dataset_kwargs") or {}).get("data_files")
+        if not config.get("custom_dataset") or config.get("process_docs") or not isinstance(given, dict):
+            return None
+        paths = {split: self.path.parent / str(p) for split, p in given.items()}
+        for path in paths.values():
+            if not path.is_file():
+                raise WorkbenchError(
+                    f"{self.path}: task '{name}': data file {path} not found", "Generate it or correct data_files."
+                )
+        test = paths.get(str(config.get("test_split") or config.get("validation_split")))
+        if test is None or any(p.suffix != ".jsonl" for p in paths.values()):
+            return None
+        metrics, lower = listed_metrics(config)
+        return Source(
+            name,
+            str(config.get("output_type", "generate_until")),
+            metrics,
+            lower,
+            _read_jsonl(test, name),
+            files_digest([*self.files, *paths.values()], self.path.parent),
+        )
+
+
+def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """A task's metrics that are means over items, and those where lower is better; names as in the stored rows."""
+    listed = config.get("metric_list")
+    if not listed:
+        return DEFAULT_METRICS.get(str(config.get("output_type", "generate_until")), ()), frozenset()
+    means = [m for m in listed if m.get("aggregation", "mean") == "mean" and "perplexity" not in str(m["metric"])]
+    filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
+    names = {metric_name(str(m["metric"]), f, filters): m.get("higher_is_better") is False for f in filters for m in means}
+    return tuple(names), frozenset(n for n, lower in names.items() if lower)
+
+
+def metric_name(metric: str, by: str, filters: Sequence[str]) -> str:
+    """`metric` for a task's first filter, `metric,filter` for the others."""
+    return metric if by == filters[0] else f"{metric},{by}"
+
+
+def task_index(tasks_dir: Path) -> dict[str, TaskFile]:
+    """Local tasks by name, as lm-eval finds them: every *.yaml below the folder. Errors: a file that is not YAML."""
+    found: dict[str, TaskFile] = {}
+    for path in sorted(tasks_dir.rglob("*.yaml")):
+        config, files = _task_config(path.resolve(), ())
+        name = config.get("task")
+        if isinstance(name, str) and "group" not in config:
+            if name in found:
+                raise WorkbenchError(f"{path}: task '{name}' is also defined in {found[name].path}", "Rename one of the two.")
+            found[name] = TaskFile(path.resolve(), config, files)
+    return found
+
+
+def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    if path in seen:
+        raise WorkbenchError(f"{path}: includes itself", "Break the cycle of includes.")
+    try:
+        config = yaml.load(path.read_text("utf-8"), _TaskLoader)  # noqa: S506, TID251  a SafeLoader
+    except FileNotFoundError:
+        raise WorkbenchError(f"{seen[-1]}: included file {path} not found", None) from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}" if error.problem_mark else ""
+        raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", "lm-eval would skip this file in silence.") from error
+    if not isinstance(config, dict):
+        raise WorkbenchError(f"{path}: expected a mapping, found {type(config).__name__}", None)
+    includes = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    files = [path, *(path.parent / f"{f.rpartition('.')[0].replace('.', '/')}.py" for f in _functions(config))]
+    for name in includes if isinstance(includes, list) else [includes]:
+        inner, more = _task_config((path.parent / name).resolve(), (*seen, path))
+        merged.update(inner)
+        files.extend(more)
+    return {**merged, **config}, tuple(dict.fromkeys(f for f in files if f.is_file()))
+
+
+def _functions(value: Any) -> list[_Function]:
+    if isinstance(value, _Function):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [f for v in inner for f in _functions(v)]
+
+
+def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
+    docs = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                docs.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise WorkbenchError(
+                    f"{path}:{number}: task '{task}': not JSON: {error.msg}", "One JSON object a line."
+                ) from error
+    return docs
+
+
+def files_digest(files: Iterable[Path], root: Path) -> str:
+    """Digest of files' names and bytes."""
+    parts = sorted(
+        (str(f.relative_to(root)) if f.is_relative_to(root) else f.name, digest_of(f.read_bytes())) for f in set(files)
+    )
+    return digest_of(json.dumps(parts).encode())
+
+
+def digest_of(data: bytes) -> str:
+    """XXH3-128 in hex."""
+    return xxhash.xxh3_128_hexdigest(data)

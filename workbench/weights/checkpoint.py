@@ -1,0 +1,234 @@
+"""Safetensors checkpoints, read by header first and then in row blocks straight from their offsets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.weights.specs import DTYPES, Source, TensorSpec
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CONVERT = (
+    "python -c \"from transformers import AutoModelForCausalLM as A; "
+    "A.from_pretrained('{path}').save_pretrained('{path}-safetensors')\"  (opens the pickle: only for files that you trust)"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies."""
+
+    file: Path
+    offset: int
+    spec: TensorSpec
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file, in the order of their offsets.
+
+    Errors: not safetensors, header over 100 MB, gaps or overlaps, truncated file, quantised dtypes.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise WorkbenchError(
+                f"{file}: not a safetensors file (header of {length:,} bytes in a file of {size:,})",
+                "The download may be incomplete: fetch the file again.")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            described = [_described(name, info) for name, info in header.items()]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise WorkbenchError(f"{file}: damaged safetensors header", "Fetch the file again.") from None
+    entries: dict[str, Entry] = {}
+    expected = 0
+    for start, stop, name, dtype, shape in sorted(described):
+        if dtype not in DTYPES:
+            raise WorkbenchError(
+                f"{file}: {name} has dtype {dtype}, a quantised or packed format; expected floating point",
+                "Dequantise the model first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`.")
+        spec = TensorSpec(shape, DTYPES[dtype])
+        if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
+            raise WorkbenchError(f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
+                                 "The file is damaged: fetch it again.")
+        expected = stop
+        entries[name] = Entry(file, 8 + length + start, spec)
+    if 8 + length + expected != size:
+        raise WorkbenchError(f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
+                             "Fetch the file again.")
+    return entries
+
+
+def _described(name: str, info: dict[str, Any]) -> tuple[int, int, str, str, tuple[int, ...]]:
+    start, stop = info["data_offsets"]
+    return int(start), int(stop), name, str(info["dtype"]), tuple(map(int, info["shape"]))
+
+
+def checkpoint_files(path: Path, label: str) -> list[Path]:
+    """The safetensors files of a checkpoint directory, as its index names them.
+
+    Errors: none there, pickles only, an index that points outside the directory or at a missing file.
+    """
+    index = path / INDEX
+    if index.is_file():
+        names = sorted(set(_weight_map(index, label).values()))
+        for name in names:
+            if Path(name).name != name or ((path / name).resolve().parent != path.resolve() and not _is_hub_blob(path / name)):
+                raise WorkbenchError(f"{label}: {index} points outside its folder ({name!r})",
+                                     "Only plain file names beside the index are read: fetch the checkpoint again.")
+            if not (path / name).is_file():
+                raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Fetch the checkpoint again.")
+        return [path / name for name in names]
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
+    if pickles:
+        raise WorkbenchError(f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; "
+                             f"expected {SINGLE}", _CONVERT.format(path=path))
+    gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
+    if gguf:
+        raise WorkbenchError(f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
+                             "Dequantise it first: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE, "
+                             "quantization_config=GgufConfig(dequantize=True)).save_pretrained(OUT)")
+    raise WorkbenchError(f"{label}: no {SINGLE} in {path}", None)
+
+
+def _weight_map(index: Path, label: str) -> dict[str, str]:
+    """Tensor -> file, as an index says."""
+    try:
+        return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise WorkbenchError(f"{label}: {index} is not an index of safetensors files (no weight_map)",
+                             "Fetch the checkpoint again.") from None
+
+
+def _is_hub_blob(file: Path) -> bool:
+    """Hub snapshots hold links into the blobs folder beside them."""
+    return file.is_symlink() and file.resolve().parent.name == "blobs" and file.parent.parent.name == "snapshots"
+
+
+class Checkpoint:
+    """A model on disk as `Weights`: names and shapes from headers, bytes on demand.
+
+    Args:
+        path: A directory in Hugging Face layout.
+        label: How errors call it: "base", "brick 'math'".
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.path = path
+        self.label = label
+        self.entries: dict[str, Entry] = {}
+        for file in checkpoint_files(path, label):
+            for name, entry in read_header(file).items():
+                if name in self.entries:
+                    raise WorkbenchError(f"{label}: {name} stands in {self.entries[name].file.name} and in {file.name}")
+                self.entries[name] = entry
+        if (path / INDEX).is_file() and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries))):
+            raise WorkbenchError(f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)",
+                                 "Fetch the checkpoint again.")
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shapes and dtypes, in file order."""
+        return {name: entry.spec for name, entry in self.entries.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json. Errors: missing, custom code, a quantisation."""
+        return read_config(self.path, self.label)
+
+    def origin(self, name: str) -> str | None:
+        """Every tensor stands for itself."""
+        return name
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """A reader of one tensor; raises on the first NaN or infinity that it meets."""
+        entry = self.entries[name]
+        with self._lock:
+            if entry.file not in self._descriptors:
+                self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
+        return _FileSource(self, self._descriptors[entry.file], entry, device, f"{self.label}: {name}")
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
+
+
+class _FileSource:
+    def __init__(self, owner: Checkpoint, descriptor: int, entry: Entry, device: torch.device, label: str) -> None:
+        self._owner = owner  # closes the descriptor when it goes
+        self._descriptor = descriptor
+        self._entry = entry
+        self._label = label
+        self._pinned = device.type == "cuda"
+        self._raw = torch.empty(0, dtype=torch.uint8)
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        spec = self._entry.spec
+        width = spec.cols * spec.dtype.itemsize
+        size = (stop - start) * width
+        if self._raw.numel() < size:
+            self._raw = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        raw = self._raw[:size]
+        view = raw.numpy().data
+        done = 0
+        while done < size:
+            count = os.preadv(self._descriptor, [view[done:]], self._entry.offset + start * width + done)
+            if not count:
+                raise WorkbenchError(f"{self._label}: file ends early", "The file changed while it was read: run again.")
+            done += count
+        out.copy_(raw.view(spec.dtype).view(out.shape))
+        # A finite sum proves every term finite at a tenth of the cost of looking at each; an overflowing sum does not
+        # disprove it, so only then look.
+        if spec.is_float and not math.isfinite(out.sum().item()):
+            self._refuse_non_finite(start, out)
+
+    def _refuse_non_finite(self, start: int, out: Tensor) -> None:
+        bad = (~out.isfinite()).nonzero()
+        if len(bad):
+            row, col = bad[0].tolist()
+            spec = self._entry.spec
+            flat = (start + row) * spec.cols + col
+            index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
+            raise WorkbenchError(f"{self._label} holds {out[row, col].item()} at {index}; expected finite numbers",
+                                 "Train or download this model again: a merge would spread the value.")
+
+
+def read_config(path: Path, label: str) -> dict[str, Any]:
+    """config.json of a checkpoint directory. Errors: missing, not JSON, custom code, a quantisation."""
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise WorkbenchError(f"{label}: no config.json in {path}",
+                             "Expected a Hugging Face model directory: config.json and safetensors files.") from None
+    except ValueError as error:
+        raise WorkbenchError(f"{label}: {file} is not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise WorkbenchError(f"{label}: {file} holds a {type(config).__name__}, expected an object")
+    if "auto_map" in config:
+        raise WorkbenchError(f"{label}: {file} asks for custom code (auto_map), which is never executed",
+                             "Use a revision of the model that transformers supports natively.")
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+        raise WorkbenchError(f"{label}: quantised weights ({method}); expected floating point",
+                             "Dequantise it first: load it with transformers, `model.dequantize()`, "
+                             "`model.save_pretrained(DIR)`, then use DIR.")
+    return config

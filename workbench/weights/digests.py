@@ -1,0 +1,103 @@
+"""Content digests: XXH3-128 of a tensor's bytes, of a checkpoint, of a configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import Entry
+from workbench.weights.specs import NAMES, TensorSpec
+
+# Fields of config.json that say how a file came about, not what the model computes.
+_BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
+
+
+def json_digest(value: Any) -> str:
+    """Digest of plain data: XXH3-128 of its canonical JSON, 32 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def entry_digest(entry: Entry) -> str:
+    """Digest of one stored tensor's bytes."""
+    digest = xxhash.xxh3_128()
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.offset)
+        left = entry.spec.nbytes
+        while left:
+            chunk = stream.read(min(1 << 20, left))
+            if not chunk:
+                raise WorkbenchError(f"{entry.file}: ends early", "The file changed while it was read: fetch it again.")
+            left -= len(chunk)
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Digest of a tensor in memory: that of the same tensor on disk."""
+    return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def tensor_digests(entries: Mapping[str, Entry], cache: Path | None = None) -> dict[str, str]:
+    """Digest of every stored tensor of a checkpoint or adapter.
+
+    With `cache`, digests are remembered under each file's path, size and modification time (in ns), so that an unchanged
+    file is read once; a file that differs in any of them is read again.
+    """
+    digests: dict[str, str] = {}
+    for file in dict.fromkeys(entry.file for entry in entries.values()):
+        stat = file.stat()
+        here = {name: entry for name, entry in entries.items() if entry.file == file}
+        key = json_digest([str(file.resolve()), stat.st_size, stat.st_mtime_ns, sorted(here)])
+        memo = cache / "digests" / f"{key}.json" if cache else None
+        found = read_json(memo) if memo else None
+        if found is None:
+            found = {name: entry_digest(entry) for name, entry in here.items()}
+            if memo:
+                write_json(memo, found)
+        digests.update(found)
+    return digests
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's data; None where the file is missing or cut short."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write_json(path: Path, data: Any, indent: int | None = None) -> None:
+    """Write JSON whole or not at all: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(data, stream, indent=indent, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
+    """Digest of a model: names, dtypes, shapes, bytes of all tensors and the configuration that gives them meaning."""
+    tensors = sorted((n, NAMES[s.dtype], list(s.shape), digests[n]) for n, s in specs.items())
+    meaning = {k: v for k, v in config.items() if k not in _BOOKKEEPING}
+    return json_digest({"tensors": tensors, "config": meaning})

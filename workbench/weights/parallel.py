@@ -1,0 +1,46 @@
+"""Work over tensors on several threads, with the same numbers as on one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from workbench.weights.specs import Weights, load
+
+
+def default_threads() -> int:
+    """One tensor a core, at most 8 at a time: more only fight over memory."""
+    return min(8, os.cpu_count() or 1)
+
+
+def each(work: Callable[[str], None], names: Iterable[str], threads: int) -> None:
+    """Call `work` for every tensor, in file order; the first error ends it.
+
+    Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
+    they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
+    """
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        futures = [pool.submit(work, name) for name in names]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in finished:
+            future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, threads: int | None = None) -> dict[str, Tensor]:
+    """Every tensor in memory, computed in float32 and cast once; None keeps each tensor's dtype. The bytes are those of a written file."""
+    loaded: dict[str, Tensor] = {}
+
+    def work(name: str) -> None:
+        loaded[name] = load(weights, name, dtype or weights.specs[name].dtype, device)
+
+    each(work, weights.specs, threads or default_threads())
+    return {name: loaded[name] for name in weights.specs}

@@ -1,0 +1,211 @@
+"""Writes weights as a safetensors checkpoint: headers first, then each tensor at its offset, block by block.
+
+All offsets are known before any tensor is computed, so memory does not grow with the model, threads write where they
+like, and an interrupted write goes on where it stopped. The bytes do not depend on threads or interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
+from workbench.weights.digests import entry_digest, json_digest
+from workbench.weights.parallel import each
+from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
+
+JOURNAL = "journal.jsonl"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write: its name and its tensors in order."""
+
+    name: str
+    specs: dict[str, TensorSpec]
+
+    def header(self) -> bytes:
+        """The file's first bytes: length, then the JSON that describes the tensors."""
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name, spec in self.specs.items():
+            header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+            offset += spec.nbytes
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+
+def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | None) -> dict[str, TensorSpec]:
+    """What will be written: floats in `dtype` (None keeps each tensor's own), integers as they are."""
+    return {n: TensorSpec(s.shape, dtype) if dtype and s.is_float else s for n, s in specs.items()}
+
+
+def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int) -> list[Shard]:
+    """Fill files up to `shard_size` bytes in the given order; a larger tensor gets a file of its own."""
+    groups: list[dict[str, TensorSpec]] = [{}]
+    filled = 0
+    for name, spec in specs.items():
+        if groups[-1] and filled + spec.nbytes > shard_size:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = spec
+        filled += spec.nbytes
+    if len(groups) == 1:
+        return [Shard(SINGLE, groups[0])]
+    return [Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", g) for i, g in enumerate(groups, 1)]
+
+
+def write_checkpoint(
+    weights: Weights,
+    out: Path,
+    *,
+    dtype: torch.dtype | None,
+    shard_size: int,
+    device: torch.device,
+    threads: int,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write all tensors of `weights` below `out`, resuming what an earlier call with the same inputs left there.
+
+    The caller answers for "the same inputs": `out` must belong to one recipe key.
+
+    Returns:
+        XXH3-128 digest of every tensor as written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    specs = output_specs(weights.specs, dtype)
+    shards = plan_shards(specs, shard_size)
+    _clear_others(out, shards)
+    places = {name: entry for shard in shards for name, entry in _lay_out(out, shard).items()}
+    journal = _Journal(out / JOURNAL, json_digest([[s.name, s.header().hex()] for s in shards]), places)
+    todo = [name for name in specs if name not in journal.digests]
+    total = sum(spec.nbytes for spec in specs.values())
+    done = total - sum(specs[name].nbytes for name in todo)
+    lock = threading.Lock()
+
+    def write(name: str) -> None:
+        nonlocal done
+        digest = _write_tensor(weights, name, places[name], device)
+        with lock:
+            journal.add(name, digest)
+            done += specs[name].nbytes
+            if progress:
+                progress(done, total)
+
+    each(write, todo, threads)
+    for shard in shards:
+        _sync(out / shard.name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": {n: s.name for s in shards for n in s.specs}}
+        (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+        _sync(out / INDEX)
+    journal.close()
+    return {name: journal.digests[name] for name in specs}
+
+
+def _clear_others(out: Path, shards: list[Shard]) -> None:
+    """Remove what an interrupted write with another shard size left: a reader would take it for part of this one."""
+    names = {shard.name for shard in shards}
+    for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
+        if file.name not in names:
+            file.unlink()
+
+
+def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
+    """Make the file at its full size, with its header; keep a file of an interrupted write that already is."""
+    file = out / shard.name
+    header = shard.header()
+    size = len(header) + shard.nbytes
+    if not file.exists() or file.stat().st_size != size or _front(file, len(header)) != header:
+        with file.open("wb") as stream:
+            stream.write(header)
+            stream.truncate(size)
+    return read_header(file)
+
+
+def _front(file: Path, size: int) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(size)
+
+
+def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.device) -> str:
+    spec = place.spec
+    digest = xxhash.xxh3_128()
+    source = weights.open(name, device)
+    work = buffer(TensorSpec(spec.shape, weights.specs[name].dtype), device)
+    cast = torch.empty(work.numel(), dtype=spec.dtype, pin_memory=device.type == "cuda")
+    descriptor = os.open(place.file, os.O_WRONLY)
+    try:
+        offset = place.offset
+        for start, stop in spec.blocks(block_elements(device)):
+            block = matrix(work, start, stop, spec.cols)
+            source.read(start, stop, block)
+            result = matrix(cast, start, stop, spec.cols).copy_(block)
+            if spec.is_float and not math.isfinite(result.sum(dtype=torch.float32).item()) and not result.isfinite().all():
+                raise WorkbenchError(
+                    f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
+                    "Lower the step's lambda or weights, or write `output: {dtype: float32}`.")
+            data = result.view(-1).view(torch.uint8).numpy().data
+            digest.update(data)
+            while data:
+                count = os.pwrite(descriptor, data, offset)
+                offset += count
+                data = data[count:]
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Journal:
+    """Which tensors are whole on disk, with their digests: written as they end, checked against the bytes on resume."""
+
+    def __init__(self, path: Path, layout: str, places: Mapping[str, Entry]) -> None:
+        self.path = path
+        self.digests: dict[str, str] = {}
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        if lines and lines[0] == json.dumps({"layout": layout}):
+            for line in lines[1:]:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break  # the line that the interruption cut
+                if entry_digest(places[row["tensor"]]) == row["digest"]:
+                    self.digests[row["tensor"]] = row["digest"]
+        self._stream = path.open("w", encoding="utf-8")
+        self._stream.write(json.dumps({"layout": layout}) + "\n")
+        for name, digest in self.digests.items():
+            self.add(name, digest)
+        self._stream.flush()
+
+    def add(self, name: str, digest: str) -> None:
+        self.digests[name] = digest
+        self._stream.write(json.dumps({"tensor": name, "digest": digest}) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+        self.path.unlink()
