@@ -29,7 +29,10 @@ setup: $(READY)  ## make .venv and install the workbench with its development to
 bricks/starter/base/config.json: | $(READY)
 	@$(WB) brick fetch starter
 
-demo: bricks/starter/base/config.json  ## starter base, demo recipes scored, report written (FULL=1: every recipe, all items)
+bricks/reverse-full/checkpoint/config.json: bricks/starter/base/config.json
+	@$(WB) brick train reverse-full
+
+demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoint/config.json)  ## starter base, demo recipes scored, report written (FULL=1: every recipe, all items)
 	@$(WB) eval $(ITEMS) $(SUITES)
 	@$(WB) report $(ITEMS) $(SUITES) -o $(REPORT)
 

@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from record import write_results
 
 SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4)}
 VOCABULARY = 32000
@@ -136,16 +137,6 @@ def main() -> None:
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
     write_results(HERE / "results" / f"merge-{options.size}.json", {"size": options.size, "shape": SHAPES[options.size], "threads": options.threads, "rows": rows})
-
-
-def write_results(path: Path, document: dict[str, Any]) -> None:
-    """A results file names machine, command and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    document |= {"machine": f"{model}, {os.cpu_count()} cores", "command": "python " + " ".join(sys.argv), "commit": commit,
-                 "date": time.strftime("%Y-%m-%d")}  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import IGNORED, TrainSpec, collate, encode, load_spec, read_rows, train
+from workbench.train import IGNORED, TrainSpec, collate, encode, read_rows, train
 
 torch = pytest.importorskip("torch")
 
@@ -188,4 +189,4 @@ def test_errors_name_place_and_repair(base: Path, data: Path, tmp_path: Path) ->
         encode(tokenizer_of(base), "say a then b is say a then b is", "b a", 8)
     (tmp_path / "train.yaml").write_text("stepz: 3\n", "utf-8")
     with pytest.raises(WorkbenchError, match=r"train\.yaml:1:1 stepz: unknown field"):
-        load_spec(tmp_path / "train.yaml")
+        yamldoc.load(tmp_path / "train.yaml").validate(TrainSpec)

@@ -163,7 +163,7 @@ class Scorer:
         try:
             self.model.eval()
             task.set_fewshot_seed(seed=_SEED)  # again for each configuration: the sampler is one running stream
-            with quiet(), _seeded():
+            with quiet(), _seeded(), _contiguous_head(self.model):
                 result = lm_eval.evaluate(
                     self.lm,
                     {"tasks": {name: task}},
@@ -273,6 +273,19 @@ def _seeded() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _contiguous_head(model: Any) -> Iterator[None]:
+    """Hand the output head contiguous rows: `generate` gives it a strided slice of the prompt's last positions, for which torch's
+    CPU matrix product copies the whole head once a row (3.4 s instead of 0.85 s for 16 prompts of 10 tokens, 49,152 words, bf16)."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),)) if head is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _tokenizer(tokenizer: Any) -> Any:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workbench import yamldoc
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, float], None]
 IGNORED = -100
+THREADS = 1
 DECLARED_BASE = "bricks/starter/base"
 
 
@@ -73,11 +73,6 @@ class TrainSpec(BaseModel):
     tokens may leave it out: what they learn about stopping cuts the answers of others short in a merge."""
     seed: int = Field(0, ge=0)
     """Seed of adapter initialisation, row order and dropout."""
-
-
-def load_spec(path: Path) -> TrainSpec:
-    """Read a `train.yaml`; errors are at file:line:col."""
-    return yamldoc.load(path).validate(TrainSpec)
 
 
 def read_rows(path: Path, *keys: str) -> list[tuple[str, ...]]:
@@ -159,7 +154,7 @@ def train(
         device: `cpu` or a cuda device.
         progress: Called with (step, steps, loss) after each step.
 
-    The record holds no path. Same spec, data, device and thread count: the same bytes.
+    The record holds no path. Same spec, data and kind of processor: the same bytes.
     """
     import torch
     from transformers import AutoTokenizer
@@ -190,7 +185,7 @@ def train(
         "loss": round(math.fsum(tail) / len(tail), 4),
         "seconds": round(time.monotonic() - started, 1),
         "device": torch.device(device).type,
-        "threads": torch.get_num_threads(),
+        "threads": THREADS,
         "versions": _versions(),
     }
 
@@ -369,20 +364,25 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """Seed every generator and ask torch for deterministic kernels; all of it is put back afterwards."""
+    """Seed every generator and ask torch for deterministic kernels, on one thread; all of it is put back afterwards.
+
+    One thread, because sums over several end in other bits: the same brick on every number of cores.
+    """
     import random
 
     import numpy as np
     import torch
     from transformers import set_seed
 
-    before = torch.are_deterministic_algorithms_enabled()
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     state, legacy, plain = torch.get_rng_state(), np.random.get_state(), random.getstate()
     set_seed(seed)
+    torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before)
         torch.set_rng_state(state)
         np.random.set_state(legacy)

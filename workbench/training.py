@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workbench.bricks import BaseRecord, Brick, BrickCard, Score, kind_of, read_title, resolve_base, write_card
+from workbench import yamldoc
+from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kind_of, read_title, resolve_base, write_card
 from workbench.compose import Events, no_events
 from workbench.controls import Entry, plans, score_all
 from workbench.errors import WorkbenchError
@@ -13,13 +14,34 @@ from workbench.recipe import find_project, from_data
 from workbench.resolve import CACHE, resolve
 from workbench.scores import Store
 from workbench.suites import Suite
-from workbench.train import TrainSpec, load_spec, train
+from workbench.train import TrainSpec, train
 from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
     import torch
 
 CHECKPOINT = "checkpoint"
+
+
+class BrickSpec(TrainSpec):
+    """A whole train.yaml: how a brick is trained, and what its card says that no measurement can."""
+
+    base: str = STARTER
+    """Directory or hub id of the base, relative to the project."""
+    skill: str = ""
+    """What the brick teaches, in a line."""
+    prompt_format: str = ""
+    """How its prompts look."""
+    generator: str | None = None
+    """What made its items."""
+    licence: str | None = None
+    """Licence of weights and items."""
+    task: str | None = None
+    """lm-eval task, of evals/tasks, that scores the brick alone after training."""
+
+    def settings(self) -> TrainSpec:
+        """The part that the trainer reads, and that the training record repeats."""
+        return TrainSpec(**self.model_dump(include=set(TrainSpec.model_fields)))
 
 
 def train_brick(folder: Path, device: torch.device, *, score: bool = True, events: Events = no_events) -> BrickCard:
@@ -34,7 +56,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     """
     if not (folder / "train.yaml").is_file():
         raise WorkbenchError(f"{folder}: no train.yaml", "Settings of a brick stand there: see bricks/add/train.yaml.")
-    spec = load_spec(folder / "train.yaml")
+    spec = yamldoc.load(folder / "train.yaml").validate(BrickSpec)
     project = find_project(folder / "train.yaml")
     checkpoint, _ = resolve_base(spec.base, project)
     digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, project / CACHE), checkpoint.config)
@@ -45,13 +67,13 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         events({"stage": "train", "step": name, "done": step, "total": steps, "text": f"loss {loss:.3f}"})
 
     events({"stage": "train", "step": name, "text": f"{spec.steps} steps of {spec.batch_size} rows on {device}"})
-    record = train(spec, base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress)
+    record = train(spec.settings(), base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress)
     brick = Brick(name, kind_of(files) or "adapter", files)
     card = BrickCard(
         version=1, name=name, kind="checkpoint" if spec.method == "full" else "adapter", skill=spec.skill,
         base=BaseRecord(id=spec.base, title=read_title(checkpoint.path) or spec.base, digest=digest),
         files=CHECKPOINT if spec.method == "full" else ".", digest=brick.digest(None), prompt_format=spec.prompt_format,
-        generator=spec.generator, licence=spec.licence, training=_record(record))  # fmt: skip
+        generator=spec.generator, licence=spec.licence, training=record)  # fmt: skip
     write_card(folder, card)
     if score and spec.task:
         card = card.model_copy(update={"scores": (score_brick(folder, spec, project, device, events),)})
@@ -59,7 +81,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     return card
 
 
-def score_brick(folder: Path, spec: TrainSpec, project: Path, device: torch.device, events: Events) -> Score:
+def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.device, events: Events) -> Score:
     """The brick's and the base's score on the brick's task, all of its items."""
     assert spec.task
     reference = str(folder.resolve().relative_to(project)) if folder.resolve().is_relative_to(project) else str(folder.resolve())
@@ -76,8 +98,3 @@ def score_brick(folder: Path, spec: TrainSpec, project: Path, device: torch.devi
     value = result.metrics[metric]
     return Score(task=spec.task, metric=metric, n=result.n, value=value.value, low=value.low, high=value.high,
                  base_value=before.tasks[spec.task].metrics[metric].value)  # fmt: skip
-
-
-def _record(record: dict[str, Any]) -> dict[str, Any]:
-    """The training record without what the card says elsewhere."""
-    return {k: v for k, v in record.items() if k not in ("skill", "prompt_format", "generator", "licence", "base", "task")}

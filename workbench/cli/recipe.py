@@ -18,12 +18,18 @@ TEMPLATE = """\
 version: 1
 base: {base}
 bricks:{bricks}
+{steps}{suite}"""
+STEPS = """\
 steps:
   - id: mix
     merge: ties            # `workbench methods` lists all
     density: 0.2
     lambda: 1.0
-eval: [{suite}]
+"""
+NO_BRICKS = """ {}
+  # math: org/math-lora    # an adapter, a checkpoint or a directory with a brick.yaml; then a step that uses it:
+steps: []
+  # - merge: ties
 """
 IGNORED = "runs/\n.workbench/\nreports/\n"
 
@@ -33,10 +39,12 @@ def new(
     path: Annotated[Path, typer.Argument(help="The file to write, or the recipe's name with --project.", show_default=False)],
     base: Annotated[str, typer.Option(help="Directory or hub id of the base.")] = "bricks/starter/base",
     brick: Annotated[list[str] | None, typer.Option(metavar="NAME=REF", help="A brick; may be repeated.")] = None,
-    suite: Annotated[str, typer.Option(help="Suite to score.")] = "starter",
+    suite: Annotated[str | None, typer.Option(help="Suite to score; default: starter, where the project has it.")] = None,
     project: Annotated[Path | None, typer.Option(help="Lay out a project folder with recipes/, bricks/ and evals/ here first.")] = None,
 ) -> None:
     """Write a recipe to start from; nothing is overwritten."""
+    from workbench.recipe import find_project
+
     if project is not None:
         for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
             (project / folder).mkdir(parents=True, exist_ok=True)
@@ -45,12 +53,17 @@ def new(
         path = project / "recipes" / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.exists():
         raise WorkbenchError(f"{path}: exists", "Choose another name: nothing is overwritten.")
-    pairs = [entry.partition("=") for entry in brick or ["add=bricks/add", "reverse=bricks/reverse"]]
+    root = project or find_project(path)
+    has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
+    pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
     if bad := [name for name, equals, ref in pairs if not equals or not ref]:
         raise WorkbenchError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora", 2)
-    lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs)
+    lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
+    if suite is None and (root / "evals" / "suites" / "starter.yaml").is_file():
+        suite = "starter"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEMPLATE.format(path=path, base=base, bricks=lines, suite=suite), "utf-8")
+    text = TEMPLATE.format(path=path, base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else "")
+    path.write_text(text, "utf-8")
     out.line(str(path))
     out.say(f"check it: workbench recipe check {path}")
 

@@ -1,0 +1,31 @@
+"""How a results file is written: what was measured, on which machine, by which command, at which commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write_results(path: Path, document: dict[str, Any]) -> None:
+    """Write a results file that names machine, command, commit and day."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    script = Path(sys.argv[0]).resolve()
+    words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *sys.argv[1:]]
+    document = {"machine": machine(), "command": "python " + " ".join(words), "commit": commit, "date": time.strftime("%Y-%m-%d"), **document}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def machine() -> str:
+    """Processor and number of cores."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}"
