@@ -46,7 +46,11 @@ def make_models(folder: Path, size: str) -> None:
     config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
                          num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16")  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, hidden), "model.norm.weight": (hidden,), "lm_head.weight": (VOCABULARY, hidden)}
+    shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (VOCABULARY, hidden),
+    }
     linear = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden),
               "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}  # fmt: skip
     for layer in range(layers):
@@ -55,7 +59,11 @@ def make_models(folder: Path, size: str) -> None:
     generator = torch.Generator().manual_seed(0)
     base = {name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in shapes.items()}
     for name in ("base", "a", "b", "c"):
-        tensors = base if name == "base" else {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
+        tensors = (
+            base
+            if name == "base"
+            else {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
+        )
         (folder / name).mkdir()
         save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(folder / name)
@@ -82,13 +90,19 @@ def recipe(folder: Path, method: str) -> Path:
         step |= {"density": 0.2, "weigh": "before", "divide": "weight"}
     path = folder / "recipes" / f"{method}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"version": 1, "base": str(folder / "base"), "bricks": bricks, "steps": [step], "output": {"dtype": "bfloat16"}}))
+    path.write_text(
+        json.dumps(
+            {"version": 1, "base": str(folder / "base"), "bricks": bricks, "steps": [step], "output": {"dtype": "bfloat16"}}
+        )
+    )
     return path
 
 
 def peer(folder: Path, method: str) -> Path:
     """The same merge in mergekit's syntax, computed in float32."""
-    models = [{"model": str(folder / n), "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}} for n in "abc"]
+    models = [
+        {"model": str(folder / n), "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}} for n in "abc"
+    ]
     config: dict[str, Any] = {"merge_method": method, "models": models, "dtype": "float32", "out_dtype": "bfloat16"}
     if method != "linear":
         config["base_model"] = str(folder / "base")
@@ -101,7 +115,9 @@ def measure(command: list[str], threads: int, cpus: str) -> dict[str, float]:
     """One process, pinned to `cpus`."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     pin = ["taskset", "-c", cpus] if shutil.which("taskset") else []
-    done = subprocess.run([*pin, sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [*pin, sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True
+    )
     result: dict[str, float] = json.loads(done.stdout)
     if result["rc"]:
         sys.exit(f"{' '.join(command)} failed:\n{result['error']}")
@@ -124,7 +140,18 @@ def main() -> None:
         make_models(folder, options.size)
         cpus = ",".join(map(str, range(options.threads)))
         for method in options.methods:
-            run = [sys.executable, "-m", "workbench", "run", str(recipe(folder, method)), "--quiet", "--device", "cpu", "--threads", str(options.threads)]
+            run = [
+                sys.executable,
+                "-m",
+                "workbench",
+                "run",
+                str(recipe(folder, method)),
+                "--quiet",
+                "--device",
+                "cpu",
+                "--threads",
+                str(options.threads),
+            ]
             row: dict[str, Any] = {"method": method, "workbench": measure(run, options.threads, cpus)}
             shutil.rmtree(folder / "runs")
             if options.peer and method in PEER:
@@ -136,7 +163,10 @@ def main() -> None:
             rows.append(row)
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
-    write_results(HERE / "results" / f"merge-{options.size}.json", {"size": options.size, "shape": SHAPES[options.size], "threads": options.threads, "rows": rows})
+    write_results(
+        HERE / "results" / f"merge-{options.size}.json",
+        {"size": options.size, "shape": SHAPES[options.size], "threads": options.threads, "rows": rows},
+    )
 
 
 if __name__ == "__main__":

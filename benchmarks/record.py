@@ -15,10 +15,18 @@ from typing import Any
 def write_results(path: Path, document: dict[str, Any]) -> None:
     """Write a results file that names machine, command, commit and day."""
     here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
     script = Path(sys.argv[0]).resolve()
     words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *sys.argv[1:]]
-    document = {"machine": machine(), "command": "python " + " ".join(words), "commit": commit, "date": time.strftime("%Y-%m-%d"), **document}
+    document = {
+        "machine": machine(),
+        "command": "python " + " ".join(words),
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        **document,
+    }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 

@@ -122,5 +122,3 @@ def suite(**fields: Any) -> Suite:
 
 def plan_of(tasks_dir: Path, tokenizer: Any, **fields: Any) -> Plan:
     return build_plan(suite(**fields), tokenizer, tasks_dir=tasks_dir, dtype="float32", batch_size=4)
-
-

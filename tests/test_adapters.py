@@ -58,23 +58,38 @@ def test_refused_files(lora: Path, llama: Path) -> None:
 
     refused({k: t for k, t in tensors.items() if k != key}, r"x: model\.layers\.0\.self_attn\.q_proj has lora_B only")
     refused({**tensors, key.replace("lora_A", "lora_magnitude_vector"): torch.ones(32)}, "is not a LoRA factor of a linear layer")
-    refused({**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 64)}, "lora_embedding_A .* is not a LoRA factor")
+    refused(
+        {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 64)},
+        "lora_embedding_A .* is not a LoRA factor",
+    )
     with pytest.raises(WorkbenchError) as caught:
         save_file({**tensors, "base_model.model.lm_head.base_layer.weight": torch.ones(64, 32)}, lora / WEIGHTS)
         Adapter(lora, "x").modules()
     assert "save_embedding_layers=False" in (caught.value.hint or "")
-    refused({**tensors, key: torch.ones(8, 33)}, r"q_proj\.weight is \[32, 32\] in the base, the adapter's update is \[32, 8\] x \[8, 33\]")
+    refused(
+        {**tensors, key: torch.ones(8, 33)},
+        r"q_proj\.weight is \[32, 32\] in the base, the adapter's update is \[32, 8\] x \[8, 33\]",
+    )
     refused({**tensors, key: torch.ones(4, 32)}, r"the adapter's update is \[32, 8\] x \[4, 32\]")
-    refused({**tensors, key: torch.full((8, 32), float("nan"))}, r"lora_A of model\.layers\.0\.self_attn\.q_proj\.weight holds nan at \[0, 0\]")
+    refused(
+        {**tensors, key: torch.full((8, 32), float("nan"))},
+        r"lora_A of model\.layers\.0\.self_attn\.q_proj\.weight holds nan at \[0, 0\]",
+    )
     refused({**tensors, key.replace("q_proj", "q_porj"): torch.ones(8, 32), key.replace("q_proj", "q_porj").replace("lora_A", "lora_B"): torch.ones(32, 8)},
             r"module model\.layers\.0\.self_attn\.q_porj has no weight in the base\. Did you mean 'model\.layers\.0\.self_attn\.q_proj")  # fmt: skip
-    twice = {k.replace("base_model.model.model.", "base_model.model."): t.clone() for k, t in tensors.items() if "layers.0.self_attn.q_proj" in k}
+    twice = {
+        k.replace("base_model.model.model.", "base_model.model."): t.clone()
+        for k, t in tensors.items()
+        if "layers.0.self_attn.q_proj" in k
+    }
     refused({**tensors, **twice}, "two modules of the adapter stand for model")
 
 
 def test_no_safetensors(lora: Path) -> None:
     (lora / WEIGHTS).rename(lora / "adapter_model.bin")
-    with pytest.raises(WorkbenchError, match=r"expected adapter_model\.safetensors in .*, found adapter_model\.bin \(a pickle, never opened\)"):
+    with pytest.raises(
+        WorkbenchError, match=r"expected adapter_model\.safetensors in .*, found adapter_model\.bin \(a pickle, never opened\)"
+    ):
         Adapter(lora, "x")
     (lora / CONFIG).write_text("{", "utf-8")
     with pytest.raises(WorkbenchError, match="is not valid JSON"):

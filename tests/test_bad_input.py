@@ -44,7 +44,9 @@ def truncate(project: Project) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def change(project: Project, edit: Callable[[dict[str, torch.Tensor]], None], brick: str = "full", file: str = "model.safetensors") -> None:
+def change(
+    project: Project, edit: Callable[[dict[str, torch.Tensor]], None], brick: str = "full", file: str = "model.safetensors"
+) -> None:
     path = own(project, brick) / file
     tensors = load_file(path)
     edit(tensors)
@@ -75,7 +77,9 @@ def point_outside(project: Project) -> None:
     place = own(project, "full")
     names = list(load_file(place / "model.safetensors"))
     (place / "model.safetensors").rename(project.path / "outside.safetensors")
-    (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "../outside.safetensors")}))
+    (place / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "../outside.safetensors")})
+    )
 
 
 def pickles_only(project: Project) -> None:
@@ -159,7 +163,9 @@ def mini_suite(project: Project) -> None:
     (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\ncluster: id\n")
     source = Path(__file__).parents[1] / "evals" / "tasks"
     shutil.copy(source / "localdata.py", tasks)
-    (tasks / "mini.yaml").write_text((source / "retention.yaml").read_text().replace("task: retention", "task: mini").replace("data/retention", "mini"))
+    (tasks / "mini.yaml").write_text(
+        (source / "retention.yaml").read_text().replace("task: retention", "task: mini").replace("data/retention", "mini")
+    )
     rows = [{"id": f"m{i}", "prompt": "a", "choices": ["b", "c"], "gold": i % 2} for i in range(4)]
     (tasks / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -16,6 +16,7 @@ from workbench.suites import Suite, load_suite
 
 __all__ = ["tasks_dir", "tokenizer"]
 
+
 def test_nan_log_likelihoods_name_configuration_task_and_item(tasks_dir: Path, tokenizer: Any) -> None:
     import torch
 

@@ -53,7 +53,9 @@ def test_commands_and_flags_are_those_listed() -> None:
 
 
 def test_help_loads_no_torch() -> None:
-    code = "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
 
 

@@ -95,7 +95,9 @@ def test_without_the_edit_the_file_is_the_same(project: Project, facts: list[tup
     assert all(torch.equal(t, base[n]) for n, t in tensors_of(Path(nothing["model"])).items())
 
 
-def test_edit_is_solved_once_and_on_the_current_model(project: Project, facts: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edit_is_solved_once_and_on_the_current_model(
+    project: Project, facts: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     del facts
     text = f"bricks: {{full: bricks/full}}\nsteps: [{{merge: average}}, {EDIT}]\n"
     first = project.resolve(text)
@@ -109,7 +111,9 @@ def test_edit_is_solved_once_and_on_the_current_model(project: Project, facts: l
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gpt2 without its root"])
-def test_edit_of_other_layouts(family: str, project: Project, facts: list[tuple[str, str]], model_of: Callable[..., Path]) -> None:
+def test_edit_of_other_layouts(
+    family: str, project: Project, facts: list[tuple[str, str]], model_of: Callable[..., Path]
+) -> None:
     """Transposed weights, biases, and a base saved without the live model's root prefix, as on the hub."""
     from peft import PeftModel
 
@@ -117,7 +121,11 @@ def test_edit_of_other_layouts(family: str, project: Project, facts: list[tuple[
     base = model_of(name)
     if rootless:
         base = save_model(project.path / "rootless", name)
-        save_file({n.removeprefix("transformer."): t for n, t in tensors_of(base).items()}, base / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {n.removeprefix("transformer."): t for n, t in tensors_of(base).items()},
+            base / "model.safetensors",
+            metadata={"format": "pt"},
+        )
     document = project.run(f"base: {base}\nsteps: [{EDIT}]\noutput: {{dtype: float32}}\n")
     written = live(Path(document["model"]))
     assert probability(written, base, facts) > 0.5

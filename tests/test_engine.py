@@ -75,7 +75,9 @@ def test_record(project: Project) -> None:
     assert record["output"]["digest"] == weights_digest(checkpoint.specs, digests, checkpoint.config) == document["configuration"]
     assert record["output"]["bytes"] == sum(s.nbytes for s in checkpoint.specs.values())
     assert record["versions"]["torch"] == torch.__version__
-    assert (Path(document["run"]) / "recipe.yaml").read_text("utf-8") == (project.path / "recipes" / "test.yaml").read_text("utf-8")
+    assert (Path(document["run"]) / "recipe.yaml").read_text("utf-8") == (project.path / "recipes" / "test.yaml").read_text(
+        "utf-8"
+    )
     events = [json.loads(line) for line in (Path(document["run"]) / "log.jsonl").read_text("utf-8").splitlines()]
     assert events[-1]["text"] == "done"
 
@@ -104,7 +106,12 @@ def test_second_run_does_nothing(project: Project, monkeypatch: pytest.MonkeyPat
 
 def test_key_is_what_numbers_depend_on(project: Project) -> None:
     key = project.resolve(TIES).key
-    for same in (TIES.replace("id: mix, ", ""), TIES + "description: x\n", TIES + "eval: [smoke]\n", TIES + "output: {shard_size: 1MB}\n"):
+    for same in (
+        TIES.replace("id: mix, ", ""),
+        TIES + "description: x\n",
+        TIES + "eval: [smoke]\n",
+        TIES + "output: {shard_size: 1MB}\n",
+    ):
         assert project.resolve(same).key == key
     for other in (TIES.replace("ties", "average"), TIES.replace("ties}", "ties, density: 0.3}"), TIES + "output: {dtype: float32}\n",
                   TIES.replace("two: bricks/two", "two: bricks/three")):  # fmt: skip
@@ -167,7 +174,13 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
     """Another tokenizer, other weights than the brick's card says, a licence that forbids or is unknown: said, not judged."""
     brick = tmp_path / "carded"
     shutil.copytree(project.path / "bricks" / "one", brick)
-    card = {"version": 1, "name": "carded", "kind": "adapter", "base": {"id": "base", "digest": "0" * 32}, "licence": "cc-by-nc-4.0"}
+    card = {
+        "version": 1,
+        "name": "carded",
+        "kind": "adapter",
+        "base": {"id": "base", "digest": "0" * 32},
+        "licence": "cc-by-nc-4.0",
+    }
     (brick / "brick.yaml").write_text(yaml.safe_dump(card), "utf-8")
     full = tmp_path / "retokenised"
     shutil.copytree(project.path / "bricks" / "full", full)
@@ -244,7 +257,9 @@ def test_kill_and_resume(project: Project) -> None:
         project.resolve(f"base: {run.partial}\n", "half.yaml")
     with pytest.raises(WorkbenchError, match=r"no such directory"):
         project.resolve(f"base: {run.model}\n", "half.yaml")
-    kept = len((run.partial / "journal.jsonl").read_text("utf-8").splitlines()) - 2  # the first line is the layout, the last may be cut
+    kept = (
+        len((run.partial / "journal.jsonl").read_text("utf-8").splitlines()) - 2
+    )  # the first line is the layout, the last may be cut
     done: list[str] = []
     import workbench.weights.writer as writer
 

@@ -243,5 +243,3 @@ def test_finished_tasks_need_no_model(tasks_dir: Path, tokenizer: Any, tmp_path:
         store.keep_task(plan, A.digest, task, scorer.task(task))
     evaluate(plan, store, A, counted(0, calls))
     assert not calls
-
-

@@ -107,7 +107,12 @@ def test_third_parties(path: Path) -> None:
 
 def test_methods_do_not_import_each_other() -> None:
     """What two methods share stands in a file without a method."""
-    with_method = {f"workbench.{p}.{f.stem}" for p in ("merge", "edit", "grow") for f in (PACKAGE / p).glob("*.py") if "@register" in f.read_text("utf-8")}
+    with_method = {
+        f"workbench.{p}.{f.stem}"
+        for p in ("merge", "edit", "grow")
+        for f in (PACKAGE / p).glob("*.py")
+        if "@register" in f.read_text("utf-8")
+    }
     assert len(with_method) >= 6
     for path in SOURCES:
         if path.parent.name in ("merge", "edit", "grow"):
@@ -122,9 +127,13 @@ def test_nothing_executes_foreign_code(path: Path) -> None:
             if (relative(path), called) == ("taskfiles.py", "yaml.load"):
                 assert "_TaskLoader(yaml.SafeLoader)" in path.read_text("utf-8")
                 continue
-            assert called not in ("torch.load", "yaml.load", "eval", "exec", "print"), f"{relative(path)}:{node.lineno} calls {called}"
+            assert called not in ("torch.load", "yaml.load", "eval", "exec", "print"), (
+                f"{relative(path)}:{node.lineno} calls {called}"
+            )
             for keyword in node.keywords:
-                assert not (keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) != "False"), f"{relative(path)}:{node.lineno}"
+                assert not (keyword.arg == "trust_remote_code" and ast.unparse(keyword.value) != "False"), (
+                    f"{relative(path)}:{node.lineno}"
+                )
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: p.relative_to(PROJECT).as_posix())

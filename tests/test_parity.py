@@ -153,7 +153,10 @@ def test_peft_merge_and_unload(flavour: str, model_of: Callable[..., Path], tmp_
     live = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     PeftModel.from_pretrained(live, tmp_path / "lora").merge_and_unload(safe_merge=True).save_pretrained(tmp_path / "peft")
     theirs, before = tensors_of(tmp_path / "peft"), tensors_of(base)
-    recipe = from_data({"version": 1, "base": str(base), "bricks": {"x": str(tmp_path / "lora")}, "steps": [{"merge": "task_arithmetic"}]}, tmp_path)
+    recipe = from_data(
+        {"version": 1, "base": str(base), "bricks": {"x": str(tmp_path / "lora")}, "steps": [{"merge": "task_arithmetic"}]},
+        tmp_path,
+    )
     model = compose(resolve(recipe), CPU).model
     full, half = compute(model, torch.float32, CPU), compute(model, None, CPU)
     assert set(full) == set(before) == set(theirs)

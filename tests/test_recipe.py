@@ -119,7 +119,9 @@ def test_hints(project: Project) -> None:
 
 def test_settings(project: Project) -> None:
     file = project.write(HEAD + TIES + "  - {merge: linear, bricks: {math: {weight: 2}}}\n")
-    recipe = load_recipe(file, ["mix.density=0.3", "1.bricks.math.weight=5", "output.dtype=float32", "seed=3", "merge-linear.normalize=false"])
+    recipe = load_recipe(
+        file, ["mix.density=0.3", "1.bricks.math.weight=5", "output.dtype=float32", "seed=3", "merge-linear.normalize=false"]
+    )
     mix, linear = recipe.steps
     assert mix.density == 0.3  # type: ignore[attr-defined]
     assert linear.entry("math").weight == 5  # type: ignore[attr-defined]
@@ -180,7 +182,10 @@ def test_where_that_matches_nothing(project: Project) -> None:
 
 def test_from_data_has_no_marks(tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=r"^recipe probe:1:1 steps\.0\.densty: unknown field"):
-        from_data({"version": 1, "name": "probe", "base": "b", "bricks": {"a": "x"}, "steps": [{"merge": "ties", "densty": 1}]}, tmp_path)
+        from_data(
+            {"version": 1, "name": "probe", "base": "b", "bricks": {"a": "x"}, "steps": [{"merge": "ties", "densty": 1}]},
+            tmp_path,
+        )
 
 
 # -- values over depth, and sets of tensors
@@ -217,7 +222,9 @@ def test_value_at(value: Any, expected: list[float]) -> None:
 
 def test_heads_and_embeddings_by_family() -> None:
     """GPT-NeoX calls its head embed_out, GPT-2 its embeddings wte and wpe."""
-    neox = Layout.of(["gpt_neox.embed_in.weight", "gpt_neox.layers.0.a", "gpt_neox.layers.1.a", "embed_out.weight"], {"num_hidden_layers": 2})
+    neox = Layout.of(
+        ["gpt_neox.embed_in.weight", "gpt_neox.layers.0.a", "gpt_neox.layers.1.a", "embed_out.weight"], {"num_hidden_layers": 2}
+    )
     assert [neox.position(n) for n in neox.names] == [0, 0, 1, 1]
     gpt2 = Layout.of(["wte.weight", "wpe.weight", "h.0.a", "h.1.a", "h.2.a", "ln_f.weight"], {"n_layer": 3})
     assert [gpt2.position(n) for n in gpt2.names] == [0, 0, 0, 0.5, 1, 1]
@@ -225,7 +232,17 @@ def test_heads_and_embeddings_by_family() -> None:
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("2", [2]), ("-1", [4]), ("1:3", [1, 2]), ("-2:", [3, 4]), (":", [0, 1, 2, 3, 4]), ("::2", [0, 2, 4]), ("3::-1", [0, 1, 2, 3]), ("9", []), ("-9", [])],
+    [
+        ("2", [2]),
+        ("-1", [4]),
+        ("1:3", [1, 2]),
+        ("-2:", [3, 4]),
+        (":", [0, 1, 2, 3, 4]),
+        ("::2", [0, 2, 4]),
+        ("3::-1", [0, 1, 2, 3]),
+        ("9", []),
+        ("-9", []),
+    ],
 )
 def test_where_layers(layers: str, expected: list[int]) -> None:
     where = Where(layers=layers)

@@ -145,5 +145,3 @@ def test_resampling_is_seeded_and_paired() -> None:
     assert first.shape == (2, 2000)
     assert np.allclose(resampled_means(values[:1], cluster, seed=7)[0], first[0], atol=1e-12)
     assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
-
-

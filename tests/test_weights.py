@@ -47,7 +47,10 @@ BAD_FILES = {
     "header a list": (raw([1, 2]), "damaged safetensors header"),
     "tensor a number": (raw({"a": 1}), "damaged safetensors header"),
     "no offsets": (raw({"a": {"dtype": "F32", "shape": [1]}}), "damaged safetensors header"),
-    "three offsets": (raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, b"0000"), "damaged safetensors header"),
+    "three offsets": (
+        raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}, b"0000"),
+        "damaged safetensors header",
+    ),
     "header cut": (raw({"a": tensor(0, 4, [1])})[:-3], "not a safetensors file"),
     "truncated": (raw({"a": tensor(0, 8, [2])}, b"0000"), "(truncated?)"),
     "trailing bytes": (raw({"a": tensor(0, 4, [1])}, b"00000000"), "its header describes"),
@@ -292,7 +295,9 @@ def test_resume(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, th
 def test_progress_and_failure(llama: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     checkpoint = Checkpoint(llama, "base")
-    write_checkpoint(checkpoint, tmp_path / "a", dtype=None, shard_size=GB, device=CPU, threads=2, progress=lambda *a: seen.append(a))
+    write_checkpoint(
+        checkpoint, tmp_path / "a", dtype=None, shard_size=GB, device=CPU, threads=2, progress=lambda *a: seen.append(a)
+    )
     assert seen == sorted(seen)
     assert seen[-1] == (sum(s.nbytes for s in checkpoint.specs.values()),) * 2
     large = save_finetuned(llama, tmp_path / "large", seed=1, scale=1e6, dtype=torch.float32)

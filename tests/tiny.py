@@ -54,7 +54,9 @@ def save_tokenizer(out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def save_model(out: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.bfloat16, layers: int = LAYERS) -> Path:
+def save_model(
+    out: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.bfloat16, layers: int = LAYERS
+) -> Path:
     """A random model of a family with tokenizer and generation config. Norms and biases are random too."""
     from transformers import AutoModelForCausalLM
 
@@ -78,7 +80,9 @@ def save_finetuned(base: Path, out: Path, *, seed: int, scale: float = 0.05, dty
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(base / "model.safetensors")
-    changed = {n: (t.float() + scale * torch.randn(t.shape, generator=generator)).to(dtype or t.dtype) for n, t in tensors.items()}
+    changed = {
+        n: (t.float() + scale * torch.randn(t.shape, generator=generator)).to(dtype or t.dtype) for n, t in tensors.items()
+    }
     save_file(changed, out / "model.safetensors", metadata={"format": "pt"})
     for name in ("config.json", "tokenizer.json"):
         (out / name).write_bytes((base / name).read_bytes())

@@ -22,10 +22,14 @@ from workbench.weights.specs import TensorSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_BAKE = ("Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
-         ".save_pretrained(OUT), then use `checkpoint: OUT`.")
-_UNSAVE = ("A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
-           "model.save_pretrained(DIR, save_embedding_layers=False).")
+_BAKE = (
+    "Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
+    ".save_pretrained(OUT), then use `checkpoint: OUT`."
+)
+_UNSAVE = (
+    "A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
+    "model.save_pretrained(DIR, save_embedding_layers=False)."
+)
 # What this reader does not express as a plain product of two factors. A value in the list means "not used".
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False), "lora_bias": (None, False), "bias": (None, "none"), "modules_to_save": (None, []),
@@ -62,8 +66,10 @@ class Adapter:
         self.config = self._read_config()
         if not (path / WEIGHTS).is_file():
             found = "adapter_model.bin (a pickle, never opened)" if (path / "adapter_model.bin").is_file() else "nothing"
-            raise WorkbenchError(f"{label}: expected {WEIGHTS} in {path}, found {found}",
-                                 "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).")
+            raise WorkbenchError(
+                f"{label}: expected {WEIGHTS} in {path}, found {found}",
+                "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
+            )
         self.entries = read_header(path / WEIGHTS)
 
     def _read_config(self) -> dict[str, Any]:
@@ -85,8 +91,10 @@ class Adapter:
         for key, entry in self.entries.items():
             match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key.removeprefix(_PREFIX))
             if not match or len(entry.spec.shape) != 2:
-                raise WorkbenchError(f"{self.label}: adapter key {key} {list(entry.spec.shape)} is not a LoRA factor of a linear "
-                                     "layer", _UNSAVE if ".base_layer." in key else _BAKE)
+                raise WorkbenchError(
+                    f"{self.label}: adapter key {key} {list(entry.spec.shape)} is not a LoRA factor of a linear layer",
+                    _UNSAVE if ".base_layer." in key else _BAKE,
+                )
             pairs.setdefault(match[1], {})[match[2]] = entry
         for module, pair in pairs.items():
             if len(pair) != 2:
@@ -111,7 +119,8 @@ class Adapter:
                 raise WorkbenchError(
                     f"{self.label}: {name} is {list(specs[name].shape)} in the base, the adapter's update is "
                     f"{list(b.spec.shape)} x {list(a.spec.shape)}",
-                    f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.")
+                    f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
+                )
             if name in places:
                 raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {name}", "Save the adapter again.")
             places[name] = (a, b, self.scale(module, rank))
@@ -145,8 +154,10 @@ class BoundAdapter:
         for factor, value in (("lora_B", left), ("lora_A", right)):
             if not value.isfinite().all():
                 index = (~value.isfinite()).nonzero()[0].tolist()
-                raise WorkbenchError(f"{self.adapter.label}: {factor} of {name} holds {value[tuple(index)].item()} at {index}",
-                                     "Train or download this adapter again.")
+                raise WorkbenchError(
+                    f"{self.adapter.label}: {factor} of {name} holds {value[tuple(index)].item()} at {index}",
+                    "Train or download this adapter again.",
+                )
         factors = Factors(left, right * scale)
         return factors.transposed() if self.adapter.fan_in_fan_out else factors
 

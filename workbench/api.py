@@ -1,10 +1,10 @@
 """The Python API: a recipe that can be planned, run and loaded.
 
-    import workbench
-    recipe = workbench.load_recipe("recipes/starter-ties.yaml")
-    print(recipe.plan())
-    recipe.run(device="auto")
-    model = recipe.model()
+import workbench
+recipe = workbench.load_recipe("recipes/starter-ties.yaml")
+print(recipe.plan())
+recipe.run(device="auto")
+model = recipe.model()
 """
 
 from __future__ import annotations

@@ -148,8 +148,9 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
     if reference == STARTER:
         return WorkbenchError(f"{what}: the starter base is not there yet ({reference})", "workbench brick fetch starter")
     near = [p.name for p in local.parent.iterdir() if p.is_dir()] if local.parent.is_dir() else []
-    return WorkbenchError(f"{what}: no such directory: {reference}",
-                          nearest(local.name, near) if near else "Paths start at the project folder.")
+    return WorkbenchError(
+        f"{what}: no such directory: {reference}", nearest(local.name, near) if near else "Paths start at the project folder."
+    )
 
 
 def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | None]:
@@ -160,13 +161,20 @@ def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | N
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except GatedRepoError:
-        raise WorkbenchError(f"{what}: {name} is gated", f"Accept its licence at https://huggingface.co/{name}, then `hf auth login`.") from None
+        raise WorkbenchError(
+            f"{what}: {name} is gated", f"Accept its licence at https://huggingface.co/{name}, then `hf auth login`."
+        ) from None
     except RepositoryNotFoundError:
-        raise WorkbenchError(f"{what}: no such directory or hub repository: {name}",
-                             "Check the spelling; for a private repository `hf auth login`.") from None
+        raise WorkbenchError(
+            f"{what}: no such directory or hub repository: {name}",
+            "Check the spelling; for a private repository `hf auth login`.",
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise WorkbenchError(f"{what}: {name} is neither a local directory nor in the hub cache, and the hub cannot be reached "
-                             f"({type(error).__name__})", "Name a local directory, or run once with network access and without HF_HUB_OFFLINE.") from None
+        raise WorkbenchError(
+            f"{what}: {name} is neither a local directory nor in the hub cache, and the hub cannot be reached "
+            f"({type(error).__name__})",
+            "Name a local directory, or run once with network access and without HF_HUB_OFFLINE.",
+        ) from None
     return path, path.name if path.parent.name == "snapshots" else None
 
 
@@ -174,7 +182,9 @@ def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]
     """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
     path, revision = locate(reference, project, "base")
     if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
-        raise WorkbenchError(f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`.")
+        raise WorkbenchError(
+            f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
+        )
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
     drop_tied_copy(checkpoint)
@@ -190,16 +200,24 @@ def resolve_brick(name: str, ref: BrickRef, project: Path) -> Brick:
     path, revision = locate(ref.target, project, what)
     card = read_card(path) if (path / CARD).is_file() else None
     if ref.kind == "brick" and card is None and not (path / "train.yaml").is_file():
-        raise WorkbenchError(f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card.")
+        raise WorkbenchError(
+            f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
+        )
     files = path / card.files if card else path
     found = kind_of(files)
     if found is None:
         if (path / "train.yaml").is_file():
-            raise WorkbenchError(f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}")
-        raise WorkbenchError(f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
-                             "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.")
+            raise WorkbenchError(
+                f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}"
+            )
+        raise WorkbenchError(
+            f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
+            "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
+        )
     if ref.kind in ("adapter", "checkpoint") and ref.kind != found:
-        raise WorkbenchError(f"{what}: {ref.target} is {_article(found)}, the recipe says {ref.kind}", f"Write `{found}: {ref.target}`.")
+        raise WorkbenchError(
+            f"{what}: {ref.target} is {_article(found)}, the recipe says {ref.kind}", f"Write `{found}: {ref.target}`."
+        )
     return Brick(name, found, files, card, revision)
 
 
@@ -219,15 +237,20 @@ def check_checkpoint(brick: Brick, base: Model) -> None:
     have, want = brick.checkpoint.specs, base.weights.specs
     for name in want:
         if name in have and have[name].shape != want[name].shape:
-            raise WorkbenchError(f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}"
-                                 + _vocabulary(brick, base, name), "Bricks of one recipe share the base's shapes and vocabulary.")
+            raise WorkbenchError(
+                f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}"
+                + _vocabulary(brick, base, name),
+                "Bricks of one recipe share the base's shapes and vocabulary.",
+            )
     missing = [n for n in want if n not in have]
     extra = [n for n in have if n not in want]
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
-        raise WorkbenchError(f"{brick.label}: {' and '.join(text)} ({len(have)} tensors, the base has {len(want)})",
-                             "A checkpoint brick is a fine-tune of the recipe's base: same architecture, same tensor names.")
+        raise WorkbenchError(
+            f"{brick.label}: {' and '.join(text)} ({len(have)} tensors, the base has {len(want)})",
+            "A checkpoint brick is a fine-tune of the recipe's base: same architecture, same tensor names.",
+        )
 
 
 def drop_tied_copy(checkpoint: Checkpoint) -> None:
@@ -242,8 +265,10 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
         for name, entry in checkpoint.entries.items():
             if name != head and entry.spec.shape == shape and name.endswith(_EMBEDDINGS):
                 if entry_digest(entry) != entry_digest(checkpoint.entries[head]):
-                    raise WorkbenchError(f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
-                                         "Set tie_word_embeddings to false there if the head is its own, else save the model again.")
+                    raise WorkbenchError(
+                        f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
+                        "Set tie_word_embeddings to false there if the head is its own, else save the model again.",
+                    )
                 del checkpoint.entries[head]
                 break
 

@@ -53,7 +53,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         lines += [recipe.fields.description, ""]
     lines += ["## Inputs", "", "| role | what | digest | licence |", "| --- | --- | --- | --- |",
               f"| base | {base_title(resolved)} | `{resolved.base_digest[:12]}` | {found['base']} |"]  # fmt: skip
-    lines += [f"| brick `{n}` | {_reference(resolved.bricks[n])} | `{resolved.digests[n][:12]}` | {found[n]} |" for n in resolved.parents]
+    lines += [
+        f"| brick `{n}` | {_reference(resolved.bricks[n])} | `{resolved.digests[n][:12]}` | {found[n]} |"
+        for n in resolved.parents
+    ]
     if resolved.warnings:
         lines += ["", *(f"- {w}" for w in resolved.warnings)]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",

@@ -57,8 +57,10 @@ def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: E
     if isinstance(brick, Resolved):
         inner = compose(brick, device, events).model.weights
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
-            raise WorkbenchError(f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
-                                 "Put its grow step into this recipe instead.")
+            raise WorkbenchError(
+                f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
+                "Put its grow step into this recipe instead.",
+            )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs)
@@ -77,8 +79,11 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
             merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests)
             if not merged.merged:
-                raise recipe.error(("steps", len(records), "where"), f"{step_id}: no tensor to merge", "Its bricks and `where` have no tensor in common: "
-                                   "see `workbench brick show`.")
+                raise recipe.error(
+                    ("steps", len(records), "where"),
+                    f"{step_id}: no tensor to merge",
+                    "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
+                )
             record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
@@ -119,7 +124,9 @@ def solve_edit(
     with tempfile.TemporaryDirectory(dir=_made(resolved.cache / "edits"), prefix=".solving-") as folder:
         partial = Path(folder) / "edit"
         write_adapter(partial, edit.factors, resolved.recipe.fields.base, fan_in_fan_out=edit.fan_in_fan_out)
-        write_json(partial / "edit.json", {"method": step.name, "base": resolved.base_digest, "solved_on": solved_on, **edit.record})
+        write_json(
+            partial / "edit.json", {"method": step.name, "base": resolved.base_digest, "solved_on": solved_on, **edit.record}
+        )
         if not place.exists():
             partial.rename(place)
     return place
@@ -153,8 +160,10 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
         parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise WorkbenchError(f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
-                             "Live models (edit, eval, chat) need one; merges by tensor name work all the same.")
+        raise WorkbenchError(
+            f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
+            "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
+        )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
     model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)

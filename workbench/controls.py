@@ -61,15 +61,20 @@ def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
     first = named[0].resolved
     for entry in named[1:]:
         if entry.resolved.base_digest != first.base_digest:
-            raise WorkbenchError(f"{named[0].name} and {entry.name} have different bases "
-                                 f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})", "Score them in two calls.")
+            raise WorkbenchError(
+                f"{named[0].name} and {entry.name} have different bases "
+                f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
+                "Score them in two calls.",
+            )
     entries = [*(_controls(named) if controls else []), *named]
     by_name: dict[str, Entry] = {}
     for entry in entries:
         other = by_name.setdefault(entry.name, entry)
         if other.resolved.key != entry.resolved.key:
-            raise WorkbenchError(f"two different configurations are called '{entry.name}'",
-                                 "Rename one: `name:` in the recipe, or the brick's name under `bricks`.")
+            raise WorkbenchError(
+                f"two different configurations are called '{entry.name}'",
+                "Rename one: `name:` in the recipe, or the brick's name under `bricks`.",
+            )
     return list(by_name.values())
 
 
@@ -115,8 +120,10 @@ def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int,
     resolved = entries[0].resolved
     dtypes = {str(e.resolved.dtype or _base_dtype(e.resolved)).removeprefix("torch.") for e in entries}
     if len(dtypes) > 1:
-        raise WorkbenchError(f"the recipes write different dtypes ({', '.join(sorted(dtypes))})",
-                             "Scores compare within one dtype: give the recipes the same `output: {dtype:}`.")
+        raise WorkbenchError(
+            f"the recipes write different dtypes ({', '.join(sorted(dtypes))})",
+            "Scores compare within one dtype: give the recipes the same `output: {dtype:}`.",
+        )
     tasks = resolved.recipe.project / "evals" / "tasks"
     return [build_plan(suite, resolved.base_path, tasks_dir=tasks, dtype=dtypes.copy().pop(), batch_size=batch_size, limit=limit)
             for suite in suites]  # fmt: skip
@@ -176,6 +183,13 @@ def _base_dtype(resolved: Resolved) -> Any:
 def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
     def report(task: str, done: int, total: int) -> None:
         items = sum(len(found) for found in plan.items.values())
-        events({**head, "done": done, "total": total, "text": f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"})
+        events(
+            {
+                **head,
+                "done": done,
+                "total": total,
+                "text": f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items",
+            }
+        )
 
     return report

@@ -62,7 +62,12 @@ def recipe_page() -> str:
     """docs/recipe.md's field reference."""
     lines = ["# Recipe reference", "", "Generated from the schema by `make docs`. The JSON schema for editors is [recipe.schema.json](recipe.schema.json).",
              "", "## Top level", "", *_table(_fields(recipe_model())), ""]  # fmt: skip
-    for title, name in (("output", "Output"), ("eval entries that are not a suite's name", "InlineEval"), ("bricks.NAME", "BrickRef"), ("where", "Where")):
+    for title, name in (
+        ("output", "Output"),
+        ("eval entries that are not a suite's name", "InlineEval"),
+        ("bricks.NAME", "BrickRef"),
+        ("where", "Where"),
+    ):
         found = recipe_schema()["$defs"][name]
         needed = found.get("required", ())
         rows = [{"name": key, "text": value.get("description", ""),

@@ -102,7 +102,10 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             names = resolved.recipe.used_bricks(step)
             row["bricks"] = {n: _kind(resolved.bricks[n]) for n in names}
             row["passes"] = step.laws.passes
-            read += sum(_brick_bytes(resolved.bricks[n]) * (step.laws.passes if _kind(resolved.bricks[n]) != "adapter" else 1) for n in names)
+            read += sum(
+                _brick_bytes(resolved.bricks[n]) * (step.laws.passes if _kind(resolved.bricks[n]) != "adapter" else 1)
+                for n in names
+            )
             width = max(width, len(names))
         elif isinstance(step, EditMethod):
             row["inputs"] = step.inputs()
@@ -128,7 +131,13 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
 
 
 def execute(
-    resolved: Resolved, runs: Path, *, device: torch.device, threads: int | None = None, out: Path | None = None, events: Events = no_events
+    resolved: Resolved,
+    runs: Path,
+    *,
+    device: torch.device,
+    threads: int | None = None,
+    out: Path | None = None,
+    events: Events = no_events,
 ) -> dict[str, Any]:
     """Run a recipe into its run directory; a finished run is kept, an interrupted one resumed.
 
@@ -232,7 +241,9 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
             shutil.copyfile(resolved.base_path / name, out / name)
 
 
-def configuration_digest(resolved: Resolved, device: torch.device, events: Events = no_events) -> tuple[str, dict[str, torch.Tensor] | None]:
+def configuration_digest(
+    resolved: Resolved, device: torch.device, events: Events = no_events
+) -> tuple[str, dict[str, torch.Tensor] | None]:
     """Digest of the configuration that a recipe produces, and its tensors where they had to be computed for it.
 
     Computed once a recipe key: in memory, with the bytes that a run would write.

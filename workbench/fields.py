@@ -96,7 +96,9 @@ def _kind(value: Any) -> str:
 
 
 Schedule = Annotated[
-    Annotated[Real, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Knots, Tag("knots")]
+    Annotated[Real, Tag("number")]
+    | Annotated[Ramp, Tag("ramp")]
+    | Annotated[Knots, Tag("knots")]
     | Annotated[tuple[Rule, ...], Tag("rules")],
     Discriminator(_kind),
 ]

@@ -18,7 +18,8 @@ from workbench.weights.specs import Weights
 #   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
 #   gptj gpt_neo                                   attn.out_proj | attn.attention.out_proj, mlp.fc_out | mlp.c_proj
 _ATTENTION_OUT = re.compile(
-    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense)$")
+    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense)$"
+)
 _MLP_OUT = re.compile(r"(mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2)$")
 _FIRST = re.compile(r"(embed(?!_out)|wte|wpe)")  # embed_out is GPT-NeoX's head
 
@@ -52,8 +53,10 @@ class Layout:
         stacks = [prefix for prefix, found in numbers.items() if found == set(range(depth))]
         if not depth or not stacks:
             found = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
-            raise WorkbenchError(f"no stack of {depth or 'num_hidden_layers'} layers among the tensor names (stacks: {found})",
-                                 "Layer schedules, edits and growth need a decoder-only model.")
+            raise WorkbenchError(
+                f"no stack of {depth or 'num_hidden_layers'} layers among the tensor names (stacks: {found})",
+                "Layer schedules, edits and growth need a decoder-only model.",
+            )
         return cls(min(stacks, key=len), depth, names)
 
     def layer(self, name: str) -> int | None:
@@ -80,16 +83,20 @@ class Layout:
 
     def residual_writers(self, layer: int) -> list[str]:
         """Every tensor, biases included, through which a layer adds to the residual stream."""
-        modules = [self._one(layer, _ATTENTION_OUT, "attention output projection").removesuffix(".weight"),
-                   self.mlp_out(layer).removesuffix(".weight")]
+        modules = [
+            self._one(layer, _ATTENTION_OUT, "attention output projection").removesuffix(".weight"),
+            self.mlp_out(layer).removesuffix(".weight"),
+        ]
         return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
 
     def _one(self, layer: int, pattern: re.Pattern[str], what: str) -> str:
         start = len(f"{self.prefix}{layer}.")
         found = [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
         if len(found) != 1:
-            raise WorkbenchError(f"layer {layer}: expected one {what}, found {len(found)} ({', '.join(found) or 'none'})",
-                                 "This architecture (mixture of experts, state space or hybrid) is not supported here.")
+            raise WorkbenchError(
+                f"layer {layer}: expected one {what}, found {len(found)} ({', '.join(found) or 'none'})",
+                "This architecture (mixture of experts, state space or hybrid) is not supported here.",
+            )
         return found[0]
 
 

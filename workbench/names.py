@@ -42,8 +42,10 @@ def live_module(weight: str, modules: Collection[str]) -> str:
     name = weight.removesuffix(".weight")
     found = next((c for c in _with_and_without_root(name) if c in modules), None)
     if found is None:
-        raise WorkbenchError(f"{weight}: the live model has no module {name}.{_nearest(name, modules)}",
-                             "transformers renames or fuses this architecture's weights, which is not supported here.")
+        raise WorkbenchError(
+            f"{weight}: the live model has no module {name}.{_nearest(name, modules)}",
+            "transformers renames or fuses this architecture's weights, which is not supported here.",
+        )
     return found
 
 

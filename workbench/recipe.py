@@ -187,8 +187,11 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     document = yamldoc.load(path)
     if not isinstance(document.data, dict):
-        raise WorkbenchError(f"{document.path}: expected a mapping with version, base, bricks and steps",
-                             "`workbench recipe new recipes/NAME.yaml` writes one to start from.", 2)
+        raise WorkbenchError(
+            f"{document.path}: expected a mapping with version, base, bricks and steps",
+            "`workbench recipe new recipes/NAME.yaml` writes one to start from.",
+            2,
+        )
     settings = tuple(settings)
     for setting in settings:
         _override(document, setting)

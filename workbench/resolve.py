@@ -136,12 +136,17 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
     if path in chain:
-        raise WorkbenchError(f"brick '{name}': {target} needs itself: " + " -> ".join(p.name for p in (*chain, path)),
-                             "A recipe cannot be its own brick.", 2)
+        raise WorkbenchError(
+            f"brick '{name}': {target} needs itself: " + " -> ".join(p.name for p in (*chain, path)),
+            "A recipe cannot be its own brick.",
+            2,
+        )
     inner = resolve(load_recipe(path), chain)
     if inner.base_digest != base_digest:
-        raise WorkbenchError(f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
-                             "A brick's delta refers to the recipe's base: use the same one.")
+        raise WorkbenchError(
+            f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
+            "A brick's delta refers to the recipe's base: use the same one.",
+        )
     return inner
 
 
@@ -159,8 +164,10 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
             warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != base_digest:
-        warnings.append(f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {base_digest[:10]}): "
-                        "its delta transfers approximately")
+        warnings.append(
+            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {base_digest[:10]}): "
+            "its delta transfers approximately"
+        )
     return warnings
 
 
@@ -170,11 +177,15 @@ def _check_constants(brick: Brick, base: Model) -> list[str]:
     assert isinstance(checkpoint, Checkpoint)
     for name, entry in checkpoint.entries.items():
         if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
-            raise WorkbenchError(f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
-                                 "Use a fine-tune that leaves it alone.")
+            raise WorkbenchError(
+                f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
+                "Use a fine-tune that leaves it alone.",
+            )
     mine, theirs = brick.checkpoint.config, base.config
     changed = sorted(k for k in _SHARED & (set(mine) | set(theirs)) if mine.get(k) != theirs.get(k))
-    return [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
+    return (
+        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
+    )
 
 
 def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:
@@ -183,8 +194,10 @@ def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:
     if not isinstance(record, dict) or "solved_on" not in record:
         return []
     if record.get("base") != base_digest:
-        raise WorkbenchError(f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {base_digest[:10]})",
-                             "Solve it again on this base: an `edit` step with the same facts.")
+        raise WorkbenchError(
+            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {base_digest[:10]})",
+            "Solve it again on this base: an `edit` step with the same facts.",
+        )
     return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]
 
 
@@ -194,8 +207,13 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
     for i, step in enumerate(recipe.steps):
         for path, where in _places(step):
             if unmatched := where.unmatched(base):
-                problems.append(recipe.error(("steps", i, *path), f"{unmatched} matches no tensor of the base",
-                                             "`workbench brick show` and config.json name tensors and layers."))
+                problems.append(
+                    recipe.error(
+                        ("steps", i, *path),
+                        f"{unmatched} matches no tensor of the base",
+                        "`workbench brick show` and config.json name tensors and layers.",
+                    )
+                )
     return problems
 
 

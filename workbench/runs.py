@@ -1,11 +1,11 @@
 """Run directories: one a recipe key, written whole or not at all, resumed where it was interrupted.
 
-    runs/<name>-<key10>/
-        recipe.yaml      the recipe as it was
-        run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
-        log.jsonl        events
-        model/           the checkpoint (model.partial/ while it is written)
-        edits/<step>/    every edit's result, a PEFT adapter
+runs/<name>-<key10>/
+    recipe.yaml      the recipe as it was
+    run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
+    log.jsonl        events
+    model/           the checkpoint (model.partial/ while it is written)
+    edits/<step>/    every edit's result, a PEFT adapter
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ class Run:
         except Timeout:
             holder = read_json(self.path / ".holder") or {}
             age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
-            raise WorkbenchError(f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
-                                 "Wait for it, or stop it: the same command then resumes.") from None
+            raise WorkbenchError(
+                f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
+                "Wait for it, or stop it: the same command then resumes.",
+            ) from None
         try:
             write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
             yield
@@ -115,8 +117,12 @@ def find_run(runs: Path, name: str) -> Run:
     if len(found) == 1:
         return found[0]
     if found:
-        raise WorkbenchError(f"'{name}' fits {len(found)} runs: {', '.join(run.name for run in found[:4])}", "Give more of the name.")
-    raise WorkbenchError(f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all.")
+        raise WorkbenchError(
+            f"'{name}' fits {len(found)} runs: {', '.join(run.name for run in found[:4])}", "Give more of the name."
+        )
+    raise WorkbenchError(
+        f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all."
+    )
 
 
 def remove_run(run: Run) -> int:

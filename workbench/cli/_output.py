@@ -69,7 +69,11 @@ class Output:
         if self.quiet:
             return
         stage, text = str(event.get("stage", "")), str(event.get("text", ""))
-        name = f"{event['configuration']} ({event['number']}/{event['of']})" if "configuration" in event else str(event.get("step", ""))
+        name = (
+            f"{event['configuration']} ({event['number']}/{event['of']})"
+            if "configuration" in event
+            else str(event.get("step", ""))
+        )
         head = f"{stage:<8}{name}{'  ' if name and text else ''}"
         if "done" not in event:
             if (stage, name, text) != self._last:

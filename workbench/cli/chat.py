@@ -66,7 +66,9 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
         from workbench.engine import materialize
 
         resolved, _ = load(path, None, runs_dir)
-        return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(resolved.base_path, trust_remote_code=False)
+        return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(
+            resolved.base_path, trust_remote_code=False
+        )
     if not (path / "config.json").is_file():
         from workbench.runs import find_run
 
@@ -77,5 +79,7 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
     from workbench.weights.checkpoint import read_config
 
     read_config(path, target)
-    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
+    )
     return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from workbench.scores import Scores, Store
     from workbench.suites import Plan
 
-BaselineOpt = Annotated[str | None, typer.Option("--baseline", help="Configuration that differences are taken against; default: the suite's.")]
+BaselineOpt = Annotated[
+    str | None, typer.Option("--baseline", help="Configuration that differences are taken against; default: the suite's.")
+]
 
 
 def evaluate(
@@ -63,8 +65,10 @@ def compare(
     scores, missing = stored(entries, plans, store)
     named = [e.name for e in entries if e.role == "configuration"]
     if lacking := [name for name in missing if name in named or name == (baseline or "base")]:
-        raise WorkbenchError(f"not scored yet on {', '.join(p.suite.suite for p in plans)}: {', '.join(lacking)}",
-                             f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size))
+        raise WorkbenchError(
+            f"not scored yet on {', '.join(p.suite.suite for p in plans)}: {', '.join(lacking)}",
+            f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size),
+        )
     found = _compare(store, scores, baseline, entries)
     document = found.document()
     if json:
@@ -92,7 +96,10 @@ def report(
     entries, plans, store = _open(names, settings, suite, runs_dir, True, batch_size, limit, lenient=not recipes)
     scores, missing = stored(entries, plans, store)
     if recipes and (lacking := [e.name for e in entries if e.name in missing and e.role == "configuration"]):
-        raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size))
+        raise WorkbenchError(
+            f"not scored yet: {', '.join(lacking)}",
+            f"workbench eval {' '.join(recipes)}" + _options(suite, settings, limit, batch_size),
+        )
     if not scores:
         raise WorkbenchError("nothing is scored yet", "workbench eval RECIPE" + _options(suite, settings, limit, batch_size))
     if missing:
@@ -163,8 +170,10 @@ def _table(comparison: Comparison | None, scores: list[Scores]) -> None:
         rows.append(cells)
     heads = ["configuration", "mean", *(f"{t['task']} (n={t['n']})" for t in tasks), "kept"]
     out.table(heads, rows, right=range(1, len(heads)))
-    out.say(f"scores in %, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
-            f"+ better, - worse than {document['baseline']} (Holm over {document['family']['size']} comparisons)")
+    out.say(
+        f"scores in %, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
+        f"+ better, - worse than {document['baseline']} (Holm over {document['family']['size']} comparisons)"
+    )
     for warning in document["warnings"]:
         out.warn(warning)
 
@@ -182,7 +191,9 @@ def _rows(document: dict[str, Any]) -> None:
         [[r["configuration"], r["task"], r["metric"], f"{100 * r['diff']:+.1f}", _range(r["low"], r["high"]), _range(r["low_adj"], r["high_adj"]),
           "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), r["verdict"] + (f" (needs about n = {r['needs']})" if r.get("needs") else "")]
          for r in document["rows"]], right=range(3, 8))  # fmt: skip
-    out.say(f"differences in points against {document['baseline']}; {document['family']['text']}; Holm at {document['family']['alpha']}")
+    out.say(
+        f"differences in points against {document['baseline']}; {document['family']['text']}; Holm at {document['family']['alpha']}"
+    )
 
 
 def _range(low: float | None, high: float | None) -> str:

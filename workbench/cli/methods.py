@@ -12,7 +12,8 @@ from workbench.errors import WorkbenchError, nearest
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method: its fields, formula and paper.", show_default=False)] = None, json: JsonOpt = False
+    name: Annotated[str | None, typer.Argument(help="A method: its fields, formula and paper.", show_default=False)] = None,
+    json: JsonOpt = False,
 ) -> None:
     """List the methods that steps can use, or explain one."""
     from workbench.docs import describe, summary
@@ -27,7 +28,9 @@ def methods(
         return
     found = [cls for tag, cls in known.items() if name in (cls.name, tag)]
     if not found:
-        raise WorkbenchError(f"unknown method '{name}'. {nearest(name, [cls.name for cls in known.values()])}", "`workbench methods` lists all.", 2)
+        raise WorkbenchError(
+            f"unknown method '{name}'. {nearest(name, [cls.name for cls in known.values()])}", "`workbench methods` lists all.", 2
+        )
     document = describe(found[0])
     if json:
         out.json(document)

@@ -40,7 +40,9 @@ def new(
     base: Annotated[str, typer.Option(help="Directory or hub id of the base.")] = "bricks/starter/base",
     brick: Annotated[list[str] | None, typer.Option(metavar="NAME=REF", help="A brick; may be repeated.")] = None,
     suite: Annotated[str | None, typer.Option(help="Suite to score; default: starter, where the project has it.")] = None,
-    project: Annotated[Path | None, typer.Option(help="Lay out a project folder with recipes/, bricks/ and evals/ here first.")] = None,
+    project: Annotated[
+        Path | None, typer.Option(help="Lay out a project folder with recipes/, bricks/ and evals/ here first.")
+    ] = None,
 ) -> None:
     """Write a recipe to start from; nothing is overwritten."""
     from workbench.recipe import find_project
@@ -62,7 +64,9 @@ def new(
     if suite is None and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = TEMPLATE.format(path=path, base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else "")
+    text = TEMPLATE.format(
+        path=path, base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else ""
+    )
     path.write_text(text, "utf-8")
     out.line(str(path))
     out.say(f"check it: workbench recipe check {path}")

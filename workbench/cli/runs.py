@@ -27,8 +27,11 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     if json:
         out.json(rows)
     elif rows:
-        out.table(["run", "status", "created", "size", "configuration"],
-                  [[r["name"], r["status"], r["created"], size(r["bytes"]), (r["configuration"] or "")[:12]] for r in rows], right=(3,))
+        out.table(
+            ["run", "status", "created", "size", "configuration"],
+            [[r["name"], r["status"], r["created"], size(r["bytes"]), (r["configuration"] or "")[:12]] for r in rows],
+            right=(3,),
+        )
     else:
         out.say(f"no runs in {_runs(runs_dir)}; `workbench run RECIPE` makes one")
 
@@ -43,15 +46,20 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     if json:
         out.json(record)
         return
-    out.line(f"{run.name}: {record['status']}, {record['created']}, on {record['device']}" + (f", {record['seconds']} s" if "seconds" in record else ""))
+    out.line(
+        f"{run.name}: {record['status']}, {record['created']}, on {record['device']}"
+        + (f", {record['seconds']} s" if "seconds" in record else "")
+    )
     out.line(f"base   {record['inputs']['base']['id']}  {record['inputs']['base']['digest'][:12]}")
     for brick, found in record["inputs"]["bricks"].items():
         out.line(f"brick  {brick} ({found['kind']})  {found['digest'][:12]}")
     for step in record.get("steps", []):
         out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
     if "output" in record:
-        out.line(f"model  {run.model}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
-                 f"{size(record['output']['bytes'])}")
+        out.line(
+            f"model  {run.model}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
+            f"{size(record['output']['bytes'])}"
+        )
     for warning in record.get("warnings", []):
         out.warn(warning)
     if "error" in record:
@@ -67,7 +75,9 @@ def rm(
     from workbench.runs import find_run, remove_run
 
     found = [find_run(_runs(runs_dir), name) for name in names]
-    if not yes and not typer.confirm(f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"):
+    if not yes and not typer.confirm(
+        f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"
+    ):
         raise typer.Exit(1)
     for run in found:
         out.say(f"removed {run.name}, {size(remove_run(run))} freed")
@@ -85,7 +95,9 @@ def verify(
 
     run = find_run(_runs(runs_dir), name)
     if not run.done:
-        raise WorkbenchError(f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes.")
+        raise WorkbenchError(
+            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes."
+        )
     expected = run.record["output"]["tensors"]
     found = tensor_digests(Checkpoint(run.model, run.name).entries)
     bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
@@ -96,8 +108,11 @@ def verify(
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     if bad:
-        raise WorkbenchError(f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
-                             f"workbench runs rm {run.name}, then run the recipe again.", 3)
+        raise WorkbenchError(
+            f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
+            f"workbench runs rm {run.name}, then run the recipe again.",
+            3,
+        )
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
 
 

@@ -38,11 +38,15 @@ def read_facts(path: Path, shown: str) -> list[Fact]:
             continue
         fact = _fact(line, f"{shown}:{number}")
         if fact.prompt in facts and facts[fact.prompt][1] != fact:
-            raise WorkbenchError(f"{shown}:{number}: the prompt of line {facts[fact.prompt][0]} again, with another target",
-                                 "Keep one target a prompt.")
+            raise WorkbenchError(
+                f"{shown}:{number}: the prompt of line {facts[fact.prompt][0]} again, with another target",
+                "Keep one target a prompt.",
+            )
         facts.setdefault(fact.prompt, (number, fact))
     if not facts:
-        raise WorkbenchError(f"{shown}: no facts", 'Add lines such as {"prompt": "The capital of Atlantis is", "target": "Poseidonis"}')
+        raise WorkbenchError(
+            f"{shown}: no facts", 'Add lines such as {"prompt": "The capital of Atlantis is", "target": "Poseidonis"}'
+        )
     return [fact for _, fact in facts.values()]
 
 
@@ -54,6 +58,8 @@ def _fact(line: str, where: str) -> Fact:
     for key in ("prompt", "target"):
         if not isinstance(row, dict) or not isinstance(row.get(key), str) or not row[key].strip():
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise WorkbenchError(f"{where}: expected a text in '{key}', found {found or 'nothing'}",
-                                 'A fact is {"prompt": "...", "target": "..."}.')
+            raise WorkbenchError(
+                f"{where}: expected a text in '{key}', found {found or 'nothing'}",
+                'A fact is {"prompt": "...", "target": "..."}.',
+            )
     return Fact(row["prompt"], row["target"])

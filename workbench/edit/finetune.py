@@ -81,7 +81,9 @@ class Finetune(EditMethod):
                 loss = _loss(context, [rows[i] for i in shuffled[start : start + self.batch_size]])
                 value = loss.item()
                 if not math.isfinite(value):
-                    raise WorkbenchError(f"edit finetune: the loss is {value} in epoch {epoch}", f"Lower learning_rate ({self.learning_rate:g}).")
+                    raise WorkbenchError(
+                        f"edit finetune: the loss is {value} in epoch {epoch}", f"Lower learning_rate ({self.learning_rate:g})."
+                    )
                 worst = max(worst, value)
                 if value < self.stop:
                     continue
@@ -129,7 +131,9 @@ def _tokens(fact: Fact, tokenizer: Any) -> tuple[list[int], int]:
     target = tokenizer(fact.continuation, add_special_tokens=False)["input_ids"]
     if not prompt or not target:
         text = fact.continuation if prompt else fact.prompt
-        raise WorkbenchError(f"edit finetune: {text!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows.")
+        raise WorkbenchError(
+            f"edit finetune: {text!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
+        )
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return [*prompt, *target, *end], len(prompt)
 

@@ -37,7 +37,9 @@ class Depth(GrowMethod):
     @model_validator(mode="after")
     def _one(self) -> Depth:
         if (self.blocks is None) == (self.after is None):
-            raise ValueError("expected one of `blocks: 4` and `after: [3, 7]`, found " + ("none" if self.after is None else "both"))
+            raise ValueError(
+                "expected one of `blocks: 4` and `after: [3, 7]`, found " + ("none" if self.after is None else "both")
+            )
         return self
 
     def copied(self, depth: int) -> list[int]:
@@ -48,8 +50,11 @@ class Depth(GrowMethod):
             return sorted({i % depth for i in self.after})
         blocks = self.blocks or 0
         if blocks > depth:
-            raise WorkbenchError(f"grow depth: {blocks} blocks for {depth} layers, at most one copy a layer",
-                                 f"Set blocks: {depth}, and add a second grow step for more.", 2)
+            raise WorkbenchError(
+                f"grow depth: {blocks} blocks for {depth} layers, at most one copy a layer",
+                f"Set blocks: {depth}, and add a second grow step for more.",
+                2,
+            )
         return [(i + 1) * depth // blocks - 1 for i in range(blocks)]
 
     def expand(self, model: Model) -> Growth:
@@ -67,8 +72,11 @@ class Depth(GrowMethod):
                 # The whole stack stands where its first tensor stood: file order stays embeddings, layers, norm, head.
                 for new, (old, copy) in enumerate(stack):
                     tensors |= _layer(layout, old, new, copy, zero)
-        return Growth(tensors, _config(model.config, layout.depth, [old for old, _ in order]),
-                      {"copied_layers": copied, "new_layers": [n for n, (_, copy) in enumerate(order) if copy]})
+        return Growth(
+            tensors,
+            _config(model.config, layout.depth, [old for old, _ in order]),
+            {"copied_layers": copied, "new_layers": [n for n, (_, copy) in enumerate(order) if copy]},
+        )
 
 
 def _layer(layout: Layout, old: int, new: int, copy: bool, zero: set[str]) -> dict[str, Grown]:
@@ -82,8 +90,10 @@ def _config(config: dict[str, Any], depth: int, order: list[int]) -> dict[str, A
     numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
     unused = numbered == ["max_window_layers"] and ("layer_types" in config or not config.get("use_sliding_window"))
     if numbered and not unused:
-        raise WorkbenchError(f"grow depth: config.json refers to layers by number ({', '.join(numbered)}), which move",
-                             "Grow a model without these fields.")
+        raise WorkbenchError(
+            f"grow depth: config.json refers to layers by number ({', '.join(numbered)}), which move",
+            "Grow a model without these fields.",
+        )
     grown = dict(config)
     for key, value in config.items():
         if key in _DEPTH:

@@ -39,5 +39,7 @@ def check_preserved(before: PreTrainedModel, after: PreTrainedModel, step: str, 
         raise WorkbenchError(
             f"step {step}: the grown model computes something else (logits differ by {difference:.2g}, "
             f"generation {'agrees' if same else 'differs'})",
-            "Report this architecture; `check: false` in the step writes the model all the same.", 3)
+            "Report this architecture; `check: false` in the step writes the model all the same.",
+            3,
+        )
     return {"max_logit_difference": difference, "same_generation": same}

@@ -34,7 +34,9 @@ class Linear(MergeMethod):
         if not self.normalize:
             return lambda block: weighted_sum(block.deltas, weights).add_(block.base, alpha=total - 1)
         if total == 0:
-            raise WorkbenchError(f"linear: the weights sum to 0 at {group.tensor}",
-                                 "Use `merge: task_arithmetic`, which does not divide, or set `normalize: false`.")
+            raise WorkbenchError(
+                f"linear: the weights sum to 0 at {group.tensor}",
+                "Use `merge: task_arithmetic`, which does not divide, or set `normalize: false`.",
+            )
         shares = [w / total for w in weights]
         return lambda block: weighted_sum(block.deltas, shares)

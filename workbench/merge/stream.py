@@ -55,12 +55,21 @@ class MergedWeights:
     """
 
     def __init__(
-        self, current: Model, base: Model, method: MergeMethod, bricks: Mapping[str, Deltas], digests: Mapping[str, str] | None = None
+        self,
+        current: Model,
+        base: Model,
+        method: MergeMethod,
+        bricks: Mapping[str, Deltas],
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
-        order = sorted(bricks, key=lambda name: ((digests or {}).get(name, ""), name)) if method.laws.permutation_invariant else bricks
+        order = (
+            sorted(bricks, key=lambda name: ((digests or {}).get(name, ""), name))
+            if method.laws.permutation_invariant
+            else bricks
+        )
         self._bricks = {name: bricks[name] for name in order}
         self._lock = threading.Lock()
         self._surveyed: list[Any] = []

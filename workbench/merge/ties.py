@@ -52,7 +52,10 @@ class Ties(MergeMethod):
 
     @model_validator(mode="after")
     def _one_density(self) -> Ties:
-        given = [self.density, *(e.density for e in (self.bricks or {}).values() if isinstance(e, TiesEntry) and e.density is not None)]
+        given = [
+            self.density,
+            *(e.density for e in (self.bricks or {}).values() if isinstance(e, TiesEntry) and e.density is not None),
+        ]
         if self.threshold == "model" and not all(isinstance(d, float) for d in given):
             raise ValueError("`threshold: model` trims by one threshold a brick: expected a number as density, found a schedule")
         return self

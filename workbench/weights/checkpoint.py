@@ -22,7 +22,7 @@ SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT = (
-    "python -c \"from transformers import AutoModelForCausalLM as A; "
+    'python -c "from transformers import AutoModelForCausalLM as A; '
     "A.from_pretrained('{path}').save_pretrained('{path}-safetensors')\"  (opens the pickle: only for files that you trust)"
 )
 
@@ -47,7 +47,8 @@ def read_header(file: Path) -> dict[str, Entry]:
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise WorkbenchError(
                 f"{file}: not a safetensors file (header of {length:,} bytes in a file of {size:,})",
-                "The download may be incomplete: fetch the file again.")
+                "The download may be incomplete: fetch the file again.",
+            )
         try:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
@@ -60,16 +61,21 @@ def read_header(file: Path) -> dict[str, Entry]:
         if dtype not in DTYPES:
             raise WorkbenchError(
                 f"{file}: {name} has dtype {dtype}, a quantised or packed format; expected floating point",
-                "Dequantise the model first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`.")
+                "Dequantise the model first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`.",
+            )
         spec = TensorSpec(shape, DTYPES[dtype])
         if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
-            raise WorkbenchError(f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
-                                 "The file is damaged: fetch it again.")
+            raise WorkbenchError(
+                f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
+                "The file is damaged: fetch it again.",
+            )
         expected = stop
         entries[name] = Entry(file, 8 + length + start, spec)
     if 8 + length + expected != size:
-        raise WorkbenchError(f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
-                             "Fetch the file again.")
+        raise WorkbenchError(
+            f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
+            "Fetch the file again.",
+        )
     return entries
 
 
@@ -88,8 +94,10 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
         names = sorted(set(_weight_map(index, label).values()))
         for name in names:
             if Path(name).name != name or ((path / name).resolve().parent != path.resolve() and not _is_hub_blob(path / name)):
-                raise WorkbenchError(f"{label}: {index} points outside its folder ({name!r})",
-                                     "Only plain file names beside the index are read: fetch the checkpoint again.")
+                raise WorkbenchError(
+                    f"{label}: {index} points outside its folder ({name!r})",
+                    "Only plain file names beside the index are read: fetch the checkpoint again.",
+                )
             if not (path / name).is_file():
                 raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Fetch the checkpoint again.")
         return [path / name for name in names]
@@ -97,13 +105,17 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
         return [path / SINGLE]
     pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
     if pickles:
-        raise WorkbenchError(f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; "
-                             f"expected {SINGLE}", _CONVERT.format(path=path))
+        raise WorkbenchError(
+            f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
+            _CONVERT.format(path=path),
+        )
     gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
     if gguf:
-        raise WorkbenchError(f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
-                             "Dequantise it first: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE, "
-                             "quantization_config=GgufConfig(dequantize=True)).save_pretrained(OUT)")
+        raise WorkbenchError(
+            f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
+            "Dequantise it first: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE, "
+            "quantization_config=GgufConfig(dequantize=True)).save_pretrained(OUT)",
+        )
     raise WorkbenchError(f"{label}: no {SINGLE} in {path}", None)
 
 
@@ -112,8 +124,9 @@ def _weight_map(index: Path, label: str) -> dict[str, str]:
     try:
         return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise WorkbenchError(f"{label}: {index} is not an index of safetensors files (no weight_map)",
-                             "Fetch the checkpoint again.") from None
+        raise WorkbenchError(
+            f"{label}: {index} is not an index of safetensors files (no weight_map)", "Fetch the checkpoint again."
+        ) from None
 
 
 def _is_hub_blob(file: Path) -> bool:
@@ -139,8 +152,9 @@ class Checkpoint:
                     raise WorkbenchError(f"{label}: {name} stands in {self.entries[name].file.name} and in {file.name}")
                 self.entries[name] = entry
         if (path / INDEX).is_file() and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries))):
-            raise WorkbenchError(f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)",
-                                 "Fetch the checkpoint again.")
+            raise WorkbenchError(
+                f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)", "Fetch the checkpoint again."
+            )
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -207,8 +221,10 @@ class _FileSource:
             spec = self._entry.spec
             flat = (start + row) * spec.cols + col
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
-            raise WorkbenchError(f"{self._label} holds {out[row, col].item()} at {index}; expected finite numbers",
-                                 "Train or download this model again: a merge would spread the value.")
+            raise WorkbenchError(
+                f"{self._label} holds {out[row, col].item()} at {index}; expected finite numbers",
+                "Train or download this model again: a merge would spread the value.",
+            )
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
@@ -217,18 +233,22 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise WorkbenchError(f"{label}: no config.json in {path}",
-                             "Expected a Hugging Face model directory: config.json and safetensors files.") from None
+        raise WorkbenchError(
+            f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
+        ) from None
     except ValueError as error:
         raise WorkbenchError(f"{label}: {file} is not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise WorkbenchError(f"{label}: {file} holds a {type(config).__name__}, expected an object")
     if "auto_map" in config:
-        raise WorkbenchError(f"{label}: {file} asks for custom code (auto_map), which is never executed",
-                             "Use a revision of the model that transformers supports natively.")
+        raise WorkbenchError(
+            f"{label}: {file} asks for custom code (auto_map), which is never executed",
+            "Use a revision of the model that transformers supports natively.",
+        )
     if quantisation := config.get("quantization_config"):
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-        raise WorkbenchError(f"{label}: quantised weights ({method}); expected floating point",
-                             "Dequantise it first: load it with transformers, `model.dequantize()`, "
-                             "`model.save_pretrained(DIR)`, then use DIR.")
+        raise WorkbenchError(
+            f"{label}: quantised weights ({method}); expected floating point",
+            "Dequantise it first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`, then use DIR.",
+        )
     return config

@@ -160,7 +160,8 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
             if spec.is_float and not math.isfinite(result.sum(dtype=torch.float32).item()) and not result.isfinite().all():
                 raise WorkbenchError(
                     f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
-                    "Lower the step's lambda or weights, or write `output: {dtype: float32}`.")
+                    "Lower the step's lambda or weights, or write `output: {dtype: float32}`.",
+                )
             data = result.view(-1).view(torch.uint8).numpy().data
             digest.update(data)
             while data:
