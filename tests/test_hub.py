@@ -65,7 +65,9 @@ def test_index_of_a_snapshot_may_link_to_blobs(project: Project, hub: Path, llam
 
 
 def test_what_is_not_cached_says_so(project: Project, hub: Path) -> None:
-    with pytest.raises(WorkbenchError, match=r"base: org/tiny@?\w* is neither a local directory nor in the hub cache|base: org/tiny is neither"):
+    with pytest.raises(
+        WorkbenchError, match=r"base: org/tiny@?\w* is neither a local directory nor in the hub cache|base: org/tiny is neither"
+    ):
         project.resolve(RECIPE)
 
 

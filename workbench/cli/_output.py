@@ -22,7 +22,8 @@ class Output:
         self.quiet = False
         self.verbose = False
         self.talk = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.data = Console(highlight=False, soft_wrap=True)
+        # A pipe has no width: whoever reads it gets whole cells.
+        self.data = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last: tuple[Any, ...] = ()
@@ -59,7 +60,7 @@ class Output:
         numbers = set(right)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="right" if i in numbers else "left", no_wrap=i in numbers or i == 0)
+            table.add_column(column, justify="right" if i in numbers else "left", no_wrap=i == 0)
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.data.print(table)
