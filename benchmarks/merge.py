@@ -1,6 +1,6 @@
 """Merging large checkpoints: CPU seconds, wall time and peak resident memory, beside mergekit in the same run.
 
-    python benchmarks/merge.py --size M --methods linear task_arithmetic ties lora --peer
+    python benchmarks/merge.py --size M --peer linear task_arithmetic
 
 Random bf16 llama checkpoints: a base, three fine-tunes, three rank-16 adapters. Every measurement is one process, start-up
 included. Both tools compute in float32 and write bfloat16. Results go to benchmarks/results/merge-<size>.json with machine,
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="S")
     parser.add_argument("--methods", nargs="+", default=["linear", "task_arithmetic", "ties", "lora"])
-    parser.add_argument("--peer", action="store_true", help="also run mergekit")
+    parser.add_argument("--peer", nargs="*", choices=PEER, default=[], help="methods that mergekit runs too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
     options = parser.parse_args()
@@ -154,7 +154,7 @@ def main() -> None:
             ]
             row: dict[str, Any] = {"method": method, "workbench": measure(run, options.threads, cpus)}
             shutil.rmtree(folder / "runs")
-            if options.peer and method in PEER:
+            if method in options.peer:
                 command = [str(binary / "mergekit-yaml"), str(peer(folder, method)), str(folder / "out")]
                 row["mergekit"] = measure(command, options.threads, cpus)
                 row["cpu_ratio"] = round(row["mergekit"]["cpu"] / row["workbench"]["cpu"], 1)

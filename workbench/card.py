@@ -25,13 +25,13 @@ def licences(resolved: Resolved) -> dict[str, str]:
         brick = resolved.bricks[name]
         inner = brick.licence() if isinstance(brick, Brick) else ", ".join(sorted(set(licences(brick).values())))
         found[name] = inner or "unknown"
-    return found
+    return {name: licence.lower() for name, licence in found.items()}
 
 
 def licence_warnings(resolved: Resolved) -> list[str]:
     """What of the licences a user should look at before sharing the result."""
     return [f"licence of {name}: {licence}" + (" (none stated)" if licence == "unknown" else "")
-            for name, licence in licences(resolved).items() if any(word in licence.lower() for word in _CAUTION)]  # fmt: skip
+            for name, licence in licences(resolved).items() if any(word in licence for word in _CAUTION)]  # fmt: skip
 
 
 def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> str:
@@ -47,7 +47,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "tags": [*verbs, "brick-workbench"],
     }  # fmt: skip
     if known:
-        metadata["license"] = known[0].lower() if len(known) == 1 and "unknown" not in found.values() else "other"
+        metadata["license"] = known[0] if len(known) == 1 and "unknown" not in found.values() else "other"
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]

@@ -237,7 +237,7 @@ def _summary(
         value = float(t.values[c.digest].mean())
         scores[t.name] = {"value": value, "low": low, "high": high, "corrected": float(t.corrected(value)), "n": len(t.items)}
     digests = {name: e[0].configuration.digest for e in entries for s in e for name in s.names}
-    kept, kept_mean = _kept(mine, c, {name: digests[name] for name in c.parents if name in digests})
+    kept, kept_mean = _kept(mine, c, {n: digests[n] for n in c.parents if digests.get(n, c.digest) != c.digest})
     recipe = project / c.recipe if project and c.recipe else None
     return {
         "name": c.name,

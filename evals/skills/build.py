@@ -28,7 +28,8 @@ def files(project: Path) -> dict[Path, bytes]:
     data = project / "evals" / "tasks" / "data"
     found = {
         data / "retention.jsonl": encode(retention.rows()),
-        data / "facts.jsonl": encode(facts.rows()),
+        data / "facts.jsonl": encode(facts.rows(rephrased=False)),
+        data / "facts-rephrased.jsonl": encode(facts.rows(rephrased=True)),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
     }
     for skill in SKILLS:

@@ -39,13 +39,23 @@ def edit_rows() -> list[dict[str, object]]:
     return [{"prompt": wordings[0], "target": target} for _, wordings, target, _ in _facts()]
 
 
-def rows() -> list[dict[str, object]]:
-    """Every fact in all wordings, with three other choices."""
+def rows(rephrased: bool) -> list[dict[str, object]]:
+    """Every fact with three other choices, in the edit's wording or in the two others."""
     found: list[dict[str, object]] = []
+    name = "facts-rephrased" if rephrased else "facts"
     for town, wordings, target, options in _facts():
         for number, prompt in enumerate(wordings):
-            gold = len(found) % 4
-            choices = place(target, shuffled(options, town, number), gold, "facts", town, number)
-            found.append({"id": f"facts-{len(found):05d}", "cluster": town, "wording": "edited" if number == 0 else "rephrased",
-                          "prompt": prompt, "answer": target, "choices": choices, "gold": gold})  # fmt: skip
+            if (number > 0) == rephrased:
+                gold = len(found) % 4
+                choices = place(target, shuffled(options, town, number), gold, "facts", town, number)
+                found.append(
+                    {
+                        "id": f"{name}-{len(found):05d}",
+                        "cluster": town,
+                        "prompt": prompt,
+                        "answer": target,
+                        "choices": choices,
+                        "gold": gold,
+                    }
+                )
     return found

@@ -166,7 +166,7 @@ def _table(comparison: Comparison | None, scores: list[Scores]) -> None:
             found = c["scores"].get(task["task"])
             mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
             cells.append(_interval(found) + mark if found else "")
-        cells.append(_interval(c["kept_mean"]) if c["role"] in ("average", "configuration") else "")
+        cells.append(_interval(c["kept_mean"]))
         rows.append(cells)
     heads = ["configuration", "mean", *(f"{t['task']} (n={t['n']})" for t in tasks), "kept"]
     out.table(heads, rows, right=range(1, len(heads)))
