@@ -11,7 +11,7 @@ RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
-SUITES := $(if $(FULL),--suite starter --suite retention --suite facts,--suite smoke)
+SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 

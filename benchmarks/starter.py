@@ -18,7 +18,7 @@ from pathlib import Path
 from record import write_results
 
 HERE = Path(__file__).parent
-SUITES = ["--suite", "starter", "--suite", "retention", "--suite", "facts"]
+SUITES = ["--suite", "starter", "--suite", "retention", "--suite", "facts", "--suite", "conflict"]
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ("suite: x\ntasks: [add]\nchance: {add: 1.0}\n", "chance: add: expected a number from 0"),
         ("suite: x\ntasks: [add]\nlimit: 0\n", "limit: expected at least 1 item"),
         ("suite: x\ntasks: [add]\nprimry: {}\n", r"x.yaml:3:1 primry: unknown field. Did you mean 'primary'"),
-        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention' or 'edit'"),
+        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention' or 'other'"),
     ],
 )
 def test_bad_suites(tmp_path: Path, text: str, message: str) -> None:

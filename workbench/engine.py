@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import sys
@@ -27,7 +26,8 @@ from workbench.registry import EditMethod, GrowMethod, MergeMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
-from workbench.weights.specs import BLOCK_ELEMENTS, NAMES
+from workbench.weights.parallel import default_threads
+from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def execute(
         if not run.done:
             if problems := _disk_problems(runs, plan(resolved, runs).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
-            _write_run(resolved, run, device, threads or min(8, os.cpu_count() or 1), events, started)
+            _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:
             events({"stage": "run", "text": "finished before: nothing to do"})
     if out is not None:
@@ -341,6 +341,3 @@ def _leave(model: Path, out: Path) -> None:
     if out.is_dir():
         out.rmdir()
     partial.rename(out)
-
-
-__all__ = ["NAMES", "Plan", "configuration_digest", "execute", "materialize", "pick_device", "plan"]

@@ -49,7 +49,7 @@ class Suite(BaseModel):
         baseline: Configuration that differences are taken against.
         alpha: Error rate of the verdicts over the family.
         min_effect: Smallest difference of interest, and the margin within which configurations are equivalent.
-        roles: `skill` (default), `retention` or `edit` (what an edit teaches), by task.
+        roles: `skill` (default), `retention` or `other` (shown, but not part of the mean and of kept), by task.
         owners: Brick that teaches a task.
         chat_template: Wrap prompts in the tokenizer's chat template.
         num_fewshot: Examples before each prompt; the task's own number if not given.
@@ -67,7 +67,7 @@ class Suite(BaseModel):
     baseline: str = "base"
     alpha: float = Field(default=0.05, gt=0, lt=1)
     min_effect: float = Field(default=0.02, ge=0)
-    roles: dict[str, Literal["skill", "retention", "edit"]] = {}
+    roles: dict[str, Literal["skill", "retention", "other"]] = {}
     owners: dict[str, str] = {}
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -99,7 +99,7 @@ class Suite(BaseModel):
         return self.limit.get(task) if isinstance(self.limit, dict) else self.limit
 
     def role_of(self, task: str) -> str:
-        """skill | retention | edit; the mean over skills and `kept` look at skills only."""
+        """skill | retention | other; the mean over skills and `kept` look at skills only."""
         return self.roles.get(task, "skill")
 
 

@@ -1,0 +1,132 @@
+"""The main job on a tiny model, by the command line: plan, run, eval, compare, report, chat."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Project
+from test_bad_input import mini_suite
+from typer.testing import CliRunner, Result
+
+from workbench.cli import app
+
+RECIPE = """
+bricks: {one: bricks/one, two: bricks/two}
+steps:
+  - {id: deeper, grow: depth, blocks: 1}
+  - {id: mix, merge: ties, density: 0.5}
+  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2}
+eval: [mini]
+"""
+
+
+@pytest.fixture
+def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project with a suite of 60 items in 20 clusters and a recipe of all three verbs."""
+    mini_suite(project)
+    words = ["a", "b", "c", "d", "e"]
+    rows = [
+        {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
+        for i in range(60)
+    ]
+    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
+    (project.path / "facts.jsonl").write_text('{"prompt": "a b", "target": "c"}\n{"prompt": "c d", "target": "e"}\n')
+    project.write(RECIPE, "all.yaml")
+    project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n", "mean.yaml")
+    monkeypatch.chdir(project.path)
+    return project
+
+
+def call(*args: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(args), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*args: str) -> Any:
+    return json.loads(call(*args, "--json").stdout)
+
+
+def test_plan_and_run(world: Project) -> None:
+    planned = document("plan", "recipes/all.yaml")
+    assert [step["id"] for step in planned["steps"]] == ["deeper", "mix", "facts"]
+    assert planned["problems"] == []
+    assert planned["cached"] == []
+    ran = document("run", "recipes/all.yaml")
+    assert list(ran) == ["run", "key", "status", "model", "adapter", "configuration", "steps", "seconds", "peak_bytes"]
+    assert ran["status"] == "done"
+    assert ran["key"] == planned["key"]
+    assert (Path(ran["model"]) / "model.safetensors").stat().st_size > planned["write_bytes"]
+    assert ran["steps"][0]["check"] == {"max_logit_difference": 0.0, "same_generation": True}
+    assert (Path(ran["run"]) / "edits" / "facts" / "adapter_model.safetensors").is_file()
+    assert document("plan", "recipes/all.yaml")["cached"] == ["facts", "run"]
+    assert document("runs", "ls")[0]["configuration"] == ran["configuration"]
+    call("runs", "verify", Path(ran["run"]).name)
+    assert "checkpoint" not in call("runs", "show", "all").stdout
+
+
+def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = document("eval", "recipes/all.yaml", "recipes/mean.yaml")
+    assert list(scored) == ["suite", "plan", "configurations"]
+    assert [c["name"] for c in scored["configurations"]] == ["base", "one", "two", "average", "all", "mean"]
+    ran = document("run", "recipes/all.yaml")
+    digest = {c["name"]: c["digest"] for c in scored["configurations"]}
+    assert digest["all"] == ran["configuration"], "what is scored in memory is what is written"
+    assert digest["average"] == digest["mean"]
+
+    def never(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("a second evaluation loads no model")
+
+    monkeypatch.setattr("workbench.engine.materialize", never)
+    assert document("eval", "recipes/all.yaml", "recipes/mean.yaml") == scored
+
+    compared = CliRunner().invoke(app, ["compare", "all", "--json"], catch_exceptions=False)
+    assert compared.exit_code in (0, 3)
+    found = json.loads(compared.stdout)
+    assert found["baseline"] == "base"
+    names = [
+        "configuration",
+        "task",
+        "metric",
+        "diff",
+        "low",
+        "high",
+        "low_adj",
+        "high_adj",
+        "p",
+        "p_adj",
+        "n",
+        "clusters",
+        "mde",
+        "verdict",
+    ]
+    assert set(names) <= set(found["rows"][0])
+    worse = [r for r in found["rows"] if r["configuration"] == "all" and r["verdict"] == "worse"]
+    assert compared.exit_code == (3 if worse else 0)
+    call("report")
+    page = Path("reports/report.html").read_text("utf-8")
+    assert "all.yaml" in page
+    assert json.loads(Path("reports/report.json").read_text("utf-8"))["baseline"] == "base"
+
+
+def test_edit_left_out_gives_the_file_without_it(world: Project) -> None:
+    with_edit = document("run", "recipes/all.yaml")
+    without = world.write(RECIPE.replace("  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2}\n", ""), "less.yaml")
+    first = (Path(document("run", str(without))["model"]) / "model.safetensors").read_bytes()
+    shutil.rmtree("runs")
+    shutil.rmtree(".workbench")
+    assert (Path(document("run", str(without))["model"]) / "model.safetensors").read_bytes() == first
+    assert with_edit["configuration"] != document("run", str(without))["configuration"]
+
+
+def test_chat_reads_a_pipe(world: Project) -> None:
+    result = CliRunner().invoke(
+        app, ["chat", "recipes/mean.yaml", "--plain", "--max-new-tokens", "3"], input="a b\n", catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert result.stdout.strip()
