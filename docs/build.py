@@ -21,7 +21,10 @@ from workbench.registry import methods
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
+PAGE = "docs/results.md"
 MISSING = "Not measured yet."
+# The bricks of `make demo`.
+THREE = ("add", "reverse", "triage")
 MARK = re.compile(r"(?P<begin><!-- (?P<name>\w+):begin -->\n)(?P<body>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL)
 SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "="}
 
@@ -54,29 +57,56 @@ def methods_block(_project: Path) -> str:
 
 
 def results_block(project: Path) -> str:
-    """The committed comparison: a row for each configuration, a column for each task, and where the numbers come from."""
-    path = project / RESULTS
-    if not path.is_file():
+    """The committed comparison of the demo's three bricks: who they are, alone and merged, on their tasks and on retention."""
+    found = _results(project)
+    if found is None:
         return MISSING
-    found = json.loads(path.read_text("utf-8"))
-    tasks = found["tasks"]
-    rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
-    kept_back = [t["task"] for t in tasks if t["role"] == "retention"]
-    heads = [
-        "configuration",
-        "mean",
-        *(f"{t['task']} (n = {t['n']})" for t in tasks),
-        "kept",
-        *(f"{t}, difference" for t in kept_back),
+    shown = [c for c in found["configurations"] if set(c["parents"]) <= set(THREE)]
+    tasks = [t for t in found["tasks"] if t["owner"] in THREE or t["role"] == "retention"]
+    return "\n\n".join([_scores(found, shown, tasks), _legend(found, f"Everything that was scored: [{PAGE}]({PAGE}).")])
+
+
+def whole_block(project: Path) -> str:
+    """Every configuration of the committed comparison on every task."""
+    found = _results(project)
+    if found is None:
+        return MISSING
+    half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
+    parts = [_scores(found, found["configurations"], tasks) for tasks in half]
+    return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
+
+
+def interference_block(project: Path) -> str:
+    """Each brick alone minus the base, on every task."""
+    found = _results(project)
+    if found is None:
+        return MISSING
+    matrix = found["interference"]
+    rows = [
+        [f"`{brick}`", *(f"{_signed(d)} {SIGNS.get(v, '')}" for d, v in zip(diffs, verdicts, strict=True))]
+        for brick, diffs, verdicts in zip(matrix["bricks"], matrix["diff"], matrix["verdict"], strict=True)
     ]
+    return table(["brick alone", *matrix["tasks"]], rows, left=1)
+
+
+def _results(project: Path) -> dict[str, Any] | None:
+    path = project / RESULTS
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each configuration, a column for each task; kept beside skills, the difference beside retention."""
+    rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
+    skills = any(t["role"] == "skill" for t in tasks)
+    kept_back = [t["task"] for t in tasks if t["role"] == "retention"]
+    heads = ["configuration", *(f"{t['task']} (n = {t['n']})" for t in tasks), *(["kept"] if skills else [])]
+    heads += [f"{t}, difference" for t in kept_back]
     lines = []
-    for c in found["configurations"]:
-        cells = [_name(c), interval(c["mean"])]
-        cells += [_scored(c["scores"].get(t["task"]), rows.get((c["name"], t["task"]))) for t in tasks]
-        cells.append("" if c["role"] == "base" else interval(c["kept_mean"]))
-        cells += [_difference(rows.get((c["name"], task))) for task in kept_back]
-        lines.append(cells)
-    return "\n\n".join([table(heads, lines, left=1), _legend(found)])
+    for c in shown:
+        cells = [_name(c), *(_scored(c["scores"].get(t["task"]), rows.get((c["name"], t["task"]))) for t in tasks)]
+        cells += [interval(c["kept_mean"])] if skills else []
+        lines.append(cells + [_difference(rows.get((c["name"], task))) for task in kept_back])
+    return table(heads, lines, left=1)
 
 
 def skills_block(project: Path) -> str:
@@ -132,10 +162,13 @@ def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> s
 def _difference(row: Mapping[str, Any] | None) -> str:
     if not row:
         return ""
-    value, low, high = (
-        None if row[k] is None else f"{100 * row[k]:+.1f}".replace("-", "−") for k in ("diff", "low_adj", "high_adj")
-    )
-    return f"{value} [{low}, {high}]" if low and high else str(value)
+    low, high = (_signed(row[k]) for k in ("low_adj", "high_adj"))
+    return f"{_signed(row['diff'])} [{low}, {high}]" if low and high else _signed(row["diff"])
+
+
+def _signed(value: float | None) -> str:
+    """A difference in points."""
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
 
 
 def _name(configuration: Mapping[str, Any]) -> str:
@@ -143,13 +176,13 @@ def _name(configuration: Mapping[str, Any]) -> str:
     return f"{configuration['name']}{role}"
 
 
-def _legend(found: Mapping[str, Any]) -> str:
+def _legend(found: Mapping[str, Any], where: str) -> str:
     return (
-        f"Scores in percent of items with 95 % intervals; + better, − worse, = equivalent, ? cannot tell, against {found['baseline']} "
-        f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). Mean: over the skills, corrected for chance. "
-        "Kept: share of the best parents' scores, over the skills that the configuration's bricks teach. "
+        f"Scores in percent of items with 95 % intervals; + better, − worse, = equivalent or unchanged, ? cannot tell, against {found['baseline']} "
+        f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). "
+        "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
         "Difference: in points, interval at Holm's level. "
-        f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}; all of it in [{RESULTS}]({RESULTS})."
+        f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}. {where}"
     )
 
 
@@ -162,6 +195,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "methods": methods_block,
     "items": items_block,
     "results": results_block,
+    "whole": whole_block,
+    "interference": interference_block,
     "skills": skills_block,
 }
 

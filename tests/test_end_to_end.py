@@ -108,7 +108,11 @@ def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) ->
     assert set(names) <= set(found["rows"][0])
     worse = [r for r in found["rows"] if r["configuration"] == "all" and r["verdict"] == "worse"]
     assert compared.exit_code == (3 if worse else 0)
-    call("report")
+    world.write("bricks: {gone: bricks/gone}\nsteps: [{merge: average}]\n", "broken.yaml")
+    world.write("output: {dtype: float32}\n", "wide.yaml")
+    said = call("report").stderr
+    assert "left out: broken (brick 'gone': no such directory" in said
+    assert "left out: wide (another base or output dtype than all)" in said
     page = Path("reports/report.html").read_text("utf-8")
     assert "all.yaml" in page
     assert json.loads(Path("reports/report.json").read_text("utf-8"))["baseline"] == "base"

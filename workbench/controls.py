@@ -118,7 +118,7 @@ def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
 def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int, limit: int | None) -> list[Plan]:
     """One plan a suite: tokenizer and dtype are those of the base and the output."""
     resolved = entries[0].resolved
-    dtypes = {str(e.resolved.dtype or _base_dtype(e.resolved)).removeprefix("torch.") for e in entries}
+    dtypes = {str(scored_dtype(e.resolved)).removeprefix("torch.") for e in entries}
     if len(dtypes) > 1:
         raise WorkbenchError(
             f"the recipes write different dtypes ({', '.join(sorted(dtypes))})",
@@ -176,8 +176,9 @@ def stored(entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store) ->
     return found, missing
 
 
-def _base_dtype(resolved: Resolved) -> Any:
-    return next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
+def scored_dtype(resolved: Resolved) -> Any:
+    """The dtype that a configuration is scored in: its output's, else its base's."""
+    return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
 
 
 def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:

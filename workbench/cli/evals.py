@@ -27,6 +27,7 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     from workbench.compare import Comparison
     from workbench.controls import Entry
+    from workbench.recipe import Recipe
     from workbench.scores import Scores, Store
     from workbench.suites import Plan
 
@@ -116,24 +117,36 @@ def _open(
     """Recipes, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be resolved."""
     from workbench.controls import lineup, plans, suites_of
     from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
     from workbench.scores import Store
 
     loaded = [load_recipe(recipe_path(name), settings or ()) for name in recipes]
     if lenient:
-        kept = []
-        for recipe in loaded:
-            try:
-                resolve(recipe)
-                kept.append(recipe)
-            except WorkbenchError as error:
-                out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
-        loaded = kept
+        loaded = _comparable(loaded)
     entries = lineup(loaded, controls)
     project = loaded[0].project
     chosen = suites_of(loaded, suite or [], project)
     store = Store((runs_dir or project / "runs") / "scores")
     return entries, plans(entries, chosen, batch_size=batch_size, limit=limit), store
+
+
+def _comparable(recipes: list[Recipe]) -> list[Recipe]:
+    """The recipes whose inputs are there, on the base and in the dtype of the first of them; says which are left out, and why."""
+    from workbench.controls import scored_dtype
+    from workbench.resolve import resolve
+
+    kept: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in recipes:
+        try:
+            resolved = resolve(recipe)
+            kept.setdefault((resolved.base_digest, str(scored_dtype(resolved))), []).append(recipe)
+        except WorkbenchError as error:
+            out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
+    first, *others = kept.values() or [[]]
+    for recipe in (recipe for group in others for recipe in group):
+        out.say(f"left out: {recipe.name} (another base or output dtype than {first[0].name})")
+    if not first:
+        raise WorkbenchError("no recipe whose inputs are there", "workbench plan RECIPE says what is missing.")
+    return first
 
 
 def _options(suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int) -> str:
