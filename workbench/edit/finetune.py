@@ -57,8 +57,9 @@ class Finetune(EditMethod):
         names = [layout.mlp_out(layer) for layer in layers]
         live = dict(context.model.named_modules())
         modules = [live_module(name, live) for name in names]
-        torch.manual_seed(context.seed)
-        updates = [_Update(live[module], self.rank, context.device) for module in modules]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            updates = [_Update(live[module], self.rank, context.device) for module in modules]
         try:
             record = self._train(context, facts, updates)
         finally:
