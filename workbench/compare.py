@@ -274,7 +274,7 @@ def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
 def _kept(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Corrected score over the best parent's, by task, and the ratio of the sums over these tasks.
 
-    A task counts if it is a skill that a parent owns, or, where no owner is declared, any skill; and if the best parent is above
+    A task counts if it is a skill that one of the bricks behind `c` owns, or, where no owner is declared, any skill; and if the best parent is above
     chance by more than its own error, since a ratio to nothing says nothing. Paired cluster bootstrap, percentile interval; the best
     parent is chosen once, on all items.
     """
@@ -282,7 +282,7 @@ def _kept(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]) 
     for t in tasks:
         owner = t.suite.owners.get(t.name)
         scored = {name: digest for name, digest in parents.items() if digest in t.values}
-        if not t.skill or not scored or (owner is not None and owner not in parents):
+        if not t.skill or not scored or (owner is not None and owner not in c.parents):
             continue
         best = max(scored.values(), key=lambda digest: float(t.values[digest].mean()))
         if np.percentile(t.resampled[best], 2.5) <= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ class Entry:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Bricks that it is made from."""
-        return tuple(self.resolved.parents)
+        """Bricks that it is made from; a recipe as a brick counts by its name, and so do the bricks that it is made from."""
+        return tuple(dict.fromkeys(_ancestors(self.resolved)))
 
     def digest(self) -> str | None:
         """The configuration's digest, where an earlier run or evaluation has found it."""
@@ -56,6 +56,7 @@ def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
     Errors: two bases, two recipes or bricks of one name that differ.
     """
     named = [Entry(recipe.name, "configuration", resolve(recipe)) for recipe in recipes]
+    keys = {entry.resolved.key for entry in named}
     if not named:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
     first = named[0].resolved
@@ -66,7 +67,9 @@ def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
                 f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
                 "Score them in two calls.",
             )
-    entries = [*(_controls(named) if controls else []), *named]
+    found = _controls(named) if controls else []
+    # A recipe that is another one's brick keeps its own place where it is asked for itself.
+    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named]
     by_name: dict[str, Entry] = {}
     for entry in entries:
         other = by_name.setdefault(entry.name, entry)
@@ -84,15 +87,27 @@ def _controls(named: Sequence[Entry]) -> list[Entry]:
     bricks: dict[str, Entry] = {}
     averages: dict[tuple[str, ...], Entry] = {}
     for entry in named:
-        recipe, parents = entry.resolved.recipe, entry.parents
+        recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
-            alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
-            bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
+            brick = entry.resolved.bricks[name]
+            if isinstance(brick, Resolved):
+                bricks.setdefault(brick.recipe.name, Entry(brick.recipe.name, "brick", brick))
+            else:
+                alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
+                bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
         if len(parents) > 1 and parents not in averages:
             name = "average" if not averages else "average-" + "-".join(parents)
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
             averages[parents] = Entry(name, "average", resolve(mean))
     return [*found, *bricks.values(), *averages.values()]
+
+
+def _ancestors(resolved: Resolved) -> Iterator[str]:
+    for name in resolved.parents:
+        brick = resolved.bricks[name]
+        yield brick.recipe.name if isinstance(brick, Resolved) else name
+        if isinstance(brick, Resolved):
+            yield from _ancestors(brick)
 
 
 def suites_of(recipes: Iterable[Recipe], named: Sequence[str], project: Path) -> list[Suite]:
