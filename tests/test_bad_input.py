@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Project
+from project import Project
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import typer
 import yaml
-from conftest import CPU, Project
+from project import CPU, Project
 from report_document import make_document
 
 from workbench import recipe, registry

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project
+from project import Project
 from test_bad_input import mini_suite
 from typer.testing import CliRunner, Result
 

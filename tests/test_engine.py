@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import CPU, Project
+from project import CPU, Project
 from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 from workbench.engine import configuration_digest, execute, materialize, pick_device, plan

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from conftest import Project
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from project import Project
 
 from workbench.errors import WorkbenchError
 

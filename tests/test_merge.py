@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU
+from project import CPU
 from torch import Tensor
 
 import workbench.weights.specs as specs_module

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Project
+from project import Project
 from tiny import save_adapter, save_finetuned, tensors_of
 
 import workbench.weights.specs as specs_module
@@ -169,3 +169,22 @@ def test_base_that_stores_a_tied_head(project: Project, llama: Path, tmp_path: P
     merged = project.tensors(f"base: {base}\nbricks: {{p: {brick}}}\nsteps: [{{merge: average}}]\n", None)
     assert set(merged) == set(tensors)
     assert torch.equal(merged["model.embed_tokens.weight"], tensors_of(brick)["model.embed_tokens.weight"])
+
+
+def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    for name, fields in {
+        "same": {"rope_parameters": None, "rope_theta": 10000.0},  # as transformers 4 wrote what 5 calls rope_parameters
+        "other": {"rope_parameters": None, "rope_theta": 500000.0, "rms_norm_eps": 1e-3},
+    }.items():
+        place = project.path / name
+        shutil.copytree(project.path / "bricks" / "full", place)
+        config = json.loads((place / "config.json").read_text())
+        assert config["rope_parameters"]["rope_theta"] == 10000.0
+        config = {k: v for k, v in {**config, **fields}.items() if v is not None}
+        (place / "config.json").write_text(json.dumps(config))
+    assert project.resolve("bricks: {same: same}\nsteps: [{merge: average}]\n").warnings == []
+    (warning,) = project.resolve("bricks: {other: other}\nsteps: [{merge: average}]\n").warnings
+    assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the base's is written"

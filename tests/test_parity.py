@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU
+from project import CPU
 from test_merge import ULP, merge, models, reference_trim
 from tiny import save_adapter, tensors_of
 from torch import Tensor

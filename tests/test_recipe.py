@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project
+from project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size, value_at

@@ -38,7 +38,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     resolved = resolve(load_recipe(path))
     found = plan(resolved, tmp_path / "runs")
     grown = sum(len(s.get("new_layers", [])) for s in found.steps)
-    layer = 7_079_040  # bytes of one bf16 layer of the starter base
+    layer = 7_080_192  # bytes of one bf16 layer of the starter base
     assert found.write_bytes == 269_030_016 + grown * layer
     assert found.problems == []
     assert resolved.warnings == [], "every brick was made on these weights"
@@ -48,17 +48,17 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
 @has_starter
 @pytest.mark.parametrize("card", sorted((PROJECT / "bricks").glob("*/brick.yaml")), ids=lambda p: p.parent.name)
 def test_brick_is_what_its_card_says(card: Path) -> None:
-    from workbench.bricks import resolve_brick
+    from workbench.bricks import read_card, resolve_brick
     from workbench.fields import BrickRef
     from workbench.starter import DIGEST
 
-    brick = resolve_brick(card.parent.name, BrickRef(brick=str(card.parent)), PROJECT)
-    assert brick.card is not None
-    assert brick.card.base.digest == DIGEST
-    assert brick.digest(None) == brick.card.digest
-    assert brick.card.licence == "Apache-2.0"
-    assert brick.card.base.title == "SmolLM2-135M-Instruct, dequantised from Q4_1"
-    (score,) = brick.card.scores
+    found = read_card(card.parent)
+    assert found.base.digest == DIGEST
+    assert found.licence == "Apache-2.0"
+    assert found.base.title == "SmolLM2-135M-Instruct, dequantised from Q4_1"
+    if found.kind == "adapter" or (card.parent / found.files).is_dir():  # a full fine-tune is built on demand
+        assert resolve_brick(found.name, BrickRef(brick=str(card.parent)), PROJECT).digest(None) == found.digest
+    (score,) = found.scores
     assert score.n >= 200
     assert score.base_value is not None
     assert score.value >= 0.6

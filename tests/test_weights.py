@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project import CPU
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, files_of, save_finetuned, tensors_of
 

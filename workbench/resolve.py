@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ from workbench.weights.digests import entry_digest, file_digest, json_digest, re
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
 _SHARED = frozenset({
-    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_scaling",
-    "rope_parameters", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
+    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
+     "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
     "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
 })  # fmt: skip
 
@@ -181,11 +181,21 @@ def _check_constants(brick: Brick, base: Model) -> list[str]:
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
-    mine, theirs = brick.checkpoint.config, base.config
-    changed = sorted(k for k in _SHARED & (set(mine) | set(theirs)) if mine.get(k) != theirs.get(k))
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
+    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     return (
         [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
     )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    found = {key: config[key] for key in _SHARED if key in config}
+    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("rope_theta") is not None:
+        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+    return found
 
 
 def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""A project folder on the tiny llama, as tests use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project folder: recipes/, bricks/ and base/ (links to the session's)."""
+
+    path: Path
+
+    def write(self, text: str, name: str = "test.yaml") -> Path:
+        """A recipe file; `version` and `base` are added where the text has none."""
+        text = dedent(text)
+        head = "" if "version:" in text else "version: 1\n"
+        head += "" if "base:" in text else "base: base\n"
+        file = self.path / "recipes" / name
+        file.write_text(head + text, "utf-8")
+        return file
+
+    def resolve(self, text: str, name: str = "test.yaml") -> Any:
+        """The resolved recipe of a text."""
+        from workbench.recipe import load_recipe
+        from workbench.resolve import resolve
+
+        return resolve(load_recipe(self.write(text, name)))
+
+    def run(self, text: str, name: str = "test.yaml", **options: Any) -> dict[str, Any]:
+        """Execute the recipe of a text."""
+        from workbench.engine import execute
+
+        return execute(self.resolve(text, name), self.path / "runs", device=CPU, **{"threads": 1, **options})
+
+    def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
+        """The configuration's tensors in memory."""
+        from workbench.compose import compose, compute
+
+        return compute(compose(self.resolve(text), CPU).model, dtype, CPU)
