@@ -19,7 +19,10 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     ).stdout.strip()
     script = Path(sys.argv[0]).resolve()
-    words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *sys.argv[1:]]
+    arguments = sys.argv[1:]
+    if "--folder" in arguments:  # a place of this machine, which decides no number
+        del arguments[arguments.index("--folder") : arguments.index("--folder") + 2]
+    words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *arguments]
     document = {
         "machine": machine(),
         "command": "python " + " ".join(words),

@@ -21,6 +21,7 @@ from workbench.registry import methods
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
+MERGE = "benchmarks/results/merge-M.json"
 PAGE = "docs/results.md"
 MISSING = "Not measured yet."
 # The bricks of `make demo`.
@@ -87,6 +88,29 @@ def interference_block(project: Path) -> str:
         for brick, diffs, verdicts in zip(matrix["bricks"], matrix["diff"], matrix["verdict"], strict=True)
     ]
     return table(["brick alone", *matrix["tasks"]], rows, left=1)
+
+
+def merge_block(project: Path) -> str:
+    """Merging large checkpoints: CPU time and peak memory, beside mergekit where both ran."""
+    path = project / MERGE
+    if not path.is_file():
+        return MISSING
+    found = json.loads(path.read_text("utf-8"))
+    rows = []
+    for row in found["rows"]:
+        cells = [row["method"]]
+        for tool in ("workbench", "mergekit"):
+            measured = row.get(tool)
+            cells += [f"{measured['cpu']:.0f}", f"{measured['peak'] / 1e9:.2f}"] if measured else ["", ""]
+        rows.append([*cells, str(row.get("cpu_ratio", "")), str(row.get("peak_ratio", ""))])
+    heads = ["merge", "CPU s", "peak GB", "mergekit CPU s", "mergekit peak GB", "CPU ratio", "memory ratio"]
+    layers, hidden, mlp, _ = found["shape"]
+    note = (
+        f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes, or three rank-16 adapters (`lora`). "
+        f"Whole processes, start-up included, {found['threads']} thread. Measured by `{found['command']}` on {found['machine']}, "
+        f"commit {found['commit'][:12]}. The source: [{MERGE}](../{MERGE})."
+    )
+    return table(heads, rows, left=1) + "\n\n" + note
 
 
 def _results(project: Path) -> dict[str, Any] | None:
@@ -197,6 +221,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "results": results_block,
     "whole": whole_block,
     "interference": interference_block,
+    "merge": merge_block,
     "skills": skills_block,
 }
 
