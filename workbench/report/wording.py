@@ -27,8 +27,11 @@ def title(view: View) -> str:
 
 def scope(view: View) -> str:
     """One sentence: how many tasks and items, and that items are paired."""
-    skills, retention = [t.name for t in view.skills], [t.name for t in view.retention]
+    skills, retention = [t.name for t in view.skills if t.role == "skill"], [t.name for t in view.retention]
+    others = [t.name for t in view.skills if t.role != "skill"]
     parts = [f"{plural(len(skills), 'skill task')} ({listed(skills)})"] if skills else []
+    if others:
+        parts.append(f"{plural(len(others), 'other task')} ({listed(others)})")
     if retention:
         parts.append(f"{listed(retention)}, which tests what the base could already do")
     items = plural(sum(t.n or 0 for t in view.tasks), "item")
@@ -43,8 +46,8 @@ def summary(view: View) -> list[str]:
     if not view.judged:
         return []
     sentences = []
-    if view.skills:
-        counts = {c.name: [d.word for d in view.compared(c.name, view.skills)] for c in view.judged}
+    if skills := [t for t in view.skills if t.role == "skill"]:
+        counts = {c.name: [d.word for d in view.compared(c.name, skills)] for c in view.judged}
         gains = [n for n, v in counts.items() if "better" in v]
         losses = [n for n, v in counts.items() if "worse" in v]
         sentences.append(
