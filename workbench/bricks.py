@@ -317,7 +317,7 @@ def _readme_header(path: Path) -> dict[str, str]:
     return {k: str(v) for k, v in header.items() if isinstance(v, (str, int, float))} if isinstance(header, dict) else {}
 
 
-def tokenizer_digest(path: Path) -> str | None:
+def vocabulary_digest(path: Path) -> str | None:
     """Digest of the vocabulary and its merges, from tokenizer.json; None where there is no such file."""
     file = path / "tokenizer.json"
     if not file.is_file():

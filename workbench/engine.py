@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,12 @@ from workbench.card import licence_warnings, model_card
 from workbench.compose import Composition, Events, check_growth, compose, compute, copy_edit, live_model, no_events
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
+from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.registry import EditMethod, GrowMethod, MergeMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
+from workbench.versions import installed
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS
@@ -117,7 +118,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             growth = step.expand(model)
             row |= growth.record
             live = max(live, 8 * numel) if step.preserves and getattr(step, "check", True) else live
-            model = _grown(model, growth)
+            model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
     if run.done:
@@ -289,25 +290,14 @@ def recipe_text(resolved: Resolved) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides numbers."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
 
 
 def peak_bytes() -> int:
     """Peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _grown(model: Model, growth: Any) -> Model:
-    from workbench.grow.remap import GrownWeights
-
-    return Model(GrownWeights(model.weights, growth), growth.config)
 
 
 def _kind(brick: Brick | Resolved) -> str:

@@ -26,8 +26,9 @@ import numpy as np
 from workbench.errors import WorkbenchError, nearest
 from workbench.scores import Configuration, Metric, Row, Rows, Scores, Store, TaskScores
 from workbench.statistics import codes, score_interval
-from workbench.suites import Item, Plan, Suite, item_ids, make_plan, versions
+from workbench.suites import SCORED_BY, Item, Plan, Suite, item_ids, make_plan
 from workbench.taskfiles import Source, TaskFile, digest_of, files_digest, metric_name, task_index
+from workbench.versions import installed
 
 Progress = Callable[[str, int, int], None]  # task, tasks done, tasks in all
 _SEED = 1234
@@ -117,7 +118,7 @@ def summarise(plan: Plan, configuration: Configuration, results: Mapping[str, Ma
         seconds=round(sum(results[t]["seconds"] for t in plan.suite.tasks), 2),
         device=results[plan.suite.tasks[0]]["device"],
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        versions=versions(),
+        versions=installed(*SCORED_BY),
         tasks=tasks,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, tokenizer_digest
+from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
@@ -68,7 +68,7 @@ class Resolved:
                 parts.append([[name, self.digests[name]] for name in self.recipe.used_bricks(step)])
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, tokenizer_digest(self.base_path)])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])
             key = json_digest(parts)
             keys.append(key)
         return keys
@@ -159,7 +159,7 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
     else:
         check_checkpoint(brick, base)
         warnings += _check_constants(brick, base)
-        mine, theirs = tokenizer_digest(brick.path), tokenizer_digest(base_path)
+        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(base_path)
         if mine and theirs and mine != theirs:
             warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
     recorded = brick.card.base.digest if brick.card else None

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -19,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.taskfiles import Source, digest_of
+from workbench.versions import installed
 from workbench.yamldoc import load
 
 SCORER = "hflm"
+# What computes scores, for records.
+SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
 _PLAN_FORMAT = "plan-1 softmax-float32 seed-1234"
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _NOT_TOKENS = (
@@ -169,20 +171,9 @@ class Plan:
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "partial": self.partial,
-            "versions": versions(),
+            "versions": installed(*SCORED_BY),
             "tasks": tasks,
         }
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of what computes scores, read without importing it."""
-    found = {}
-    for name in ("lm_eval", "transformers", "torch", "tokenizers", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def make_plan(
@@ -210,7 +201,17 @@ def make_plan(
         items[source.name] = subset(everything, kept)
         parts.append([source.name, source.digest, suite.cluster_of(source.name), kept])
     token = tokenizer_digest(tokenizer)
-    facts = [_PLAN_FORMAT, parts, suite.chat_template, suite.num_fewshot, token, SCORER, dtype, batch_size, versions()["lm_eval"]]
+    facts = [
+        _PLAN_FORMAT,
+        parts,
+        suite.chat_template,
+        suite.num_fewshot,
+        token,
+        SCORER,
+        dtype,
+        batch_size,
+        installed("lm_eval")["lm_eval"],
+    ]
     return Plan(
         suite=suite,
         digest=digest_of(json.dumps(facts).encode()),

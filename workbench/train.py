@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from workbench.errors import WorkbenchError
+from workbench.versions import installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -186,7 +187,7 @@ def train(
         "seconds": round(time.monotonic() - started, 1),
         "device": torch.device(device).type,
         "threads": THREADS,
-        "versions": _versions(),
+        "versions": installed("torch", "transformers", "peft"),
     }
 
 
@@ -387,10 +388,3 @@ def _reproducible(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
         np.random.set_state(legacy)
         random.setstate(plain)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
