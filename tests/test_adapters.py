@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from project import CPU
 from safetensors.torch import save_file
 from tiny import edit_json, save_adapter, tensors_of
 
@@ -54,7 +55,8 @@ def test_refused_files(lora: Path, llama: Path) -> None:
     def refused(changed: dict[str, torch.Tensor], message: str) -> None:
         save_file(changed, lora / WEIGHTS)
         with pytest.raises(WorkbenchError, match=message):
-            _ = Adapter(lora, "x").bind(specs).factors
+            bound = Adapter(lora, "x").bind(specs)
+            _ = [bound.factors(name, CPU) for name in bound.places]
 
     refused({k: t for k, t in tensors.items() if k != key}, r"x: model\.layers\.0\.self_attn\.q_proj has lora_B only")
     refused({**tensors, key.replace("lora_A", "lora_magnitude_vector"): torch.ones(32)}, "is not a LoRA factor of a linear layer")
@@ -106,10 +108,11 @@ def test_written_adapters_are_read_back(tmp_path: Path, transposed: bool) -> Non
                for i, r in enumerate((1, 3, 3))}  # fmt: skip
     write_adapter(tmp_path, factors, "org/base", fan_in_fan_out=transposed)
     specs: Any = {name: type("S", (), {"shape": (6, 4)}) for name in factors}
-    again = Adapter(tmp_path, "x").bind(specs).factors
+    bound = Adapter(tmp_path, "x").bind(specs)
     for name, update in factors.items():
-        assert again[name].rank == update.rank
-        torch.testing.assert_close(again[name].left @ again[name].right, update.left @ update.right)
+        again = bound.factors(name, CPU)
+        assert again.rank == update.rank
+        torch.testing.assert_close(again.left @ again.right, update.left @ update.right)
 
 
 def test_names_with_and_without_root() -> None:

@@ -176,5 +176,5 @@ def test_square_conv1d_is_transposed(model_of: Callable[..., Path], tmp_path: Pa
     bound = adapter.bind({f"h.{i}.attn.c_proj.weight": t for i, t in enumerate([type("S", (), {"shape": (32, 32)})] * 4)})  # type: ignore[dict-item]
     assert all(name.startswith("h.") for name in bound.places)  # the base may lack the root that the adapter names
     a, b = (tensors_of(tmp_path / "lora")[f"base_model.model.transformer.h.0.attn.c_proj.lora_{x}.weight"] for x in "AB")
-    factors = bound.factors["h.0.attn.c_proj.weight"]
+    factors = bound.factors("h.0.attn.c_proj.weight", CPU)
     torch.testing.assert_close(factors.left @ factors.right, 2 * (b @ a).T)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +142,6 @@ class BoundAdapter:
         """Whether the adapter updates a tensor."""
         return name in self.places
 
-    @cached_property
-    def factors(self) -> dict[str, Factors]:
-        """Every update, read into memory in float32: a few megabytes to a few hundred. Errors: NaN and infinities."""
-        return {name: self._factors(name) for name in self.places}
-
     def _factors(self, name: str) -> Factors:
         a, b, scale = self.places[name]
         left, right = _tensor(b), _tensor(a)
@@ -161,9 +155,14 @@ class BoundAdapter:
         factors = Factors(left, right * scale)
         return factors.transposed() if self.adapter.fan_in_fan_out else factors
 
+    def factors(self, name: str, device: torch.device) -> Factors:
+        """One tensor's update, float32. Errors: NaN and infinities."""
+        factors = self._factors(name)
+        return Factors(factors.left.to(device), factors.right.to(device))
+
     def open_delta(self, name: str, device: torch.device) -> AdapterSource:
         """One tensor's update."""
-        return AdapterSource(LowRankSource(self.factors[name], device))
+        return AdapterSource(LowRankSource(self._factors(name), device))
 
 
 def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:

@@ -77,7 +77,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         record: dict[str, Any] = {"id": step_id, step.verb: step.name, "key": key}
         if isinstance(step, MergeMethod):
             bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests)
+            merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests, recipe.fields.seed)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
@@ -89,7 +89,8 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, key, current, device, events)
             edits[step_id] = place
-            factors = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs).factors
+            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs)
+            factors = {name: edit.factors(name, device) for name in edit.places}
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
         elif isinstance(step, GrowMethod):

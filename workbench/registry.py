@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -66,6 +66,16 @@ class Laws:
     """Doubling all weights doubles the delta."""
     passes: int = 1
     """How often every delta is read."""
+    spaces: tuple[str, ...] = ("full",)
+    """Where it may run: on whole deltas, and "core" on the small matrices of stacked LoRA factors (`merge/core.py`)."""
+    exact_rank: bool = False
+    """Adapters in, adapter out: the delta's rank is at most the sum of the bricks' ranks."""
+    memory: Literal["stream", "tensor", "model"] = "stream"
+    """What it holds at a time: a few blocks, a few copies of one tensor, or a live model."""
+    needs: Literal["tensor", "texts", "model"] = "tensor"
+    """What it reads beside the weights: nothing, calibration texts, or a live model on them."""
+    random: bool = False
+    """Draws random numbers: the recipe's seed is part of the step's key."""
 
 
 class MergeMethod(Step):
@@ -105,9 +115,20 @@ class MergeMethod(Step):
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
         return None
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
-        """Look at one tensor; may read it. Returns block -> delta [rows, cols], to be added to the current weights."""
+    def prepare(self, group: Group) -> Prepared:
+        """Look at one tensor; may read it. Returns block -> delta [rows, cols], to be added to the current weights.
+
+        A method that is linear in its bricks returns a `Combination`, which streams fused and keeps low rank.
+        """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The delta Σ wᵢτᵢ + base·θ₀, one weight a brick."""
+
+    weights: list[float]
+    base: float = 0.0
 
 
 @dataclass(slots=True)
@@ -122,13 +143,24 @@ class Block:
     """Index of the first row."""
 
 
+Prepared: TypeAlias = "Combination | Callable[[Block], Tensor]"
+
+
 class Group(Protocol):
     """One tensor as a merge method sees it before it computes."""
 
     tensor: str
     spec: TensorSpec
     survey: Any
-    bricks: list[str]
+    device: torch.device
+    seed: int
+    """The recipe's."""
+    keys: list[str]
+    """One key a brick, of its content: what random masks are drawn from."""
+
+    @property
+    def bricks(self) -> list[str]:
+        """Names of the bricks, in the step's order."""
 
     def value(self, field: str) -> float:
         """The step's field at this tensor: "lam"."""
@@ -138,6 +170,12 @@ class Group(Protocol):
 
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start, in blocks."""
+
+    def whole(self) -> Block:
+        """The tensor as one block, in memory of its own: for methods of memory class "tensor"."""
+
+    def factors(self) -> list[Factors | None]:
+        """Every brick's delta as a low-rank product, exactly; None where it is not one."""
 
 
 class EditMethod(Step):

@@ -66,6 +66,7 @@ class Resolved:
             parts: list[Any] = [key, dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
                 parts.append([[name, self.digests[name]] for name in self.recipe.used_bricks(step)])
+                parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])

@@ -103,6 +103,8 @@ def train(
 @app.command()
 def verify(name: NameArg) -> None:
     """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
+    import torch
+
     from workbench.bricks import check_checkpoint, resolve_base
     from workbench.layout import Model
     from workbench.weights.digests import tensor_digests, weights_digest
@@ -114,7 +116,8 @@ def verify(name: NameArg) -> None:
     checkpoint, _ = resolve_base(brick.card.base.id, Path.cwd())
     base = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config)
     if brick.kind == "adapter":
-        touched = len(brick.adapter.bind(checkpoint.specs).factors)
+        bound = brick.adapter.bind(checkpoint.specs)
+        touched = len([bound.factors(name, torch.device("cpu")) for name in bound.places])
     else:
         check_checkpoint(brick, Model(checkpoint, checkpoint.config))
         touched = len(brick.checkpoint.specs)

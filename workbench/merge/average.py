@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
-from torch import Tensor
-
-from workbench.merge.stream import weighted_sum
-from workbench.registry import Block, Group, Laws, MergeMethod, register
+from workbench.registry import Combination, Group, Laws, MergeMethod, register
 
 
 @register
@@ -17,13 +13,12 @@ class Average(MergeMethod):
 
     paper = "Wortsman et al. 2022, Model soups, arXiv 2203.05482"
     formula = "θ = (1/T) Σ θᵢ"
-    laws = Laws(zero_is_base=True, permutation_invariant=True, single_is_identity=True)
+    laws = Laws(zero_is_base=True, permutation_invariant=True, single_is_identity=True, exact_rank=True)
 
     merge: Literal["average"]
     bricks: tuple[str, ...] | None = None
     """Names of the bricks; omitted: all. An average has no weights: use `linear` or `task_arithmetic` for them."""
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+    def prepare(self, group: Group) -> Combination:
         """Mean of the deltas: the base's share in the mean of the models is the base itself."""
-        weights = [1.0 / len(group.bricks)] * len(group.bricks)
-        return lambda block: weighted_sum(block.deltas, weights)
+        return Combination([1.0 / len(group.bricks)] * len(group.bricks))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
-
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.fields import BrickEntry, Bricks
-from workbench.merge.stream import weighted_sum
-from workbench.registry import Block, Group, Laws, MergeMethod, register
+from workbench.registry import Combination, Group, Laws, MergeMethod, register
 
 
 @register
@@ -27,16 +23,15 @@ class Linear(MergeMethod):
     normalize: bool = True
     """Divide by the sum of the weights. Without it the result is Σ wᵢθᵢ, whose scale is Σ wᵢ."""
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+    def prepare(self, group: Group) -> Combination:
         """θ − θ0 = Σwτ / Σw, or Σwτ + (Σw − 1) θ0 without normalisation."""
         weights = group.values("weight")
         total = sum(weights)
         if not self.normalize:
-            return lambda block: weighted_sum(block.deltas, weights).add_(block.base, alpha=total - 1)
+            return Combination(weights, base=total - 1)
         if total == 0:
             raise WorkbenchError(
                 f"linear: the weights sum to 0 at {group.tensor}",
                 "Use `merge: task_arithmetic`, which does not divide, or set `normalize: false`.",
             )
-        shares = [w / total for w in weights]
-        return lambda block: weighted_sum(block.deltas, shares)
+        return Combination([w / total for w in weights])

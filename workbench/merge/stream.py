@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from workbench.fields import value_at
 from workbench.layout import Model
-from workbench.registry import Block, MergeMethod
+from workbench.registry import Block, Combination, MergeMethod, Prepared
+from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
 
 
@@ -33,13 +34,8 @@ class Deltas(Protocol):
     def open_delta(self, name: str, device: torch.device) -> DeltaSource:
         """Prepare the delta of one tensor that the brick touches."""
 
-
-def weighted_sum(deltas: list[Tensor], weights: list[float]) -> Tensor:
-    """Σ wᵢτᵢ, in place of the first delta."""
-    total = deltas[0].mul_(weights[0])
-    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
-        total.add_(delta, alpha=weight)
-    return total
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """The delta of one tensor as a low-rank product, exactly; None where it is not one."""
 
 
 class MergedWeights:
@@ -50,8 +46,9 @@ class MergedWeights:
         base: What deltas refer to.
         method: The step.
         bricks: The step's bricks.
-        digests: Of the bricks' content. Where the method does not mind, bricks are taken in the order of their digests, so
+        keys: Of the bricks' content. Where the method does not mind, bricks are taken in the order of their keys, so
             that the sums' last bits depend neither on their names nor on how the recipe lists them.
+        seed: The recipe's, for methods that draw random numbers.
     """
 
     def __init__(
@@ -60,16 +57,15 @@ class MergedWeights:
         base: Model,
         method: MergeMethod,
         bricks: Mapping[str, Deltas],
-        digests: Mapping[str, str] | None = None,
+        keys: Mapping[str, str] | None = None,
+        seed: int = 0,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
-        order = (
-            sorted(bricks, key=lambda name: ((digests or {}).get(name, ""), name))
-            if method.laws.permutation_invariant
-            else bricks
-        )
+        self._seed = seed
+        self._keys = {name: (keys or {}).get(name, name) for name in bricks}
+        order = sorted(bricks, key=lambda name: (self._keys[name], name)) if method.laws.permutation_invariant else bricks
         self._bricks = {name: bricks[name] for name in order}
         self._lock = threading.Lock()
         self._surveyed: list[Any] = []
@@ -118,9 +114,9 @@ class MergedWeights:
         origin = self.origin(name)
         assert origin is not None
         spec = self.specs[name]
-        deltas = [brick.open_delta(origin, device) if brick.touches(origin) else None for brick in self._bricks.values()]
+        keys = [self._keys[name] for name in self._bricks]
         base = self._base.weights.open(origin, device)
-        return TensorGroup(origin, spec, list(self._bricks), self._method, self._base, base, deltas, device)
+        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, base, device, self._seed)
 
     def _survey(self, device: torch.device) -> Any:
         if type(self._method).survey is MergeMethod.survey:
@@ -149,13 +145,26 @@ class TensorGroup:
 
     tensor: str
     spec: TensorSpec
-    bricks: list[str]
+    sources: Mapping[str, Deltas]
+    keys: list[str]
     method: MergeMethod
     model: Model
     base: Source
-    deltas: list[DeltaSource | None]
     device: torch.device
+    seed: int
     survey: Any = None
+
+    @property
+    def bricks(self) -> list[str]:
+        """Names of the bricks, in the step's order."""
+        return list(self.sources)
+
+    @cached_property
+    def deltas(self) -> list[DeltaSource | None]:
+        """One open delta a brick; None where it does not touch the tensor."""
+        return [
+            brick.open_delta(self.tensor, self.device) if brick.touches(self.tensor) else None for brick in self.sources.values()
+        ]
 
     def value(self, field: str) -> float:
         """The step's field at this tensor; a list of rules without a match gives the field's default."""
@@ -170,6 +179,12 @@ class TensorGroup:
         given = [getattr(entry, field) for entry in entries]
         return [own if g is None else value_at(g, self.tensor, self.model, own) for g in given]
 
+    def factors(self) -> list[Factors | None]:
+        """Every brick's low-rank update; one of rank 0 where the brick does not touch the tensor."""
+        rows, cols = self.spec.rows, self.spec.cols
+        none = Factors(torch.zeros(rows, 0, device=self.device), torch.zeros(0, cols, device=self.device))
+        return [b.factors(self.tensor, self.device) if b.touches(self.tensor) else none for b in self.sources.values()]
+
     @cached_property
     def _buffers(self) -> list[Tensor]:
         return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
@@ -177,6 +192,9 @@ class TensorGroup:
     def block(self, start: int, stop: int) -> Block:
         """Read rows start..stop. The block's tensors are reused by the next call."""
         base, *deltas = (matrix(flat, start, stop, self.spec.cols) for flat in self._buffers)
+        return self._fill(start, stop, base, deltas)
+
+    def _fill(self, start: int, stop: int, base: Tensor, deltas: list[Tensor]) -> Block:
         self.base.read(start, stop, base)
         for source, delta in zip(self.deltas, deltas, strict=True):
             if source is None:
@@ -185,6 +203,14 @@ class TensorGroup:
                 source.read_delta(start, stop, base, delta)
         return Block(base, deltas, start)
 
+    def whole(self) -> Block:
+        """The tensor as one block, in memory of its own."""
+        rows, cols = self.spec.rows, self.spec.cols
+        base, *deltas = (torch.empty(rows, cols, device=self.device) for _ in range(len(self.deltas) + 1))
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            self._fill(start, stop, base[start:stop], [delta[start:stop] for delta in deltas])
+        return Block(base, deltas, 0)
+
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start."""
         for start, stop in self.spec.blocks(block_elements(self.device)):
@@ -192,9 +218,9 @@ class TensorGroup:
 
 
 class _MergedSource:
-    def __init__(self, group: TensorGroup, delta: Callable[[Block], Tensor], current: Source | None) -> None:
+    def __init__(self, group: TensorGroup, prepared: Prepared, current: Source | None) -> None:
         self._group = group
-        self._delta = delta
+        self._delta = partial(weighted_sum, prepared) if isinstance(prepared, Combination) else prepared
         self._current = current  # None: the current tensor is the base's, which the block holds already
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
@@ -204,6 +230,14 @@ class _MergedSource:
         else:
             self._current.read(start, stop, out)
             out.add_(self._delta(block))
+
+
+def weighted_sum(combination: Combination, block: Block) -> Tensor:
+    """Σ wᵢτᵢ + base·θ₀ of a block, in place of its first delta."""
+    total = block.deltas[0].mul_(combination.weights[0])
+    for delta, weight in zip(block.deltas[1:], combination.weights[1:], strict=True):
+        total.add_(delta, alpha=weight)
+    return total.add_(block.base, alpha=combination.base) if combination.base else total
 
 
 class WeightsDelta:
@@ -220,6 +254,10 @@ class WeightsDelta:
     def open_delta(self, name: str, device: torch.device) -> DeltaSource:
         """θ − θ0 of one tensor."""
         return _Difference(self._weights.open(name, device))
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """A difference of checkpoints has full rank."""
+        return None
 
 
 class _Difference:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from workbench.fields import BrickEntry, Bricks, Number
-from workbench.merge.stream import weighted_sum
-from workbench.registry import Block, Group, Laws, MergeMethod, register
+from workbench.registry import Combination, Group, Laws, MergeMethod, register
 
 
 @register
@@ -19,7 +16,7 @@ class TaskArithmetic(MergeMethod):
 
     paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"
     formula = "θ = θ₀ + λ Σ wᵢτᵢ"
-    laws = Laws(linear_in_weight=True)
+    laws = Laws(linear_in_weight=True, exact_rank=True)
 
     merge: Literal["task_arithmetic"]
     bricks: Bricks[BrickEntry] | None = None
@@ -27,8 +24,7 @@ class TaskArithmetic(MergeMethod):
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the sum."""
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+    def prepare(self, group: Group) -> Combination:
         """λ Σ wτ."""
         lam = group.value("lam")
-        weights = [lam * w for w in group.values("weight")]
-        return lambda block: weighted_sum(block.deltas, weights)
+        return Combination([lam * w for w in group.values("weight")])
