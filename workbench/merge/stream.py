@@ -13,8 +13,9 @@ from torch import Tensor
 
 from workbench.fields import value_at
 from workbench.layout import Model
-from workbench.registry import Block, Combination, MergeMethod, Prepared
-from workbench.weights.lowrank import Factors
+from workbench.merge.core import combined, core_group, core_update, whole_tensors
+from workbench.registry import Block, Combination, Group, MergeMethod, Prepared
+from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
 
 
@@ -102,8 +103,29 @@ class MergedWeights:
             return current
         group = self.group(name, device)
         group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return LowRankSum(self._current.weights, {name: update}).open(name, device)
         separate = None if self._is_first else current
         return _MergedSource(group, self._method.prepare(group), separate)
+
+    def update(self, name: str, device: torch.device) -> Factors | None:
+        """What the step adds to one of the `merged` tensors as a product of two factors, exactly; None where it is not one.
+
+        Adapters merged by a method that is linear in them, or in the core space.
+        """
+        group = self.group(name, device)
+        group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return update
+        factors = group.factors()
+        if any(f is None for f in factors):
+            return None
+        prepared = self._method.prepare(group)
+        return combined(prepared, factors) if isinstance(prepared, Combination) else None
+
+    def whole(self, device: torch.device) -> list[str]:
+        """Tensors that a step with `space: core` merges whole, for its record."""
+        return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
 
     @property
     def _is_first(self) -> bool:
@@ -134,9 +156,10 @@ class _Groups:
     weights: MergedWeights
     device: torch.device
 
-    def __iter__(self) -> Iterator[TensorGroup]:
+    def __iter__(self) -> Iterator[Group]:
         for name in self.weights.merged:
-            yield self.weights.group(name, self.device)
+            group = self.weights.group(name, self.device)
+            yield core_group(self.weights._method, group) or group
 
 
 @dataclass
@@ -153,6 +176,11 @@ class TensorGroup:
     device: torch.device
     seed: int
     survey: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.spec.shape
 
     @property
     def bricks(self) -> list[str]:
