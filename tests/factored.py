@@ -32,6 +32,9 @@ class Lora:
     def factors(self, name: str, _device: torch.device) -> Factors | None:
         return None if name in self.dense else Factors(*self.pairs[name])
 
+    def open_model(self, _name: str, _device: torch.device) -> None:
+        return None
+
     def open_delta(self, name: str, device: torch.device) -> Any:
         return _Product(LowRankSource(Factors(*self.pairs[name]), device))
 

@@ -133,10 +133,10 @@ def test_ties_in_the_core_is_ties_of_the_core_matrices() -> None:
 def test_one_adapter_in_the_core(method: str) -> None:
     """A lone adapter comes back exactly where the method says so."""
     brick = lora(4)
-    fields = {"density": 1} if method == "ties" else {}
+    fields = {"density": 1} if method in ("ties", "dare") else {}
     found = load(step_on(method, {"w": torch.zeros(24, 18)}, {"a": brick}, space="core", **fields), "w", torch.float32, CPU)
     same = relative(found, product(brick)) < 1e-6
-    assert same == (METHODS[method].laws.single_is_identity or method == "ties")
+    assert same == (METHODS[method].laws.single_is_identity or method in ("ties", "dare"))
 
 
 @pytest.mark.parametrize("method", CORE)
@@ -183,7 +183,15 @@ def test_what_is_no_product_has_no_update() -> None:
     checkpoint = WeightsDelta(InMemory({"w": torch.randn(24, 18)}), weights)
     assert step_on("task_arithmetic", base, {"a": lora(2), "b": checkpoint}).update("w", CPU) is None
     assert step_on("ties", base, adapters((2, 2))).update("w", CPU) is None
+    assert step_on("slerp", base, adapters((2, 2))).update("w", CPU) is None
     assert step_on("linear", base, adapters((2, 2)), normalize=False).update("w", CPU) is None
+
+
+def test_update_of_a_tensor_without_bricks_has_rank_zero() -> None:
+    step = step_on("average", {"w": torch.zeros(24, 18), "x": torch.zeros(7)}, adapters((2,)))
+    update = step.update("x", CPU)
+    assert update is not None
+    assert (update.left.shape, update.right.shape) == ((7, 0), (0, 1))
 
 
 def test_declared_spaces_are_fields() -> None:
@@ -234,7 +242,7 @@ def test_run_with_two_adapters_in_both_spaces(project: Project, method: str) -> 
         full, core = (results[s][name] - base[name] for s in ("full", "core"))
         same = relative(core, full.double().numpy()) < 1e-5
         assert same or not (METHODS[method].laws.rotation_invariant or method == "linear"), name
-        assert not (same and method == "ties"), "another basis, another vote"
+        assert not (same and method in ("ties", "dare")), "another basis, another vote"
 
 
 def test_core_refuses_checkpoints_before_work(project: Project) -> None:

@@ -60,13 +60,21 @@ class CoreGroup:
         """A per-brick field at this tensor."""
         return self.group.values(field)
 
+    def block(self, start: int, stop: int) -> Block:
+        """Rows start..stop of the core matrices."""
+        return Block(torch.empty(0, device=self.device), [core[start:stop].clone() for core in self.cores], start)
+
+    def models(self) -> Iterator[list[Tensor]]:
+        """There are none: a model is not in the adapters' span."""
+        raise NotImplementedError("a method that reads models cannot declare the core space")
+
     def blocks(self) -> Iterator[Block]:
         """One block: core matrices are small."""
         yield self.whole()
 
     def whole(self) -> Block:
         """The core matrices, in memory of their own."""
-        return Block(torch.empty(0, device=self.device), [core.clone() for core in self.cores], 0)
+        return self.block(0, self.spec.rows)
 
     def factors(self) -> list[Factors | None]:
         """A core matrix is not kept as factors."""
