@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.fields import BrickEntry, Bricks, Number, Space
-from workbench.merge.spectral import by_matrix, is_matrix, mean_weights, singular
+from workbench.layout import Model
+from workbench.merge.spectral import by_matrix, is_matrix, mean_weights, singular, whole_bytes
 from workbench.registry import Combination, Group, Laws, MergeMethod, Prepared, register
 
 
@@ -38,9 +39,13 @@ class IsoC(MergeMethod):
     space: Space = "full"
     """Merge whole deltas, or refuse what is not an adapter (core). On adapters both compute the same, from their factors."""
 
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
+        """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
+        return 0 if self.space == "core" else whole_bytes(tensor, model.weights.specs[tensor].shape, bricks)
+
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor."""
-        if not is_matrix(group):
+        if not is_matrix(group.tensor, group.shape, len(group.bricks)):
             return Combination(mean_weights(group))
         weights = group.values("weight")
         lam = group.value("lam")

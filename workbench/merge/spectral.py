@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -58,20 +59,26 @@ def nearest_orthogonal(columns: Tensor) -> Tensor:
     return nearest
 
 
-def is_matrix(group: Group) -> bool:
+def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
     """Whether a tensor is decomposed: 2-D, or 3-D as one matrix an expert, with a singular triplet for each brick at least.
 
     Norms, biases, narrow kernels, embeddings and the head are not: the papers' code averages what is no weight matrix of a
     layer, and has no vocabularies.
     """
-    narrow = len(group.shape) in (2, 3) and min(group.shape[-2:]) < max(2, len(group.bricks))
-    return len(group.shape) in (2, 3) and not narrow and not _TABLES.search(group.tensor)
+    return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not _TABLES.search(tensor)
 
 
 def mean_weights(group: Group) -> list[float]:
     """λwᵢ/T: what the methods do with a tensor that is not decomposed."""
     lam = group.value("lam")
     return [lam * w / len(group.bricks) for w in group.values("weight")]
+
+
+def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int) -> int:
+    """Memory that a tensor takes whole: base and deltas in float32, and eight matrices in float64 while one is decomposed."""
+    if not is_matrix(tensor, shape, bricks):
+        return 0
+    return 4 * math.prod(shape) * (bricks + 1) + 8 * 8 * math.prod(shape[-2:])
 
 
 def by_matrix(group: Group, merge: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Block], Tensor]:
