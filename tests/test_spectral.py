@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factored import SPECTRAL, delta, iso_formula, relative, tsv_formula
+from factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formula
 from project import Project
+from test_merge import InMemory
+
+from workbench.layout import Model
 
 # -- worked examples
 
@@ -109,3 +112,21 @@ def low_rank_tsv(deltas: list[np.ndarray], ranks: tuple[int, ...]) -> np.ndarray
     u1, _, v1 = np.linalg.svd(np.concatenate([p[0] for p in parts], 1), full_matrices=False)
     u2, _, v2 = np.linalg.svd(np.concatenate([p[2] for p in parts], 0), full_matrices=False)
     return (u1 @ v1) @ np.diag(np.concatenate([p[1] for p in parts])) @ (u2 @ v2)
+
+
+def test_memory_of_a_tensor_for_plan() -> None:
+    """Base and three deltas in float32, and what is decomposed in float64; averaged tensors and the core space hold no whole one."""
+    specs = {
+        "w": torch.zeros(10, 8),
+        "norm": torch.zeros(8),
+        "lm_head.weight": torch.zeros(10, 8),
+        "experts": torch.zeros(2, 10, 8),
+    }
+    model = Model(InMemory(specs), {})
+    for method, wide, square in (("tsv", 4, 5), ("iso_c", 2, 3)):
+        step: Any = METHODS[method].model_validate({"merge": method})
+        found = {name: step.tensor_bytes(model, name, 3) for name in specs}
+        work = 8 * (wide * 80 + square * 64)
+        assert found == {"w": 4 * 4 * 80 + work, "norm": 0, "lm_head.weight": 0, "experts": 4 * 4 * 160 + work}
+        core: Any = METHODS[method].model_validate({"merge": method, "space": "core"})
+        assert core.tensor_bytes(model, "w", 3) == 0

@@ -41,7 +41,8 @@ class IsoC(MergeMethod):
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
-        return 0 if self.space == "core" else whole_bytes(tensor, model.weights.specs[tensor].shape, bricks)
+        shape = model.weights.specs[tensor].shape
+        return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=2, square=3)
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor."""

@@ -39,7 +39,8 @@ def singular(matrix: Tensor, most: int | None = None) -> Triplets:
     squares, vectors = torch.linalg.eigh(a.T @ a if tall else a @ a.T)
     roots = squares.clamp_min(0).sqrt().flip(0)
     kept = int((roots > RESOLUTION * roots[:1]).sum())
-    near = vectors.flip(1)[:, : kept if most is None else min(kept, most)]
+    kept = kept if most is None else min(kept, most)
+    near = vectors[:, len(squares) - kept :].flip(1)
     far = a @ near if tall else a.T @ near
     values = far.norm(dim=0)
     far = far / values
@@ -74,11 +75,11 @@ def mean_weights(group: Group) -> list[float]:
     return [lam * w / len(group.bricks) for w in group.values("weight")]
 
 
-def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int) -> int:
-    """Memory that a tensor takes whole: base and deltas in float32, and eight matrices in float64 while one is decomposed."""
+def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int, wide: int, square: int) -> int:
+    """Memory that a tensor takes whole: base and deltas in float32, `wide` matrices and `square` Grams in float64 beside them."""
     if not is_matrix(tensor, shape, bricks):
         return 0
-    return 4 * math.prod(shape) * (bricks + 1) + 8 * 8 * math.prod(shape[-2:])
+    return 4 * math.prod(shape) * (bricks + 1) + 8 * (wide * math.prod(shape[-2:]) + square * min(shape[-2:]) ** 2)
 
 
 def by_matrix(group: Group, merge: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Block], Tensor]:

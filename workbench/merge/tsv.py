@@ -44,7 +44,8 @@ class Tsv(MergeMethod):
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
-        return 0 if self.space == "core" else whole_bytes(tensor, model.weights.specs[tensor].shape, bricks)
+        shape = model.weights.specs[tensor].shape
+        return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=4, square=5)
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor."""
@@ -57,7 +58,7 @@ class Tsv(MergeMethod):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int) -> Tensor:
-    parts = [singular(delta.double() * weight, share) for delta, weight in zip(deltas, weights, strict=True)]
+    parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))
     return left * torch.cat([p.values for p in parts]) @ right.T
