@@ -85,6 +85,15 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
             record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            if whole := merged.whole(device):
+                record["merged_whole"] = whole
+                events(
+                    {
+                        "stage": "merge",
+                        "step": step_id,
+                        "text": f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}",
+                    }
+                )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)

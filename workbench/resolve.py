@@ -15,6 +15,7 @@ from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
+from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.weights.checkpoint import Checkpoint
@@ -154,7 +155,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 found.bricks[name] = brick
         except WorkbenchError as error:
             problems.append(error)
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base)]
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
     if problems:
         raise _all(problems)
     return found
@@ -255,6 +256,26 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
                         ("steps", i, *path),
                         f"{unmatched} matches no tensor of the base",
                         "`workbench brick show` and config.json name tensors and layers.",
+                    )
+                )
+    return problems
+
+
+def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        if not isinstance(step, MergeMethod) or not wants_core(step):
+            continue
+        for name in recipe.used_bricks(step):
+            brick = bricks.get(name)
+            kind = "recipe" if isinstance(brick, Resolved) else brick.kind if brick else "adapter"
+            if kind != "adapter":
+                problems.append(
+                    recipe.error(
+                        ("steps", i, "space"),
+                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
+                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
                     )
                 )
     return problems
