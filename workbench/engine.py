@@ -212,6 +212,37 @@ def materialize(
         return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.base_path, device)
 
 
+@contextmanager
+def swap(model: PreTrainedModel, resolved: Resolved) -> Iterator[PreTrainedModel]:
+    """Turn a live model into another configuration in place, for a `with` block; then it has its own weights again, bit for bit.
+
+    Args:
+        model: From `materialize`: a configuration whose parameters have the same names and shapes.
+        resolved: The other configuration; computed in its output dtype, held in the model's, on the model's device.
+
+    Errors: other parameters, as after a grow step.
+    """
+    other = materialize(resolved, next(model.parameters()).device).to(model.dtype)
+    mine, theirs = (dict(m.named_parameters()) for m in (model, other))
+    if differing := sorted(
+        {n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or mine[n].shape != theirs[n].shape}
+    ):
+        raise WorkbenchError(
+            f"recipe {resolved.recipe.name}: its parameters are not the live model's ({differing[0]} and {len(differing) - 1} more differ)",
+            "A configuration that grows or unties the base is another model: use `materialize`.",
+        )
+
+    def exchange() -> None:
+        for name, parameter in mine.items():
+            parameter.data, theirs[name].data = theirs[name].data, parameter.data
+
+    exchange()
+    try:
+        yield model
+    finally:
+        exchange()
+
+
 def recipe_text(resolved: Resolved) -> str:
     """The recipe as a file shows it."""
     recipe = resolved.recipe

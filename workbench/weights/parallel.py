@@ -11,7 +11,6 @@ from torch import Tensor
 
 from workbench.weights.specs import Weights, load
 
-
 CPU = torch.device("cpu")
 
 
