@@ -26,6 +26,7 @@ from workbench.registry import EditMethod, GrowMethod, MergeMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
 from workbench.versions import installed
+from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS
@@ -34,8 +35,6 @@ from workbench.weights.writer import output_specs, write_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
 # Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
 _INTERPRETER = 240_000_000
 # Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
@@ -125,6 +124,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
     factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if _kind(b) == "adapter")
+    live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     return Plan(
         resolved.recipe.name, resolved.key, run.name, steps, read, write, _INTERPRETER + buffers + factors + live,
         round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, _disk_problems(runs, write, run),
@@ -213,6 +213,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
         "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision, "digest": resolved.base_digest},
                    "bricks": {n: {"kind": _kind(b), "digest": resolved.digests[n],
                                   "revision": b.revision if isinstance(b, Brick) else None} for n, b in resolved.bricks.items()}},
+        "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
         "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
     }  # fmt: skip
     run.write(record)
@@ -237,9 +238,9 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
     elif "torch_dtype" in config:
         shown["dtype"] = config["torch_dtype"]
     write_json(out / "config.json", shown, indent=2)
-    for name in ("generation_config.json", *_TOKENIZER_FILES):
-        if (resolved.base_path / name).is_file():
-            shutil.copyfile(resolved.base_path / name, out / name)
+    for name in ("generation_config.json", *TOKENIZER_FILES):
+        if (resolved.tokenizer_path / name).is_file():
+            shutil.copyfile(resolved.tokenizer_path / name, out / name)
 
 
 def configuration_digest(
@@ -272,7 +273,7 @@ def materialize(
     """The configuration as a live transformers model in the dtype that would be written, without touching the disk."""
     with exact():
         model = compose(resolved, device, events).model
-        return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.base_path, device)
+        return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
 
 
 def recipe_text(resolved: Resolved) -> str:

@@ -17,6 +17,8 @@ from workbench.fields import Where, parse_size
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.vocabulary.align import Member, Vocabulary, align
+from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
 
@@ -41,6 +43,7 @@ class Resolved:
         bricks: Name -> files, or another resolved recipe.
         digests: Brick name -> digest of its content, or the other recipe's key.
         warnings: What the user should know, and the run records.
+        vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
     """
 
     recipe: Recipe
@@ -51,6 +54,12 @@ class Resolved:
     bricks: dict[str, Brick | Resolved]
     digests: dict[str, str]
     warnings: list[str] = field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Directory with the tokenizer and generation_config.json of the configuration."""
+        return self.vocabulary.path if self.vocabulary else self.base_path
 
     @property
     def cache(self) -> Path:
@@ -60,7 +69,7 @@ class Resolved:
     @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        key = json_digest(["base", self.base_digest])
+        key = self._start
         keys = []
         for step in self.recipe.steps:
             parts: list[Any] = [key, dump_step(step), type(step).version]
@@ -69,15 +78,20 @@ class Resolved:
                 parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             key = json_digest(parts)
             keys.append(key)
         return keys
 
+    @property
+    def _start(self) -> str:
+        """Key of the state before the first step."""
+        return json_digest(["base", self.base_digest, *([self.vocabulary.digest] if self.vocabulary else [])])
+
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self.keys[-1] if self.keys else json_digest(["base", self.base_digest])
+        last = self.keys[-1] if self.keys else self._start
         return json_digest([last, self.recipe.fields.output.dtype])
 
     @property
@@ -118,14 +132,42 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 bricks[name], digests[name] = inner, inner.key
             else:
                 brick = resolve_brick(name, ref, recipe.project)
-                warnings += _check(brick, base, base_digest, checkpoint.path, cache)
                 bricks[name], digests[name] = brick, brick.digest(cache)
+        except WorkbenchError as error:
+            problems.append(error)
+    vocabulary = None
+    if recipe.fields.tokenizer and not problems:
+        vocabulary = _aligned(recipe, checkpoint, base_digest, bricks, digests)
+        base, warnings = vocabulary.base, warnings + vocabulary.warnings
+    for name, found in bricks.items():
+        try:
+            if isinstance(found, Brick):
+                warnings += _check(found, base, checkpoint, base_digest, vocabulary)
+            elif found.vocabulary is not None and (vocabulary is None or found.vocabulary.digest != vocabulary.digest):
+                raise WorkbenchError(
+                    f"brick '{name}': {found.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
+                    "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+                )
         except WorkbenchError as error:
             problems.append(error)
     problems += [*_missing_inputs(recipe), *_check_places(recipe, base)]
     if problems:
         raise _all(problems)
-    return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings)
+    return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings, vocabulary)
+
+
+def _aligned(
+    recipe: Recipe, base: Checkpoint, base_digest: str, bricks: Mapping[str, Brick | Resolved], digests: Mapping[str, str]
+) -> Vocabulary:
+    """The output's vocabulary, as the recipe's `tokenizer` block says."""
+    assert recipe.fields.tokenizer is not None
+    members = [
+        Member(name, b.path, digests[name], *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None)))
+        for name, b in bricks.items()
+        if isinstance(b, Brick)
+    ]
+    first = Member("base", base.path, base_digest, base, base.config)
+    return align(recipe.fields.tokenizer, first, members, recipe.project, recipe.project / CACHE)
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -151,18 +193,19 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
     return inner
 
 
-def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: Path) -> list[str]:
+def _check(brick: Brick, base: Model, plain: Checkpoint, base_digest: str, vocabulary: Vocabulary | None) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
     warnings = []
     if brick.kind == "adapter":
-        brick.adapter.bind(base.weights.specs)
+        places = brick.adapter.bind(plain.specs).places
         warnings += _edit_warnings(brick, base_digest)
+        if vocabulary is None:
+            warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
     else:
-        check_checkpoint(brick, base)
-        warnings += _check_constants(brick, base)
-        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(base_path)
-        if mine and theirs and mine != theirs:
-            warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
+        if vocabulary is None:
+            warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
+        check_checkpoint(brick, base, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += _check_constants(brick, plain)
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != base_digest:
         warnings.append(
@@ -172,17 +215,15 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
     return warnings
 
 
-def _check_constants(brick: Brick, base: Model) -> list[str]:
+def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
-    checkpoint = base.weights
-    assert isinstance(checkpoint, Checkpoint)
     for name, entry in checkpoint.entries.items():
         if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     return (
         [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
