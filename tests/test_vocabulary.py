@@ -551,3 +551,52 @@ def test_every_block_size_gives_the_same_rows(project: Project, models: Path, mo
     expected = load(view, EMBED, torch.float32)
     monkeypatch.setattr(specs, "BLOCK_ELEMENTS", 32)
     assert torch.equal(load(project.resolve(text).vocabulary.view("third"), EMBED, torch.float32), expected)
+
+
+def test_adapter_of_a_larger_vocabulary(project: Project, models: Path, tmp_path: Path) -> None:
+    """An adapter on a head that the base does not have is refused, with the way to use it."""
+    larger = save_llama(tmp_path / "larger", THIRD)
+    save_adapter(larger, tmp_path / "adapter", seed=1, target_modules=["q_proj", "lm_head"])
+    save_words(tmp_path / "adapter", THIRD)
+    with pytest.raises(
+        WorkbenchError, match=r"lm_head.weight is \[300, 32\] in the base.*2 tokens that the base lacks"
+    ) as caught:
+        project.resolve("bricks: {adapter: adapter}\nsteps: [{merge: task_arithmetic}]\n")
+    assert "`tokenizer: {source: union}`" in str(caught.value.hint)
+
+
+def test_brick_with_a_head_of_its_own(project: Project) -> None:
+    with pytest.raises(
+        WorkbenchError, match=r"brick 'other': lm_head.weight has no rows, model.embed_tokens.weight has 302 rows"
+    ):
+        project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_only(tmp_path: Path, kind: str) -> None:
+    """A directory with a SentencePiece model alone: read by way of transformers; tokens are added to what it becomes."""
+    from transformers import AutoTokenizer
+
+    from workbench.vocabulary.files import Addition, write_tokenizer
+
+    spm = pytest.importorskip("sentencepiece")
+    (tmp_path / "text").write_text("a word and another word, and many more words in some order\n" * 20, "utf-8")
+    path = tmp_path / kind
+    path.mkdir()
+    file = path / ("tokenizer" if kind == "bpe" else "spiece")
+    spm.SentencePieceTrainer.train(input=str(tmp_path / "text"), model_prefix=str(file), vocab_size=50, model_type=kind,
+                                   hard_vocab_limit=False, minloglevel=2)  # fmt: skip
+    (path / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+    name = "LlamaTokenizer" if kind == "bpe" else "T5Tokenizer"
+    (path / "tokenizer_config.json").write_text(f'{{"tokenizer_class": "{name}", "eos_token": "</s>"}}', "utf-8")
+    tokens, plain = read_tokens(path, "t"), AutoTokenizer.from_pretrained(path)
+    assert tokens.ids == plain.get_vocab()
+    first = max(tokens.ids.values()) + 1
+    additions = [Addition("<x>", first, {"special": True}), Addition("▁piece", first + 1)]
+    write_tokenizer(tmp_path / "out", path, additions, [], None, {})
+    union = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "another order, some words"
+    assert union(text)["input_ids"] == plain(text)["input_ids"]
+    assert union.convert_tokens_to_ids(["<x>", "▁piece"]) == [first, first + 1]
+    assert "<x>" in union.tokenize("a word<x>and")
+    assert not list((tmp_path / "out").glob("*.model"))

@@ -18,7 +18,7 @@ from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.vocabulary.align import Member, Vocabulary, align
-from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary
+from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
 
@@ -138,7 +138,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     vocabulary = None
     if recipe.fields.tokenizer and not problems:
         vocabulary = _aligned(recipe, checkpoint, base_digest, bricks, digests)
-        base, warnings = vocabulary.base, warnings + vocabulary.warnings
+        base, warnings = vocabulary.base, [*warnings, *vocabulary.warnings, *filter(None, [vocabulary.note()])]
     for name, found in bricks.items():
         try:
             if isinstance(found, Brick):
@@ -197,7 +197,10 @@ def _check(brick: Brick, base: Model, plain: Checkpoint, base_digest: str, vocab
     """Whether a brick fits; returns what is worth a warning."""
     warnings = []
     if brick.kind == "adapter":
-        places = brick.adapter.bind(plain.specs).places
+        try:
+            places = brick.adapter.bind(plain.specs).places
+        except WorkbenchError as error:
+            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         warnings += _edit_warnings(brick, base_digest)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)

@@ -25,7 +25,7 @@ from workbench.vocabulary.files import (
 )
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
 from workbench.weights.digests import json_digest
-from workbench.weights.rows import MEAN, PAD, ZERO, AlignedWeights, RowPlan
+from workbench.weights.rows import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
 from workbench.weights.specs import TensorSpec, Weights
 
 if TYPE_CHECKING:
@@ -77,9 +77,16 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
     return [n for n in named if specs[n].shape[0] == rows]
 
 
-def vocabulary_rows(specs: Mapping[str, TensorSpec], label: str) -> int:
-    """Rows of the embeddings, padding included."""
-    return specs[vocabulary_tensors(specs, label)[0]].shape[0]
+def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -> int:
+    """Rows of a model's vocabulary, padding included. Errors: tensors missing, or of different lengths."""
+    sizes = {specs[name].shape[0] if name in specs else 0: name for name in tensors}
+    if len(sizes) > 1 or 0 in sizes:
+        found = ", ".join(f"{name} has {rows or 'no'} rows" for rows, name in sorted(sizes.items()))
+        raise WorkbenchError(
+            f"{label}: {found}; expected one row a token in {', '.join(tensors)}",
+            "A checkpoint brick has the base's tensors: tie or untie its embeddings as the base does.",
+        )
+    return next(iter(sizes))
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ class Vocabulary:
     def _weights(self) -> list[Weights]:
         return [member.weights for member in self.members if member.weights is not None]
 
+    @cached_property
+    def _whole(self) -> WholeTensors:
+        return WholeTensors()
+
     @property
     def plain(self) -> Weights:
         """The base's weights as they are on disk."""
@@ -118,16 +129,16 @@ class Vocabulary:
     @cached_property
     def base(self) -> Model:
         """The base with the output's vocabulary."""
-        return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors), self.config)
+        return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole), self.config)
 
     def view(self, brick: str) -> AlignedWeights:
         """A checkpoint brick with the output's vocabulary."""
         number = [member.name for member in self.members].index(brick)
-        return AlignedWeights(self._weights, number, self.plan, self.tensors)
+        return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole)
 
     def on_base(self, weights: Weights) -> AlignedWeights:
         """Weights in the base's vocabulary, such as a recipe's result, in the output's."""
-        return AlignedWeights(self._weights, 0, self.plan, self.tensors, weights)
+        return AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole, weights)
 
     @property
     def base_rows(self) -> Index:
@@ -135,12 +146,23 @@ class Vocabulary:
         return self.plan.own[0]
 
     def memory(self) -> int:
-        """Bytes of the tensors that are read whole because their rows are scattered, for the largest vocabulary tensor."""
-        found = 0
-        for number, weights in enumerate(self._weights):
-            if self.plan.copies(number):
-                found += max(weights.specs[name].nbytes for name in self.tensors if name in weights.specs)
-        return found
+        """Bytes of the tensors that are read whole because their rows lie scattered: all models', as if all at a time."""
+        return sum(
+            sum(weights.specs[name].nbytes for name in self.tensors if name in weights.specs)
+            for number, weights in enumerate(self._weights)
+            if self.plan.is_kept(number)
+        )
+
+    def note(self) -> str | None:
+        """What rows models lack, in a line; None where they have all."""
+        lacking = self.describe()["lacking"]
+        missing = ", ".join(f"{n:,} in {name}" for name, n in lacking.items())
+        text = f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; tokens missing {missing} take the base's row, else "
+        return (
+            f"{text}the only model's that has one, else the mean, so a model that lacks a token leaves it alone"
+            if lacking
+            else None
+        )
 
     def describe(self) -> dict[str, Any]:
         """What the run records."""
@@ -169,7 +191,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     assert base.weights is not None
     tensors = vocabulary_tensors(base.weights.specs)
     members = [base, *sorted((b for b in bricks if b.weights is not None), key=lambda b: (b.digest, b.name))]
-    rows = [vocabulary_rows(m.weights.specs, m.label) for m in members if m.weights is not None]
+    rows = [_rows(m.weights.specs, tensors, m.label) for m in members if m.weights is not None]
     warnings: list[str] = []
     base_tokens = read_tokens(base.path, base.label)
     tokens = [

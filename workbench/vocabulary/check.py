@@ -72,6 +72,19 @@ def check_adapter_vocabulary(
     return [f"{text}; the base's tokenizer is written (`tokenizer: {{source: {name}}}` writes the adapter's)"]
 
 
+def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
+    """The error of an adapter that does not fit the base, with what to do where its tokenizer is another one."""
+    difference, _ = _difference(path, base_path, f"brick '{name}'")
+    if not difference:
+        return error
+    return WorkbenchError(
+        f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
+        "An adapter that updates rows of another vocabulary has to be baked into a checkpoint on the model that it was trained on, "
+        f"with that tokenizer; then `checkpoint: DIR` and `tokenizer: {{source: union}}`, or `{{source: {name}}}`.",
+        error.exit_code,
+    )
+
+
 def _tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
     try:
         return vocabulary_tensors(specs)

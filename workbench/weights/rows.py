@@ -6,10 +6,12 @@ model's, the mean over the models that have one, or zeros. So a model that lacks
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -62,9 +64,34 @@ class RowPlan:
         """Whether a model of `rows` rows stays as it is."""
         return rows == self.rows and bool((self.own[model] == np.arange(rows)).all())
 
-    def copies(self, model: int) -> bool:
-        """Whether a model's rows are scattered so widely that the whole tensor is read at once."""
-        return _scattered(self.own[model])
+    def asked(self, model: int) -> Index:
+        """[rows]: a model's rows that stand in for other models' missing ones, -1 elsewhere."""
+        return np.where(self.donor == model, self.donor_row, np.where(self.donor == MEAN, self.owned[model], -1))
+
+    def is_kept(self, model: int) -> bool:
+        """Whether a model's tensors are read whole, because the rows that are asked for lie scattered."""
+        return _scattered(self.own[model]) or _scattered(self.asked(model))
+
+
+class WholeTensors:
+    """Tensors that several readers have open at a time, in memory once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: WeakValueDictionary[tuple[int, str, torch.device], Tensor] = WeakValueDictionary()
+
+    def get(self, weights: Weights, name: str, device: torch.device) -> Tensor:
+        """A whole tensor [rows, cols], kept as long as somebody holds it."""
+        key = (id(weights), name, device)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                spec = weights.specs[name]
+                # A file's values survive in the file's dtype; computed ones need float32.
+                dtype = spec.dtype if isinstance(weights, Checkpoint) else torch.float32
+                found = load(weights, name, dtype, device).view(spec.rows, spec.cols)
+                self._kept[key] = found
+            return found
 
 
 class AlignedWeights:
@@ -75,16 +102,24 @@ class AlignedWeights:
         number: Which of them this is.
         plan: Where rows come from.
         tensors: Names of the tensors that have one row a token.
+        whole: Shared by the models' views.
         inner: Weights to show instead of model `number`'s, with the same rows: the result of a recipe on it.
     """
 
     def __init__(
-        self, models: Sequence[Weights], number: int, plan: RowPlan, tensors: Collection[str], inner: Weights | None = None
+        self,
+        models: Sequence[Weights],
+        number: int,
+        plan: RowPlan,
+        tensors: Collection[str],
+        whole: WholeTensors,
+        inner: Weights | None = None,
     ) -> None:
         self._models = models
         self._number = number
         self._plan = plan
         self._tensors = tensors
+        self._whole = whole
         self.plain = inner or models[number]
 
     @cached_property
@@ -107,7 +142,7 @@ class AlignedWeights:
         return _AlignedSource(self, name, device)
 
     def _readers(self, name: str, device: torch.device) -> _Readers:
-        return _Readers(self._models, self.plain, self._plan, self._number, name, device)
+        return _Readers(self, name, device)
 
 
 class _AlignedSource:
@@ -171,19 +206,16 @@ class _AlignedSource:
 class _Readers:
     """The readers that one aligned tensor needs, opened when first asked for."""
 
-    def __init__(
-        self, models: Sequence[Weights], plain: Weights, plan: RowPlan, number: int, name: str, device: torch.device
-    ) -> None:
-        self._models, self._plan, self._name, self._device = models, plan, name, device
-        self.own = RowReader(plain, name, device, plan.own[number])
+    def __init__(self, weights: AlignedWeights, name: str, device: torch.device) -> None:
+        self._weights, self._name, self._device = weights, name, device
+        self.own = RowReader(weights.plain, name, device, weights._plan.own[weights._number], weights._whole)
         self._donors: dict[int, RowReader] = {}
 
     def donor(self, number: int) -> RowReader:
         """The reader of another model's rows."""
         if number not in self._donors:
-            plan = self._plan
-            asked = np.where(plan.donor == number, plan.donor_row, np.where(plan.donor == MEAN, plan.owned[number], -1))
-            self._donors[number] = RowReader(self._models[number], self._name, self._device, asked)
+            of = self._weights
+            self._donors[number] = RowReader(of._models[number], self._name, self._device, of._plan.asked(number), of._whole)
         return self._donors[number]
 
 
@@ -195,16 +227,12 @@ class RowReader:
         name: A matrix, or a vector whose elements are its rows.
         device: Where rows go.
         index: The rows that will be asked for, -1 for none: it decides how they are read.
+        whole: Where a tensor that is read whole is kept.
     """
 
-    def __init__(self, weights: Weights, name: str, device: torch.device, index: Index) -> None:
-        self._source = None if _scattered(index) else weights.open(name, device)
-        self._whole: Tensor | None = None
-        if self._source is None:
-            spec = weights.specs[name]
-            # A file's values survive in the file's dtype; computed ones need float32.
-            dtype = spec.dtype if isinstance(weights, Checkpoint) else torch.float32
-            self._whole = load(weights, name, dtype, device).view(spec.rows, spec.cols)
+    def __init__(self, weights: Weights, name: str, device: torch.device, index: Index, whole: WholeTensors) -> None:
+        self._whole = whole.get(weights, name, device) if _scattered(index) else None
+        self._source = weights.open(name, device) if self._whole is None else None
 
     def take(self, index: Index, out: Tensor, places: Index | None = None) -> None:
         """Put rows index[i] into out[i], for all i or those of `places`."""
