@@ -14,6 +14,8 @@ from tiny import save_adapter, tensors_of
 from words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
 
 from workbench.errors import WorkbenchError
+from workbench.vocabulary.align import _configured
+from workbench.vocabulary.files import generation_config
 from workbench.vocabulary.tokens import read_tokens
 
 # -- what is written
@@ -175,7 +177,6 @@ def test_without_the_block(words_project: Project, vocabularies: Path, tmp_path:
         "the base's 300 for 300 tokens; 2 tokens that the base lacks ('x1' 300, 'y0' 301)"
     )
     assert "`tokenizer: {source: union}`" in str(caught.value.hint)
-    assert "{source: third}" in str(caught.value.hint)
     words = [*BASE[:3], *reversed(BASE[3:])]
     save_tuned(vocabularies / "base", tmp_path / "turned", BASE, words, seed=1)
     with pytest.raises(WorkbenchError, match=r"300 rows each, but 296? tokens at other ids \('w296' is 3, in the base 299"):
@@ -256,3 +257,44 @@ def test_brick_with_a_head_of_its_own(words_project: Project) -> None:
         WorkbenchError, match=r"brick 'other': lm_head.weight has no rows, model.embed_tokens.weight has 302 rows"
     ):
         words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
+
+
+def test_configuration_follows_the_choice() -> None:
+    """Rows and special ids, also in the text model's part; an id that the chosen tokenizer does not have is null."""
+    config = {"vocab_size": 9, "eos_token_id": 1, "pad_token_id": 2, "x": 1, "text_config": {"vocab_size": 9, "eos_token_id": 1}}
+    assert _configured(config, None, 9) == config
+    assert _configured(config, {"eos_token_id": [4, 5], "bos_token_id": 0}, 12) == {
+        "vocab_size": 12, "eos_token_id": [4, 5], "pad_token_id": None, "x": 1,
+        "text_config": {"vocab_size": 12, "eos_token_id": [4, 5], "bos_token_id": 0},
+    }  # fmt: skip
+    assert _configured({"text_config": {"vocab_size": 9}}, None, 12) == {"text_config": {"vocab_size": 12}}
+
+
+def test_generation_follows_the_choice(tmp_path: Path) -> None:
+    """Sampling stays the base's, ids become the choice's, other ids of the base's vocabulary go."""
+    base, chosen = tmp_path / "base", tmp_path / "chosen"
+    for path, data in (
+        (base, {"temperature": 0.5, "eos_token_id": 1, "suppress_tokens": [3]}),
+        (chosen, {"eos_token_id": [7, 8]}),
+    ):
+        path.mkdir()
+        (path / "generation_config.json").write_text(json.dumps(data), "utf-8")
+    ids = {"eos_token_id": 7, "pad_token_id": 0}
+    assert generation_config(base, chosen, ids) == {"temperature": 0.5, "eos_token_id": [7, 8], "pad_token_id": 0}
+    (chosen / "generation_config.json").unlink()
+    assert generation_config(base, chosen, ids) == {"temperature": 0.5, **ids}
+    assert generation_config(base, base, {})["suppress_tokens"] == [3]
+
+
+def test_tokens_beside_the_file(tmp_path: Path) -> None:
+    """Tokens that tokenizer_config.json adds count, at ids that are free; rows decide which tokens a model has."""
+    save_words(tmp_path, ["<unk>", "<eos>", "<pad>", "w0"])
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    config["added_tokens_decoder"] = {"4": {"content": "<late>", "special": True}, "0": {"content": "<clash>", "special": True}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    tokens = read_tokens(tmp_path, "t")
+    assert tokens.ids == {"<unk>": 0, "<eos>": 1, "<pad>": 2, "w0": 3, "<late>": 4}
+    assert tokens.below(4) == {"<unk>": 0, "<eos>": 1, "<pad>": 2, "w0": 3}
+    (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
+    with pytest.raises(WorkbenchError, match="is not a tokenizer"):
+        read_tokens(tmp_path, "t")

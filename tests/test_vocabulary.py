@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from project import Project
-from tiny import edit_json, save_adapter, tensors_of
+from tiny import config, edit_json, save_adapter, tensors_of
 from torch import Tensor
 from words import (
     BASE,
@@ -24,6 +24,7 @@ from words import (
     input_rows,
     recipe,
     save_llama,
+    save_random,
     save_tuned,
     save_words,
     tensors_in_memory,
@@ -135,8 +136,7 @@ def test_union_rows(words_project: Project, vocabularies: Path) -> None:
     resolved = words_project.resolve(recipe("{source: union}"))
     ids = read_tokens(resolved.tokenizer_path, "t").ids
     assert {t: ids[t] for t in BASE} == {t: i for i, t in enumerate(BASE)}
-    assert [t for t in ids if t not in BASE] == ["<new>", "x0", "x1", "x2", "y0"] or sorted(set(ids) - set(BASE)) == [
-        "<new>", "x0", "x1", "x2", "y0"]  # fmt: skip
+    assert {t: ids[t] for t in ids if t not in BASE} == {"<new>": 300, "x0": 301, "x1": 302, "x2": 303, "y0": 304}
     for tensor in (EMBED, HEAD):
         rows = by_token(tensors_in_memory(resolved)[tensor], ids)
         base, other, third = (input_rows(vocabularies, n, tensor) for n in ("base", "other", "third"))
@@ -171,6 +171,15 @@ def test_order_of_vocabulary_does_not_matter(words_project: Project, vocabularie
         expected = words_project.tensors(f"bricks: {{one: straight}}\n{text}")
         found = words_project.tensors(recipe("{source: base}", text, "bricks: {one: shuffled}\n"))
         assert all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+def test_order_of_bricks_does_not_matter(words_project: Project) -> None:
+    """Names and order of the bricks change neither ids nor bits."""
+    one = words_project.resolve(recipe("{source: union}", "steps: [{merge: ties}]\n", "bricks: {a: other, b: third}\n"))
+    two = words_project.resolve(recipe("{source: union}", "steps: [{merge: ties}]\n", "bricks: {c: third, d: other}\n"))
+    assert one.tokenizer_path == two.tokenizer_path
+    first, second = tensors_in_memory(one), tensors_in_memory(two)
+    assert all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_no_need_no_change(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
@@ -223,6 +232,45 @@ def test_every_block_size_gives_the_same_rows(
     expected = load(view, EMBED, torch.float32)
     monkeypatch.setattr(specs, "BLOCK_ELEMENTS", 32)
     assert torch.equal(load(words_project.resolve(text).vocabulary.view("third"), EMBED, torch.float32), expected)
+
+
+def test_forced_mean(words_project: Project, vocabularies: Path) -> None:
+    """`source: mean` over the models that have the token; forced, it is what every method returns."""
+    resolved = words_project.resolve(
+        recipe("{source: base, tokens: {w3: {source: mean, force: true}, w296: {source: mean, force: true}}}")
+    )
+    rows = by_token(tensors_in_memory(resolved)[EMBED], read_tokens(resolved.tokenizer_path, "t").ids)
+    base, other, third = (input_rows(vocabularies, n) for n in ("base", "other", "third"))
+    assert torch.allclose(rows["w3"], (base["w3"] + other["w3"] + third["w3"]) / 3, atol=1e-6)
+    assert torch.allclose(rows["w296"], (base["w296"] + third["w296"]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "gemma2", "qwen2", "phi"])
+def test_families(words_project: Project, tmp_path: Path, family: str) -> None:
+    """Embeddings, heads and a head's bias under each family's names; then a grown layer. Nothing else changes its rows."""
+    from transformers import AutoModelForCausalLM, PhiConfig
+
+    settings = (
+        PhiConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, bos_token_id=None)
+        if family == "phi"
+        else config(family)
+    )
+    base = save_random(tmp_path / "plain", settings, BASE)
+    tuned = save_tuned(base, tmp_path / "tuned", BASE, THIRD, seed=1)
+    text = recipe("{source: union}", "steps: [{merge: task_arithmetic}, {grow: depth, blocks: 1}]\n", "bricks: {tuned: tuned}\n")
+    out = Path(words_project.run(f"base: plain\n{text}")["model"])
+    model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert model.config.vocab_size == 302
+    made, old, new = tensors_of(out), tensors_of(base), tensors_of(tuned)
+    resized = {name for name, tensor in old.items() if len(tensor) == 300}
+    assert len(resized) == {"gpt2": 1, "gpt_neox": 2, "phi": 3}.get(family, 1)
+    for name, tensor in old.items():
+        assert made[name].shape == ((302, *tensor.shape[1:]) if name in resized else tensor.shape)
+    for name in resized:
+        torch.testing.assert_close(made[name], new[name], atol=1e-6, rtol=0)
+        assert torch.equal(made[name][300:], new[name][300:])
 
 
 # -- adapters and recipes as bricks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,10 +41,16 @@ def save_llama(
     out: Path, words: Sequence[str], *, tied: bool = False, rows: int | None = None, dtype: torch.dtype = torch.float32
 ) -> Path:
     """A random llama with so many rows, and its tokenizer."""
+    return save_random(out, config("llama" if tied else "llama_untied", layers=2), words, rows=rows, dtype=dtype)
+
+
+def save_random(
+    out: Path, settings: Any, words: Sequence[str], *, rows: int | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A random model of a configuration with so many rows, and its tokenizer."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    settings = config("llama" if tied else "llama_untied", layers=2)
     settings.vocab_size = rows or len(words)
     settings.eos_token_id, settings.pad_token_id = list(words).index("<eos>"), list(words).index("<pad>")
     model = AutoModelForCausalLM.from_config(settings)
@@ -60,10 +67,11 @@ def save_tuned(base: Path, out: Path, old: Sequence[str], words: Sequence[str], 
 
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
+    vocabulary = json.loads((base / "config.json").read_text("utf-8"))["vocab_size"]
     for name, tensor in tensors_of(base).items():
         values = tensor.float()
-        if name in (EMBED, HEAD):
-            moved = torch.randn(rows or len(words), values.shape[1], generator=generator) * 0.2
+        if len(values) == vocabulary:
+            moved = torch.randn(rows or len(words), *values.shape[1:], generator=generator) * 0.2
             for i, word in enumerate(words):
                 if word in old:
                     moved[i] = values[list(old).index(word)]

@@ -154,14 +154,14 @@ class Vocabulary:
         )
 
     def note(self) -> str | None:
-        """What rows models lack, in a line; None where they have all."""
+        """How many tokens the models lack and what then stands in their rows, in a line; None where they have all."""
         lacking = self.describe()["lacking"]
-        missing = ", ".join(f"{n:,} in {name}" for name, n in lacking.items())
-        text = f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; tokens missing {missing} take the base's row, else "
+        if not lacking:
+            return None
+        counts = ", ".join(f"{name} lacks {count:,}" for name, count in lacking.items())
         return (
-            f"{text}the only model's that has one, else the mean, so a model that lacks a token leaves it alone"
-            if lacking
-            else None
+            f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; {counts}: their rows are the base's, else the only "
+            "model's that has one, else the mean, so that a model without a token leaves it alone"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Vocabulary:
         return {
             "rows": self.plan.rows,
             "tokens": int(rows.sum()),
-            "lacking": {n: k for n, k in lacking.items() if k},
+            "lacking": {n: k for n, k in sorted(lacking.items(), key=lambda item: (item[0] != "base", item[0])) if k},
             "digest": self.digest,
         }
 

@@ -10,6 +10,11 @@ from workbench.vocabulary.align import vocabulary_tensors
 from workbench.vocabulary.tokens import Difference, Tokens, has_tokenizer, read_tokens, same_file
 from workbench.weights.specs import TensorSpec
 
+_BLOCK = (
+    "Add to the recipe `tokenizer: {source: union}` (the base's tokens and the bricks'), `{source: base}` or `{source: NAME}` of a "
+    "brick: rows are then aligned by token."
+)
+
 
 def check_same_vocabulary(
     name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
@@ -35,14 +40,14 @@ def check_same_vocabulary(
     if rows != base_rows:
         raise WorkbenchError(
             f"{text}{tensor} has {rows:,} rows{_tokens(sizes[0])}, the base's {base_rows:,}{_tokens(sizes[1])}"
-            + (f"; {difference}" if difference is not None else ""),
-            _block(name),
+            + (f"; {difference or 'the tokens are the same, other rows are padding'}" if difference is not None else ""),
+            _BLOCK,
         )
     if difference is None or not difference:
         return []
     if difference.moved:
-        raise WorkbenchError(f"{text}{rows:,} rows each, but {difference}", _block(name))
-    return [f"{text}{difference}; the base's tokenizer is written. {_block(name)}"]
+        raise WorkbenchError(f"{text}{rows:,} rows each, but {difference}", _BLOCK)
+    return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
 
 
 def check_adapter_vocabulary(
@@ -103,10 +108,3 @@ def _difference(path: Path, base_path: Path, label: str) -> tuple[Difference | N
 
 def _tokens(tokens: Tokens | None) -> str:
     return f" for {len(tokens.ids):,} tokens" if tokens else ""
-
-
-def _block(name: str) -> str:
-    return (
-        "Add to the recipe `tokenizer: {source: union}` (the base's tokens and the bricks'), "
-        f"`{{source: base}}` or `{{source: {name}}}`: rows are then aligned by token."
-    )

@@ -135,7 +135,7 @@ class Difference:
             if found:
                 shown = [f"{t!r} {i}" for t, i in sorted(found.items(), key=lambda m: m[1])[:3]]
                 parts.append(f"{_count(found)} {text} ({_listed(shown, len(found))})")
-        return "; ".join(parts) or "the same tokens"
+        return "; ".join(parts)
 
 
 def _count(found: dict[str, Any]) -> str:
