@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
-from workbench.recipe import Recipe, dump_step, load_recipe
+from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
+from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -37,22 +37,17 @@ class Resolved:
 
     Attributes:
         recipe: As written.
-        base: The base's lazy weights and configuration.
-        base_path: Its directory.
-        base_digest: Digest of its weights and configuration.
+        checkpoint: The base as it lies on disk.
         bricks: Name -> files, or another resolved recipe.
-        digests: Brick name -> digest of its content, or the other recipe's key.
+        base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
     """
 
     recipe: Recipe
-    base: Model
-    base_path: Path
-    base_revision: str | None
-    base_digest: str
+    checkpoint: Checkpoint
     bricks: dict[str, Brick | Resolved]
-    digests: dict[str, str]
+    base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
 
@@ -61,37 +56,82 @@ class Resolved:
         """Directory with the tokenizer and generation_config.json of the configuration."""
         return self.vocabulary.path if self.vocabulary else self.base_path
 
+    @cached_property
+    def base(self) -> Model:
+        """The base's lazy weights and configuration: what deltas refer to."""
+        return self.vocabulary.base if self.vocabulary else Model(self.checkpoint, self.checkpoint.config)
+
+    @property
+    def base_path(self) -> Path:
+        """The base's directory."""
+        return self.checkpoint.path
+
     @property
     def cache(self) -> Path:
         """The project's cache."""
         return self.recipe.project / CACHE
 
     @cached_property
+    def base_digest(self) -> str:
+        """Digest of the base's weights and configuration. Reads what no one has read before."""
+        return checkpoint_digest(self.checkpoint, self.cache)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Brick name -> digest of its content, or the other recipe's key. Reads what no one has read before."""
+        return {n: b.key if isinstance(b, Resolved) else b.digest(self.cache) for n, b in self.bricks.items()}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Brick name -> a key of its content that costs a sample: it orders bricks and seeds random masks."""
+        return {
+            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
+            for n, b in self.bricks.items()
+        }  # fmt: skip
+
+    @property
+    def known(self) -> bool:
+        """Whether every key and digest is at hand without reading the inputs' tensors."""
+        return digests_known(self.checkpoint.entries, self.cache) and all(
+            b.known if isinstance(b, Resolved) else b.known(self.cache) for b in self.bricks.values()
+        )
+
+    @cached_property
+    def stamp(self) -> str:
+        """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
+        bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
+        output = self.recipe.fields.output.model_dump(mode="json")
+        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks)], bricks)[-1]
+
+    def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
+        """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
+        return (
+            [self.vocabulary.digest, [[m.name, bricks[m.name]] for m in self.vocabulary.members[1:]]] if self.vocabulary else []
+        )
+
+    @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        key = self._start
-        keys = []
+        return self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[1:]
+
+    def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
+        """Keys of the states before the first step and after each."""
+        keys = [json_digest(base)]
         for step in self.recipe.steps:
-            parts: list[Any] = [key, dump_step(step), type(step).version]
+            parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
-                parts.append([[name, self.digests[name]] for name in self.recipe.used_bricks(step)])
+                parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
-            key = json_digest(parts)
-            keys.append(key)
+            keys.append(json_digest(parts))
         return keys
-
-    @property
-    def _start(self) -> str:
-        """Key of the state before the first step."""
-        return json_digest(["base", self.base_digest, *([self.vocabulary.digest] if self.vocabulary else [])])
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self.keys[-1] if self.keys else self._start
+        last = self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[-1]
         return json_digest([last, self.recipe.fields.output.dtype])
 
     @property
@@ -117,57 +157,55 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
 
     Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base.
     """
-    cache = recipe.project / CACHE
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
-    base = Model(checkpoint, checkpoint.config)
-    base_digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache), checkpoint.config)
-    bricks: dict[str, Brick | Resolved] = {}
-    digests: dict[str, str] = {}
-    warnings: list[str] = []
+    found = Resolved(recipe, checkpoint, {}, revision)
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
-                inner = _inner(recipe, name, ref.target, base_digest, _above)
-                bricks[name], digests[name] = inner, inner.key
+                found.bricks[name] = _inner(found, name, ref.target, _above)
             else:
-                brick = resolve_brick(name, ref, recipe.project)
-                bricks[name], digests[name] = brick, brick.digest(cache)
+                found.bricks[name] = resolve_brick(name, ref, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
-    vocabulary = None
     if recipe.fields.tokenizer and not problems:
-        vocabulary = _aligned(recipe, checkpoint, base_digest, bricks, digests)
-        base, warnings = vocabulary.base, [*warnings, *vocabulary.warnings, *filter(None, [vocabulary.note()])]
-    for name, found in bricks.items():
+        found = replace(found, vocabulary=_aligned(found))
+    for name, there in found.bricks.items():
         try:
-            if isinstance(found, Brick):
-                warnings += _check(found, base, checkpoint, base_digest, vocabulary)
-            elif found.vocabulary is not None and (vocabulary is None or found.vocabulary.digest != vocabulary.digest):
-                raise WorkbenchError(
-                    f"brick '{name}': {found.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
-                    "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
-                )
+            found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
         except WorkbenchError as error:
             problems.append(error)
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, base)]
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base)]
     if problems:
         raise _all(problems)
-    return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings, vocabulary)
+    return found
 
 
-def _aligned(
-    recipe: Recipe, base: Checkpoint, base_digest: str, bricks: Mapping[str, Brick | Resolved], digests: Mapping[str, str]
-) -> Vocabulary:
+def _aligned(resolved: Resolved) -> Vocabulary:
     """The output's vocabulary, as the recipe's `tokenizer` block says."""
-    assert recipe.fields.tokenizer is not None
+    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.checkpoint
+    assert block is not None
     members = [
-        Member(name, b.path, digests[name], *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None)))
-        for name, b in bricks.items()
+        Member(
+            name, b.path, b.fingerprint(cache), *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None))
+        )
+        for name, b in resolved.bricks.items()
         if isinstance(b, Brick)
     ]
-    first = Member("base", base.path, base_digest, base, base.config)
-    return align(recipe.fields.tokenizer, first, members, recipe.project, recipe.project / CACHE)
+    found = align(block, Member("base", base.path, "", base, base.config), members, resolved.recipe.project, cache)
+    resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
+    return found
+
+
+def _check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
+    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
+    mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
+    if theirs is not None and mine != theirs:
+        raise WorkbenchError(
+            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
+            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+        )
+    return []
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -175,7 +213,8 @@ def _all(problems: list[WorkbenchError]) -> WorkbenchError:
     return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
 
 
-def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tuple[Path, ...]) -> Resolved:
+def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> Resolved:
+    recipe = outer.recipe
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
     if path in chain:
@@ -185,7 +224,7 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
             2,
         )
     inner = resolve(load_recipe(path), chain)
-    if inner.base_digest != base_digest:
+    if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
         raise WorkbenchError(
             f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
             "A brick's delta refers to the recipe's base: use the same one.",
@@ -193,26 +232,27 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
     return inner
 
 
-def _check(brick: Brick, base: Model, plain: Checkpoint, base_digest: str, vocabulary: Vocabulary | None) -> list[str]:
+def _check(brick: Brick, resolved: Resolved) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
-    warnings = []
+    warnings: list[str] = []
+    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
         try:
             places = brick.adapter.bind(plain.specs).places
         except WorkbenchError as error:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
-        warnings += _edit_warnings(brick, base_digest)
+        warnings += _edit_warnings(brick, resolved)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
-        check_checkpoint(brick, base, vocabulary.view(brick.name) if vocabulary else None)
+        check_checkpoint(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
         warnings += _check_constants(brick, plain)
     recorded = brick.card.base.digest if brick.card else None
-    if recorded and recorded != base_digest:
+    if recorded and recorded != resolved.base_digest:
         warnings.append(
-            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {base_digest[:10]}): "
+            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
             "its delta transfers approximately"
         )
     return warnings
@@ -243,14 +283,14 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:
+def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:
     """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
     record = read_json(brick.path / "edit.json")
     if not isinstance(record, dict) or "solved_on" not in record:
         return []
-    if record.get("base") != base_digest:
+    if record.get("base") != resolved.base_digest:
         raise WorkbenchError(
-            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {base_digest[:10]})",
+            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
             "Solve it again on this base: an `edit` step with the same facts.",
         )
     return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]

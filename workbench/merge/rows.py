@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.merge.stream import Deltas, DeltaSource
 from workbench.weights.lowrank import Factors
 from workbench.weights.rows import runs
+from workbench.weights.specs import Source
 
 if TYPE_CHECKING:
     from workbench.weights.rows import Index
@@ -39,6 +40,10 @@ class AlignedDeltas:
         """One tensor's delta."""
         source = self._inner.open_delta(name, device)
         return _AlignedDelta(source, self._index) if name in self._tensors else source
+
+    def open_model(self, name: str, device: torch.device) -> Source | None:
+        """As on the base where rows stay; else it holds an update."""
+        return None if name in self._tensors else self._inner.open_model(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """The product's left factor with its rows moved."""

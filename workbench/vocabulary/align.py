@@ -44,14 +44,14 @@ class Member:
     Attributes:
         name: base, or the brick's name.
         path: Directory of its tokenizer.
-        digest: Of its content.
+        key: Of its content: orders the bricks.
         weights: None for an adapter, which has no rows of its own.
         config: config.json, None for an adapter.
     """
 
     name: str
     path: Path
-    digest: str
+    key: str
     weights: Weights | None
     config: dict[str, Any] | None
 
@@ -94,13 +94,13 @@ class Vocabulary:
     """The output's vocabulary and every model's rows in it.
 
     Attributes:
-        members: The models with rows: the base, then checkpoint bricks in the order of their digests.
+        members: The models with rows: the base, then checkpoint bricks in the order of their keys.
         plan: Where their rows come from.
         tensors: Names of the tensors that have one row a token.
         tokens: Token -> id of the output.
         path: Directory with the output's tokenizer files and generation_config.json.
         config: The base's config.json for the output's vocabulary.
-        digest: Of all that numbers depend on.
+        digest: Of all vocabularies and rules; not of the models' rows.
         warnings: What the user should know.
     """
 
@@ -190,7 +190,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     """
     assert base.weights is not None
     tensors = vocabulary_tensors(base.weights.specs)
-    members = [base, *sorted((b for b in bricks if b.weights is not None), key=lambda b: (b.digest, b.name))]
+    members = [base, *sorted((b for b in bricks if b.weights is not None), key=lambda b: (b.key, b.name))]
     rows = [_rows(m.weights.specs, tensors, m.label) for m in members if m.weights is not None]
     warnings: list[str] = []
     base_tokens = read_tokens(base.path, base.label)
@@ -220,7 +220,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     path = cache / "tokenizers" / files
     if not path.is_dir():
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
-    digest = json_digest([block.model_dump(mode="json"), files, [[m.name, m.digest, tokenizer_digests(m.path)] for m in members]])
+    digest = json_digest([block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]])
     config = _configured(base.config or {}, None if chosen is base else special, out_rows)
     return Vocabulary(members, plan, frozenset(tensors), out, path, config, digest, warnings)
 
