@@ -151,11 +151,13 @@ def test_union_rows(words_project: Project, vocabularies: Path) -> None:
         assert torch.allclose(rows["x1"], expected, atol=1e-6)
 
 
-def test_order_of_vocabulary_does_not_matter(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_order_of_vocabulary_does_not_matter(words_project: Project, tmp_path: Path, dtype: torch.dtype) -> None:
     """A brick whose vocabulary is the base's in another order, with its rows moved along, merges to the same bits."""
     from safetensors.torch import save_file
 
-    straight = save_tuned(vocabularies / "base", tmp_path / "straight", BASE, BASE, seed=5)
+    base = save_llama(tmp_path / "plain", BASE, dtype=dtype)
+    straight = save_tuned(base, tmp_path / "straight", BASE, BASE, seed=5)
     shuffled = shutil.copytree(straight, tmp_path / "shuffled")
     order = np.random.default_rng(0).permutation(len(BASE))
     tensors = tensors_of(straight)
@@ -168,8 +170,9 @@ def test_order_of_vocabulary_does_not_matter(words_project: Project, vocabularie
     edit_json(shuffled / "config.json", eos_token_id=words.index("<eos>"), pad_token_id=words.index("<pad>"))
     for method in ("average", "ties", "task_arithmetic"):
         text = f"steps: [{{merge: {method}}}]\n"
-        expected = words_project.tensors(f"bricks: {{one: straight}}\n{text}")
-        found = words_project.tensors(recipe("{source: base}", text, "bricks: {one: shuffled}\n"))
+        expected = words_project.tensors(f"base: plain\nbricks: {{one: straight}}\n{text}", None)
+        found = words_project.tensors("base: plain\n" + recipe("{source: base}", text, "bricks: {one: shuffled}\n"), None)
+        assert found[EMBED].dtype == dtype
         assert all(torch.equal(found[n], expected[n]) for n in expected)
 
 
