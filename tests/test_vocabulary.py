@@ -279,10 +279,11 @@ def test_families(words_project: Project, tmp_path: Path, family: str) -> None:
 # -- adapters and recipes as bricks
 
 
-def test_adapter_on_the_head(words_project: Project, vocabularies: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties, density: 1.0", "linear"])
+def test_adapter_on_the_head(words_project: Project, vocabularies: Path, tmp_path: Path, method: str) -> None:
     """An adapter of the base's vocabulary that updates the head, in a union: its delta on the base's rows, none on new ones."""
     save_adapter(vocabularies / "base", tmp_path / "adapter", seed=1, target_modules=["q_proj", "lm_head"])
-    steps = "steps: [{merge: task_arithmetic, bricks: {adapter: 1.0}}]\n"
+    steps = f"steps: [{{merge: {method}, bricks: {{adapter: 1.0}}}}]\n"
     alone = words_project.tensors(f"bricks: {{adapter: adapter}}\n{steps}")
     found = words_project.tensors(recipe("{source: union}", steps, "bricks: {adapter: adapter, other: other}\n"))
     assert not torch.equal(alone[HEAD], tensors_of(vocabularies / "base")[HEAD])

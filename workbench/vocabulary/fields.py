@@ -45,7 +45,8 @@ class TokenizerFields(Strict):
     """Bricks with another vocabulary: the one to write, to which the rows of embeddings and head are aligned by token string."""
 
     source: str = Field("base", min_length=1)
-    """base, union (the base's tokenizer and, as added tokens, what bricks have beyond it), or the brick whose tokenizer is written."""
+    """base, union (the base's tokenizer and, at new ids, the tokens that checkpoint bricks have beyond it), or the brick whose
+    tokenizer is written."""
     tokens: dict[Annotated[str, Field(min_length=1)], TokenRule] = {}
     """Token -> where its row comes from. A token that the tokenizer lacks is added to it."""
     pad_to_multiple_of: Whole | None = Field(None, ge=1)
