@@ -191,7 +191,7 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
     resolved = project.resolve(f"bricks: {{carded: {brick}, full: {full}}}\nsteps: [{{merge: average}}]\n")
     warnings = "\n".join(plan(resolved, project.path / "runs").warnings)
     assert "brick 'carded' was made on other weights than this base (0000000000" in warnings
-    assert "brick 'full': its tokenizer differs from the base's" in warnings
+    assert "brick 'full': its vocabulary differs from the base's" in warnings
     assert "licence of carded: cc-by-nc-4.0" in warnings
     assert "licence of base: unknown (none stated)" in warnings
 
