@@ -38,7 +38,7 @@ ONLY_IN = {
     "rich": ("cli/",),
     "jinja2": ("report/",),
     "gguf": ("starter.py",),
-    "mergekit": (),
+    "mergekit": ("merge/bridge_api.py",),
     "ray": (),
     "pickle": (),
     "joblib": (),

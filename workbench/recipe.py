@@ -224,6 +224,8 @@ def _check_references(recipe: Recipe) -> None:
                 raise recipe.error(at, f"{step.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
             if len(set(names)) != len(names):
                 raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
+            if problem := step.unfit(names):
+                raise recipe.error(at, problem)
         elif not isinstance(step, (EditMethod, GrowMethod)):
             raise TypeError(type(step))
     ids = [step.id for step in recipe.steps if step.id]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -111,6 +111,10 @@ class MergeMethod(Step):
             stack.extend(get_args(kind))
         return BrickEntry
 
+    def unfit(self, bricks: Sequence[str]) -> str | None:
+        """Why the step cannot merge so many, or these, bricks; None where it can. Asked before any input is read."""
+        return None
+
     def survey(self, groups: Iterable[Group]) -> Any:
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
         return None
@@ -153,6 +157,8 @@ class Group(Protocol):
     spec: TensorSpec
     survey: Any
     device: torch.device
+    model: Model
+    """The base: its layers give schedules their depth."""
     seed: int
     """The recipe's."""
     keys: list[str]
@@ -272,13 +278,13 @@ def register(cls: S) -> S:
 
 @cache
 def methods() -> dict[str, type[Step]]:
-    """All methods, "verb:name" -> class, after importing every file of the three folders."""
+    """All methods, "verb:name" -> class, after importing every file of the three folders; bridges to other tools' methods come last."""
     for verb in VERBS:
         package = importlib.import_module(f"workbench.{verb}")
         for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
             importlib.import_module(module.name)
     order = {verb: i for i, verb in enumerate(VERBS)}
-    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], item[0])))
+    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], "/" in item[0], item[0])))
 
 
 def method(verb: str, name: str) -> type[Step]:
