@@ -87,6 +87,7 @@ def test_every_method_is_there_and_the_table_says_what_mergekit_says() -> None:
                 )
                 expected = f"{parameter.name}{star} ({shown}"
             assert expected in stated, (method.spec.name, expected, stated)
+        assert KNOWN[method.spec.name].laws.arity == api.brick_counts(method.spec.name)
         assert stated.count("(") == len(method.spec.parameters)
         assert methods()[f"merge:mergekit/{method.spec.name}"].paper == KNOWN[method.spec.name].paper
 
@@ -280,11 +281,11 @@ def test_laws(name: str) -> None:
         ("merge: mergekit/della\nbricks: {one: {density: 0.5}}", "steps.0.bricks.one: mergekit/della requires a weight: `one: 1.0`"),
         ("merge: mergekit/della", "mergekit/della requires a weight for each brick"),
         ("merge: mergekit/slerp\nbricks: [one]", "mergekit/slerp requires t: parameters: {t: 0.5}"),
-        ("merge: mergekit/slerp\nbricks: [one, two]\nparameters: {t: 0.5}", "steps.0.bricks: mergekit/slerp takes exactly 1 brick beside the base, found 2"),
-        ("merge: mergekit/nearswap\nparameters: {t: 0.5}", "mergekit/nearswap takes exactly 1 brick beside the base, found 2"),
-        ("merge: mergekit/model_stock\nbricks: [one]", "mergekit/model_stock takes at least 2 bricks beside the base, found 1"),
+        ("merge: mergekit/slerp\nbricks: [one, two]\nparameters: {t: 0.5}", "steps.0.bricks: mergekit/slerp takes exactly 1 bricks, found 2 (one, two)"),
+        ("merge: mergekit/nearswap\nparameters: {t: 0.5}", "mergekit/nearswap takes exactly 1 bricks, found 2"),
+        ("merge: mergekit/model_stock\nbricks: [one]", "mergekit/model_stock takes at least 2 bricks, found 1"),
         ("merge: mergekit/nuslerp\nbricks: {one: 1}", "mergekit/nuslerp takes exactly 2 bricks, found 1"),
-        ("merge: mergekit/passthrough", "mergekit/passthrough takes exactly 1 brick, found 2"),
+        ("merge: mergekit/passthrough", "mergekit/passthrough takes exactly 1 bricks, found 2"),
         ("merge: mergekit/ties\nbricks: {one: 1}\nwith_base: false", "with_base: mergekit/ties has no such choice: the base is required"),
         ("merge: mergekit/della\nbricks: {one: 1}\nparameters: {density: 0.9}", "density ± epsilon must lie between 0 and 1, found 0.9 ± 0.15"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,6 +64,8 @@ class Laws:
     """One brick with default fields gives that brick's model."""
     linear_in_weight: bool = False
     """Doubling all weights doubles the delta."""
+    arity: tuple[int, int | None] = (1, None)
+    """Least and most bricks that it takes."""
     passes: int = 1
     """How often every delta is read."""
     spaces: tuple[str, ...] = ("full",)
@@ -110,10 +112,6 @@ class MergeMethod(Step):
                 return kind
             stack.extend(get_args(kind))
         return BrickEntry
-
-    def unfit(self, bricks: Sequence[str]) -> str | None:
-        """Why the step cannot merge so many, or these, bricks; None where it can. Asked before any input is read."""
-        return None
 
     def survey(self, groups: Iterable[Group]) -> Any:
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.fields import BrickEntry, Bricks, Number, constants, value_at
-from workbench.merge.bridge_api import Parameter, base_policy, brick_counts, merge_tensors, parameters, seed_of, version_number
+from workbench.merge.bridge_api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
 from workbench.merge.bridge_table import KNOWN, Known
 from workbench.registry import Block, Group, MergeMethod, register
 
@@ -111,8 +111,6 @@ class Bridge(MergeMethod):
         for parameter in known.values():
             if parameter.required and parameter.name not in self.parameters:
                 yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
-        if self.bricks is not None and (text := self.unfit(list(self.bricks))):
-            yield Problem(("bricks",), text)
         yield from self._della(entries)
 
     def _missing(self, parameter: Parameter, without: list[str]) -> Iterator[Problem]:
@@ -136,15 +134,6 @@ class Bridge(MergeMethod):
             density, epsilon = (given.get(n, self.parameters.get(n, d)) for n, d in (("density", 1.0), ("epsilon", 0.15)))
             if isinstance(density, float) and isinstance(epsilon, float) and (text := _no_probability(density, epsilon)):
                 yield Problem(path or ("parameters",), text)
-
-    def unfit(self, bricks: Sequence[str]) -> str | None:
-        """How many bricks mergekit's contract asks for."""
-        least, most = brick_counts(self.method)
-        if least <= len(bricks) and (most is None or len(bricks) <= most):
-            return None
-        wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"at most {most}"
-        base = " beside the base" if base_policy(self.method) == "required" else ""
-        return f"{self.name} takes {wanted} brick{'s' if max(least, most or least) > 1 else ''}{base}, found {len(bricks)}"
 
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
         """Merge the whole tensor; hand out its rows."""

@@ -31,10 +31,10 @@ class Known:
 
 def _known(
     text: str, formula: str, paper: str, parameters: str, *, random: bool = False, zero: bool = True, single: bool = True,
-    linear: bool = False, ranges: dict[str, tuple[float, float]] | None = None,
+    linear: bool = False, arity: tuple[int, int | None] = (1, None), ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Known:  # fmt: skip
     laws = Laws(zero_is_base=zero, permutation_invariant=True, single_is_identity=single, linear_in_weight=linear, passes=2,
-                memory="tensor", random=random)  # fmt: skip
+                memory="tensor", random=random, arity=arity)  # fmt: skip
     return Known(text, formula, paper, parameters, laws, ranges or {})
 
 
@@ -54,10 +54,10 @@ KNOWN: dict[str, Known] = {
         "weight* (required), normalize (true)", zero=False),
     "slerp": _known(
         "Spherical interpolation from the base to one brick", "θ = sin((1−t)φ)/sin φ · θ₀ + sin(tφ)/sin φ · θ₁,  φ the angle between them",
-        "Shoemake 1985, Animating rotation with quaternion curves", "t (required; 0 = base, 1 = brick)", single=False),
+        "Shoemake 1985, Animating rotation with quaternion curves", "t (required; 0 = base, 1 = brick)", single=False, arity=(1, 1)),
     "nuslerp": _known(
         "Spherical interpolation between two bricks, of their deltas or of their weights", "θ = θ₀ + slerp(τ₁, τ₂; t),  t = w₂ / (w₁ + w₂)", "",
-        "weight* (required), nuslerp_flatten (true), nuslerp_row_wise (false)", zero=False, single=False),
+        "weight* (required), nuslerp_flatten (true), nuslerp_row_wise (false)", zero=False, single=False, arity=(2, 2)),
     "multislerp": _known(
         "Barycentre of the bricks on the sphere, of their deltas or of their weights", "θ = θ₀ + ‖τ‖ · exp_m(Σ wᵢ log_m(τᵢ/‖τᵢ‖)),  m the weighted mean direction",
         "Goddard, Multi-SLERP, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
@@ -95,7 +95,7 @@ KNOWN: dict[str, Known] = {
         "Wan et al. 2024, FuseChat, arXiv 2408.07990", "select_topk (1), int8_mask (no effect on the result)", ranges={"select_topk": _BOUNDED}),
     "model_stock": _known(
         "Between the base and the mean of two or more bricks, by the angle of their deltas", "θ = t · mean θᵢ + (1−t) θ₀,  t = N cos φ / (1 + (N−1) cos φ)",
-        "Jang et al. 2024, Model Stock, arXiv 2403.19522", "filter_wise (false)", single=False),
+        "Jang et al. 2024, Model Stock, arXiv 2403.19522", "filter_wise (false)", single=False, arity=(2, None)),
     "ram": _known(
         "Sum of deltas that one brick alone has, mean of those that several have", "θ = θ₀ + Σ τᵢ / n,  n = #{i : |τᵢ| > ε}",
         "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5: what counts as changed)", single=False, ranges={"epsilon": _POSITIVE}),
@@ -104,10 +104,10 @@ KNOWN: dict[str, Known] = {
         "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5), r (0.1), alpha (0.2)", single=False, ranges={"epsilon": _POSITIVE, "alpha": _POSITIVE}),
     "nearswap": _known(
         "From the base to one brick, further where the two are nearer", "θ = θ₀ + min(1, t/|θ₁−θ₀|) · (θ₁−θ₀)",
-        "alchemonaut, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", "t (required)", single=False, ranges={"t": _POSITIVE}),
+        "alchemonaut, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", "t (required)", single=False, ranges={"t": _POSITIVE}, arity=(1, 1)),
     "arcee_fusion": _known(
         "The elements of one brick whose change is largest by |Δ|·KL, an outlier rule on the quartiles", "θ = θ₀ + [s ≥ median + 1.5 IQR] · τ,  s = |τ| · KL(softmax θ₁ ‖ softmax θ₀)",
-        "Arcee, arcee.ai", "none", random=True, single=False),
+        "Arcee, arcee.ai", "none", random=True, single=False, arity=(1, 1)),
     "passthrough": _known(
-        "One brick's weights, scaled where asked", "θ = scale · θ₁", "", "scale* (none)"),
+        "One brick's weights, scaled where asked", "θ = scale · θ₁", "", "scale* (none)", arity=(1, 1)),
 }  # fmt: skip
