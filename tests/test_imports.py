@@ -21,7 +21,7 @@ ORDER = [
     "registry",
     "merge edit grow",
     "recipe bricks",
-    "resolve",
+    "resolve importing",
     "card runs compose",
     "engine",
     "taskfiles suites scores statistics tables evaluate compare",
