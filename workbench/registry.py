@@ -172,8 +172,14 @@ class Group(Protocol):
     def values(self, field: str) -> list[float]:
         """A per-brick field at this tensor, in the step's order; where a brick says nothing, the step's field of that name."""
 
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start..stop; the next call overwrites them."""
+
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start, in blocks."""
+
+    def models(self) -> Iterator[list[Tensor]]:
+        """Every brick's own tensor θ, block by block from its start; unchecked, in the stored dtype where it lies in a file."""
 
     def whole(self) -> Block:
         """The tensor as one block, in memory of its own: for methods of memory class "tensor"."""
