@@ -113,6 +113,10 @@ class MergeMethod(Step):
             stack.extend(get_args(kind))
         return BrickEntry
 
+    def moves_base(self) -> bool:
+        """Whether the step also changes tensors that no brick touches: deltas of 0 do not give the base there."""
+        return False
+
     def survey(self, groups: Iterable[Group]) -> Any:
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
         return None

@@ -135,6 +135,20 @@ class Bridge(MergeMethod):
             if isinstance(density, float) and isinstance(epsilon, float) and (text := _no_probability(density, epsilon)):
                 yield Problem(path or ("parameters",), text)
 
+    def moves_base(self) -> bool:
+        """Where the base is not an input and a scale is left: mergekit scales tensors that an adapter leaves alone, too."""
+        if self._takes_base:
+            return False
+        if self.method == "passthrough":
+            return "scale" in self.parameters or any("scale" in self.entry(brick).given() for brick in self.bricks or ())
+        flag = {"linear": "normalize", "multislerp": "normalize_weights"}.get(self.method)
+        return flag is not None and self.parameters.get(flag) is False
+
+    @property
+    def _takes_base(self) -> bool:
+        policy = base_policy(self.method)
+        return policy == "required" or (policy == "optional" and self.with_base is not False)
+
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
         """Merge the whole tensor; hand out its rows."""
         delta = self._delta(group)
@@ -149,8 +163,7 @@ class Bridge(MergeMethod):
         block = group.whole()
         if not block.base.numel():
             return block.base
-        policy = base_policy(self.method)
-        takes_base = policy == "required" or (policy == "optional" and self.with_base is not False)
+        takes_base = self._takes_base
         if takes_base and not any(bool(delta.any()) for delta in block.deltas):
             return torch.zeros_like(block.base)  # a tensor that no brick changes; multislerp would find no direction
         shape = self._shape(group.spec.shape)

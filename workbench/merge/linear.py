@@ -23,6 +23,10 @@ class Linear(MergeMethod):
     normalize: bool = True
     """Divide by the sum of the weights. Without it the result is Σ wᵢθᵢ, whose scale is Σ wᵢ."""
 
+    def moves_base(self) -> bool:
+        """Σ wᵢθ₀ is not θ₀."""
+        return not self.normalize
+
     def prepare(self, group: Group) -> Combination:
         """θ − θ0 = Σwτ / Σw, or Σwτ + (Σw − 1) θ0 without normalisation."""
         weights = group.values("weight")
