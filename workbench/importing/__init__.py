@@ -57,7 +57,7 @@ def import_recipe(file: Path, to: Path | None = None) -> Imported:
     _check_layers(config, model)
     inputs = _inputs(config, places, base, model)
     dtype = _dtype(config)
-    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names)
+    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names, base)
     config.report.stop()
     step = step_of(inputs)
     config.report.stop()

@@ -96,7 +96,7 @@ def read_config(document: yamldoc.Document) -> Config:
     method = str(data["merge_method"])
     if method not in KNOWN:
         report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
-    base = _reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
+    base = read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
     body = _body(report, data)
     report.stop()
     assert body is not None
@@ -151,7 +151,7 @@ def _models(report: Report, models: Any, at: yamldoc.KeyPath) -> list[Source]:
             report.refuse(path, "expected {model:, parameters:}")
             continue
         _note_unknown(report, path, entry, ("model", "parameters"))
-        reference = _reference(report, entry["model"], (*path, "model"))
+        reference = read_reference(report, entry["model"], (*path, "model"))
         if reference:
             sources.append(Source(reference, (*path, "model"), _scope(report, entry, path)))
     if not isinstance(models, list):
@@ -173,7 +173,7 @@ def _slices(
     if output.get("residual_weight") is not None:
         report.note((*path, "residual_weight"), "mergekit reads and never uses it: left out")
     if output.get("base_model"):
-        own = _reference(report, output["base_model"], (*path, "base_model"))
+        own = read_reference(report, output["base_model"], (*path, "base_model"))
         if base and own != base:
             report.refuse((*path, "base_model"), f"differs from base_model {base}: a recipe has one base")
         base = own
@@ -190,7 +190,7 @@ def _slices(
                 (*where, "layer_range"), f"found {span}: only [0, number of layers] carries over; `grow` cannot stack slices yet"
             )
             continue
-        reference = _reference(report, entry["model"], (*where, "model"))
+        reference = read_reference(report, entry["model"], (*where, "model"))
         if reference:
             sources.append(Source(reference, (*where, "model"), _scope(report, entry, where), (0, span[1])))
     ends = {source.layers[1] for source in sources if source.layers}
@@ -199,7 +199,8 @@ def _slices(
     return sources, _scope(report, output, path), base, min(ends, default=None)
 
 
-def _reference(report: Report, value: Any, at: yamldoc.KeyPath) -> Reference | None:
+def read_reference(report: Report, value: Any, at: yamldoc.KeyPath) -> Reference | None:
+    """A model reference as mergekit parses it; None where it is none, which the report then says."""
     if isinstance(value, dict):
         if value.get("override_architecture"):
             report.refuse((*at, "override_architecture"), "the architecture is the checkpoint's own here")

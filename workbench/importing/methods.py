@@ -11,6 +11,7 @@ from workbench.importing.config import Config, Source
 from workbench.importing.settings import Setting, complement, is_default, setting
 from workbench.layout import Model
 from workbench.merge.bridge_api import Parameter, base_policy, parameters
+from workbench.merge.bridge_table import KNOWN
 
 Step = dict[str, Any]
 
@@ -157,6 +158,10 @@ def _bridge(inputs: Inputs) -> Step:
     step: Step = {"merge": f"mergekit/{method}", "bricks": _plain(entries)}
     if shared:
         step["parameters"] = shared
+    if KNOWN[method].laws.random:
+        inputs.config.report.note(
+            (), f"{method}: random numbers come from this recipe's seed, whatever the order of models or tensors"
+        )
     if base_policy(method) == "optional" and inputs.config.base is None:
         step["with_base"] = False
     return step
