@@ -33,7 +33,7 @@ tokenizer:
     w3: {source: {kind: zero}, force: true}
     w4: {source: two, force: true}
     extra: {source: {kind: model_token, model: base, token: w5}}
-    fresh: {source: {kind: model_token, model: ./one, token_id: 11}}
+    fresh: {source: {kind: model_token, model: one, token_id: 11}}
 """
 
 
