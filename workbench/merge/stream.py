@@ -296,10 +296,11 @@ class WeightsDelta:
 class _Difference:
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._stored = source if isinstance(source, StoredSource) else None
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        if not isinstance(self._source, StoredSource):
+        if self._stored is None:
             self._source.read(start, stop, out)
             out.sub_(base)
-        elif not kernels.difference(self._source.raw(start, stop), base, out):
-            self._source.refuse_non_finite(start, stop)
+        elif not kernels.difference(self._stored.raw(start, stop), base, out):
+            self._stored.refuse_non_finite(start, stop)

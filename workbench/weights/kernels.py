@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -57,11 +58,11 @@ def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Seq
         factors = (ctypes.c_float * count)(*weights)
         return bool(library.wb_combine(_at(anchor), _KINDS[anchor.dtype], ctypes.c_float(scale), count, places, kinds, factors,
                                        _at(out), _n(out)))  # fmt: skip
-    start = anchor.float()
-    total = torch.zeros_like(out)
+    start, wide = _scratch(out, 0).copy_(anchor), _scratch(out, 1)
+    out.zero_()
     for x, weight in zip(others, weights, strict=True):
-        total.add_((x.float() - start).mul_(_f32(weight)))
-    torch.add(start if scale == 1 else start * _f32(scale), total, out=out)
+        out.add_(wide.copy_(x).sub_(start).mul_(_f32(weight)))
+    out.add_(start if scale == 1 else start.mul_(_f32(scale)))
     return _finite(out)
 
 
@@ -150,19 +151,22 @@ def elect(
         factors = (ctypes.c_float * len(deltas))(*weights)
         library.wb_elect(len(deltas), places, factors, before, frequency, count, ctypes.c_float(lam), _at(out), _n(out))
         return out
-    factors_ = [_f32(weight) for weight in weights]
-    voices = [x * w for x, w in zip(deltas, factors_, strict=True)] if before else list(deltas)
-    vote = torch.zeros_like(out)
-    for voice in voices:
-        vote.add_(voice.sign() if frequency else voice)
+    vote, total, mass, voice, agrees = (_scratch(out, slot) for slot in range(5))
+    shares = [_f32(weight) for weight in weights]
+    vote.zero_()
+    for x, weight in zip(deltas, shares, strict=True):
+        torch.mul(x, weight if before else 1.0, out=voice)
+        vote.add_(torch.sign(voice, out=voice) if frequency else voice)
     vote.sign_()
-    total, mass = torch.zeros_like(out), torch.zeros_like(out)
-    for x, voice, weight in zip(deltas, voices, factors_, strict=True):
-        agrees = (voice.sign() * vote) > 0
-        total.add_(torch.where(agrees, x * weight, torch.zeros_like(x)))
-        mass.add_(agrees.float() if count else agrees.float().mul_(weight))
-    mass.add_((mass == 0).float())
-    return out.copy_(total.div_(mass).mul_(_f32(lam)))
+    total.zero_()
+    mass.zero_()
+    for x, weight in zip(deltas, shares, strict=True):
+        torch.sign(torch.mul(x, weight if before else 1.0, out=voice), out=voice)
+        torch.mul(voice, vote, out=agrees).clamp_min_(0)  # 1 where the delta has the elected sign, else 0
+        total.add_(torch.mul(x, weight, out=voice).mul_(agrees))
+        mass.add_(agrees if count else agrees.mul_(weight))
+    mass.add_(torch.eq(mass, 0, out=agrees))
+    return torch.div(total, mass, out=out).mul_(_f32(lam))
 
 
 def narrow(x: Tensor, out: Tensor) -> bool:
@@ -181,6 +185,18 @@ def magnitude_bits(x: Tensor) -> Tensor:
 def compiled() -> bool:
     """Whether the loops run in C here."""
     return _library() is not None
+
+
+_local = threading.local()
+
+
+def _scratch(like: Tensor, slot: int) -> Tensor:
+    """Room of a block's shape in float32, kept for the thread's next block: fresh memory costs more than the arithmetic."""
+    kept: dict[tuple[int, torch.device], Tensor] = _local.__dict__.setdefault("kept", {})
+    flat = kept.get((slot, like.device))
+    if flat is None or flat.numel() < like.numel():
+        flat = kept[slot, like.device] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+    return flat[: like.numel()].view(like.shape)
 
 
 def _finite(x: Tensor) -> bool:
