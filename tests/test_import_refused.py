@@ -123,6 +123,42 @@ dtype: float32
     assert all(re.sub(r"\s+", " ", note) in re.sub(r"\s+(# +)?", " ", recipe) for note in notes)
 
 
+def test_the_base_that_mergekit_adds_is_a_brick(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    text = "merge_method: karcher\nbase_model: base\nmodels: [{model: one}, {model: two}]\ndtype: float32\n"
+    ours, recipe, notes = imported(text, folder)
+    assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
+    assert "    bricks: [one, two, base]\n" in recipe
+    assert notes == ["line 2, base_model: mergekit adds it to the models that karcher merges, and so it is one of the bricks"]
+
+
+def test_models_that_are_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hub ids: nothing is fetched; gradients get a rule for tensors outside the layers, whichever those are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "merge.yml").write_text(
+        "merge_method: della_linear\nbase_model: org/base@main\nmodels:\n  - model: org/One-7B\n    parameters:\n      weight: 0.5\n"
+        "      density: [{filter: mlp, value: [0.3, 0.6]}]\ndtype: bfloat16\n", "utf-8")  # fmt: skip
+    text = import_recipe(tmp_path / "merge.yml").text
+    assert text.endswith("""\
+version: 1
+base: org/base@main
+bricks:
+  one-7b: org/One-7B
+steps:
+  - merge: mergekit/della_linear
+    bricks:
+      one-7b: 0.5
+    parameters:
+      density:
+        - {where: {}, value: 1.0}
+        - {where: {include: ['*mlp*']}, value: 0.3}
+        - {where: {include: ['*mlp*'], layers: ':'}, value: {knots: [0.3, 0.6]}}
+output: {dtype: bfloat16}
+""")
+    assert "# - line 8, dtype: mergekit computes in bfloat16; here in float32, rounded once at the end\n" in text
+    assert "# - della_linear: random numbers come from this recipe's seed, whatever the order of models or tensors\n" in text
+
+
 # -- paths, files, command
 
 

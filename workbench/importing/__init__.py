@@ -177,6 +177,10 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
         report.refuse(("merge_method",), f"{config.method} needs a base_model; mergekit refuses that too")
     if policy != "ignored" and config.base and config.base not in [s.reference for s in config.sources]:
         report.refuse(("base_model",), f"{config.base} is not among the sources; mergekit refuses that too")
+    if policy == "ignored" and config.sources[-1].path == ("base_model",):
+        report.note(
+            ("base_model",), f"mergekit adds it to the models that {config.method} merges, and so it is one of the bricks"
+        )
     sources = [s for s in config.sources if policy == "ignored" or s.reference != config.base]
     least, most = KNOWN[config.method].laws.arity
     if not least <= len(sources) <= (most or len(sources)):

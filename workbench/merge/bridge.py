@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -175,8 +176,10 @@ class Bridge(MergeMethod):
         ids = [*(["base"] if takes_base else []), *(f"brick {name}" for name in group.bricks)]
         try:
             with _seeded(group if self.laws.random else None):
-                merged = merge_tensors()(tensors, self.method, parameters=self._values(group, ids), ids=ids,
+                merged = merge_tensors()(tensors, self.method, parameters=self._values(group), ids=ids,
                                           base_index=0 if takes_base else None, name=group.tensor)  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise
         except (ValueError, RuntimeError, TypeError) as error:
             raise WorkbenchError(f"{self.name}: mergekit refuses {group.tensor}: {error}") from error
         merged = merged.to(block.base.device).reshape(block.base.shape)
@@ -193,7 +196,7 @@ class Bridge(MergeMethod):
             return (-1,)
         return shape
 
-    def _values(self, group: Group, ids: list[str]) -> dict[str, Any]:
+    def _values(self, group: Group) -> dict[str, Any]:
         """Every parameter at one tensor, as `merge_tensors` takes it."""
         found: dict[str, Any] = {}
         for parameter in parameters(self.method).values():
@@ -211,7 +214,7 @@ class Bridge(MergeMethod):
             if missing := [b for b, v in values.items() if v is None and parameter.required]:
                 raise WorkbenchError(
                     f"{self.name}: no {parameter.name} of {missing[0]} at {group.tensor}: none of its rules matches",
-                    f"Start the list with a rule for all tensors: {{where: {{}}, value: {1.0}}}.",
+                    "Start the list with a rule for all tensors: {where: {}, value: 1.0}.",
                 )
         if "della" in self.method:
             self._check_probabilities(group, found)
@@ -264,22 +267,19 @@ def _no_probability(density: float, epsilon: float) -> str | None:
     return f"density ± epsilon must lie between 0 and 1, found {density:g} ± {epsilon:g}; a density of 1 drops nothing"
 
 
-class _seeded:  # noqa: N801 - a context, used as one
+@contextmanager
+def _seeded(group: Group | None) -> Iterator[None]:
     """torch's global CPU generator, seeded for one tensor and put back; nothing for methods that draw nothing."""
-
-    def __init__(self, group: Group | None) -> None:
-        self._seed = None if group is None else seed_of(group.seed, group.tensor, group.keys)
-
-    def __enter__(self) -> None:
-        if self._seed is not None:
-            _LOCK.acquire()
-            self._state = torch.get_rng_state()
-            torch.default_generator.manual_seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        if self._seed is not None:
-            torch.set_rng_state(self._state)
-            _LOCK.release()
+    if group is None:
+        yield
+        return
+    with _LOCK:
+        state = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(seed_of(group.seed, group.tensor, group.keys))
+            yield
+        finally:
+            torch.set_rng_state(state)
 
 
 def _make(name: str, known: Known) -> type[Bridge]:
