@@ -340,6 +340,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _places(getattr(value, name), (*path, field.alias or name))
+        yield from _places(value.model_extra or {}, path)
     elif isinstance(value, (dict, tuple)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _places(inner, (*path, key))
