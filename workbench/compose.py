@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick
+from workbench.bricks import Brick, fitted
+from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
@@ -64,7 +64,7 @@ def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: E
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs)
-    return WeightsDelta(brick.checkpoint, base.weights)
+    return WeightsDelta(fitted(brick, base), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -154,12 +154,12 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
         source: Directory with generation_config.json.
         device: Where the model goes.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    parsed = parse_config(config)
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
@@ -167,7 +167,12 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
+    model, info = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype, output_loading_info=True)
+    if lost := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight for {lost[0]} ({len(lost)} such): its values would be random",
+            "The base's files are incomplete, or its config.json is of another model: fetch both again.",
+        )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()

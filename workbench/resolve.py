@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import Brick, check_checkpoint, fitted, resolve_base, resolve_brick, vocabulary_digest
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
@@ -109,7 +110,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     base_digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache), checkpoint.config)
     bricks: dict[str, Brick | Resolved] = {}
     digests: dict[str, str] = {}
-    warnings: list[str] = []
+    warnings: list[str] = _left_out(checkpoint)
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
@@ -159,7 +160,7 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
         warnings += _edit_warnings(brick, base_digest)
     else:
         check_checkpoint(brick, base)
-        warnings += _check_constants(brick, base)
+        warnings += _left_out(brick.checkpoint) + _check_constants(brick, base)
         mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(base_path)
         if mine and theirs and mine != theirs:
             warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
@@ -172,12 +173,26 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
     return warnings
 
 
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    """A word on stored buffers."""
+    names = checkpoint.left_out
+    return (
+        [f"{checkpoint.label}: {len(names)} stored buffers are left out ({names[0]}, …): transformers makes them itself"]
+        if names
+        else []
+    )
+
+
 def _check_constants(brick: Brick, base: Model) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
     checkpoint = base.weights
     assert isinstance(checkpoint, Checkpoint)
+    weights = fitted(brick, base)
     for name, entry in checkpoint.entries.items():
-        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+        if entry.spec.is_float:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
@@ -191,6 +206,7 @@ def _check_constants(brick: Brick, base: Model) -> list[str]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    config = {**config, **(config.get("text_config") or {})}
     found = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
