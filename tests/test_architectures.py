@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from hub_layouts import LAYOUTS, Tensors, live_model, model_class, save_hub, save_native
+from hub_layouts import LAYERS, LAYOUTS, Tensors, live_model, model_class, save_hub, save_native
 from project import CPU, Project
 
+from workbench.compose import compose, compute
+from workbench.conversion import Aligned, live_names, ties_head
 from workbench.engine import materialize
+from workbench.registry import MergeMethod, methods
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.specs import load
 
 WEIGHTS = {"one": 0.7, "two": -0.4}
 ARITHMETIC = f"steps: [{{merge: task_arithmetic, bricks: {WEIGHTS}}}]\n".replace("'", "")
 BRICKS = "bricks: {one: {checkpoint: one}, two: {checkpoint: two}}\n"
+BUFFER = re.compile(r"\d\.attn\.bias|attention\.bias|masked_bias|inv_freq")
 TOKENS = torch.tensor([[5, 9, 11, 3, 40, 22, 7, 18, 30, 12, 2, 60]])
 
 
@@ -90,6 +98,143 @@ def test_task_arithmetic_is_that_of_the_live_models(layout: str, family_of: Call
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hub_names_are_those_that_transformers_reads(layout: str, family_of: Callable[[str], Family]) -> None:
-    """The fixtures themselves: transformers finds every weight in them."""
+    """The fixtures themselves: transformers finds every weight in them, and nothing but buffers beside them."""
     family = family_of(layout)
-    close(loaded(family.kind, family.project.path / "base").state_dict(), family.base.state_dict(), 0)
+    model, info = family.kind.from_pretrained(family.project.path / "base", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert all(name.endswith("masked_bias") for name in info["unexpected_keys"])
+    close(model.state_dict(), family.base.state_dict(), 0)
+
+
+# -- every method
+
+
+def ties(base: torch.Tensor, tuned: list[torch.Tensor], density: float) -> torch.Tensor:
+    """TIES of one tensor, by its definition."""
+    deltas = torch.stack([t - base for t in tuned]).flatten(1)
+    for delta in deltas:
+        order = torch.argsort(-delta.abs(), stable=True)
+        delta[order[round(density * delta.numel()) :]] = 0
+    sign = deltas.sum(0).sign()
+    agree = (deltas.sign() == sign) & (deltas != 0)
+    mean = (deltas * agree).sum(0) / agree.sum(0).clamp(min=1)
+    return base + mean.view(base.shape)
+
+
+EXPECTED: dict[str, Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]] = {
+    "average": lambda base, tuned: torch.stack(tuned).mean(0),
+    "linear": lambda base, tuned: torch.stack(tuned).mean(0),
+    "task_arithmetic": lambda base, tuned: sum(tuned) - base,  # type: ignore[operator,return-value]
+    "ties": lambda base, tuned: ties(base, tuned, 0.5),
+}
+# Methods of other packages have tests of their own.
+METHODS = [c for c in methods().values() if issubclass(c, MergeMethod) and c.laws.needs == "tensor" and "/" not in c.name]
+
+
+def step(cls: type[MergeMethod]) -> dict[str, Any]:
+    """A step of two bricks. Weights that sum to 1, which slerp asks for, where no expected value is given here."""
+    weight = 1.0 if cls.name in EXPECTED else 0.5
+    weighted = "dict" in str(cls.model_fields["bricks"].annotation)
+    fields = {"density": 0.5} if cls.name == "ties" else {}
+    return {"merge": cls.name, "bricks": dict.fromkeys(WEIGHTS, weight) if weighted else list(WEIGHTS), **fields}
+
+
+def recipe(*steps: dict[str, Any]) -> str:
+    """Two checkpoint bricks and steps. JSON is YAML."""
+    return BRICKS + f"steps: {json.dumps(steps)}\n"
+
+
+def stored(place: Path) -> Tensors:
+    weights = Checkpoint(place, "x")
+    return {name: load(weights, name, torch.float32) for name in weights.specs}
+
+
+@pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("layout", ["gpt2", "gpt_neox", "phi3", "mixtral", "gemma3, multimodal", "granitemoehybrid", "mamba"])
+def test_every_method(layout: str, cls: type[MergeMethod], family_of: Callable[[str], Family]) -> None:
+    """By tensor as it is stored: what a method measures over a tensor, it measures over one expert."""
+    family = family_of(layout)
+    document = family.project.run(recipe(step(cls)), f"{cls.name}.yaml")
+    merged = loaded(family.kind, Path(document["model"]))
+    assert logits(merged).isfinite().all()
+    if cls.name in EXPECTED:
+        found = stored(Path(document["model"]))
+        base, one, two = (stored(family.project.path / at) for at in ("base", "one", "two"))
+        close(found, {n: EXPECTED[cls.name](base[n], [one[n], two[n]]) for n in found}, 2e-6)
+
+
+# -- transformers' own layout
+
+
+@pytest.mark.parametrize(
+    "layout", ["gpt_neox", "mixtral", "qwen3_moe", "qwen3_next", "granitemoehybrid", "jamba", "gpt2", "gemma3, multimodal"]
+)
+@pytest.mark.parametrize(("base", "one", "two"), [("base", "native/one", "two"), ("native/base", "one", "native/two")])
+def test_bricks_in_another_layout(layout: str, base: str, one: str, two: str, family_of: Callable[[str], Family]) -> None:
+    family = family_of(layout)
+    live, tuned = family.states()
+    text = f"base: {base}\nbricks: {{one: {{checkpoint: {one}}}, two: {{checkpoint: {two}}}}}\n" + ARITHMETIC
+    document = family.project.run(text, f"{base.replace('/', '-')}.yaml")
+    merged = loaded(family.kind, Path(document["model"]))
+    close(merged.state_dict(), {n: t + sum(w * (tuned[b][n] - t) for b, w in WEIGHTS.items()) for n, t in live.items()})
+    written, base_names = (set(Checkpoint(at, "x").specs) for at in (Path(document["model"]), family.project.path / base))
+    assert written == {n for n in base_names if not BUFFER.search(n)}, "the base's layout is written"
+
+
+def test_rows_across_layouts(family_of: Callable[[str], Family]) -> None:
+    """Read in blocks of any size, each tensor is that of the other layout."""
+    place = family_of("mixtral").project.path
+    hub, native = Checkpoint(place / "base", "hub"), Checkpoint(place / "native" / "base", "native")
+    for mine, theirs in ((hub, native), (native, hub)):
+        aligned = Aligned(mine, theirs.specs, theirs.config)
+        assert (aligned.missing, aligned.unused) == ([], [])
+        for name, spec in theirs.specs.items():
+            expected = load(theirs, name, torch.float32).reshape(spec.rows, spec.cols)
+            source = aligned.open(name, CPU)
+            for step_rows in (1, 7, spec.rows):
+                rows = torch.empty(spec.rows, spec.cols)
+                for start in range(0, spec.rows, step_rows):
+                    stop = min(start + step_rows, spec.rows)
+                    source.read(start, stop, rows[start:stop])
+                assert torch.equal(rows, expected), name
+
+
+def test_live_names(family_of: Callable[[str], Family]) -> None:
+    place = family_of("mixtral").project.path
+    base = Checkpoint(place / "base", "base")
+    names = live_names(base.config, base.specs)
+    assert names["model.layers.1.block_sparse_moe.experts.3.w3.weight"] == ["model.layers.1.mlp.experts.gate_up_proj"]
+    assert names["model.layers.1.block_sparse_moe.gate.weight"] == ["model.layers.1.mlp.gate.weight"]
+    assert live_names(base.config, {"stray": base.specs["lm_head.weight"]}) == {"stray": []}
+    multimodal = Checkpoint(family_of("gemma3, multimodal").project.path / "base", "base")
+    found = live_names(multimodal.config, multimodal.specs)
+    assert found["language_model.model.norm.weight"] == ["model.language_model.norm.weight"]
+    assert ties_head(multimodal.config)
+    assert not ties_head(base.config)
+
+
+# -- layers
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layers(layout: str, family_of: Callable[[str], Family]) -> None:
+    """The text decoder's stack, `where: layers` and a schedule over depth, against the live models."""
+    family = family_of(layout)
+    weights = family.project.resolve(BRICKS + ARITHMETIC, "arithmetic.yaml").base
+    assert (weights.layout.prefix, weights.layout.depth) == (LAYOUTS[layout].prefix, LAYERS)
+    assert weights.layout.in_layer(0)
+    base, one = (stored(family.project.path / at) for at in ("base", "one"))
+
+    def merged(fields: dict[str, Any]) -> Tensors:
+        text = recipe({"merge": "task_arithmetic", **fields})
+        return compute(compose(family.project.resolve(text, "layers.yaml"), CPU).model, torch.float32, CPU)
+
+    only = merged({"bricks": {"one": 1.0}, "where": {"layers": "1:"}})
+    ramp = merged({"bricks": {"one": {"first": 0.0, "last": 1.0}}})
+    for name, tensor in only.items():
+        second = name.startswith(f"{LAYOUTS[layout].prefix}1.")
+        last = second or (name.endswith(("norm.weight", "norm.bias", "norm_f.weight", "ln_f.weight", "ln_f.bias", "lm_head.weight", "embed_out.weight")) \
+            and ".0." not in name and "tower" not in name and "projector" not in name)  # fmt: skip
+        torch.testing.assert_close(tensor, one[name] if second else base[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(ramp[name], one[name] if last else base[name], atol=1e-6, rtol=0, msg=name)
