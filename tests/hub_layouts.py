@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ class Hub:
         buffers: What its files hold beside weights.
         stored_head: Whether a tied head is stored a second time.
         silent: Fields of config.json that its files do not have.
+        more: Fields of config.json that only its files have.
         prefix: What stands before a layer's number.
     """
 
@@ -132,6 +133,7 @@ class Hub:
     buffers: Callable[[], Tensors] = dict
     stored_head: bool = False
     silent: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 _HF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
@@ -154,7 +156,7 @@ LAYOUTS = {
     "gemma3": Hub("gemma3"),
     "gemma3, multimodal": Hub("gemma3_multimodal", "language_model.model.layers.", _GEMMA3_NAMES),
     "gemma3, multimodal, head stored": Hub("gemma3_multimodal", "language_model.model.layers.", _GEMMA3_NAMES, stored_head=True),
-    "phi3": Hub("phi3"),
+    "phi3": Hub("phi3", more={"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}),
     "olmo2": Hub("olmo2"),
     "gpt2": Hub("gpt2", "h.", _renamed((r"^transformer\.", "")), _mask("h.{}.attn", torch.float32, False), silent=("tie_word_embeddings",)),
     "gpt2, prefixed": Hub("gpt2", "transformer.h.", silent=("tie_word_embeddings",), stored_head=True,
@@ -163,13 +165,13 @@ LAYOUTS = {
                     lambda: _mask("gpt_neox.layers.{}.attention", torch.bool, True)() | _frequencies("gpt_neox.layers.{}.attention")()),
     "mixtral": Hub("mixtral", names=_per_expert("block_sparse_moe", ("w1", "w3", "w2"))),
     "qwen3_moe": Hub("qwen3_moe", names=_per_expert("mlp", _HF_EXPERTS)),
-    "opt": Hub("opt", "model.decoder.layers."),
+    "opt": Hub("opt", "model.decoder.layers.", stored_head=True, silent=("tie_word_embeddings",)),
     "granite": Hub("granite"),
     "qwen3_next": Hub("qwen3_next", names=_per_expert("mlp", _HF_EXPERTS)),
     "granitemoehybrid": Hub("granitemoehybrid", names=_GRANITE_NAMES),
     "jamba": Hub("jamba", names=_per_expert("feed_forward", _HF_EXPERTS)),
     "lfm2": Hub("lfm2"),
-    "mamba": Hub("mamba", "backbone.layers."),
+    "mamba": Hub("mamba", "backbone.layers.", stored_head=True),
 }  # fmt: skip
 
 
@@ -193,7 +195,7 @@ def live_model(family: str, seed: int, near: Any = None, scale: float = 0.05) ->
     return model
 
 
-def save_hub(model: Any, layout: str, out: Path, **changes: Any) -> Path:
+def save_hub(model: Any, layout: str, out: Path) -> Path:
     """A model as the hub stores it: one safetensors file, config.json, a tokenizer, a README with its licence."""
     hub = LAYOUTS[layout]
     live = {n: t.detach() for n, t in model.state_dict().items()}
@@ -202,7 +204,7 @@ def save_hub(model: Any, layout: str, out: Path, **changes: Any) -> Path:
     out.mkdir(parents=True)
     tensors = {n: t.contiguous().clone() for n, t in {**hub.names(live), **hub.buffers()}.items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    data = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__], **changes}
+    data = {**json.loads(model.config.to_json_string()), "architectures": [type(model).__name__], **hub.more}
     (out / "config.json").write_text(json.dumps({k: v for k, v in data.items() if k not in hub.silent}), "utf-8")
     (out / "README.md").write_text("---\nlicense: apache-2.0\n---\n", "utf-8")
     save_tokenizer(out)

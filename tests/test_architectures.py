@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from hub_layouts import LAYERS, LAYOUTS, Tensors, live_model, model_class, save_hub, save_native
+from hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
 from project import CPU, Project
+from typer.testing import CliRunner
 
+from workbench.cli import app
 from workbench.compose import compose, compute
 from workbench.conversion import Aligned, live_names, ties_head
 from workbench.engine import materialize
+from workbench.errors import WorkbenchError
+from workbench.layout import Layout
 from workbench.registry import MergeMethod, methods
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
@@ -238,3 +242,80 @@ def test_layers(layout: str, family_of: Callable[[str], Family]) -> None:
             and ".0." not in name and "tower" not in name and "projector" not in name)  # fmt: skip
         torch.testing.assert_close(tensor, one[name] if second else base[name], atol=1e-6, rtol=0)
         torch.testing.assert_close(ramp[name], one[name] if last else base[name], atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "prefix"),
+    [
+        (["visual.blocks.{}.a", "model.language_model.layers.{}.a"], {"text_config": {"num_hidden_layers": 3}}, "model.language_model.layers."),
+        (["vision_tower.encoder.layers.{}.a", "language_model.model.layers.{}.mlp.experts.{}.w1"], {"num_hidden_layers": 3}, "language_model.model.layers."),
+        (["multi_modal_projector.layers.{}.a", "audio_tower.layers.{}.a", "decoder.layers.{}.a"], {"text_config": {"n_layer": 3}}, "decoder.layers."),
+        (["model.layers.{}.a", "model.layers.3.a", "mtp.layers.0.a"], {"num_hidden_layers": 3}, "model.layers."),
+    ],
+)  # fmt: skip
+def test_stack_among_others(names: list[str], config: dict[str, Any], prefix: str) -> None:
+    layout = Layout.of([n.format(i, i) for n in names for i in range(3)], config)
+    assert (layout.prefix, layout.depth) == (prefix, 3)
+    assert len(layout.in_layer(2)) == 1
+    assert layout.layer(f"{prefix}3.a") is None, "layers beyond the depth are not loaded by transformers"
+    assert [layout.position(n) for n in ("visual.blocks.2.a", "model.embedding_norm.weight", "model.embed_tokens.weight")] == [
+        0,
+        1,
+        0,
+    ]
+
+
+# -- other uses
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_growth(layout: str, family_of: Callable[[str], Family]) -> None:
+    """A grown model that computes the same and loads, or a word that this architecture cannot be grown."""
+    family = family_of(layout)
+    text = "bricks: {}\nsteps: [{grow: depth, blocks: 1}]\n"
+    refused = {"mixtral", "qwen3_moe", "qwen3_next", "granitemoehybrid", "jamba", "lfm2", "mamba"}
+    if layout in refused:
+        with pytest.raises(WorkbenchError, match=r"expected one .*, found 0|refers to layers by number") as caught:
+            family.project.run(text, "grow.yaml")
+        assert "not supported here" in (caught.value.hint or "") or "without these fields" in (caught.value.hint or "")
+        return
+    grown = loaded(family.kind, Path(family.project.run(text, "grow.yaml")["model"]))
+    assert grown.config.get_text_config().num_hidden_layers == LAYERS + 1
+    torch.testing.assert_close(logits(grown), logits(family.base), atol=1e-5, rtol=1e-5)
+
+
+def test_command_line(family_of: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    family = family_of("gemma3, multimodal")
+    family.project.write(BRICKS + ARITHMETIC, "cli.yaml")
+    monkeypatch.chdir(family.project.path)
+    for command in (["plan", "recipes/cli.yaml"], ["run", "recipes/cli.yaml", "-o", str(tmp_path / "out"), "--quiet"]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    base, tuned = family.states()
+    merged = loaded(family.kind, tmp_path / "out").state_dict()
+    close(merged, {n: t + sum(w * (tuned[b][n] - t) for b, w in WEIGHTS.items()) for n, t in base.items()})
+
+
+def test_multimodal_without_a_language_model_class(tmp_path: Path) -> None:
+    """llava: merged by tensor name; what needs a live model says that it cannot have one."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    made = LlavaConfig(text_config=config("llama"), vision_config=vision, image_token_index=3)
+    states = {}
+    for seed, name in enumerate(("base", "one", "two")):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(made)
+        model.save_pretrained(tmp_path / name, save_original_format=name != "two")
+        states[name] = model.state_dict()
+    (tmp_path / "recipes").mkdir()
+    project = Project(tmp_path)
+    document = project.run(BRICKS + ARITHMETIC)
+    assert project.resolve(BRICKS + ARITHMETIC).base.layout.prefix == "language_model.model.layers."
+    merged = loaded(LlavaForConditionalGeneration, Path(document["model"]))
+    base = states["base"]
+    close(merged.state_dict(), {n: t + sum(w * (states[b][n] - t) for b, w in WEIGHTS.items()) for n, t in base.items()})
+    with pytest.raises(WorkbenchError, match="model_type llava is not a decoder-only language model"):
+        materialize(project.resolve(BRICKS + ARITHMETIC), CPU)

@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
 from workbench.stored import is_head, tidy
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
 from workbench.weights.digests import json_digest, tensor_digests, weights_digest
 
 CARD = "brick.yaml"
@@ -139,6 +139,8 @@ def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
+    if local.is_file():
+        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Name the directory that holds it.")
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
@@ -213,6 +215,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path) -> Brick:
             raise WorkbenchError(
                 f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}"
             )
+        refuse_foreign(files, what)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
             "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",

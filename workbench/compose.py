@@ -13,7 +13,7 @@ import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
 from workbench.bricks import Brick, fitted
-from workbench.conversion import parse_config
+from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
@@ -24,11 +24,14 @@ from workbench.resolve import Resolved
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -167,11 +170,21 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model, info = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype, output_loading_info=True)
-    if lost := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
+    try:
+        model, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
         raise WorkbenchError(
-            f"{source}: {kind.__name__} finds no weight for {lost[0]} ({len(lost)} such): its values would be random",
-            "The base's files are incomplete, or its config.json is of another model: fetch both again.",
+            f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
+        ) from error
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if lost:
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            _INCOMPLETE,
         )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)

@@ -64,6 +64,13 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
             ) from None
 
 
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the architecture of a config.json without code from elsewhere."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
 def ties_head(config: Mapping[str, Any]) -> bool:
     """Whether the model of a config.json uses its embeddings as its head; where the file is silent, the architecture's default."""
     return bool(_skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)

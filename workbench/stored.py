@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from workbench.conversion import ties_head
+from workbench.conversion import is_native, ties_head
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint, dequantise
 from workbench.weights.digests import entry_digest
@@ -27,8 +28,9 @@ _PACKED = re.compile(
 def tidy(checkpoint: Checkpoint) -> None:
     """Keep a checkpoint's weights and nothing else; `checkpoint.left_out` names what was left out.
 
-    Errors: packed weights without a word in config.json, tied embeddings whose stored copy differs.
+    Errors: an architecture of custom code, packed weights without a word in config.json, tied embeddings whose stored copy differs.
     """
+    checkpoint.config = native(checkpoint.config, f"{checkpoint.label}: {checkpoint.path / 'config.json'}")
     for name, entry in list(checkpoint.entries.items()):
         if _PACKED.search(name):
             raise WorkbenchError(
@@ -39,6 +41,20 @@ def tidy(checkpoint: Checkpoint) -> None:
             del checkpoint.entries[name]
             checkpoint.left_out.append(name)
     drop_tied_copy(checkpoint)
+
+
+def native(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config.json without the custom code that it names: models that transformers has of its own by now still name the code that
+    they came with, which is neither executed nor needed.
+
+    Errors: an architecture that transformers has only through that code.
+    """
+    if "auto_map" in config and not is_native(config):
+        raise WorkbenchError(
+            f"{where} asks for custom code (auto_map), which is never executed",
+            f"transformers has no model_type {config.get('model_type')} of its own: use a revision of the model that it supports natively.",
+        )
+    return {key: value for key, value in config.items() if key != "auto_map"}
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:

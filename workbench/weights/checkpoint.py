@@ -125,6 +125,20 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
             if not (path / name).is_file():
                 raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Fetch the checkpoint again.")
         return [path / name for name in names]
+    refuse_foreign(path, label)
+    others = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
+    raise WorkbenchError(
+        f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(others[:3])})" if others else ""),
+        f"Without {INDEX} only {SINGLE} is read: fetch the files in Hugging Face format."
+        if others
+        else f"A hub repository that holds pickles only is converted first: {convert_command(Path('ORG/NAME'))}",
+    )
+
+
+def refuse_foreign(path: Path, label: str) -> None:
+    """Errors: a directory with pickles or GGUF and nothing that is read here, with the command that converts it."""
+    if any((path / name).is_file() for name in (SINGLE, INDEX)):
+        return
     pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
     if pickles:
         raise WorkbenchError(
@@ -137,11 +151,6 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
             f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
             f"Dequantise it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {_TOKENIZER}",
         )
-    others = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
-    raise WorkbenchError(
-        f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(others[:3])})" if others else ""),
-        f"Without {INDEX} only {SINGLE} is read: fetch the files in Hugging Face format." if others else None,
-    )
 
 
 def _check_same(single: Path, index: Path, label: str) -> None:
@@ -207,7 +216,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json. Errors: missing, custom code, a quantisation."""
+        """config.json. Errors: missing, a quantisation."""
         return read_config(self.path, self.label)
 
     def origin(self, name: str) -> str | None:
@@ -270,11 +279,12 @@ class _FileSource:
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
-    """config.json of a checkpoint directory. Errors: missing, not JSON, custom code, a quantisation."""
+    """config.json of a checkpoint directory. Errors: missing, not JSON, a quantisation."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
+        refuse_foreign(path, label)
         raise WorkbenchError(
             f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
         ) from None
@@ -282,11 +292,6 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         raise WorkbenchError(f"{label}: {file} is not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise WorkbenchError(f"{label}: {file} holds a {type(config).__name__}, expected an object")
-    if "auto_map" in config:
-        raise WorkbenchError(
-            f"{label}: {file} asks for custom code (auto_map), which is never executed",
-            "Use a revision of the model that transformers supports natively.",
-        )
     if quantisation := config.get("quantization_config") or config.get("compression_config"):
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
         raise WorkbenchError(
