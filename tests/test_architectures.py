@@ -204,6 +204,42 @@ def test_rows_across_layouts(family_of: Callable[[str], Family]) -> None:
                 assert torch.equal(rows, expected), name
 
 
+@pytest.mark.parametrize("kind", ["hrm_text", "olmo_hybrid", "nemotron_h", "ernie4_5_moe"])
+def test_other_conversions(kind: str, tmp_path: Path) -> None:
+    """One tensor on disk for several in memory, several for one, renamed: each is rebuilt from the other, bit for bit."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    made = AutoConfig.for_model(
+        kind, vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, n_routed_experts=4, moe_num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, eos_token_id=1,
+        bos_token_id=None, pad_token_id=None)  # fmt: skip
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)](made)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    for name, hub in (("hub", True), ("native", False)):
+        model.save_pretrained(tmp_path / name, save_original_format=hub)
+    hub, native = (Checkpoint(tmp_path / name, name) for name in ("hub", "native"))
+    assert set(hub.specs) != set(native.specs)
+    for mine, theirs in ((hub, native), (native, hub)):
+        aligned = Aligned(mine, theirs.specs, theirs.config)
+        assert (aligned.missing, aligned.unused) == ([], [])
+        for name in theirs.specs:
+            assert torch.equal(load(aligned, name, torch.float32), load(theirs, name, torch.float32)), name
+
+
+def test_computed_conversions_are_refused(family_of: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are not those that went in would be read from the wrong place."""
+    from transformers.core_model_loading import Concatenate
+
+    place = family_of("mixtral").project.path
+    hub, native = Checkpoint(place / "base", "hub"), Checkpoint(place / "native" / "base", "native")
+    convert = Concatenate.convert
+    monkeypatch.setattr(Concatenate, "convert", lambda self, *a, **k: {n: t * 2 for n, t in convert(self, *a, **k).items()})
+    with pytest.raises(WorkbenchError, match=r"transformers computes .*gate_up_proj from it, not only moves it"):
+        Aligned(hub, native.specs, native.config)
+
+
 def test_live_names(family_of: Callable[[str], Family]) -> None:
     place = family_of("mixtral").project.path
     base = Checkpoint(place / "base", "base")

@@ -100,22 +100,20 @@ class Aligned:
         self._parts: dict[str, list[tuple[int, Run]]] = {name: [] for name in specs}
         self.specs: dict[str, TensorSpec] = {}
         left = {name: spec.rows for name, spec in weights.specs.items()}
-        runs_of = Counter(run.name for runs in mine.values() for run in runs)
+        self._whole = _one_to_one(theirs, mine)
         for live, runs in theirs.items():
             for want in runs:
-                for part in _overlap(want, mine.get(live, [])):
-                    self._parts[want.name].append(part)
+                self._parts[want.name].extend(_overlap(want, mine.get(live, [])))
         for name, spec in specs.items():
-            parts = sorted(self._parts[name], key=lambda p: p[0])
-            sources = [weights.specs[run.name] for _, run in parts]
-            if len(parts) == 1 and runs_of[parts[0][1].name] == 1 and len(sources[0].shape) == len(spec.shape):
+            self._parts[name].sort(key=lambda part: part[0])
+            sources = [weights.specs[run.name] for _, run in self._parts[name]]
+            if name in self._whole and sources and len(sources[0].shape) == len(spec.shape):
                 self.specs[name] = sources[0]  # a tensor under another name, in its own shape, which may not fit
-                left[parts[0][1].name] = 0
-            elif sum(run.count for _, run in parts) == spec.rows and {s.cols for s in sources} == {spec.cols}:
+                left[self._whole[name]] = 0
+            elif sum(run.count for _, run in self._parts[name]) == spec.rows and {s.cols for s in sources} == {spec.cols}:
                 self.specs[name] = TensorSpec(spec.shape, sources[0].dtype)
-                for _, run in parts:
+                for _, run in self._parts[name]:
                     left[run.name] -= run.count
-            self._parts[name] = parts
         self.missing = [name for name in specs if name not in self.specs]
         self.unused = [name for name, rows in left.items() if rows > 0]
 
@@ -129,9 +127,9 @@ class Aligned:
 
     def open(self, name: str, device: torch.device) -> Source:
         """A reader of one tensor, over those that hold its rows."""
+        if name in self._whole:
+            return self._weights.open(self._whole[name], device)
         parts = self._parts[name]
-        if len(parts) == 1 and self._weights.specs[parts[0][1].name].rows == self.specs[name].rows:
-            return self._weights.open(parts[0][1].name, device)
         opened = {run.name: self._weights.open(run.name, device) for _, run in parts}
         return _Rows([(start, run, opened[run.name]) for start, run in parts])
 
@@ -145,6 +143,15 @@ class _Rows:
             low, high = max(start, first), min(stop, first + run.count)
             if low < high:
                 source.read(run.row + low - first, run.row + high - first, out[low - start : high - start])
+
+
+def _one_to_one(theirs: Mapping[str, list[Run]], mine: Mapping[str, list[Run]]) -> dict[str, str]:
+    """Tensors of the one that stand for the same live tensor as a tensor of the other, both alone and for nothing else."""
+    counts = [Counter(run.name for runs in side.values() for run in runs) for side in (theirs, mine)]
+    pairs = [
+        (runs[0].name, mine[live][0].name) for live, runs in theirs.items() if len(runs) == 1 and len(mine.get(live, [])) == 1
+    ]
+    return {one: two for one, two in pairs if counts[0][one] == 1 and counts[1][two] == 1}
 
 
 def _overlap(want: Run, have: list[Run]) -> Iterator[tuple[int, Run]]:
@@ -171,9 +178,12 @@ def _live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> di
             ((name, _),) = members
             runs[key] = [Run(0, name, 0, specs[name].rows)]
             continue
-        for name, pattern in members:
-            transform.add_tensor(key, name, pattern, _numbered(place[name], specs[name]))
-        for live, rows in _converted(transform, key, model, members[0][0]).items():
+        given = [_numbered(place[name], specs[name]) for name, _ in members]
+        for (name, pattern), numbers in zip(members, given, strict=True):
+            transform.add_tensor(key, name, pattern, numbers)
+        made = _converted(transform, key, model, members[0][0])
+        _check_moved(given, list(made.values()), key, members[0][0])
+        for live, rows in made.items():
             _check_rows(rows, shapes.get(live), live, members[0][0])
             runs[live] = list(_compress(rows.reshape(-1), names))
     return runs
@@ -193,6 +203,16 @@ def _converted(transform: Any, key: str, model: PreTrainedModel, example: str) -
     return {live: value[0] if isinstance(value, list) else value for live, value in made.items()}
 
 
+def _check_moved(given: list[Tensor], made: list[Tensor], key: str, example: str) -> None:
+    """Every row that went in came out once, unchanged: conversions that compute something cannot be read row by row."""
+    before, after = (torch.cat([t.reshape(-1) for t in side]) for side in (given, made))
+    if after.dtype != before.dtype or not torch.equal(before.sort().values, after.sort().values):
+        raise WorkbenchError(
+            f"{example}: transformers computes {key} from it, not only moves it, which is not supported across layouts",
+            "Save the brick in the base's layout.",
+        )
+
+
 def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example: str) -> None:
     if shape is None or rows.shape == shape or (len(shape) > 1 and rows.shape[:-1] == shape[:-1]):
         return
@@ -209,8 +229,13 @@ def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example:
 
 def _groups(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
     """(live tensor, conversion or None, [(name on disk, matched pattern)]), as transformers' loader collects them."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    except ImportError as error:
+        raise WorkbenchError(
+            f"this transformers keeps its conversion of names elsewhere ({error})", "pip install transformers==5.24.0"
+        ) from None
 
     mapping = get_model_conversion_mapping(model)
     renamings = [t for t in mapping if isinstance(t, WeightRenaming)]
