@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,20 +130,26 @@ class Aligned:
         """A reader of one tensor, over those that hold its rows."""
         if name in self._whole:
             return self._weights.open(self._whole[name], device)
-        parts = self._parts[name]
-        opened = {run.name: self._weights.open(run.name, device) for _, run in parts}
-        return _Rows([(start, run, opened[run.name]) for start, run in parts])
+        return _Rows(self._parts[name], partial(self._weights.open, device=device))
 
 
 class _Rows:
-    def __init__(self, parts: list[tuple[int, Run, Source]]) -> None:
+    """Rows from several tensors. One is open at a time: a fused tensor may stand for hundreds, each with a buffer of its own."""
+
+    def __init__(self, parts: list[tuple[int, Run]], opener: Callable[[str], Source]) -> None:
         self._parts = parts
+        self._opener = opener
+        self._current: tuple[str, Source] | None = None
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        for first, run, source in self._parts:
+        after = bisect_right(self._parts, start, key=lambda part: part[0])
+        for first, run in self._parts[max(0, after - 1) :]:
             low, high = max(start, first), min(stop, first + run.count)
-            if low < high:
-                source.read(run.row + low - first, run.row + high - first, out[low - start : high - start])
+            if low >= high:
+                break
+            if self._current is None or self._current[0] != run.name:
+                self._current = (run.name, self._opener(run.name))
+            self._current[1].read(run.row + low - first, run.row + high - first, out[low - start : high - start])
 
 
 def _one_to_one(theirs: Mapping[str, list[Run]], mine: Mapping[str, list[Run]]) -> dict[str, str]:

@@ -296,6 +296,6 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
         raise WorkbenchError(
             f"{label}: quantised weights ({method}); expected floating point",
-            dequantise(method, path),
+            dequantise("bitsandbytes" if "load_in_4bit" in str(quantisation) else method, path),
         )
     return config
