@@ -183,7 +183,8 @@ def test_untied_brick_of_a_tied_base(copy: Callable[[str], Project]) -> None:
 
 def test_what_is_not_read_changes_nothing(copy: Callable[[str], Project]) -> None:
     project = copy("llama")
-    expected = project.resolve(ONE)
+    before = project.resolve(ONE)
+    expected = before.base_digest, before.digests
     shard(project.path / "one")
     for folder in (project.path / "base", project.path / "one"):
         (folder / "original").mkdir()
@@ -198,9 +199,8 @@ def test_what_is_not_read_changes_nothing(copy: Callable[[str], Project]) -> Non
             (folder / file).write_bytes(b"not read")
         (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "pytorch_model-00001-of-00009.bin"}}')
     found = project.resolve(ONE)
-    assert (found.base_digest, found.digests) == (expected.base_digest, expected.digests)
+    assert (found.base_digest, found.digests) == expected
     document = project.run(ONE)
-    assert "licence apache-2.0" not in document
     assert (Path(document["model"]) / "tokenizer.model").read_bytes() == b"not read", "the base's tokenizer goes with the result"
     assert "apache-2.0" in (Path(document["model"]) / "README.md").read_text()
 
