@@ -19,6 +19,7 @@ ORDER = [
     "conversion",
     "names layout stored",
     "adapters fields",
+    "vocabulary",
     "registry",
     "merge edit grow",
     "recipe bricks",

@@ -22,6 +22,7 @@ from workbench.layout import Model
 from workbench.stored import is_head, tidy
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.weights.specs import Weights
 
 CARD = "brick.yaml"
 STARTER = "bricks/starter/base"
@@ -268,18 +269,24 @@ def kinds_of(path: Path) -> list[str]:
     return ["adapter"] * adapter + ["checkpoint"] * checkpoint
 
 
-def check_checkpoint(brick: Brick, base: Model) -> None:
-    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs."""
-    fitted(brick, base)
+def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
+    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs.
+
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights where they are not the checkpoint's: aligned to another vocabulary.
+    """
+    fitted(brick, base, weights)
 
 
-def fitted(brick: Brick, base: Model) -> Checkpoint | Aligned:
+def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
     """A checkpoint brick under the base's tensor names: as it lies, or mapped from another layout of the same architecture.
 
-    Errors: a tensor that one of them lacks, a shape that differs.
+    Args and errors: as `check_checkpoint`.
     """
-    stored, want = brick.checkpoint, base.weights.specs
-    found: Checkpoint | Aligned = stored
+    stored, want = weights or brick.checkpoint, base.weights.specs
+    found: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
     reason = None
     if missing or extra:
@@ -291,9 +298,8 @@ def fitted(brick: Brick, base: Model) -> Checkpoint | Aligned:
     for name in want:
         if name in found.specs and found.specs[name].shape != want[name].shape:
             raise WorkbenchError(
-                f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}"
-                + _vocabulary(brick, base, name),
-                "Bricks of one recipe share the base's shapes and vocabulary.",
+                f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}",
+                "Bricks of one recipe share the base's shapes.",
             )
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
@@ -319,16 +325,6 @@ def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> s
         )
     hint = "A checkpoint brick is a fine-tune of the recipe's base: same architecture, the same tensors."
     return f"{hint} transformers' conversion of names does not help: {reason}" if reason else hint
-
-
-def _vocabulary(brick: Brick, base: Model, name: str) -> str:
-    mine, theirs = brick.checkpoint.config.get("vocab_size"), base.config.get("vocab_size")
-    return f" (vocabulary {mine} and {theirs})" if mine != theirs and _rows(brick, name) == mine else ""
-
-
-def _rows(brick: Brick, name: str) -> int | None:
-    spec = brick.checkpoint.specs.get(name)
-    return spec.shape[0] if spec else None
 
 
 def read_card(path: Path) -> BrickCard:
