@@ -16,7 +16,8 @@ PACKAGE = PROJECT / "workbench"
 ORDER = [
     "errors yamldoc versions",
     "weights",
-    "names layout",
+    "conversion",
+    "names layout stored",
     "adapters fields",
     "vocabulary",
     "registry",

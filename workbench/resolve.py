@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import (
+    Brick,
+    checkpoint_digest,
+    fitted,
+    resolve_base,
+    resolve_brick,
+    vocabulary_digest,
+)
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
@@ -22,6 +30,7 @@ from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
+from workbench.weights.specs import Weights
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -160,6 +169,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     """
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
     found = Resolved(recipe, checkpoint, {}, revision)
+    found.warnings.extend(_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
@@ -248,8 +258,8 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
-        check_checkpoint(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += _check_constants(brick, plain)
+        weights = fitted(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += _left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != resolved.base_digest:
         warnings.append(
@@ -259,10 +269,20 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
     return warnings
 
 
-def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    """A word on stored buffers."""
+    names = checkpoint.left_out
+    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
+    return [text] if names else []
+
+
+def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
     for name, entry in checkpoint.entries.items():
-        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+        if entry.spec.is_float:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
@@ -276,6 +296,7 @@ def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    config = {**config, **(config.get("text_config") or {})}
     found = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
