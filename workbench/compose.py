@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick
+from workbench.bricks import Brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
-from workbench.registry import EditMethod, GrowMethod, MergeMethod, MethodContext
+from workbench.registry import EditMethod, GrowMethod, Measured, MergeContext, MergeMethod, MethodContext, methods
 from workbench.resolve import Resolved
-from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.specs import Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -45,11 +47,17 @@ class Composition:
         model: Weights and configuration after the last step.
         steps: One record a step.
         edits: Step id -> directory of the edit's adapter, in the cache.
+        reports: Step id -> what a merge method has to say once its tensors have been computed.
     """
 
     model: Model
     steps: list[dict[str, Any]]
     edits: dict[str, Path] = field(default_factory=dict)
+    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The steps' records with the methods' reports: to be asked for when the weights are written."""
+        return [{**s, **(self.reports[s["id"]]() if s["id"] in self.reports else {})} for s in self.steps]
 
 
 def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events) -> Deltas:
@@ -72,19 +80,22 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     current = resolved.base
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
+    reports: dict[str, Callable[[], dict[str, Any]]] = {}
     recipe = resolved.recipe
     for step, step_id, key in zip(recipe.steps, recipe.step_ids, resolved.keys, strict=True):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name, "key": key}
         if isinstance(step, MergeMethod):
             bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests, recipe.fields.seed)
+            found = measure(resolved, step, step_id, bricks, device, events)
+            merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests, recipe.fields.seed, found.value)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
                     f"{step_id}: no tensor to merge",
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
-            record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            record |= {"bricks": list(bricks), "tensors": len(merged.merged), **found.record}
+            reports[step_id] = partial(step.report, merged.notes)
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, key, current, device, events)
@@ -98,7 +109,37 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
             current = Model(GrownWeights(current.weights, growth), growth.config)
         records.append(record)
-    return Composition(current, records, edits)
+    return Composition(current, records, edits, reports)
+
+
+def measure(
+    resolved: Resolved, step: MergeMethod, step_id: str, bricks: Mapping[str, Deltas], device: torch.device, events: Events
+) -> Measured:
+    """What a merge method measures on texts or models before the first tensor; None where it needs only tensors."""
+    if step.laws.needs == "tensor":
+        return Measured(None)
+    from transformers import AutoTokenizer
+
+    base, source = resolved.base, resolved.base_path
+    alone = methods()["merge:average"].model_validate({"merge": "average"})
+    assert isinstance(alone, MergeMethod)
+
+    def weights(brick: str) -> Weights:
+        return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
+
+    def live(brick: str) -> PreTrainedModel:
+        return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
+
+    def progress(done: int, total: int, text: str) -> None:
+        events({"stage": "measure", "step": step_id, "done": done, "total": total, "text": text})
+
+    digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
+    keys = {name: json_digest([resolved.base_digest, digest, vocabulary_digest(source)]) for name, digest in digests.items()}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    context = MergeContext(
+        list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,
+        resolved.recipe.project, resolved.cache, progress)  # fmt: skip
+    return step.measure(context)
 
 
 def solve_edit(
@@ -155,7 +196,43 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         source: Directory with generation_config.json.
         device: Where the model goes.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
+
+    kind, parsed = _model_class(config)
+    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
+    if (source / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    live: PreTrainedModel = model.to(device).eval()
+    return live
+
+
+def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
+    from torch import nn
+
+    kind, parsed = _model_class(config)
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        model: PreTrainedModel = kind._from_config(parsed, dtype=torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.to(device)
+    return model.eval()
+
+
+def _model_class(config: dict[str, Any]) -> tuple[Any, Any]:
+    """The causal model's class and its parsed configuration. Errors: not a decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
@@ -165,13 +242,7 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
             "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
         )
-    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
-    if (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    live: PreTrainedModel = model.to(device).eval()
-    return live
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)], parsed
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:

@@ -95,7 +95,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     steps: list[dict[str, Any]] = []
     base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
     numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, width, cached = base_bytes, 0, 1, []
+    read, live, whole, width, cached = base_bytes, 0, 0, 1, []
     model: Model = resolved.base
     for step, step_id, key in zip(resolved.recipe.steps, resolved.recipe.step_ids, resolved.keys, strict=True):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -108,6 +108,10 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 for n in names
             )
             width = max(width, len(names))
+            whole = max(whole, *(step.tensor_bytes(spec, len(names)) for spec in model.weights.specs.values()))
+            if step.laws.needs != "tensor":
+                row |= {"needs": step.laws.needs, "inputs": step.inputs()}
+                live = max(live, step.measure_bytes(resolved.base))
         elif isinstance(step, EditMethod):
             row["inputs"] = step.inputs()
             if (resolved.cache / "edits" / key / "edit.json").is_file():
@@ -126,7 +130,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
     factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if _kind(b) == "adapter")
     return Plan(
-        resolved.recipe.name, resolved.key, run.name, steps, read, write, _INTERPRETER + buffers + factors + live,
+        resolved.recipe.name, resolved.key, run.name, steps, read, write, _INTERPRETER + buffers + factors + max(live, threads * whole),
         round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, _disk_problems(runs, write, run),
         [*resolved.warnings, *licence_warnings(resolved)])  # fmt: skip
 
@@ -191,7 +195,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    steps = [{**s, **({"check": checks[s["id"]]} if s["id"] in checks else {})} for s in composition.steps]
+    steps = [{**s, **({"check": checks[s["id"]]} if s["id"] in checks else {})} for s in composition.records()]
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     digest = weights_digest(specs, digests, composition.model.config)
     record |= {"steps": steps, "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),

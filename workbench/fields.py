@@ -113,6 +113,11 @@ def _values(schedule: Any) -> list[float]:
     return [rule.value for rule in schedule] if isinstance(schedule, tuple) else [schedule]
 
 
+def lowest(schedule: Any) -> float:
+    """The smallest value that a schedule takes."""
+    return float(min(_values(schedule), default=0.0))
+
+
 def _share(schedule: Any) -> Any:
     if bad := [v for v in _values(schedule) if not 0 <= v <= 1]:
         raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")
