@@ -108,7 +108,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 for n in names
             )
             width = max(width, len(names))
-            whole = max(whole, *(step.tensor_bytes(spec, len(names)) for spec in model.weights.specs.values()))
+            whole = max(whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in resolved.base.weights.specs))
             if step.laws.needs != "tensor":
                 row |= {"needs": step.laws.needs, "inputs": step.inputs()}
                 live = max(live, step.measure_bytes(resolved.base))

@@ -129,9 +129,9 @@ class MergeMethod(Step):
         """About how much memory `measure` takes: for `plan`. A live float32 model and room to load it, where one is needed."""
         return 8 * sum(s.numel for s in model.weights.specs.values()) if self.laws.needs == "model" else 0
 
-    def tensor_bytes(self, spec: TensorSpec, bricks: int) -> int:
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """About how much memory one tensor takes beside the block buffers: for `plan`."""
-        return 0 if self.laws.memory == "stream" else 4 * spec.numel * (bricks + 4)
+        return 4 * model.weights.specs[tensor].numel * (bricks + 4) if self.laws.memory == "tensor" else 0
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         """What the step's record says of the notes that `prepare` took, once all tensors are written."""

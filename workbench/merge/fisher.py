@@ -21,7 +21,6 @@ from workbench.merge.calibration import Calibrated, Row, log_likelihood
 from workbench.merge.least_squares import average, checked_weights, norm_report
 from workbench.names import counterpart
 from workbench.registry import Block, Group, Laws, Measured, MergeContext, Prepared, register
-from workbench.weights.specs import TensorSpec
 
 
 @register
@@ -42,9 +41,9 @@ class Fisher(Calibrated):
         """Live float32 weights, their gradients, the sums of squares."""
         return 12 * sum(spec.numel for spec in model.weights.specs.values())
 
-    def tensor_bytes(self, spec: TensorSpec, bricks: int) -> int:
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Every brick's Fisher information of one tensor."""
-        return 4 * spec.numel * (bricks + 1)
+        return 4 * model.weights.specs[tensor].numel * (bricks + 1)
 
     def measure(self, context: MergeContext) -> Measured:
         """Every brick's Fisher information."""

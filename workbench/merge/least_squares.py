@@ -11,8 +11,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.fields import BrickEntry, lowest
+from workbench.layout import Model
 from workbench.registry import Block, Combination, Group, Prepared
-from workbench.weights.specs import TensorSpec
 
 _CONV1D = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")
 """Model types whose linear layers store [in, out]."""
@@ -63,7 +63,7 @@ def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weigh
 def linear_deltas(group: Group) -> list[Tensor]:
     """Every brick's delta of a linear layer as [out, in], whichever way it is stored."""
     deltas = group.whole().deltas
-    return [delta.T for delta in deltas] if is_conv1d(group) else deltas
+    return [delta.T for delta in deltas] if is_conv1d(group.model, group.tensor) else deltas
 
 
 def merge_linear(
@@ -93,7 +93,7 @@ def merge_linear(
     norms = [float(delta.norm()) for delta, weight in zip(deltas, weights, strict=True) if weight]
     mean = sum(norms) / len(norms)
     group.notes[group.tensor] = {"norm_ratio": float(solved.norm()) / mean if mean else 0.0}
-    result = (solved.T if is_conv1d(group) else solved).mul(scale).contiguous()
+    result = (solved.T if is_conv1d(group.model, group.tensor) else solved).mul(scale).contiguous()
 
     def delta(block: Block) -> Tensor:
         return result[block.start : block.start + block.base.shape[0]]
@@ -128,26 +128,28 @@ def not_negative(bricks: Mapping[str, Any] | None) -> None:
             raise ValueError(f"the weight of '{name}' is {lowest(weight):g}: it weighs squared errors, expected 0 or more")
 
 
-def is_linear(group: Group) -> bool:
+def is_linear(model: Model, tensor: str) -> bool:
     """Whether a tensor is the weight of a linear layer inside the layer stack, or of an untied head."""
-    if len(group.spec.shape) != 2 or not group.tensor.endswith(".weight"):
+    if len(model.weights.specs[tensor].shape) != 2 or not tensor.endswith(".weight"):
         return False
-    if group.model.layout.layer(group.tensor) is not None:
+    if model.layout.layer(tensor) is not None:
         return True
-    head = group.tensor.removesuffix(".weight").rpartition(".")[2] in ("lm_head", "embed_out", "output")
-    return head and not group.model.config.get("tie_word_embeddings", False)
+    head = tensor.removesuffix(".weight").rpartition(".")[2] in ("lm_head", "embed_out", "output")
+    return head and not model.config.get("tie_word_embeddings", False)
 
 
-def is_conv1d(group: Group) -> bool:
-    """Whether the tensor is stored [in, out]."""
-    return group.model.config.get("model_type") in _CONV1D and group.model.layout.layer(group.tensor) is not None
+def is_conv1d(model: Model, tensor: str) -> bool:
+    """Whether the weight of a linear layer is stored [in, out]."""
+    return model.config.get("model_type") in _CONV1D and model.layout.layer(tensor) is not None
 
 
-def solver_bytes(spec: TensorSpec, bricks: int) -> int:
+def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
     """Memory of one solve: float32 deltas, the float64 right side and its solution, three float64 Grams."""
-    if len(spec.shape) != 2:
+    if not is_linear(model, tensor):
         return 0
-    return spec.numel * (4 * (bricks + 2) + 20) + 28 * spec.cols**2
+    spec = model.weights.specs[tensor]
+    inputs = spec.rows if is_conv1d(model, tensor) else spec.cols
+    return spec.numel * (4 * (bricks + 2) + 20) + 28 * inputs**2
 
 
 def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:

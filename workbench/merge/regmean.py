@@ -14,7 +14,6 @@ from workbench.merge.calibration import BATCH_TOKENS, Calibrated
 from workbench.merge.grams import Grams, collect
 from workbench.merge.least_squares import average, is_linear, linear_deltas, merge_linear, norm_report, solver_bytes
 from workbench.registry import Group, Laws, Measured, MergeContext, Prepared, register
-from workbench.weights.specs import TensorSpec
 
 
 @register
@@ -44,9 +43,9 @@ class RegMean(Calibrated):
         rows = self.samples * min(self.max_length, 512) + BATCH_TOKENS
         return max(outside, sum(4 * spec.numel for spec in layer) + 2 * grams) + 4 * rows * width
 
-    def tensor_bytes(self, spec: TensorSpec, bricks: int) -> int:
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """The solver's."""
-        return solver_bytes(spec, bricks)
+        return solver_bytes(model, tensor, bricks)
 
     def measure(self, context: MergeContext) -> Measured:
         """Every brick's Grams."""
@@ -61,7 +60,7 @@ class RegMean(Calibrated):
     def prepare(self, group: Group) -> Prepared:
         """Solve a linear layer whose inputs were recorded, average anything else."""
         found: dict[str, Grams] = group.survey
-        if not is_linear(group) or any(group.tensor not in found[brick].files for brick in group.bricks):
+        if not is_linear(group.model, group.tensor) or any(group.tensor not in found[brick].files for brick in group.bricks):
             return average(group, method="regmean")
         grams = [partial(found[b].gram, group.tensor, group.device, self.off_diagonal) for b in group.bricks]
         return merge_linear(group, linear_deltas(group), grams, self.ridge, method="regmean")
