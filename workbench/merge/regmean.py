@@ -29,7 +29,7 @@ class RegMean(Calibrated):
     off_diagonal: Real = Field(0.5, ge=0, le=1)
     """Factor on what a Gram says of pairs of inputs: less than 1 keeps the result near the mean where texts are few. 0 weighs
     every input by itself."""
-    ridge: Real = Field(1e-6, ge=0)
+    ridge: Real = Field(1e-3, ge=0)
     """Added to every Gram's diagonal, relative to the mean of their diagonals."""
 
     def measure_bytes(self, model: Model) -> int:
