@@ -47,3 +47,17 @@ def save_other(out: Path, family: str) -> Path:
 
 def words_tokenizer(path: Path) -> Any:
     return transformers.PreTrainedTokenizerFast.from_pretrained(path)
+
+
+def saved_names(live: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Mixtral's fused experts as they lie on disk: w1 above w3 in one tensor, w2 in another, one slice an expert."""
+    saved = {}
+    for name, value in live.items():
+        stem = name.partition("mlp.experts.")[0] + "block_sparse_moe.experts"
+        for expert, part in enumerate(value) if ".mlp.experts." in name else ():
+            if name.endswith("gate_up_proj"):
+                saved[f"{stem}.{expert}.w1.weight"], saved[f"{stem}.{expert}.w3.weight"] = part.chunk(2)
+            else:
+                saved[f"{stem}.{expert}.w2.weight"] = part
+        saved[name.replace(".mlp.gate.", ".block_sparse_moe.gate.")] = value
+    return saved

@@ -131,14 +131,17 @@ def information(context: MergeContext, brick: str, rows: Sequence[Row]) -> dict[
 
 
 def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Live parameters' values under the names on disk, where a tensor of that shape stands for a parameter."""
-    shared = dict(model.named_parameters(remove_duplicate=False))
+    """Live parameters' values under the names on disk, split and renamed by transformers as if they were saved weights."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     first = {id(p): name for name, p in model.named_parameters()}
+    live = {name: sums[first[id(p)]] for name, p in model.named_parameters(remove_duplicate=False)}
+    saved = revert_weight_conversion(model, live)
     found = {}
     for name, spec in base.weights.specs.items():
-        live = counterpart(name, shared)
-        if live is not None and tuple(shared[live].shape) == spec.shape:
-            found[name] = sums[first[id(shared[live])]]
+        stored = counterpart(name, saved)
+        if stored is not None and tuple(saved[stored].shape) == spec.shape:
+            found[name] = saved[stored]
     return found
 
 

@@ -33,8 +33,11 @@ class RegMean(Calibrated):
     """Added to every Gram's diagonal, relative to the mean of their diagonals."""
 
     def measure_bytes(self, model: Model) -> int:
-        """The larger of the embeddings and one layer with its Grams; the hidden states of a batch's length for each sample."""
+        """The larger of the embeddings and one layer with its Grams, and the hidden states of all samples; a live model where
+        transformers fuses experts."""
         layout = model.layout
+        if any(".experts." in name for name in model.weights.specs):
+            return 8 * sum(spec.numel for spec in model.weights.specs.values())
         specs = {name: spec for name, spec in model.weights.specs.items() if layout.layer(name) in (None, 0)}
         layer = [spec for name, spec in specs.items() if layout.layer(name) == 0]
         outside = sum(4 * spec.numel for name, spec in specs.items() if layout.layer(name) is None)
