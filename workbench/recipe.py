@@ -272,5 +272,10 @@ def dump_step(step: BaseModel) -> dict[str, Any]:
     return step.model_dump(mode="json", by_alias=True, exclude={"id"})
 
 
-__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "find_project", "from_data",
+def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
+    """All steps as plain data."""
+    return [dump_step(step) for step in recipe.steps]
+
+
+__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "dump_steps", "find_project", "from_data",
            "load_recipe", "recipe_model", "recipe_schema"]  # fmt: skip
