@@ -366,17 +366,16 @@ def test_missing_texts(project: Project) -> None:
 
 
 def test_plan_says_that_models_run_on_texts(project: Project) -> None:
-    write_rows(project.path / "all.jsonl", 6)
+    def planned(step: str, seed: int = 0) -> Any:
+        write_rows(project.path / "all.jsonl", 6, seed)
+        return plan(project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}]"), project.path / "runs")
+
+    average = planned("{merge: average}")
     for name, needs in (("regmean", "texts"), ("fisher", "model"), ("cocktail", "model")):
-        resolved = project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{STEPS[name]}]")
-        found = plan(resolved, project.path / "runs")
-        assert found.steps[0]["needs"] == needs
-        assert found.steps[0]["inputs"] == ["all.jsonl"]
-        average = plan(
-            project.resolve("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]"), project.path / "runs"
-        )
+        found = planned(STEPS[name])
+        assert (found.steps[0]["needs"], found.steps[0]["inputs"]) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
-        assert found.key != average.key
+        assert planned(STEPS[name], seed=1).run != found.run, "other texts, another run"
 
 
 def test_texts_as_tokens(project: Project) -> None:
