@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -153,13 +155,13 @@ def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
 
 
 def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """‖Δ‖ / mean ‖τᵢ‖ of the solved tensors, and which were averaged, for the step's record.
+    """‖Δ‖ / mean ‖τᵢ‖ of the solved tensors, and how many were averaged, by name with numbers as `*`, for the step's record.
 
     Ratios far above 1 say that the system was near singular: raise `ridge`.
     """
     ratios = {name: note["norm_ratio"] for name, note in sorted(notes.items()) if "norm_ratio" in note}
-    averaged = sorted(name for name, note in notes.items() if "averaged" in note)
-    record: dict[str, Any] = {"solved": len(ratios), "averaged": averaged}
+    averaged = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, note in sorted(notes.items()) if "averaged" in note)
+    record: dict[str, Any] = {"solved": len(ratios), "averaged": dict(averaged)}
     if ratios:
         largest = max(ratios, key=lambda name: ratios[name])
         record["norm_ratio"] = {
