@@ -11,6 +11,7 @@ from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.fields import Real, Whole
+from workbench.layout import Model
 from workbench.merge.calibration import Row, encode, log_likelihood, longest_row, read_texts
 from workbench.registry import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
 from workbench.weights.digests import file_digest, json_digest, read_json, write_json
@@ -46,6 +47,10 @@ class Cocktail(MergeMethod):
     def check(self, project: Path) -> None:
         """Read the examples once."""
         read_texts(project / self.examples, self.examples)
+
+    def measure_bytes(self, model: Model) -> int:
+        """Live float32 weights, and half as much again while they are loaded."""
+        return 6 * sum(spec.numel for spec in model.weights.specs.values())
 
     def measure(self, context: MergeContext) -> Measured:
         """Each model's loss on the examples, the models one after the other."""
