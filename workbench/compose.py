@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tempfile
@@ -128,6 +129,7 @@ def measure(
         return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
 
     def live(brick: str) -> PreTrainedModel:
+        gc.collect()  # the model before hangs in reference cycles
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
     def progress(done: int, total: int, text: str) -> None:

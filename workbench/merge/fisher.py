@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +39,8 @@ class Fisher(Calibrated):
     """Least Fisher information of an element, relative to the mean over the brick's model."""
 
     def measure_bytes(self, model: Model) -> int:
-        """Live float32 weights, their gradients, the sums of squares."""
-        return 12 * sum(spec.numel for spec in model.weights.specs.values())
+        """Live float32 weights, the sums of their squared gradients, and what a backward pass or the file takes beside them."""
+        return 10 * sum(spec.numel for spec in model.weights.specs.values())
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Every brick's Fisher information of one tensor."""
@@ -113,14 +114,18 @@ def information(context: MergeContext, brick: str, rows: Sequence[Row]) -> dict[
     Errors: gradients that are zero or not finite.
     """
     model = context.live(brick)
-    parameters = dict(model.named_parameters())
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def square(name: str, parameter: Tensor) -> None:  # at once, so that no two gradients are kept
+        assert parameter.grad is not None
+        sums[name].addcmul_(parameter.grad, parameter.grad)
+        parameter.grad = None
+
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(partial(square, name))
     for i, row in enumerate(rows):
         context.progress(i, len(rows), f"{brick}: Fisher information")
-        gradients = torch.autograd.grad(log_likelihood(model, row, context.device), list(parameters.values()), allow_unused=True)
-        for total, gradient in zip(sums.values(), gradients, strict=True):
-            if gradient is not None:
-                total.addcmul_(gradient, gradient)
+        log_likelihood(model, row, context.device).backward()  # type: ignore[no-untyped-call]
     context.progress(len(rows), len(rows), f"{brick}: Fisher information")
     mean = sum(float(t.double().sum()) for t in sums.values()) / sum(t.numel() for t in sums.values())
     if not 0 < mean < float("inf"):
@@ -148,5 +153,12 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 def _save(found: Mapping[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_file({name: value.detach().cpu().clone() for name, value in found.items()}, temporary)
+    kept: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in found.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        kept[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    save_file(kept, temporary)
     temporary.replace(file)
