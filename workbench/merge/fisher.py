@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ class Fisher(Calibrated):
     """Least Fisher information of an element, relative to the mean over the brick's model."""
 
     def measure_bytes(self, model: Model) -> int:
-        """Live float32 weights, the sums of their squared gradients, and what a backward pass or the file takes beside them."""
-        return 10 * sum(spec.numel for spec in model.weights.specs.values())
+        """Live float32 weights and half as much again while they are loaded, the sums of squared gradients, gradients on their way:
+        13 bytes a parameter were measured on a model of 135 M parameters."""
+        return 13 * sum(spec.numel for spec in model.weights.specs.values())
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Every brick's Fisher information of one tensor."""
@@ -153,6 +155,7 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 def _save(found: Mapping[str, Tensor], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    gc.collect()  # the live model hangs in reference cycles, and the file is put together in memory
     kept: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in found.items():
