@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,23 +14,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick, vocabulary_digest
+from workbench.bricks import Brick, fitted, vocabulary_digest
+from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
+from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
 from workbench.registry import EditMethod, GrowMethod, Measured, MergeContext, MergeMethod, MethodContext, methods
 from workbench.resolve import Resolved
+from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
-from workbench.weights.specs import Weights
+from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -61,19 +65,26 @@ class Composition:
         return [{**s, **(self.reports[s["id"]]() if s["id"] in self.reports else {})} for s in self.steps]
 
 
-def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events) -> Deltas:
-    """A brick's deltas on a base. Errors: a recipe whose result no longer has the base's tensors."""
+def deltas(
+    brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events, vocabulary: Vocabulary | None = None
+) -> Deltas:
+    """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
         inner = compose(brick, device, events).model.weights
+        if vocabulary is not None and brick.vocabulary is None:
+            inner = vocabulary.on_base(inner)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
                 "Put its grow step into this recipe instead.",
             )
         return WeightsDelta(inner, base.weights)
+    if brick.kind == "adapter" and vocabulary is not None:
+        bound = brick.adapter.bind(vocabulary.plain.specs)
+        return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs)
-    return WeightsDelta(brick.checkpoint, base.weights)
+    return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -86,7 +97,10 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
-            bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
+            bricks = {
+                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
+                for name in recipe.used_bricks(step)
+            }
             found = measure(resolved, step, step_id, bricks, device, events)
             merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value)
             if not merged.merged:
@@ -97,6 +111,15 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 )
             record |= {"bricks": list(bricks), "tensors": len(merged.merged), **found.record}
             reports[step_id] = partial(step.report, merged.notes)
+            if whole := merged.whole(device):
+                record["merged_whole"] = whole
+                events(
+                    {
+                        "stage": "merge",
+                        "step": step_id,
+                        "text": f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}",
+                    }
+                )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
@@ -157,8 +180,8 @@ def solve_edit(
     tensors = compute(current, torch.float32, device)
     specs = output_specs(current.weights.specs, torch.float32)
     solved_on = weights_digest(specs, {n: tensor_digest(t) for n, t in tensors.items()}, current.config)
-    live = live_model(current.config, tensors, resolved.base_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.base_path, trust_remote_code=False)
+    live = live_model(current.config, tensors, resolved.tokenizer_path, device)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
 
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "edit", "step": step_id, "done": done, "total": total, "text": text})
@@ -197,12 +220,30 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
         source: Directory with generation_config.json.
         device: Where the model goes.
-    """
-    from transformers import GenerationConfig
 
-    kind, parsed = _model_class(config)
+    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    parsed = parse_config(config)
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+    try:
+        model, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
+        raise WorkbenchError(
+            f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
+        ) from error
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if lost:
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            _INCOMPLETE,
+        )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()
@@ -212,8 +253,9 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
 def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
     """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
     from torch import nn
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    kind, parsed = _model_class(config)
+    parsed = parse_config(config)
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -223,7 +265,7 @@ def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        model: PreTrainedModel = kind._from_config(parsed, dtype=torch.float32)
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]._from_config(parsed, dtype=torch.float32)
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
     for module in model.modules():
@@ -232,19 +274,16 @@ def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
-def _model_class(config: dict[str, Any]) -> tuple[Any, Any]:
-    """The causal model's class and its parsed configuration. Errors: not a decoder-only language model."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+    """The configuration's class. Errors: not that of a decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
             "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
         )
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)], parsed
+    return type(parsed)
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
@@ -275,7 +314,7 @@ def _live_after(resolved: Resolved, steps: int, device: torch.device) -> PreTrai
 
     recipe = replace(resolved.recipe, steps=resolved.recipe.steps[:steps])
     model = compose(replace(resolved, recipe=recipe), device).model
-    return live_model(model.config, compute(model, torch.float32, device), resolved.base_path, device)
+    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
 
 
 def _made(path: Path) -> Path:

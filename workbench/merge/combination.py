@@ -20,23 +20,24 @@ class Operand:
     """Blocks of one model's tensor: as stored where it lies in a file, in float32 where it is computed."""
 
     def __init__(self, source: Source, spec: TensorSpec, device: torch.device) -> None:
-        self.source = source
+        self._source = source
+        self._stored = source if isinstance(source, StoredSource) else None
         self._cols = spec.cols
-        self._computed = None if isinstance(source, StoredSource) else buffer(spec, device)
+        self._computed = buffer(spec, device) if self._stored is None else None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start..stop, unchecked if stored."""
-        if isinstance(self.source, StoredSource):
-            return self.source.raw(start, stop)
-        assert self._computed is not None
+        if self._computed is None:
+            assert self._stored is not None
+            return self._stored.raw(start, stop)
         block = matrix(self._computed, start, stop, self._cols)
-        self.source.read(start, stop, block)
+        self._source.read(start, stop, block)
         return block
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
         """Name the first NaN or infinity of a stored tensor."""
-        if isinstance(self.source, StoredSource):
-            self.source.refuse_non_finite(start, stop)
+        if self._stored is not None:
+            self._stored.refuse_non_finite(start, stop)
 
 
 def stacked(factors: list[Factors], weights: list[float]) -> Factors:

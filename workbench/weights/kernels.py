@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -57,11 +58,11 @@ def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Seq
         factors = (ctypes.c_float * count)(*weights)
         return bool(library.wb_combine(_at(anchor), _KINDS[anchor.dtype], ctypes.c_float(scale), count, places, kinds, factors,
                                        _at(out), _n(out)))  # fmt: skip
-    start = anchor.float()
-    total = torch.zeros_like(out)
+    start, wide = _scratch(out, 0).copy_(anchor), _scratch(out, 1)
+    out.zero_()
     for x, weight in zip(others, weights, strict=True):
-        total.add_((x.float() - start).mul_(_f32(weight)))
-    torch.add(start if scale == 1 else start * _f32(scale), total, out=out)
+        out.add_(wide.copy_(x).sub_(start).mul_(_f32(weight)))
+    out.add_(start if scale == 1 else start.mul_(_f32(scale)))
     return _finite(out)
 
 
@@ -95,13 +96,14 @@ def trim(x: Tensor, threshold: int, ties: int) -> int:
     """Zero, in place, magnitudes below `threshold` (bits) and those equal to it after the first `ties`; returns the ties left."""
     if library := _for(x):
         return int(library.wb_trim(_at(x), _n(x), threshold, ties))
-    bits = magnitude_bits(x)
-    equal = (bits == threshold).view(-1)
+    magnitudes = torch.abs(x, out=_scratch(x, 0))
+    equal = magnitudes == _float(threshold)
     found = int(equal.sum())
-    keep = bits > threshold
-    if ties:
-        keep |= (equal if found <= ties else equal & (equal.cumsum(0) <= ties)).view(x.shape)
-    x.copy_(torch.where(keep, x, torch.zeros_like(x)))
+    if 0 < ties < found:
+        equal &= equal.view(-1).cumsum(0).view(x.shape) > ties  # the ties that go
+        x.masked_fill_(equal, 0.0)
+    # |x| > below is |x| >= threshold: the next smaller float32
+    torch.hardshrink(x, _float(threshold - 1) if ties else _float(threshold), out=x)
     return ties - min(ties, found)
 
 
@@ -122,13 +124,17 @@ def drop(x: Tensor, key: int, index: int, share: float, scale: float) -> None:
         )
         return
     count = x.numel()
-    pairs = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
-    word = pairs.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK))
-    word = (word ^ _shift(word, 30)).mul_(_signed(_MIX1))
-    word = (word ^ _shift(word, 27)).mul_(_signed(_MIX2))
-    word = word ^ _shift(word, 31)
-    draws = torch.stack([word & 0xFFFFFFFF, _shift(word, 32)], dim=-1).view(-1)[index & 1 :][:count].view(x.shape)
-    x.copy_(torch.where(draws < below, x * _f32(scale), torch.zeros_like(x)))
+    word = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
+    other = torch.empty_like(word)
+    word.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK))
+    for shift, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
+        word ^= _shift(word, shift, other)
+        word.mul_(_signed(factor))
+    keep = torch.empty(2 * len(word), device=x.device)
+    torch.lt(_shift(word, 32, other), below, out=keep[1::2])
+    torch.lt(word.bitwise_and_(0xFFFFFFFF), below, out=keep[::2])
+    x.mul_(_f32(scale)).mul_(keep[index & 1 :][:count].view(x.shape))
+    x.add_(0.0)  # -0.0 becomes 0.0, as what is dropped is everywhere
 
 
 def elect(
@@ -150,19 +156,22 @@ def elect(
         factors = (ctypes.c_float * len(deltas))(*weights)
         library.wb_elect(len(deltas), places, factors, before, frequency, count, ctypes.c_float(lam), _at(out), _n(out))
         return out
-    factors_ = [_f32(weight) for weight in weights]
-    voices = [x * w for x, w in zip(deltas, factors_, strict=True)] if before else list(deltas)
-    vote = torch.zeros_like(out)
-    for voice in voices:
-        vote.add_(voice.sign() if frequency else voice)
+    vote, total, mass, voice, agrees = (_scratch(out, slot) for slot in range(5))
+    shares = [_f32(weight) for weight in weights]
+    vote.zero_()
+    for x, weight in zip(deltas, shares, strict=True):
+        torch.mul(x, weight if before else 1.0, out=voice)
+        vote.add_(torch.sign(voice, out=voice) if frequency else voice)
     vote.sign_()
-    total, mass = torch.zeros_like(out), torch.zeros_like(out)
-    for x, voice, weight in zip(deltas, voices, factors_, strict=True):
-        agrees = (voice.sign() * vote) > 0
-        total.add_(torch.where(agrees, x * weight, torch.zeros_like(x)))
-        mass.add_(agrees.float() if count else agrees.float().mul_(weight))
-    mass.add_((mass == 0).float())
-    return out.copy_(total.div_(mass).mul_(_f32(lam)))
+    total.zero_()
+    mass.zero_()
+    for x, weight in zip(deltas, shares, strict=True):
+        torch.sign(torch.mul(x, weight if before else 1.0, out=voice), out=voice)
+        torch.mul(voice, vote, out=agrees).clamp_min_(0)  # 1 where the delta has the elected sign, else 0
+        total.add_(torch.mul(x, weight, out=voice).mul_(agrees))
+        mass.add_(agrees if count else agrees.mul_(weight))
+    mass.add_(torch.eq(mass, 0, out=agrees))
+    return torch.div(total, mass, out=out).mul_(_f32(lam))
 
 
 def narrow(x: Tensor, out: Tensor) -> bool:
@@ -183,6 +192,18 @@ def compiled() -> bool:
     return _library() is not None
 
 
+_local = threading.local()
+
+
+def _scratch(like: Tensor, slot: int) -> Tensor:
+    """Room of a block's shape in float32, kept for the thread's next block: fresh memory costs more than the arithmetic."""
+    kept: dict[tuple[int, torch.device], Tensor] = _local.__dict__.setdefault("kept", {})
+    flat = kept.get((slot, like.device))
+    if flat is None or flat.numel() < like.numel():
+        flat = kept[slot, like.device] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+    return flat[: like.numel()].view(like.shape)
+
+
 def _finite(x: Tensor) -> bool:
     """A finite sum proves every term finite; an overflowing one does not disprove it, so only then look at each."""
     return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
@@ -193,9 +214,14 @@ def _f32(value: float) -> float:
     return float(ctypes.c_float(value).value)
 
 
-def _shift(x: Tensor, by: int) -> Tensor:
+def _float(bits: int) -> float:
+    """The float32 of magnitude bits; of -1, what lies below 0."""
+    return -1.0 if bits < 0 else float(np.int32(bits).view(np.float32))
+
+
+def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
     """Logical shift to the right of int64."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return torch.bitwise_right_shift(x, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:
