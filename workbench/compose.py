@@ -144,7 +144,7 @@ def measure(
         return Measured(None)
     from transformers import AutoTokenizer
 
-    base, source = resolved.base, resolved.base_path
+    base, source = resolved.base, resolved.tokenizer_path
     alone = methods()["merge:average"].model_validate({"merge": "average"})
     assert isinstance(alone, MergeMethod)
 
@@ -159,7 +159,8 @@ def measure(
         events({"stage": "measure", "step": step_id, "done": done, "total": total, "text": text})
 
     digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
-    keys = {name: json_digest([resolved.base_digest, digest, vocabulary_digest(source)]) for name, digest in digests.items()}
+    words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
+    keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     context = MergeContext(
         list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,

@@ -133,7 +133,7 @@ class Resolved:
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
-                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.base_path)]
+                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import yamldoc
-from workbench.bricks import kind_of
+from workbench.bricks import kinds_of
 from workbench.errors import WorkbenchError
 from workbench.importing.config import Config, Reference, read_config
 from workbench.importing.methods import Inputs, step_of
@@ -198,7 +198,7 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
                 f"{reference} is an adapter on another model than the base, which takes a recipe of its own: name a file with -o",
             )
         found = places.find(reference.model)
-        if found and kind_of(found) == "adapter":
+        if found and "adapter" in kinds_of(found):
             report.refuse(source.path, f"{reference.model} is an adapter; mergekit reads it as BASE+{reference.model}")
         if found is None and (reference.model.startswith(("/", ".", "~")) or "/" not in reference.model):
             report.note(
