@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick, fitted
+from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
@@ -20,13 +22,13 @@ from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
-from workbench.registry import EditMethod, GrowMethod, MergeMethod, MethodContext
+from workbench.registry import EditMethod, GrowMethod, Measured, MergeContext, MergeMethod, MethodContext, methods
 from workbench.resolve import Resolved
 from workbench.vocabulary.align import Vocabulary
-from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
-from workbench.weights.specs import TensorSpec
+from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -50,11 +52,17 @@ class Composition:
         model: Weights and configuration after the last step.
         steps: One record a step.
         edits: Step id -> directory of the edit's adapter, in the cache.
+        reports: Step id -> what a merge method has to say once its tensors have been computed.
     """
 
     model: Model
     steps: list[dict[str, Any]]
     edits: dict[str, Path] = field(default_factory=dict)
+    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The steps' records with the methods' reports: to be asked for when the weights are written."""
+        return [{**s, **(self.reports[s["id"]]() if s["id"] in self.reports else {})} for s in self.steps]
 
 
 def deltas(
@@ -84,6 +92,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     current = resolved.base
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
+    reports: dict[str, Callable[[], dict[str, Any]]] = {}
     recipe = resolved.recipe
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -92,14 +101,16 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
                 for name in recipe.used_bricks(step)
             }
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed)
+            found = measure(resolved, step, step_id, bricks, device, events)
+            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
                     f"{step_id}: no tensor to merge",
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
-            record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            record |= {"bricks": list(bricks), "tensors": len(merged.merged), **found.record}
+            reports[step_id] = partial(step.report, merged.notes)
             if whole := merged.whole(device):
                 record["merged_whole"] = whole
                 events(
@@ -122,7 +133,39 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
             current = Model(GrownWeights(current.weights, growth), growth.config)
         records.append(record)
-    return Composition(current, records, edits)
+    return Composition(current, records, edits, reports)
+
+
+def measure(
+    resolved: Resolved, step: MergeMethod, step_id: str, bricks: Mapping[str, Deltas], device: torch.device, events: Events
+) -> Measured:
+    """What a merge method measures on texts or models before the first tensor; None where it needs only tensors."""
+    if step.laws.needs == "tensor":
+        return Measured(None)
+    from transformers import AutoTokenizer
+
+    base, source = resolved.base, resolved.tokenizer_path
+    alone = methods()["merge:average"].model_validate({"merge": "average"})
+    assert isinstance(alone, MergeMethod)
+
+    def weights(brick: str) -> Weights:
+        return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
+
+    def live(brick: str) -> PreTrainedModel:
+        gc.collect()  # the model before hangs in reference cycles
+        return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
+
+    def progress(done: int, total: int, text: str) -> None:
+        events({"stage": "measure", "step": step_id, "done": done, "total": total, "text": text})
+
+    digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
+    words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
+    keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    context = MergeContext(
+        list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,
+        resolved.recipe.project, resolved.cache, progress)  # fmt: skip
+    return step.measure(context)
 
 
 def solve_edit(
@@ -184,13 +227,8 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
     parsed = parse_config(config)
-    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise WorkbenchError(
-            f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
-            "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
-        )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
     try:
         model, info = kind.from_pretrained(
             None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
@@ -211,6 +249,42 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()
     return live
+
+
+def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
+    from torch import nn
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    parsed = parse_config(config)
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]._from_config(parsed, dtype=torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.to(device)
+    return model.eval()
+
+
+def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+    """The configuration's class. Errors: not that of a decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise WorkbenchError(
+            f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
+            "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
+        )
+    return type(parsed)
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:

@@ -125,7 +125,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         brick["digest"] = resolved.digests[name]
     steps = [
         {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
-        for s, key in zip(composition.steps, resolved.keys, strict=True)
+        for s, key in zip(composition.records(), resolved.keys, strict=True)
     ]
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     digest = weights_digest(specs, digests, composition.model.config)

@@ -116,6 +116,11 @@ def constants(schedule: Any) -> list[float]:
     return [v for rule in schedule for v in constants(rule.value)] if isinstance(schedule, tuple) else [schedule]
 
 
+def lowest(schedule: Any) -> float:
+    """The smallest value that a schedule takes."""
+    return float(min(constants(schedule), default=0.0))
+
+
 def _share(schedule: Any) -> Any:
     if bad := [v for v in constants(schedule) if not 0 <= v <= 1]:
         raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")

@@ -49,6 +49,11 @@ def live_module(weight: str, modules: Collection[str]) -> str:
     return found
 
 
+def counterpart(name: str, known: Collection[str]) -> str | None:
+    """The name itself among `known`, or with its root prefix missing or added; None where neither is."""
+    return next((c for c in _with_and_without_root(name) if c in known), None)
+
+
 def _nearest(name: str, known: Collection[str]) -> str:
     """The nearest name, but no list of hundreds where none is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.8)

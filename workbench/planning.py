@@ -60,7 +60,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     steps: list[dict[str, Any]] = []
     base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
     numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, width, cached = base_bytes, 0, 1, []
+    read, live, whole, width, cached = base_bytes, 0, 0, 1, []
     model: Model = resolved.base
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -73,6 +73,10 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 for n in names
             )
             width = max(width, len(names))
+            whole = max(whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in resolved.base.weights.specs))
+            if step.laws.needs != "tensor":
+                row |= {"needs": step.laws.needs, "inputs": step.inputs()}
+                live = max(live, step.measure_bytes(resolved.base))
         elif isinstance(step, EditMethod):
             row["inputs"] = step.inputs()
             if (resolved.cache / "edits" / resolved.keys[i] / "edit.json").is_file():
@@ -92,7 +96,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if kind_name(b) == "adapter")
     return Plan(
-        resolved.recipe.name, resolved.key if resolved.known else None, run.name, steps, read, write, _INTERPRETER + buffers + factors + live,
+        resolved.recipe.name, resolved.key if resolved.known else None, run.name, steps, read, write, _INTERPRETER + buffers + factors + max(live, threads * whole),
         round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, disk_problems(runs, write, run),
         [*resolved.warnings, *licence_warnings(resolved)])  # fmt: skip
 

@@ -132,6 +132,8 @@ class Resolved:
             if isinstance(step, MergeMethod):
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
+                if files := step.inputs():
+                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
@@ -370,7 +372,15 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
     found = []
     for i, step in enumerate(recipe.steps):
-        for file in step.inputs() if isinstance(step, EditMethod) else ():
-            if not (recipe.project / file).is_file():
-                found.append(recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder."))
+        missing = (
+            [f for f in step.inputs() if not (recipe.project / f).is_file()]
+            if isinstance(step, (EditMethod, MergeMethod))
+            else []
+        )
+        found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
+        if isinstance(step, MergeMethod) and not missing:
+            try:
+                step.check(recipe.project)
+            except WorkbenchError as error:
+                found.append(error)
     return found

@@ -101,4 +101,6 @@ def _row(step: dict[str, Any]) -> list[str]:
         text = ", ".join(f"{name} ({kind})" for name, kind in detail.items())
     else:
         text = ("copies of layers " if "copied_layers" in step else "") + ", ".join(map(str, detail))
+    if "needs" in step:
+        text += f"; runs each brick's model on {', '.join(step['inputs'])}"
     return [step["id"], f"{verb} {step[verb]}", text]
