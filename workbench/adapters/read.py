@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters: read into exact factors under the base's tensor names, and written from them."""
+"""PEFT LoRA adapters read into exact factors under the base's tensor names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
@@ -20,7 +19,7 @@ from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import TensorSpec
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _BAKE = (
     "Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
     ".save_pretrained(OUT), then use `checkpoint: OUT`."
@@ -88,7 +87,7 @@ class Adapter:
         """Module -> (lora_A [rank, in], lora_B [out, rank]). Errors: any other key, half a pair."""
         pairs: dict[str, dict[str, Entry]] = {}
         for key, entry in self.entries.items():
-            match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key.removeprefix(_PREFIX))
+            match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key.removeprefix(PREFIX))
             if not match or len(entry.spec.shape) != 2:
                 raise WorkbenchError(
                     f"{self.label}: adapter key {key} {list(entry.spec.shape)} is not a LoRA factor of a linear layer",
@@ -163,35 +162,6 @@ class BoundAdapter:
     def open_delta(self, name: str, device: torch.device) -> AdapterSource:
         """One tensor's update."""
         return AdapterSource(LowRankSource(self._factors(name), device))
-
-
-def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
-    """Save low-rank updates as a PEFT adapter, alpha = rank, float32.
-
-    Args:
-        path: A directory, created.
-        factors: Tensor name "….weight" -> update.
-        base: What `base_model_name_or_path` says.
-        fan_in_fan_out: Whether the base stores these weights as [in, out].
-    """
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name, update in sorted(factors.items()):
-        module = name.removesuffix(".weight")
-        plain = update.transposed() if fan_in_fan_out else update
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = plain.right.contiguous()
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = plain.left.contiguous()
-        ranks[module] = plain.rank
-    rank = max(ranks.values(), default=1)
-    other = {module: r for module, r in ranks.items() if r != rank}
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": rank,
-        "target_modules": sorted(ranks), "rank_pattern": other, "alpha_pattern": other, "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out, "inference_mode": True,
-    }  # fmt: skip
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
