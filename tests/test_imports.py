@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "workbench"
 ORDER = [
     "errors yamldoc versions",
     "weights",
-    "names layout",
+    "names layout conversion",
     "adapters fields",
     "registry",
     "merge edit grow",

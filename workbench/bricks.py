@@ -20,10 +20,9 @@ from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
 from workbench.weights.digests import entry_digest, json_digest, tensor_digests, weights_digest
+from workbench.weights.tied import EMBEDDINGS, HEADS, tied_embeddings, with_head_of
 
 CARD = "brick.yaml"
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 STARTER = "bricks/starter/base"
 
 
@@ -120,8 +119,7 @@ class Brick:
         """Digest of its content: tensors and what scales them."""
         if self.kind == "checkpoint":
             return weights_digest(self.checkpoint.specs, tensor_digests(self.checkpoint.entries, cache), self.checkpoint.config)
-        meaning = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
-        return json_digest([tensor_digests(self.adapter.entries, cache), {k: self.adapter.config.get(k) for k in meaning}])
+        return json_digest([tensor_digests(self.adapter.entries, cache), self.adapter.meaning])
 
     def licence(self) -> str | None:
         """Licence as its card or its README states it."""
@@ -234,7 +232,8 @@ def kind_of(path: Path) -> str | None:
 
 def check_checkpoint(brick: Brick, base: Model) -> None:
     """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs."""
-    have, want = brick.checkpoint.specs, base.weights.specs
+    want = base.weights.specs
+    have = with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config).specs
     for name in want:
         if name in have and have[name].shape != want[name].shape:
             raise WorkbenchError(
@@ -260,10 +259,10 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
     """
     if not checkpoint.config.get("tie_word_embeddings"):
         return
-    for head in [n for n in checkpoint.entries if n.endswith(_HEADS)]:
+    for head in [n for n in checkpoint.entries if n.endswith(HEADS)]:
         shape = checkpoint.entries[head].spec.shape
         for name, entry in checkpoint.entries.items():
-            if name != head and entry.spec.shape == shape and name.endswith(_EMBEDDINGS):
+            if name != head and entry.spec.shape == shape and name.endswith(EMBEDDINGS):
                 if entry_digest(entry) != entry_digest(checkpoint.entries[head]):
                     raise WorkbenchError(
                         f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
@@ -271,6 +270,16 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
                     )
                 del checkpoint.entries[head]
                 break
+
+
+def unties(brick: Brick, base: Model) -> str | None:
+    """How a brick unties the head of a tied base from its embeddings; None where both stay one tensor."""
+    tied = tied_embeddings(base.weights.specs, base.config)
+    if tied is None:
+        return None
+    if brick.kind == "adapter":
+        return brick.adapter.unties(base)
+    return "has a head of its own" if tied[1] in brick.checkpoint.specs else None
 
 
 def _vocabulary(brick: Brick, base: Model, name: str) -> str:

@@ -24,6 +24,7 @@ from workbench.resolve import Resolved
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.tied import with_head_of
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Composition:
 def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events) -> Deltas:
     """A brick's deltas on a base. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
-        inner = compose(brick, device, events).model.weights
+        composed = compose(brick, device, events).model
+        inner = with_head_of(composed.weights, base.weights, composed.config)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
@@ -63,8 +65,8 @@ def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: E
             )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter":
-        return brick.adapter.bind(base.weights.specs)
-    return WeightsDelta(brick.checkpoint, base.weights)
+        return brick.adapter.bind(base.weights.specs, base)
+    return WeightsDelta(with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -89,8 +91,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, key, current, device, events)
             edits[step_id] = place
-            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs)
-            factors = {name: edit.factors(name, device) for name in edit.places}
+            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
+            factors = {name: found for name in edit.places if (found := edit.factors(name, device)) is not None}
+            assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
         elif isinstance(step, GrowMethod):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, unties, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
@@ -19,13 +19,14 @@ from workbench.recipe import Recipe, dump_step, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
+from workbench.weights.tied import UntiedWeights, tied_embeddings, untied_config
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
 _SHARED = frozenset({
     "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
     "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
-    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
+    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling",
 })  # fmt: skip
 
 
@@ -57,10 +58,15 @@ class Resolved:
         """The project's cache."""
         return self.recipe.project / CACHE
 
+    @property
+    def _base_key(self) -> str:
+        untied = ["untied"] if isinstance(self.base.weights, UntiedWeights) else []
+        return json_digest(["base", self.base_digest, *untied])
+
     @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        key = json_digest(["base", self.base_digest])
+        key = self._base_key
         keys = []
         for step in self.recipe.steps:
             parts: list[Any] = [key, dump_step(step), type(step).version]
@@ -77,7 +83,7 @@ class Resolved:
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self.keys[-1] if self.keys else json_digest(["base", self.base_digest])
+        last = self.keys[-1] if self.keys else self._base_key
         return json_digest([last, self.recipe.fields.output.dtype])
 
     @property
@@ -118,14 +124,41 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 bricks[name], digests[name] = inner, inner.key
             else:
                 brick = resolve_brick(name, ref, recipe.project)
-                warnings += _check(brick, base, base_digest, checkpoint.path, cache)
                 bricks[name], digests[name] = brick, brick.digest(cache)
+        except WorkbenchError as error:
+            problems.append(error)
+    tied, used = base, {n for s in recipe.steps if isinstance(s, MergeMethod) for n in recipe.used_bricks(s)}
+    for name, found in bricks.items():
+        try:
+            base = _untied(base, tied, name, found, warnings) if name in used else base
+        except WorkbenchError as error:
+            problems.append(error)
+    for name, found in bricks.items():
+        try:
+            if isinstance(found, Brick) and not any(found.label in p.message for p in problems):
+                seen = base if name in used else _untied(base, tied, name, found, [])
+                warnings += _check(found, seen, checkpoint, base_digest, cache)
         except WorkbenchError as error:
             problems.append(error)
     problems += [*_missing_inputs(recipe), *_check_places(recipe, base)]
     if problems:
         raise _all(problems)
     return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings)
+
+
+def _untied(base: Model, tied: Model, name: str, brick: Brick | Resolved, warnings: list[str]) -> Model:
+    """The base with a head of its own where a brick unties it from its embeddings, which is said."""
+    names = tied_embeddings(tied.weights.specs, tied.config)
+    if names is None:
+        return base
+    if isinstance(brick, Resolved):
+        reason = "has a head of its own" if names[1] in brick.base.weights.specs else None
+    else:
+        reason = unties(brick, tied)
+    if reason is None:
+        return base
+    warnings.append(f"brick '{name}' {reason}: the output is untied, {names[1]} becomes a tensor beside {names[0]}")
+    return Model(UntiedWeights(tied.weights, *names), untied_config(tied.config))
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -151,16 +184,16 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
     return inner
 
 
-def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: Path) -> list[str]:
+def _check(brick: Brick, base: Model, checkpoint: Checkpoint, base_digest: str, cache: Path) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
     warnings = []
     if brick.kind == "adapter":
-        brick.adapter.bind(base.weights.specs)
+        warnings += brick.adapter.bind(base.weights.specs, base).notes
         warnings += _edit_warnings(brick, base_digest)
     else:
         check_checkpoint(brick, base)
-        warnings += _check_constants(brick, base)
-        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(base_path)
+        warnings += _check_constants(brick, checkpoint)
+        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(checkpoint.path)
         if mine and theirs and mine != theirs:
             warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
     recorded = brick.card.base.digest if brick.card else None
@@ -172,17 +205,15 @@ def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: 
     return warnings
 
 
-def _check_constants(brick: Brick, base: Model) -> list[str]:
+def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
-    checkpoint = base.weights
-    assert isinstance(checkpoint, Checkpoint)
     for name, entry in checkpoint.entries.items():
         if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     return (
         [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []

@@ -1,61 +1,42 @@
-"""PEFT LoRA adapters read into exact factors under the base's tensor names."""
+"""PEFT adapters read as deltas under the base's tensor names: exact factors where there are any, else dense deltas."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
+from workbench.adapters.bind import Binder
+from workbench.adapters.dense import DeltaRows, Update
+from workbench.adapters.flavours import TUNERS, check_config, meaning, unknown_fields
+from workbench.adapters.keys import Keys, sort_keys
+from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
-from workbench.names import disk_weight
 from workbench.weights.checkpoint import Entry, read_header
-from workbench.weights.lowrank import Factors, LowRankSource
+from workbench.weights.lowrank import Factors
 from workbench.weights.specs import TensorSpec
 
+if TYPE_CHECKING:
+    from workbench.layout import Model
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-_BAKE = (
-    "Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
-    ".save_pretrained(OUT), then use `checkpoint: OUT`."
-)
-_UNSAVE = (
-    "A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
-    "model.save_pretrained(DIR, save_embedding_layers=False)."
-)
-# What this reader does not express as a plain product of two factors. A value in the list means "not used".
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (None, False), "lora_bias": (None, False), "bias": (None, "none"), "modules_to_save": (None, []),
-    "target_parameters": (None, []), "trainable_token_indices": (None, [], {}), "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []), "use_qalora": (None, False), "arrow_config": (None, {}),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AdapterSource:
-    """One tensor's delta from its factors; implements `merge.stream.DeltaSource`."""
-
-    product: LowRankSource
-
-    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Rows start..stop of the product; the base is not needed."""
-        self.product.read(start, stop, out)
 
 
 class Adapter:
-    """A LoRA adapter directory.
+    """A PEFT adapter directory: LoRA in all flavours that stored tensors and the base determine, DoRA, LoHa, LoKr, (IA)³.
 
     Args:
         path: The directory.
         label: How errors call it: "brick 'math'".
 
     Raises:
-        WorkbenchError: no safetensors, another tuner, a LoRA flavour that is not a plain product.
+        WorkbenchError: no safetensors, another tuner, a variant that is not determined by its tensors and the base.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -77,27 +58,27 @@ class Adapter:
             raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
         except ValueError as error:
             raise WorkbenchError(f"{self.label}: {self.path / CONFIG} is not valid JSON ({error})") from None
-        if config.get("peft_type") != "LORA":
-            raise WorkbenchError(f"{self.label}: peft_type {config.get('peft_type')}; expected LORA", _BAKE)
-        if used := [k for k, unused in _REFUSED.items() if config.get(k) not in unused]:
-            raise WorkbenchError(f"{self.label}: LoRA with {', '.join(used)}, which is not a product of two factors", _BAKE)
+        check_config(config, self.label)
         return dict(config)
 
+    @cached_property
+    def keys(self) -> Keys:
+        """Its tensors, sorted. Errors: as `sort_keys`."""
+        return sort_keys(self.entries, TUNERS[self.config["peft_type"]], self.label)
+
     def modules(self) -> dict[str, tuple[Entry, Entry]]:
-        """Module -> (lora_A [rank, in], lora_B [out, rank]). Errors: any other key, half a pair."""
-        pairs: dict[str, dict[str, Entry]] = {}
-        for key, entry in self.entries.items():
-            match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key.removeprefix(PREFIX))
-            if not match or len(entry.spec.shape) != 2:
-                raise WorkbenchError(
-                    f"{self.label}: adapter key {key} {list(entry.spec.shape)} is not a LoRA factor of a linear layer",
-                    _UNSAVE if ".base_layer." in key else _BAKE,
-                )
-            pairs.setdefault(match[1], {})[match[2]] = entry
-        for module, pair in pairs.items():
-            if len(pair) != 2:
-                raise WorkbenchError(f"{self.label}: {module} has lora_{next(iter(pair))} only", "Save the adapter again.")
-        return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}
+        """Module -> its factors (lora_A, lora_B), or (lora_embedding_A, lora_embedding_B). Errors: as `keys`."""
+        found: dict[str, tuple[Entry, Entry]] = {}
+        for part in self.keys.parts:
+            a, b = (next((part.fields[n] for n in (f"lora_{x}", f"lora_embedding_{x}") if n in part.fields), None) for x in "AB")
+            if a and b:
+                found[part.module + ".base_layer" * part.depth] = (a.entry, b.entry)
+        return found
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """Fields of the configuration that change what its tensors mean."""
+        return meaning(self.config)
 
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
@@ -105,63 +86,58 @@ class Adapter:
         alpha = _pattern(self.config.get("alpha_pattern"), module, 8 if alpha is None else alpha)
         return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
 
-    def bind(self, specs: Mapping[str, TensorSpec]) -> BoundAdapter:
-        """The adapter on a base. Errors: a module that the base lacks, shapes that do not fit."""
-        places: dict[str, tuple[Entry, Entry, float]] = {}
-        for module, (a, b) in self.modules().items():
-            name = disk_weight(module, specs, self.label)
-            rank = a.spec.shape[0]
-            update = (b.spec.shape[0], a.spec.shape[1])
-            shape = update[::-1] if self.fan_in_fan_out else update
-            if b.spec.shape[1] != rank or shape != specs[name].shape:
-                raise WorkbenchError(
-                    f"{self.label}: {name} is {list(specs[name].shape)} in the base, the adapter's update is "
-                    f"{list(b.spec.shape)} x {list(a.spec.shape)}",
-                    f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
-                )
-            if name in places:
-                raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {name}", "Save the adapter again.")
-            places[name] = (a, b, self.scale(module, rank))
-        return BoundAdapter(self, places)
+    def lycoris_scale(self, module: str) -> float:
+        """alpha / r of LoHa and LoKr, both from their patterns where these match."""
+        alpha, rank = (self.config.get(name) or 8 for name in ("alpha", "r"))
+        return _pattern(self.config.get("alpha_pattern"), module, alpha) / _pattern(self.config.get("rank_pattern"), module, rank)
 
-    @property
-    def fan_in_fan_out(self) -> bool:
-        """Whether the base stores [in, out], as Conv1D does."""
-        return bool(self.config.get("fan_in_fan_out"))
+    def unties(self, base: Model) -> str | None:
+        """How it unties a tied base's head from its embeddings; None where both stay one tensor."""
+        return unties(self.keys, base)
+
+    def bind(self, specs: Mapping[str, TensorSpec], base: Model | None = None) -> BoundAdapter:
+        """The adapter on a base.
+
+        Args:
+            specs: The base's tensors.
+            base: The base itself: needed for DoRA, for modules that transformers renames or fuses, and to tell copies of
+                the base's weights from changed ones.
+
+        Errors: a module that the base lacks, shapes that do not fit, a part that has no exact place.
+        """
+        binder = Binder(self, specs, base)
+        binder.bind()
+        notes = list(binder.notes)
+        if unknown := unknown_fields(self.config):
+            notes.append(f"{self.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
+        return BoundAdapter(self, binder.updates, notes)
 
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`."""
+    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`.
+
+    Attributes:
+        adapter: The adapter.
+        places: Tensor of the base -> its update; nothing is read before an update is opened.
+        notes: What the user should know of it.
+    """
 
     adapter: Adapter
-    places: dict[str, tuple[Entry, Entry, float]]
+    places: dict[str, Update]
+    notes: list[str] = field(default_factory=list)
 
     def touches(self, name: str) -> bool:
         """Whether the adapter updates a tensor."""
         return name in self.places
 
-    def _factors(self, name: str) -> Factors:
-        a, b, scale = self.places[name]
-        left, right = _tensor(b), _tensor(a)
-        for factor, value in (("lora_B", left), ("lora_A", right)):
-            if not value.isfinite().all():
-                index = (~value.isfinite()).nonzero()[0].tolist()
-                raise WorkbenchError(
-                    f"{self.adapter.label}: {factor} of {name} holds {value[tuple(index)].item()} at {index}",
-                    "Train or download this adapter again.",
-                )
-        factors = Factors(left, right * scale)
-        return factors.transposed() if self.adapter.fan_in_fan_out else factors
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
+        return self.places[name].factors(device)
 
-    def factors(self, name: str, device: torch.device) -> Factors:
-        """One tensor's update, float32. Errors: NaN and infinities."""
-        factors = self._factors(name)
-        return Factors(factors.left.to(device), factors.right.to(device))
-
-    def open_delta(self, name: str, device: torch.device) -> AdapterSource:
-        """One tensor's update."""
-        return AdapterSource(LowRankSource(self._factors(name), device))
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """One tensor's update by rows."""
+        return self.places[name].open(device)
 
 
 def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
@@ -170,10 +146,3 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) ->
         if re.match(rf"(.*\.)?({pattern})$", module):
             return float(value)
     return default
-
-
-def _tensor(entry: Entry) -> Tensor:
-    with entry.file.open("rb") as stream:
-        stream.seek(entry.offset)
-        raw = bytearray(stream.read(entry.spec.nbytes))
-    return torch.frombuffer(raw, dtype=entry.spec.dtype).view(entry.spec.shape).float()

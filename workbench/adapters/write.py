@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.adapters.read import CONFIG, PREFIX, WEIGHTS
+from workbench.adapters.keys import PREFIX
+from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.weights.lowrank import Factors
 
 
