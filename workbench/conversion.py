@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> L
         specs: The base's tensors.
         config: Its config.json.
     """
+    return _layout(json.dumps(dict(config), sort_keys=True), tuple((name, spec.shape) for name, spec in specs.items()))
+
+
+@lru_cache(maxsize=4)
+def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout | None:
     model = _meta_model(config)
     if model is None:
         return None
@@ -78,9 +84,9 @@ def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> L
     owner = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     found: dict[str, tuple[Piece, ...]] = {}
     collected: dict[str, dict[str, list[_Symbol]]] = {}
-    for name in sorted(specs, key=dot_natural_key):
+    for name, on_disk in sorted(tensors, key=lambda item: dot_natural_key(item[0])):
         live, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        symbol = _whole(name, specs[name].shape)
+        symbol = _whole(name, on_disk)
         if pattern is None:
             found[live] = symbol.pieces
         else:
@@ -94,19 +100,19 @@ def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> L
     return LiveLayout(found, shapes, transposed)
 
 
-def _meta_model(config: Mapping[str, Any]) -> PreTrainedModel | None:
-    """The live model without memory, of the class that config.json names."""
+def _meta_model(config: str) -> PreTrainedModel | None:
+    """The live model without memory, of the class that config.json (its text) names."""
     import torch
     import transformers
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(dict(config)), "utf-8")
+        (Path(folder) / "config.json").write_text(config, "utf-8")
         try:
             parsed = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError):
             return None
     known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    named = [getattr(transformers, str(name), None) for name in config.get("architectures") or ()]
+    named = [getattr(transformers, str(name), None) for name in json.loads(config).get("architectures") or ()]
     kind: Any = next((k for k in named if k is not None), known.get(type(parsed), None))
     if kind is None:
         return None

@@ -229,7 +229,7 @@ class Binder:
         if len(part.fields) > 1:
             raise WorkbenchError(f"{self.label}: {part.module} has trained tokens and LoRA factors at once", BAKE)
         disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
-        given = self.config.get("trainable_token_indices")
+        given = self.config.get("trainable_token_indices") or self.config.get("token_indices")
         if isinstance(given, Mapping):
             given = next((v for k, v in given.items() if part.module == k or part.module.endswith(f".{k}")), None)
         indices = tuple(int(i) for i in given or ())
@@ -257,7 +257,7 @@ class Binder:
         """A whole tensor of the adapter: nothing where it is the base's own, else its difference."""
         if self.places.is_tied_head(name):
             assert self.places.tied is not None
-            if self._skips_head or is_copy(stored, self.places.tied[0], self.specs, self.base):
+            if self._skips_head or is_copy(self.adapter.keys, stored, self.places.tied[0], self.base):
                 return
             disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises: the base ties its head
         spots = self.places.spots(name)
@@ -279,7 +279,7 @@ class Binder:
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
-        if len(spots) == 1 and is_copy(stored, spots[0].disk, self.specs, self.base):
+        if len(spots) == 1 and is_copy(self.adapter.keys, stored, spots[0].disk, self.base):
             return
         for spot in spots:
             self._replace(name, stored, spot, shape)

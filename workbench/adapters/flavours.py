@@ -18,7 +18,7 @@ _CONVERT = (
 _TWICE = "It repeats layers of its base: build that base first (`grow`), then train on it, or bake it: merge_and_unload()."
 _GATED = "It acts on some tokens only, so that no change of weights equals it; use it with PEFT at inference."
 # peft_type -> how its parts' names start. All else is refused.
-TUNERS = {"LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_"}
+TUNERS = {"LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_", "TRAINABLE_TOKENS": "trainable_"}
 TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³"}
 # A field of the configuration -> the hint. A field that is unset or false is not used.
 _REFUSED = {
@@ -32,7 +32,7 @@ _NEUTRAL = frozenset({
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
     "target_modules", "exclude_modules", "lora_alpha", "alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save",
     "init_lora_weights", "init_weights", "init_ia3_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "megatron_config", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "trainable_token_indices", "token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "use_dora", "velora_config", "qalora_group_size", "lora_bias", "target_parameters", "ensure_weight_tying", "runtime_config",
     "rank_dropout", "module_dropout", "rank_dropout_scale", "use_effective_conv2d", "decompose_both", "decompose_factor",
     "feedforward_modules", "enable_lora", "merge_weights",
@@ -45,7 +45,7 @@ def check_config(config: Mapping[str, Any], label: str) -> None:
     if kind not in TUNERS:
         raise WorkbenchError(f"{label}: peft_type {kind}; expected {', '.join(TUNERS)}", BAKE)
     if used := [field for field in _REFUSED if config.get(field)]:
-        raise WorkbenchError(f"{label}: LoRA with {', '.join(used)}, which is not read here", _REFUSED[used[0]])
+        raise WorkbenchError(f"{label}: {kind} with {', '.join(used)}, which is not read here", _REFUSED[used[0]])
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MUTATING):
         raise WorkbenchError(
@@ -63,6 +63,6 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that change what equal tensors mean: part of an adapter's digest."""
     always = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
     found = {key: config.get(key) for key in always}
-    names = ["target_parameters", "trainable_token_indices"]
+    names = ["target_parameters", "trainable_token_indices", "token_indices"]
     names += ["r", "alpha", "rank_pattern"] if config.get("peft_type") in ("LOHA", "LOKR") else []
     return found | {key: config[key] for key in names if config.get(key)}

@@ -44,10 +44,12 @@ class Keys:
     Attributes:
         parts: Updates, by module.
         saved: Whole tensors by their live name: modules_to_save, biases, copies of base layers.
+        copies: (key, tensor on disk) -> whether it is a copy of that tensor, once it was compared.
     """
 
     parts: list[Part]
     saved: dict[str, Stored]
+    copies: dict[tuple[str, str], bool] = field(default_factory=dict)
 
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:

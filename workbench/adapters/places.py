@@ -111,8 +111,8 @@ class Places:
         return piece.disk if same else None
 
     def parameters(self, module: str) -> list[str]:
-        """Parameters that a live module holds itself, in the model's order."""
-        for known in (self.specs, self.layout.shapes if self.layout else {}):
+        """Parameters that a live module holds itself, in the model's order; in the file's where transformers knows no model."""
+        for known in (self.layout.shapes if self.layout else {}, self.specs):
             for root in with_and_without_root(module):
                 found = [n for n in known if n.startswith(f"{root}.") and "." not in n[len(root) + 1 :]]
                 if found:

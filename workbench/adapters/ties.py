@@ -11,7 +11,7 @@ from workbench.adapters.entries import Stored
 from workbench.adapters.keys import Keys
 from workbench.names import HEADS
 from workbench.weights.digests import entry_digest
-from workbench.weights.specs import TensorSpec, block_elements, buffer, matrix
+from workbench.weights.specs import block_elements, buffer, matrix
 from workbench.weights.tied import EMBEDDINGS, tied_embeddings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def unties(keys: Keys, base: Model) -> str | None:
             for n, s in keys.saved.items()
             if n.removesuffix(".weight").rpartition(".")[2] in leaves and n.endswith(".weight")
         ]
-        if updated or any(not is_copy(s, tied[0], base.weights.specs, base) for _, s in weights):
+        if updated or any(not is_copy(keys, s, tied[0], base) for _, s in weights):
             reached.append(end)
     if not reached:
         return None
@@ -82,14 +82,22 @@ def _same_saved(heads: Mapping[str, tuple[Stored, ...]], first: Mapping[str, tup
     return one.entry.spec == other.entry.spec and entry_digest(one.entry) == entry_digest(other.entry)
 
 
-def is_copy(stored: Stored, name: str, specs: Mapping[str, TensorSpec], base: Model | None) -> bool:
+def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
     """Whether a whole tensor of an adapter is the base's own, as PEFT stores embeddings and heads beside their factors.
 
     Compared in the copy's dtype, so that a bf16 copy of a float32 base is one.
     """
-    if base is None or specs[name].shape != stored.shape:
+    if base is None or base.weights.specs[name].shape != stored.shape:
         return False
-    source, scratch, spec = base.weights.open(name, _CPU), buffer(specs[name], _CPU), specs[name]
+    place = (stored.key, name)
+    if place not in keys.copies:
+        keys.copies[place] = _equal(stored, name, base)
+    return keys.copies[place]
+
+
+def _equal(stored: Stored, name: str, base: Model) -> bool:
+    spec = base.weights.specs[name]
+    source, scratch = base.weights.open(name, _CPU), buffer(spec, _CPU)
     for start, stop in spec.blocks(block_elements(_CPU)):
         block = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, block)
