@@ -69,6 +69,9 @@ FLAVOURS = {
     "dora": Flavour("qwen2", {"target_modules": ATTENTION, "use_dora": True}, dense=True, says="DoRA on 16 tensors"),
     "dora_conv1d": Flavour("gpt2", {"target_modules": ["c_attn", "c_fc", "c_proj"], "use_dora": True}, dense=True, says="DoRA on 16 tensors"),
     "dora_embedding": Flavour("llama_untied", {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}, dense=True, says="DoRA on 2"),
+    "dora_tied": Flavour("llama", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True, "use_dora": True}, dense=True, unties=True,
+                         says="DoRA on 2"),
+    "token_rows": Flavour("qwen2", {"token_indices": [2, 30]}, dense=True, says="trainable_token_indices on 1", peft="TrainableTokensConfig"),
     "tokens": Flavour("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [9, 3, 40]}, says="trainable_token_indices on 1"),
     "experts_mixtral": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
     "experts_qwen3_moe": Flavour("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
@@ -128,7 +131,7 @@ def save_flavour(flavour: Flavour, base: Path, out: Path) -> Path:
 
     torch.manual_seed(1)
     settings = {"r": 4, **({"lora_alpha": 6} if flavour.peft == "LoraConfig" else {}), **flavour.settings}
-    if flavour.peft == "IA3Config":
+    if flavour.peft in ("IA3Config", "TrainableTokensConfig"):
         settings.pop("r")
     made = getattr(peft, flavour.peft)(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), made)

@@ -68,7 +68,7 @@ NORM = "base_model.model.model.norm.weight"
         ([f"{Q}.lora_A.weight"], {}, r"x: model\.layers\.0\.self_attn\.q_proj has lora_B only, without lora_A"),
         ([f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "has lora_magnitude_vector only"),
         ([], {f"{Q}.hada_w1_a": torch.ones(32, 4)}, r"q_proj\.hada_w1_a does not belong to its peft_type"),
-        ([], {f"{Q}.lora_magnitude_vector": torch.ones(31)}, r"lora_magnitude_vector is \[31\], expected 32 numbers, one an output"),
+        ([], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, r"q_proj has lora_magnitude_vector, though use_dora is not set"),
         ([], {f"{Q}.lora_C": torch.ones(2)}, r"adapter key \S*q_proj\.lora_C \[2\] belongs to no tensor of the base and to no update"),
         ([], {"base_model.model.model.extra.weight": torch.ones(2)}, r"adapter key \S*extra\.weight \[2\] belongs to no tensor"),
         ([], {NORM: torch.ones(31)}, r"norm\.weight is \[31\], the base has \[32\]"),
@@ -81,6 +81,8 @@ NORM = "base_model.model.model.norm.weight"
          r"module lm_head has no weight in the base"),
         ([], {f"{Q}.lora_B.bias": torch.ones(32)}, r"lora_bias on model\.layers\.0\.self_attn\.q_proj, which has no bias in the base"),
         ([], {f"{Q}.lora_A.weight": torch.ones(8, 33)}, r"q_proj\.weight is \[32, 32\] in the base, the adapter's update is \[32, 8\] x \[8, 33\]"),
+        ([], {f"{Q}.lora_embedding_A": torch.ones(4, 32), f"{Q}.lora_embedding_B": torch.ones(32, 4)},
+         r"adapter key \S*q_proj\.lora_A\.weight has no use beside model\.layers\.0\.self_attn\.q_proj's other keys"),
         ([], {f"{Q}.lora_A.weight": torch.ones(4, 32)}, r"the adapter's update is \[32, 8\] x \[4, 32\]"),
         ([], {f"{Q}.lora_A.weight": torch.full((8, 32), float("nan"))}, r"x: \S*q_proj\.lora_A\.weight holds nan at \[0, 0\]; expected finite"),
         ([], {f"{Q.replace('q_proj', 'q_porj')}.lora_A.weight": torch.ones(8, 32), f"{Q.replace('q_proj', 'q_porj')}.lora_B.weight": torch.ones(32, 8)},
@@ -97,6 +99,15 @@ def test_refused_keys(lora: Path, llama: Path, dropped: list[str], added: dict[s
     with pytest.raises(WorkbenchError, match=message):
         bound = Adapter(lora, "x").bind(base.weights.specs, base)
         _ = [bound.factors(name, CPU) for name in bound.places]
+
+
+def test_magnitudes_that_do_not_fit(lora: Path, llama: Path) -> None:
+    base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
+    edit_json(lora / CONFIG, use_dora=True)
+    pairs = {k: t for k, t in tensors_of(lora).items() if "layers.0.self_attn.q_proj" in k}
+    save_file({**pairs, f"{Q}.lora_magnitude_vector": torch.ones(31)}, lora / WEIGHTS)
+    with pytest.raises(WorkbenchError, match=r"lora_magnitude_vector is \[31\], expected 32 numbers, one an output"):
+        Adapter(lora, "x").bind(base.weights.specs, base)
 
 
 def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:

@@ -29,6 +29,14 @@ _UNSAVE = (
     "A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
+# First field of a kind of update -> all fields that it uses.
+_USED = {
+    "ia3_l": {"ia3_l"},
+    "hada_w1_a": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
+    "lora_embedding_A": {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
+    "lora_A": {"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"},
+    "lokr": {f"lokr_w{i}{end}" for i in (1, 2) for end in ("", "_a", "_b")},
+}
 _NO_BIAS = (
     "PEFT cannot merge it either. Give the base a bias there (attention_bias or mlp_bias in config.json, and zeros as tensors), "
     "or train the adapter with lora_bias=False."
@@ -90,19 +98,35 @@ class Binder:
         if "trainable_tokens_delta" in part.fields:
             return self._tokens(part)
         name = f"{part.module}.weight"
+        if bool(self.config.get("use_dora")) != ("lora_magnitude_vector" in part.fields) and not part.depth:
+            lacks = "has no lora_magnitude_vector, which use_dora asks for" if self.config.get("use_dora") else (
+                "has lora_magnitude_vector, though use_dora is not set")  # fmt: skip
+            raise WorkbenchError(f"{self.label}: {part.module} {lacks}", "Save the adapter again.")
         if self.places.is_tied_head(name):
             if self._skips_head:
                 return []
             disk_weight(part.module, self.specs, self.label)  # raises: the base ties its head
+        self._check_fields(part, name)
         if "ia3_l" in part.fields:
             return self._ia3(part)
         if "hada_w1_a" in part.fields or "lokr_w1" in part.fields or "lokr_w1_a" in part.fields:
             return self._lycoris(part)
         if "lora_embedding_A" in part.fields:
             return self._embedding(part)
-        if part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)):
-            return self._parameter(part)
-        return self._linear(part)
+        return self._parameter(part) if self._adapts_parameter(part, name) else self._linear(part)
+
+    def _adapts_parameter(self, part: Part, name: str) -> bool:
+        return bool(part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)))
+
+    def _check_fields(self, part: Part, name: str) -> None:
+        """Errors: a field that the module's kind of update does not use."""
+        fields = set(part.fields)
+        kind = next(used for first, used in _USED.items() if first in fields or first == "lokr")
+        used = {"lora_A", "lora_B"} if kind is _USED["lora_A"] and self._adapts_parameter(part, name) else kind
+        both = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
+        if left := fields - used | both:
+            key = part.fields[min(left)].key
+            raise WorkbenchError(f"{self.label}: adapter key {key} has no use beside {part.module}'s other keys", BAKE)
 
     def _linear(self, part: Part) -> list[str]:
         a, b = part.fields["lora_A"], part.fields["lora_B"]
@@ -225,6 +249,8 @@ class Binder:
 
     def _tokens(self, part: Part) -> list[str]:
         """Trained rows of the embeddings; a head that shares them gets the same rows."""
+        if self._skips_head and self.places.is_tied_head(f"{part.module}.weight"):
+            return []
         stored = part.fields["trainable_tokens_delta"]
         if len(part.fields) > 1:
             raise WorkbenchError(f"{self.label}: {part.module} has trained tokens and LoRA factors at once", BAKE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.layout import Model
 
 _CPU = torch.device("cpu")
+_FIRST = tuple(name.removesuffix(".weight") for name in EMBEDDINGS)
 
 
 def unties(keys: Keys, base: Model) -> str | None:
@@ -29,16 +29,13 @@ def unties(keys: Keys, base: Model) -> str | None:
     tied = tied_embeddings(base.weights.specs, base.config)
     if tied is None or updates_both_alike(keys):
         return None
-    ends = {"head": HEADS, "embeddings": tuple(name.removesuffix(".weight") for name in EMBEDDINGS)}
+    rows = _updates(keys, HEADS).get("tokens")
     reached = []
-    for end, leaves in ends.items():
-        updated = any(p.module.rpartition(".")[2] in leaves and "trainable_tokens_delta" not in p.fields for p in keys.parts)
-        weights = [
-            (n, s)
-            for n, s in keys.saved.items()
-            if n.removesuffix(".weight").rpartition(".")[2] in leaves and n.endswith(".weight")
-        ]
-        if updated or any(not is_copy(keys, s, tied[0], base) for _, s in weights):
+    for end, leaves in (("head", HEADS), ("embeddings", _FIRST)):
+        found = _updates(keys, leaves)
+        saved = found.pop("saved", ())
+        tokens = found.pop("tokens", None)
+        if found or (tokens and rows) or any(not is_copy(keys, s, tied[0], base) for s in saved):
             reached.append(end)
     if not reached:
         return None
@@ -46,39 +43,40 @@ def unties(keys: Keys, base: Model) -> str | None:
 
 
 def updates_both_alike(keys: Keys) -> bool:
-    """Whether an adapter brings the same update for head and embeddings."""
-    embeddings = tuple(name.removesuffix(".weight") for name in EMBEDDINGS)
-    heads = {**_updates(keys, HEADS)}
-    first = {**_updates(keys, embeddings)}
-    if "factors" in heads and "factors" in first:
-        (a, b), (left, right) = heads.pop("factors"), first.pop("factors")
-        if a.shape != right.shape[::-1] or b.shape != left.shape[::-1]:
-            return False
-        alike = torch.equal(a.read(), right.read().T) and torch.equal(b.read(), left.read().T)
-        return alike and _same_saved(heads, first)
-    return bool(heads) and "factors" not in heads and "factors" not in first and bool(first) and _same_saved(heads, first)
+    """Whether an adapter leaves head and embeddings alike: nothing, transposed factors, equal copies, equal rows, or rows of
+    the embeddings alone, which PEFT shares with a tied head.
+    """
+    heads, first = _updates(keys, HEADS), _updates(keys, _FIRST)
+    rows, first_rows = heads.pop("tokens", None), first.pop("tokens", None)
+    if rows and not (first_rows and _same(rows[0], first_rows[0])):
+        return False
+    if set(heads) != set(first) or "other" in heads:
+        return False
+    if "saved" in heads and not _same(heads["saved"][0], first["saved"][0]):
+        return False
+    if "factors" not in heads:
+        return True
+    (a, b), (left, right) = heads["factors"], first["factors"]
+    if a.shape != right.shape[::-1] or b.shape != left.shape[::-1]:
+        return False
+    return torch.equal(a.read(), right.read().T) and torch.equal(b.read(), left.read().T)
 
 
 def _updates(keys: Keys, leaves: tuple[str, ...]) -> dict[str, tuple[Stored, ...]]:
-    """ "factors" -> the two factors, "saved" -> the whole weight, of the module with one of these names."""
+    """What the modules with one of these names have: "factors", "saved" (a whole weight), "tokens" (rows), "other"."""
     found: dict[str, tuple[Stored, ...]] = {}
     for part in keys.parts:
         if part.module.rpartition(".")[2] in leaves:
-            for a, b in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
-                if a in part.fields:
-                    found["factors"] = (part.fields[a], part.fields[b])
+            plain = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+            kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if plain else "other"
+            found[kind] = tuple(part.fields[name] for name in sorted(part.fields))
     for name, stored in keys.saved.items():
         if name.endswith(".weight") and name.removesuffix(".weight").rpartition(".")[2] in leaves:
             found["saved"] = (stored,)
     return found
 
 
-def _same_saved(heads: Mapping[str, tuple[Stored, ...]], first: Mapping[str, tuple[Stored, ...]]) -> bool:
-    if "saved" not in heads and "saved" not in first:
-        return True
-    if "saved" not in heads or "saved" not in first:
-        return False
-    one, other = heads["saved"][0], first["saved"][0]
+def _same(one: Stored, other: Stored) -> bool:
     return one.entry.spec == other.entry.spec and entry_digest(one.entry) == entry_digest(other.entry)
 
 
