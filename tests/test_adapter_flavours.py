@@ -77,6 +77,11 @@ FLAVOURS = {
     "experts_qwen3_moe": Flavour("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
                                                "rank_pattern": {r".*experts\.gate_up_proj": 2}, "use_rslora": True}),
     "router": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
+    "adalora": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "init_r": 5, "target_r": 3, "lora_alpha": 7, "total_step": 9},
+                       peft="AdaLoraConfig"),
+    "oft": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "oft_block_size": 8}, dense=True, says="OFT on 8", peft="OFTConfig"),
+    "oft_exact": Flavour("gpt_neox", {"target_modules": ["dense", "query_key_value"], "oft_block_size": 4, "block_share": True,
+                                      "use_cayley_neumann": False, "bias": "all"}, dense=True, says="OFT on 8", peft="OFTConfig"),
     "loha": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "alpha": 6, "rank_pattern": {"down_proj": 2}}, dense=True,
                     says="LoHa on 8 tensors", peft="LoHaConfig"),
     "lokr": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "alpha": 6, "r": 2}, dense=True, says="LoKr on 8", peft="LoKrConfig"),
@@ -130,9 +135,8 @@ def save_flavour(flavour: Flavour, base: Path, out: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    settings = {"r": 4, **({"lora_alpha": 6} if flavour.peft == "LoraConfig" else {}), **flavour.settings}
-    if flavour.peft in ("IA3Config", "TrainableTokensConfig"):
-        settings.pop("r")
+    ranked = {"LoraConfig": {"r": 4, "lora_alpha": 6}, "LoHaConfig": {"r": 4}, "LoKrConfig": {"r": 4}}
+    settings = {**ranked.get(flavour.peft, {}), **flavour.settings}
     made = getattr(peft, flavour.peft)(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), made)
     with torch.no_grad():

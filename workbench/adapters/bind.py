@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.adapters.dense import BiasShift, Dora, Ia3, LoHa, LoKr, Replaced, TokenRows, Update, added
+from workbench.adapters.dense import BiasShift, Dora, Ia3, LoHa, LoKr, Oft, Replaced, TokenRows, Update, added
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import Part
@@ -32,9 +32,10 @@ _UNSAVE = (
 # First field of a kind of update -> all fields that it uses.
 _USED = {
     "ia3_l": {"ia3_l"},
+    "oft_R": {"oft_R"},
     "hada_w1_a": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
     "lora_embedding_A": {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
-    "lora_A": {"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"},
+    "lora_A": {"lora_A", "lora_B", "lora_E", "lora_B.bias", "lora_magnitude_vector"},
     "lokr": {f"lokr_w{i}{end}" for i in (1, 2) for end in ("", "_a", "_b")},
 }
 _NO_BIAS = (
@@ -109,6 +110,8 @@ class Binder:
         self._check_fields(part, name)
         if "ia3_l" in part.fields:
             return self._ia3(part)
+        if "oft_R" in part.fields:
+            return self._rotation(part)
         if "hada_w1_a" in part.fields or "lokr_w1" in part.fields or "lokr_w1_a" in part.fields:
             return self._lycoris(part)
         if "lora_embedding_A" in part.fields:
@@ -142,11 +145,23 @@ class Binder:
             flip = False
         if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
             raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip)
+        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, between=self._between(part))
         disks = self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
         if "lora_B.bias" in part.fields:
             self._shift(part, part.fields["lora_B.bias"], pair.scale)
         return disks
+
+    def _between(self, part: Part) -> Stored | None:
+        """AdaLoRA's singular values. Errors: missing or one too many, in number or in kind."""
+        found = part.fields.get("lora_E")
+        rank = part.fields["lora_A"].shape[0]
+        if (found is not None) != (self.config["peft_type"] == "ADALORA") or (found and math.prod(found.shape) != rank):
+            shown = f"lora_E {list(found.shape)}" if found else "no lora_E"
+            raise WorkbenchError(
+                f"{self.label}: {part.module} has {shown}; expected {rank} numbers with peft_type ADALORA, none otherwise",
+                "Save the adapter again.",
+            )
+        return found
 
     def _embedding(self, part: Part) -> list[str]:
         a, b = part.fields["lora_embedding_A"], part.fields["lora_embedding_B"]
@@ -187,7 +202,9 @@ class Binder:
             raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
         found: dict[str, LowRank] = {}
         for spot in spots:
-            part = Pair(pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap)
+            part = Pair(
+                pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap, pair.between
+            )
             found.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
         for disk, update in found.items():
             self.updates[disk] = added(self.updates.get(disk), update)
@@ -223,6 +240,21 @@ class Binder:
         self.updates[disk] = added(self.updates.get(disk), Ia3(vector, along_rows))
         if not forward and self.places.direct(f"{part.module}.bias"):
             self._shift(part, vector, None)
+        return [disk]
+
+    def _rotation(self, part: Part) -> list[str]:
+        stored = part.fields["oft_R"]
+        disk = self._whole(f"{part.module}.weight", TITLES["OFT"])
+        spec = self.specs[disk]
+        terms = self.config.get("num_cayley_neumann_terms", 5) if self.config.get("use_cayley_neumann") else None
+        update = Oft(stored, bool(self.config.get("block_share")), terms)
+        if len(spec.shape) != 2 or not update.fits(spec.cols):
+            raise WorkbenchError(
+                f"{self.label}: {stored.key} is {list(stored.shape)}, which makes no rotation of the {spec.cols} inputs of {disk}",
+                "The adapter was trained on another base: name that base in the recipe.",
+            )
+        self._kinds[TITLES["OFT"]] += 1
+        self.updates[disk] = added(self.updates.get(disk), update)
         return [disk]
 
     def _lycoris(self, part: Part) -> list[str]:

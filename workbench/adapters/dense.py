@@ -6,6 +6,7 @@ Formulas are in the orientation of torch.nn.Linear, W [out, in]; `flip` says tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -223,6 +224,60 @@ class LoKr(_Dense):
             heights.append((whole or self.fields[f"lokr_{name}_a"]).shape[0])
             widths.append((whole or self.fields[f"lokr_{name}_b"]).shape[1])
         return heights[0] * heights[1], widths[0] * widths[1]
+
+
+@dataclass(frozen=True)
+class Oft(_Dense):
+    """W·Rᵀ − W with a block-diagonal rotation R of the inputs (Qiu et al. 2023, arXiv 2306.07280).
+
+    R is Cayley's transform of skew-symmetric blocks Q: (I − Q)(I + Q)⁻¹, or the first `terms` of the Neumann series that PEFT
+    uses in its place, I + 2Q + 2Q² + … + Qⁿ⁻¹.
+    """
+
+    stored: Stored
+    """[blocks, b(b − 1)/2]: the upper triangles of the blocks."""
+    share: bool
+    """One block for all."""
+    terms: int | None
+    """None: the exact transform."""
+
+    @property
+    def size(self) -> int:
+        """b, from the number of elements of a triangle."""
+        return round((1 + math.sqrt(1 + 8 * self.stored.shape[-1])) / 2)
+
+    def fits(self, inputs: int) -> bool:
+        """Whether the blocks rotate this many inputs."""
+        blocks = inputs // self.size if self.share else self.stored.shape[0]
+        triangle = self.size * (self.size - 1) // 2 == self.stored.shape[-1]
+        return triangle and blocks * self.size == inputs and (not self.share or self.stored.shape[0] == 1)
+
+    def open(self, device: torch.device) -> DeltaRows:
+        """The delta by rows."""
+        rotation, size = self._rotation(device), self.size
+
+        def compute(start: int, stop: int, base: Tensor) -> Tensor:
+            blocks = base.view(len(base), -1, size)
+            full = rotation.expand(blocks.shape[1], size, size)
+            return torch.einsum("nbc,bkc->nbk", blocks, full).reshape(base.shape) - base
+
+        return _Rows(compute)
+
+    def _rotation(self, device: torch.device) -> Tensor:
+        upper = self.stored.read(device)
+        rows, cols = torch.triu_indices(self.size, self.size, 1)
+        skew = torch.zeros(len(upper), self.size, self.size, device=device)
+        skew[:, rows, cols] = upper
+        skew = skew - skew.transpose(1, 2)
+        eye = torch.eye(self.size, device=device).expand_as(skew)
+        if self.terms is None:
+            solved: Tensor = torch.linalg.solve(eye + skew, eye - skew, left=False)
+            return solved
+        total, power = eye.clone(), eye
+        for k in range(1, self.terms):
+            power = power @ skew
+            total += power * (1 if k == self.terms - 1 and k > 1 else 2)
+        return total
 
 
 @dataclass(frozen=True)

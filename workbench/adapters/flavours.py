@@ -18,8 +18,16 @@ _CONVERT = (
 _TWICE = "It repeats layers of its base: build that base first (`grow`), then train on it, or bake it: merge_and_unload()."
 _GATED = "It acts on some tokens only, so that no change of weights equals it; use it with PEFT at inference."
 # peft_type -> how its parts' names start. All else is refused.
-TUNERS = {"LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_", "TRAINABLE_TOKENS": "trainable_"}
-TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³"}
+TUNERS = {
+    "LORA": "lora_",
+    "LOHA": "hada_",
+    "LOKR": "lokr_",
+    "IA3": "ia3_",
+    "OFT": "oft_",
+    "ADALORA": "lora_",
+    "TRAINABLE_TOKENS": "trainable_",
+}
+TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT"}
 # A field of the configuration -> the hint. A field that is unset or false is not used.
 _REFUSED = {
     "layer_replication": _TWICE, "alora_invocation_tokens": _GATED, "arrow_config": _GATED, "use_qalora": BAKE,
@@ -35,7 +43,8 @@ _NEUTRAL = frozenset({
     "megatron_config", "megatron_core", "trainable_token_indices", "token_indices", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "use_dora", "velora_config", "qalora_group_size", "lora_bias", "target_parameters", "ensure_weight_tying", "runtime_config",
     "rank_dropout", "module_dropout", "rank_dropout_scale", "use_effective_conv2d", "decompose_both", "decompose_factor",
-    "feedforward_modules", "enable_lora", "merge_weights",
+    "feedforward_modules", "enable_lora", "merge_weights", "oft_block_size", "block_share", "use_cayley_neumann",
+    "num_cayley_neumann_terms", "eps", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
 })  # fmt: skip
 
 
@@ -65,4 +74,6 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: config.get(key) for key in always}
     names = ["target_parameters", "trainable_token_indices", "token_indices"]
     names += ["r", "alpha", "rank_pattern"] if config.get("peft_type") in ("LOHA", "LOKR") else []
-    return found | {key: config[key] for key in names if config.get(key)}
+    names += ["init_r"] if config.get("peft_type") == "ADALORA" else []
+    names += ["block_share", "use_cayley_neumann", "num_cayley_neumann_terms"] if config.get("peft_type") == "OFT" else []
+    return found | {key: config[key] for key in names if config.get(key) is not None}

@@ -13,7 +13,7 @@ from workbench.weights.checkpoint import Entry
 
 PREFIX = "base_model.model."
 _PART = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector"
+    r"(?P<module>.+?)\.(?P<part>lora_B\.bias|lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|oft_R"
     r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|ia3_l|trainable_tokens_delta)(?:\.weight)?"
 )
 _PAIRS = [
@@ -95,7 +95,7 @@ def _check_pairs(part: Part, label: str) -> None:
                 f"{label}: {part.module} has {present} only, without {other if present == one else one}",
                 "Save the adapter again.",
             )
-    known = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "trainable_tokens_delta"}
+    known = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "oft_R", "trainable_tokens_delta"}
     kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))
     if not known & set(part.fields) and not kronecker:
         raise WorkbenchError(f"{label}: {part.module} has {', '.join(part.fields)} only", "Save the adapter again.")

@@ -26,6 +26,7 @@ class Pair:
         expert: (index, number of experts) of a stacked parameter.
         rows, cols: The part of the stored weight, before `swap`.
         swap: Whether the tensor on disk is the transpose of that part.
+        between: [rank, 1], what stands between the factors in AdaLoRA.
     """
 
     a: Stored
@@ -36,6 +37,7 @@ class Pair:
     rows: Range | None = None
     cols: Range | None = None
     swap: bool = False
+    between: Stored | None = None
 
     @property
     def rank(self) -> int:
@@ -50,6 +52,7 @@ class Pair:
             left = self.b.read()[:, index::count].contiguous()
         else:
             right, left = self.a.read(), self.b.read()
+        right = right * self.between.read().reshape(-1, 1) if self.between else right
         factors = Factors(left, right * self.scale)
         factors = factors.transposed() if self.flip else factors
         rows, cols = self.rows or (0, factors.left.shape[0]), self.cols or (0, factors.right.shape[1])

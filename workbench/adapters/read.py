@@ -29,7 +29,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapter:
-    """A PEFT adapter directory: LoRA in all flavours that stored tensors and the base determine, DoRA, LoHa, LoKr, (IA)³.
+    """A PEFT adapter directory: LoRA in all flavours that stored tensors and the base determine, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³.
 
     Args:
         path: The directory.
@@ -84,6 +84,8 @@ class Adapter:
         """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
         alpha = self.config.get("lora_alpha")
         alpha = _pattern(self.config.get("alpha_pattern"), module, 8 if alpha is None else alpha)
+        if self.config["peft_type"] == "ADALORA":  # as PEFT: the rank before pruning, and its guard against zero
+            return float((alpha if alpha > 0 else rank) / (self.config.get("init_r", 12) + 1e-5))
         return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
 
     def lycoris_scale(self, module: str) -> float:
