@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from project import CPU
-from tiny import LAYERS, VOCABULARY, config, save_tokenizer, tensors_of
+from safetensors.torch import save_file
+from tiny import LAYERS, VOCABULARY, config, edit_json, save_tokenizer, tensors_of
 from torch import Tensor
 
 from workbench.compose import compose, compute, live_model
@@ -79,7 +80,7 @@ FLAVOURS = {
     "router": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
     "adalora": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "init_r": 5, "target_r": 3, "lora_alpha": 7, "total_step": 9},
                        peft="AdaLoraConfig"),
-    "oft": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "oft_block_size": 8}, dense=True, says="OFT on 8", peft="OFTConfig"),
+    "oft": Flavour("llama", {"target_modules": ["down_proj"], "oft_block_size": 4, "num_cayley_neumann_terms": 3}, dense=True, says="OFT on 4", peft="OFTConfig"),
     "oft_exact": Flavour("gpt_neox", {"target_modules": ["dense", "query_key_value"], "oft_block_size": 4, "block_share": True,
                                       "use_cayley_neumann": False, "bias": "all"}, dense=True, says="OFT on 8", peft="OFTConfig"),
     "loha": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "alpha": 6, "rank_pattern": {"down_proj": 2}}, dense=True,
@@ -207,3 +208,22 @@ def test_flavour(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> N
     bound = recipe.bricks["one"].adapter.bind(recipe.base.weights.specs, recipe.base)
     products = [bound.factors(n, CPU) for n in bound.places]
     assert all(f is None for f in products) if flavour.dense else any(f is not None for f in products)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pruned_ranks_of_adalora(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """AdaLoRA stores what its pruning has left, and scales it by the rank before."""
+    base = base_of("gpt2")
+    adapter = save_flavour(FLAVOURS["adalora"], base, tmp_path / "adapter")
+    kept = [True, False, True, True, False]
+    tensors = tensors_of(adapter)
+    module = "base_model.model.transformer.h.0.attn.c_attn"
+    for name in ("lora_A", "lora_E", "lora_B"):
+        tensor = tensors[f"{module}.{name}"]
+        tensors[f"{module}.{name}"] = (tensor[:, kept] if name == "lora_B" else tensor[kept]).contiguous()
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_json(adapter / "adapter_config.json", rank_pattern={"transformer.h.0.attn.c_attn.lora_E": kept})
+    model = compose(resolved(base, adapter, tmp_path), CPU).model
+    live = live_model(model.config, compute(model, torch.float32, CPU), base, CPU)
+    error = relative(logits(live), logits(reference(base, adapter)))
+    assert error <= BOUND

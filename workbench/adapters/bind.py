@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from workbench.adapters.dense import BiasShift, Dora, Ia3, LoHa, LoKr, Oft, Replaced, TokenRows, Update, added
+from workbench.adapters import tuners
+from workbench.adapters.dense import BiasShift, Dora, Replaced, Update, added
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import Part
@@ -76,11 +77,8 @@ class Binder:
         taken: dict[str, Part] = {}
         for part in self.adapter.keys.parts:
             for disk in self._part(part):
-                if (
-                    taken.setdefault(disk, part) is not part
-                    and len(self.specs[disk].shape) < 3
-                    and self._clash(disk, taken[disk], part)
-                ):
+                first = taken.setdefault(disk, part)
+                if first is not part and self._clash(first, part):
                     raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {disk}", "Save the adapter again.")
         for kind, count in self._kinds.items():
             self.notes.append(f"{self.label}: {kind} on {count} tensors, applied as dense deltas, which do not stay low-rank")
@@ -90,9 +88,10 @@ class Binder:
                 f"{self.label}: brings whole tensors ({shown}; {len(self._replaced)} in all), merged as dense deltas"
             )
 
-    def _clash(self, disk: str, one: Part, other: Part) -> bool:
-        """Whether two modules update the same elements: their names differ by a root prefix only."""
-        return one.module.endswith(f".{other.module}") or other.module.endswith(f".{one.module}") or one.module == other.module
+    def _clash(self, one: Part, other: Part) -> bool:
+        """Whether two modules are one: their names differ by a root prefix only. Others may share a joined tensor on disk."""
+        names = one.module, other.module
+        return one.depth == other.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
 
     def _part(self, part: Part) -> list[str]:
         """One module's updates; the tensors on disk that they reach."""
@@ -108,12 +107,8 @@ class Binder:
                 return []
             disk_weight(part.module, self.specs, self.label)  # raises: the base ties its head
         self._check_fields(part, name)
-        if "ia3_l" in part.fields:
-            return self._ia3(part)
-        if "oft_R" in part.fields:
-            return self._rotation(part)
-        if "hada_w1_a" in part.fields or "lokr_w1" in part.fields or "lokr_w1_a" in part.fields:
-            return self._lycoris(part)
+        if self.config["peft_type"] in TITLES:
+            return self._tuner(part)
         if "lora_embedding_A" in part.fields:
             return self._embedding(part)
         return self._parameter(part) if self._adapts_parameter(part, name) else self._linear(part)
@@ -217,93 +212,54 @@ class Binder:
                 f"{self.label}: {magnitude.key} is {list(magnitude.shape)}, expected {pair.b.shape[0]} numbers, one an output",
                 "Save the adapter again.",
             )
-        if self.base is None or disk in self.updates:
-            raise WorkbenchError(f"{self.label}: DoRA on {disk}, whose base weight the adapter also replaces", BAKE)
+        if disk in self.updates:
+            raise self._replaced_too("DoRA", disk)
+        if self.base is None:
+            raise WorkbenchError(f"{self.label}: DoRA on {disk} needs the base's numbers", BAKE)
         self._kinds["DoRA"] += 1
         self.updates[disk] = Dora(pair, magnitude, self.specs[disk], partial(self.base.weights.open, disk))
         return [disk]
 
-    def _ia3(self, part: Part) -> list[str]:
-        vector = part.fields["ia3_l"]
-        disk = self._whole(f"{part.module}.weight", TITLES["IA3"])
-        forward, count = vector.shape[0] == 1, math.prod(vector.shape)
-        shape = self.specs[disk].shape
-        if count not in shape or len(shape) != 2:
-            raise WorkbenchError(
-                f"{self.label}: {vector.key} is {list(vector.shape)}, which does not fit {disk} {list(shape)}",
-                "The adapter was trained on another base: name that base in the recipe.",
-            )
-        flag = bool(self.config.get("fan_in_fan_out"))
-        square = shape[0] == shape[1]
-        along_rows = forward == self.places.stores_in_out(part.module, shape, shape, flag) if square else count == shape[0]
-        self._kinds[TITLES["IA3"]] += 1
-        self.updates[disk] = added(self.updates.get(disk), Ia3(vector, along_rows))
-        if not forward and self.places.direct(f"{part.module}.bias"):
-            self._shift(part, vector, None)
-        return [disk]
-
-    def _rotation(self, part: Part) -> list[str]:
-        stored = part.fields["oft_R"]
-        disk = self._whole(f"{part.module}.weight", TITLES["OFT"])
-        spec = self.specs[disk]
-        terms = self.config.get("num_cayley_neumann_terms", 5) if self.config.get("use_cayley_neumann") else None
-        update = Oft(stored, bool(self.config.get("block_share")), terms)
-        if len(spec.shape) != 2 or not update.fits(spec.cols):
-            raise WorkbenchError(
-                f"{self.label}: {stored.key} is {list(stored.shape)}, which makes no rotation of the {spec.cols} inputs of {disk}",
-                "The adapter was trained on another base: name that base in the recipe.",
-            )
-        self._kinds[TITLES["OFT"]] += 1
-        self.updates[disk] = added(self.updates.get(disk), update)
-        return [disk]
-
-    def _lycoris(self, part: Part) -> list[str]:
+    def _tuner(self, part: Part) -> list[str]:
+        """(IA)³, OFT, LoHa, LoKr."""
         kind = self.config["peft_type"]
         disk = self._whole(f"{part.module}.weight", TITLES[kind])
-        scale = self.adapter.lycoris_scale(part.module)
-        update: LoHa | LoKr
-        if kind == "LOHA":
-            f = part.fields
-            shapes = {(f[f"hada_w{i}_a"].shape[0], f[f"hada_w{i}_b"].shape[1]) for i in (1, 2)}
-            update = LoHa(f, scale)
+        spec = self.specs[disk]
+        update: Update
+        if kind in ("LOHA", "LOKR"):
+            update = tuners.lycoris(part, disk, spec, self.adapter.lycoris_scale(part.module), self.label)
+        elif disk in self.updates:
+            raise self._replaced_too(TITLES[kind], disk)
+        elif kind == "OFT":
+            update = tuners.oft(part, disk, spec, self.config, self.label)
         else:
-            update = LoKr(part.fields, scale)
-            shapes = {update.shape}
-        if shapes != {self.specs[disk].shape}:
-            raise WorkbenchError(
-                f"{self.label}: {disk} is {list(self.specs[disk].shape)} in the base, the adapter's update is "
-                f"{' and '.join(str(list(s)) for s in sorted(shapes))}",
-                f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
-            )
+            conv1d = self.places.is_conv1d(part.module, bool(self.config.get("fan_in_fan_out")))
+            update = tuners.ia3(part, disk, spec, conv1d, self.label)
+            if part.fields["ia3_l"].shape[0] != 1 and (bias := self.places.direct(f"{part.module}.bias")):
+                if bias in self.updates:
+                    raise self._replaced_too(TITLES[kind], bias)
+                self._shift(part, part.fields["ia3_l"], None)
         self._kinds[TITLES[kind]] += 1
         self.updates[disk] = added(self.updates.get(disk), update)
         return [disk]
+
+    def _replaced_too(self, what: str, disk: str) -> WorkbenchError:
+        return WorkbenchError(f"{self.label}: {what} on {disk}, which the adapter also replaces", BAKE)
 
     def _tokens(self, part: Part) -> list[str]:
         """Trained rows of the embeddings; a head that shares them gets the same rows."""
         if self._skips_head and self.places.is_tied_head(f"{part.module}.weight"):
             return []
-        stored = part.fields["trainable_tokens_delta"]
         if len(part.fields) > 1:
             raise WorkbenchError(f"{self.label}: {part.module} has trained tokens and LoRA factors at once", BAKE)
         disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
-        given = self.config.get("trainable_token_indices") or self.config.get("token_indices")
-        if isinstance(given, Mapping):
-            given = next((v for k, v in given.items() if part.module == k or part.module.endswith(f".{k}")), None)
-        indices = tuple(int(i) for i in given or ())
-        rows, cols = self.specs[disk].rows, self.specs[disk].cols
-        if stored.shape != (len(indices), cols) or max(indices, default=0) >= rows:
-            raise WorkbenchError(
-                f"{self.label}: {stored.key} is {list(stored.shape)}; expected {len(indices)} rows (trainable_token_indices) of {cols}, "
-                f"for tokens below {rows}",
-                "The adapter was trained on another base or vocabulary: name that base in the recipe.",
-            )
+        update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
         self._kinds["trainable_token_indices"] += 1
         reached = [disk]
         if self._untied and disk == self._untied.embeddings and not self._trains_tokens_of(self._untied.head):
             reached.append(self._untied.head)
         for name in reached:
-            self.updates[name] = added(self.updates.get(name), TokenRows(stored, indices))
+            self.updates[name] = added(self.updates.get(name), update)
         return reached
 
     def _trains_tokens_of(self, disk: str) -> bool:

@@ -274,9 +274,10 @@ class Oft(_Dense):
             solved: Tensor = torch.linalg.solve(eye + skew, eye - skew, left=False)
             return solved
         total, power = eye.clone(), eye
-        for k in range(1, self.terms):
+        last = self.terms - 1 if self.terms < 3 else max(self.terms - 1, 3)  # PEFT takes three terms as four
+        for k in range(1, last + 1):
             power = power @ skew
-            total += power * (1 if k == self.terms - 1 and k > 1 else 2)
+            total += power * (1 if k == last and k > 1 else 2)
         return total
 
 

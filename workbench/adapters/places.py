@@ -127,8 +127,10 @@ class Places:
         """
         if stored not in (update, update[::-1]):
             return None
-        if update[0] != update[1]:
-            return stored != update
+        return stored != update if update[0] != update[1] else self.is_conv1d(module, flag)
+
+    def is_conv1d(self, module: str, flag: bool) -> bool:
+        """Whether a layer is transformers' Conv1D; the adapter's flag where the model's type is not known."""
         if self.config is None:
             return flag
         return self.config.get("model_type") in _CONV1D_MODELS and module.rpartition(".")[2] in _CONV1D_LAYERS
