@@ -23,6 +23,7 @@ ORDER = [
     "recipe bricks",
     "resolve",
     "card runs compose",
+    "planning",
     "engine",
     "taskfiles suites scores statistics tables evaluate compare",
     "controls starter",

@@ -137,6 +137,9 @@ class BoundAdapter:
         """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
         return self.places[name].factors(device)
 
+    def open_model(self, name: str, device: torch.device) -> None:
+        """None: an adapter holds updates."""
+
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """One tensor's update by rows."""
         return self.places[name].open(device)
