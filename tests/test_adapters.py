@@ -101,6 +101,24 @@ def test_refused_keys(lora: Path, llama: Path, dropped: list[str], added: dict[s
         _ = [bound.factors(name, CPU) for name in bound.places]
 
 
+def test_nan_in_a_saved_weight(lora: Path, llama: Path) -> None:
+    base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
+    spoilt = torch.ones(64, 32)
+    spoilt[40, 7] = float("inf")
+    save_file({**tensors_of(lora), "base_model.model.model.embed_tokens.weight": spoilt}, lora / WEIGHTS)
+    adapter = Adapter(lora, "x")
+    message = r"x: base_model\.model\.model\.embed_tokens\.weight holds inf at \[40, 7\]; expected finite numbers"
+    with pytest.raises(WorkbenchError, match=message):
+        adapter.check_finite()
+    with pytest.raises(WorkbenchError, match=message):  # compared with the base's own, to tell a copy from a change
+        adapter.bind(base.weights.specs, base)
+    source = adapter.bind(base.weights.specs).open_delta("model.embed_tokens.weight", CPU)
+    block = torch.zeros(4, 32)
+    source.read_delta(0, 4, block, block.clone())
+    with pytest.raises(WorkbenchError, match=message):
+        source.read_delta(38, 42, block, block.clone())
+
+
 def test_magnitudes_that_do_not_fit(lora: Path, llama: Path) -> None:
     base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
     edit_json(lora / CONFIG, use_dora=True)

@@ -20,7 +20,7 @@ from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
-from workbench.weights.tied import EMBEDDINGS, HEADS, tied_embeddings, with_head_of
+from workbench.weights.tied import EMBEDDINGS, HEADS, UntiedWeights, tied_embeddings, untied_config, with_head_of
 
 CARD = "brick.yaml"
 STARTER = "bricks/starter/base"
@@ -298,6 +298,19 @@ def unties(brick: Brick, base: Model) -> str | None:
     if brick.kind == "adapter":
         return brick.adapter.unties(base)
     return "has a head of its own" if tied[1] in brick.checkpoint.specs else None
+
+
+def untied(checkpoint: Checkpoint) -> Model:
+    """A tied base with a head of its own."""
+    names = tied_embeddings(checkpoint.specs, checkpoint.config)
+    assert names is not None
+    return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
+
+
+def base_for(brick: Brick, checkpoint: Checkpoint) -> Model:
+    """The base as one brick takes it: with a head of its own where the brick unties it."""
+    tied = Model(checkpoint, checkpoint.config)
+    return untied(checkpoint) if unties(brick, tied) else tied
 
 
 def _vocabulary(brick: Brick, base: Model, name: str) -> str:

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, unties, vocabulary_digest
+from workbench.bricks import (
+    Brick,
+    base_for,
+    check_checkpoint,
+    checkpoint_digest,
+    resolve_base,
+    resolve_brick,
+    untied,
+    unties,
+    vocabulary_digest,
+)
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
@@ -19,7 +29,6 @@ from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
-from workbench.weights.tied import UntiedWeights, tied_embeddings, untied_config
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -53,7 +62,7 @@ class Resolved:
     @cached_property
     def base(self) -> Model:
         """The base's lazy weights and configuration: what deltas refer to. With a head of its own where a brick unties it."""
-        return _untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
+        return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
 
     @property
     def base_path(self) -> Path:
@@ -174,8 +183,8 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     for name, brick in found.bricks.items():
         try:
             if isinstance(brick, Brick):
-                alone = _untied(checkpoint) if name not in found.parents and _untying(brick, tied) else found.base
-                found.warnings.extend(_check(brick, alone, found))
+                seen = found.base if name in found.parents else base_for(brick, checkpoint)
+                found.warnings.extend(_check(brick, seen, found))
         except WorkbenchError as error:
             problems.append(error)
     problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base)]
@@ -189,13 +198,6 @@ def _untying(brick: Brick | Resolved, tied: Model) -> str | None:
     if isinstance(brick, Brick):
         return unties(brick, tied)
     return "has a head of its own" if brick.unties else None
-
-
-def _untied(checkpoint: Checkpoint) -> Model:
-    """The tied base with a head of its own."""
-    names = tied_embeddings(checkpoint.specs, checkpoint.config)
-    assert names is not None
-    return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:

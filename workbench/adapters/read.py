@@ -14,13 +14,14 @@ import torch
 
 from workbench.adapters.bind import Binder
 from workbench.adapters.dense import DeltaRows, Update
+from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import TUNERS, check_config, meaning, unknown_fields
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
 from workbench.weights.lowrank import Factors
-from workbench.weights.specs import TensorSpec
+from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
 
 if TYPE_CHECKING:
     from workbench.layout import Model
@@ -79,6 +80,13 @@ class Adapter:
     def meaning(self) -> dict[str, Any]:
         """Fields of the configuration that change what its tensors mean."""
         return meaning(self.config)
+
+    def check_finite(self) -> None:
+        """Read every tensor once. Errors: NaN and infinities."""
+        for key, entry in self.entries.items():
+            stored = Stored(entry, key, self.label)
+            for start, stop in entry.spec.blocks(BLOCK_ELEMENTS):
+                stored.rows(start, stop)
 
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
