@@ -142,6 +142,21 @@ def test_experts_that_are_stacked_on_disk(mixtral: Path, tmp_path: Path) -> None
             torch.testing.assert_close(ours, whole[expert, half * len(w1) : (half + 1) * len(w1)])
 
 
+def test_nan_in_one_expert(mixtral: Path, tmp_path: Path) -> None:
+    """Named with the adapter's own key and index, when that expert is read and not before."""
+    settings = {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
+    adapter = save_flavour(Flavour("mixtral", settings), mixtral, tmp_path / "adapter")
+    key = "base_model.model.model.layers.1.mlp.experts.lora_B.weight"
+    tensors = tensors_of(adapter)
+    tensors[key][5, 7] = float("nan")  # rank 4, 3 experts: column 7 is term 2 of expert 1
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    recipe = resolved(mixtral, adapter, tmp_path)
+    bound = recipe.bricks["one"].adapter.bind(recipe.base.weights.specs, recipe.base)
+    assert bound.factors("model.layers.1.block_sparse_moe.experts.0.w2.weight", CPU) is not None
+    with pytest.raises(WorkbenchError, match=rf"brick 'one': {key} holds nan at \[5, 7\]; expected finite"):
+        bound.factors("model.layers.1.block_sparse_moe.experts.1.w2.weight", CPU)
+
+
 def test_dense_updates_need_a_whole_tensor(mixtral: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()

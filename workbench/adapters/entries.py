@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,12 +47,26 @@ class Stored:
         if not raw:
             return torch.empty(stop - start, spec.cols, device=device)
         value = torch.frombuffer(raw, dtype=spec.dtype).view(stop - start, spec.cols).float()
-        if not value.isfinite().all():
-            row, col = (~value.isfinite()).nonzero()[0].tolist()
-            flat = torch.tensor((start + row) * spec.cols + col)
-            index = [int(i) for i in torch.unravel_index(flat, spec.shape)]
-            raise WorkbenchError(
-                f"{self.label}: {self.key} holds {value[row, col].item()} at {index}; expected finite numbers",
-                "Train or download this adapter again.",
-            )
+        self._check(value, start, 0, 1)
         return value.to(device) if device is not None else value
+
+    def columns(self, first: int, step: int) -> Tensor:
+        """Columns first, first + step, … of its row view, float32; only they are converted. Errors: NaN and infinities."""
+        spec = self.entry.spec
+        size = spec.dtype.itemsize
+        mapped = np.memmap(self.entry.file, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
+        chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
+        value = chosen.view(spec.dtype).view(spec.rows, -1).float()
+        self._check(value, 0, first, step)
+        return value
+
+    def _check(self, value: Tensor, start: int, first: int, step: int) -> None:
+        if value.isfinite().all():
+            return
+        row, col = (~value.isfinite()).nonzero()[0].tolist()
+        flat = torch.tensor((start + row) * self.entry.spec.cols + first + col * step)
+        index = [int(i) for i in torch.unravel_index(flat, self.shape)]
+        raise WorkbenchError(
+            f"{self.label}: {self.key} holds {value[row, col].item()} at {index}; expected finite numbers",
+            "Train or download this adapter again.",
+        )

@@ -49,7 +49,7 @@ class Pair:
         if self.expert:
             index, count = self.expert
             right = self.a.rows(index * self.rank, (index + 1) * self.rank)
-            left = self.b.read()[:, index::count].contiguous()
+            left = self.b.columns(index, count)
         else:
             right, left = self.a.read(), self.b.read()
         right = right * self.between.read().reshape(-1, 1) if self.between else right
