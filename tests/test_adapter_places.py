@@ -167,7 +167,49 @@ def test_dense_updates_need_a_whole_tensor(mixtral: Path, tmp_path: Path) -> Non
         resolved(mixtral, adapter, tmp_path)
 
 
-# -- tied embeddings
+# -- prefixes, and heads of tied embeddings under them
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_without_the_root(tmp_path: Path) -> None:
+    """gpt2 as the hub has it: no `transformer.`, no word on ties in config.json, which transformers ties by default."""
+    base = save_base(tmp_path / "base", "gpt2")
+    tensors = {n.removeprefix("transformer."): t for n, t in tensors_of(base).items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    edit_json(base / "config.json", tie_word_embeddings=None)
+    adapter = save_flavour(
+        Flavour("gpt2", {"target_modules": ["c_attn", "lm_head"], "bias": "lora_only"}), base, tmp_path / "adapter"
+    )
+    _, merged = check_against_peft(base, adapter, tmp_path)
+    assert set(merged) - set(tensors) == {"lm_head.weight"}
+    assert changed(base, merged) == {"lm_head.weight", *(f"h.{i}.attn.c_attn.{x}" for i in range(4) for x in ("weight", "bias"))}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_language_model_inside_a_larger_model(tmp_path: Path) -> None:
+    """gemma3 with a vision tower: `language_model.model.` on disk, `model.language_model.` live, the head beside both."""
+    import transformers
+
+    text = {**COMMON, "intermediate_size": 24, "head_dim": 8}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    settled = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    transformers.Gemma3ForConditionalGeneration(settled).float().save_pretrained(base)
+    save_tokenizer(base)
+    settings = {"target_modules": r".*(lm_head|language_model.*q_proj)"}
+    adapter = save_flavour(Flavour("gemma3", settings), base, tmp_path / "adapter")
+    recipe, merged = check_against_peft(base, adapter, tmp_path)
+    layers = {f"language_model.model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
+    assert changed(base, merged) == {"language_model.lm_head.weight", *layers}
+    assert recipe.base.config["text_config"]["tie_word_embeddings"] is False
 
 
 def untied_copy(tied: Path, out: Path, head: torch.Tensor) -> Path:
