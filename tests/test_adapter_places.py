@@ -346,3 +346,15 @@ def test_checkpoint_bricks_of_a_tied_base_stay_tied(project: Project, llama: Pat
     recipe = project.resolve("bricks: {copy: {checkpoint: copy}}\nsteps: [{merge: average}]\n")
     assert "lm_head.weight" not in recipe.base.weights.specs
     assert not recipe.warnings
+
+
+def test_untied_brick_under_a_tokenizer_block(project: Project, llama: Path, tmp_path: Path) -> None:
+    """Rows are aligned by token in the embeddings and in the head that only one brick has; DoRA beside it."""
+    untied_copy(llama, tmp_path / "untied", tensors_of(llama)["model.embed_tokens.weight"] + 1)
+    save_flavour(Flavour("llama", {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}), llama, tmp_path / "dora")
+    bricks = "bricks: {own: {checkpoint: untied}, dora: {adapter: dora}, full: bricks/full}\n"
+    steps = "steps: [{merge: task_arithmetic, bricks: {own: 0.5, dora: 1, full: 0.25}}]\n"
+    plain, aligned = project.tensors(bricks + steps), project.tensors(f"{bricks}tokenizer: {{source: base}}\n{steps}")
+    assert "lm_head.weight" in aligned
+    for name, tensor in plain.items():
+        torch.testing.assert_close(aligned[name], tensor, rtol=0, atol=1e-6)

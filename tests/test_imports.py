@@ -18,6 +18,7 @@ ORDER = [
     "weights",
     "names layout conversion",
     "adapters fields",
+    "vocabulary",
     "registry",
     "merge edit grow",
     "recipe bricks",

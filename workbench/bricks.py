@@ -20,6 +20,7 @@ from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.weights.specs import Weights
 from workbench.weights.tied import EMBEDDINGS, HEADS, UntiedWeights, tied_embeddings, untied_config, with_head_of
 
 CARD = "brick.yaml"
@@ -248,16 +249,21 @@ def kind_of(path: Path) -> str | None:
     return "checkpoint" if (path / "config.json").is_file() else None
 
 
-def check_checkpoint(brick: Brick, base: Model) -> None:
-    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs."""
+def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
+    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs.
+
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights where they are not the checkpoint's: aligned to another vocabulary.
+    """
     want = base.weights.specs
-    have = with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config).specs
+    have = (weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config)).specs
     for name in want:
         if name in have and have[name].shape != want[name].shape:
             raise WorkbenchError(
-                f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}"
-                + _vocabulary(brick, base, name),
-                "Bricks of one recipe share the base's shapes and vocabulary.",
+                f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}",
+                "Bricks of one recipe share the base's shapes.",
             )
     missing = [n for n in want if n not in have]
     extra = [n for n in have if n not in want]
@@ -313,9 +319,11 @@ def base_for(brick: Brick, checkpoint: Checkpoint) -> Model:
     return untied(checkpoint) if unties(brick, tied) else tied
 
 
-def _vocabulary(brick: Brick, base: Model, name: str) -> str:
-    mine, theirs = brick.checkpoint.config.get("vocab_size"), base.config.get("vocab_size")
-    return f" (vocabulary {mine} and {theirs})" if mine != theirs and brick.checkpoint.specs[name].shape[0] == mine else ""
+def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, Any] | None]:
+    """The weights and configuration that a vocabulary takes rows from: a checkpoint's, None and None for an adapter."""
+    if brick.kind != "checkpoint":
+        return None, None
+    return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config
 
 
 def read_card(path: Path) -> BrickCard:

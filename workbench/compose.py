@@ -18,9 +18,11 @@ from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
+from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
 from workbench.registry import EditMethod, GrowMethod, MergeMethod, MethodContext
 from workbench.resolve import Resolved
+from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
@@ -53,20 +55,28 @@ class Composition:
     edits: dict[str, Path] = field(default_factory=dict)
 
 
-def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events) -> Deltas:
-    """A brick's deltas on a base. Errors: a recipe whose result no longer has the base's tensors."""
+def deltas(
+    brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events, vocabulary: Vocabulary | None = None
+) -> Deltas:
+    """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
         composed = compose(brick, device, events).model
         inner = with_head_of(composed.weights, base.weights, composed.config)
+        if vocabulary is not None and brick.vocabulary is None:
+            inner = vocabulary.on_base(inner)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
                 "Put its grow step into this recipe instead.",
             )
         return WeightsDelta(inner, base.weights)
+    if brick.kind == "adapter" and vocabulary is not None:
+        bound = brick.adapter.bind(vocabulary.plain.specs, Model(vocabulary.plain, base.config))
+        return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs, base)
-    return WeightsDelta(with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights)
+    own = with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config)
+    return WeightsDelta(vocabulary.view(brick.name) if vocabulary else own, base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -78,7 +88,10 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
-            bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
+            bricks = {
+                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
+                for name in recipe.used_bricks(step)
+            }
             merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed)
             if not merged.merged:
                 raise recipe.error(
@@ -87,6 +100,15 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
             record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            if whole := merged.whole(device):
+                record["merged_whole"] = whole
+                events(
+                    {
+                        "stage": "merge",
+                        "step": step_id,
+                        "text": f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}",
+                    }
+                )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
@@ -117,8 +139,8 @@ def solve_edit(
     tensors = compute(current, torch.float32, device)
     specs = output_specs(current.weights.specs, torch.float32)
     solved_on = weights_digest(specs, {n: tensor_digest(t) for n, t in tensors.items()}, current.config)
-    live = live_model(current.config, tensors, resolved.base_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.base_path, trust_remote_code=False)
+    live = live_model(current.config, tensors, resolved.tokenizer_path, device)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
 
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "edit", "step": step_id, "done": done, "total": total, "text": text})
@@ -205,7 +227,7 @@ def _live_after(resolved: Resolved, steps: int, device: torch.device) -> PreTrai
 
     recipe = replace(resolved.recipe, steps=resolved.recipe.steps[:steps])
     model = compose(replace(resolved, recipe=recipe), device).model
-    return live_model(model.config, compute(model, torch.float32, device), resolved.base_path, device)
+    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
 
 
 def _made(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -125,6 +125,8 @@ def _finite(schedule: Any) -> Any:
     return schedule
 
 
+Space = Literal["full", "core"]
+"""Where a merge method works: on whole deltas, or on the small matrices of stacked LoRA factors."""
 Number = Annotated[Schedule, AfterValidator(_finite)]
 Share = Annotated[Schedule, AfterValidator(_share)]
 

@@ -70,6 +70,9 @@ class Laws:
     """How often every delta is read."""
     spaces: tuple[str, ...] = ("full",)
     """Where it may run: on whole deltas, and "core" on the small matrices of stacked LoRA factors (`merge/core.py`)."""
+    rotation_invariant: bool = False
+    """Turning all deltas by orthogonal matrices turns the result with them. On adapters the core space then gives the same
+    numbers as whole deltas, and a method that holds whole tensors is always run there."""
     exact_rank: bool = False
     """Adapters in, adapter out: the delta's rank is at most the sum of the bricks' ranks."""
     memory: Literal["stream", "tensor", "model"] = "stream"
@@ -153,12 +156,17 @@ class Group(Protocol):
 
     tensor: str
     spec: TensorSpec
+    """Of the blocks; in the core space that of the small matrices."""
     survey: Any
     device: torch.device
     seed: int
     """The recipe's."""
     keys: list[str]
     """One key a brick, of its content: what random masks are drawn from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor itself."""
 
     @property
     def bricks(self) -> list[str]:

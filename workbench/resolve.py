@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from workbench.bricks import (
     checkpoint_digest,
     resolve_base,
     resolve_brick,
+    rows_of,
     untied,
     unties,
     vocabulary_digest,
-)
+)  # fmt: skip
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
+from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.vocabulary.align import Member, Vocabulary, align
+from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
 
@@ -50,6 +54,7 @@ class Resolved:
         base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
         unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
+        vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
     """
 
     recipe: Recipe
@@ -58,11 +63,22 @@ class Resolved:
     base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
     unties: list[str] = field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Directory with the tokenizer and generation_config.json of the configuration."""
+        return self.vocabulary.path if self.vocabulary else self.base_path
+
+    @cached_property
+    def plain(self) -> Model:
+        """The base in its own vocabulary, with a head of its own where a brick unties it."""
+        return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
 
     @cached_property
     def base(self) -> Model:
-        """The base's lazy weights and configuration: what deltas refer to. With a head of its own where a brick unties it."""
-        return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
+        """The base's lazy weights and configuration: what deltas refer to."""
+        return self.vocabulary.base if self.vocabulary else self.plain
 
     @property
     def base_path(self) -> Path:
@@ -88,7 +104,7 @@ class Resolved:
     def fingerprints(self) -> dict[str, str]:
         """Brick name -> a key of its content that costs a sample: it orders bricks and seeds random masks."""
         return {
-            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
+            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
             for n, b in self.bricks.items()
         }  # fmt: skip
 
@@ -103,7 +119,14 @@ class Resolved:
     def stamp(self) -> str:
         """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
         bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
-        return self._chain([stamp(self.checkpoint.entries), self.recipe.fields.output.model_dump(mode="json")], bricks)[-1]
+        output = self.recipe.fields.output.model_dump(mode="json")
+        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks)], bricks)[-1]
+
+    def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
+        """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
+        return (
+            [self.vocabulary.digest, [[m.name, bricks[m.name]] for m in self.vocabulary.members[1:]]] if self.vocabulary else []
+        )
 
     @cached_property
     def keys(self) -> list[str]:
@@ -112,7 +135,8 @@ class Resolved:
 
     @property
     def _start(self) -> list[Any]:
-        return ["base", self.base_digest, *(["untied"] if self.unties else [])]
+        """What the base's numbers depend on."""
+        return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
     def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
         """Keys of the states before the first step and after each."""
@@ -124,7 +148,7 @@ class Resolved:
                 parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             keys.append(json_digest(parts))
         return keys
 
@@ -168,36 +192,62 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 found.bricks[name] = resolve_brick(name, ref, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
-    tied = Model(checkpoint, checkpoint.config)
-    for name, brick in list(found.bricks.items()):
+    problems += _find_ties(found)
+    if recipe.fields.tokenizer and not problems:
+        found = replace(found, vocabulary=_aligned(found))
+    for name, there in found.bricks.items():
         try:
-            reason = _untying(brick, tied)
-            if reason and name in found.parents:
-                found.unties.append(
-                    f"brick '{name}' {reason}: the output is untied, its head becomes a tensor beside its embeddings"
-                )
+            found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
         except WorkbenchError as error:
             problems.append(error)
-            del found.bricks[name]
-    found.warnings.extend(found.unties)
-    for name, brick in found.bricks.items():
-        try:
-            if isinstance(brick, Brick):
-                seen = found.base if name in found.parents else base_for(brick, checkpoint)
-                found.warnings.extend(_check(brick, seen, found))
-        except WorkbenchError as error:
-            problems.append(error)
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base)]
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
     if problems:
         raise _all(problems)
     return found
 
 
-def _untying(brick: Brick | Resolved, tied: Model) -> str | None:
-    """How a brick unties a tied base; None where both ends stay one tensor, or where the base has two."""
-    if isinstance(brick, Brick):
-        return unties(brick, tied)
-    return "has a head of its own" if brick.unties else None
+def _find_ties(resolved: Resolved) -> list[WorkbenchError]:
+    """Note which bricks of a step untie the base's head from its embeddings. Bricks that cannot be read are taken out."""
+    problems = []
+    tied = Model(resolved.checkpoint, resolved.checkpoint.config)
+    for name, brick in list(resolved.bricks.items()):
+        try:
+            own = "has a head of its own" if isinstance(brick, Resolved) and brick.unties else None
+            reason = unties(brick, tied) if isinstance(brick, Brick) else own
+            if reason and name in resolved.parents:
+                resolved.unties.append(
+                    f"brick '{name}' {reason}: the output is untied, its head becomes a tensor beside its embeddings"
+                )
+        except WorkbenchError as error:
+            problems.append(error)
+            del resolved.bricks[name]
+    resolved.warnings.extend(resolved.unties)
+    return problems
+
+
+def _aligned(resolved: Resolved) -> Vocabulary:
+    """The output's vocabulary, as the recipe's `tokenizer` block says."""
+    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
+    assert block is not None
+    members = [
+        Member(n, b.path, b.fingerprint(cache), *rows_of(b, base)) for n, b in resolved.bricks.items() if isinstance(b, Brick)
+    ]
+    found = align(
+        block, Member("base", resolved.base_path, "", base.weights, base.config), members, resolved.recipe.project, cache
+    )
+    resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
+    return found
+
+
+def _check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
+    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
+    mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
+    if theirs is not None and mine != theirs:
+        raise WorkbenchError(
+            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
+            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+        )
+    return []
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -224,18 +274,25 @@ def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> 
     return inner
 
 
-def _check(brick: Brick, base: Model, resolved: Resolved) -> list[str]:
-    """Whether a brick fits a base; returns what is worth a warning."""
-    warnings = []
+def _check(brick: Brick, resolved: Resolved) -> list[str]:
+    """Whether a brick fits; returns what is worth a warning."""
+    warnings: list[str] = []
+    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
-        warnings += brick.adapter.bind(base.weights.specs, base).notes
-        warnings += _edit_warnings(brick, resolved)
+        seen = resolved.plain if brick.name in resolved.parents else base_for(brick, plain)
+        try:
+            bound = brick.adapter.bind(seen.weights.specs, seen)
+        except WorkbenchError as error:
+            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
+        warnings += [*bound.notes, *_edit_warnings(brick, resolved)]
+        if vocabulary is None:
+            warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
     else:
-        check_checkpoint(brick, base)
-        warnings += _check_constants(brick, resolved.checkpoint)
-        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(resolved.base_path)
-        if mine and theirs and mine != theirs:
-            warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
+        if vocabulary is None:
+            warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
+        seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for(brick, plain)
+        check_checkpoint(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += _check_constants(brick, plain)
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != resolved.base_digest:
         warnings.append(
@@ -294,6 +351,26 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
                         ("steps", i, *path),
                         f"{unmatched} matches no tensor of the base",
                         "`workbench brick show` and config.json name tensors and layers.",
+                    )
+                )
+    return problems
+
+
+def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        if not isinstance(step, MergeMethod) or not wants_core(step):
+            continue
+        for name in recipe.used_bricks(step):
+            brick = bricks.get(name)
+            kind = "recipe" if isinstance(brick, Resolved) else brick.kind if brick else "adapter"
+            if kind != "adapter":
+                problems.append(
+                    recipe.error(
+                        ("steps", i, "space"),
+                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
+                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
                     )
                 )
     return problems

@@ -67,7 +67,7 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
 
         resolved, _ = load(path, None, runs_dir)
         return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(
-            resolved.base_path, trust_remote_code=False
+            resolved.tokenizer_path, trust_remote_code=False
         )
     if not (path / "config.json").is_file():
         from workbench.runs import find_run
