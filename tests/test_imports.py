@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "workbench"
 ORDER = [
     "errors yamldoc versions",
     "weights",
-    "names layout conversion",
+    "names layout live",
     "adapters fields",
     "vocabulary",
     "registry",

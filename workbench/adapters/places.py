@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workbench.conversion import LiveLayout, Piece, live_layout
+from workbench.live import LiveLayout, Piece, live_layout
 from workbench.names import HEADS, with_and_without_root
 from workbench.weights.specs import TensorSpec
 from workbench.weights.tied import tied_embeddings
