@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick
+from workbench.bricks import Brick, fitted
+from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
@@ -26,12 +26,15 @@ from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.specs import TensorSpec
 from workbench.weights.tied import with_head_of
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -75,8 +78,7 @@ def deltas(
         return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs, base)
-    own = with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config)
-    return WeightsDelta(vocabulary.view(brick.name) if vocabulary else own, base.weights)
+    return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -179,12 +181,12 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
         source: Directory with generation_config.json.
         device: Where the model goes.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    parsed = parse_config(config)
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
@@ -192,7 +194,22 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
+    try:
+        model, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
+        raise WorkbenchError(
+            f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
+        ) from error
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if lost:
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            _INCOMPLETE,
+        )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()

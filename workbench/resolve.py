@@ -13,26 +13,25 @@ from pydantic import BaseModel
 
 from workbench.bricks import (
     Brick,
-    base_for,
-    check_checkpoint,
     checkpoint_digest,
+    fitted,
     resolve_base,
     resolve_brick,
-    rows_of,
-    untied,
-    unties,
     vocabulary_digest,
-)  # fmt: skip
+)
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
 from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.ties import base_for, find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
+from workbench.weights.specs import Weights
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -183,6 +182,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     """
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
     found = Resolved(recipe, checkpoint, {}, revision)
+    found.warnings.extend(_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
@@ -192,11 +192,16 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 found.bricks[name] = resolve_brick(name, ref, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
-    problems += _find_ties(found)
+    reasons, unread = find_ties(found.bricks, checkpoint)
+    problems += unread.values()
+    found.unties.extend(reason for name, reason in reasons.items() if name in found.parents)
+    found.warnings.extend(found.unties)
     if recipe.fields.tokenizer and not problems:
         found = replace(found, vocabulary=_aligned(found))
     for name, there in found.bricks.items():
         try:
+            if name in unread:
+                continue
             found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
         except WorkbenchError as error:
             problems.append(error)
@@ -204,25 +209,6 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     if problems:
         raise _all(problems)
     return found
-
-
-def _find_ties(resolved: Resolved) -> list[WorkbenchError]:
-    """Note which bricks of a step untie the base's head from its embeddings. Bricks that cannot be read are taken out."""
-    problems = []
-    tied = Model(resolved.checkpoint, resolved.checkpoint.config)
-    for name, brick in list(resolved.bricks.items()):
-        try:
-            own = "has a head of its own" if isinstance(brick, Resolved) and brick.unties else None
-            reason = unties(brick, tied) if isinstance(brick, Brick) else own
-            if reason and name in resolved.parents:
-                resolved.unties.append(
-                    f"brick '{name}' {reason}: the output is untied, its head becomes a tensor beside its embeddings"
-                )
-        except WorkbenchError as error:
-            problems.append(error)
-            del resolved.bricks[name]
-    resolved.warnings.extend(resolved.unties)
-    return problems
 
 
 def _aligned(resolved: Resolved) -> Vocabulary:
@@ -291,8 +277,8 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for(brick, plain)
-        check_checkpoint(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += _check_constants(brick, plain)
+        weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += _left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != resolved.base_digest:
         warnings.append(
@@ -302,10 +288,20 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
     return warnings
 
 
-def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    """A word on stored buffers."""
+    names = checkpoint.left_out
+    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
+    return [text] if names else []
+
+
+def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
     for name, entry in checkpoint.entries.items():
-        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+        if entry.spec.is_float:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
@@ -319,6 +315,7 @@ def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    config = {**config, **(config.get("text_config") or {})}
     found = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -383,6 +380,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _places(getattr(value, name), (*path, field.alias or name))
+        yield from _places(value.model_extra or {}, path)
     elif isinstance(value, (dict, tuple)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _places(inner, (*path, key))

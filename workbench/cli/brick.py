@@ -103,7 +103,8 @@ def train(
 @app.command()
 def verify(name: NameArg) -> None:
     """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
-    from workbench.bricks import base_for, check_checkpoint, resolve_base
+    from workbench.bricks import check_checkpoint, resolve_base
+    from workbench.ties import base_for
     from workbench.weights.digests import tensor_digests, weights_digest
 
     brick = _find(name)

@@ -76,9 +76,10 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
         if not run.done:
             raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
         path = run.model
+    from workbench.stored import native
     from workbench.weights.checkpoint import read_config
 
-    read_config(path, target)
+    native(read_config(path, target), f"{target}: config.json")
     model = (
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )

@@ -38,7 +38,7 @@ class CoreGroup:
     """Mᵢ [p, q], float32, one a brick."""
 
     def __post_init__(self) -> None:
-        self.tensor, self.survey = self.group.tensor, self.group.survey
+        self.tensor, self.survey, self.model = self.group.tensor, self.group.survey, self.group.model
         self.device, self.seed, self.keys = self.group.device, self.group.seed, self.group.keys
         self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), torch.float32)
 

@@ -95,7 +95,7 @@ class MergedWeights:
         where = self._method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
             return False
-        return any(brick.touches(origin) for brick in self._bricks.values())
+        return self._method.moves_base() or any(brick.touches(origin) for brick in self._bricks.values())
 
     @cached_property
     def _merged_set(self) -> frozenset[str]:

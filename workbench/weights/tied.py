@@ -10,7 +10,8 @@ import torch
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
+              "backbone.embeddings.weight", "backbone.embedding.weight")  # fmt: skip
 
 
 def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
