@@ -23,6 +23,7 @@ from workbench.stored import is_head, tidy
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.specs import Weights
+from workbench.weights.tied import with_head_of
 
 CARD = "brick.yaml"
 STARTER = "bricks/starter/base"
@@ -124,8 +125,7 @@ class Brick:
         """Digest of its content: tensors and what scales them."""
         if self.kind == "checkpoint":
             return checkpoint_digest(self.checkpoint, cache)
-        meaning = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
-        return json_digest([tensor_digests(self.adapter.entries, cache), {k: self.adapter.config.get(k) for k in meaning}])
+        return json_digest([tensor_digests(self.adapter.entries, cache), self.adapter.meaning])
 
     def known(self, cache: Path) -> bool:
         """Whether `digest` reads no large file."""
@@ -285,7 +285,7 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
 
     Args and errors: as `check_checkpoint`.
     """
-    stored, want = weights or brick.checkpoint, base.weights.specs
+    stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
     found: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
     reason = None

@@ -29,6 +29,7 @@ from workbench.weights.digests import json_digest, read_json, tensor_digest, wei
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.tied import with_head_of
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def deltas(
 ) -> Deltas:
     """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
-        inner = compose(brick, device, events).model.weights
+        composed = compose(brick, device, events).model
+        inner = with_head_of(composed.weights, base.weights, composed.config)
         if vocabulary is not None and brick.vocabulary is None:
             inner = vocabulary.on_base(inner)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
@@ -80,10 +82,10 @@ def deltas(
             )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter" and vocabulary is not None:
-        bound = brick.adapter.bind(vocabulary.plain.specs)
+        bound = brick.adapter.bind(vocabulary.plain.specs, Model(vocabulary.plain, base.config))
         return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
-        return brick.adapter.bind(base.weights.specs)
+        return brick.adapter.bind(base.weights.specs, base)
     return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
@@ -124,8 +126,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
             edits[step_id] = place
-            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs)
-            factors = {name: edit.factors(name, device) for name in edit.places}
+            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
+            factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}
+            assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
         elif isinstance(step, GrowMethod):

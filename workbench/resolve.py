@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from workbench.bricks import (
     Brick,
     checkpoint_digest,
-    fitted,
     resolve_base,
     resolve_brick,
     vocabulary_digest,
 )
-from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
-from workbench.fields import Where, parse_size
+from workbench.fields import parse_size
+from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps
 from workbench.layout import Model
-from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
-from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
-from workbench.weights.specs import Weights
+from workbench.weights.digests import digests_known, file_digest, json_digest, stamp
 
 CACHE = ".workbench"
-# Fields of config.json that change what equal weights compute.
-_SHARED = frozenset({
-    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
-    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,7 @@ class Resolved:
         bricks: Name -> files, or another resolved recipe.
         base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
+        unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
     """
 
@@ -59,6 +50,7 @@ class Resolved:
     bricks: dict[str, Brick | Resolved]
     base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
+    unties: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
 
     @property
@@ -67,9 +59,14 @@ class Resolved:
         return self.vocabulary.path if self.vocabulary else self.base_path
 
     @cached_property
+    def plain(self) -> Model:
+        """The base in its own vocabulary, with a head of its own where a brick unties it."""
+        return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
+
+    @cached_property
     def base(self) -> Model:
         """The base's lazy weights and configuration: what deltas refer to."""
-        return self.vocabulary.base if self.vocabulary else Model(self.checkpoint, self.checkpoint.config)
+        return self.vocabulary.base if self.vocabulary else self.plain
 
     @property
     def base_path(self) -> Path:
@@ -122,7 +119,12 @@ class Resolved:
     @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        return self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[1:]
+        return self._chain(self._start, self.digests)[1:]
+
+    @property
+    def _start(self) -> list[Any]:
+        """What the base's numbers depend on."""
+        return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
     def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
         """Keys of the states before the first step and after each."""
@@ -143,7 +145,7 @@ class Resolved:
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[-1]
+        last = self._chain(self._start, self.digests)[-1]
         return json_digest([last, self.recipe.fields.output.dtype])
 
     @property
@@ -171,7 +173,7 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     """
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
     found = Resolved(recipe, checkpoint, {}, revision)
-    found.warnings.extend(_left_out(checkpoint))
+    found.warnings.extend(buffers_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
@@ -181,14 +183,20 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 found.bricks[name] = resolve_brick(name, ref, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
+    reasons, unread = find_ties(found.bricks, checkpoint)
+    problems += unread.values()
+    found.unties.extend(reason for name, reason in reasons.items() if name in found.parents)
+    found.warnings.extend(found.unties)
     if recipe.fields.tokenizer and not problems:
         found = replace(found, vocabulary=_aligned(found))
     for name, there in found.bricks.items():
         try:
-            found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
+            if name in unread:
+                continue
+            found.warnings.extend(check_brick(there, found) if isinstance(there, Brick) else check_recipe(name, there, found))
         except WorkbenchError as error:
             problems.append(error)
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
+    problems += check_steps(recipe, found.base, found.bricks)
     if problems:
         raise _all(problems)
     return found
@@ -196,29 +204,16 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
 
 def _aligned(resolved: Resolved) -> Vocabulary:
     """The output's vocabulary, as the recipe's `tokenizer` block says."""
-    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.checkpoint
+    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
     assert block is not None
     members = [
-        Member(
-            name, b.path, b.fingerprint(cache), *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None))
-        )
-        for name, b in resolved.bricks.items()
-        if isinstance(b, Brick)
+        Member(n, b.path, b.fingerprint(cache), *rows_of(b, base)) for n, b in resolved.bricks.items() if isinstance(b, Brick)
     ]
-    found = align(block, Member("base", base.path, "", base, base.config), members, resolved.recipe.project, cache)
+    found = align(
+        block, Member("base", resolved.base_path, "", base.weights, base.config), members, resolved.recipe.project, cache
+    )
     resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
     return found
-
-
-def _check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
-    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
-    mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
-    if theirs is not None and mine != theirs:
-        raise WorkbenchError(
-            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
-            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
-        )
-    return []
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -243,144 +238,3 @@ def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> 
             "A brick's delta refers to the recipe's base: use the same one.",
         )
     return inner
-
-
-def _check(brick: Brick, resolved: Resolved) -> list[str]:
-    """Whether a brick fits; returns what is worth a warning."""
-    warnings: list[str] = []
-    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
-    if brick.kind == "adapter":
-        try:
-            places = brick.adapter.bind(plain.specs).places
-        except WorkbenchError as error:
-            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
-        warnings += _edit_warnings(brick, resolved)
-        if vocabulary is None:
-            warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
-    else:
-        if vocabulary is None:
-            warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
-        weights = fitted(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += _left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
-    recorded = brick.card.base.digest if brick.card else None
-    if recorded and recorded != resolved.base_digest:
-        warnings.append(
-            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
-            "its delta transfers approximately"
-        )
-    return warnings
-
-
-def _left_out(checkpoint: Checkpoint) -> list[str]:
-    """A word on stored buffers."""
-    names = checkpoint.left_out
-    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
-    return [text] if names else []
-
-
-def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> list[str]:
-    """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
-    for name, entry in checkpoint.entries.items():
-        if entry.spec.is_float:
-            continue
-        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
-        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
-            raise WorkbenchError(
-                f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
-                "Use a fine-tune that leaves it alone.",
-            )
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
-    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
-    return (
-        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
-    )
-
-
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
-    config = {**config, **(config.get("text_config") or {})}
-    found = {key: config[key] for key in _SHARED if key in config}
-    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("rope_theta") is not None:
-        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
-    return found
-
-
-def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:
-    """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
-    record = read_json(brick.path / "edit.json")
-    if not isinstance(record, dict) or "solved_on" not in record:
-        return []
-    if record.get("base") != resolved.base_digest:
-        raise WorkbenchError(
-            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
-            "Solve it again on this base: an `edit` step with the same facts.",
-        )
-    return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]
-
-
-def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
-    """Every `where` of every step names something: each glob a tensor, each slice a layer."""
-    problems = []
-    for i, step in enumerate(recipe.steps):
-        for path, where in _places(step):
-            if unmatched := where.unmatched(base):
-                problems.append(
-                    recipe.error(
-                        ("steps", i, *path),
-                        f"{unmatched} matches no tensor of the base",
-                        "`workbench brick show` and config.json name tensors and layers.",
-                    )
-                )
-    return problems
-
-
-def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
-    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
-    problems = []
-    for i, step in enumerate(recipe.steps):
-        if not isinstance(step, MergeMethod) or not wants_core(step):
-            continue
-        for name in recipe.used_bricks(step):
-            brick = bricks.get(name)
-            kind = "recipe" if isinstance(brick, Resolved) else brick.kind if brick else "adapter"
-            if kind != "adapter":
-                problems.append(
-                    recipe.error(
-                        ("steps", i, "space"),
-                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
-                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
-                    )
-                )
-    return problems
-
-
-def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
-    """Every `where` below a step's field, with its path."""
-    if isinstance(value, Where):
-        yield path, value
-    elif isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            yield from _places(getattr(value, name), (*path, field.alias or name))
-        yield from _places(value.model_extra or {}, path)
-    elif isinstance(value, (dict, tuple)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _places(inner, (*path, key))
-
-
-def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
-    found = []
-    for i, step in enumerate(recipe.steps):
-        missing = (
-            [f for f in step.inputs() if not (recipe.project / f).is_file()]
-            if isinstance(step, (EditMethod, MergeMethod))
-            else []
-        )
-        found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
-        if isinstance(step, MergeMethod) and not missing:
-            try:
-                step.check(recipe.project)
-            except WorkbenchError as error:
-                found.append(error)
-    return found

@@ -10,10 +10,8 @@ from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint, dequantise
 from workbench.weights.digests import entry_digest
 from workbench.weights.specs import TensorSpec
+from workbench.weights.tied import EMBEDDINGS, HEADS
 
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
-               "backbone.embeddings.weight", "backbone.embedding.weight")  # fmt: skip
 # What old files hold and transformers makes itself: causal masks and their filling of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and CodeGen,
 # rotary frequencies of every layer, position numbers.
 _BUFFERS = re.compile(
@@ -71,9 +69,9 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
 
     Errors: the copy differs from the embeddings, so that what the config ties is not tied in the file.
     """
-    for head in [n for n in checkpoint.entries if n.endswith(_HEADS)]:
+    for head in [n for n in checkpoint.entries if n.endswith(HEADS)]:
         shape = checkpoint.entries[head].spec.shape
-        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and n.endswith(_EMBEDDINGS)]
+        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and n.endswith(EMBEDDINGS)]
         if not alike or not is_tied(checkpoint):
             continue
         if entry_digest(checkpoint.entries[alike[0]]) != entry_digest(checkpoint.entries[head]):
@@ -86,7 +84,7 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
 
 def is_head(name: str) -> bool:
     """Whether a tensor is the output embedding of a language model."""
-    return name.endswith(_HEADS)
+    return name.endswith(HEADS)
 
 
 def is_tied(checkpoint: Checkpoint) -> bool:
