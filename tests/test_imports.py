@@ -21,6 +21,7 @@ ORDER = [
     "registry",
     "merge edit grow",
     "recipe bricks",
+    "adapted adapter_output",
     "resolve",
     "card runs compose",
     "engine",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.adapter_output import adapt, planned_bytes, write_result
 from workbench.bricks import Brick
 from workbench.card import licence_warnings, model_card
 from workbench.compose import Composition, Events, check_growth, compose, compute, copy_edit, live_model, no_events
@@ -121,6 +122,14 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    if resolved.recipe.fields.output.form == "adapter":
+        used = [resolved.bricks[name] for name in resolved.parents]
+        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+        dense = len(adapters) < len(used) or any(
+            isinstance(s, MergeMethod) and not s.laws.exact_rank for s in resolved.recipe.steps
+        )
+        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense)
+        live = max(live, threads * whole)
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
@@ -155,6 +164,7 @@ def execute(
     """
     started = time.time()
     run = run_for(runs, resolved.recipe.name, resolved.run_key)
+    is_adapter = resolved.recipe.fields.output.form == "adapter"
     if out is not None:
         _check_out(out)
     with run.lock(), exact():
@@ -165,10 +175,11 @@ def execute(
         else:
             events({"stage": "run", "text": "finished before: nothing to do"})
     if out is not None:
-        _leave(run.model, out)
+        _leave(run.adapter if is_adapter else run.model, out)
     record = run.record
-    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": str(out or run.model), "adapter": None,
-            "configuration": record["output"]["digest"], "steps": record["steps"], "seconds": round(time.time() - started, 2),
+    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": None if is_adapter else str(out or run.model),
+            "adapter": str(out or run.adapter) if is_adapter else None, "configuration": None if is_adapter else record["output"]["digest"],
+            "steps": record["steps"], "seconds": round(time.time() - started, 2),
             "peak_bytes": peak_bytes()}  # fmt: skip
 
 
@@ -184,6 +195,15 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         checks = check_growth(resolved, device, log)
         composition = compose(resolved, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
+        if resolved.recipe.fields.output.form == "adapter":
+            record |= {
+                "steps": _checked(composition, checks),
+                "output": _write_adapter(resolved, run, composition, device, threads, log),
+            }
+            _finish(resolved, run, composition, record, run.adapter)
+            run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
+            log({"stage": "run", "text": "done"})
+            return
         digests = write_checkpoint(
             composition.model.weights, run.partial, dtype=resolved.dtype,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
@@ -191,15 +211,30 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    steps = [{**s, **({"check": checks[s["id"]]} if s["id"] in checks else {})} for s in composition.steps]
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     digest = weights_digest(specs, digests, composition.model.config)
-    record |= {"steps": steps, "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
+    record |= {"steps": _checked(composition, checks), "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
                                           "bytes": sum(s.nbytes for s in specs.values())}}  # fmt: skip
-    _finish(resolved, run, composition, record)
+    _finish(resolved, run, composition, record, run.model)
     remember_digest(resolved, digest)
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
+
+
+def _checked(composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps' records, with what was measured of a growth step."""
+    return [{**s, **({"check": checks[s["id"]]} if s["id"] in checks else {})} for s in composition.steps]
+
+
+def _write_adapter(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+) -> dict[str, Any]:
+    """The result as a PEFT adapter of the base; returns the record's "output"."""
+    shutil.rmtree(run.partial, ignore_errors=True)
+    adapted = adapt(composition.model, resolved.base, resolved.recipe.fields.output)
+    return write_result(
+        adapted, run.partial, resolved.recipe.fields.base, device=device, threads=threads,
+        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
 
 
 def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]:
@@ -219,14 +254,15 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     return record
 
 
-def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any]) -> None:
-    """Everything beside the tensors, then the rename that makes the model visible."""
-    write_config(composition.model.config, resolved, run.partial)
+def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], place: Path) -> None:
+    """Everything beside the tensors, then the rename that makes the model or adapter visible."""
+    if place == run.model:
+        write_config(composition.model.config, resolved, run.partial)
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")
-    shutil.rmtree(run.model, ignore_errors=True)
-    run.partial.rename(run.model)
+    shutil.rmtree(place, ignore_errors=True)
+    run.partial.rename(place)
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:

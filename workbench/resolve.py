@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
+from workbench.adapter_output import changes_result, check_form
 from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
@@ -78,17 +79,23 @@ class Resolved:
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
         last = self.keys[-1] if self.keys else json_digest(["base", self.base_digest])
-        return json_digest([last, self.recipe.fields.output.dtype])
+        output = self.recipe.fields.output
+        if changes_result(output):
+            return json_digest([last, output.dtype, output.rank])
+        return json_digest([last, output.dtype if output.form == "checkpoint" else None])
 
     @property
     def run_key(self) -> str:
         """Key of the run directory: the configuration's, and the layout of its files."""
-        return json_digest([self.key, parse_size(self.recipe.fields.output.shard_size)])
+        output = self.recipe.fields.output
+        if output.form == "adapter":
+            return json_digest([self.key, output.model_dump(exclude={"shard_size"})])
+        return json_digest([self.key, parse_size(output.shard_size)])
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Dtype of the output's floats; None keeps the base's."""
-        name = self.recipe.fields.output.dtype
+        """Dtype of the configuration's floats; None keeps the base's, which an adapter's `dtype` leaves alone."""
+        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form == "checkpoint" else None
         return getattr(torch, name) if name else None
 
     @property
@@ -122,7 +129,8 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
                 bricks[name], digests[name] = brick, brick.digest(cache)
         except WorkbenchError as error:
             problems.append(error)
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, base)]
+    kinds = {name: "recipe" if isinstance(brick, Resolved) else brick.kind for name, brick in bricks.items()}
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, base), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
     return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings)

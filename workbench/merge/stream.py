@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.fields import value_at
 from workbench.layout import Model
 from workbench.registry import Block, Combination, MergeMethod, Prepared
-from workbench.weights.lowrank import Factors
+from workbench.weights.lowrank import Factors, stacked
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
 
 
@@ -104,6 +104,25 @@ class MergedWeights:
         group.survey = self._survey(device)
         separate = None if self._is_first else current
         return _MergedSource(group, self._method.prepare(group), separate)
+
+    @property
+    def current(self) -> Weights:
+        """The weights before this step."""
+        return self._current.weights
+
+    def update(self, name: str, device: torch.device) -> Factors | None:
+        """What this step adds to one tensor, as a low-rank product, exactly; None where it is not one."""
+        spec = self.specs[name]
+        if name not in self._merged_set:
+            return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+        if not self._method.laws.exact_rank:
+            return None
+        group = self.group(name, device)
+        factors = group.factors()
+        combination = self._method.prepare(group) if None not in factors else None
+        if not isinstance(combination, Combination) or combination.base:
+            return None
+        return stacked([(w, f) for w, f in zip(combination.weights, factors, strict=True) if f is not None])
 
     @property
     def _is_first(self) -> bool:
