@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
-from workbench.names import live_module
+from workbench.names import HEADS, live_module
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, stacked
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
@@ -71,18 +71,20 @@ def live_places(model: Model) -> Live:
                 "An adapter names the modules of one: write `output: {form: checkpoint}`.",
             ) from None
     modules = dict(live.named_modules())
+    names = {id(module): name for name, module in modules.items()}
+    first, last = live.get_input_embeddings(), live.get_output_embeddings()
     places = {}
     for name, spec in model.weights.specs.items():
         owner, _, parameter = name.rpartition(".")
         try:
             module = live_module(f"{owner}.weight", modules)
         except WorkbenchError:
-            continue
+            if owner not in HEADS or id(last) not in names:
+                continue
+            module = names[id(last)]  # GPT-NeoX's "embed_out" is "lm_head" in transformers 5
         held = dict(modules[module].named_parameters(recurse=False)).get(parameter)
         if held is not None and tuple(held.shape) == spec.shape:
             places[name] = Place(module, _kind(modules[module]) if parameter == "weight" else "other", parameter)
-    names = {id(module): name for name, module in modules.items()}
-    first, last = live.get_input_embeddings(), live.get_output_embeddings()
     ends = frozenset(names[id(module)] for module in (first, last) if id(module) in names)
     stored = {place.module for place in places.values()}
     tied = bool(getattr(live.config, "tie_word_embeddings", False)) and id(last) in names and names[id(last)] not in stored

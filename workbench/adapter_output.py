@@ -61,15 +61,31 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
         adapters: The adapters that its steps merge; `dense`: whether a step's result has full rank.
     """
     size = getattr(torch, output.dtype or "float32").itemsize
-    joined = sum(entry.spec.numel for adapter in adapters for entry in adapter.entries.values())
-    if not isinstance(output.rank, int):
-        return joined * size, 0
+    if not dense:
+        return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size, 0
+    assert isinstance(output.rank, int), "check_form refuses an exact rank of a dense result"
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
-    if not dense:
-        return min(joined, cut) * size, 0
     whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear)
     return cut * size + whole, 5 * 4 * max(s.numel for s in linear.values())
+
+
+def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
+    """Elements of adapters' factors side by side, cut to a rank and padded to one rank as `_Files` does."""
+    ranks: dict[str, int] = {}
+    lengths: dict[str, int] = {}
+    others = 0
+    for adapter in adapters:
+        for key, entry in adapter.entries.items():
+            if len(entry.spec.shape) != 2 or ".lora_" not in key:
+                others += entry.spec.numel
+                continue
+            rank = entry.spec.shape[0 if key.endswith(("_A", "_A.weight")) else 1]
+            ranks[key] = min(ranks.get(key, 0) + rank, limit or 1 << 30)
+            lengths[key] = entry.spec.numel // rank
+    exact = sum(ranks[key] * lengths[key] for key in ranks)
+    even = max(ranks.values(), default=0) * sum(lengths.values())
+    return others + (even if even <= 2 * exact else exact)
 
 
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:

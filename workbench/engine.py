@@ -231,9 +231,10 @@ def _write_adapter(
 ) -> dict[str, Any]:
     """The result as a PEFT adapter of the base; returns the record's "output"."""
     shutil.rmtree(run.partial, ignore_errors=True)
-    adapted = adapt(composition.model, resolved.base, resolved.recipe.fields.output)
+    output = resolved.recipe.fields.output
     return write_result(
-        adapted, run.partial, resolved.recipe.fields.base, device=device, threads=threads,
+        adapt(composition.model, resolved.base, output), run.partial, resolved.recipe.fields.base,
+        device=device, threads=threads, dtype=getattr(torch, output.dtype) if output.dtype else None,
         progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
 
 
@@ -254,15 +255,15 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     return record
 
 
-def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], place: Path) -> None:
+def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
     """Everything beside the tensors, then the rename that makes the model or adapter visible."""
-    if place == run.model:
+    if target == run.model:
         write_config(composition.model.config, resolved, run.partial)
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")
-    shutil.rmtree(place, ignore_errors=True)
-    run.partial.rename(place)
+    shutil.rmtree(target, ignore_errors=True)
+    run.partial.rename(target)
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:

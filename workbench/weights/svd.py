@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.weights.lowrank import Factors
 
 OVERSAMPLE, ITERATIONS = 10, 4
-# Singular values below this share of the largest are rounding noise of float32 factors.
+# Singular values below this share of the largest rank-one term are rounding noise of float32 factors.
 NOISE = 1e-7
 
 
@@ -87,7 +87,7 @@ def reduced(factors: Factors) -> Factors:
     if factors.rank == 0:
         return factors
     left, values, right = core(factors)
-    rank = int((values > NOISE * values.max()).sum())
+    rank = _numeric_rank(factors, values)
     return factors if rank == factors.rank else _single(left[:, :rank], values[:rank], right[:rank])
 
 
@@ -96,8 +96,14 @@ def truncated(factors: Factors, rank: int) -> Factors:
     if factors.rank <= rank:
         return factors
     left, values, right = core(factors)
-    kept = min(rank, int((values > NOISE * values.max()).sum()))
+    kept = min(rank, _numeric_rank(factors, values))
     return _single(left[:, :kept], values[:kept], right[:kept])
+
+
+def _numeric_rank(factors: Factors, values: Tensor) -> int:
+    """Terms may cancel: what counts as noise is measured by the terms, not by their sum."""
+    terms = factors.left.double().norm(dim=0) * factors.right.double().norm(dim=1)
+    return int((values > NOISE * terms.max()).sum())
 
 
 def _single(left: Tensor, values: Tensor, right: Tensor) -> Factors:
