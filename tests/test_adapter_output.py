@@ -49,12 +49,16 @@ def config(adapter: Path) -> dict[str, Any]:
 def test_exact_is_the_checkpoint(project: Project) -> None:
     document = project.run(SUM + "output: {form: adapter}\n")
     adapter = Path(document["adapter"])
-    assert document["model"] is None and document["configuration"] is None
+    assert document["model"] is None
+    assert document["configuration"] is None
     assert sorted(p.name for p in adapter.iterdir()) == ["README.md", CONFIG, WEIGHTS]
 
     record = json.loads((adapter.parent / "run.json").read_text("utf-8"))["output"]
-    assert record["rank"] == 16 and record["uniform"] and record["plain"]  # 8 + 4 + 4
-    assert record["error"] < 1e-6 and record["dropped"] == record["whole"] == []
+    assert record["rank"] == 16
+    assert record["uniform"]
+    assert record["plain"]
+    assert record["error"] < 1e-6
+    assert record["dropped"] == record["whole"] == []
 
     again = "bricks: {sum: ADAPTER}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n".replace(
         "ADAPTER", str(adapter)
@@ -69,7 +73,8 @@ def test_exact_is_the_checkpoint(project: Project) -> None:
 def test_configuration_of_an_exact_adapter_is_the_merged_model(project: Project) -> None:
     """Scores of `form: checkpoint` count for it too: one key, one digest."""
     plain, adapter = project.resolve(SUM), project.resolve(SUM + "output: {form: adapter}\n", "other.yaml")
-    assert plain.key == adapter.key and plain.run_key != adapter.run_key
+    assert plain.key == adapter.key
+    assert plain.run_key != adapter.run_key
     assert torch.equal(live_logits(project, SUM), live_logits(project, SUM + "output: {form: adapter}\n"))
 
 
@@ -87,7 +92,8 @@ def test_a_cut_rank_reports_its_error_and_is_what_is_scored(project: Project) ->
         assert found["rank"] == 6
         assert found["error"] == pytest.approx(best, abs=1e-5)  # Eckart-Young
         norm, lost = norm + float(values.square().sum()), lost + float(values[6:].square().sum())
-    assert record["error"] == pytest.approx((lost / norm) ** 0.5, abs=1e-5) and record["error"] > 0.1
+    assert record["error"] == pytest.approx((lost / norm) ** 0.5, abs=1e-5)
+    assert record["error"] > 0.1
     assert project.resolve(text).key != project.resolve(SUM).key
     scored = {n: t.float() for n, t in project.tensors(text).items()}
     pairs = tensors_of(adapter)
@@ -102,7 +108,9 @@ def test_a_dense_result_is_approximated_and_the_rest_saved_whole(project: Projec
     document = project.run(text)
     record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))["output"]
     assert record["error"] < 1e-5  # rank 32 is the full rank of a model 32 wide
-    assert "model.norm.weight" in record["whole"] and "model.embed_tokens.weight" in record["whole"] and not record["plain"]
+    assert "model.norm.weight" in record["whole"]
+    assert "model.embed_tokens.weight" in record["whole"]
+    assert not record["plain"]
     merged = live_logits(project, text.split("output:")[0] + "output: {dtype: float32}\n")
     found = peft_logits(project.path / "base", Path(document["adapter"]))
     torch.testing.assert_close(found, merged, rtol=0, atol=1e-4)
@@ -148,7 +156,9 @@ def test_ranks_that_differ_are_padded_or_named(project: Project, llama: Path) ->
     text = "bricks: {narrow: mine/narrow, wide: mine/wide}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n"
     adapter = Path(project.run(text)["adapter"])
     found = config(adapter)
-    assert found["r"] == 16 and found["rank_pattern"] == found["alpha_pattern"] and set(found["rank_pattern"].values()) == {1}
+    assert found["r"] == 16
+    assert found["rank_pattern"] == found["alpha_pattern"]
+    assert set(found["rank_pattern"].values()) == {1}
     merged = live_logits(project, text.replace("form: adapter", "dtype: float32"))
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
 
@@ -156,7 +166,7 @@ def test_ranks_that_differ_are_padded_or_named(project: Project, llama: Path) ->
     padded = text.replace("narrow: mine/narrow", "narrow: bricks/one")
     adapter = Path(project.run(padded)["adapter"])
     found = config(adapter)
-    shapes = {tuple(t.shape)[0] for n, t in tensors_of(adapter).items() if "lora_A" in n}
+    shapes = {t.shape[0] for n, t in tensors_of(adapter).items() if "lora_A" in n}
     assert (found["r"], found["rank_pattern"], shapes) == (12, {}, {12})  # down_proj 8 + 4, the others 8 and zeros
     merged = live_logits(project, padded.replace("form: adapter", "dtype: float32"))
     torch.testing.assert_close(peft_logits(project.path / "base", adapter), merged, rtol=0, atol=2e-5)
@@ -197,7 +207,8 @@ def test_base_without_its_root_prefix(model_of: Callable[..., Path], tmp_path: P
     text = "bricks: {lora: lora}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n"
     adapter = Path(Project(tmp_path).run(text)["adapter"])
     assert set(tensors_of(adapter)) == set(tensors_of(tmp_path / "lora"))
-    assert config(adapter)["target_modules"] == sorted(LORA_MODULES["gpt2"]) and config(adapter)["fan_in_fan_out"]
+    assert config(adapter)["target_modules"] == sorted(LORA_MODULES["gpt2"])
+    assert config(adapter)["fan_in_fan_out"]
     torch.testing.assert_close(
         peft_logits(tmp_path / "base", adapter), peft_logits(tmp_path / "base", tmp_path / "lora"), rtol=0, atol=2e-5
     )

@@ -25,6 +25,7 @@ ORDER = [
     "resolve",
     "card runs compose",
     "engine",
+    "extract measure",
     "taskfiles suites scores statistics tables evaluate compare",
     "controls starter",
     "train training report docs",

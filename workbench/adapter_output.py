@@ -157,7 +157,10 @@ def write_result(
     """
     parts = _parts(adapted, device, threads, progress)
     if not any(part.kind in ("lora", "whole") for part in parts.values()):
-        raise WorkbenchError("the result equals the base: there is no update to write", "Check bricks, weights and `where`.")
+        raise WorkbenchError(
+            "the result equals the base: there is no update to write",
+            "Check bricks, weights and `where`; of `brick extract`, the checkpoint and --base.",
+        )
     files = _Files(adapted, parts, dtype)
     digests = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
     (out / SINGLE).rename(out / WEIGHTS)
