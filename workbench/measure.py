@@ -30,12 +30,35 @@ DIRECTIONS = 16
 
 
 @dataclass
-class Meeting:
-    """One brick's delta beside another's, over one tensor or many; sums, so that parts add up."""
+class Delta:
+    """A brick's delta over the tensors that it changes; sums, so that parts add up."""
+
+    square: float = 0.0
+    base: float = 0.0
+    """‖θ₀‖² of the same tensors."""
+    zeros: int = 0
+    numel: int = 0
+
+    def settle(self, base: float, numel: int) -> None:
+        """Of one tensor: one that the brick leaves alone counts for nothing."""
+        self.base, self.numel, self.zeros = (base, numel, self.zeros) if self.square else (0.0, 0, 0)
+
+    def document(self) -> dict[str, Any]:
+        """Norm, norm relative to the base's, share of exact zeros."""
+        norm = math.sqrt(self.square)
+        return {
+            "norm": norm,
+            "relative": _ratio(norm, math.sqrt(self.base)),
+            "zeros": _ratio(self.zeros, self.numel),
+            "elements": self.numel,
+        }
+
+
+@dataclass
+class Meeting(Delta):
+    """Another brick's delta, and how it meets the first's."""
 
     dot: float = 0.0
-    square: float = 0.0
-    """‖τ‖² of the other brick."""
     opposite: int = 0
     both: int = 0
     """Elements where both deltas are not zero; of these `opposite` have opposite signs."""
@@ -45,13 +68,9 @@ class Meeting:
 
 
 @dataclass
-class Sums:
-    """A brick's delta over one tensor or many."""
+class Sums(Delta):
+    """A brick's delta over one tensor or many, beside others'."""
 
-    square: float = 0.0
-    base: float = 0.0
-    zeros: int = 0
-    numel: int = 0
     tensors: int = 0
     meetings: dict[str, Meeting] = field(default_factory=dict)
 
@@ -61,19 +80,16 @@ class Sums:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for brick, theirs in other.meetings.items():
             mine = self.meetings.setdefault(brick, Meeting())
-            for name in ("dot", "square", "opposite", "both", "outputs", "inputs", "chance"):
+            for name in ("square", "base", "zeros", "numel", "dot", "opposite", "both", "outputs", "inputs", "chance"):
                 setattr(mine, name, getattr(mine, name) + getattr(theirs, name))
 
     def document(self) -> dict[str, Any]:
-        """Norm, norm relative to the base's, share of exact zeros; for each other brick cosine, conflict, overlaps. None: undefined."""
+        """The delta's measures, and for each other brick its own, cosine, conflict, overlaps. None: undefined."""
         return {
-            "norm": math.sqrt(self.square),
-            "relative": _ratio(math.sqrt(self.square), math.sqrt(self.base)),
-            "zeros": _ratio(self.zeros, self.numel),
-            "elements": self.numel,
+            **super().document(),
             "others": {
                 brick: {
-                    "norm": math.sqrt(m.square), "cosine": _ratio(m.dot, math.sqrt(self.square * m.square)),
+                    **Delta.document(m), "cosine": _ratio(m.dot, math.sqrt(self.square * m.square)),
                     "conflict": _ratio(m.opposite, m.both), "overlap_out": _mean(m.outputs), "overlap_in": _mean(m.inputs),
                     "overlap": _mean([*m.outputs, *m.inputs]), "chance": _mean(m.chance),
                 }
@@ -177,17 +193,19 @@ def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas],
     spec = base.weights.specs[name]
     bricks = [brick, *others.values()]
     factors = [_factors(b, name, spec, device) for b in bricks]
-    sums = Sums(numel=spec.numel, tensors=1, meetings={other: Meeting() for other in others})
+    sums = Sums(tensors=1, meetings={other: Meeting() for other in others})
     dense = others or factors[0] is None
-    _stream(base, name, bricks if dense else [], sums, device)
+    norm = _stream(base, name, bricks if dense else [], sums, device)
     mine = factors[0]
     if mine is not None:
         sums.square, sums.zeros = svd.inner(mine, mine), _zeros(mine)
     for theirs, meeting in zip(factors[1:], sums.meetings.values(), strict=True):
         if theirs is not None:
-            meeting.square = svd.inner(theirs, theirs)
+            meeting.square, meeting.zeros = svd.inner(theirs, theirs), _zeros(theirs)
             if mine is not None:
                 meeting.dot = svd.inner(mine, theirs)
+    for part in (sums, *sums.meetings.values()):
+        part.settle(norm, spec.numel)
     if others and len(spec.shape) == 2 and min(spec.shape) > 1:
         _overlaps(base, name, bricks, factors, sums, device)
     return sums
@@ -199,8 +217,9 @@ def _factors(brick: Deltas, name: str, spec: TensorSpec, device: torch.device) -
     return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
 
 
-def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: torch.device) -> None:
-    """One pass over the rows: the base's norm; of dense deltas norms, zeros, products, signs."""
+def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: torch.device) -> float:
+    """One pass over the rows: of dense deltas norms, zeros, products, signs. Returns ‖θ₀‖²."""
+    norm = 0.0
     spec = base.weights.specs[name]
     source = base.weights.open(name, device)
     opened = [b.open_delta(name, device) if b.touches(name) else None for b in bricks]
@@ -208,7 +227,7 @@ def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: to
     for start, stop in spec.blocks(block_elements(device)):
         weights, *values = (matrix(room, start, stop, spec.cols) for room in rooms)
         source.read(start, stop, weights)
-        sums.base += _dot(weights, weights)
+        norm += _dot(weights, weights)
         for delta, block in zip(opened, values, strict=True):
             block.zero_() if delta is None else delta.read_delta(start, stop, weights, block)
         if not values:
@@ -220,9 +239,11 @@ def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: to
         for block, meeting in zip(theirs, sums.meetings.values(), strict=True):
             meeting.dot += _dot(mine, block)
             meeting.square += _dot(block, block)
+            meeting.zeros += int((block == 0).sum())
             product = block.sign_().mul_(signs)
             meeting.both += int(product.count_nonzero())
             meeting.opposite += int((product < 0).sum())
+    return norm
 
 
 def _overlaps(

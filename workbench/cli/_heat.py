@@ -25,14 +25,18 @@ def totals(name: str, measures: Measures) -> None:
     """One line a brick: its whole delta, and how it meets the first."""
     found = measures.total.document()
     others = found["others"]
-    columns = ["brick", "norm", "relative", "zeros"] + (["cosine", "conflict", "overlap out", "in", "chance"] if others else [])
-    rows = [
-        [name, _text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"]), *[""] * (len(columns) - 4)]
-    ]
+    columns = ["brick", "norm", "relative", "zeros"] + (
+        ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
+    )
+    rows = [[name, *_own(found), *[""] * (len(columns) - 4)]]
     for other, m in others.items():
-        rows.append([other, _text("norm", m["norm"]), "", "", _text("cosine", m["cosine"]),
-                     *(_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance"))])  # fmt: skip
+        meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+        rows.append([other, *_own(m), _text("cosine", m["cosine"]), *meeting])
     out.table(columns, rows, right=range(1, len(columns)))
+
+
+def _own(found: dict[str, Any]) -> list[str]:
+    return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
 
 
 def table(measures: Measures, metric: str, other: str | None = None) -> None:
@@ -85,7 +89,7 @@ def _cell(sums: Sums | None, metric: str, other: str | None, top: float) -> Text
     share = min(1.0, abs(value) / top)
     high = _OTHER if metric == "conflict" or value < 0 else _HIGH
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(_LOW, high, strict=True))
-    style = f"{'white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
+    style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
     return Text(f" {_text(metric, value)}", style=style)
 
 
@@ -94,7 +98,7 @@ def _text(metric: str, value: float | None) -> str:
         return "-"
     if metric == "norm":
         return f"{value:.3g}"
-    return f"{value:+.2f}" if metric == "cosine" else f"{100 * value:.1f}"
+    return f"{value:+.2f}".replace("-0.00", "+0.00") if metric == "cosine" else f"{100 * value:.1f}"
 
 
 def _percent(value: float | None) -> str:

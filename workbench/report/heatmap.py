@@ -13,12 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.measure import Measures
-from workbench.report.numbers import MISSING
+from workbench.report.numbers import MISSING, signed
 from workbench.report.svg import joined, svg
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # More columns than this get narrow cells, whose numbers are in the hover text alone.
 WIDE_COLUMNS = 24
+NARROWEST = 360
 PALEST, DARKEST = 0.04, 0.7
 
 
@@ -32,6 +33,7 @@ class Map:
     high: str
     scale: str
     drawing: Markup
+    width: int
     ends: str
 
 
@@ -54,8 +56,8 @@ def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Pat
     columns, rows = _totals(name, measures)
     style = resources.files("workbench.report").joinpath("templates", "report.css").read_text("utf-8")
     text = env.get_template("heatmap.html.j2").render(
-        title=" and ".join([name, *others]) if len(others) < 4 else f"{name} and {len(others)} bricks", base=base, lead=_lead(measures),
-        columns=columns, rows=rows, maps=[_map(measures, metric) for metric in _metrics(others)], style=Markup(style))  # fmt: skip  # noqa: S704 - a file of this package
+        title=f"{name} beside {', '.join(others)}" if others else name, base=Path(base).name if Path(base).is_absolute() else base, lead=_lead(measures),
+        columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(style))  # fmt: skip  # noqa: S704 - a file of this package
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -78,34 +80,39 @@ def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
     found = measures.total.document()
     others = found["others"]
     columns = ["brick", "norm", "relative", "zeros"]
-    rows = [[name, f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]]
+    rows = [[name, *_own(found)]]
     if others:
         columns += ["cosine", "opposite signs", "overlap of outputs", "of inputs", "by chance"]
         rows[0] += [""] * 5
-        rows += [[other, f"{m['norm']:.4g}", "", "", MISSING if m["cosine"] is None else f"{m['cosine']:+.3f}",
-                  *(_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance"))] for other, m in others.items()]  # fmt: skip
+        for other, m in others.items():
+            meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+            rows.append([other, *_own(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
     return columns, rows
 
 
-def _metrics(others: list[str]) -> list[_Metric]:
-    found = [
-        _Metric(
-            "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
-        ),
-    ]
-    for other in others:
+def _own(found: dict[str, Any]) -> list[str]:
+    return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
 
-        def of(key: str, other: str = other) -> Callable[[dict[str, Any]], float | None]:
-            return lambda d: d["others"].get(other, {}).get(key)
 
-        found += [
-            _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 1.0),
-            _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
-                    of("conflict"), _number, "down", 1.0),
-            _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
-                    of("overlap"), _number, "up", 1.0),
-        ]  # fmt: skip
-    return found
+def _metrics(others: list[str]) -> list[list[_Metric]]:
+    """The brick's own maps; then, for each other brick, how it meets it."""
+    norm = _Metric(
+        "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
+    )
+    return [[norm], *map(_meeting, others)]
+
+
+def _meeting(other: str) -> list[_Metric]:
+    def of(key: str) -> Callable[[dict[str, Any]], float | None]:
+        return lambda d: d["others"].get(other, {}).get(key)
+
+    return [
+        _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 1.0),
+        _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite _signed, in percent; 50 is what unrelated bricks have.",
+                of("conflict"), _number, "down", 1.0),
+        _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
+                of("overlap"), _number, "up", 1.0),
+    ]  # fmt: skip
 
 
 def _map(measures: Measures, metric: _Metric) -> Map:
@@ -117,14 +124,15 @@ def _map(measures: Measures, metric: _Metric) -> Map:
     ends = ", ".join(f"{end} {metric.text(values[None, end])}" for end in measures.ends if (None, end) in values)
     diverging = any(v < 0 for v in values.values())
     low = metric.text(-top) if diverging else metric.text(0.0)
-    return Map(metric.title, metric.caption, low, metric.text(top), "both" if diverging else metric.tint,
-               _drawing(values, kinds, layers, metric, top), ends)  # fmt: skip
+    drawing, width = _drawing(values, kinds, layers, metric, top)
+    scale = "both" if diverging else metric.tint
+    return Map(metric.title, metric.caption, low, metric.text(top), scale, drawing, max(width, NARROWEST), ends)
 
 
 def _drawing(
     values: dict[tuple[int | None, str], float], kinds: list[str], layers: list[int], metric: _Metric, top: float
-) -> Markup:
-    """Kinds below each other, layers from left to right."""
+) -> tuple[Markup, int]:
+    """Kinds below each other, layers from left to right; the drawing and its width."""
     wide = len(layers) <= WIDE_COLUMNS
     width = 46 if wide else 18
     left = 7 * max((len(kind) for kind in kinds), default=1) + 12
@@ -138,8 +146,9 @@ def _drawing(
         for j, layer in enumerate(layers):
             x = left + j * width
             parts.append(_cell(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, width, wide, metric, top))
-    return svg("svg", joined(*parts), class_="heat", width=left + len(layers) * width, height=TOP + len(kinds) * HEIGHT, role="img",
-               aria_label=metric.title)  # fmt: skip
+    across = left + len(layers) * width
+    down = TOP + len(kinds) * HEIGHT
+    return svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title), across
 
 
 def _cell(value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: _Metric, top: float) -> Markup:
@@ -162,7 +171,7 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+    return signed(value, 2)
 
 
 def _percent(value: float | None) -> str:
