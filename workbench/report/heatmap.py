@@ -108,7 +108,7 @@ def _meeting(other: str) -> list[_Metric]:
 
     return [
         _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 1.0),
-        _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite _signed, in percent; 50 is what unrelated bricks have.",
+        _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
                 of("conflict"), _number, "down", 1.0),
         _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
                 of("overlap"), _number, "up", 1.0),
