@@ -19,8 +19,9 @@ import yaml
 from project import CPU, Project
 from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
-from workbench.engine import configuration_digest, execute, materialize, pick_device, plan
+from workbench.engine import configuration_digest, execute, materialize, pick_device
 from workbench.errors import WorkbenchError
+from workbench.planning import plan
 from workbench.runs import Run, find_run, list_runs, remove_run
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
@@ -284,6 +285,7 @@ def test_failure_leaves_no_model(project: Project, monkeypatch: pytest.MonkeyPat
     (run,) = list_runs(project.path / "runs")
     assert not run.done
     assert project.run(TIES)["status"] == "done"
+    (run,) = list_runs(project.path / "runs")  # under its final name
     assert run.done
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "adapted adapter_output",
     "resolve",
     "card runs compose",
+    "planning",
     "engine",
     "extract measure",
     "taskfiles suites scores statistics tables evaluate compare",

@@ -107,10 +107,10 @@ def test_brick_that_grows_is_refused(project: Project) -> None:
         project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
-@pytest.mark.parametrize("method", [cls.name for cls in METHODS if cls.laws.permutation_invariant])
-def test_order_in_the_recipe_gives_the_same_bytes(project: Project, method: str) -> None:
-    written = []
-    for i, order in enumerate(permutations(["one", "two", "full"])):
+@pytest.mark.parametrize("cls", [cls for cls in METHODS if cls.laws.permutation_invariant], ids=lambda cls: cls.name)
+def test_order_in_the_recipe_gives_the_same_bytes(project: Project, cls: type[MergeMethod]) -> None:
+    written, method = [], cls.name
+    for i, order in enumerate(permutations(["one", "two", "full"][: cls.laws.arity[1]])):
         text = f"bricks: {{{', '.join(f'{n}: bricks/{n}' for n in order)}}}\nsteps: [{{merge: {method}}}]\n"
         written.append((Path(project.run(text, f"order-{i}.yaml")["model"]) / "model.safetensors").read_bytes())
     assert len(set(written)) == 1

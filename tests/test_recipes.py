@@ -28,7 +28,7 @@ def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
 @has_starter
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
-    from workbench.engine import plan
+    from workbench.planning import plan
     from workbench.resolve import resolve
 
     if path.stem == "starter-mixed" and not (PROJECT / "bricks/reverse-full/checkpoint").is_dir():

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.names import HEADS, live_module
 from workbench.weights import svd
-from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, stacked
+from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
 Kind = Literal["linear", "conv1d", "embedding", "other"]
@@ -207,7 +207,7 @@ class AdaptedWeights:
             return Part("same")
         kept = self._rounded(kept)
         norm = math.sqrt(max(0.0, svd.inner(update, update)))
-        lost = stacked([(1.0, update), (-1.0, kept)])
+        lost = summed([(1.0, update), (-1.0, kept)])
         error = math.sqrt(max(0.0, svd.inner(lost, lost))) / norm if norm else 0.0
         return Part("lora", kept, norm, error)
 

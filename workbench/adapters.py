@@ -155,6 +155,9 @@ class BoundAdapter:
         factors = Factors(left, right * scale)
         return factors.transposed() if self.adapter.fan_in_fan_out else factors
 
+    def open_model(self, name: str, device: torch.device) -> None:
+        """None: an adapter holds updates."""
+
     def factors(self, name: str, device: torch.device) -> Factors:
         """One tensor's update, float32. Errors: NaN and infinities."""
         factors = self._factors(name)

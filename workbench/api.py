@@ -21,7 +21,7 @@ from workbench.resolve import Resolved, resolve
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from workbench.engine import Plan
+    from workbench.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LoadedRecipe:
 
     def plan(self) -> Plan:
         """What `run` would do, from headers alone."""
-        from workbench.engine import plan
+        from workbench.planning import plan
 
         return plan(self.resolved, self._runs)
 

@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
-from workbench.weights.digests import entry_digest, json_digest, tensor_digests, weights_digest
+from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 
 CARD = "brick.yaml"
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -121,13 +121,31 @@ class Brick:
     def digest(self, cache: Path | None) -> str:
         """Digest of its content: tensors and what scales them."""
         if self.kind == "checkpoint":
-            return weights_digest(self.checkpoint.specs, tensor_digests(self.checkpoint.entries, cache), self.checkpoint.config)
+            return checkpoint_digest(self.checkpoint, cache)
         meaning = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
         return json_digest([tensor_digests(self.adapter.entries, cache), {k: self.adapter.config.get(k) for k in meaning}])
+
+    def known(self, cache: Path) -> bool:
+        """Whether `digest` reads no large file."""
+        return self.kind == "adapter" or digests_known(self.checkpoint.entries, cache)
+
+    def stamp(self, cache: Path) -> str:
+        """What stands for its content before it is read."""
+        return self.digest(cache) if self.kind == "adapter" else stamp(self.checkpoint.entries)
+
+    def fingerprint(self, cache: Path) -> str:
+        """A key of its content that orders bricks and seeds masks; a checkpoint is sampled for it, not read."""
+        return self.digest(cache) if self.kind == "adapter" else fingerprint(self.checkpoint.entries)
 
     def licence(self) -> str | None:
         """Licence as its card or its README states it."""
         return self.card.licence if self.card and self.card.licence else read_licence(self.path)
+
+
+def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
+    """Digest of a checkpoint's weights and configuration; tensors that were read whole before are not read again."""
+    digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
+    return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
 
 def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:

@@ -74,11 +74,11 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
     recipe = resolved.recipe
-    for step, step_id, key in zip(recipe.steps, recipe.step_ids, resolved.keys, strict=True):
-        record: dict[str, Any] = {"id": step_id, step.verb: step.name, "key": key}
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        record: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
             bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.digests, recipe.fields.seed)
+            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
@@ -88,7 +88,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
-            place = solve_edit(resolved, step, step_id, key, current, device, events)
+            place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
             edits[step_id] = place
             edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs)
             factors = {name: edit.factors(name, device) for name in edit.places}

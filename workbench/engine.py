@@ -8,28 +8,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.adapter_output import adapt, planned_bytes, write_result
+from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
-from workbench.card import licence_warnings, model_card
+from workbench.card import model_card
 from workbench.compose import Composition, Events, check_growth, compose, compute, copy_edit, live_model, no_events
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
-from workbench.grow.remap import GrownWeights
-from workbench.layout import Model
-from workbench.registry import EditMethod, GrowMethod, MergeMethod
+from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
-from workbench.runs import Run, run_for
+from workbench.runs import Run, move_run, run_for
 from workbench.versions import installed
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
-from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
@@ -37,31 +33,6 @@ if TYPE_CHECKING:
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                     "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
-# Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
-_INTERPRETER = 240_000_000
-# Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
-_BYTES_PER_SECOND = 0.8e9
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do. `document()` is what `plan --json` prints."""
-
-    recipe: str
-    key: str
-    run: str
-    steps: list[dict[str, Any]]
-    read_bytes: int
-    write_bytes: int
-    peak_bytes: int
-    seconds: float
-    cached: list[str]
-    problems: list[str]
-    warnings: list[str] = field(default_factory=list)
-
-    def document(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def pick_device(name: str) -> torch.device:
@@ -90,56 +61,6 @@ def exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
-    """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that."""
-    run = run_for(runs, resolved.recipe.name, resolved.run_key)
-    steps: list[dict[str, Any]] = []
-    base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
-    numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, width, cached = base_bytes, 0, 1, []
-    model: Model = resolved.base
-    for step, step_id, key in zip(resolved.recipe.steps, resolved.recipe.step_ids, resolved.keys, strict=True):
-        row: dict[str, Any] = {"id": step_id, step.verb: step.name}
-        if isinstance(step, MergeMethod):
-            names = resolved.recipe.used_bricks(step)
-            row["bricks"] = {n: _kind(resolved.bricks[n]) for n in names}
-            row["passes"] = step.laws.passes
-            read += sum(
-                _brick_bytes(resolved.bricks[n]) * (step.laws.passes if _kind(resolved.bricks[n]) != "adapter" else 1)
-                for n in names
-            )
-            width = max(width, len(names))
-        elif isinstance(step, EditMethod):
-            row["inputs"] = step.inputs()
-            if (resolved.cache / "edits" / key / "edit.json").is_file():
-                cached.append(step_id)
-            else:
-                live = max(live, 8 * numel)
-        elif isinstance(step, GrowMethod):
-            growth = step.expand(model)
-            row |= growth.record
-            live = max(live, 8 * numel) if step.preserves and getattr(step, "check", True) else live
-            model = Model(GrownWeights(model.weights, growth), growth.config)
-        steps.append(row)
-    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
-    if resolved.recipe.fields.output.form == "adapter":
-        used = [resolved.bricks[name] for name in resolved.parents]
-        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
-        dense = len(adapters) < len(used) or any(
-            isinstance(s, MergeMethod) and not s.laws.exact_rank for s in resolved.recipe.steps
-        )
-        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense)
-        live = max(live, threads * whole)
-    if run.done:
-        cached.append("run")
-    buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
-    factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if _kind(b) == "adapter")
-    return Plan(
-        resolved.recipe.name, resolved.key, run.name, steps, read, write, _INTERPRETER + buffers + factors + live,
-        round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, _disk_problems(runs, write, run),
-        [*resolved.warnings, *licence_warnings(resolved)])  # fmt: skip
-
-
 def execute(
     resolved: Resolved,
     runs: Path,
@@ -163,17 +84,18 @@ def execute(
         The `run --json` document.
     """
     started = time.time()
-    run = run_for(runs, resolved.recipe.name, resolved.run_key)
+    run = run_of(resolved, runs)
     is_adapter = resolved.recipe.fields.output.form == "adapter"
     if out is not None:
         _check_out(out)
     with run.lock(), exact():
         if not run.done:
-            if problems := _disk_problems(runs, plan(resolved, runs).write_bytes, run):
+            if problems := disk_problems(runs, plan(resolved, runs).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:
             events({"stage": "run", "text": "finished before: nothing to do"})
+    run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
         _leave(run.adapter if is_adapter else run.model, out)
     record = run.record
@@ -196,10 +118,9 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         composition = compose(resolved, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
         if resolved.recipe.fields.output.form == "adapter":
-            record |= {
-                "steps": _checked(composition, checks),
-                "output": _write_adapter(resolved, run, composition, device, threads, log),
-            }
+            output = _write_adapter(resolved, run, composition, device, threads, log)
+            _record_inputs(resolved, record)
+            record |= {"steps": _steps(resolved, composition, checks), "output": output}
             _finish(resolved, run, composition, record, run.adapter)
             run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
             log({"stage": "run", "text": "done"})
@@ -211,9 +132,10 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
+    _record_inputs(resolved, record)
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     digest = weights_digest(specs, digests, composition.model.config)
-    record |= {"steps": _checked(composition, checks), "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
+    record |= {"steps": _steps(resolved, composition, checks), "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
                                           "bytes": sum(s.nbytes for s in specs.values())}}  # fmt: skip
     _finish(resolved, run, composition, record, run.model)
     remember_digest(resolved, digest)
@@ -221,9 +143,20 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     log({"stage": "run", "text": "done"})
 
 
-def _checked(composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps' records, with what was measured of a growth step."""
-    return [{**s, **({"check": checks[s["id"]]} if s["id"] in checks else {})} for s in composition.steps]
+def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps' records with their keys, and what was measured of a growth step."""
+    return [
+        {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
+        for s, key in zip(composition.steps, resolved.keys, strict=True)
+    ]
+
+
+def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
+    """Digests of the inputs, which are known once they have been read; reads what the merge has not."""
+    record["key"] = resolved.key
+    record["inputs"]["base"]["digest"] = resolved.base_digest
+    for name, brick in record["inputs"]["bricks"].items():
+        brick["digest"] = resolved.digests[name]
 
 
 def _write_adapter(
@@ -244,11 +177,11 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     run.path.mkdir(parents=True, exist_ok=True)
     (run.path / "recipe.yaml").write_text(text, "utf-8")
     record: dict[str, Any] = {
-        "version": 1, "status": "started", "name": recipe.name, "key": resolved.key, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
-        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision, "digest": resolved.base_digest},
-                   "bricks": {n: {"kind": _kind(b), "digest": resolved.digests[n],
-                                  "revision": b.revision if isinstance(b, Brick) else None} for n, b in resolved.bricks.items()}},
+        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+                   "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
+                              for n, b in resolved.bricks.items()}},
         "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
     }  # fmt: skip
     run.write(record)
@@ -335,24 +268,6 @@ def peak_bytes() -> int:
     """Peak resident memory of this process."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _kind(brick: Brick | Resolved) -> str:
-    return brick.kind if isinstance(brick, Brick) else "recipe"
-
-
-def _brick_bytes(brick: Brick | Resolved) -> int:
-    if isinstance(brick, Resolved):
-        return sum(_brick_bytes(b) for b in brick.bricks.values()) + sum(s.nbytes for s in brick.base.weights.specs.values())
-    return sum(file.stat().st_size for file in brick.files())
-
-
-def _disk_problems(runs: Path, needed: int, run: Run) -> list[str]:
-    place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
-    if not run.done and needed * 1.05 > free:
-        return [f"{run.path}: needs {needed * 1.05 / 1e9:.1f} GB, {free / 1e9:.1f} GB free"]
-    return []
 
 
 def _check_out(out: Path) -> None:

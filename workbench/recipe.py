@@ -237,6 +237,11 @@ def _check_references(recipe: Recipe) -> None:
                     raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
             if not names:
                 raise recipe.error(at, f"{step.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
+            least, most = step.laws.arity
+            if not least <= len(names) <= (most or len(names)):
+                wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+                raise recipe.error(at, f"{step.name} takes {wanted} bricks, found {len(names)} ({', '.join(names)})",
+                                   "Name them under the step's `bricks`.")  # fmt: skip
             if len(set(names)) != len(names):
                 raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
         elif not isinstance(step, (EditMethod, GrowMethod)):
@@ -282,5 +287,10 @@ def dump_step(step: BaseModel) -> dict[str, Any]:
     return step.model_dump(mode="json", by_alias=True, exclude={"id"})
 
 
-__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "find_project", "from_data",
+def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
+    """All steps as plain data."""
+    return [dump_step(step) for step in recipe.steps]
+
+
+__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "dump_steps", "find_project", "from_data",
            "load_recipe", "recipe_model", "recipe_schema"]  # fmt: skip

@@ -64,6 +64,8 @@ class Laws:
     """One brick with default fields gives that brick's model."""
     linear_in_weight: bool = False
     """Doubling all weights doubles the delta."""
+    arity: tuple[int, int | None] = (1, None)
+    """Least and most bricks that it takes."""
     passes: int = 1
     """How often every delta is read."""
     spaces: tuple[str, ...] = ("full",)
@@ -168,8 +170,14 @@ class Group(Protocol):
     def values(self, field: str) -> list[float]:
         """A per-brick field at this tensor, in the step's order; where a brick says nothing, the step's field of that name."""
 
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start..stop; the next call overwrites them."""
+
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start, in blocks."""
+
+    def models(self) -> Iterator[list[Tensor]]:
+        """Every brick's own tensor θ, block by block from its start; unchecked, in the stored dtype where it lies in a file."""
 
     def whole(self) -> Block:
         """The tensor as one block, in memory of its own: for methods of memory class "tensor"."""

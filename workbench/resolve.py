@@ -12,14 +12,14 @@ import torch
 from pydantic import BaseModel
 
 from workbench.adapter_output import changes_result, check_form
-from workbench.bricks import Brick, check_checkpoint, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
-from workbench.recipe import Recipe, dump_step, load_recipe
+from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import entry_digest, file_digest, json_digest, read_json, tensor_digests, weights_digest
+from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -36,22 +36,27 @@ class Resolved:
 
     Attributes:
         recipe: As written.
-        base: The base's lazy weights and configuration.
-        base_path: Its directory.
-        base_digest: Digest of its weights and configuration.
+        checkpoint: The base as it lies on disk.
         bricks: Name -> files, or another resolved recipe.
-        digests: Brick name -> digest of its content, or the other recipe's key.
+        base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
     """
 
     recipe: Recipe
-    base: Model
-    base_path: Path
-    base_revision: str | None
-    base_digest: str
+    checkpoint: Checkpoint
     bricks: dict[str, Brick | Resolved]
-    digests: dict[str, str]
+    base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def base(self) -> Model:
+        """The base's lazy weights and configuration: what deltas refer to."""
+        return Model(self.checkpoint, self.checkpoint.config)
+
+    @property
+    def base_path(self) -> Path:
+        """The base's directory."""
+        return self.checkpoint.path
 
     @property
     def cache(self) -> Path:
@@ -59,26 +64,59 @@ class Resolved:
         return self.recipe.project / CACHE
 
     @cached_property
+    def base_digest(self) -> str:
+        """Digest of the base's weights and configuration. Reads what no one has read before."""
+        return checkpoint_digest(self.checkpoint, self.cache)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Brick name -> digest of its content, or the other recipe's key. Reads what no one has read before."""
+        return {n: b.key if isinstance(b, Resolved) else b.digest(self.cache) for n, b in self.bricks.items()}
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Brick name -> a key of its content that costs a sample: it orders bricks and seeds random masks."""
+        return {
+            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
+            for n, b in self.bricks.items()
+        }  # fmt: skip
+
+    @property
+    def known(self) -> bool:
+        """Whether every key and digest is at hand without reading the inputs' tensors."""
+        return digests_known(self.checkpoint.entries, self.cache) and all(
+            b.known if isinstance(b, Resolved) else b.known(self.cache) for b in self.bricks.values()
+        )
+
+    @cached_property
+    def stamp(self) -> str:
+        """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
+        bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
+        return self._chain([stamp(self.checkpoint.entries), self.recipe.fields.output.model_dump(mode="json")], bricks)[-1]
+
+    @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        key = json_digest(["base", self.base_digest])
-        keys = []
+        return self._chain(["base", self.base_digest], self.digests)[1:]
+
+    def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
+        """Keys of the states before the first step and after each."""
+        keys = [json_digest(base)]
         for step in self.recipe.steps:
-            parts: list[Any] = [key, dump_step(step), type(step).version]
+            parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
-                parts.append([[name, self.digests[name]] for name in self.recipe.used_bricks(step)])
+                parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])
-            key = json_digest(parts)
-            keys.append(key)
+            keys.append(json_digest(parts))
         return keys
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self.keys[-1] if self.keys else json_digest(["base", self.base_digest])
+        last = self._chain(["base", self.base_digest], self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
@@ -110,30 +148,24 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
 
     Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base.
     """
-    cache = recipe.project / CACHE
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
-    base = Model(checkpoint, checkpoint.config)
-    base_digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache), checkpoint.config)
-    bricks: dict[str, Brick | Resolved] = {}
-    digests: dict[str, str] = {}
-    warnings: list[str] = []
+    found = Resolved(recipe, checkpoint, {}, revision)
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
-                inner = _inner(recipe, name, ref.target, base_digest, _above)
-                bricks[name], digests[name] = inner, inner.key
+                found.bricks[name] = _inner(found, name, ref.target, _above)
             else:
                 brick = resolve_brick(name, ref, recipe.project)
-                warnings += _check(brick, base, base_digest, checkpoint.path, cache)
-                bricks[name], digests[name] = brick, brick.digest(cache)
+                found.warnings.extend(_check(brick, found))
+                found.bricks[name] = brick
         except WorkbenchError as error:
             problems.append(error)
-    kinds = {name: "recipe" if isinstance(brick, Resolved) else brick.kind for name, brick in bricks.items()}
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, base), *check_form(recipe, kinds)]
+    kinds = {name: "recipe" if isinstance(brick, Resolved) else brick.kind for name, brick in found.bricks.items()}
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
-    return Resolved(recipe, base, checkpoint.path, revision, base_digest, bricks, digests, warnings)
+    return found
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -141,7 +173,8 @@ def _all(problems: list[WorkbenchError]) -> WorkbenchError:
     return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
 
 
-def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tuple[Path, ...]) -> Resolved:
+def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> Resolved:
+    recipe = outer.recipe
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
     if path in chain:
@@ -151,7 +184,7 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
             2,
         )
     inner = resolve(load_recipe(path), chain)
-    if inner.base_digest != base_digest:
+    if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
         raise WorkbenchError(
             f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
             "A brick's delta refers to the recipe's base: use the same one.",
@@ -159,38 +192,37 @@ def _inner(recipe: Recipe, name: str, target: str, base_digest: str, above: tupl
     return inner
 
 
-def _check(brick: Brick, base: Model, base_digest: str, base_path: Path, cache: Path) -> list[str]:
+def _check(brick: Brick, resolved: Resolved) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
     warnings = []
+    base = resolved.base
     if brick.kind == "adapter":
         brick.adapter.bind(base.weights.specs)
-        warnings += _edit_warnings(brick, base_digest)
+        warnings += _edit_warnings(brick, resolved)
     else:
         check_checkpoint(brick, base)
-        warnings += _check_constants(brick, base)
-        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(base_path)
+        warnings += _check_constants(brick, resolved.checkpoint)
+        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(resolved.base_path)
         if mine and theirs and mine != theirs:
             warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
     recorded = brick.card.base.digest if brick.card else None
-    if recorded and recorded != base_digest:
+    if recorded and recorded != resolved.base_digest:
         warnings.append(
-            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {base_digest[:10]}): "
+            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
             "its delta transfers approximately"
         )
     return warnings
 
 
-def _check_constants(brick: Brick, base: Model) -> list[str]:
+def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
-    checkpoint = base.weights
-    assert isinstance(checkpoint, Checkpoint)
     for name, entry in checkpoint.entries.items():
         if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     return (
         [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
@@ -207,14 +239,14 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _edit_warnings(brick: Brick, base_digest: str) -> list[str]:
+def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:
     """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
     record = read_json(brick.path / "edit.json")
     if not isinstance(record, dict) or "solved_on" not in record:
         return []
-    if record.get("base") != base_digest:
+    if record.get("base") != resolved.base_digest:
         raise WorkbenchError(
-            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {base_digest[:10]})",
+            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
             "Solve it again on this base: an `edit` step with the same facts.",
         )
     return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]

@@ -1,6 +1,6 @@
 """Run directories: one a recipe key, written whole or not at all, resumed where it was interrupted.
 
-runs/<name>-<key10>/
+runs/<name>-<key10>/    (until all inputs have been read for the first time: <name>-<stamp10>)
     recipe.yaml      the recipe as it was
     run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
     log.jsonl        events
@@ -104,6 +104,18 @@ class Run:
 def run_for(runs: Path, name: str, key: str) -> Run:
     """The directory of a recipe key."""
     return Run(runs / f"{name}-{key[:10]}")
+
+
+def move_run(run: Run, to: Run) -> Run:
+    """Give a run directory its final name; a run that is there and done is kept instead."""
+    if to.path == run.path:
+        return run
+    if to.done:
+        shutil.rmtree(run.path)
+        return to
+    shutil.rmtree(to.path, ignore_errors=True)
+    run.path.rename(to.path)
+    return to
 
 
 def list_runs(runs: Path) -> list[Run]:

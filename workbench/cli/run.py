@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
-    from workbench.engine import plan as make_plan
+    from workbench.planning import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir)
     found = make_plan(resolved, runs)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from workbench.fields import value_at
 from workbench.layout import Model
-from workbench.registry import Block, Combination, MergeMethod, Prepared
-from workbench.weights.lowrank import Factors, stacked
-from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
+from workbench.merge.combination import CombinedSource, Operand, stacked
+from workbench.registry import Block, Combination, MergeMethod
+from workbench.weights import kernels
+from workbench.weights.lowrank import Factors
+from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
 
 
 class DeltaSource(Protocol):
@@ -36,6 +38,9 @@ class Deltas(Protocol):
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """The delta of one tensor as a low-rank product, exactly; None where it is not one."""
+
+    def open_model(self, name: str, device: torch.device) -> Source | None:
+        """The fine-tuned tensor itself, where the brick holds it; None where it holds an update."""
 
 
 class MergedWeights:
@@ -97,13 +102,13 @@ class MergedWeights:
 
     def open(self, name: str, device: torch.device) -> Source:
         """The current tensor where no brick reaches; else prepare the method, which may read the tensor's deltas."""
-        current = self._current.weights.open(name, device)
         if name not in self._merged_set:
-            return current
+            return self._current.weights.open(name, device)
         group = self.group(name, device)
         group.survey = self._survey(device)
-        separate = None if self._is_first else current
-        return _MergedSource(group, self._method.prepare(group), separate)
+        prepared = self._method.prepare(group)
+        current = None if self._is_first else self._current.weights.open(name, device)
+        return (CombinedSource if isinstance(prepared, Combination) else _MergedSource)(group, prepared, current)  # type: ignore[arg-type]
 
     @property
     def current(self) -> Weights:
@@ -119,10 +124,11 @@ class MergedWeights:
             return None
         group = self.group(name, device)
         factors = group.factors()
-        combination = self._method.prepare(group) if None not in factors else None
+        present = [f for f in factors if f is not None]
+        combination = self._method.prepare(group) if len(present) == len(factors) else None
         if not isinstance(combination, Combination) or combination.base:
             return None
-        return stacked([(w, f) for w, f in zip(combination.weights, factors, strict=True) if f is not None])
+        return stacked(present, combination.weights)
 
     @property
     def _is_first(self) -> bool:
@@ -134,8 +140,7 @@ class MergedWeights:
         assert origin is not None
         spec = self.specs[name]
         keys = [self._keys[name] for name in self._bricks]
-        base = self._base.weights.open(origin, device)
-        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, base, device, self._seed)
+        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, device, self._seed)
 
     def _survey(self, device: torch.device) -> Any:
         if type(self._method).survey is MergeMethod.survey:
@@ -168,7 +173,6 @@ class TensorGroup:
     keys: list[str]
     method: MergeMethod
     model: Model
-    base: Source
     device: torch.device
     seed: int
     survey: Any = None
@@ -177,6 +181,11 @@ class TensorGroup:
     def bricks(self) -> list[str]:
         """Names of the bricks, in the step's order."""
         return list(self.sources)
+
+    @cached_property
+    def base(self) -> Source:
+        """The base's tensor, opened when it is asked for: a mean of models does not read it."""
+        return self.model.weights.open(self.tensor, self.device)
 
     @cached_property
     def deltas(self) -> list[DeltaSource | None]:
@@ -222,6 +231,20 @@ class TensorGroup:
                 source.read_delta(start, stop, base, delta)
         return Block(base, deltas, start)
 
+    def models(self) -> Iterator[list[Tensor]]:
+        """Every brick's θ, block by block."""
+        opened = [Operand(self._open_model(brick), self.spec, self.device) for brick in self.sources.values()]
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            yield [model.rows(start, stop) for model in opened]
+
+    def _open_model(self, brick: Deltas) -> Source:
+        if not brick.touches(self.tensor):
+            return self.model.weights.open(self.tensor, self.device)
+        found = brick.open_model(self.tensor, self.device)
+        return found or UpdatedSource(
+            self.model.weights.open(self.tensor, self.device), brick.open_delta(self.tensor, self.device), self
+        )
+
     def whole(self) -> Block:
         """The tensor as one block, in memory of its own."""
         rows, cols = self.spec.rows, self.spec.cols
@@ -237,9 +260,9 @@ class TensorGroup:
 
 
 class _MergedSource:
-    def __init__(self, group: TensorGroup, prepared: Prepared, current: Source | None) -> None:
+    def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
         self._group = group
-        self._delta = partial(weighted_sum, prepared) if isinstance(prepared, Combination) else prepared
+        self._delta = prepared
         self._current = current  # None: the current tensor is the base's, which the block holds already
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
@@ -251,12 +274,19 @@ class _MergedSource:
             out.add_(self._delta(block))
 
 
-def weighted_sum(combination: Combination, block: Block) -> Tensor:
-    """Σ wᵢτᵢ + base·θ₀ of a block, in place of its first delta."""
-    total = block.deltas[0].mul_(combination.weights[0])
-    for delta, weight in zip(block.deltas[1:], combination.weights[1:], strict=True):
-        total.add_(delta, alpha=weight)
-    return total.add_(block.base, alpha=combination.base) if combination.base else total
+class UpdatedSource:
+    """A brick's own tensor where it holds an update: base plus delta."""
+
+    def __init__(self, base: Source, delta: DeltaSource, group: TensorGroup) -> None:
+        self._base, self._delta, self._cols = base, delta, group.spec.cols
+        self._scratch = buffer(group.spec, group.device)
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows start..stop in float32."""
+        update = matrix(self._scratch, start, stop, self._cols)
+        self._base.read(start, stop, out)
+        self._delta.read_delta(start, stop, out, update)
+        out.add_(update)
 
 
 class WeightsDelta:
@@ -274,6 +304,10 @@ class WeightsDelta:
         """θ − θ0 of one tensor."""
         return _Difference(self._weights.open(name, device))
 
+    def open_model(self, name: str, device: torch.device) -> Source:
+        """θ of one tensor."""
+        return self._weights.open(name, device)
+
     def factors(self, name: str, device: torch.device) -> Factors | None:
         """A difference of checkpoints has full rank."""
         return None
@@ -282,7 +316,11 @@ class WeightsDelta:
 class _Difference:
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._stored = source if isinstance(source, StoredSource) else None
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        self._source.read(start, stop, out)
-        out.sub_(base)
+        if self._stored is None:
+            self._source.read(start, stop, out)
+            out.sub_(base)
+        elif not kernels.difference(self._stored.raw(start, stop), base, out):
+            self._stored.refuse_non_finite(start, stop)

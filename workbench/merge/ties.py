@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.fields import BrickEntry, Bricks, Number, Share
-from workbench.merge.trim import Trim, trims
+from workbench.merge.trim import Trim, joint_trims, trims
 from workbench.registry import Block, Group, Laws, MergeMethod, register
+from workbench.weights import kernels
 
 
 class TiesEntry(BrickEntry):
@@ -32,7 +32,7 @@ class Ties(MergeMethod):
 
     paper = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
     formula = "θ = θ₀ + λ · mean over {i : sign(τ̂ᵢ) = γ} of wᵢτ̂ᵢ,  τ̂ = trim(τ, density),  γ = sign(Σ τ̂ᵢ)"
-    laws = Laws(single_is_identity=False, passes=3)
+    laws = Laws(single_is_identity=False, passes=2)
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None
@@ -64,37 +64,16 @@ class Ties(MergeMethod):
         """Thresholds over the whole model, where the step asks for them."""
         if self.threshold == "tensor":
             return None
-        return trims(groups, next(iter(groups)).values("density"), stop_at_first=False)
+        return joint_trims(groups, next(iter(groups)).values("density"))
 
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
         """Find each brick's threshold; then elect and average block by block."""
-        kept = group.survey or trims([group], group.values("density"))
-        weights = group.values("weight")
-        lam = group.value("lam")
+        kept = group.survey or trims(group, group.values("density"))
+        weights, lam = group.values("weight"), group.value("lam")
+        before, frequency, count = self.weigh == "before", self.sign == "frequency", self.divide == "count"
 
         def delta(block: Block) -> Tensor:
             trimmed = [trim(values, block.start) for trim, values in zip(kept, block.deltas, strict=True)]
-            return self._elect_and_mean(trimmed, weights).mul_(lam)
+            return kernels.elect(trimmed, weights, lam, before=before, frequency=frequency, count=count)
 
         return delta
-
-    def _elect_and_mean(self, deltas: list[Tensor], weights: list[float]) -> Tensor:
-        """Float arithmetic throughout: comparisons and masks cost three times as much."""
-        before, count = self.weigh == "before", self.divide == "count"
-        if before:
-            deltas = [values.mul_(weight) for values, weight in zip(deltas, weights, strict=True)]
-        elected = self._vote(deltas)
-        total = torch.zeros_like(elected)
-        mass = torch.zeros_like(elected)
-        for values, weight in zip(deltas, weights, strict=True):
-            agreeing = (values * elected).clamp_min_(0)  # |value| where it has the elected sign, else 0
-            total.add_(agreeing, alpha=1.0 if before else weight)
-            mass.add_(agreeing.sign_(), alpha=1.0 if count else weight)
-        mass = mass.clamp_min_(1.0) if count else mass.add_(mass == 0)
-        return total.mul_(elected).div_(mass)
-
-    def _vote(self, deltas: list[Tensor]) -> Tensor:
-        total = torch.zeros_like(deltas[0])
-        for values in deltas:
-            total.add_(values if self.sign == "mass" else torch.sign(values))
-        return total.sign_()

@@ -1,21 +1,30 @@
-"""Keep the largest share of a delta by magnitude: exact selection by histogram, in any number of blocks.
+"""Keep the largest share of a delta by magnitude: exact selection by counting, in any number of blocks.
 
-The magnitude bits of a float32 order like the numbers themselves, so counting them finds the k-th largest without a sort:
-one pass over the upper 16 bits, one over the lower 15 inside the bin that holds the threshold. Among values equal to the
-threshold the first ones are kept, so the result does not depend on a sort's order or on the size of the blocks.
+The magnitude bits of a float32 order like the numbers themselves, so counting them finds the k-th largest without a sort. A
+sample says between which values the threshold must lie; one pass counts what is above and, one by one, what is between. Only
+where the sample misleads, or for a threshold over a whole model, two passes count the upper 16 bits and then the lower 15.
+Among values equal to the threshold the first ones are kept, so the result does not depend on a sort's order or on the blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.registry import Group
+from workbench.registry import Block, Group
+from workbench.weights import kernels
+from workbench.weights.kernels import ALL_TIES, INFINITE, magnitude_bits
 
 _HIGH_BITS, _LOW_BITS = 16, 15
+_SMALL = 1 << 18
+# 2 MiB of counters a brick; five standard errors of the sample's quantile are less for a normal delta.
+_WINDOW = 1 << 19
+_ERRORS = 5
+_PLACES = 48
 
 
 class Trim:
@@ -29,28 +38,17 @@ class Trim:
     def __init__(self, threshold: int, ties: int | None) -> None:
         self.threshold = threshold
         self.ties = ties
-        self._left = ties or 0
-        # |x| > below is |x| >= threshold: the next smaller float32.
-        self._below = torch.tensor(max(0, threshold - 1), dtype=torch.int32).view(torch.float32).item()
+        self._left = 0
 
     def __call__(self, values: Tensor, start: int) -> Tensor:
-        """One block [rows, cols] trimmed; `start` is its first row."""
+        """One block [rows, cols] trimmed, in place; `start` is its first row."""
         if self.threshold == 0:
             return values  # keeps everything that is not zero already
         if self.ties is None:
-            return torch.nn.functional.hardshrink(values, self._below)
-        if start == 0:
-            self._left = self.ties
-        bits = magnitude_bits(values)
-        equal = (bits == self.threshold).view(-1)
-        keep = (bits > self.threshold).view(-1).logical_or_(equal & (equal.cumsum(0) <= self._left))
-        self._left -= min(self._left, int(equal.sum()))
-        return values.mul_(keep.view(values.shape))
-
-
-def magnitude_bits(values: Tensor) -> Tensor:
-    """|x| of float32 values as integers of the same order, int32."""
-    return values.view(torch.int32) & 0x7FFFFFFF
+            kernels.trim(values, self.threshold, ALL_TIES)
+        else:
+            self._left = kernels.trim(values, self.threshold, self.ties if start == 0 else self._left)
+        return values
 
 
 def keep_count(numel: int, density: float) -> int:
@@ -58,26 +56,91 @@ def keep_count(numel: int, density: float) -> int:
     return min(numel, max(0, round(numel * density)))
 
 
-def trims(groups: Iterable[Group], densities: Sequence[float], stop_at_first: bool = True) -> list[Trim]:
+def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
+    """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more."""
+    numel = group.spec.numel
+    counts = [keep_count(numel, density) for density in densities]
+    if numel <= _SMALL:
+        bits = (
+            np.concatenate([_bits(block) for block in group.blocks()], axis=1) if numel else np.zeros((len(counts), 0), np.int32)
+        )
+        return [_exact(row, count) for row, count in zip(bits, counts, strict=True)]
+    sample = np.concatenate([_bits(block) for block in _sample(group)], axis=1)
+    places = [_place(row, count / numel) for row, count in zip(sample, counts, strict=True)]
+    tables = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in places]
+    above = [0] * len(counts)
+    for block in group.blocks():
+        for i, delta in enumerate(block.deltas):
+            above[i] += kernels.window(delta, places[i][0], tables[i])
+    found = [_inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)]
+    if all(trim is not None for trim in found):
+        return [trim for trim in found if trim is not None]
+    return [trim or other for trim, other in zip(found, joint_trims([group], densities, stop_at_first=True), strict=True)]
+
+
+def _bits(block: Block) -> np.ndarray:
+    return np.stack([magnitude_bits(delta).view(-1).cpu().numpy() for delta in block.deltas])
+
+
+def _sample(group: Group) -> Iterator[Block]:
+    """A 32nd of the tensor, at least 128 Ki elements: some rows at each of 48 even distances."""
+    rows, cols = group.spec.rows, group.spec.cols
+    step = max(1, max(group.spec.numel // 32, 1 << 17) // (_PLACES * cols))
+    for start in range(0, rows, max(step, rows // _PLACES)):
+        yield group.block(start, min(start + step, rows))
+
+
+def _place(sample: np.ndarray, share: float) -> tuple[int, int]:
+    """Where the threshold of a density must lie: lowest bits and width, from a sample's order statistics."""
+    size = len(sample)
+    margin = _ERRORS * math.sqrt(size * share * (1 - share)) + 16
+    ranks = [min(size - 1, max(0, round(size * (1 - share) + side))) for side in (-margin, 0, margin)]
+    low, middle, high = (int(v) for v in np.partition(sample, ranks)[ranks])
+    if high - low >= _WINDOW:
+        low = max(low, middle - _WINDOW // 2)
+    return low, min(high - low + 1, _WINDOW)
+
+
+def _inside(low: int, table: Tensor, count: int, above: int) -> Trim | None:
+    """The trim whose threshold lies in a counted window; None where it lies elsewhere."""
+    if count == 0:
+        return Trim(INFINITE, None)
+    counts = table.cpu().numpy()
+    if not above < count <= above + int(counts.sum(dtype=np.int64)):
+        return None
+    index, more = _find(counts, count - above)
+    return _trim(low + index, count - above - more, int(counts[index]), True)
+
+
+def _exact(bits: np.ndarray, count: int) -> Trim:
+    """The trim of a tensor whose bits are all in memory."""
+    if count == 0:
+        return Trim(INFINITE, None)
+    threshold = int(np.partition(bits, len(bits) - count)[len(bits) - count])
+    return _trim(threshold, count - int((bits > threshold).sum()), int((bits == threshold).sum()), True)
+
+
+def _trim(threshold: int, ties: int, equal: int, stop_at_first: bool) -> Trim:
+    return Trim(threshold, ties if stop_at_first and ties < equal else None)
+
+
+def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_first: bool = False) -> list[Trim]:
     """One trim a brick, over the joint elements of all `groups`: one tensor, or a whole model. Iterates twice.
 
     A model-wide trim keeps every value equal to the threshold, since blocks of several tensors have no order.
     """
-    high = _histograms(groups, [None] * len(densities))
+    high = [histogram.numpy() for histogram in _histograms(groups, [None] * len(densities))]
     counts = [keep_count(int(histogram.sum()), density) for histogram, density in zip(high, densities, strict=True)]
     bins = [_find(histogram, count) for histogram, count in zip(high, counts, strict=True)]
-    low = _histograms(groups, [upper for upper, _ in bins])
-    return [_trim(upper, histogram, count, above, stop_at_first)
-            for (upper, above), histogram, count in zip(bins, low, counts, strict=True)]  # fmt: skip
-
-
-def _trim(upper: int, histogram: Tensor, count: int, above: int, stop_at_first: bool) -> Trim:
-    if count == 0:
-        return Trim(0x7F800000, None)  # infinity: nothing reaches it
-    lower, above_in_bin = _find(histogram, count - above)
-    ties = count - above - above_in_bin
-    partly = stop_at_first and ties < int(histogram[lower])
-    return Trim((upper << _LOW_BITS) | lower, ties if partly else None)
+    low = [histogram.numpy() for histogram in _histograms(groups, [upper for upper, _ in bins])]
+    found = []
+    for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
+        if count == 0:
+            found.append(Trim(INFINITE, None))
+            continue
+        lower, more = _find(histogram, count - above)
+        found.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
+    return found
 
 
 def _histograms(groups: Iterable[Group], prefixes: Sequence[int | None]) -> list[Tensor]:
@@ -87,23 +150,20 @@ def _histograms(groups: Iterable[Group], prefixes: Sequence[int | None]) -> list
         for block in group.blocks():
             for count, prefix, values in zip(counts, prefixes, block.deltas, strict=True):
                 bits = magnitude_bits(values).view(-1)
-                chosen = bits.bitwise_right_shift_(_LOW_BITS) if prefix is None else _inside(bits, prefix)
+                chosen = bits.bitwise_right_shift_(_LOW_BITS) if prefix is None else _low_bits(bits, prefix)
                 count.add_(torch.bincount(chosen, minlength=len(count)).cpu())
     return counts
 
 
-def _inside(bits: Tensor, prefix: int) -> Tensor:
+def _low_bits(bits: Tensor, prefix: int) -> Tensor:
     """Lower bits of the values whose upper bits are the prefix; overwrites `bits`."""
     bits.sub_(prefix << _LOW_BITS)
-    if bits.device.type != "cpu":
-        return bits[(bits >= 0) & (bits < 1 << _LOW_BITS)]
-    unsigned = bits.numpy().view(np.uint32)  # one comparison instead of two, and a selection at a third of torch's cost
-    return torch.from_numpy(unsigned[unsigned < 1 << _LOW_BITS].view(np.int32))
+    return bits[(bits >= 0) & (bits < 1 << _LOW_BITS)]
 
 
-def _find(histogram: Tensor, count: int) -> tuple[int, int]:
+def _find(histogram: np.ndarray, count: int) -> tuple[int, int]:
     """The bin of the `count`-th largest value, and how many values lie in bins above it."""
-    from_top = histogram.flip(0).cumsum(0)
-    index = min(int(torch.searchsorted(from_top, max(1, count))), len(histogram) - 1)
+    from_top = np.cumsum(histogram[::-1], dtype=np.int64)
+    index = min(int(np.searchsorted(from_top, max(1, count))), len(histogram) - 1)
     above = int(from_top[index - 1]) if index else 0
     return len(histogram) - 1 - index, above

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.weights import kernels
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
 INDEX = "model.safetensors.index.json"
@@ -140,6 +141,9 @@ class Checkpoint:
     Args:
         path: A directory in Hugging Face layout.
         label: How errors call it: "base", "brick 'math'".
+
+    Attributes:
+        streamed: XXH3-128 digests of the tensors that were read whole so far.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -155,6 +159,7 @@ class Checkpoint:
             raise WorkbenchError(
                 f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)", "Fetch the checkpoint again."
             )
+        self.streamed: dict[str, str] = {}
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -178,28 +183,36 @@ class Checkpoint:
         with self._lock:
             if entry.file not in self._descriptors:
                 self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
-        return _FileSource(self, self._descriptors[entry.file], entry, device, f"{self.label}: {name}")
+        descriptor = self._descriptors[entry.file]
+        if hasattr(os, "posix_fadvise"):  # a cold file is read ahead while the first blocks are computed
+            os.posix_fadvise(descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED)
+        return FileSource(self, descriptor, name, device)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
 
 
-class _FileSource:
-    def __init__(self, owner: Checkpoint, descriptor: int, entry: Entry, device: torch.device, label: str) -> None:
+class FileSource:
+    """One stored tensor; implements `specs.StoredSource`. Takes the digest of its bytes when it is read from start to end."""
+
+    def __init__(self, owner: Checkpoint, descriptor: int, name: str, device: torch.device) -> None:
         self._owner = owner  # closes the descriptor when it goes
         self._descriptor = descriptor
-        self._entry = entry
-        self._label = label
-        self._pinned = device.type == "cuda"
+        self._name = name
+        self._entry = owner.entries[name]
+        self._device = device
         self._raw = torch.empty(0, dtype=torch.uint8)
+        self._digest = None if name in owner.streamed else xxhash.xxh3_128()
+        self._digested = 0
 
-    def read(self, start: int, stop: int, out: Tensor) -> None:
+    def raw(self, start: int, stop: int) -> Tensor:
+        """Rows as stored, on the source's device; the next call overwrites them."""
         spec = self._entry.spec
         width = spec.cols * spec.dtype.itemsize
         size = (stop - start) * width
         if self._raw.numel() < size:
-            self._raw = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+            self._raw = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         raw = self._raw[:size]
         view = raw.numpy().data
         done = 0
@@ -208,23 +221,42 @@ class _FileSource:
             if not count:
                 raise WorkbenchError(f"{self._label}: file ends early", "The file changed while it was read: run again.")
             done += count
-        out.copy_(raw.view(spec.dtype).view(out.shape))
-        # A finite sum proves every term finite at a tenth of the cost of looking at each; an overflowing sum does not
-        # disprove it, so only then look.
-        if spec.is_float and not math.isfinite(out.sum().item()):
-            self._refuse_non_finite(start, out)
+        if self._digest is not None and start == 0:
+            self._digest.reset()  # a sample may have been read before
+            self._digested = 0
+        if self._digest is not None and start == self._digested:
+            self._digest.update(view)
+            self._digested = stop
+            if stop == spec.rows:
+                self._owner.streamed[self._name] = self._digest.hexdigest()
+                self._digest = None
+        return raw.view(spec.dtype).view(stop - start, spec.cols).to(self._device)
 
-    def _refuse_non_finite(self, start: int, out: Tensor) -> None:
-        bad = (~out.isfinite()).nonzero()
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows in float32, checked; integers as they are."""
+        raw = self.raw(start, stop)
+        if not self._entry.spec.is_float:
+            out.copy_(raw)
+        elif not kernels.widen(raw, out):
+            self.refuse_non_finite(start, stop)
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        values = self.raw(start, stop)
+        bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, col = bad[0].tolist()
             spec = self._entry.spec
             flat = (start + row) * spec.cols + col
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
             raise WorkbenchError(
-                f"{self._label} holds {out[row, col].item()} at {index}; expected finite numbers",
+                f"{self._label} holds {values[row, col].item()} at {index}; expected finite numbers",
                 "Train or download this model again: a merge would spread the value.",
             )
+
+    @property
+    def _label(self) -> str:
+        return f"{self._owner.label}: {self._name}"
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:

@@ -55,25 +55,76 @@ def tensor_digest(tensor: Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def tensor_digests(entries: Mapping[str, Entry], cache: Path | None = None) -> dict[str, str]:
+def tensor_digests(
+    entries: Mapping[str, Entry], cache: Path | None = None, streamed: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Digest of every stored tensor of a checkpoint or adapter.
 
-    With `cache`, digests are remembered under each file's path, size and modification time (in ns), so that an unchanged
-    file is read once; a file that differs in any of them is read again.
+    Args:
+        entries: Where the tensors lie.
+        cache: Where digests are remembered under each file's path, size and modification time (in ns), so that an unchanged
+            file is read once; a file that differs in any of them is read again.
+        streamed: Digests that were taken while tensors were read for something else.
     """
     digests: dict[str, str] = {}
-    for file in dict.fromkeys(entry.file for entry in entries.values()):
-        stat = file.stat()
-        here = {name: entry for name, entry in entries.items() if entry.file == file}
-        key = json_digest([str(file.resolve()), stat.st_size, stat.st_mtime_ns, sorted(here)])
-        memo = cache / "digests" / f"{key}.json" if cache else None
+    for here in _by_file(entries):
+        memo = _memo(here, cache) if cache else None
         found = read_json(memo) if memo else None
         if found is None:
-            found = {name: entry_digest(entry) for name, entry in here.items()}
+            found = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in here.items()}
             if memo:
                 write_json(memo, found)
         digests.update(found)
     return digests
+
+
+def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
+    """Whether `tensor_digests` would read nothing."""
+    return all(_memo(here, cache).is_file() for here in _by_file(entries))
+
+
+def stamp(entries: Mapping[str, Entry]) -> str:
+    """What stands for the content of files that have not been read: path, size and modification time of each."""
+    return json_digest([_identity(here) for here in _by_file(entries)])
+
+
+def fingerprint(entries: Mapping[str, Entry]) -> str:
+    """A key of some tensors' content without reading it all: names, shapes, and 64 bytes at four places of up to 256 tensors.
+
+    It orders bricks and seeds random masks. It does not depend on files and shards; equal for models that differ elsewhere only.
+    """
+    names = sorted(entries)
+    digest = xxhash.xxh3_128(json.dumps([[n, list(entries[n].spec.shape), NAMES[entries[n].spec.dtype]] for n in names]).encode())
+    descriptors: dict[Path, int] = {}
+    try:
+        for name in names[:: max(1, len(names) // 256)]:
+            entry = entries[name]
+            if entry.file not in descriptors:
+                descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
+            for place in range(4):
+                offset = entry.spec.nbytes * (2 * place + 1) // 8 // 64 * 64
+                digest.update(os.pread(descriptors[entry.file], min(64, entry.spec.nbytes - offset), entry.offset + offset))
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    return digest.hexdigest()
+
+
+def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
+    groups: dict[Path, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.file, {})[name] = entry
+    return list(groups.values())
+
+
+def _identity(here: Mapping[str, Entry]) -> list[Any]:
+    file = next(iter(here.values())).file
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns, sorted(here)]
+
+
+def _memo(here: Mapping[str, Entry], cache: Path) -> Path:
+    return cache / "digests" / f"{json_digest(_identity(here))}.json"
 
 
 def read_json(path: Path) -> Any:

@@ -33,7 +33,7 @@ class Factors:
         return Factors(self.right.T.contiguous(), self.left.T.contiguous())
 
 
-def stacked(parts: Sequence[tuple[float, Factors]]) -> Factors:
+def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
     """Σ wᵢ·leftᵢ·rightᵢ as one product: left factors side by side, right factors, with their weights, below each other.
 
     Args:
@@ -59,7 +59,7 @@ def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.de
         found.append((1.0, part))
         weights = weights.current
     none = Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
-    return stacked([(1.0, none), *reversed(found)])
+    return summed([(1.0, none), *reversed(found)])
 
 
 class LowRankSource:

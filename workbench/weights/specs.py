@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,17 @@ class Source(Protocol):
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill `out` [stop - start, cols] with rows start..stop: float32, or the tensor's own dtype for integers."""
+
+
+@runtime_checkable
+class StoredSource(Source, Protocol):
+    """A tensor that lies in a file, readable as it is stored."""
+
+    def raw(self, start: int, stop: int) -> Tensor:
+        """Rows start..stop [stop - start, cols] in the stored dtype, unchecked, in memory that the next call reuses."""
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
 
 
 class Weights(Protocol):

@@ -7,7 +7,6 @@ like, and an interrupted write goes on where it stopped. The bytes do not depend
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import torch
 import xxhash
 
 from workbench.errors import WorkbenchError
+from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.digests import entry_digest, json_digest
 from workbench.weights.parallel import each
@@ -156,8 +156,10 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
         for start, stop in spec.blocks(block_elements(device)):
             block = matrix(work, start, stop, spec.cols)
             source.read(start, stop, block)
-            result = matrix(cast, start, stop, spec.cols).copy_(block)
-            if spec.is_float and not math.isfinite(result.sum(dtype=torch.float32).item()) and not result.isfinite().all():
+            result = matrix(cast, start, stop, spec.cols)
+            if not spec.is_float:
+                result.copy_(block)
+            elif not kernels.narrow(block, result):
                 raise WorkbenchError(
                     f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
                     "Lower the step's lambda or weights, or write `output: {dtype: float32}`.",

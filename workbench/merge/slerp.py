@@ -1,0 +1,61 @@
+"""Slerp: the point between two models on the great circle through them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from workbench.errors import WorkbenchError
+from workbench.fields import BrickEntry, Bricks
+from workbench.registry import Combination, Group, Laws, MergeMethod, register
+from workbench.weights import kernels
+
+_SUM = "expected weights that add up to 1 (mergekit's t is the second one: 1 - t and t)"
+
+
+@register
+class Slerp(MergeMethod):
+    """Spherical interpolation of two models' weights, tensor by tensor, the base left out (mergekit's `slerp`).
+
+    Direction is interpolated along the arc, not along the chord, so the norm does not shrink between models that differ much. The
+    two weights add up to 1; mergekit's `t` is the second one. Tensors whose cosine is beyond `parallel` are averaged linearly.
+    """
+
+    paper = "Shoemake 1985, Animating rotation with quaternion curves; mergekit (Goddard et al. 2024, arXiv 2403.13257)"
+    formula = "θ = sin(w₁φ)/sin(φ) · θ₁ + sin(w₂φ)/sin(φ) · θ₂,  φ = angle(θ₁, θ₂),  w₁ + w₂ = 1"
+    laws = Laws(zero_is_base=False, permutation_invariant=True, single_is_identity=False, arity=(2, 2), passes=2)
+
+    merge: Literal["slerp"]
+    bricks: Bricks[BrickEntry] | None = None
+    """The two bricks -> their weights; omitted: the recipe's two bricks, halfway. The base itself may be one: `checkpoint: BASE`."""
+    parallel: float = Field(0.9995, ge=0, le=1)
+    """|cosine| above which the result is the linear mean: the arc is a line there."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> Slerp:
+        weights = [w.weight if isinstance(w, BrickEntry) else w for w in (self.bricks or {}).values()]
+        if len(weights) == 2 and all(isinstance(w, float) for w in weights) and abs(sum(weights) - 1) > 1e-6:  # type: ignore[arg-type]
+            raise ValueError(f"{_SUM}, found {weights[0]:g} and {weights[1]:g}")
+        return self
+
+    def prepare(self, group: Group) -> Combination:
+        """One pass for the norms and the angle; the result is linear in the two models."""
+        first, second = self._shares(group)
+        sums = [0.0, 0.0, 0.0]
+        for one, two in group.models():
+            sums = kernels.dots(one, two, sums)
+        lengths, dot = math.sqrt(sums[0]) * math.sqrt(sums[1]), sums[2]
+        cosine = dot / lengths if lengths > 0 else 1.0
+        if not abs(cosine) <= self.parallel:
+            return Combination([first, second])
+        angle = math.acos(cosine)
+        scales = [math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)]
+        return Combination(scales, base=sum(scales) - 1)
+
+    def _shares(self, group: Group) -> tuple[float, float]:
+        first, second = group.values("weight") if self.bricks is not None else (0.5, 0.5)
+        if abs(first + second - 1) > 1e-6:
+            raise WorkbenchError(f"slerp at {group.tensor}: {_SUM}, found {first:g} and {second:g}", None, 2)
+        return first, second

@@ -1,0 +1,245 @@
+/* Loops over one cache-sized block of a tensor, compiled at first use where there is a C compiler; `kernels.py` has the same
+ * loops in torch and numpy, and a test compares them bit for bit. Hence no fused multiply-add and no reordered sums here:
+ * compile with -ffp-contract=off. Each function works on `n` elements; bf16 and f16 are widened exactly.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { F32, BF16, F16 };
+#define CHUNK 1024 /* of float32: stays in the first-level cache */
+#define MAGNITUDE 0x7fffffffu
+#define INFINITE 0x7f800000u
+
+static inline uint32_t bits_of(float x) { uint32_t b; memcpy(&b, &x, 4); return b; }
+static inline float float_of(uint32_t b) { float x; memcpy(&x, &b, 4); return x; }
+
+/* `n` elements of `x`, from element `at`, as float32. */
+static inline void widen(const void *x, int kind, size_t at, size_t n, float *restrict out) {
+    if (kind == BF16) {
+        const uint16_t *half = (const uint16_t *)x + at;
+        for (size_t i = 0; i < n; i++) out[i] = float_of((uint32_t)half[i] << 16);
+    } else if (kind == F16) {
+        const _Float16 *half = (const _Float16 *)x + at;
+        for (size_t i = 0; i < n; i++) out[i] = (float)half[i];
+    } else {
+        memcpy(out, (const float *)x + at, n * sizeof(float));
+    }
+}
+
+/* sum += (x - from) * w, from element `at` of `x`. */
+static inline void accumulate(const void *x, int kind, size_t at, size_t n, const float *restrict from, float w,
+                              float *restrict sum) {
+    if (kind == BF16) {
+        const uint16_t *half = (const uint16_t *)x + at;
+        for (size_t i = 0; i < n; i++) sum[i] = sum[i] + (float_of((uint32_t)half[i] << 16) - from[i]) * w;
+    } else if (kind == F16) {
+        const _Float16 *half = (const _Float16 *)x + at;
+        for (size_t i = 0; i < n; i++) sum[i] = sum[i] + ((float)half[i] - from[i]) * w;
+    } else {
+        const float *full = (const float *)x + at;
+        for (size_t i = 0; i < n; i++) sum[i] = sum[i] + (full[i] - from[i]) * w;
+    }
+}
+
+static inline uint32_t largest(const float *x, size_t n) {
+    uint32_t most = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t b = bits_of(x[i]) & MAGNITUDE;
+        most = b > most ? b : most;
+    }
+    return most;
+}
+
+/* out = x. Returns whether every element is finite. */
+int wb_widen(const void *x, int kind, float *out, size_t n) {
+    uint32_t most = 0;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        widen(x, kind, at, m, out + at);
+        uint32_t here = largest(out + at, m);
+        most = here > most ? here : most;
+    }
+    return most < INFINITE;
+}
+
+/* out = x - base. Returns whether every element of the difference is finite. */
+int wb_difference(const void *x, int kind, const float *base, float *out, size_t n) {
+    uint32_t most = 0;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        float wide[CHUNK];
+        widen(x, kind, at, m, wide);
+        for (size_t i = 0; i < m; i++) out[at + i] = wide[i] - base[at + i];
+        uint32_t here = largest(out + at, m);
+        most = here > most ? here : most;
+    }
+    return most < INFINITE;
+}
+
+/* out = scale * anchor + sum of weights[j] * (x[j] - anchor), the sum first. Returns whether every element is finite. */
+int wb_combine(const void *anchor, int anchor_kind, float scale, int count, const void *const *x, const int *kinds,
+               const float *weights, float *out, size_t n) {
+    uint32_t most = 0;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        float from[CHUNK], sum[CHUNK];
+        widen(anchor, anchor_kind, at, m, from);
+        memset(sum, 0, sizeof sum);
+        for (int j = 0; j < count; j++) accumulate(x[j], kinds[j], at, m, from, weights[j], sum);
+        for (size_t i = 0; i < m; i++) {
+            float result = from[i] * scale + sum[i];
+            uint32_t magnitude = bits_of(result) & MAGNITUDE;
+            most = magnitude > most ? magnitude : most;
+            out[at + i] = result;
+        }
+    }
+    return most < INFINITE;
+}
+
+/* sums[0..2] += x.x, y.y, x.y: in float32 over 64 elements a lane, lanes and chunks in float64, in this order. */
+void wb_dots(const void *x, int x_kind, const void *y, int y_kind, double *sums, size_t n) {
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        float one[CHUNK] = {0}, two[CHUNK] = {0}, lanes[3][16] = {{0}};
+        widen(x, x_kind, at, m, one);
+        widen(y, y_kind, at, m, two);
+        for (size_t row = 0; row < CHUNK; row += 16)
+            for (size_t i = 0; i < 16; i++) {
+                lanes[0][i] = lanes[0][i] + one[row + i] * one[row + i];
+                lanes[1][i] = lanes[1][i] + two[row + i] * two[row + i];
+                lanes[2][i] = lanes[2][i] + one[row + i] * two[row + i];
+            }
+        for (int k = 0; k < 3; k++)
+            for (size_t i = 0; i < 16; i++) sums[k] += (double)lanes[k][i];
+    }
+}
+
+/* Counts magnitudes in [low, low + width) into counts[], returns how many lie above. */
+int64_t wb_window(const float *x, size_t n, uint32_t low, uint32_t width, uint32_t *counts) {
+    int64_t above = 0;
+    uint32_t high = low + width;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        uint32_t more = 0;
+        for (size_t part = at; part < at + m; part += 16) {
+            size_t stop = part + 16 < at + m ? part + 16 : at + m;
+            uint32_t inside = 0;
+            for (size_t i = part; i < stop; i++) {
+                uint32_t b = bits_of(x[i]) & MAGNITUDE;
+                more += b >= high;
+                inside |= (b - low) < width;
+            }
+            if (inside)
+                for (size_t i = part; i < stop; i++) {
+                    uint32_t b = (bits_of(x[i]) & MAGNITUDE) - low;
+                    if (b < width) counts[b]++;
+                }
+        }
+        above += more;
+    }
+    return above;
+}
+
+/* Zeroes magnitudes below `threshold`, and those equal to it after the first `ties`; returns how many of the ties are left. */
+int64_t wb_trim(float *x, size_t n, uint32_t threshold, int64_t ties) {
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        uint32_t equal = 0;
+        for (size_t i = at; i < at + m; i++) equal += (bits_of(x[i]) & MAGNITUDE) == threshold;
+        if (equal <= ties || ties == 0) {
+            uint32_t least = threshold + (ties == 0);
+            for (size_t i = at; i < at + m; i++) x[i] = (bits_of(x[i]) & MAGNITUDE) >= least ? x[i] : 0.0f;
+            ties -= ties == 0 ? 0 : equal;
+        } else {
+            for (size_t i = at; i < at + m; i++) {
+                uint32_t b = bits_of(x[i]) & MAGNITUDE;
+                int keep = b > threshold || (b == threshold && ties > 0);
+                ties -= b == threshold && ties > 0;
+                if (!keep) x[i] = 0.0f;
+            }
+        }
+    }
+    return ties;
+}
+
+/* Stafford's variant 13 of the 64-bit finaliser of MurmurHash3, as SplitMix64 uses it. */
+static inline uint64_t mix(uint64_t z) {
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+/* Keeps element i where the 32 random bits of its index lie below `share` * 2^32; a kept element is multiplied by `scale`. */
+void wb_drop(float *x, size_t n, uint64_t key, uint64_t index, uint64_t below, float scale) {
+    for (size_t i = 0; i < n; i++) {
+        uint64_t at = index + i;
+        uint64_t word = mix(key + (at >> 1) * 0x9e3779b97f4a7c15u);
+        uint32_t draw = at & 1 ? (uint32_t)(word >> 32) : (uint32_t)word;
+        x[i] = draw < below ? x[i] * scale : 0.0f;
+    }
+}
+
+/* Elects one sign per element and averages the deltas that have it (TIES).
+ *   before:    weights count in the election, else only in the mean
+ *   frequency: the sum of signs elects, else the sum of values
+ *   count:     divide by the number of agreeing deltas, else by the sum of their weights
+ * out may be x[0].
+ */
+void wb_elect(int bricks, const float *const *x, const float *weights, int before, int frequency, int count, float lambda,
+              float *out, size_t n) {
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        float vote[CHUNK], total[CHUNK], mass[CHUNK];
+        memset(vote, 0, sizeof vote);
+        memset(total, 0, sizeof total);
+        memset(mass, 0, sizeof mass);
+        for (int j = 0; j < bricks; j++) {
+            const float *d = x[j] + at;
+            float w = before ? weights[j] : 1.0f;
+            if (frequency)
+                for (size_t i = 0; i < m; i++) vote[i] += (float)((d[i] * w > 0) - (d[i] * w < 0));
+            else
+                for (size_t i = 0; i < m; i++) vote[i] = vote[i] + d[i] * w;
+        }
+        for (int j = 0; j < bricks; j++) {
+            const float *d = x[j] + at;
+            float w = weights[j], vote_weight = before ? w : 1.0f, unit = count ? 1.0f : w;
+            for (size_t i = 0; i < m; i++) {
+                float v = d[i] * vote_weight;
+                int agrees = ((v > 0) & (vote[i] > 0)) | ((v < 0) & (vote[i] < 0));
+                total[i] = total[i] + (agrees ? d[i] * w : 0.0f);
+                mass[i] = mass[i] + (agrees ? unit : 0.0f);
+            }
+        }
+        for (size_t i = 0; i < m; i++) {
+            float by = mass[i] == 0.0f ? 1.0f : mass[i];
+            out[at + i] = total[i] / by * lambda;
+        }
+    }
+}
+
+/* out = x rounded to nearest even in bf16 or f16. Returns whether every rounded element is finite. */
+int wb_narrow(const float *x, int kind, void *out, size_t n) {
+    uint32_t most = 0;
+    if (kind == BF16) {
+        uint16_t *half = out;
+        for (size_t i = 0; i < n; i++) {
+            uint32_t b = bits_of(x[i]);
+            uint16_t rounded = (uint16_t)((b + 0x7fffu + ((b >> 16) & 1)) >> 16);
+            half[i] = (b & MAGNITUDE) > INFINITE ? (uint16_t)0x7fc0 : rounded;
+            uint32_t magnitude = half[i] & 0x7fffu;
+            most = magnitude > most ? magnitude : most;
+        }
+        return most < 0x7f80u;
+    }
+    _Float16 *half = out;
+    for (size_t i = 0; i < n; i++) half[i] = (_Float16)x[i];
+    const uint16_t *raw = out;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t magnitude = raw[i] & 0x7fffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    return most < 0x7c00u;
+}
