@@ -1,8 +1,9 @@
-"""A brick's measures on the terminal: totals, and a table of layers by kinds of module whose cells are tinted by their value."""
+"""A brick's measures on the terminal: totals, and tables of layers whose cells are tinted by their value."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,12 +14,13 @@ from workbench.cli._output import out
 if TYPE_CHECKING:
     from workbench.measure import Measures, Sums
 
-METRICS = ("relative", "norm", "zeros", "cosine", "conflict", "overlap")
+MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
     "relative": "‖Δ‖ / ‖θ₀‖, %", "norm": "‖Δ‖", "zeros": "exact zeros, %", "cosine": "cosine", "conflict": "opposite signs, %",
     "overlap": "overlap of subspaces, %",
 }  # fmt: skip
-_LOW, _HIGH, _OTHER = (222, 235, 247), (33, 102, 172), (178, 88, 6)
+_PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
+_PALE_ORANGE = (253, 232, 214)
 
 
 def totals(name: str, measures: Measures) -> None:
@@ -35,31 +37,19 @@ def totals(name: str, measures: Measures) -> None:
     out.table(columns, rows, right=range(1, len(columns)))
 
 
-def _own(found: dict[str, Any]) -> list[str]:
-    return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
-
-
-def table(measures: Measures, metric: str, other: str | None = None) -> None:
+def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
     """Layers by kinds of module, one metric; what stands outside the layers below."""
     shown = [
-        kind
-        for kind in measures.kinds
-        if any(_value(s, metric, other) is not None for (_, k), s in measures.cells.items() if k == kind)
+        k
+        for k in measures.kinds
+        if any(_value(s, metric, other) is not None for (_, kind), s in measures.cells.items() if k == kind)
     ]
-    values = [v for s in measures.cells.values() if (v := _value(s, metric, other)) is not None]
-    top = 1.0 if metric in ("cosine", "conflict", "overlap", "zeros") else max(values, default=1.0) or 1.0
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    grid.add_column("layer")
-    for kind in shown:
-        grid.add_column(short(kind), justify="right", no_wrap=True)
-    grid.add_column("all", justify="right")
-    for layer, sums in measures.layers.items():
-        if layer is not None:
-            cells = [measures.cells.get((layer, kind)) for kind in shown]
-            grid.add_row(str(layer), *(_cell(c, metric, other, top) for c in cells), _cell(sums, metric, other, top))
-    out.data.print(Text(WORDS[metric] + (f", {other}" if other else ""), style="bold"))
-    if shown:
-        out.data.print(grid)
+    cells = {
+        layer: {**{kind: measures.cells.get((layer, kind)) for kind in shown}, "all": sums}
+        for layer, sums in measures.layers.items()
+    }
+    columns = {**{kind: _short(kind) for kind in shown}, "all": "all"}
+    _grid(WORDS[metric] + (f", {other}" if other else ""), columns, cells, lambda sums, _: _value(sums, metric, other), metric)
     ends = [
         f"{end} {_text(metric, v)}"
         for end in measures.ends
@@ -69,28 +59,66 @@ def table(measures: Measures, metric: str, other: str | None = None) -> None:
         out.line("outside the layers: " + ", ".join(ends))
 
 
-def short(kind: str) -> str:
+def by_brick(measures: Measures, metric: str) -> None:
+    """Layers by other bricks, one metric of how they meet."""
+    others = list(measures.total.meetings)
+    cells: dict[int | None, dict[str, Sums | None]] = {
+        layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
+    }
+    _grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
+
+
+def _grid(
+    title: str,
+    columns: Mapping[str, str],
+    cells: Mapping[int | None, Mapping[str, Sums | None]],
+    value: Callable[[Sums | None, str], float | None],
+    metric: str,
+) -> None:
+    values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
+    middle = 0.5 if metric == "conflict" else 0.0
+    top = max((abs(v - middle) for row in values.values() for v in row if v is not None), default=0.0) or 1.0
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    grid.add_column("layer")
+    for head in columns.values():
+        grid.add_column(head, justify="right", no_wrap=True)
+    for layer, row in values.items():
+        grid.add_row(str(layer), *_cells(row, metric, middle, top))
+    out.data.print(Text(title, style="bold"))
+    if values:
+        out.data.print(grid)
+
+
+def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
+    """Blue above the middle, orange below; of sign conflicts the other way round, since those above are the bad ones."""
+    found = []
+    for value in row:
+        if value is None:
+            found.append(Text("·", style="dim"))
+            continue
+        share = min(1.0, abs(value - middle) / top)
+        low, high = (_PALE, _BLUE) if (value >= middle) != (metric == "conflict") else (_PALE_ORANGE, _ORANGE)
+        red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+        style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
+        found.append(Text(f" {_text(metric, value)}", style=style))
+    return found
+
+
+def _short(kind: str) -> str:
     """ "self_attn.q_proj" as columns call it: its last part."""
     return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
+
+
+def _own(found: dict[str, Any]) -> list[str]:
+    return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
 
 
 def _value(sums: Sums | None, metric: str, other: str | None) -> float | None:
     if sums is None:
         return None
     document: dict[str, Any] = sums.document()
-    found = document["others"].get(other, {}) if other and metric in ("cosine", "conflict", "overlap") else document
+    found = document["others"].get(other, {}) if metric in MEETING else document
     return found.get(metric)
-
-
-def _cell(sums: Sums | None, metric: str, other: str | None, top: float) -> Text:
-    value = _value(sums, metric, other)
-    if value is None:
-        return Text("·", style="dim")
-    share = min(1.0, abs(value) / top)
-    high = _OTHER if metric == "conflict" or value < 0 else _HIGH
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(_LOW, high, strict=True))
-    style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
-    return Text(f" {_text(metric, value)}", style=style)
 
 
 def _text(metric: str, value: float | None) -> str:
@@ -98,7 +126,9 @@ def _text(metric: str, value: float | None) -> str:
         return "-"
     if metric == "norm":
         return f"{value:.3g}"
-    return f"{value:+.2f}".replace("-0.00", "+0.00") if metric == "cosine" else f"{100 * value:.1f}"
+    if metric == "cosine":
+        return f"{value:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")
+    return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
 
 
 def _percent(value: float | None) -> str:

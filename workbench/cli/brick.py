@@ -115,20 +115,20 @@ def _base_of(brick: Brick) -> str:
 
 
 def _say_measures(name: str, measured: Measures, metric: str | None) -> None:
-    from workbench.cli._heat import table, totals
+    from workbench.cli._heat import MEETING, by_brick, by_kind, totals
 
-    totals(name, measured)
     others = list(measured.total.meetings)
-    if metric in ("cosine", "conflict", "overlap") and not others:
+    metric = metric or ("cosine" if others else "relative")
+    if metric in MEETING and not others:
         raise WorkbenchError(
             f"--metric {metric} compares bricks, and only {name} is named", f"workbench brick show {name} OTHER", 2
         )
-    for other in others if metric is None or metric in ("cosine", "conflict", "overlap") else [None]:
-        out.line("")
-        table(measured, metric or ("cosine" if other else "relative"), other)
-    if not others and metric is None:
-        out.line("")
-        table(measured, "relative")
+    totals(name, measured)
+    out.line("")
+    if metric in MEETING and len(others) > 1:
+        by_brick(measured, metric)
+    else:
+        by_kind(measured, metric, others[0] if metric in MEETING else None)
 
 
 def _say_card(brick: Brick) -> None:

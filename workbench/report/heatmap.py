@@ -44,9 +44,12 @@ class _Metric:
     value: Callable[[dict[str, Any]], float | None]
     text: Callable[[float], str]
     tint: str
-    """Class of positive values; negative ones are "down"."""
-    top: float | None = None
-    """Value of the darkest tint; None: the largest."""
+    """Class of values above the middle."""
+    least: float = 0.0
+    """What the darkest tint stands for at least; else the value farthest from the middle."""
+    middle: float = 0.0
+    below: str = "down"
+    """Class of values below the middle."""
 
 
 def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
@@ -107,26 +110,26 @@ def _meeting(other: str) -> list[_Metric]:
         return lambda d: d["others"].get(other, {}).get(key)
 
     return [
-        _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 1.0),
+        _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
         _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
-                of("conflict"), _number, "down", 1.0),
+                of("conflict"), _number, "down", 0.05, 0.5, "up"),
         _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
-                of("overlap"), _number, "up", 1.0),
+                of("overlap"), _number, "up", 0.05),
     ]  # fmt: skip
 
 
 def _map(measures: Measures, metric: _Metric) -> Map:
     documents = {place: sums.document() for place, sums in measures.cells.items()}
     values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
-    top = metric.top or max((abs(v) for v in values.values()), default=1.0) or 1.0
+    top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
     kinds = [kind for kind in measures.kinds if any(k == kind and layer is not None for layer, k in values)]
     layers = [layer for layer in measures.layers if layer is not None]
     ends = ", ".join(f"{end} {metric.text(values[None, end])}" for end in measures.ends if (None, end) in values)
-    diverging = any(v < 0 for v in values.values())
-    low = metric.text(-top) if diverging else metric.text(0.0)
+    both = metric.middle > 0 or any(v < 0 for v in values.values())
+    low = metric.text(metric.middle - top if both else 0.0)
     drawing, width = _drawing(values, kinds, layers, metric, top)
-    scale = "both" if diverging else metric.tint
-    return Map(metric.title, metric.caption, low, metric.text(top), scale, drawing, max(width, NARROWEST), ends)
+    scale = f"both {metric.tint}" if both else metric.tint
+    return Map(metric.title, metric.caption, low, metric.text(metric.middle + top), scale, drawing, max(width, NARROWEST), ends)
 
 
 def _drawing(
@@ -155,10 +158,10 @@ def _cell(value: float | None, where: str, x: float, y: float, width: int, wide:
     box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
     if value is None:
         return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
-    tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value) / top)
+    tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / top)
     parts = [
         svg("title", f"{where}: {metric.text(value)}"),
-        svg("rect", class_=metric.tint if value >= 0 else "down", style=f"--a: {tint:.3f}", **box),
+        svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
     ]
     if wide:
         parts.append(svg("text", metric.text(value), class_="v", x=x + (width - GAP) / 2, y=y + HEIGHT / 2 + 3))
