@@ -16,7 +16,7 @@ from test_adapter_output import config, peft_logits
 from tiny import edit_json, save_adapter, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
-from workbench.adapted import Policy
+from workbench.adapted import Policy, rounding
 from workbench.adapters import WEIGHTS, Adapter
 from workbench.bricks import Brick, read_card
 from workbench.cli import app
@@ -82,6 +82,16 @@ def test_factors_lose_only_their_noise() -> None:
     assert svd.reduced(Factors(torch.cat([left, left], 1), torch.cat([right, -right]))).rank == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_expected_rounding(dtype: torch.dtype) -> None:
+    values = torch.randn(500, 400, generator=torch.Generator().manual_seed(0))
+    stored = values.to(dtype).float()
+    stored[0] = 0
+    values[0] = 0
+    assert rounding(stored, dtype) == pytest.approx(float((stored - values).double().square().sum()), rel=0.03)
+    assert rounding(values, torch.float32) == 0
+
+
 # -- extract
 
 
@@ -94,6 +104,10 @@ def test_a_baked_lora_comes_back_at_its_rank(dtype: str, worst: float, model_of:
     bake(str(lora), str(base), tmp_path / "baked", project=tmp_path, device=CPU)
     out, record = taken(project, "baked", str(base), rank=8)
     assert record["error"] < worst
+    if dtype == "float32":
+        assert record["rounding"] == 0
+    else:  # what is left is rounding; of its energy the eight terms take a share themselves
+        assert 0.6 * record["rounding"] < record["error"] < 1.05 * record["rounding"]
     assert set(record["tensors"]) == {n for n in tensors_of(base) if "proj" in n}
     assert record["whole"] == record["dropped"] == []
     mine = Adapter(out, "x").bind(Checkpoint(base, "base").specs)
@@ -255,7 +269,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
     assert run("bake", "one", "-o", "baked", "--base", "base", "--dtype", "float32")[0] == 0
     code, table, _ = run("extract", "baked", "--base", "base", "--rank", "8", "-o", "again")
     assert code == 0
-    assert table.splitlines()[0].split() == ["tensor", "rank", "norm", "error"]
+    assert table.splitlines()[0].split() == ["tensor", "rank", "norm", "error", "rounding"]
     assert table.splitlines()[-1].startswith("all updates")
     assert "16 tensors fit base" in run("verify", "again")[1]
     assert "as recorded" in run("verify", "again")[1]

@@ -115,5 +115,6 @@ def test_heat_map_page(llama: Path, bricks: Path, tmp_path: Path) -> None:
     assert "<one>" not in page
     assert page.count('class="heat"') == 4  # relative norm; cosine, conflict, overlap
     cell = found.cells[2, "mlp.down_proj"].document()
+    assert page.count('class="maps"') == 2  # its own, and those beside the other brick
     assert f"<title>layer 2, mlp.down_proj: {100 * cell['relative']:.2g}</title>" in page
     assert "http" not in page.replace("http-equiv", "")

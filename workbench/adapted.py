@@ -18,6 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.names import HEADS, live_module
 from workbench.weights import svd
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
@@ -129,12 +130,15 @@ class Part:
         factors: The update of a "lora" part, rounded to the dtype that is written.
         norm: ‖Δ‖, Frobenius, of result minus base.
         error: ‖Δ − update‖ / ‖Δ‖.
+        rounding: ‖ε‖ / ‖Δ‖ for the rounding ε of a fine-tune's stored weights, as expected from their dtype: an error of that
+            size is noise that no rank removes.
     """
 
     kind: Literal["same", "lora", "whole", "dropped"]
     factors: Factors | None = None
     norm: float = 0.0
     error: float = 0.0
+    rounding: float = 0.0
 
 
 class AdaptedWeights:
@@ -212,28 +216,31 @@ class AdaptedWeights:
         return Part("lora", kept, norm, error)
 
     def _from_dense(self, name: str, device: torch.device) -> Part:
-        delta = self._delta(name, device)
+        delta, noise = self._delta(name, device)
         total = svd.squared(delta)
         if total == 0:
             return Part("same")
         seed = xxhash.xxh32_intdigest(name.encode())
         kept = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
-        return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total))
+        return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total), math.sqrt(noise / total))
 
     def _rounded(self, factors: Factors) -> Factors:
         dtype = self.policy.dtype
         return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
 
-    def _delta(self, name: str, device: torch.device) -> Tensor:
-        """Result minus base, [rows, cols], float32."""
+    def _delta(self, name: str, device: torch.device) -> tuple[Tensor, float]:
+        """Result minus base, [rows, cols], float32; and the expected square of its rounding, where the result is stored."""
+        stored = self.result.weights.specs[name].dtype if isinstance(self.result.weights, Checkpoint) else torch.float32
+        noise = 0.0
         spec = self.specs[name]
         delta = load(self.result.weights, name, torch.float32, device).view(spec.rows, spec.cols)
         source, scratch = self.base.weights.open(name, device), buffer(spec, device)
         for start, stop in spec.blocks(block_elements(device)):
             block = matrix(scratch, start, stop, spec.cols)
             source.read(start, stop, block)
+            noise += rounding(delta[start:stop], stored)
             delta[start:stop].sub_(block)
-        return delta
+        return delta, noise
 
     def _distance(self, name: str, device: torch.device) -> float:
         """‖result − base‖ of one tensor, block by block."""
@@ -258,3 +265,12 @@ class AdaptedWeights:
             f"{name} differs from the base and is no weight of a linear layer",
             "--rest save keeps such weights whole in the adapter (modules_to_save), --rest drop leaves them out.",
         )
+
+
+def rounding(values: Tensor, dtype: torch.dtype) -> float:
+    """Expected Σ ε² of numbers that were rounded to 16 bits: ε is uniform over one unit in the last place, so ulp² / 12 each."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return 0.0
+    exponents = torch.frexp(values)[1]  # |x| in [2^(e−1), 2^e): one unit is eps · 2^(e−1)
+    units = torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps), exponents - 1)
+    return float(units.masked_fill_(values == 0, 0.0).double().square().sum()) / 12

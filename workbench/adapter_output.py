@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def write_result(
         progress: Told (done, total) tensors.
 
     Returns:
-        The record: rank, `tensors` (name -> rank, norm, error), `whole`, `dropped`, relative error of all updates together,
+        The record: rank, `tensors` (name -> rank, norm, error, rounding), `whole`, `dropped`, relative error of all updates together,
         digests, parameters, bytes. Errors: nothing differs from the base, a changed weight without a place in an adapter.
     """
     parts = _parts(adapted, device, threads, progress)
@@ -176,12 +176,17 @@ def record(parts: Mapping[str, Part]) -> dict[str, Any]:
     counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
     norm = math.sqrt(sum(p.norm**2 for p in counted))
     lost = math.sqrt(sum((p.norm * p.error) ** 2 for p in counted))
+    noise = math.sqrt(sum((p.norm * p.rounding) ** 2 for p in counted))
     return {
-        "tensors": {n: {"rank": p.factors.rank if p.factors else 0, "norm": p.norm, "error": p.error} for n, p in lora.items()},
+        "tensors": {
+            n: {"rank": p.factors.rank if p.factors else 0, "norm": p.norm, "error": p.error, "rounding": p.rounding}
+            for n, p in lora.items()
+        },
         "whole": [n for n, p in parts.items() if p.kind == "whole"],
         "dropped": [n for n, p in parts.items() if p.kind == "dropped"],
         "norm": norm,
         "error": lost / norm if norm else 0.0,
+        "rounding": noise / norm if norm else 0.0,
     }
 
 
@@ -194,7 +199,8 @@ def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress
     def work(name: str) -> None:
         part = adapted.part(name, device)
         if part.factors is not None:
-            part = Part(part.kind, Factors(part.factors.left.cpu(), part.factors.right.cpu()), part.norm, part.error)
+            factors = Factors(part.factors.left.cpu(), part.factors.right.cpu())
+            part = replace(part, factors=factors)
         with lock:
             found[name] = part
             if progress:

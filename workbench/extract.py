@@ -89,7 +89,8 @@ def extract(
             version=1, name=brick_name(out), kind="adapter", base=BaseRecord(id=base, title=read_title(ours.path), digest=digest),
             digest=_digest(partial), licence=read_licence(path),
             extraction={"checkpoint": checkpoint, "digest": brick.digest(cache), "rank": record["rank"],
-                        "error": float(f"{record['error']:.3g}"), "tensors": len(record["tensors"]),
+                        "error": float(f"{record['error']:.3g}"),
+                        "rounding": float(f"{record['rounding']:.3g}"), "tensors": len(record["tensors"]),
                         "whole": record["whole"], "dropped": record["dropped"]})  # fmt: skip
         write_card(partial, card, made_by="workbench brick extract", record=RECORD)
     return record

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -219,15 +221,29 @@ def extract(
     if json:
         out.json({"adapter": str(to), **record})
         return
-    rows = [[n, str(t["rank"]), f"{t['norm']:.4g}", f"{t['error']:.2e}"] for n, t in record["tensors"].items()]
-    out.table(["tensor", "rank", "norm", "error"], [*rows, ["all updates", str(record["rank"]), f"{record['norm']:.4g}", f"{record['error']:.2e}"]],
-              right=(1, 2, 3))  # fmt: skip
+    rows = [
+        [n, str(t["rank"]), f"{t['norm']:.4g}", f"{t['error']:.2e}", f"{t['rounding']:.2e}"] for n, t in record["tensors"].items()
+    ]
+    rows.append(
+        [
+            "all updates",
+            str(record["rank"]),
+            *(f"{record[k]:{f}}" for k, f in (("norm", ".4g"), ("error", ".2e"), ("rounding", ".2e"))),
+        ]
+    )
+    out.table(["tensor", "rank", "norm", "error", "rounding"], rows, right=(1, 2, 3, 4))
     for what, text in (("whole", "saved whole"), ("dropped", "dropped, left at the base's values")):
         if record[what]:
-            out.line(f"{text}: {', '.join(record[what])}")
+            out.line(f"{text}: {', '.join(_by_kind(record[what]))}")
     out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
     out.say(f"show:   workbench brick show {to}")
+
+
+def _by_kind(names: list[str]) -> list[str]:
+    """Tensor names with the layers' numbers taken together: "model.layers.*.input_layernorm.weight (30)"."""
+    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name) for name in names)
+    return [kind if count == 1 and "*" not in kind else f"{kind} ({count})" for kind, count in kinds.items()]
 
 
 def _error(energy: float | None, tolerance: float | None) -> float:
