@@ -165,6 +165,20 @@ def test_embeddings_on_request(model_of: Callable[..., Path], tmp_path: Path) ->
     torch.testing.assert_close(peft_logits(base, out), peft_logits_of(full), rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_norms_and_biases_alone(family: str, model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """PEFT loads no adapter without an update, so one of zeros stands beside what is saved whole."""
+    base = model_of(family, torch.float32)
+    (tmp_path / "recipes").mkdir()
+    own, tuned = tensors_of(base), tensors_of(save_finetuned(base, tmp_path / "tuned", seed=5))
+    mixed = {n: tuned[n] if t.dim() == 1 else t for n, t in own.items()}
+    save_file(mixed, tmp_path / "tuned/model.safetensors", metadata={"format": "pt"})
+    out, record = taken(Project(tmp_path), "tuned", str(base))
+    assert record["tensors"] == {}
+    assert set(record["whole"]) == {n for n, t in own.items() if t.dim() == 1}
+    torch.testing.assert_close(peft_logits(base, out), peft_logits_of(tmp_path / "tuned"), rtol=0, atol=5e-5)
+
+
 def test_a_weight_without_a_module_is_named(project: Project) -> None:
     for name, value in (("old", 0.0), ("new", 1.0)):
         shutil.copytree(project.path / "base", project.path / name)

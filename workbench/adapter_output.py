@@ -228,7 +228,7 @@ class _Files:
         self._adapted = adapted
         self._dtype = dtype
         self._live = live = adapted.live
-        lora = {name: part.factors for name, part in parts.items() if part.factors is not None}
+        lora = {name: part.factors for name, part in parts.items() if part.factors is not None} or self._placeholder(parts)
         self.targets = {name: live.places[name].module for name in lora}
         whole = {name for name, part in parts.items() if part.kind == "whole"}
         places = {name: live.places[name] for name in whole}
@@ -251,6 +251,20 @@ class _Files:
         tensors |= self._modules()
         self._tensors = dict(sorted(tensors.items()))
         self.specs = {key: self._spec(value) for key, value in self._tensors.items()}
+
+    def _placeholder(self, parts: Mapping[str, Part]) -> dict[str, Factors]:
+        """An update of zeros: PEFT loads no adapter that only brings whole modules."""
+        kind = "conv1d" if self._live.conv1d else "linear"
+        fitting = (
+            n
+            for n, p in self._live.places.items()
+            if p.kind == kind and parts[n].kind == "same" and p.module not in self._live.ends
+        )
+        name = next(fitting, None)
+        if name is None:
+            return {}
+        spec = self._adapted.specs[name]
+        return {name: Factors(torch.zeros(spec.rows, 1), torch.zeros(1, spec.cols))}
 
     def _has_matrix(self, module: str) -> bool:
         return any(p.module == module and p.kind in ("linear", "conv1d") for p in self._live.places.values())

@@ -20,6 +20,8 @@ from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
 _INTERPRETER = 240_000_000
+# More once transformers is imported, which names a model's modules: measured 0.17 GB.
+_TRANSFORMERS = 170_000_000
 # Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
 _BYTES_PER_SECOND = 0.8e9
 
@@ -93,7 +95,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
         dense = len(adapters) < len(used) or any(not step.laws.exact_rank for step in merges)
         write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense)
-        live = max(live, threads * whole)
+        live = max(live, threads * whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))

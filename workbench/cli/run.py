@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from workbench.resolve import Resolved
 
 
+# What vLLM takes as --max-lora-rank.
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
 def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
     from workbench.planning import plan as make_plan
@@ -73,12 +77,13 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
             f"{size(record['bytes'])}, relative error {record['error']:.1e}")  # fmt: skip
     if record["whole"]:
-        out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases): {', '.join(record['whole'][:3])}"
-                + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
+        out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
+                f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
-    if record["plain"]:
+    if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
+        most = next(rank for rank in VLLM_RANKS if rank >= record["rank"])
         out.say(
-            f"serve:  vllm serve {base} --enable-lora --max-lora-rank {record['rank']} --lora-modules {resolved.recipe.name}={result['adapter']}"
+            f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
         )
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
 
