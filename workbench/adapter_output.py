@@ -52,13 +52,15 @@ def changes_result(output: Output) -> bool:
     return output.form == "adapter" and (isinstance(output.rank, int) or output.dtype not in (None, "float32"))
 
 
-def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dense: bool) -> tuple[int, int]:
+def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dense: bool, whole_too: bool) -> tuple[int, int]:
     """Bytes of a recipe's adapter and of the memory that a thread needs for one dense tensor, from headers.
 
     Args:
         base: The base.
         output: The recipe's.
-        adapters: The adapters that its steps merge; `dense`: whether a step's result has full rank.
+        adapters: The adapters that its steps merge.
+        dense: Whether a step's result has full rank.
+        whole_too: Whether bricks change more than linear weights: checkpoints, recipes.
     """
     size = getattr(torch, output.dtype or "float32").itemsize
     if not dense:
@@ -66,7 +68,7 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
     assert isinstance(output.rank, int), "check_form refuses an exact rank of a dense result"
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
-    whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear)
+    whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear) if whole_too else 0
     return cut * size + whole, 5 * 4 * max(s.numel for s in linear.values())
 
 

@@ -94,7 +94,8 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
         merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
         dense = len(adapters) < len(used) or any(not step.laws.exact_rank for step in merges)
-        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense)
+        whole_too = len(adapters) < len(used)
+        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
         live = max(live, threads * whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")

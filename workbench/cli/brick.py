@@ -15,12 +15,10 @@ from workbench.cli._output import out, size
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    import torch
-
     from workbench.bricks import Brick
     from workbench.layout import Model
     from workbench.measure import Measures
-    from workbench.weights.checkpoint import Checkpoint
+    from workbench.merge.stream import Deltas
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The brick library: fetch, train, extract, bake, look at and check bricks."
@@ -99,13 +97,16 @@ def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measur
                        progress=lambda done, total: out.event({"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
 
 
-def _check_fit(brick: Brick, base: Model) -> None:
-    from workbench.bricks import check_checkpoint
+def _check_fit(brick: Brick, base: Model) -> Deltas:
+    """A brick's deltas on a base. Errors: it does not fit."""
+    import torch
 
-    if brick.kind == "adapter":
-        brick.adapter.bind(base.weights.specs)
-    else:
+    from workbench.bricks import check_checkpoint
+    from workbench.compose import deltas
+
+    if brick.kind == "checkpoint":
         check_checkpoint(brick, base)
+    return deltas(brick, base, torch.device("cpu"))
 
 
 def _base_of(brick: Brick) -> str:
@@ -290,8 +291,6 @@ def verify(
     base: Annotated[str | None, typer.Option("--base", help="The base; default: what the brick names.")] = None,
 ) -> None:
     """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
-    import torch
-
     from workbench.bricks import resolve_base
     from workbench.layout import Model
     from workbench.weights.digests import tensor_digests, weights_digest
@@ -299,9 +298,8 @@ def verify(
     brick = _find(name)
     on = base or _base_of(brick)
     checkpoint, _ = resolve_base(on, Path.cwd())
-    _check_fit(brick, Model(checkpoint, checkpoint.config))
-    cpu = torch.device("cpu")
-    touched = _read_all(brick, checkpoint, cpu)
+    model = Model(checkpoint, checkpoint.config)
+    touched = _read_all(_check_fit(brick, model), model)
     digest = brick.digest(None)
     if brick.card and brick.card.digest and digest != brick.card.digest:
         raise WorkbenchError(f"{brick.name}: digest {digest}, its card says {brick.card.digest}", _again(brick, name), 3)
@@ -315,21 +313,24 @@ def verify(
             )
 
 
-def _read_all(brick: Brick, base: Checkpoint, device: torch.device) -> int:
-    """Read every tensor of a brick, which refuses NaN and infinities; returns how many it holds of the base's."""
+def _read_all(bound: Deltas, base: Model) -> int:
+    """Read every delta of a brick, which refuses NaN and infinities; returns how many of the base's tensors it may change."""
+    import torch
+
     from workbench.weights.specs import block_elements, buffer, matrix
 
-    if brick.kind == "adapter":
-        bound = brick.adapter.bind(base.specs)
-        touched = [name for name in base.specs if bound.touches(name)]
-        for name in touched:
-            bound.open_delta(name, device)
-        return len(touched)
-    for name, spec in brick.checkpoint.specs.items():
-        source, room = brick.checkpoint.open(name, device), buffer(spec, device)
-        for start, stop in spec.blocks(block_elements(device)):
-            source.read(start, stop, matrix(room, start, stop, spec.cols))
-    return len(brick.checkpoint.specs)
+    cpu = torch.device("cpu")
+    touched = [name for name in base.weights.specs if bound.touches(name)]
+    for name in touched:
+        spec = base.weights.specs[name]
+        if not spec.is_float:
+            continue
+        source, delta, rooms = base.weights.open(name, cpu), bound.open_delta(name, cpu), (buffer(spec, cpu), buffer(spec, cpu))
+        for start, stop in spec.blocks(block_elements(cpu)):
+            weights, out_rows = (matrix(room, start, stop, spec.cols) for room in rooms)
+            source.read(start, stop, weights)
+            delta.read_delta(start, stop, weights, out_rows)
+    return len(touched)
 
 
 def _again(brick: Brick, name: str) -> str:
