@@ -261,3 +261,14 @@ def test_refused_before_any_work(project: Project, text: str, message: str, hint
     assert hint in (caught.value.hint or "")
     assert ":" in caught.value.message.split(" ")[0]  # file:line:col
     assert not (project.path / "runs").exists()
+
+
+def test_as_a_brick_and_as_a_control(project: Project) -> None:
+    """A recipe's cut result is what another recipe takes of it; controls of a recipe are whole models."""
+    text = SUM + "output: {form: adapter, rank: 6}\n"
+    project.write(text, "cut.yaml")
+    alone = project.tensors(text)
+    ours = project.tensors("bricks: {cut: {recipe: recipes/cut.yaml}}\nsteps: [{merge: task_arithmetic}]\n")
+    assert all(torch.allclose(ours[n], alone[n], rtol=0, atol=1e-6) for n in alone)
+    control = project.resolve(text).recipe.derive("base", [])
+    assert (control.fields.output.form, control.fields.output.dtype) == ("checkpoint", None)
