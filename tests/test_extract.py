@@ -155,6 +155,34 @@ def peft_logits_of(path: Path) -> torch.Tensor:
     return logits
 
 
+def test_a_dense_result_of_low_rank_is_found(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """What `rank: exact` does with a dense update: its factors where it has a low rank, else the whole weight."""
+    base = model_of("llama", torch.float32)
+    (tmp_path / "recipes").mkdir()
+    save_adapter(base, tmp_path / "lora", seed=1, r=5)
+    bake("lora", str(base), tmp_path / "baked", project=tmp_path, device=CPU)
+    _, record = taken(Project(tmp_path), "baked", str(base), rank=None, dense="whole")
+    assert {t["rank"] for t in record["tensors"].values()} == {5}
+    assert max(t["error"] for t in record["tensors"].values()) <= 2e-6
+    save_finetuned(base, tmp_path / "full", seed=5)
+    out, record = taken(Project(tmp_path), "full", str(base), "whole", rank=None, dense="whole")
+    assert set(record["whole"]) == set(tensors_of(base))
+    torch.testing.assert_close(peft_logits_of(tmp_path / "full"), merged_saved(base, out), rtol=0, atol=1e-5)
+
+
+def merged_saved(base: Path, adapter: Path) -> torch.Tensor:
+    """Logits of an adapter that brings whole modules alone: its tensors put over the base's, without PEFT, which loads none such."""
+    from test_adapter_output import TOKENS
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    held = {n.removeprefix("base_model.model."): t for n, t in tensors_of(adapter).items() if "lora_" not in n}
+    model.load_state_dict(held, strict=False)
+    with torch.no_grad():
+        logits: torch.Tensor = model(TOKENS).logits
+    return logits
+
+
 def test_embeddings_on_request(model_of: Callable[..., Path], tmp_path: Path) -> None:
     base = model_of("llama_untied", torch.float32)
     (tmp_path / "recipes").mkdir()

@@ -22,6 +22,8 @@ from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
+# Relative error in float32 up to which a dense update counts as the product that it is, and the ranks that are tried.
+LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
 Kind = Literal["linear", "conv1d", "embedding", "other"]
 
 
@@ -108,7 +110,8 @@ class Policy:
         rank: Largest rank of an update; None: no limit.
         error: Relative error of each tensor that is good enough for a smaller rank; 0: the rank is `rank`.
         dtype: Of the written factors.
-        dense: What becomes of a linear weight whose update is not a product of factors: an approximation, or the whole weight.
+        dense: What becomes of a linear weight whose update is not a product of factors: an approximation, or, where it has
+            no low rank after all, the whole weight.
         embeddings: Whether input embeddings and head get low-rank updates too, where they are not products already.
         rest: What becomes of changed weights that are no linear layer's: saved whole, left at the base's values, or an error.
     """
@@ -184,7 +187,9 @@ class AdaptedWeights:
         if update is not None and place and self._takes_factors(place):
             return self._from_factors(update)
         if update is None and place and self._is_approximated(place):
-            return self._from_dense(name, device)
+            part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._without_loss(name, device)
+            if part is not None:
+                return part
         norm = self._distance(name, device)
         if norm == 0:
             return Part("same")
@@ -201,7 +206,7 @@ class AdaptedWeights:
         return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
 
     def _is_approximated(self, place: Place) -> bool:
-        if self.policy.dense != "approximate" or not self._takes_factors(place):
+        if not self._takes_factors(place):
             return False
         return self.policy.embeddings or place.module not in self.live.ends
 
@@ -223,6 +228,23 @@ class AdaptedWeights:
         seed = xxhash.xxh32_intdigest(name.encode())
         kept = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
         return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total), math.sqrt(noise / total))
+
+    def _without_loss(self, name: str, device: torch.device) -> Part | None:
+        """A dense update of a low rank all the same, as spectral methods give: its factors; None where they would not be smaller."""
+        delta, _ = self._delta(name, device)
+        total = svd.squared(delta)
+        if total == 0:
+            return Part("same")
+        for rank in LOSSLESS_RANKS:
+            left, values, right = svd.singular(delta, rank, xxhash.xxh32_intdigest(name.encode()))
+            count = int((values > LOSSLESS * values[0] / 2).sum())
+            if count * sum(delta.shape) >= delta.numel():
+                return None
+            found = svd.balanced(left[:, :count], values[:count], right[:count])
+            if math.sqrt(svd.residual(delta, found) / total) <= LOSSLESS:
+                kept = self._rounded(found)
+                return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total))
+        return None
 
     def _rounded(self, factors: Factors) -> Factors:
         dtype = self.policy.dtype

@@ -90,6 +90,11 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
     return others + (even if even <= 2 * exact else exact)
 
 
+def keeps_rank(step: MergeMethod) -> bool:
+    """Whether adapters in give an adapter out: by the method's law, or because the step runs on their small matrices."""
+    return step.laws.exact_rank or getattr(step, "space", None) == "core"
+
+
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
     """Steps whose result the recipe's `output: {form: adapter}` cannot hold.
 
@@ -110,9 +115,8 @@ def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]
                 )
             )
         elif isinstance(step, MergeMethod) and recipe.fields.output.rank in (None, "exact"):
-            core = getattr(step, "space", None) == "core"
             dense = [n for n in recipe.used_bricks(step) if kinds.get(n, "adapter") != "adapter"]
-            if not step.laws.exact_rank and not core:
+            if not keeps_rank(step):
                 spaces = ", or run the step with `space: core`" if "core" in step.laws.spaces else ""
                 problems.append(
                     recipe.error(

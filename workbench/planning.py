@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.adapter_output import planned_bytes
+from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
@@ -93,7 +93,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         used = [resolved.bricks[name] for name in resolved.parents]
         adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
         merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
-        dense = len(adapters) < len(used) or any(not step.laws.exact_rank for step in merges)
+        dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
         whole_too = len(adapters) < len(used)
         write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
         live = max(live, threads * whole) + _TRANSFORMERS
