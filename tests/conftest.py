@@ -14,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from project import Project
 from tiny import save_adapter, save_finetuned, save_model
+from words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
 
@@ -55,4 +56,24 @@ def project(tmp_path: Path, llama: Path, bricks: Path) -> Project:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "base").symlink_to(llama)
     (tmp_path / "bricks").symlink_to(bricks)
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Float32 llamas of two layers: base, other and third with other vocabularies (untied), and the same three below tied/."""
+    top = tmp_path_factory.mktemp("vocabularies")
+    for place, tied in ((top, False), (top / "tied", True)):
+        base = save_llama(place / "base", BASE, tied=tied)
+        save_tuned(base, place / "other", BASE, OTHER, seed=1)
+        save_tuned(base, place / "third", BASE, THIRD, seed=2)
+    return top
+
+
+@pytest.fixture
+def words_project(tmp_path: Path, vocabularies: Path) -> Project:
+    """A project on them."""
+    (tmp_path / "recipes").mkdir()
+    for name in ("base", "other", "third", "tied"):
+        (tmp_path / name).symlink_to(vocabularies / name)
     return Project(tmp_path)

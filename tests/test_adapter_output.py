@@ -78,6 +78,16 @@ def test_configuration_of_an_exact_adapter_is_the_merged_model(project: Project)
     assert torch.equal(live_logits(project, SUM), live_logits(project, SUM + "output: {form: adapter}\n"))
 
 
+@pytest.mark.parametrize("step", ["ties, density: 0.5, space: core", "tsv", "iso_c, space: core"])
+def test_methods_on_small_matrices_give_exact_adapters(project: Project, step: str) -> None:
+    text = HEAD + f"steps: [{{merge: {step}}}]\n"
+    document = project.run(text + "output: {form: adapter}\n")
+    record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))["output"]
+    assert (record["rank"], record["whole"]) == (16, [])  # 8 + 4 + 4
+    merged = live_logits(project, text + "output: {dtype: float32}\n")
+    torch.testing.assert_close(peft_logits(project.path / "base", Path(document["adapter"])), merged, rtol=0, atol=5e-5)
+
+
 def test_a_cut_rank_reports_its_error_and_is_what_is_scored(project: Project) -> None:
     text = SUM + "output: {form: adapter, rank: 6}\n"
     document = project.run(text)
@@ -249,6 +259,8 @@ def test_plan_predicts_the_file(project: Project) -> None:
         ("bricks: {one: bricks/one}\nsteps: [{merge: ties}]\noutput: {form: adapter}", r"merge-ties: the result of ties is no sum of the adapters' updates", "rank: 16"),
         ("bricks: {full: bricks/full}\nsteps: [{merge: average}]\noutput: {form: adapter, rank: exact}", r"brick 'full' is a checkpoint, whose delta has full rank", "rank: 16"),
         ("bricks: {one: bricks/one}\nsteps: [{merge: average}, {grow: depth, blocks: 2}]\noutput: {form: adapter}", r"grow-depth adds tensors", "form: checkpoint"),
+        ("bricks: {full: bricks/full}\nsteps: []\ntokenizer: {source: union}\noutput: {form: adapter, rank: 4}", r"another vocabulary changes the embeddings' size", "form: checkpoint"),
+        ("bricks: {one: bricks/one}\nsteps: [{merge: ties, space: core}, {merge: linear}]\noutput: {form: adapter}", r"merge-linear: the result of linear is no sum", "space: core"),
         ("steps: []\noutput: {form: adapter, rank: 0}", r"expected exact or a whole number from 1, found 0", ""),
         ("steps: []\noutput: {form: adapter, rank: true}", r"expected exact or a whole number from 1, found True", ""),
         ("steps: []\noutput: {rank: 8}", r"`rank` belongs to `form: adapter`", ""),

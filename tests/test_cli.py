@@ -27,6 +27,7 @@ COMMANDS = {
     "methods": "--json",
     "plan": "--json --runs-dir --set",
     "recipe check": "--set",
+    "recipe import": "--out",
     "recipe new": "--base --brick --project --suite",
     "recipe schema": "",
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",

@@ -19,7 +19,7 @@ import yaml
 from project import CPU, Project
 from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
-from workbench.engine import configuration_digest, execute, materialize, pick_device
+from workbench.engine import configuration_digest, execute, materialize, pick_device, swap
 from workbench.errors import WorkbenchError
 from workbench.planning import plan
 from workbench.runs import Run, find_run, list_runs, remove_run
@@ -191,7 +191,7 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
     resolved = project.resolve(f"bricks: {{carded: {brick}, full: {full}}}\nsteps: [{{merge: average}}]\n")
     warnings = "\n".join(plan(resolved, project.path / "runs").warnings)
     assert "brick 'carded' was made on other weights than this base (0000000000" in warnings
-    assert "brick 'full': its tokenizer differs from the base's" in warnings
+    assert "brick 'full': its vocabulary differs from the base's" in warnings
     assert "licence of carded: cc-by-nc-4.0" in warnings
     assert "licence of base: unknown (none stated)" in warnings
 
@@ -287,6 +287,30 @@ def test_failure_leaves_no_model(project: Project, monkeypatch: pytest.MonkeyPat
     assert project.run(TIES)["status"] == "done"
     (run,) = list_runs(project.path / "runs")  # under its final name
     assert run.done
+
+
+# -- live models
+
+
+def test_swap_and_back(project: Project) -> None:
+    tokens = torch.arange(1, 9)[None]
+    base = project.resolve("steps: []\n", "base.yaml")
+    merged = project.resolve(TIES)
+    model = materialize(base, CPU)
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+    with torch.no_grad():
+        first, expected = model(tokens).logits, materialize(merged, CPU)(tokens).logits
+        assert not torch.equal(first, expected)
+        with pytest.raises(ZeroDivisionError), swap(model, merged):
+            assert torch.equal(model(tokens).logits, expected)
+            raise ZeroDivisionError
+        assert torch.equal(model(tokens).logits, first)
+    for name, parameter in model.named_parameters():
+        assert before[name][0] == parameter.data_ptr()
+        assert torch.equal(before[name][1], parameter)
+    grown = project.resolve("steps: [{grow: depth, blocks: 1, check: false}]\n", "grown.yaml")
+    with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters are not the live model's"), swap(model, grown):
+        pass
 
 
 # -- run directories

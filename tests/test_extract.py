@@ -334,7 +334,12 @@ def test_commands_one_after_the_other(here: Project) -> None:
         ("extract bricks/one --base base -o x", 1, "bricks/one is a PEFT adapter already", "brick show bricks/one"),
         ("extract recipes --base base -o x", 1, "recipes is no checkpoint (no config.json)", ""),
         ("extract bricks/full --base bricks/one -o x", 1, "base: bricks/one is a LoRA adapter", ""),
-        ("extract bricks/full --base other -o x", 1, "brick 'full': lacks transformer.h.0", "fine-tune of the recipe's base"),
+        (
+            "extract bricks/full --base other -o x",
+            1,
+            "brick 'full': lacks transformer.h.0",
+            "the model that the brick was fine-tuned from",
+        ),
         (
             "extract bricks/full --base base -o bricks",
             1,

@@ -20,8 +20,8 @@ TIES = "  - id: mix\n    merge: ties\n"
 # Text after HEAD (a whole recipe where it starts with "version" or is not indented), --set, the message without its file.
 BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "misspelt field": (TIES + "    densty: 0.2\n", (), ":7:5 steps.0.densty: unknown field. Did you mean 'density'?"),
-    "field of another method": ("  - {merge: average, lambda: 0.5}\n", (), ":5:22 steps.0.lambda: unknown field. Known: bricks, id, merge, where."),
-    "unknown method": ("  - merge: tis\n", (), ":5:5 steps.0: unknown merge method 'tis'. Did you mean 'ties'? `workbench methods` lists all."),
+    "field of another method": ("  - {merge: average, lambda: 0.5}\n", (), ":5:22 steps.0.lambda: unknown field. Known: bricks, id, merge, space, where."),
+    "unknown method": ("  - merge: tis\n", (), ":5:5 steps.0: unknown merge method 'tis'. Did you mean 'ties' or 'tsv'? `workbench methods` lists all."),
     "method is no word": ("  - merge: [ties]\n", (), ":5:5 steps.0: unknown merge method '['ties']'."),
     "two verbs": ("  - merge: ties\n    edit: finetune\n", (), ":5:5 steps.0: expected exactly one of merge, edit, grow; found merge and edit"),
     "no verb": ("  - density: 0.2\n", (), ":5:5 steps.0: expected exactly one of merge, edit, grow; found neither (fields: density)"),

@@ -18,7 +18,6 @@ from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.names import HEADS, live_module
 from workbench.weights import svd
-from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
@@ -252,7 +251,8 @@ class AdaptedWeights:
 
     def _delta(self, name: str, device: torch.device) -> tuple[Tensor, float]:
         """Result minus base, [rows, cols], float32; and the expected square of its rounding, where the result is stored."""
-        stored = self.result.weights.specs[name].dtype if isinstance(self.result.weights, Checkpoint) else torch.float32
+        computed = hasattr(self.result.weights, "current")  # by a step, in float32
+        stored = torch.float32 if computed else self.result.weights.specs[name].dtype
         noise = 0.0
         spec = self.specs[name]
         delta = load(self.result.weights, name, torch.float32, device).view(spec.rows, spec.cols)

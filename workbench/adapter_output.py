@@ -105,6 +105,15 @@ def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]
     if recipe.fields.output.form != "adapter":
         return []
     problems = []
+    block = recipe.fields.tokenizer
+    if block is not None and (block.source != "base" or block.tokens or block.pad_to_multiple_of):
+        problems.append(
+            recipe.error(
+                ("tokenizer",),
+                "another vocabulary changes the embeddings' size, and an adapter holds updates of the base's own tensors",
+                "Write `output: {form: checkpoint}`.",
+            )
+        )
     for i, step in enumerate(recipe.steps):
         if isinstance(step, GrowMethod):
             problems.append(

@@ -10,6 +10,7 @@ model = recipe.model()
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,12 @@ class LoadedRecipe:
         from workbench.engine import materialize, pick_device
 
         return materialize(self.resolved, pick_device(device))
+
+    def swap(self, model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
+        """Turn a live model of the same shapes into this configuration for a `with` block; exactly undone afterwards."""
+        from workbench.engine import swap
+
+        return swap(model, self.resolved)
 
     @property
     def _runs(self) -> Path:

@@ -15,16 +15,19 @@ from workbench import yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
 from workbench.layout import Model
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
-from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.stored import is_head, tidy
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
+from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.weights.specs import Weights
 
 CARD = "brick.yaml"
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 STARTER = "bricks/starter/base"
+# The same weights once more, in formats that are not read here.
+_ELSEWHERE = ["original/*", "consolidated*", "metal/*", "onnx/*", "openvino/*", "gguf/*"]
 
 
 class BaseRecord(Strict):
@@ -107,9 +110,10 @@ class Brick:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint. Errors: as `Checkpoint` and `drop_tied_copy`."""
+        """The checkpoint. Errors: as `Checkpoint` and `tidy`."""
+        read_config(self.path, self.label)
         checkpoint = Checkpoint(self.path, self.label)
-        drop_tied_copy(checkpoint)
+        tidy(checkpoint)
         return checkpoint
 
     def files(self) -> list[Path]:
@@ -156,6 +160,8 @@ def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
+    if local.is_file():
+        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Name the directory that holds it.")
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
@@ -179,7 +185,7 @@ def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | N
 
     wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.yaml", "README.md", "*.txt", "*.model"]
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_ELSEWHERE))
     except GatedRepoError:
         raise WorkbenchError(
             f"{what}: {name} is gated", f"Accept its licence at https://huggingface.co/{name}, then `hf auth login`."
@@ -201,13 +207,13 @@ def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | N
 def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]:
     """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
     path, revision = locate(reference, project, "base")
-    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+    if kinds_of(path) == ["adapter"]:
         raise WorkbenchError(
             f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
         )
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
-    drop_tied_copy(checkpoint)
+    tidy(checkpoint)
     return checkpoint, revision
 
 
@@ -224,78 +230,103 @@ def resolve_brick(name: str, ref: BrickRef, project: Path) -> Brick:
             f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
         )
     files = path / card.files if card else path
-    found = kind_of(files)
-    if found is None:
+    kinds = kinds_of(files)
+    if not kinds:
         if (path / "train.yaml").is_file():
             raise WorkbenchError(
                 f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}"
             )
+        refuse_foreign(files, what)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
             "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
         )
-    if ref.kind in ("adapter", "checkpoint") and ref.kind != found:
+    wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
+    if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(found)}, the recipe says {ref.kind}", f"Write `{found}: {ref.target}`."
+            f"{what}: {ref.target} is {_article(kinds[0])}, the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
         )
-    return Brick(name, found, files, card, revision)
+    if card and not wanted:
+        wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
+    if len(kinds) > 1 and not wanted:
+        raise WorkbenchError(
+            f"{what}: {ref.target} holds an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
+            f"Say which one: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
+        )
+    return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
 
 
 def _article(kind: str) -> str:
     return f"an {kind}" if kind == "adapter" else f"a {kind}"
 
 
-def kind_of(path: Path) -> str | None:
-    """adapter, checkpoint, or None. A directory with pickles only counts as what it tries to be: its reader refuses it."""
-    if (path / ADAPTER_CONFIG).is_file():
-        return "adapter"
-    return "checkpoint" if (path / "config.json").is_file() else None
+def kinds_of(path: Path) -> list[str]:
+    """What a directory holds: adapter, checkpoint, both or neither. Trainers leave the base's config.json beside an adapter.
+
+    A directory with pickles only counts as what it tries to be: its reader refuses it.
+    """
+    adapter = (path / ADAPTER_CONFIG).is_file()
+    weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()
+    checkpoint = (path / "config.json").is_file() and weights
+    return ["adapter"] * adapter + ["checkpoint"] * checkpoint
 
 
-def check_checkpoint(brick: Brick, base: Model) -> None:
-    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs."""
-    have, want = brick.checkpoint.specs, base.weights.specs
+def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
+    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs.
+
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights where they are not the checkpoint's: aligned to another vocabulary.
+    """
+    fitted(brick, base, weights)
+
+
+def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
+    """A checkpoint brick under the base's tensor names: as it lies, or mapped from another layout of the same architecture.
+
+    Args and errors: as `check_checkpoint`.
+    """
+    stored, want = weights or brick.checkpoint, base.weights.specs
+    found: Weights = stored
+    missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
+    reason = None
+    if missing or extra:
+        try:
+            aligned = Aligned(stored, want, base.config)
+            found, missing, extra = aligned, aligned.missing, aligned.unused
+        except WorkbenchError as error:
+            reason = error.message
     for name in want:
-        if name in have and have[name].shape != want[name].shape:
+        if name in found.specs and found.specs[name].shape != want[name].shape:
             raise WorkbenchError(
-                f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}"
-                + _vocabulary(brick, base, name),
-                "Bricks of one recipe share the base's shapes and vocabulary.",
+                f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}",
+                "Bricks of one recipe share the base's shapes.",
             )
-    missing = [n for n in want if n not in have]
-    extra = [n for n in have if n not in want]
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
         raise WorkbenchError(
-            f"{brick.label}: {' and '.join(text)} ({len(have)} tensors, the base has {len(want)})",
-            "A checkpoint brick is a fine-tune of the recipe's base: same architecture, same tensor names.",
+            f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
+            _unfit(brick, base, extra, reason),
         )
+    return found
 
 
-def drop_tied_copy(checkpoint: Checkpoint) -> None:
-    """Forget a stored copy of tied embeddings: one tensor, read and written once.
-
-    Errors: the copy differs from the embeddings, so that what the config ties is not tied in the file.
-    """
-    if not checkpoint.config.get("tie_word_embeddings"):
-        return
-    for head in [n for n in checkpoint.entries if n.endswith(_HEADS)]:
-        shape = checkpoint.entries[head].spec.shape
-        for name, entry in checkpoint.entries.items():
-            if name != head and entry.spec.shape == shape and name.endswith(_EMBEDDINGS):
-                if entry_digest(entry) != entry_digest(checkpoint.entries[head]):
-                    raise WorkbenchError(
-                        f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
-                        "Set tie_word_embeddings to false there if the head is its own, else save the model again.",
-                    )
-                del checkpoint.entries[head]
-                break
-
-
-def _vocabulary(brick: Brick, base: Model, name: str) -> str:
-    mine, theirs = brick.checkpoint.config.get("vocab_size"), base.config.get("vocab_size")
-    return f" (vocabulary {mine} and {theirs})" if mine != theirs and brick.checkpoint.specs[name].shape[0] == mine else ""
+def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
+    """What to do about a checkpoint that has other tensors than the base."""
+    mine, theirs = brick.checkpoint.config.get("model_type"), base.config.get("model_type")
+    if mine != theirs:
+        return (
+            f"The brick is a {mine} model, the base a {theirs} model: name the model that the brick was fine-tuned from as base."
+        )
+    if extra and all(is_head(name) for name in extra):
+        return (
+            "The base ties its head to its embeddings and the brick does not: tie it (tie_word_embeddings in config.json) if the two "
+            "are equal, or name a base whose head is its own."
+        )
+    hint = "A checkpoint brick is a fine-tune of the recipe's base: same architecture, the same tensors."
+    return f"{hint} transformers' conversion of names does not help: {reason}" if reason else hint
 
 
 def read_card(path: Path) -> BrickCard:

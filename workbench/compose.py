@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,22 +13,28 @@ import torch
 
 from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick
+from workbench.bricks import Brick, fitted
+from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
+from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
 from workbench.registry import EditMethod, GrowMethod, MergeMethod, MethodContext
 from workbench.resolve import Resolved
+from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -53,19 +58,26 @@ class Composition:
     edits: dict[str, Path] = field(default_factory=dict)
 
 
-def deltas(brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events) -> Deltas:
-    """A brick's deltas on a base. Errors: a recipe whose result no longer has the base's tensors."""
+def deltas(
+    brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events, vocabulary: Vocabulary | None = None
+) -> Deltas:
+    """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
         inner = compose(brick, device, events).model.weights
+        if vocabulary is not None and brick.vocabulary is None:
+            inner = vocabulary.on_base(inner)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
                 "Put its grow step into this recipe instead.",
             )
         return WeightsDelta(inner, base.weights)
+    if brick.kind == "adapter" and vocabulary is not None:
+        bound = brick.adapter.bind(vocabulary.plain.specs)
+        return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs)
-    return WeightsDelta(brick.checkpoint, base.weights)
+    return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -77,7 +89,10 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
-            bricks = {name: deltas(resolved.bricks[name], resolved.base, device, events) for name in recipe.used_bricks(step)}
+            bricks = {
+                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
+                for name in recipe.used_bricks(step)
+            }
             merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed)
             if not merged.merged:
                 raise recipe.error(
@@ -86,6 +101,15 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
             record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            if whole := merged.whole(device):
+                record["merged_whole"] = whole
+                events(
+                    {
+                        "stage": "merge",
+                        "step": step_id,
+                        "text": f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}",
+                    }
+                )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
@@ -117,8 +141,8 @@ def solve_edit(
     tensors = compute(current, torch.float32, device)
     specs = output_specs(current.weights.specs, torch.float32)
     solved_on = weights_digest(specs, {n: tensor_digest(t) for n, t in tensors.items()}, current.config)
-    live = live_model(current.config, tensors, resolved.base_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.base_path, trust_remote_code=False)
+    live = live_model(current.config, tensors, resolved.tokenizer_path, device)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
 
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "edit", "step": step_id, "done": done, "total": total, "text": text})
@@ -157,12 +181,12 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
         source: Directory with generation_config.json.
         device: Where the model goes.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    parsed = parse_config(config)
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
@@ -170,7 +194,22 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
+    try:
+        model, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
+        raise WorkbenchError(
+            f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
+        ) from error
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if lost:
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            _INCOMPLETE,
+        )
     if (source / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     live: PreTrainedModel = model.to(device).eval()
@@ -205,7 +244,7 @@ def _live_after(resolved: Resolved, steps: int, device: torch.device) -> PreTrai
 
     recipe = replace(resolved.recipe, steps=resolved.recipe.steps[:steps])
     model = compose(replace(resolved, recipe=recipe), device).model
-    return live_model(model.config, compute(model, torch.float32, device), resolved.base_path, device)
+    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
 
 
 def _made(path: Path) -> Path:

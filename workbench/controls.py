@@ -67,6 +67,11 @@ def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
                 f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
                 "Score them in two calls.",
             )
+        if _vocabulary(entry.resolved) != _vocabulary(first):
+            raise WorkbenchError(
+                f"{named[0].name} and {entry.name} write different tokenizers",
+                "Scores compare on one tokenizer: score them in two calls.",
+            )
     found = _controls(named) if controls else []
     # A recipe that is another one's brick keeps its own place where it is asked for itself.
     entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named]
@@ -100,6 +105,10 @@ def _controls(named: Sequence[Entry]) -> list[Entry]:
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
             averages[parents] = Entry(name, "average", resolve(mean))
     return [*found, *bricks.values(), *averages.values()]
+
+
+def _vocabulary(resolved: Resolved) -> str | None:
+    return resolved.vocabulary.digest if resolved.vocabulary else None
 
 
 def _ancestors(resolved: Resolved) -> Iterator[str]:
@@ -140,7 +149,7 @@ def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int,
             "Scores compare within one dtype: give the recipes the same `output: {dtype:}`.",
         )
     tasks = resolved.recipe.project / "evals" / "tasks"
-    return [build_plan(suite, resolved.base_path, tasks_dir=tasks, dtype=dtypes.copy().pop(), batch_size=batch_size, limit=limit)
+    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=dtypes.copy().pop(), batch_size=batch_size, limit=limit)
             for suite in suites]  # fmt: skip
 
 

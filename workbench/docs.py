@@ -64,6 +64,9 @@ def recipe_page() -> str:
              "", "## Top level", "", *_table(_fields(recipe_model())), ""]  # fmt: skip
     for title, name in (
         ("output", "Output"),
+        ("tokenizer", "TokenizerFields"),
+        ("tokenizer.tokens.TOKEN", "TokenRule"),
+        ("tokenizer.tokens.TOKEN.source, as a mapping", "TokenRow"),
         ("eval entries that are not a suite's name", "InlineEval"),
         ("bricks.NAME", "BrickRef"),
         ("where", "Where"),

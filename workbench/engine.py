@@ -24,15 +24,13 @@ from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
 from workbench.runs import Run, move_run, run_for
 from workbench.versions import installed
+from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-                    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 
 def pick_device(name: str) -> torch.device:
@@ -182,6 +180,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
         "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
                    "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
                               for n, b in resolved.bricks.items()}},
+        "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
         "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
     }  # fmt: skip
     run.write(record)
@@ -207,9 +206,9 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
     elif "torch_dtype" in config:
         shown["dtype"] = config["torch_dtype"]
     write_json(out / "config.json", shown, indent=2)
-    for name in ("generation_config.json", *_TOKENIZER_FILES):
-        if (resolved.base_path / name).is_file():
-            shutil.copyfile(resolved.base_path / name, out / name)
+    for name in ("generation_config.json", *TOKENIZER_FILES):
+        if (resolved.tokenizer_path / name).is_file():
+            shutil.copyfile(resolved.tokenizer_path / name, out / name)
 
 
 def configuration_digest(
@@ -242,7 +241,38 @@ def materialize(
     """The configuration as a live transformers model in the dtype that would be written, without touching the disk."""
     with exact():
         model = compose(resolved, device, events).model
-        return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.base_path, device)
+        return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+
+
+@contextmanager
+def swap(model: PreTrainedModel, resolved: Resolved) -> Iterator[PreTrainedModel]:
+    """Turn a live model into another configuration in place, for a `with` block; then it has its own weights again, bit for bit.
+
+    Args:
+        model: From `materialize`: a configuration whose parameters have the same names and shapes.
+        resolved: The other configuration; computed in its output dtype, held in the model's, on the model's device.
+
+    Errors: other parameters, as after a grow step.
+    """
+    other = materialize(resolved, next(model.parameters()).device).to(model.dtype)
+    mine, theirs = (dict(m.named_parameters()) for m in (model, other))
+    if differing := sorted(
+        {n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or mine[n].shape != theirs[n].shape}
+    ):
+        raise WorkbenchError(
+            f"recipe {resolved.recipe.name}: its parameters are not the live model's ({differing[0]} and {len(differing) - 1} more differ)",
+            "A configuration that grows or unties the base is another model: use `materialize`.",
+        )
+
+    def exchange() -> None:
+        for name, parameter in mine.items():
+            parameter.data, theirs[name].data = theirs[name].data, parameter.data
+
+    exchange()
+    try:
+        yield model
+    finally:
+        exchange()
 
 
 def recipe_text(resolved: Resolved) -> str:

@@ -19,8 +19,8 @@ from workbench.bricks import (  # fmt: skip
     BaseRecord,
     Brick,
     BrickCard,
-    check_checkpoint,
-    kind_of,
+    fitted,
+    kinds_of,
     locate,
     read_card,
     read_licence,
@@ -68,15 +68,15 @@ def extract(
         The record, as `extract.json` keeps it. Errors: an adapter, another architecture, nothing differs, `out` exists.
     """
     path, _ = locate(checkpoint, project, "checkpoint")
-    if kind_of(path) != "checkpoint":
-        found = "a PEFT adapter already" if kind_of(path) == "adapter" else "no checkpoint (no config.json)"
+    if "checkpoint" not in kinds_of(path):
+        found = "a PEFT adapter already" if kinds_of(path) else "no checkpoint (no config.json)"
         raise WorkbenchError(f"{checkpoint} is {found}", f"`workbench brick show {checkpoint}` tells what it holds.")
     brick = Brick(path.name, "checkpoint", path)
     ours, _ = resolve_base(base, project)
     tuned_from = Model(ours, ours.config)
-    check_checkpoint(brick, tuned_from)
+    tuned = fitted(brick, tuned_from)
     _check_integers(brick, ours)
-    adapted = AdaptedWeights(Model(brick.checkpoint, ours.config), tuned_from, policy)
+    adapted = AdaptedWeights(Model(tuned, ours.config), tuned_from, policy)
     with new_directory(out) as partial, exact():
         record = write_result(
             adapted, partial, base, device=device, threads=threads or default_threads(),
@@ -98,7 +98,8 @@ def extract(
 
 def _check_integers(brick: Brick, base: Checkpoint) -> None:
     for name, entry in base.entries.items():
-        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+        theirs = brick.checkpoint.entries.get(name)
+        if not entry.spec.is_float and theirs is not None and entry_digest(entry) != entry_digest(theirs):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point has a delta",
                 "Use a fine-tune that leaves it alone.",
@@ -141,13 +142,14 @@ def bake(
     """
     path, _ = locate(adapter, project, "adapter")
     files = path / read_card(path).files if (path / CARD).is_file() else path
-    if kind_of(files) != "adapter":
-        found = "a checkpoint already" if kind_of(files) == "checkpoint" else f"no adapter (no {ADAPTER_CONFIG})"
+    if "adapter" not in kinds_of(files):
+        found = "a checkpoint already" if kinds_of(files) else f"no adapter (no {ADAPTER_CONFIG})"
         raise WorkbenchError(f"{adapter} is {found}", f"`workbench brick show {adapter}` tells what it holds.")
     base = base or base_of(path, project, f"--base DIR names the model that {adapter} was trained on.")
     check_new(out)
+    kind = "brick" if (path / CARD).is_file() else "adapter"
     data = {
-        "version": 1, "name": brick_name(out), "base": base, "bricks": {"adapter": {"path": adapter}},
+        "version": 1, "name": brick_name(out), "base": base, "bricks": {"adapter": {kind: adapter}},
         "steps": [{"merge": "task_arithmetic"}], "output": {"dtype": dtype} if dtype else {},
     }  # fmt: skip
     runs = out.with_name(f".{out.name}.baking")

@@ -100,6 +100,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
+    live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if kind_name(b) == "adapter")
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, run.name, steps, read, write, _INTERPRETER + buffers + factors + live,

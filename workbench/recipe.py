@@ -16,6 +16,7 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict, Whole, parse_size
 from workbench.registry import VERBS, EditMethod, GrowMethod, MergeMethod, Step, methods
+from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -81,6 +82,8 @@ class RecipeFields(Strict):
     """What deltas refer to: a directory, relative to the project, or a hub id with an optional @revision."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
     """The bricks that steps name."""
+    tokenizer: TokenizerFields | None = None
+    """The vocabulary to write, for bricks whose tokenizer is not the base's: rows of embeddings and head are aligned to it by token."""
     output: Output = Output()
     """What `run` writes."""
     eval: tuple[str | InlineEval, ...] = ()
@@ -177,11 +180,14 @@ class Recipe:
 
     def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
         """A recipe on the same base with other steps, for controls: the base, a brick alone, their average."""
-        keep = set(bricks)
+        block = self.fields.tokenizer
+        # The vocabulary depends on all bricks: without some, rows would stand for other tokens.
+        keep = set(self.fields.bricks) if block else set(bricks)
         data = {
             "version": 1, "name": name, "base": self.fields.base, "steps": list(steps), "seed": self.fields.seed,
             "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
             "output": self.fields.output.model_dump(exclude_none=True) if self.fields.output.form == "checkpoint" else {},
+            **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }  # fmt: skip
         return from_data(data, self.project)
 
@@ -228,6 +234,7 @@ def _from_document(document: yamldoc.Document, project: Path, path: Path | None,
 def _check_references(recipe: Recipe) -> None:
     """What one field says of another: bricks that exist, at least one a merge, ids that differ."""
     known = recipe.fields.bricks
+    _check_tokenizer(recipe)
     for i, step in enumerate(recipe.steps):
         at: yamldoc.KeyPath = ("steps", i, "bricks")
         if isinstance(step, MergeMethod):
@@ -250,6 +257,26 @@ def _check_references(recipe: Recipe) -> None:
     for i, step in enumerate(recipe.steps):
         if step.id and ids.count(step.id) > 1:
             raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'")
+
+
+def _check_tokenizer(recipe: Recipe) -> None:
+    """The `tokenizer` block names base, union or bricks that have a tokenizer and rows."""
+    block = recipe.fields.tokenizer
+    if block is None:
+        return
+    if taken := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
+        raise recipe.error(("bricks", taken[0]), f"with a `tokenizer` block no brick can be called {taken[0]}", "Rename it.")
+    bricks = {name for name, ref in recipe.fields.bricks.items() if ref.kind != "recipe"}
+    named: list[tuple[tuple[str | int, ...], str, tuple[str, ...]]] = [(("source",), block.source, ("base", "union"))]
+    for token, rule in block.tokens.items():
+        if isinstance(rule.source, TokenRow):
+            named.append((("tokens", token, "source", "model"), rule.source.model, ("base",)))
+        elif rule.source is not None:
+            named.append((("tokens", token, "source"), rule.source, ("base", "zero", "mean")))
+    for path, name, words in named:
+        if name not in words and name not in bricks:
+            text = f"expected {', '.join(words)} or a brick with a tokenizer of its own; found '{name}'. "
+            raise recipe.error(("tokenizer", *path), text + nearest(name, [*words, *bricks]))
 
 
 def _override(document: yamldoc.Document, setting: str) -> None:

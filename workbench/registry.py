@@ -70,6 +70,9 @@ class Laws:
     """How often every delta is read."""
     spaces: tuple[str, ...] = ("full",)
     """Where it may run: on whole deltas, and "core" on the small matrices of stacked LoRA factors (`merge/core.py`)."""
+    rotation_invariant: bool = False
+    """Turning all deltas by orthogonal matrices turns the result with them. On adapters the core space then gives the same
+    numbers as whole deltas, and a method that holds whole tensors is always run there."""
     exact_rank: bool = False
     """Adapters in, adapter out: the delta's rank is at most the sum of the bricks' ranks."""
     memory: Literal["stream", "tensor", "model"] = "stream"
@@ -113,6 +116,10 @@ class MergeMethod(Step):
             stack.extend(get_args(kind))
         return BrickEntry
 
+    def moves_base(self) -> bool:
+        """Whether the step also changes tensors that no brick touches: deltas of 0 do not give the base there."""
+        return False
+
     def survey(self, groups: Iterable[Group]) -> Any:
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
         return None
@@ -153,12 +160,19 @@ class Group(Protocol):
 
     tensor: str
     spec: TensorSpec
+    """Of the blocks; in the core space that of the small matrices."""
     survey: Any
     device: torch.device
+    model: Model
+    """The base: its layers give schedules their depth."""
     seed: int
     """The recipe's."""
     keys: list[str]
     """One key a brick, of its content: what random masks are drawn from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor itself."""
 
     @property
     def bricks(self) -> list[str]:
@@ -280,13 +294,13 @@ def register(cls: S) -> S:
 
 @cache
 def methods() -> dict[str, type[Step]]:
-    """All methods, "verb:name" -> class, after importing every file of the three folders."""
+    """All methods, "verb:name" -> class, after importing every file of the three folders; bridges to other tools' methods come last."""
     for verb in VERBS:
         package = importlib.import_module(f"workbench.{verb}")
         for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
             importlib.import_module(module.name)
     order = {verb: i for i, verb in enumerate(VERBS)}
-    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], item[0])))
+    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], "/" in item[0], item[0])))
 
 
 def method(verb: str, name: str) -> type[Step]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,26 @@ import torch
 from pydantic import BaseModel
 
 from workbench.adapter_output import changes_result, check_form
-from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import (
+    Brick,
+    checkpoint_digest,
+    fitted,
+    resolve_base,
+    resolve_brick,
+    vocabulary_digest,
+)
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
 from workbench.layout import Model
+from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.vocabulary.align import Member, Vocabulary, align
+from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
+from workbench.weights.specs import Weights
 
 CACHE = ".workbench"
 # Fields of config.json that change what equal weights compute.
@@ -40,6 +52,7 @@ class Resolved:
         bricks: Name -> files, or another resolved recipe.
         base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
+        vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
     """
 
     recipe: Recipe
@@ -47,11 +60,17 @@ class Resolved:
     bricks: dict[str, Brick | Resolved]
     base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Directory with the tokenizer and generation_config.json of the configuration."""
+        return self.vocabulary.path if self.vocabulary else self.base_path
 
     @cached_property
     def base(self) -> Model:
         """The base's lazy weights and configuration: what deltas refer to."""
-        return Model(self.checkpoint, self.checkpoint.config)
+        return self.vocabulary.base if self.vocabulary else Model(self.checkpoint, self.checkpoint.config)
 
     @property
     def base_path(self) -> Path:
@@ -77,7 +96,7 @@ class Resolved:
     def fingerprints(self) -> dict[str, str]:
         """Brick name -> a key of its content that costs a sample: it orders bricks and seeds random masks."""
         return {
-            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
+            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
             for n, b in self.bricks.items()
         }  # fmt: skip
 
@@ -92,12 +111,19 @@ class Resolved:
     def stamp(self) -> str:
         """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
         bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
-        return self._chain([stamp(self.checkpoint.entries), self.recipe.fields.output.model_dump(mode="json")], bricks)[-1]
+        output = self.recipe.fields.output.model_dump(mode="json")
+        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks)], bricks)[-1]
+
+    def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
+        """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
+        return (
+            [self.vocabulary.digest, [[m.name, bricks[m.name]] for m in self.vocabulary.members[1:]]] if self.vocabulary else []
+        )
 
     @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        return self._chain(["base", self.base_digest], self.digests)[1:]
+        return self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[1:]
 
     def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
         """Keys of the states before the first step and after each."""
@@ -109,14 +135,14 @@ class Resolved:
                 parts += [self.recipe.fields.seed] if step.laws.random else []
             elif isinstance(step, EditMethod):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.base_path)])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             keys.append(json_digest(parts))
         return keys
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self._chain(["base", self.base_digest], self.digests)[-1]
+        last = self._chain(["base", self.base_digest, *self._rows(self.digests)], self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
@@ -150,22 +176,56 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     """
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
     found = Resolved(recipe, checkpoint, {}, revision)
+    found.warnings.extend(_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
                 found.bricks[name] = _inner(found, name, ref.target, _above)
             else:
-                brick = resolve_brick(name, ref, recipe.project)
-                found.warnings.extend(_check(brick, found))
-                found.bricks[name] = brick
+                found.bricks[name] = resolve_brick(name, ref, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
-    kinds = {name: "recipe" if isinstance(brick, Resolved) else brick.kind for name, brick in found.bricks.items()}
-    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *check_form(recipe, kinds)]
+    if recipe.fields.tokenizer and not problems:
+        found = replace(found, vocabulary=_aligned(found))
+    for name, there in found.bricks.items():
+        try:
+            found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
+        except WorkbenchError as error:
+            problems.append(error)
+    problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
+    kinds = {name: "recipe" if isinstance(there, Resolved) else there.kind for name, there in found.bricks.items()}
+    problems += check_form(recipe, kinds)
     if problems:
         raise _all(problems)
     return found
+
+
+def _aligned(resolved: Resolved) -> Vocabulary:
+    """The output's vocabulary, as the recipe's `tokenizer` block says."""
+    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.checkpoint
+    assert block is not None
+    members = [
+        Member(
+            name, b.path, b.fingerprint(cache), *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None))
+        )
+        for name, b in resolved.bricks.items()
+        if isinstance(b, Brick)
+    ]
+    found = align(block, Member("base", base.path, "", base, base.config), members, resolved.recipe.project, cache)
+    resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
+    return found
+
+
+def _check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
+    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
+    mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
+    if theirs is not None and mine != theirs:
+        raise WorkbenchError(
+            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
+            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+        )
+    return []
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
@@ -194,17 +254,21 @@ def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> 
 
 def _check(brick: Brick, resolved: Resolved) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
-    warnings = []
-    base = resolved.base
+    warnings: list[str] = []
+    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
-        brick.adapter.bind(base.weights.specs)
+        try:
+            places = brick.adapter.bind(plain.specs).places
+        except WorkbenchError as error:
+            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         warnings += _edit_warnings(brick, resolved)
+        if vocabulary is None:
+            warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
     else:
-        check_checkpoint(brick, base)
-        warnings += _check_constants(brick, resolved.checkpoint)
-        mine, theirs = vocabulary_digest(brick.path), vocabulary_digest(resolved.base_path)
-        if mine and theirs and mine != theirs:
-            warnings.append(f"{brick.label}: its tokenizer differs from the base's; the base's is written")
+        if vocabulary is None:
+            warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
+        weights = fitted(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += _left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
     recorded = brick.card.base.digest if brick.card else None
     if recorded and recorded != resolved.base_digest:
         warnings.append(
@@ -214,10 +278,20 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
     return warnings
 
 
-def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+def _left_out(checkpoint: Checkpoint) -> list[str]:
+    """A word on stored buffers."""
+    names = checkpoint.left_out
+    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
+    return [text] if names else []
+
+
+def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> list[str]:
     """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
     for name, entry in checkpoint.entries.items():
-        if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
+        if entry.spec.is_float:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
@@ -231,6 +305,7 @@ def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    config = {**config, **(config.get("text_config") or {})}
     found = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -268,6 +343,26 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
     return problems
 
 
+def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        if not isinstance(step, MergeMethod) or not wants_core(step):
+            continue
+        for name in recipe.used_bricks(step):
+            brick = bricks.get(name)
+            kind = "recipe" if isinstance(brick, Resolved) else brick.kind if brick else "adapter"
+            if kind != "adapter":
+                problems.append(
+                    recipe.error(
+                        ("steps", i, "space"),
+                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
+                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
+                    )
+                )
+    return problems
+
+
 def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
     """Every `where` below a step's field, with its path."""
     if isinstance(value, Where):
@@ -275,6 +370,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _places(getattr(value, name), (*path, field.alias or name))
+        yield from _places(value.model_extra or {}, path)
     elif isinstance(value, (dict, tuple)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _places(inner, (*path, key))

@@ -67,7 +67,7 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
 
         resolved, _ = load(path, None, runs_dir)
         return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(
-            resolved.base_path, trust_remote_code=False
+            resolved.tokenizer_path, trust_remote_code=False
         )
     if not (path / "config.json").is_file():
         from workbench.runs import find_run
@@ -81,9 +81,10 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
                 f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
             )
         path = run.model
+    from workbench.stored import native
     from workbench.weights.checkpoint import read_config
 
-    read_config(path, target)
+    native(read_config(path, target), f"{target}: config.json")
     model = (
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )

@@ -9,7 +9,7 @@ import xxhash
 from pydantic import Field
 from torch import Tensor
 
-from workbench.fields import BrickEntry, Bricks, Number, Share
+from workbench.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.registry import Block, Group, Laws, MergeMethod, register
 from workbench.weights import kernels
 
@@ -27,12 +27,12 @@ class Dare(MergeMethod):
 
     The mask of a brick's tensor depends on the recipe's seed, the brick's content and the tensor's name alone: not on the other
     bricks, their order, the device or the number of threads. mergekit's `dare_linear` is {rescale: l1}, its `dare_ties`
-    {rescale: l1, then: ties}, with masks of their own.
+    with `normalize: true` {rescale: l1, then: ties}, with masks of their own; without (its default) it sums what agrees.
     """
 
     paper = "Yu et al. 2024, Language models are super Mario, arXiv 2311.03099"
     formula = "θ = θ₀ + λ Σ wᵢ · mᵢ⊙τᵢ / p,  mᵢ ~ Bernoulli(p);  with `then: ties` the elected mean in place of the sum"
-    laws = Laws(single_is_identity=False, random=True)
+    laws = Laws(single_is_identity=False, spaces=("full", "core"), random=True)
 
     merge: Literal["dare"]
     bricks: Bricks[DareEntry] | None = None
@@ -46,6 +46,9 @@ class Dare(MergeMethod):
     pass), or not at all."""
     then: Literal["sum", "ties"] = "sum"
     """Sum the deltas, or elect one sign per element and divide the sum of those that agree by the sum of their weights."""
+
+    space: Space = "full"
+    """Merge whole deltas, or the core matrices of adapters (core): drops in the basis that the adapters share, which is another result."""
 
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
         """Draw each brick's mask where its elements are read."""

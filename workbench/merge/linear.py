@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from workbench.errors import WorkbenchError
-from workbench.fields import BrickEntry, Bricks
+from workbench.fields import BrickEntry, Bricks, Space
 from workbench.registry import Combination, Group, Laws, MergeMethod, register
 
 
@@ -15,13 +17,26 @@ class Linear(MergeMethod):
 
     paper = "Wortsman et al. 2022, Model soups, arXiv 2203.05482"
     formula = "θ = Σ wᵢθᵢ / Σ wᵢ"
-    laws = Laws(zero_is_base=False, permutation_invariant=True, single_is_identity=True)
+    laws = Laws(zero_is_base=False, permutation_invariant=True, single_is_identity=True, spaces=("full", "core"))
 
     merge: Literal["linear"]
     bricks: Bricks[BrickEntry] | None = None
     """Brick name -> weight; omitted: all with weight 1."""
     normalize: bool = True
     """Divide by the sum of the weights. Without it the result is Σ wᵢθᵢ, whose scale is Σ wᵢ."""
+
+    space: Space = "full"
+    """Merge whole deltas, or the core matrices of adapters (core): the same numbers, kept as factors; needs `normalize: true`."""
+
+    @model_validator(mode="after")
+    def _span(self) -> Linear:
+        if self.space == "core" and not self.normalize:
+            raise ValueError("`normalize: false` scales the base, which the core space does not hold: use `space: full`")
+        return self
+
+    def moves_base(self) -> bool:
+        """Σ wᵢθ₀ is not θ₀."""
+        return not self.normalize
 
     def prepare(self, group: Group) -> Combination:
         """θ − θ0 = Σwτ / Σw, or Σwτ + (Σw − 1) θ0 without normalisation."""

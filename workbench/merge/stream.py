@@ -13,10 +13,11 @@ from torch import Tensor
 
 from workbench.fields import value_at
 from workbench.layout import Model
-from workbench.merge.combination import CombinedSource, Operand, stacked
-from workbench.registry import Block, Combination, MergeMethod
+from workbench.merge.combination import CombinedSource, Operand
+from workbench.merge.core import combined, core_group, core_update, whole_tensors
+from workbench.registry import Block, Combination, Group, MergeMethod
 from workbench.weights import kernels
-from workbench.weights.lowrank import Factors
+from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
 
 
@@ -94,7 +95,7 @@ class MergedWeights:
         where = self._method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
             return False
-        return any(brick.touches(origin) for brick in self._bricks.values())
+        return self._method.moves_base() or any(brick.touches(origin) for brick in self._bricks.values())
 
     @cached_property
     def _merged_set(self) -> frozenset[str]:
@@ -106,6 +107,8 @@ class MergedWeights:
             return self._current.weights.open(name, device)
         group = self.group(name, device)
         group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
         current = None if self._is_first else self._current.weights.open(name, device)
         return (CombinedSource if isinstance(prepared, Combination) else _MergedSource)(group, prepared, current)  # type: ignore[arg-type]
@@ -116,19 +119,26 @@ class MergedWeights:
         return self._current.weights
 
     def update(self, name: str, device: torch.device) -> Factors | None:
-        """What this step adds to one tensor, as a low-rank product, exactly; None where it is not one."""
-        spec = self.specs[name]
+        """What the step adds to a tensor as a product of two factors, exactly; None where it is not one.
+
+        It is one for adapters merged by a method that is linear in them, or in the core space; of rank 0 where no brick reaches.
+        """
         if name not in self._merged_set:
+            spec = self.specs[name]
             return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
-        if not self._method.laws.exact_rank:
-            return None
         group = self.group(name, device)
+        group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return update
         factors = group.factors()
-        present = [f for f in factors if f is not None]
-        combination = self._method.prepare(group) if len(present) == len(factors) else None
-        if not isinstance(combination, Combination) or combination.base:
+        if any(f is None for f in factors):
             return None
-        return stacked(present, combination.weights)
+        prepared = self._method.prepare(group)
+        return combined(prepared, factors) if isinstance(prepared, Combination) else None
+
+    def whole(self, device: torch.device) -> list[str]:
+        """Tensors that a step with `space: core` merges whole, for its record."""
+        return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
 
     @property
     def _is_first(self) -> bool:
@@ -158,9 +168,10 @@ class _Groups:
     weights: MergedWeights
     device: torch.device
 
-    def __iter__(self) -> Iterator[TensorGroup]:
+    def __iter__(self) -> Iterator[Group]:
         for name in self.weights.merged:
-            yield self.weights.group(name, self.device)
+            group = self.weights.group(name, self.device)
+            yield core_group(self.weights._method, group) or group
 
 
 @dataclass
@@ -176,6 +187,11 @@ class TensorGroup:
     device: torch.device
     seed: int
     survey: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.spec.shape
 
     @property
     def bricks(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.fields import BrickEntry, Bricks, Number
+from workbench.fields import BrickEntry, Bricks, Number, Space
 from workbench.registry import Combination, Group, Laws, MergeMethod, register
 
 
@@ -16,13 +16,16 @@ class TaskArithmetic(MergeMethod):
 
     paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"
     formula = "θ = θ₀ + λ Σ wᵢτᵢ"
-    laws = Laws(linear_in_weight=True, exact_rank=True)
+    laws = Laws(linear_in_weight=True, spaces=("full", "core"), rotation_invariant=True, exact_rank=True)
 
     merge: Literal["task_arithmetic"]
     bricks: Bricks[BrickEntry] | None = None
     """Brick name -> weight; omitted: all with weight 1."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the sum."""
+
+    space: Space = "full"
+    """Merge whole deltas, or the core matrices of adapters (core): the same numbers, kept as factors."""
 
     def prepare(self, group: Group) -> Combination:
         """λ Σ wτ."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workbench.fields import BrickEntry, Bricks, Number, Share
+from workbench.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.merge.trim import Trim, joint_trims, trims
 from workbench.registry import Block, Group, Laws, MergeMethod, register
 from workbench.weights import kernels
@@ -32,7 +32,8 @@ class Ties(MergeMethod):
 
     paper = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
     formula = "θ = θ₀ + λ · mean over {i : sign(τ̂ᵢ) = γ} of wᵢτ̂ᵢ,  τ̂ = trim(τ, density),  γ = sign(Σ τ̂ᵢ)"
-    laws = Laws(single_is_identity=False, passes=2)
+    laws = Laws(single_is_identity=False, passes=2, spaces=("full", "core"))
+    version = 2
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None
@@ -49,6 +50,9 @@ class Ties(MergeMethod):
     """Divide by the number of agreeing bricks, or by the sum of their weights."""
     threshold: Literal["tensor", "model"] = "tensor"
     """Trim each tensor to `density`, or the whole delta by one threshold a brick (one more pass over all bricks)."""
+
+    space: Space = "full"
+    """Merge whole deltas, or the core matrices of adapters (core): trims and votes in the basis that the adapters share, which is another result."""
 
     @model_validator(mode="after")
     def _one_density(self) -> Ties:

@@ -52,8 +52,8 @@ class Trim:
 
 
 def keep_count(numel: int, density: float) -> int:
-    """How many of `numel` elements a density keeps: rounded, as few as none."""
-    return min(numel, max(0, round(numel * density)))
+    """How many of `numel` elements a density keeps: rounded down as mergekit and PEFT do, but one at least where it is not 0."""
+    return min(numel, max(1, int(density * numel))) if density > 0 else 0
 
 
 def trims(group: Group, densities: Sequence[float]) -> list[Trim]:

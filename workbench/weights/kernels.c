@@ -177,7 +177,7 @@ void wb_drop(float *x, size_t n, uint64_t key, uint64_t index, uint64_t below, f
         uint64_t at = index + i;
         uint64_t word = mix(key + (at >> 1) * 0x9e3779b97f4a7c15u);
         uint32_t draw = at & 1 ? (uint32_t)(word >> 32) : (uint32_t)word;
-        x[i] = draw < below ? x[i] * scale : 0.0f;
+        x[i] = (draw < below ? x[i] * scale : 0.0f) + 0.0f; /* no -0.0 */
     }
 }
 

@@ -96,13 +96,14 @@ def trim(x: Tensor, threshold: int, ties: int) -> int:
     """Zero, in place, magnitudes below `threshold` (bits) and those equal to it after the first `ties`; returns the ties left."""
     if library := _for(x):
         return int(library.wb_trim(_at(x), _n(x), threshold, ties))
-    bits = magnitude_bits(x)
-    equal = (bits == threshold).view(-1)
+    magnitudes = torch.abs(x, out=_scratch(x, 0))
+    equal = magnitudes == _float(threshold)
     found = int(equal.sum())
-    keep = bits > threshold
-    if ties:
-        keep |= (equal if found <= ties else equal & (equal.cumsum(0) <= ties)).view(x.shape)
-    x.copy_(torch.where(keep, x, torch.zeros_like(x)))
+    if 0 < ties < found:
+        equal &= equal.view(-1).cumsum(0).view(x.shape) > ties  # the ties that go
+        x.masked_fill_(equal, 0.0)
+    # |x| > below is |x| >= threshold: the next smaller float32
+    torch.hardshrink(x, _float(threshold - 1) if ties else _float(threshold), out=x)
     return ties - min(ties, found)
 
 
@@ -123,13 +124,17 @@ def drop(x: Tensor, key: int, index: int, share: float, scale: float) -> None:
         )
         return
     count = x.numel()
-    pairs = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
-    word = pairs.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK))
-    word = (word ^ _shift(word, 30)).mul_(_signed(_MIX1))
-    word = (word ^ _shift(word, 27)).mul_(_signed(_MIX2))
-    word = word ^ _shift(word, 31)
-    draws = torch.stack([word & 0xFFFFFFFF, _shift(word, 32)], dim=-1).view(-1)[index & 1 :][:count].view(x.shape)
-    x.copy_(torch.where(draws < below, x * _f32(scale), torch.zeros_like(x)))
+    word = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
+    other = torch.empty_like(word)
+    word.mul_(_signed(_GOLDEN)).add_(_signed(key & _MASK))
+    for shift, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
+        word ^= _shift(word, shift, other)
+        word.mul_(_signed(factor))
+    keep = torch.empty(2 * len(word), device=x.device)
+    torch.lt(_shift(word, 32, other), below, out=keep[1::2])
+    torch.lt(word.bitwise_and_(0xFFFFFFFF), below, out=keep[::2])
+    x.mul_(_f32(scale)).mul_(keep[index & 1 :][:count].view(x.shape))
+    x.add_(0.0)  # -0.0 becomes 0.0, as what is dropped is everywhere
 
 
 def elect(
@@ -209,9 +214,14 @@ def _f32(value: float) -> float:
     return float(ctypes.c_float(value).value)
 
 
-def _shift(x: Tensor, by: int) -> Tensor:
+def _float(bits: int) -> float:
+    """The float32 of magnitude bits; of -1, what lies below 0."""
+    return -1.0 if bits < 0 else float(np.int32(bits).view(np.float32))
+
+
+def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
     """Logical shift to the right of int64."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return torch.bitwise_right_shift(x, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _signed(value: int) -> int:

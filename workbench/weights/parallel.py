@@ -11,20 +11,24 @@ from torch import Tensor
 
 from workbench.weights.specs import Weights, load
 
+CPU = torch.device("cpu")
+
 
 def default_threads() -> int:
     """One tensor a core, at most 8 at a time: more only fight over memory."""
     return min(8, os.cpu_count() or 1)
 
 
-def each(work: Callable[[str], None], names: Iterable[str], threads: int) -> None:
+def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device = CPU) -> None:
     """Call `work` for every tensor, in file order; the first error ends it.
+
+    On an accelerator every thread has a stream of its own, so that one tensor is transferred while another is computed.
 
     Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
     they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
     """
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))
     try:
         futures = [pool.submit(work, name) for name in names]
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -33,6 +37,14 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int) -> Non
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def _begin(device: torch.device) -> None:
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, threads: int | None = None) -> dict[str, Tensor]:
@@ -42,5 +54,5 @@ def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, 
     def work(name: str) -> None:
         loaded[name] = load(weights, name, dtype or weights.specs[name].dtype, device)
 
-    each(work, weights.specs, threads or default_threads())
+    each(work, weights.specs, threads or default_threads(), device)
     return {name: loaded[name] for name in weights.specs}

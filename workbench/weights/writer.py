@@ -108,7 +108,7 @@ def write_checkpoint(
             if progress:
                 progress(done, total)
 
-    each(write, todo, threads)
+    each(write, todo, threads, device)
     for shard in shards:
         _sync(out / shard.name)
     if len(shards) > 1:

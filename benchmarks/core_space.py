@@ -1,0 +1,128 @@
+"""Spectral merges of LoRA adapters on one layer: from their factors, in the core space, and on whole deltas.
+
+    python benchmarks/core_space.py
+
+Eight random adapters of rank 16 on a 4096 x 4096 layer, float32. `basis` is what the core space adds: the common bases and the
+core matrices. `tsv` and `iso_c` include reading the factors, the basis and the merged tensor; `whole` gives the method the same
+deltas as checkpoints have them, without their factors: one eigendecomposition of a Gram matrix in float64 a decomposed matrix.
+CPU seconds of one thread. Results go to benchmarks/results/core-space.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_results
+from torch import Tensor
+
+from workbench.layout import Model
+from workbench.merge.core import core_group
+from workbench.merge.stream import DeltaSource, MergedWeights
+from workbench.registry import MergeMethod, methods
+from workbench.weights.lowrank import Factors, LowRankSource
+from workbench.weights.specs import Source, TensorSpec, load
+
+CPU = torch.device("cpu")
+NAME = "layer.weight"
+
+
+class Zeros:
+    """A base of one tensor, all zeros: the merged tensor is the merged delta."""
+
+    def __init__(self, size: int) -> None:
+        self.specs = {NAME: TensorSpec((size, size), torch.float32)}
+
+    def origin(self, name: str) -> str:
+        """The base's own names."""
+        return name
+
+    def open(self, _name: str, _device: torch.device) -> Source:
+        """The tensor."""
+        return self
+
+    def read(self, _start: int, _stop: int, out: Tensor) -> None:
+        """Zeros."""
+        out.zero_()
+
+
+class Lora:
+    """An adapter on that tensor; `whole` hides its factors."""
+
+    def __init__(self, factors: Factors, whole: bool) -> None:
+        self._factors = factors
+        self._whole = whole
+
+    def touches(self, _name: str) -> bool:
+        """It does."""
+        return True
+
+    def factors(self, _name: str, _device: torch.device) -> Factors | None:
+        """The factors, or None as of a checkpoint."""
+        return None if self._whole else self._factors
+
+    def open_delta(self, _name: str, device: torch.device) -> DeltaSource:
+        """Rows of the product."""
+        self._product = LowRankSource(self._factors, device)
+        return self
+
+    def read_delta(self, start: int, stop: int, _base: Tensor, out: Tensor) -> None:
+        """Rows of the product."""
+        self._product.read(start, stop, out)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds, and the result."""
+    start = time.process_time()
+    result = work()
+    return round(time.process_time() - start, 3), result
+
+
+def main() -> None:
+    """Measure and write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--adapters", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    factors = [Factors(torch.randn(options.size, options.rank, generator=generator) * 0.02,
+                       torch.randn(options.rank, options.size, generator=generator) * 0.02) for _ in range(options.adapters)]  # fmt: skip
+    model = Model(Zeros(options.size), {"num_hidden_layers": 1})
+
+    def step(method: str, whole: bool) -> MergedWeights:
+        cls = methods()[f"merge:{method}"]
+        made = cls.model_validate({"merge": method})
+        assert isinstance(made, MergeMethod)
+        return MergedWeights(model, model, made, {f"b{i}": Lora(f, whole) for i, f in enumerate(factors)})
+
+    rows: list[dict[str, Any]] = []
+    warm = step("task_arithmetic", False)
+    timed(lambda: load(warm, NAME, torch.float32))
+    made = methods()["merge:tsv"].model_validate({"merge": "tsv"})
+    basis, _ = timed(lambda: core_group(made, warm.group(NAME, CPU)))  # type: ignore[arg-type]
+    for method in ("tsv", "iso_c"):
+        factored, one = timed(lambda m=method: load(step(m, False), NAME, torch.float32))  # type: ignore[misc]
+        whole, two = timed(lambda m=method: load(step(m, True), NAME, torch.float32))  # type: ignore[misc]
+        difference = float((one - two).norm() / two.norm())
+        row = {"method": method, "factors_seconds": factored, "whole_seconds": whole, "ratio": round(whole / factored),
+               "relative_difference": float(f"{difference:.1e}")}  # fmt: skip
+        rows.append(row)
+        sys.stdout.write(f"{row}\n")
+        sys.stdout.flush()
+    write_results(
+        Path(__file__).parent / "results" / "core-space.json",
+        {"size": options.size, "adapters": options.adapters, "rank": options.rank, "threads": 1, "torch": torch.__version__,
+         "basis_seconds": basis, "rows": rows},
+    )  # fmt: skip
+    sys.stdout.write(f"basis {basis} s\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Iso-C: the sum of the deltas with all its singular values made equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from workbench.fields import BrickEntry, Bricks, Number, Space
+from workbench.layout import Model
+from workbench.merge.spectral import by_matrix, is_matrix, mean_weights, singular, whole_bytes
+from workbench.registry import Combination, Group, Laws, MergeMethod, Prepared, register
+
+
+@register
+class IsoC(MergeMethod):
+    """The summed deltas with a flat spectrum: each singular value becomes their mean (Marczak et al. 2025, Iso-C).
+
+    Of Σ wτ of a layer's weight matrix every singular value is replaced by the mean of those that are not numerically zero (below
+    1e-6 of the largest). For checkpoints, whose deltas have full rank, this is the paper's formula; for adapters it keeps
+    the result inside their span, where a mean over all min(m, n) values would fill the null space with arbitrary
+    directions. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean,
+    λ/T Σ wτ. The paper tunes λ on held-out data.
+    """
+
+    paper = "Marczak et al. 2025, No Task Left Behind: isotropic model merging, arXiv 2502.04959"
+    formula = "θ = θ₀ + λ σ̄ UVᵀ,  UΣVᵀ = svd(Σ wᵢτᵢ),  σ̄ = mean of the non-zero σ"
+    laws = Laws(single_is_identity=False, linear_in_weight=True, passes=2, spaces=("full", "core"), rotation_invariant=True,
+                exact_rank=True, memory="tensor")  # fmt: skip
+
+    merge: Literal["iso_c"]
+    bricks: Bricks[BrickEntry] | None = None
+    """Brick name -> weight; omitted: all with weight 1."""
+    lam: Number = Field(1.0, alias="lambda")
+    """Scale of the merged delta."""
+    space: Space = "full"
+    """Merge whole deltas, or refuse what is not an adapter (core). On adapters both compute the same, from their factors."""
+
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
+        """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
+        shape = model.weights.specs[tensor].shape
+        return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=2, square=3)
+
+    def prepare(self, group: Group) -> Prepared:
+        """Merge the whole tensor."""
+        if not is_matrix(group.tensor, group.shape, len(group.bricks)):
+            return Combination(mean_weights(group))
+        weights = group.values("weight")
+        lam = group.value("lam")
+        return by_matrix(group, lambda deltas: _merge(deltas, weights).mul_(lam))
+
+
+def _merge(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(deltas[0], dtype=torch.float64)
+    for delta, weight in zip(deltas, weights, strict=True):
+        total.add_(delta.double(), alpha=weight)
+    parts = singular(total)
+    return parts.left * (parts.values.sum() / max(1, len(parts.values))) @ parts.right.T

@@ -1,0 +1,110 @@
+"""Bricks in a recipe without a `tokenizer` block: they must have the base's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+from workbench.vocabulary.align import vocabulary_tensors
+from workbench.vocabulary.tokens import Difference, Tokens, has_tokenizer, read_tokens, same_file
+from workbench.weights.specs import TensorSpec
+
+_BLOCK = (
+    "Add to the recipe `tokenizer: {source: union}` (the base's tokens and the bricks'), `{source: base}` or `{source: NAME}` of a "
+    "brick: rows are then aligned by token."
+)
+
+
+def check_same_vocabulary(
+    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> list[str]:
+    """Whether rows of a checkpoint brick and of the base stand for the same tokens.
+
+    Args:
+        name: The brick's.
+        path: Its directory.
+        specs: Its tensors.
+        base_path: The base's directory.
+        base_specs: The base's tensors.
+
+    Returns:
+        Warnings: tokens that only one of them has. Errors: other numbers of rows, or a token at another id.
+    """
+    tensor = next(iter(_tensors(base_specs)), "")
+    if tensor not in specs:
+        return []  # named with the other missing tensors, if there is one
+    rows, base_rows = specs[tensor].shape[0], base_specs[tensor].shape[0]
+    difference, sizes = _difference(path, base_path, f"brick '{name}'")
+    text = f"brick '{name}': its vocabulary differs from the base's: "
+    if rows != base_rows:
+        raise WorkbenchError(
+            f"{text}{tensor} has {rows:,} rows{_tokens(sizes[0])}, the base's {base_rows:,}{_tokens(sizes[1])}"
+            + (f"; {difference or 'the tokens are the same, other rows are padding'}" if difference is not None else ""),
+            _BLOCK,
+        )
+    if difference is None or not difference:
+        return []
+    if difference.moved:
+        raise WorkbenchError(f"{text}{rows:,} rows each, but {difference}", _BLOCK)
+    return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
+
+
+def check_adapter_vocabulary(
+    name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> list[str]:
+    """An adapter directory often holds the tokenizer that it was trained with: warn where that is not the base's.
+
+    Args:
+        name: The brick's.
+        path: The adapter's directory.
+        places: Tensors that it updates.
+        base_path: The base's directory.
+        base_specs: The base's tensors.
+
+    Errors: a token at another id, where the adapter updates rows of tokens.
+    """
+    difference, _ = _difference(path, base_path, f"brick '{name}'")
+    if difference is None or not difference:
+        return []
+    text = f"brick '{name}': the tokenizer in its directory differs from the base's: {difference}"
+    if difference.moved and any(tensor in places for tensor in _tensors(base_specs)):
+        raise WorkbenchError(
+            text,
+            "It updates rows of another vocabulary: bake it into a checkpoint on the model it was trained on, then use "
+            f"`checkpoint:` with `tokenizer: {{source: {name}}}`.",
+        )
+    return [f"{text}; the base's tokenizer is written (`tokenizer: {{source: {name}}}` writes the adapter's)"]
+
+
+def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
+    """The error of an adapter that does not fit the base, with what to do where its tokenizer is another one."""
+    difference, _ = _difference(path, base_path, f"brick '{name}'")
+    if not difference:
+        return error
+    return WorkbenchError(
+        f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
+        "An adapter that updates rows of another vocabulary has to be baked into a checkpoint on the model that it was trained on, "
+        f"with that tokenizer; then `checkpoint: DIR` and `tokenizer: {{source: union}}`, or `{{source: {name}}}`.",
+        error.exit_code,
+    )
+
+
+def _tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
+    try:
+        return vocabulary_tensors(specs)
+    except WorkbenchError:
+        return []
+
+
+def _difference(path: Path, base_path: Path, label: str) -> tuple[Difference | None, tuple[Tokens | None, Tokens | None]]:
+    """How two directories' vocabularies differ; None where one has no tokenizer."""
+    if not (has_tokenizer(path) and has_tokenizer(base_path)):
+        return None, (None, None)
+    base = read_tokens(base_path, "base")
+    mine = base if same_file(path, base_path) else read_tokens(path, label)
+    return Difference.between(mine.ids, base.ids), (mine, base)
+
+
+def _tokens(tokens: Tokens | None) -> str:
+    return f" for {len(tokens.ids):,} tokens" if tokens else ""

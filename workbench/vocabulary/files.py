@@ -1,0 +1,197 @@
+"""The tokenizer directory of a configuration: copied from the one that the recipe chooses, with tokens and chat template added."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
+from workbench.weights.digests import file_digest, read_json, write_json
+
+GENERATION = "generation_config.json"
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# They hold the vocabulary a second time, without the tokens that are added here.
+_SECOND_COPIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A token that the chosen tokenizer lacks: a piece of a brick's own model, or an added token with its flags."""
+
+    token: str
+    id: int
+    flags: dict[str, bool] | None = None
+
+
+def tokenizer_digests(path: Path) -> list[list[str]]:
+    """Name and content of a directory's tokenizer files and of its generation_config.json."""
+    return [[name, file_digest(path / name)] for name in (*FILES, GENERATION) if (path / name).is_file()]
+
+
+def write_tokenizer(
+    out: Path,
+    chosen: Path,
+    additions: Sequence[Addition],
+    donors: Iterable[Path],
+    template: str | None,
+    generation: dict[str, Any],
+) -> None:
+    """Write the tokenizer's files and generation_config.json into `out`, whole or not at all.
+
+    Args:
+        out: A directory that does not exist; made.
+        chosen: The directory whose tokenizer it is.
+        additions: Tokens to add, by id.
+        donors: Directories that pieces come from: their merges and scores are added too.
+        template: A chat template in place of the tokenizer's own.
+        generation: generation_config.json; empty: none.
+
+    Errors: a tokenizer that cannot take the tokens at these ids.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as folder:
+        partial = Path(folder) / "tokenizer"
+        partial.mkdir()
+        if additions and not (chosen / "tokenizer.json").is_file():
+            load_tokenizer(chosen, "tokenizer").save_pretrained(partial)
+        else:
+            for name in FILES:
+                if (chosen / name).is_file():
+                    shutil.copyfile(chosen / name, partial / name)
+        if additions:
+            _add(partial, additions, donors)
+        if template is not None:
+            _set_template(partial, template)
+        if generation:
+            write_json(partial / GENERATION, generation, indent=2)
+        if not out.exists():
+            partial.rename(out)
+
+
+def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:
+    """Add tokens to tokenizer.json.
+
+    Every token, added ones included, is named in the model's own vocabulary, which fixes its id; pieces of a brick's model keep
+    their merges (after the base's) or scores, so that a vocabulary that extends the base's encodes as its own tokenizer does.
+    """
+    for name in _SECOND_COPIES:
+        (path / name).unlink(missing_ok=True)
+    data = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    added = data.setdefault("added_tokens", []) or []
+    known = {str(entry["content"]): int(entry["id"]) for entry in added} | {a.token: a.id for a in additions}
+    others = [json.loads(file.read_text("utf-8"))["model"] for d in donors if (file := d / "tokenizer.json").is_file()]
+    model = data["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] |= {token: i for token, i in known.items() if token not in model["vocab"]}
+        if model.get("merges") is not None:
+            model["merges"] = _merges(model, others)
+    else:
+        model["vocab"] = _scores(model["vocab"], known, others)
+    new = [{"id": a.id, "content": a.token, **_FLAGS, **a.flags} for a in additions if a.flags is not None]
+    data["added_tokens"] = sorted([*added, *new], key=lambda entry: int(entry["id"]))
+    (path / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), "utf-8")
+    config = read_json(path / "tokenizer_config.json")
+    if config and "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(n["id"]): {k: v for k, v in n.items() if k != "id"} for n in new}
+        write_json(path / "tokenizer_config.json", config, indent=2)
+    if (path / "added_tokens.json").is_file():
+        write_json(
+            path / "added_tokens.json", {**(read_json(path / "added_tokens.json") or {}), **{n["content"]: n["id"] for n in new}}
+        )
+    _check(path, additions)
+
+
+def _merges(model: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[Any]:
+    merges = list(model["merges"])
+    seen = {_pair(m) for m in merges}
+    text = bool(merges) and isinstance(merges[0], str)
+    for other in others:
+        for merge in other.get("merges") or ():
+            left, right = pair = _pair(merge)
+            if pair not in seen and {left, right, left + right} <= model["vocab"].keys():
+                seen.add(pair)
+                merges.append(f"{left} {right}" if text else [left, right])
+    return merges
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
+
+
+def _scores(vocabulary: list[Any], known: dict[str, int], others: Sequence[dict[str, Any]]) -> list[Any]:
+    """A Unigram vocabulary with the new pieces at their ids, each with its own model's score, else one that never wins."""
+    scores = {str(p): s for other in reversed(others) if isinstance(other.get("vocab"), list) for p, s in other["vocab"]}
+    never = min((s for _, s in vocabulary), default=0.0) - 100.0
+    pieces = {i: [token, scores.get(token, never)] for token, i in known.items() if i >= len(vocabulary)}
+    return [*vocabulary, *(pieces.get(i, [f"<unused {i}>", never]) for i in range(len(vocabulary), max(pieces, default=-1) + 1))]
+
+
+def _check(path: Path, additions: Sequence[Addition]) -> None:
+    """Whether the library that will read the file finds every new token at its id."""
+    from tokenizers import Tokenizer
+
+    try:
+        built = Tokenizer.from_file(str(path / "tokenizer.json"))
+        wrong = [a.token for a in additions if built.token_to_id(a.token) != a.id or built.id_to_token(a.id) != a.token]
+    except Exception as error:  # noqa: BLE001  (the library raises Exception itself)
+        raise WorkbenchError(
+            f"tokenizer: the union cannot be built ({str(error)[:200]})", "Choose `source: base` or a brick."
+        ) from None
+    if wrong:
+        raise WorkbenchError(
+            f"tokenizer: {wrong[0]!r} cannot be added at its place ({len(wrong)} such)", "Choose `source: base` or a brick."
+        )
+
+
+def read_template(path: Path) -> str | None:
+    """The chat template of a directory: of its own file, else of tokenizer_config.json."""
+    if (path / "chat_template.jinja").is_file():
+        return (path / "chat_template.jinja").read_text("utf-8")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = (read_json(path / name) or {}).get("chat_template")
+        if isinstance(found, list):
+            found = next((t.get("template") for t in found if t.get("name") == "default"), None)
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _set_template(path: Path, template: str) -> None:
+    config = read_json(path / "tokenizer_config.json")
+    if config and config.pop("chat_template", None) is not None:
+        write_json(path / "tokenizer_config.json", config, indent=2)
+    (path / "chat_template.json").unlink(missing_ok=True)
+    (path / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> dict[str, Any]:
+    """bos, eos and pad ids of the tokenizer of a directory: as its config.json says, else by the strings in tokenizer_config.json."""
+    if config is not None:
+        return {key: config[key] for key in SPECIAL_IDS if key in config}
+    strings = read_json(path / "tokenizer_config.json") or {}
+    found = {}
+    for key in SPECIAL_IDS:
+        value = strings.get(key.removesuffix("_id"))
+        token = value.get("content") if isinstance(value, dict) else value
+        if token in tokens.ids:
+            found[key] = tokens.ids[token]
+    return found
+
+
+def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str, Any]:
+    """The base's generation_config.json with the token ids of the chosen tokenizer; other ids of the base's vocabulary are left out."""
+    settings: dict[str, Any] = read_json(base / GENERATION) or {}
+    if base == chosen:
+        return settings
+    theirs: dict[str, Any] = read_json(chosen / GENERATION) or {}
+    special = {**ids, **{key: value for key, value in theirs.items() if key in SPECIAL_IDS}}
+    kept = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
+    return {**kept, **special} if settings or theirs else {}
