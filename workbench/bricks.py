@@ -76,6 +76,8 @@ class BrickCard(Strict):
     """Licence of weights and items."""
     training: dict[str, Any] = {}
     """How it was trained: settings and measured record."""
+    extraction: dict[str, Any] = {}
+    """How it was taken from a checkpoint: rank, relative error, weights saved whole or dropped."""
     scores: tuple[Score, ...] = ()
 
 
@@ -332,11 +334,12 @@ def read_card(path: Path) -> BrickCard:
     return yamldoc.load(path / CARD).validate(BrickCard)
 
 
-def write_card(path: Path, card: BrickCard) -> None:
-    """Write brick.yaml."""
+def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
+    """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
-    (path / CARD).write_text("# Written by `workbench brick train`; settings stand in train.yaml.\n" + text, "utf-8")
+    what = "settings stand" if record.endswith(".yaml") else "every tensor's error stands"
+    (path / CARD).write_text(f"# Written by `{made_by}`; {what} in {record}.\n" + text, "utf-8")
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

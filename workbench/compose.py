@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import CONFIG, Adapter, write_adapter
 from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.conversion import live_names, parse_config
@@ -136,6 +137,8 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
             current = Model(GrownWeights(current.weights, growth), growth.config)
         records.append(record)
+    if changes_result(recipe.fields.output):
+        current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
     return Composition(current, records, edits, reports)
 
 

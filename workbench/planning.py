@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
@@ -19,6 +20,8 @@ from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
 _INTERPRETER = 240_000_000
+# More once transformers is imported, which names a model's modules: measured 0.17 GB.
+_TRANSFORMERS = 170_000_000
 # Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
 _BYTES_PER_SECOND = 0.8e9
 
@@ -90,6 +93,14 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    if resolved.recipe.fields.output.form == "adapter":
+        used = [resolved.bricks[name] for name in resolved.parents]
+        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+        merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
+        dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
+        whole_too = len(adapters) < len(used)
+        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
+        live = max(live, threads * whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from workbench.adapter_output import changes_result, check_form
 from workbench.bricks import (
     Brick,
     checkpoint_digest,
@@ -146,17 +147,23 @@ class Resolved:
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
         last = self._chain(self._start, self.digests)[-1]
-        return json_digest([last, self.recipe.fields.output.dtype])
+        output = self.recipe.fields.output
+        if changes_result(output):
+            return json_digest([last, output.dtype, output.rank])
+        return json_digest([last, output.dtype if output.form == "checkpoint" else None])
 
     @property
     def run_key(self) -> str:
         """Key of the run directory: the configuration's, and the layout of its files."""
-        return json_digest([self.key, parse_size(self.recipe.fields.output.shard_size)])
+        output = self.recipe.fields.output
+        if output.form == "adapter":
+            return json_digest([self.key, output.model_dump(exclude={"shard_size"})])
+        return json_digest([self.key, parse_size(output.shard_size)])
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Dtype of the output's floats; None keeps the base's."""
-        name = self.recipe.fields.output.dtype
+        """Dtype of the configuration's floats; None keeps the base's, which an adapter's `dtype` leaves alone."""
+        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form == "checkpoint" else None
         return getattr(torch, name) if name else None
 
     @property
@@ -196,7 +203,8 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
             found.warnings.extend(check_brick(there, found) if isinstance(there, Brick) else check_recipe(name, there, found))
         except WorkbenchError as error:
             problems.append(error)
-    problems += check_steps(recipe, found.base, found.bricks)
+    kinds = {name: there.kind if isinstance(there, Brick) else "recipe" for name, there in found.bricks.items()}
+    problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
     return found

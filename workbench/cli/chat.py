@@ -75,6 +75,11 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
         run = find_run(runs_dir or Path("runs"), target)
         if not run.done:
             raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
+        if run.adapter.is_dir():
+            raise WorkbenchError(
+                f"{run.path}: the run wrote an adapter, and chat loads whole models",
+                f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
+            )
         path = run.model
     from workbench.stored import native
     from workbench.weights.checkpoint import read_config
