@@ -11,7 +11,7 @@ import pytest
 import torch
 from project import CPU, Project
 from tiny import save_adapter, tensors_of
-from words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
+from token_words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
 
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.align import _configured

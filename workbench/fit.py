@@ -56,7 +56,7 @@ def check_brick(brick: Brick, resolved: Resolved) -> list[str]:
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
-        seen = resolved.plain if brick.name in resolved.parents else base_for(brick, plain)
+        seen = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
         try:
             bound = brick.adapter.bind(seen.weights.specs, seen)
         except WorkbenchError as error:
@@ -67,7 +67,7 @@ def check_brick(brick: Brick, resolved: Resolved) -> list[str]:
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
-        seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for(brick, plain)
+        seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
         warnings += buffers_left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
     recorded = brick.card.base.digest if brick.card else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.bricks import Brick
@@ -29,10 +29,10 @@ def untied(checkpoint: Checkpoint) -> Model:
     return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
 
 
-def base_for(brick: Brick, checkpoint: Checkpoint) -> Model:
-    """The base as one brick takes it: with a head of its own where the brick unties it."""
+def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
+    """The base as some bricks take it together: with a head of its own where one of them unties it."""
     tied = Model(checkpoint, checkpoint.config)
-    return untied(checkpoint) if unties(brick, tied) else tied
+    return untied(checkpoint) if any(unties(brick, tied) for brick in bricks) else tied
 
 
 def find_ties(bricks: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, WorkbenchError]]:

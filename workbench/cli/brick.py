@@ -81,13 +81,13 @@ def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measur
     from workbench.bricks import resolve_base
     from workbench.compose import deltas
     from workbench.engine import exact, pick_device
-    from workbench.layout import Model
     from workbench.measure import measure
+    from workbench.ties import base_for
     from workbench.weights.parallel import default_threads
 
     checkpoint, _ = resolve_base(base, Path.cwd())
-    model, on = Model(checkpoint, checkpoint.config), pick_device(device)
     found = {b.name: b for b in map(_find, others)}
+    model, on = base_for([brick, *found.values()], checkpoint), pick_device(device)
     if len(found) < len(others) or brick.name in found:
         raise WorkbenchError("two bricks of one name", "Compare bricks whose directories are called differently.")
     for one in (brick, *found.values()):
@@ -298,7 +298,7 @@ def verify(
     brick = _find(name)
     on = base or _base_of(brick)
     checkpoint, _ = resolve_base(on, Path.cwd())
-    model = base_for(brick, checkpoint)
+    model = base_for([brick], checkpoint)
     touched = _read_all(_check_fit(brick, model), model)
     digest = brick.digest(None)
     if brick.card and brick.card.digest and digest != brick.card.digest:
