@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from workbench.weights import kernels
-from workbench.weights.kernels import ALL_TIES, magnitude_bits
+from workbench.weights.kernels import INFINITE, magnitude_bits
+from workbench.weights.sparse import ALL_TIES, Drop, Rows, Selection, Trim, Vote, drop_sums, select, window
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 15, 16, 1024, 1025, 5000]
@@ -69,37 +71,56 @@ def test_same_bits(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     equal(*both(lambda: kernels.dots(x, z, [0.0, 1.0, 2.0]), monkeypatch))
 
 
+def rows_of(size: int, dtype: torch.dtype, coarse: bool = False) -> Rows:
+    """A base, two models in a dtype, a delta, a brick that does not touch the tensor."""
+    base = some(size, 1, dtype)
+    models = [(base.float() + some(size, seed, scale=0.5)).to(dtype) for seed in (2, 3)]
+    delta = some(size, 4)
+    if coarse:  # many equal magnitudes
+        models, delta = (
+            [(base.float() + ((m.float() - base.float()) * 4).round() / 4).to(dtype) for m in models],
+            (delta * 4).round() / 4,
+        )
+    return Rows(base, [*models, delta, None], [False, False, True, False])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_same_bits_of_selection(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = (some(size, 1) * 4).round() / 4  # many equal magnitudes
+def test_same_windows_and_sums(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(size, dtype, coarse=True)
     threshold = int(magnitude_bits(torch.tensor(0.75)))
 
-    def count() -> tuple[int, Tensor]:
+    def count(brick: int) -> tuple[int, Tensor]:
         counts = torch.zeros(1 << 21, dtype=torch.int32)
-        return kernels.window(values, threshold - 1000, counts), counts
+        return window(rows, brick, threshold - 1000, counts), counts
 
-    (above, counts), other = both(count, monkeypatch)
-    equal((above, counts), other)
-    assert above + int(counts.sum()) == int((values.abs() >= 0.75).sum())
-    for ties in (0, 1, 3, ALL_TIES):
-        equal(*both(lambda t=ties: (lambda v: (kernels.trim(v, threshold, t), v))(values.clone()), monkeypatch))
+    for brick in range(3):
+        (above, counts), other = both(lambda b=brick: count(b), monkeypatch)
+        equal((above, counts), other)
+        delta = rows.delta(brick, torch.empty(size))
+        assert above + int(counts.sum()) == int((magnitude_bits(delta) >= threshold - 1000).sum())
+        one, two = both(lambda b=brick: drop_sums(rows, b, Drop(5, 0.4), 3, [1.0, 2.0]), monkeypatch)
+        assert one == two
+        assert one[0] == pytest.approx(1 + float(delta.abs().sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("index", [0, 1, 77, 2**33 + 1])
-def test_same_masks(size: int, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_selections(size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(size, dtype, coarse=True)
+    threshold = int(magnitude_bits(torch.tensor(0.5)))
     key = 0xFEDCBA9876543210
-    equal(*both(lambda: (lambda v: (kernels.drop(v, key, index, 0.3, 1 / 0.3), v))(torch.ones(size)), monkeypatch))
+    thins = [[Trim(threshold, ties) for ties in (0, 1, 3, ALL_TIES)], [Drop(key, 0.3, 1 / 0.3)] * 4, [Trim(0)] * 4,
+             [Trim(threshold, 2), Drop(key, 0.9), Trim(INFINITE), Trim(0)]]  # fmt: skip
+    votes = [None, *(Vote(b, f, c) for b, f, c in product([False, True], repeat=3))]
+    for thin, vote, add_base in product(thins, votes, (False, True)):
+        selection = Selection(thin, [1.0, -0.5, 2.0, 1.0], 0.7, vote)
 
+        def run(chosen: Selection = selection, add: bool = add_base) -> Any:
+            out, left = torch.full((size,), 7.0), [t.ties if isinstance(t, Trim) else 0 for t in chosen.thin]
+            return select(rows, chosen, left, 2**33 + 1, add, out), out, *left
 
-@pytest.mark.parametrize("before", [False, True])
-@pytest.mark.parametrize("frequency", [False, True])
-@pytest.mark.parametrize("count", [False, True])
-def test_same_elections(before: bool, frequency: bool, count: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    deltas = [some(3000, seed) for seed in range(4)]
-    weights = [1.0, -0.5, 0.0, 2.0]
-    options = {"before": before, "frequency": frequency, "count": count}
-    equal(*both(lambda: (kernels.elect([d.clone() for d in deltas], weights, 0.7, **options),), monkeypatch))
+        equal(*both(run, monkeypatch))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -111,6 +132,7 @@ def test_non_finite_is_seen(value: float, dtype: torch.dtype, monkeypatch: pytes
     for found in (
         both(lambda: kernels.widen(x, room), monkeypatch),
         both(lambda: kernels.difference(x, torch.zeros(2000), room), monkeypatch),
+        both(lambda: select(Rows(None, [x], [True]), Selection([Trim(0)], [1.0], 1.0), [0], 0, False, room), monkeypatch),
         both(lambda: kernels.combine(x, 1.0, [x], [0.0], room), monkeypatch),
         both(lambda: kernels.narrow(x.float(), torch.empty(2000, dtype=dtype)), monkeypatch),
     ):
@@ -122,19 +144,21 @@ def test_non_finite_is_seen(value: float, dtype: torch.dtype, monkeypatch: pytes
     assert both(lambda: kernels.narrow(torch.full((9,), 1e5), torch.empty(9, dtype=torch.bfloat16)), monkeypatch) == (True, True)
 
 
+def kept(key: int, start: int, stop: int) -> Tensor:
+    """1 dropped with probability 0.8, what is kept times 5."""
+    out = torch.empty(stop - start)
+    select(Rows(None, [torch.ones(stop - start)], [True]), Selection([Drop(key, 0.2, 5.0)], [1.0], 1.0), [0], start, False, out)
+    return out
+
+
 def test_masks_do_not_depend_on_blocks_and_keep_their_share() -> None:
-    whole = torch.ones(100_000)
-    kernels.drop(whole, 5, 0, 0.2, 5.0)
-    parts = torch.ones(100_000)
-    for start, stop in ((0, 1), (1, 4098), (4098, 100_000)):
-        kernels.drop(parts[start:stop], 5, start, 0.2, 5.0)
-    assert torch.equal(whole, parts)
+    whole = kept(5, 0, 100_000)
+    assert torch.equal(whole, torch.cat([kept(5, 0, 1), kept(5, 1, 4098), kept(5, 4098, 100_000)]))
     assert set(whole.tolist()) == {0.0, 5.0}
     assert abs(float(whole.mean()) - 1) < 5 * math.sqrt(4 / 100_000)  # mean 1, variance (1 - p)/p = 4
-    other = torch.ones(100_000)
-    kernels.drop(other, 6, 0, 0.2, 5.0)
-    both_kept = float(((whole > 0) & (other > 0)).float().mean())
-    assert abs(both_kept - 0.04) < 5 * math.sqrt(0.04 * 0.96 / 100_000), "masks of two keys are independent"
+    other = kept(6, 0, 100_000)
+    common = float(((whole > 0) & (other > 0)).float().mean())
+    assert abs(common - 0.04) < 5 * math.sqrt(0.04 * 0.96 / 100_000), "masks of two keys are independent"
     pairs = (whole[:-1] > 0) & (whole[1:] > 0)
     assert abs(float(pairs.float().mean()) - 0.04) < 5 * math.sqrt(0.04 * 0.96 / 100_000), "so are neighbours"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from workbench.fields import field_docs
 from workbench.recipe import RecipeFields, recipe_model, recipe_schema
 from workbench.registry import Laws, MergeMethod, Step, methods
 
@@ -34,10 +35,11 @@ def describe(method: type[Step]) -> dict[str, Any]:
 
 
 def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:
+    docs = field_docs(model)
     for name, field in model.model_fields.items():
         if name in ("merge", "edit", "grow"):
             continue
-        yield {"name": field.alias or name, "default": _default(field), "text": field.description or ""}
+        yield {"name": field.alias or name, "default": _default(field), "text": docs[name]}
 
 
 def _default(field: FieldInfo) -> str:

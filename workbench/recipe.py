@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
-from workbench.fields import NAME, BrickRef, Strict, Whole, parse_size
+from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.registry import VERBS, EditMethod, GrowMethod, MergeMethod, Step, methods
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
@@ -125,7 +125,21 @@ def recipe_model() -> type[RecipeFields]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON schema of a recipe, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe_model().model_json_schema(by_alias=True)}
+    schema = recipe_model().model_json_schema(by_alias=True)
+    kinds = {kind.__name__: kind for kind in _subclasses(Strict)}
+    for name, part in {**schema.get("$defs", {}), RecipeFields.__name__: schema}.items():
+        docs = field_docs(kinds[name]) if name in kinds else {}
+        for key, text in docs.items():
+            shown = part["properties"].get(kinds[name].model_fields[key].alias or key)
+            if shown is not None and text:
+                shown["description"] = text
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _subclasses(inner)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workbench.weights.lowrank import Factors
+    from workbench.weights.sparse import Rows, Selection
     from workbench.weights.specs import TensorSpec, Weights
 
 VERBS = ("merge", "edit", "grow")
@@ -153,7 +154,8 @@ class MergeMethod(Step):
     def prepare(self, group: Group) -> Prepared:
         """Look at one tensor; may read it. Returns block -> delta [rows, cols], to be added to the current weights.
 
-        A method that is linear in its bricks returns a `Combination`, which streams fused and keeps low rank.
+        A method that is linear in its bricks returns a `Combination`, which streams fused and keeps low rank; one that thins
+        deltas out and then sums or elects returns a `Selection`, which streams fused.
         """
         raise NotImplementedError
 
@@ -210,7 +212,7 @@ class Block:
     """Index of the first row."""
 
 
-Prepared: TypeAlias = "Combination | Callable[[Block], Tensor]"
+Prepared: TypeAlias = "Combination | Selection | Callable[[Block], Tensor]"
 
 
 class Group(Protocol):
@@ -250,6 +252,12 @@ class Group(Protocol):
 
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start, in blocks."""
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start..stop as they lie, unchecked; the next call overwrites them."""
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
 
     def models(self) -> Iterator[list[Tensor]]:
         """Every brick's own tensor θ, block by block from its start; unchecked, in the stored dtype where it lies in a file."""

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.merge.selection import selected
 from workbench.registry import Block, Combination, Group, MergeMethod
 from workbench.weights.lowrank import Factors
+from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import TensorSpec
 
 # Directions of stacked factors below this share of the largest are rounding errors of float64.
@@ -68,6 +70,13 @@ class CoreGroup:
     def models(self) -> Iterator[list[Tensor]]:
         """There are none: a model is not in the adapters' span."""
         raise NotImplementedError("a method that reads models cannot declare the core space")
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start..stop of the core matrices."""
+        return Rows(None, [core[start:stop] for core in self.cores], [True] * len(self.cores))
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Factors were checked when they were read."""
 
     def blocks(self) -> Iterator[Block]:
         """One block: core matrices are small."""
@@ -127,7 +136,8 @@ def core_update(method: MergeMethod, group: Group) -> Factors | None:
         for matrix, weight in zip(core.cores, prepared.weights, strict=True):
             merged.add_(matrix.double(), alpha=weight)
         return core.outside(merged)
-    return core.outside(prepared(core.whole()))
+    block = core.whole()
+    return core.outside(selected(prepared, block.deltas) if isinstance(prepared, Selection) else prepared(block))
 
 
 def combined(combination: Combination, factors: Iterable[Factors | None]) -> Factors | None:

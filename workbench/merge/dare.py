@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import xxhash
 from pydantic import Field
-from torch import Tensor
 
 from workbench.fields import BrickEntry, Bricks, Number, Share, Space
-from workbench.registry import Block, Group, Laws, MergeMethod, register
-from workbench.weights import kernels
+from workbench.registry import Group, Laws, MergeMethod, register
+from workbench.weights.sparse import Drop, Selection, Vote, drop_sums
+from workbench.weights.specs import block_elements
 
 
 class DareEntry(BrickEntry):
@@ -50,37 +50,30 @@ class Dare(MergeMethod):
     space: Space = "full"
     """Merge whole deltas, or the core matrices of adapters (core): drops in the basis that the adapters share, which is another result."""
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
-        """Draw each brick's mask where its elements are read."""
-        weights, lam, shares = group.values("weight"), group.value("lam"), group.values("density")
-        keys = [mask_key(group.seed, key, group.tensor) for key in group.keys]
-        scales = [1 / share if share > 0 and self.rescale == "inverse" else 1.0 for share in shares]
-        if self.rescale == "l1":
-            scales = self._l1(group, keys, shares)
-        cols, ties = group.spec.cols, self.then == "ties"
+    def prepare(self, group: Group) -> Selection:
+        """Each brick's mask is drawn where its elements are read."""
+        shares = group.values("density")
+        drops = [Drop(mask_key(group.seed, key, group.tensor), share) for key, share in zip(group.keys, shares, strict=True)]
+        if self.rescale == "inverse":
+            drops = [replace(drop, scale=1 / drop.share if drop.share > 0 else 1.0) for drop in drops]
+        elif self.rescale == "l1":
+            drops = _keep_l1(group, drops)
+        vote = Vote(before=True, frequency=False, count=False) if self.then == "ties" else None
+        return Selection(drops, group.values("weight"), group.value("lam"), vote)
 
-        def delta(block: Block) -> Tensor:
-            for values, key, share, scale in zip(block.deltas, keys, shares, scales, strict=True):
-                kernels.drop(values, key, block.start * cols, share, scale)
-            if ties:
-                return kernels.elect(block.deltas, weights, lam, before=True, frequency=False, count=False)
-            total = block.deltas[0].mul_(lam * weights[0])
-            for values, weight in zip(block.deltas[1:], weights[1:], strict=True):
-                total.add_(values.mul_(lam * weight))
-            return total
 
-        return delta
-
-    @staticmethod
-    def _l1(group: Group, keys: list[int], shares: list[float]) -> list[float]:
-        """Sum of magnitudes before over after, a brick."""
-        before, after = [0.0] * len(keys), [0.0] * len(keys)
-        for block in group.blocks():
-            for i, (values, key, share) in enumerate(zip(block.deltas, keys, shares, strict=True)):
-                before[i] += float(values.abs().sum())
-                kernels.drop(values, key, block.start * group.spec.cols, share, 1.0)
-                after[i] += float(values.abs_().sum())
-        return [full / kept if kept > 0 else 1.0 for full, kept in zip(before, after, strict=True)]
+def _keep_l1(group: Group, drops: list[Drop]) -> list[Drop]:
+    """Scale what is kept so that every delta's sum of magnitudes stays."""
+    sums: list[list[float]] = [[0.0, 0.0] for _ in drops]
+    for start, stop in group.spec.blocks(block_elements(group.device)):
+        rows = group.rows(start, stop)
+        for i, drop in enumerate(drops):
+            found = drop_sums(rows, i, drop, start * group.spec.cols, sums[i])
+            if found is None:
+                group.refuse_non_finite(start, stop)
+            else:
+                sums[i] = found
+    return [replace(drop, scale=full / kept if kept > 0 else 1.0) for drop, (full, kept) in zip(drops, sums, strict=True)]
 
 
 def mask_key(seed: int, brick: str, tensor: str) -> int:

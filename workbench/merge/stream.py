@@ -15,9 +15,11 @@ from workbench.fields import value_at
 from workbench.layout import Model
 from workbench.merge.combination import CombinedSource, Operand
 from workbench.merge.core import combined, core_group, core_update, whole_tensors
+from workbench.merge.selection import RowReader, SelectionSource
 from workbench.registry import Block, Combination, Group, MergeMethod
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors, LowRankSum
+from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
 
 
@@ -117,7 +119,11 @@ class MergedWeights:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
         current = None if self._is_first else self._current.weights.open(name, device)
-        return (CombinedSource if isinstance(prepared, Combination) else _MergedSource)(group, prepared, current)  # type: ignore[arg-type]
+        if isinstance(prepared, Combination):
+            return CombinedSource(group, prepared, current)
+        if isinstance(prepared, Selection):
+            return SelectionSource(group, prepared, current)
+        return _MergedSource(group, prepared, current)
 
     @property
     def current(self) -> Weights:
@@ -275,6 +281,18 @@ class TensorGroup:
         for start, stop in self.spec.blocks(block_elements(self.device)):
             self._fill(start, stop, base[start:stop], [delta[start:stop] for delta in deltas])
         return Block(base, deltas, 0)
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(self)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start..stop as they lie, unchecked; the next call overwrites them."""
+        return self._reader.read(start, stop)
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        self._reader.refuse_non_finite(start, stop)
 
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start."""

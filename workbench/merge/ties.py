@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from workbench.fields import BrickEntry, Bricks, Number, Share, Space
-from workbench.merge.trim import Trim, joint_trims, trims
-from workbench.registry import Block, Group, Laws, MergeMethod, register
-from workbench.weights import kernels
+from workbench.merge.trim import joint_trims, trims
+from workbench.registry import Group, Laws, MergeMethod, register
+from workbench.weights.sparse import Selection, Trim, Vote
 
 
 class TiesEntry(BrickEntry):
@@ -70,14 +69,8 @@ class Ties(MergeMethod):
             return None
         return joint_trims(groups, next(iter(groups)).values("density"))
 
-    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+    def prepare(self, group: Group) -> Selection:
         """Find each brick's threshold; then elect and average block by block."""
         kept = group.survey or trims(group, group.values("density"))
-        weights, lam = group.values("weight"), group.value("lam")
-        before, frequency, count = self.weigh == "before", self.sign == "frequency", self.divide == "count"
-
-        def delta(block: Block) -> Tensor:
-            trimmed = [trim(values, block.start) for trim, values in zip(kept, block.deltas, strict=True)]
-            return kernels.elect(trimmed, weights, lam, before=before, frequency=frequency, count=count)
-
-        return delta
+        vote = Vote(self.weigh == "before", self.sign == "frequency", self.divide == "count")
+        return Selection(kept, group.values("weight"), group.value("lam"), vote)

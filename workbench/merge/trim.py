@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from workbench.registry import Block, Group
-from workbench.weights import kernels
-from workbench.weights.kernels import ALL_TIES, INFINITE, magnitude_bits
+from workbench.weights.kernels import INFINITE, magnitude_bits
+from workbench.weights.sparse import ALL_TIES, Trim, window
+from workbench.weights.specs import block_elements
 
 _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18
@@ -25,30 +26,6 @@ _SMALL = 1 << 18
 _WINDOW = 1 << 19
 _ERRORS = 5
 _PLACES = 48
-
-
-class Trim:
-    """Zeroes what is below a threshold; to be called on the blocks of a tensor in order, from its start as often as needed.
-
-    Args:
-        threshold: Magnitude bits of the smallest kept value.
-        ties: How many values equal to the threshold are kept, first ones first; None: all of them.
-    """
-
-    def __init__(self, threshold: int, ties: int | None) -> None:
-        self.threshold = threshold
-        self.ties = ties
-        self._left = 0
-
-    def __call__(self, values: Tensor, start: int) -> Tensor:
-        """One block [rows, cols] trimmed, in place; `start` is its first row."""
-        if self.threshold == 0:
-            return values  # keeps everything that is not zero already
-        if self.ties is None:
-            kernels.trim(values, self.threshold, ALL_TIES)
-        else:
-            self._left = kernels.trim(values, self.threshold, self.ties if start == 0 else self._left)
-        return values
 
 
 def keep_count(numel: int, density: float) -> int:
@@ -60,6 +37,7 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
     """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more."""
     numel = group.spec.numel
     counts = [keep_count(numel, density) for density in densities]
+    touched = [i for i, rows in enumerate(group.rows(0, min(1, group.spec.rows)).bricks) if rows is not None]
     if numel <= _SMALL:
         bits = (
             np.concatenate([_bits(block) for block in group.blocks()], axis=1) if numel else np.zeros((len(counts), 0), np.int32)
@@ -69,12 +47,16 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
     places = [_place(row, count / numel) for row, count in zip(sample, counts, strict=True)]
     tables = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in places]
     above = [0] * len(counts)
-    for block in group.blocks():
-        for i, delta in enumerate(block.deltas):
-            above[i] += kernels.window(delta, places[i][0], tables[i])
+    for start, stop in group.spec.blocks(block_elements(group.device)):
+        rows = group.rows(start, stop)
+        for i in touched:
+            more = window(rows, i, places[i][0], tables[i])
+            if more < 0:
+                group.refuse_non_finite(start, stop)
+            above[i] += more
     found = [_inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)]
-    if all(trim is not None for trim in found):
-        return [trim for trim in found if trim is not None]
+    if all(found[i] is not None for i in touched):
+        return [trim or Trim(INFINITE) for trim in found]
     return [trim or other for trim, other in zip(found, joint_trims([group], densities, stop_at_first=True), strict=True)]
 
 
@@ -104,7 +86,7 @@ def _place(sample: np.ndarray, share: float) -> tuple[int, int]:
 def _inside(low: int, table: Tensor, count: int, above: int) -> Trim | None:
     """The trim whose threshold lies in a counted window; None where it lies elsewhere."""
     if count == 0:
-        return Trim(INFINITE, None)
+        return Trim(INFINITE)
     counts = table.cpu().numpy()
     if not above < count <= above + int(counts.sum(dtype=np.int64)):
         return None
@@ -115,13 +97,13 @@ def _inside(low: int, table: Tensor, count: int, above: int) -> Trim | None:
 def _exact(bits: np.ndarray, count: int) -> Trim:
     """The trim of a tensor whose bits are all in memory."""
     if count == 0:
-        return Trim(INFINITE, None)
+        return Trim(INFINITE)
     threshold = int(np.partition(bits, len(bits) - count)[len(bits) - count])
     return _trim(threshold, count - int((bits > threshold).sum()), int((bits == threshold).sum()), True)
 
 
 def _trim(threshold: int, ties: int, equal: int, stop_at_first: bool) -> Trim:
-    return Trim(threshold, ties if stop_at_first and ties < equal else None)
+    return Trim(threshold, ties if stop_at_first and ties < equal else ALL_TIES)
 
 
 def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_first: bool = False) -> list[Trim]:
@@ -136,7 +118,7 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
     found = []
     for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
         if count == 0:
-            found.append(Trim(INFINITE, None))
+            found.append(Trim(INFINITE))
             continue
         lower, more = _find(histogram, count - above)
         found.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
@@ -162,8 +144,15 @@ def _low_bits(bits: Tensor, prefix: int) -> Tensor:
 
 
 def _find(histogram: np.ndarray, count: int) -> tuple[int, int]:
-    """The bin of the `count`-th largest value, and how many values lie in bins above it."""
-    from_top = np.cumsum(histogram[::-1], dtype=np.int64)
-    index = min(int(np.searchsorted(from_top, max(1, count))), len(histogram) - 1)
-    above = int(from_top[index - 1]) if index else 0
-    return len(histogram) - 1 - index, above
+    """The bin of the `count`-th largest value, and how many values lie in bins above it: first among groups of bins."""
+    size = 512
+    groups = np.add.reduceat(histogram, np.arange(0, len(histogram), size), dtype=np.int64)
+    group, above = _last(groups, max(1, count))
+    index, more = _last(histogram[group * size : (group + 1) * size], max(1, count) - above)
+    return group * size + index, above + more
+
+
+def _last(counts: np.ndarray, count: int) -> tuple[int, int]:
+    from_top = np.cumsum(counts[::-1], dtype=np.int64)
+    index = min(int(np.searchsorted(from_top, count)), len(counts) - 1)
+    return len(counts) - 1 - index, int(from_top[index - 1]) if index else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -239,9 +240,9 @@ class Checkpoint:
             os.posix_fadvise(descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED)
         return FileSource(self, descriptor, name, device)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
         for descriptor in getattr(self, "_descriptors", {}).values():
-            os.close(descriptor)
+            close(descriptor)
 
 
 class FileSource:

@@ -116,50 +116,64 @@ void wb_dots(const void *x, int x_kind, const void *y, int y_kind, double *sums,
     }
 }
 
-/* Counts magnitudes in [low, low + width) into counts[], returns how many lie above. */
-int64_t wb_window(const float *x, size_t n, uint32_t low, uint32_t width, uint32_t *counts) {
+/* A delta's chunk: x itself if it is one, else x - base; zeros where there is none (kind < 0). */
+static inline void load_delta(const void *x, int kind, int is_delta, const float *restrict base, size_t at, size_t n,
+                              float *restrict out) {
+    if (kind < 0) {
+        memset(out, 0, n * sizeof(float));
+        return;
+    }
+    widen(x, kind, at, n, out);
+    if (!is_delta)
+        for (size_t i = 0; i < n; i++) out[i] = out[i] - base[i];
+}
+
+/* Counts a delta's magnitudes in [low, low + width) into counts[]; returns how many lie above, or -1 if one is not finite. */
+int64_t wb_window(const void *x, int kind, int is_delta, const void *base, int base_kind, size_t n, uint32_t low, uint32_t width,
+                  uint32_t *counts) {
     int64_t above = 0;
-    uint32_t high = low + width;
+    uint32_t high = low + width, most = 0;
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
-        uint32_t more = 0;
-        for (size_t part = at; part < at + m; part += 16) {
-            size_t stop = part + 16 < at + m ? part + 16 : at + m;
+        float from[CHUNK], delta[CHUNK];
+        uint32_t bits[CHUNK], more = 0;
+        if (!is_delta) widen(base, base_kind, at, m, from);
+        load_delta(x, kind, is_delta, from, at, m, delta);
+        for (size_t i = 0; i < m; i++) {
+            uint32_t b = bits_of(delta[i]) & MAGNITUDE;
+            bits[i] = b;
+            more += b >= high;
+            most = b > most ? b : most;
+        }
+        above += more;
+        for (size_t part = 0; part < m; part += 16) {
+            size_t stop = part + 16 < m ? part + 16 : m;
             uint32_t inside = 0;
-            for (size_t i = part; i < stop; i++) {
-                uint32_t b = bits_of(x[i]) & MAGNITUDE;
-                more += b >= high;
-                inside |= (b - low) < width;
-            }
+            for (size_t i = part; i < stop; i++) inside |= (bits[i] - low) < width;
             if (inside)
                 for (size_t i = part; i < stop; i++) {
-                    uint32_t b = (bits_of(x[i]) & MAGNITUDE) - low;
+                    uint32_t b = bits[i] - low;
                     if (b < width) counts[b]++;
                 }
         }
-        above += more;
     }
-    return above;
+    return most < INFINITE ? above : -1;
 }
 
 /* Zeroes magnitudes below `threshold`, and those equal to it after the first `ties`; returns how many of the ties are left. */
-int64_t wb_trim(float *x, size_t n, uint32_t threshold, int64_t ties) {
-    for (size_t at = 0; at < n; at += CHUNK) {
-        size_t m = n - at < CHUNK ? n - at : CHUNK;
-        uint32_t equal = 0;
-        for (size_t i = at; i < at + m; i++) equal += (bits_of(x[i]) & MAGNITUDE) == threshold;
-        if (equal <= ties || ties == 0) {
-            uint32_t least = threshold + (ties == 0);
-            for (size_t i = at; i < at + m; i++) x[i] = (bits_of(x[i]) & MAGNITUDE) >= least ? x[i] : 0.0f;
-            ties -= ties == 0 ? 0 : equal;
-        } else {
-            for (size_t i = at; i < at + m; i++) {
-                uint32_t b = bits_of(x[i]) & MAGNITUDE;
-                int keep = b > threshold || (b == threshold && ties > 0);
-                ties -= b == threshold && ties > 0;
-                if (!keep) x[i] = 0.0f;
-            }
-        }
+static inline int64_t trim(float *restrict x, size_t n, uint32_t threshold, int64_t ties) {
+    uint32_t equal = 0;
+    for (size_t i = 0; i < n; i++) equal += (bits_of(x[i]) & MAGNITUDE) == threshold;
+    if (equal <= ties || ties == 0) {
+        uint32_t least = threshold + (ties == 0);
+        for (size_t i = 0; i < n; i++) x[i] = (bits_of(x[i]) & MAGNITUDE) >= least ? x[i] : 0.0f;
+        return ties == 0 ? 0 : ties - equal;
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint32_t b = bits_of(x[i]) & MAGNITUDE;
+        int keep = b > threshold || (b == threshold && ties > 0);
+        ties -= b == threshold && ties > 0;
+        if (!keep) x[i] = 0.0f;
     }
     return ties;
 }
@@ -171,53 +185,110 @@ static inline uint64_t mix(uint64_t z) {
     return z ^ (z >> 31);
 }
 
-/* Keeps element i where the 32 random bits of its index lie below `share` * 2^32; a kept element is multiplied by `scale`. */
-void wb_drop(float *x, size_t n, uint64_t key, uint64_t index, uint64_t below, float scale) {
+/* Keeps the elements whose 32 random bits, of key and index, lie below `below`; a kept one is multiplied by `scale`. */
+static inline void drop(float *restrict x, size_t n, uint64_t key, uint64_t index, uint64_t below, float scale) {
+    uint32_t draws[CHUNK + 2];
+    size_t pairs = ((index + n + 1) >> 1) - (index >> 1);
+    for (size_t i = 0; i < pairs; i++) {
+        uint64_t word = mix(key + ((index >> 1) + i) * 0x9e3779b97f4a7c15u);
+        draws[2 * i] = (uint32_t)word;
+        draws[2 * i + 1] = (uint32_t)(word >> 32);
+    }
+    const uint32_t *draw = draws + (index & 1);
+    for (size_t i = 0; i < n; i++) x[i] = (draw[i] < below ? x[i] * scale : 0.0f) + 0.0f; /* no -0.0 */
+}
+
+/* sums[0..1] += the magnitudes of a delta, and of what `drop` keeps of it: lanes and chunks as in wb_dots. */
+int wb_drop_sums(const void *x, int kind, int is_delta, const void *base, int base_kind, size_t n, uint64_t key, uint64_t index,
+                 uint64_t below, double *sums) {
+    uint32_t most = 0;
+    for (size_t at = 0; at < n; at += CHUNK) {
+        size_t m = n - at < CHUNK ? n - at : CHUNK;
+        float from[CHUNK], delta[CHUNK] = {0}, kept[CHUNK] = {0}, lanes[2][16] = {{0}};
+        if (!is_delta) widen(base, base_kind, at, m, from);
+        load_delta(x, kind, is_delta, from, at, m, delta);
+        memcpy(kept, delta, m * sizeof(float));
+        drop(kept, m, key, index + at, below, 1.0f);
+        for (size_t row = 0; row < CHUNK; row += 16)
+            for (size_t i = 0; i < 16; i++) {
+                lanes[0][i] = lanes[0][i] + fabsf(delta[row + i]);
+                lanes[1][i] = lanes[1][i] + fabsf(kept[row + i]);
+            }
+        for (int k = 0; k < 2; k++)
+            for (size_t i = 0; i < 16; i++) sums[k] += (double)lanes[k][i];
+        uint32_t here = largest(delta, m);
+        most = here > most ? here : most;
+    }
+    return most < INFINITE;
+}
+
+enum { BEFORE = 1, FREQUENCY = 2, COUNT = 4, SUM = 8 };
+
+/* One chunk of the elected mean, or of the weighted sum, of deltas [bricks][CHUNK]; see wb_sparse. */
+static inline void unite(int bricks, float (*restrict x)[CHUNK], const float *weights, int vote, float lambda, size_t n,
+                         float *restrict out) {
+    float votes[CHUNK], total[CHUNK], mass[CHUNK];
+    memset(total, 0, sizeof total);
+    if (vote & SUM) {
+        for (int j = 0; j < bricks; j++)
+            for (size_t i = 0; i < n; i++) total[i] = total[i] + x[j][i] * weights[j];
+        memcpy(out, total, n * sizeof(float));
+        return;
+    }
+    memset(votes, 0, sizeof votes);
+    memset(mass, 0, sizeof mass);
+    for (int j = 0; j < bricks; j++) {
+        float w = vote & BEFORE ? weights[j] : 1.0f;
+        if (vote & FREQUENCY)
+            for (size_t i = 0; i < n; i++) votes[i] += (float)((x[j][i] * w > 0) - (x[j][i] * w < 0));
+        else
+            for (size_t i = 0; i < n; i++) votes[i] = votes[i] + x[j][i] * w;
+    }
+    for (int j = 0; j < bricks; j++) {
+        float w = weights[j], voice = vote & BEFORE ? w : 1.0f, unit = vote & COUNT ? 1.0f : w;
+        for (size_t i = 0; i < n; i++) {
+            float v = x[j][i] * voice;
+            int agrees = ((v > 0) & (votes[i] > 0)) | ((v < 0) & (votes[i] < 0));
+            total[i] = total[i] + (agrees ? x[j][i] * w : 0.0f);
+            mass[i] = mass[i] + (agrees ? unit : 0.0f);
+        }
+    }
     for (size_t i = 0; i < n; i++) {
-        uint64_t at = index + i;
-        uint64_t word = mix(key + (at >> 1) * 0x9e3779b97f4a7c15u);
-        uint32_t draw = at & 1 ? (uint32_t)(word >> 32) : (uint32_t)word;
-        x[i] = (draw < below ? x[i] * scale : 0.0f) + 0.0f; /* no -0.0 */
+        float by = mass[i] == 0.0f ? 1.0f : mass[i];
+        out[i] = total[i] / by * lambda;
     }
 }
 
-/* Elects one sign per element and averages the deltas that have it (TIES).
- *   before:    weights count in the election, else only in the mean
- *   frequency: the sum of signs elects, else the sum of values
- *   count:     divide by the number of agreeing deltas, else by the sum of their weights
- * out may be x[0].
+/* out = [base +] the united deltas, each thinned out before: trimmed, dropped, or left as it is.
+ *   vote: SUM, the weighted sum with lambda in the weights; else the mean of the deltas that have the elected sign, with
+ *         BEFORE     weights count in the election, else only in the mean
+ *         FREQUENCY  the sum of signs elects, else the sum of values
+ *         COUNT      divide by the number of agreeing deltas, else by the sum of their weights
+ *   op[j]: 0 nothing, 1 trim by threshold[j] and ties[j] (what is left of them is written back), 2 drop by key[j], below[j], scale[j]
+ *   index: of the first element in its tensor
+ * Returns whether every delta is finite.
  */
-void wb_elect(int bricks, const float *const *x, const float *weights, int before, int frequency, int count, float lambda,
-              float *out, size_t n) {
+int wb_sparse(int bricks, const void *const *x, const int *kinds, const int *is_delta, const void *base, int base_kind,
+              const int *op, const uint32_t *threshold, int64_t *ties, const uint64_t *key, const uint64_t *below,
+              const float *scale, uint64_t index, const float *weights, int vote, float lambda, int add_base, float *out, size_t n) {
+    uint32_t most = 0;
+    float delta[bricks][CHUNK];
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
-        float vote[CHUNK], total[CHUNK], mass[CHUNK];
-        memset(vote, 0, sizeof vote);
-        memset(total, 0, sizeof total);
-        memset(mass, 0, sizeof mass);
+        float from[CHUNK];
+        if (base_kind >= 0) widen(base, base_kind, at, m, from);
         for (int j = 0; j < bricks; j++) {
-            const float *d = x[j] + at;
-            float w = before ? weights[j] : 1.0f;
-            if (frequency)
-                for (size_t i = 0; i < m; i++) vote[i] += (float)((d[i] * w > 0) - (d[i] * w < 0));
-            else
-                for (size_t i = 0; i < m; i++) vote[i] = vote[i] + d[i] * w;
+            load_delta(x[j], kinds[j], is_delta[j], from, at, m, delta[j]);
+            uint32_t here = largest(delta[j], m);
+            most = here > most ? here : most;
+            if (op[j] == 1) ties[j] = trim(delta[j], m, threshold[j], ties[j]);
+            if (op[j] == 2) drop(delta[j], m, key[j], index + at, below[j], scale[j]);
         }
-        for (int j = 0; j < bricks; j++) {
-            const float *d = x[j] + at;
-            float w = weights[j], vote_weight = before ? w : 1.0f, unit = count ? 1.0f : w;
-            for (size_t i = 0; i < m; i++) {
-                float v = d[i] * vote_weight;
-                int agrees = ((v > 0) & (vote[i] > 0)) | ((v < 0) & (vote[i] < 0));
-                total[i] = total[i] + (agrees ? d[i] * w : 0.0f);
-                mass[i] = mass[i] + (agrees ? unit : 0.0f);
-            }
-        }
-        for (size_t i = 0; i < m; i++) {
-            float by = mass[i] == 0.0f ? 1.0f : mass[i];
-            out[at + i] = total[i] / by * lambda;
-        }
+        unite(bricks, delta, weights, vote, lambda, m, out + at);
+        if (add_base)
+            for (size_t i = 0; i < m; i++) out[at + i] = from[i] + out[at + i];
     }
+    return most < INFINITE;
 }
 
 /* out = x rounded to nearest even in bf16 or f16. Returns whether every rounded element is finite. */
