@@ -21,7 +21,7 @@ ORDER = [
     "vocabulary",
     "registry",
     "merge edit grow",
-    "recipe bricks",
+    "recipe standins hub bricks",
     "resolve",
     "card runs compose",
     "planning",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +18,21 @@ from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
+from workbench.hub import CARD, FETCH, Hub
 from workbench.layout import Model
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, HeadersOnlyError, is_stand_in, read_config
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.specs import Weights
 
-CARD = "brick.yaml"
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 STARTER = "bricks/starter/base"
+# Fields of config.json that change what equal weights compute.
+_SHARED = frozenset({
+    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
+    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
+})  # fmt: skip
 
 
 class BaseRecord(Strict):
@@ -99,6 +106,11 @@ class Brick:
         """How errors call it."""
         return f"brick '{self.name}'"
 
+    @property
+    def headers_only(self) -> bool:
+        """Whether its tensors are not here: see `hub`."""
+        return is_stand_in(self.path)
+
     @cached_property
     def adapter(self) -> Adapter:
         """The adapter. Errors: as `Adapter`."""
@@ -126,11 +138,13 @@ class Brick:
 
     def known(self, cache: Path) -> bool:
         """Whether `digest` reads no large file."""
-        return self.kind == "adapter" or digests_known(self.checkpoint.entries, cache)
+        return not self.headers_only if self.kind == "adapter" else digests_known(self.checkpoint.entries, cache)
 
     def stamp(self, cache: Path) -> str:
         """What stands for its content before it is read."""
-        return self.digest(cache) if self.kind == "adapter" else stamp(self.checkpoint.entries)
+        if self.kind == "adapter":
+            return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
+        return stamp(self.checkpoint.entries)
 
     def fingerprint(self, cache: Path) -> str:
         """A key of its content that orders bricks and seeds masks; a checkpoint is sampled for it, not read."""
@@ -147,10 +161,11 @@ def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
 
-def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
+def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[Path, str | None]:
     """The directory of a local path or hub id, and the hub's commit.
 
-    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache.
+    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache, or headers of
+    them into the project's: see `hub`.
     """
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
@@ -160,7 +175,7 @@ def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
     forced = reference.startswith(("./", "../", "~", "/"))
     if forced or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
         raise _missing(reference, local, what)
-    return _from_hub(name, revision or None, what)
+    return hub.directory(name, revision or None, what, project)
 
 
 def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
@@ -172,34 +187,9 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
     )
 
 
-def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | None]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.yaml", "README.md", "*.txt", "*.model"]
-    try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except GatedRepoError:
-        raise WorkbenchError(
-            f"{what}: {name} is gated", f"Accept its licence at https://huggingface.co/{name}, then `hf auth login`."
-        ) from None
-    except RepositoryNotFoundError:
-        raise WorkbenchError(
-            f"{what}: no such directory or hub repository: {name}",
-            "Check the spelling; for a private repository `hf auth login`.",
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise WorkbenchError(
-            f"{what}: {name} is neither a local directory nor in the hub cache, and the hub cannot be reached "
-            f"({type(error).__name__})",
-            "Name a local directory, or run once with network access and without HF_HUB_OFFLINE.",
-        ) from None
-    return path, path.name if path.parent.name == "snapshots" else None
-
-
-def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]:
+def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
     """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
-    path, revision = locate(reference, project, "base")
+    path, revision = locate(reference, project, "base", hub)
     if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
         raise WorkbenchError(
             f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
@@ -210,13 +200,13 @@ def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]
     return checkpoint, revision
 
 
-def resolve_brick(name: str, ref: BrickRef, project: Path) -> Brick:
+def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
     """A brick's files; its kind is detected where the reference does not say it.
 
     Errors: missing, a directory that is neither, a kind that contradicts the reference.
     """
     what = f"brick '{name}'"
-    path, revision = locate(ref.target, project, what)
+    path, revision = locate(ref.target, project, what, hub)
     card = read_card(path) if (path / CARD).is_file() else None
     if ref.kind == "brick" and card is None and not (path / "train.yaml").is_file():
         raise WorkbenchError(
@@ -277,6 +267,25 @@ def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) 
         )
 
 
+def compare_configs(brick: Brick, base: Checkpoint) -> list[str]:
+    """Warnings where a checkpoint brick's config.json changes what equal weights compute."""
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
+    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
+    return (
+        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
+    )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    found = {key: config[key] for key in _SHARED if key in config}
+    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("rope_theta") is not None:
+        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+    return found
+
+
 def drop_tied_copy(checkpoint: Checkpoint) -> None:
     """Forget a stored copy of tied embeddings: one tensor, read and written once.
 
@@ -288,7 +297,12 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
         shape = checkpoint.entries[head].spec.shape
         for name, entry in checkpoint.entries.items():
             if name != head and entry.spec.shape == shape and name.endswith(_EMBEDDINGS):
-                if entry_digest(entry) != entry_digest(checkpoint.entries[head]):
+                try:
+                    differs = entry_digest(entry) != entry_digest(checkpoint.entries[head])
+                except HeadersOnlyError:
+                    differs = False
+                    checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {name}, as config.json says")
+                if differs:
                     raise WorkbenchError(
                         f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
                         "Set tie_word_embeddings to false there if the head is its own, else save the model again.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,25 +12,27 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from workbench.bricks import Brick, check_checkpoint, checkpoint_digest, resolve_base, resolve_brick, vocabulary_digest
+from workbench.bricks import (
+    Brick,
+    check_checkpoint,
+    checkpoint_digest,
+    compare_configs,
+    resolve_base,
+    resolve_brick,
+    vocabulary_digest,
+)
 from workbench.errors import WorkbenchError
 from workbench.fields import Where, parse_size
+from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.merge.core import wants_core
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.standins import CACHE, Download, download_of
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
-from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, is_stand_in
 from workbench.weights.digests import digests_known, entry_digest, file_digest, json_digest, read_json, stamp
-
-CACHE = ".workbench"
-# Fields of config.json that change what equal weights compute.
-_SHARED = frozenset({
-    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
-    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Resolved:
         base_revision: Its commit, if it comes from the hub.
         warnings: What the user should know, and the run records.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
+        deferred: Checks that need tensors of which only headers are here; `run` makes them.
     """
 
     recipe: Recipe
@@ -51,6 +55,20 @@ class Resolved:
     base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
+    deferred: list[str] = field(default_factory=list)
+
+    @cached_property
+    def downloads(self) -> list[Download]:
+        """What `run` fetches from the hub first: base and bricks of which only headers are here, each repository once."""
+        found = [download_of(self.base_path)]
+        for brick in self.bricks.values():
+            found += brick.downloads if isinstance(brick, Resolved) else [download_of(brick.path)]
+        return list(dict.fromkeys(filter(None, found)))
+
+    @property
+    def headers_only(self) -> bool:
+        """Whether it can be planned but not run: tensors of some input are not here."""
+        return is_stand_in(self.base_path) or any(b.headers_only for b in self.bricks.values())
 
     @property
     def tokenizer_path(self) -> Path:
@@ -153,20 +171,29 @@ class Resolved:
         return [name for name in self.recipe.fields.bricks if name in used]
 
 
-def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
+def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
     """Find and check every input of a recipe, from headers. All problems are listed at once.
 
-    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base.
+    Args:
+        recipe: The recipe.
+        hub: Whether to fetch what is not here from the hub, after all headers have been found to fit, or headers alone.
+
+    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base, no room for the downloads.
     """
-    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
+    if not hub.headers_only and not _above:
+        ahead = resolve(recipe, replace(hub, headers_only=True))
+        if not ahead.headers_only:
+            return ahead
+        hub.check_space(ahead.downloads)
+    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project, hub)
     found = Resolved(recipe, checkpoint, {}, revision)
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
-                found.bricks[name] = _inner(found, name, ref.target, _above)
+                found.bricks[name] = _inner(found, name, ref.target, hub, _above)
             else:
-                found.bricks[name] = resolve_brick(name, ref, recipe.project)
+                found.bricks[name] = resolve_brick(name, ref, recipe.project, hub)
         except WorkbenchError as error:
             problems.append(error)
     if recipe.fields.tokenizer and not problems:
@@ -179,7 +206,22 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
     problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
     if problems:
         raise _all(problems)
+    for there in found.bricks.values():
+        if isinstance(there, Resolved):
+            found.deferred.extend(there.deferred)
+        elif there.kind == "checkpoint":
+            found.deferred.extend(there.checkpoint.deferred)
+    found.deferred[:0] = checkpoint.deferred
     return found
+
+
+@contextmanager
+def _or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
+    """Put off a check that needs tensors which are not here."""
+    try:
+        yield
+    except HeadersOnlyError:
+        resolved.deferred.append(what)
 
 
 def _aligned(resolved: Resolved) -> Vocabulary:
@@ -188,7 +230,10 @@ def _aligned(resolved: Resolved) -> Vocabulary:
     assert block is not None
     members = [
         Member(
-            name, b.path, b.fingerprint(cache), *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None))
+            name,
+            b.path,
+            b.stamp(cache) if b.headers_only else b.fingerprint(cache),
+            *((b.checkpoint, b.checkpoint.config) if b.kind == "checkpoint" else (None, None)),
         )
         for name, b in resolved.bricks.items()
         if isinstance(b, Brick)
@@ -214,7 +259,7 @@ def _all(problems: list[WorkbenchError]) -> WorkbenchError:
     return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
 
 
-def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> Resolved:
+def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path, ...]) -> Resolved:
     recipe = outer.recipe
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
@@ -224,12 +269,13 @@ def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> 
             "A recipe cannot be its own brick.",
             2,
         )
-    inner = resolve(load_recipe(path), chain)
-    if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
-        raise WorkbenchError(
-            f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
-            "A brick's delta refers to the recipe's base: use the same one.",
-        )
+    inner = resolve(load_recipe(path), hub, chain)
+    with _or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are one base"):
+        if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
+            raise WorkbenchError(
+                f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
+                "A brick's delta refers to the recipe's base: use the same one.",
+            )
     return inner
 
 
@@ -242,46 +288,35 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
             places = brick.adapter.bind(plain.specs).places
         except WorkbenchError as error:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
-        warnings += _edit_warnings(brick, resolved)
+        with _or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
+            warnings += _edit_warnings(brick, resolved)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         check_checkpoint(brick, resolved.base, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += _check_constants(brick, plain)
+        with _or_at_run(resolved, f"{brick.label}: its integer tensors are the base's"):
+            _check_constants(brick, plain)
+        warnings += compare_configs(brick, plain)
     recorded = brick.card.base.digest if brick.card else None
-    if recorded and recorded != resolved.base_digest:
-        warnings.append(
-            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
-            "its delta transfers approximately"
-        )
+    with _or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
+        if recorded and recorded != resolved.base_digest:
+            warnings.append(
+                f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
+                "its delta transfers approximately"
+            )
     return warnings
 
 
-def _check_constants(brick: Brick, checkpoint: Checkpoint) -> list[str]:
-    """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
+def _check_constants(brick: Brick, checkpoint: Checkpoint) -> None:
+    """Integer tensors of a checkpoint must be the base's."""
     for name, entry in checkpoint.entries.items():
         if not entry.spec.is_float and entry_digest(entry) != entry_digest(brick.checkpoint.entries[name]):
             raise WorkbenchError(
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
-    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
-    return (
-        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
-    )
-
-
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
-    found = {key: config[key] for key in _SHARED if key in config}
-    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("rope_theta") is not None:
-        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
-    return found
 
 
 def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:

@@ -116,13 +116,14 @@ def _open(
 ) -> tuple[list[Entry], list[Plan], Store]:  # fmt: skip
     """Recipes, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be resolved."""
     from workbench.controls import lineup, plans, suites_of
+    from workbench.hub import Hub
     from workbench.recipe import load_recipe
     from workbench.scores import Store
 
     loaded = [load_recipe(recipe_path(name), settings or ()) for name in recipes]
     if lenient:
         loaded = _comparable(loaded)
-    entries = lineup(loaded, controls)
+    entries = lineup(loaded, controls, Hub(events=out.event))
     project = loaded[0].project
     chosen = suites_of(loaded, suite or [], project)
     store = Store((runs_dir or project / "runs") / "scores")
