@@ -182,6 +182,10 @@ def _no_weights(found: Repository, folder: str, what: str) -> WorkbenchError:
     pickles = sorted(file for file in here if any(fnmatch(file, pattern) for pattern in _PICKLES))
     adapter = ADAPTER_CONFIG in here
     expected = ADAPTER_WEIGHTS if adapter else SINGLE
+    if INDEX in here:
+        return WorkbenchError(
+            f"{what}: {INDEX} of {found.name} names no file that the repository holds", "Name another revision: NAME@REVISION."
+        )
     if pickles:
         convert = (
             "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True); then name DIR."

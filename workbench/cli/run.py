@@ -37,7 +37,10 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
     if found.problems:
         from workbench.errors import WorkbenchError
 
-        raise WorkbenchError("\n".join(found.problems), "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
+        downloads = " Files of the hub: `hf cache ls`, `hf cache rm`." if found.downloads else ""
+        raise WorkbenchError(
+            "\n".join(found.problems), f"`workbench runs ls` shows what could go: `workbench runs rm NAME`.{downloads}"
+        )
 
 
 def run(
