@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tiny import edit_json, files_of
 from workbench import standins
 from workbench.adapters import Adapter
 from workbench.errors import WorkbenchError
+from workbench.hub import HEADERS
 from workbench.standins import Download, space_problems
 from workbench.weights.checkpoint import INDEX, Checkpoint, HeadersOnlyError, read_header
 from workbench.weights.digests import entry_digest, fingerprint
@@ -152,6 +154,7 @@ def test_unfit_headers_end_a_run_before_any_download(
         ("org/gated", "base: org/gated is gated", "/org/gated, then `hf auth login`"),
         ("org/mising", "base: no such directory or hub repository: org/mising", "hf auth login"),
         ("org/pickles@v2", "base: org/pickles has no revision 'v2'", "/org/pickles/commits/main"),
+        ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all of its 40 digits"),
         ("org/pickles", "org/pickles holds pickles only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
         ("org/has space", "no such directory or hub repository: org/has space", "spelling"),
     ],
@@ -223,6 +226,36 @@ def test_integer_tensors_and_cards_wait_for_the_data(
     assert "made on other weights" not in err, "an error, not a run with a warning"
 
 
+def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
+    project: Project, server: HubServer, workbench: CommandLine, llama: Path, bricks: Path, vocabularies: Path
+) -> None:
+    server.repositories |= {"org/words": vocabularies / "base", "org/words-other": vocabularies / "other",
+                            "org/grown": llama, "org/grown-lora": bricks / "two"}  # fmt: skip
+    union = "base: org/words\nbricks: {other: org/words-other}\ntokenizer: {source: union}\nsteps: [{merge: linear}]\n"
+    (project.path / "words").symlink_to(vocabularies)
+    (project.path / "facts.jsonl").write_text('{"prompt": "w1 is", "subject": "w1", "target": " w2"}\n')
+    grown = ("base: org/grown\nbricks: {two: org/grown-lora, inner: {recipe: recipes/inner.yaml}}\nsteps:\n- merge: linear\n"
+             "- {edit: finetune, facts: facts.jsonl}\n- {grow: depth, blocks: 1, check: false}\n")  # fmt: skip
+    project.write("base: base\nbricks: {one: bricks/one}\nsteps: [{merge: linear}]\n", "inner.yaml")
+    plans = {}
+    for name, text in (("union", union), ("grown", grown)):
+        code, out, err = workbench(project.path, "plan", str(project.write(text, f"{name}.yaml")), "--json")
+        assert code == 0, err
+        plans[name] = json.loads(out)
+    assert plans["grown"]["checked_at_run"] == ["brick 'inner': base and org/grown are one base"]
+    assert plans["grown"]["write_bytes"] > sum(d.stat().st_size for d in llama.glob("*.safetensors"))
+    code, out, err = workbench(project.path, "run", str(project.path / "recipes" / "union.yaml"), "--json", "--device", "cpu")
+    assert code == 0, err
+    local = project.run(union.replace("org/words-other", "words/other").replace("org/words", "words/base"), "local.yaml")
+    assert json.loads(out)["configuration"] == local["configuration"]
+    for command in ("compare", "report"):
+        server.forget()
+        code, _, err = workbench(project.path, command, str(project.path / "recipes" / "grown.yaml"))
+        assert code == 1
+        assert "only the header is here" in err
+        assert not weights_sent(server), "stored scores are looked up without a download"
+
+
 def test_a_card_cannot_point_outside_its_repository(
     project: Project, server: HubServer, workbench: CommandLine, llama: Path, tmp_path: Path
 ) -> None:
@@ -289,13 +322,16 @@ def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path
 
 def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(standins.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**10, 0, 2 * 10**9))
+    monkeypatch.setattr(standins.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
     wanted = [Download("org/a", COMMIT, 1, 10**9), Download("org/b", COMMIT, 2, 8 * 10**8)]
     assert space_problems(wanted) == []
     assert space_problems(wanted, tmp_path / "runs", 10**9) == [
         f"{tmp_path / 'hub'}: needs 2.9 GB with the downloads from the hub, 2.0 GB free"
     ]
     assert space_problems([], tmp_path, 10**12) == []
+    HEADERS.check_space(wanted)
+    with pytest.raises(WorkbenchError, match=r"needs 2\.9 GB with the downloads"):
+        HEADERS.check_space([*wanted, Download("org/c", COMMIT, 1, 10**9)])
 
 
 @pytest.fixture

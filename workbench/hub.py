@@ -83,7 +83,7 @@ class Hub:
         from huggingface_hub import hf_hub_download, snapshot_download
 
         total, done = sum(found.sizes[file] for file in weights), 0
-        text = f"{found.name}@{found.commit[:10]}, {total / 1e9:.2f} GB"
+        text = f"{found.name}@{found.commit[:10]}, {total / 1e6:,.1f} MB"
         self.events({"stage": "download", "text": text})
         for file in weights:
             hf_hub_download(found.name, file, revision=found.commit)
@@ -240,9 +240,10 @@ def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
             f"{what}: {name} is gated", f"Accept its licence at {constants.ENDPOINT}/{name}, then `hf auth login`."
         ) from None
     except errors.RevisionNotFoundError:
+        short = "A commit is named with all of its 40 digits. " if re.fullmatch(r"[0-9a-f]{4,39}", revision or "") else ""
         raise WorkbenchError(
             f"{what}: {name} has no revision '{revision}'",
-            f"Branches, tags and commits: {constants.ENDPOINT}/{name}/commits/main",
+            f"{short}Branches, tags and commits: {constants.ENDPOINT}/{name}/commits/main",
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise WorkbenchError(

@@ -182,7 +182,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     """
     if not hub.headers_only and not _above:
         ahead = resolve(recipe, replace(hub, headers_only=True))
-        if not ahead.headers_only:
+        if not (ahead.headers_only or ahead.deferred):
             return ahead
         hub.check_space(ahead.downloads)
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project, hub)
@@ -200,7 +200,10 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
         found = replace(found, vocabulary=_aligned(found))
     for name, there in found.bricks.items():
         try:
-            found.warnings.extend(_check(there, found) if isinstance(there, Brick) else _check_recipe(name, there, found))
+            with _or_at_run(found, f"brick '{name}': fits the base"):
+                found.warnings.extend(
+                    _check(there, found, hub) if isinstance(there, Brick) else _check_recipe(name, there, found)
+                )
         except WorkbenchError as error:
             problems.append(error)
     problems += [*_missing_inputs(recipe), *_check_places(recipe, found.base), *_check_spaces(recipe, found.bricks)]
@@ -222,6 +225,13 @@ def _or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
         yield
     except HeadersOnlyError:
         resolved.deferred.append(what)
+
+
+def _read_digest(resolved: Resolved, hub: Hub) -> str:
+    """The base's digest. Errors: `HeadersOnlyError` where headers have to do and it has not been read before."""
+    if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
+        raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
+    return resolved.base_digest
 
 
 def _aligned(resolved: Resolved) -> Vocabulary:
@@ -279,7 +289,7 @@ def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path,
     return inner
 
 
-def _check(brick: Brick, resolved: Resolved) -> list[str]:
+def _check(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
@@ -289,7 +299,7 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
         except WorkbenchError as error:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         with _or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
-            warnings += _edit_warnings(brick, resolved)
+            warnings += _edit_warnings(brick, resolved, hub)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, places, plain.path, plain.specs)
     else:
@@ -301,7 +311,7 @@ def _check(brick: Brick, resolved: Resolved) -> list[str]:
         warnings += compare_configs(brick, plain)
     recorded = brick.card.base.digest if brick.card else None
     with _or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
-        if recorded and recorded != resolved.base_digest:
+        if recorded and recorded != _read_digest(resolved, hub):
             warnings.append(
                 f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
                 "its delta transfers approximately"
@@ -319,12 +329,12 @@ def _check_constants(brick: Brick, checkpoint: Checkpoint) -> None:
             )
 
 
-def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:
+def _edit_warnings(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
     record = read_json(brick.path / "edit.json")
     if not isinstance(record, dict) or "solved_on" not in record:
         return []
-    if record.get("base") != resolved.base_digest:
+    if record.get("base") != _read_digest(resolved, hub):
         raise WorkbenchError(
             f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
             "Solve it again on this base: an `edit` step with the same facts.",

@@ -56,10 +56,11 @@ def stand_in(found: Repository, revision: str | None, small: Sequence[str], weig
     place = project / CACHE / "hub" / f"{found.name}@{found.commit}"
     record = read_json(place / STAND_IN)
     asked = revision or "main"
-    if record is not None:
+    if record is not None and all((place / file).is_file() for file in record["files"]):
         if asked not in record["revisions"]:
             write_json(place / STAND_IN, {**record, "revisions": [*record["revisions"], asked]})
         return place
+    shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
         partial = Path(folder) / "repository"
@@ -73,8 +74,11 @@ def stand_in(found: Repository, revision: str | None, small: Sequence[str], weig
                 "files": {file: found.sizes[file] for file in (*small, *weights)}}  # fmt: skip
         for parent in {partial, *((partial / file).parent for file in weights)}:
             write_json(parent / STAND_IN, data)
-        if not place.exists():
+        try:
             partial.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another process has made it
+                raise
     return place
 
 
@@ -94,8 +98,8 @@ def _put_header(found: Repository, file: str, to: Path) -> None:
 
 def _range(url: str, start: int, stop: int) -> bytes:
     """Bytes start..stop of a file of the hub; the connection is closed where a server sends more than it was asked for."""
-    from huggingface_hub import constants, get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
     if stop <= start:
         return b""

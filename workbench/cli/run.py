@@ -76,7 +76,7 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
     from workbench.resolve import resolve
 
     loaded = load_recipe(recipe_path(str(recipe)), settings or ())
-    return resolve(loaded, Hub(headers_only, out.event)), runs_dir or relative(loaded.project / "runs")
+    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
 
 
 def recipe_path(name: str) -> Path:
