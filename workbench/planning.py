@@ -46,7 +46,7 @@ class Plan:
     downloads: list[dict[str, Any]] = field(default_factory=list)
     """The same per repository: repository, commit, files, bytes."""
     checked_at_run: list[str] = field(default_factory=list)
-    """What headers do not show: true of the inputs, or an error before the first step."""
+    """What headers do not show: `run` finds it out before the first step, and warns or refuses."""
 
     def document(self) -> dict[str, Any]:
         """Plain data."""

@@ -30,8 +30,8 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
         if found.downloads:
             fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
             out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
-        for check in found.checked_at_run:
-            out.line(f"checked at run: {check}")
+        if found.checked_at_run:
+            out.line(f"checked at run: {'; '.join(found.checked_at_run)}")
         for warning in found.warnings:
             out.warn(warning)
     if found.problems:
