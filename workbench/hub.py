@@ -84,11 +84,11 @@ class Hub:
 
         total, done = sum(found.sizes[file] for file in weights), 0
         text = f"{found.name}@{found.commit[:10]}, {total / 1e6:,.1f} MB"
-        self.events({"stage": "download", "text": text})
+        self.events({"stage": "fetch", "text": text})
         for file in weights:
             hf_hub_download(found.name, file, revision=found.commit)
             done += found.sizes[file]
-            self.events({"stage": "download", "text": text, "done": done, "total": total})
+            self.events({"stage": "fetch", "text": text, "done": done, "total": total})
         # Fetches what is left, and notes which commit the revision is: offline it is then found.
         path = Path(snapshot_download(found.name, revision=revision, allow_patterns=[*small, *weights]))
         if path.name != found.commit:
