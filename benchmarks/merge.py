@@ -1,10 +1,13 @@
 """Merging large checkpoints: CPU seconds, wall time and peak resident memory, beside mergekit in the same run.
 
-    python benchmarks/merge.py --size M --peer linear task_arithmetic
+    python benchmarks/merge.py --size M
 
-Random bf16 llama checkpoints: a base, three fine-tunes, three rank-16 adapters. Every measurement is one process, start-up
-included. Both tools compute in float32 and write bfloat16. Results go to benchmarks/results/merge-<size>.json with machine,
-command and commit. Needs about 9x the model's size on disk (S: 1.0 GB, M: 3.2 GB a model); removed at the end.
+Random bf16 llama checkpoints: a base, three fine-tunes, three rank-16 adapters. For each method, in turn: the workbench on one
+thread, mergekit with its common `dtype: bfloat16`, mergekit in float32, and the workbench on two threads. Every measurement is
+one whole process, pinned to its cores; each tool's start-up is measured by the same merge of a tiny model. The workbench
+starts without any remembered digest. The floor is a process that reads the inputs into one buffer and writes the output.
+Results go to benchmarks/results/merge-<size>.json with machine, command and commit. Needs about 9x the model's size on disk
+(S: 1.0 GB, M: 3.2 GB a model); removed at the end.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from models import SHAPES, make_models
 from record import write_results
 
-SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4)}
-VOCABULARY = 32000
 HERE = Path(__file__).parent
-PEER = {"linear": "linear", "task_arithmetic": "task_arithmetic", "ties": "ties"}
+METHODS = ("linear", "task_arithmetic", "slerp", "dare", "ties", "lora")
+DENSITY = 0.2
 # Runs a command, reports its children's CPU seconds and its peak resident memory.
 MEASURE = """
 import json, os, resource, subprocess, sys, time
@@ -34,79 +37,55 @@ use = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"wall": time.time() - start, "cpu": use.ru_utime + use.ru_stime, "peak": use.ru_maxrss * 1024, "rc": done.returncode,
                   "error": done.stderr[-2000:]}))
 """
-
-
-def make_models(folder: Path, size: str) -> None:
-    """Base, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
-
-    layers, hidden, mlp, heads = SHAPES[size]
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
-                         num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16")  # fmt: skip
-    config.architectures = ["LlamaForCausalLM"]
-    shapes = {
-        "model.embed_tokens.weight": (VOCABULARY, hidden),
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (VOCABULARY, hidden),
-    }
-    linear = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden),
-              "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}  # fmt: skip
-    for layer in range(layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in linear.items()}
-        shapes |= {f"model.layers.{layer}.{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
-    generator = torch.Generator().manual_seed(0)
-    base = {name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name, shape in shapes.items()}
-    for name in ("base", "a", "b", "c"):
-        tensors = (
-            base
-            if name == "base"
-            else {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
-        )
-        (folder / name).mkdir()
-        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(folder / name)
-    for name in ("la", "lb", "lc"):
-        (folder / name).mkdir()
-        factors = {}
-        for layer in range(layers):
-            for module, (rows, cols) in linear.items():
-                key = f"base_model.model.model.layers.{layer}.{module}"
-                factors[f"{key}.lora_A.weight"] = (torch.randn(16, cols, generator=generator) * 0.02).bfloat16()
-                factors[f"{key}.lora_B.weight"] = (torch.randn(rows, 16, generator=generator) * 0.02).bfloat16()
-        save_file(factors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / name / "adapter_config.json").write_text(json.dumps({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 16, "base_model_name_or_path": str(folder / "base"),
-            "target_modules": [n.rpartition(".")[2] for n in linear]}))  # fmt: skip
+# Reads files into one reused buffer and writes as many bytes as the first has: CPU seconds of that alone.
+FLOOR = """
+import json, os, sys, time
+out, files = sys.argv[1], sys.argv[2:]
+buffer = bytearray(512 * 1024)
+start, wall = time.process_time(), time.time()
+for name in files:
+    descriptor, offset = os.open(name, os.O_RDONLY), 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        offset += count
+    os.close(descriptor)
+piece, size = bytes(512 * 1024), os.path.getsize(sys.argv[2] if os.path.getsize(sys.argv[2]) > 1e6 else files[-1])
+descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.ftruncate(descriptor, size)
+for offset in range(0, size, len(piece)):
+    os.pwrite(descriptor, piece[: size - offset], offset)
+print(json.dumps({"cpu": time.process_time() - start, "wall": time.time() - wall}))
+os.unlink(out)
+"""
 
 
 def recipe(folder: Path, method: str) -> Path:
-    """A recipe of ours for one method."""
-    bricks = {n: str(folder / (f"l{n}" if method == "lora" else n)) for n in "abc"}
-    verb = "task_arithmetic" if method == "lora" else method
-    step: dict[str, Any] = {"merge": verb}
-    if method == "ties":
-        step |= {"density": 0.2, "weigh": "before", "divide": "weight"}
+    """A recipe of ours for one method: weight 1 for each of three bricks, slerp halfway between two."""
+    names = "ab" if method == "slerp" else "abc"
+    bricks = {n: str(folder / (f"l{n}" if method == "lora" else n)) for n in names}
+    step: dict[str, Any] = {"merge": "task_arithmetic" if method == "lora" else method}
+    step |= {"ties": {"density": DENSITY, "weigh": "before", "divide": "weight"},
+             "dare": {"density": DENSITY, "rescale": "l1", "then": "ties"}}.get(method, {})  # fmt: skip
     path = folder / "recipes" / f"{method}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps(
-            {"version": 1, "base": str(folder / "base"), "bricks": bricks, "steps": [step], "output": {"dtype": "bfloat16"}}
-        )
-    )
+    data = {"version": 1, "base": str(folder / "base"), "bricks": bricks, "steps": [step], "output": {"dtype": "bfloat16"}}
+    path.write_text(json.dumps(data))
     return path
 
 
-def peer(folder: Path, method: str) -> Path:
-    """The same merge in mergekit's syntax, computed in float32."""
-    models = [
-        {"model": str(folder / n), "parameters": {"weight": 1.0, **({"density": 0.2} if method == "ties" else {})}} for n in "abc"
-    ]
-    config: dict[str, Any] = {"merge_method": method, "models": models, "dtype": "float32", "out_dtype": "bfloat16"}
-    if method != "linear":
-        config["base_model"] = str(folder / "base")
-    path = folder / f"mergekit-{method}.yaml"
+def peer(folder: Path, method: str, dtype: str) -> Path:
+    """The same merge in mergekit's syntax, computed in `dtype`."""
+    names = "ab" if method == "slerp" else "abc"
+    where = {n: f"{folder / 'base'}+{folder / f'l{n}'}" if method == "lora" else str(folder / n) for n in names}
+    config: dict[str, Any] = {"merge_method": {"dare": "dare_ties", "lora": "task_arithmetic"}.get(method, method), "dtype": dtype,
+                              "out_dtype": "bfloat16"}  # fmt: skip
+    parameters = {"weight": 1.0, **({"density": DENSITY} if method in ("ties", "dare") else {})}
+    if method == "slerp":
+        config |= {"base_model": where["a"], "parameters": {"t": 0.5}}
+        config["models"] = [{"model": path} for path in where.values()]
+    else:
+        config["models"] = [{"model": path, "parameters": parameters} for path in where.values()]
+        config |= {} if method == "linear" else {"base_model": str(folder / "base")}
+    path = folder / f"mergekit-{method}-{dtype}.yaml"
     path.write_text(json.dumps(config))
     return path
 
@@ -114,9 +93,8 @@ def peer(folder: Path, method: str) -> Path:
 def measure(command: list[str], threads: int, cpus: str) -> dict[str, float]:
     """One process, pinned to `cpus`."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    pin = ["taskset", "-c", cpus] if shutil.which("taskset") else []
     done = subprocess.run(
-        [*pin, sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True
+        [*pin(cpus), sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True
     )
     result: dict[str, float] = json.loads(done.stdout)
     if result["rc"]:
@@ -124,48 +102,88 @@ def measure(command: list[str], threads: int, cpus: str) -> dict[str, float]:
     return {k: round(result[k], 2) for k in ("wall", "cpu", "peak")}
 
 
+def pin(cpus: str) -> list[str]:
+    """A command prefix that keeps a process on some cores, where that can be had."""
+    return ["taskset", "-c", cpus] if shutil.which("taskset") else []
+
+
+def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]:
+    """The workbench, from nothing: no run, no remembered digest."""
+    file = recipe(folder, method)
+    for name in ("runs", ".workbench"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", "cpu", "--threads", str(threads)]
+    found = measure(command, 1, ",".join(map(str, range(last, last - threads, -1))))
+    shutil.rmtree(folder / "runs")
+    return found
+
+
+def theirs(folder: Path, method: str, dtype: str, last: int) -> dict[str, float]:
+    """mergekit's command line."""
+    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(peer(folder, method, dtype)), str(folder / "out")]
+    if method == "lora":
+        command += ["--lora-merge-cache", str(folder / "lora")]
+    found = measure(command, 1, str(last))
+    for name in ("out", "lora"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return found
+
+
+def floor(folder: Path, method: str, last: int) -> dict[str, float]:
+    """Reading the inputs and writing the output, start-up excluded."""
+    names = {"linear": "abc", "slerp": "ab"}.get(method, ["base", *(["la", "lb", "lc"] if method == "lora" else "abc")])
+    files = [str(next((folder / n).glob("*.safetensors"))) for n in names]
+    done = subprocess.run([*pin(str(last)), sys.executable, "-c", FLOOR, str(folder / "floor"), *files],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return {k: round(v, 2) for k, v in json.loads(done.stdout).items()}
+
+
+def compare(folder: Path, tiny: Path, method: str, dtypes: list[str]) -> dict[str, Any]:
+    """One method: both tools in turn, their start-up, the floor."""
+    last = (os.cpu_count() or 1) - 1
+    row: dict[str, Any] = {"method": method, "workbench": ours(folder, method, 1, last), "floor": floor(folder, method, last)}
+    start = min(ours(tiny, method, 1, last)["cpu"] for _ in range(2))
+    work = max(row["workbench"]["cpu"] - start, 0.01)
+    row |= {"start_cpu": start, "over_floor": round(work / row["floor"]["cpu"], 2)}
+    for dtype in dtypes:
+        found = theirs(folder, method, dtype, last)
+        begin = theirs(tiny, method, dtype, last)["cpu"]
+        row[f"mergekit_{dtype}"] = {
+            **found,
+            "start_cpu": begin,
+            "cpu_ratio": round(found["cpu"] / row["workbench"]["cpu"], 1),
+            "cpu_ratio_without_start": round((found["cpu"] - begin) / work, 1),
+            "peak_ratio": round(found["peak"] / row["workbench"]["peak"], 1),
+        }
+    if last:
+        two = ours(folder, method, 2, last)
+        one = ours(folder, method, 1, last)
+        row["two_threads"] = {**two, "wall_ratio": round(one["wall"] / two["wall"], 2), "one_thread_wall": one["wall"]}
+    return row
+
+
 def main() -> None:
     """Measure and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="S")
-    parser.add_argument("--methods", nargs="+", default=["linear", "task_arithmetic", "ties", "lora"])
-    parser.add_argument("--peer", nargs="*", choices=PEER, default=[], help="methods that mergekit runs too")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument(
+        "--peer", nargs="*", choices=("bfloat16", "float32"), default=["bfloat16", "float32"], help="mergekit's `dtype`"
+    )
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
     options = parser.parse_args()
-    binary = Path(sys.executable).parent
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        make_models(folder, options.size)
-        cpus = ",".join(map(str, range(options.threads)))
+        folder, tiny = Path(name) / options.size, Path(name) / "tiny"
+        for place, size in ((folder, options.size), (tiny, "XS")):
+            place.mkdir()
+            make_models(place, size)
         for method in options.methods:
-            run = [
-                sys.executable,
-                "-m",
-                "workbench",
-                "run",
-                str(recipe(folder, method)),
-                "--quiet",
-                "--device",
-                "cpu",
-                "--threads",
-                str(options.threads),
-            ]
-            row: dict[str, Any] = {"method": method, "workbench": measure(run, options.threads, cpus)}
-            shutil.rmtree(folder / "runs")
-            if method in options.peer:
-                command = [str(binary / "mergekit-yaml"), str(peer(folder, method)), str(folder / "out")]
-                row["mergekit"] = measure(command, options.threads, cpus)
-                row["cpu_ratio"] = round(row["mergekit"]["cpu"] / row["workbench"]["cpu"], 1)
-                row["peak_ratio"] = round(row["mergekit"]["peak"] / row["workbench"]["peak"], 1)
-                shutil.rmtree(folder / "out")
-            rows.append(row)
-            sys.stdout.write(json.dumps(row) + "\n")
+            rows.append(compare(folder, tiny, method, options.peer))
+            sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
     write_results(
-        HERE / "results" / f"merge-{options.size}.json",
-        {"size": options.size, "shape": SHAPES[options.size], "threads": options.threads, "rows": rows},
+        HERE / "results" / f"merge-{options.size}.json", {"size": options.size, "shape": SHAPES[options.size], "rows": rows}
     )
 
 

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from project import Project
 from tiny import save_adapter, save_finetuned, save_model
-from words import BASE, OTHER, THIRD, save_llama, save_tuned
+from token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
 

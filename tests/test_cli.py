@@ -14,17 +14,20 @@ from workbench.cli import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
+    "brick bake": "--base --device --dtype --json --out --quiet --threads",
+    "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
     "brick fetch": "--from --hub",
     "brick ls": "--json",
-    "brick show": "--json",
+    "brick show": "--base --card --device --html --json --metric --quiet",
     "brick train": "--device --no-score --score",
-    "brick verify": "",
+    "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
     "eval": "--batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --set --suite --verbose",
     "methods": "--json",
     "plan": "--json --runs-dir --set",
     "recipe check": "--set",
+    "recipe import": "--out",
     "recipe new": "--base --brick --project --suite",
     "recipe schema": "",
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",

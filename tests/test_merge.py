@@ -19,7 +19,12 @@ from workbench.merge.trim import joint_trims, keep_count, trims
 from workbench.registry import MergeMethod, methods
 from workbench.weights.specs import TensorSpec, load
 
-METHODS = [cls for cls in methods().values() if issubclass(cls, MergeMethod)]
+# Those that read texts: test_calibration.py. mergekit's own need parameters and their number of bricks: test_mergekit.py.
+METHODS = [
+    cls
+    for cls in methods().values()
+    if issubclass(cls, MergeMethod) and not cls.name.startswith("mergekit/") and cls.laws.needs == "tensor"
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 TINY = {torch.float32: 1e-12, torch.bfloat16: 1e-12, torch.float16: 2.0**-24}
@@ -51,14 +56,15 @@ class _Reader:
 
 
 def merge(method: str | type[MergeMethod], base: dict[str, Tensor], tuned: dict[str, dict[str, Tensor]], dtype: torch.dtype = torch.float32,
-          **fields: Any) -> dict[str, Tensor]:  # fmt: skip
-    """The merge of models in memory, written in a dtype."""
+          config: dict[str, Any] | None = None, measured: Any = None, **fields: Any) -> dict[str, Tensor]:  # fmt: skip
+    """The merge of models in memory, written in a dtype; `measured` stands for what the method would measure on texts."""
     cls = methods()[f"merge:{method}"] if isinstance(method, str) else method
     step = cls.model_validate({"merge": cls.name, **fields})
     assert isinstance(step, MergeMethod)
     weights = InMemory(base)
-    model = Model(weights, {"num_hidden_layers": 2})
-    merged = MergedWeights(model, model, step, {name: WeightsDelta(InMemory(b), weights) for name, b in tuned.items()})
+    model = Model(weights, config or {"num_hidden_layers": 2})
+    deltas = {name: WeightsDelta(InMemory(b), weights) for name, b in tuned.items()}
+    merged = MergedWeights(model, model, step, deltas, measured=measured)
     return {name: load(merged, name, dtype, CPU) for name in base}
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from project import CPU, Project
 from tiny import save_adapter, tensors_of
-from words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
+from token_words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
 
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.align import _configured
 from workbench.vocabulary.files import generation_config
 from workbench.vocabulary.tokens import read_tokens
+from workbench.weights.specs import load
 
 # -- what is written
 
@@ -252,11 +253,14 @@ def test_adapter_of_a_larger_vocabulary(words_project: Project, vocabularies: Pa
     assert "`tokenizer: {source: union}`" in str(caught.value.hint)
 
 
-def test_brick_with_a_head_of_its_own(words_project: Project) -> None:
-    with pytest.raises(
-        WorkbenchError, match=r"brick 'other': lm_head.weight has no rows, model.embed_tokens.weight has 302 rows"
-    ):
-        words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
+def test_tied_brick_of_an_untied_base(words_project: Project) -> None:
+    """Its embeddings stand for the head that it does not have."""
+    found = words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: tied/other, third: third}\n"))
+    view = found.vocabulary.view("other")
+    own = found.vocabulary.plan.own[[m.name for m in found.vocabulary.members].index("other")] >= 0
+    head, embeddings = (load(view, name, torch.float32) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    assert own.any()
+    assert torch.equal(head[own], embeddings[own])
 
 
 def test_configuration_follows_the_choice() -> None:

@@ -11,8 +11,7 @@ import pytest
 import torch
 from project import Project
 from tiny import config, edit_json, save_adapter, tensors_of
-from torch import Tensor
-from words import (
+from token_words import (
     BASE,
     EMBED,
     HEAD,
@@ -29,6 +28,7 @@ from words import (
     save_words,
     tensors_in_memory,
 )
+from torch import Tensor
 
 import workbench.weights.rows as rows_module
 from workbench.errors import WorkbenchError

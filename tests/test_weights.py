@@ -151,7 +151,6 @@ def test_hub_snapshots_are_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"auto_map": {"AutoModel": "x.Y"}}', "asks for custom code (auto_map), which is never executed"),
         ('{"quantization_config": {"quant_method": "gptq"}}', "quantised weights (gptq)"),
         ('{"quantization_config": {"load_in_4bit": true}}', "quantised weights (unknown)"),
         ("{", "is not valid JSON"),

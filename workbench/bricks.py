@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,23 +15,18 @@ from workbench import yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
+from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
 from workbench.hub import CARD, FETCH, Hub
 from workbench.layout import Model
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, HeadersOnlyError, is_stand_in, read_config
-from workbench.weights.digests import digests_known, entry_digest, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.stored import is_head, tidy
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
+from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.specs import Weights
+from workbench.weights.tied import with_head_of
 
-_HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight")
 STARTER = "bricks/starter/base"
-# Fields of config.json that change what equal weights compute.
-_SHARED = frozenset({
-    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
-    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling", "tie_word_embeddings",
-})  # fmt: skip
 
 
 class BaseRecord(Strict):
@@ -80,6 +74,8 @@ class BrickCard(Strict):
     """Licence of weights and items."""
     training: dict[str, Any] = {}
     """How it was trained: settings and measured record."""
+    extraction: dict[str, Any] = {}
+    """How it was taken from a checkpoint: rank, relative error, weights saved whole or dropped."""
     scores: tuple[Score, ...] = ()
 
 
@@ -118,9 +114,10 @@ class Brick:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint. Errors: as `Checkpoint` and `drop_tied_copy`."""
+        """The checkpoint. Errors: as `Checkpoint` and `tidy`."""
+        read_config(self.path, self.label)
         checkpoint = Checkpoint(self.path, self.label)
-        drop_tied_copy(checkpoint)
+        tidy(checkpoint)
         return checkpoint
 
     def files(self) -> list[Path]:
@@ -133,8 +130,7 @@ class Brick:
         """Digest of its content: tensors and what scales them."""
         if self.kind == "checkpoint":
             return checkpoint_digest(self.checkpoint, cache)
-        meaning = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
-        return json_digest([tensor_digests(self.adapter.entries, cache), {k: self.adapter.config.get(k) for k in meaning}])
+        return json_digest([tensor_digests(self.adapter.entries, cache), self.adapter.meaning])
 
     def known(self, cache: Path) -> bool:
         """Whether `digest` reads no large file."""
@@ -170,6 +166,8 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
+    if local.is_file():
+        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Name the directory that holds it.")
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
@@ -190,13 +188,13 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
 def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
     """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
     path, revision = locate(reference, project, "base", hub)
-    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+    if kinds_of(path) == ["adapter"]:
         raise WorkbenchError(
             f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
         )
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
-    drop_tied_copy(checkpoint)
+    tidy(checkpoint)
     return checkpoint, revision
 
 
@@ -213,32 +211,45 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
             f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
         )
     files = path / card.files if card else path
-    found = kind_of(files)
-    if found is None:
+    kinds = kinds_of(files)
+    if not kinds:
         if (path / "train.yaml").is_file():
             raise WorkbenchError(
                 f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}"
             )
+        refuse_foreign(files, what)
         raise WorkbenchError(
             f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
             "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
         )
-    if ref.kind in ("adapter", "checkpoint") and ref.kind != found:
+    wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
+    if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(found)}, the recipe says {ref.kind}", f"Write `{found}: {ref.target}`."
+            f"{what}: {ref.target} is {_article(kinds[0])}, the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
         )
-    return Brick(name, found, files, card, revision)
+    if card and not wanted:
+        wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
+    if len(kinds) > 1 and not wanted:
+        raise WorkbenchError(
+            f"{what}: {ref.target} holds an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
+            f"Say which one: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
+        )
+    return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
 
 
 def _article(kind: str) -> str:
     return f"an {kind}" if kind == "adapter" else f"a {kind}"
 
 
-def kind_of(path: Path) -> str | None:
-    """adapter, checkpoint, or None. A directory with pickles only counts as what it tries to be: its reader refuses it."""
-    if (path / ADAPTER_CONFIG).is_file():
-        return "adapter"
-    return "checkpoint" if (path / "config.json").is_file() else None
+def kinds_of(path: Path) -> list[str]:
+    """What a directory holds: adapter, checkpoint, both or neither. Trainers leave the base's config.json beside an adapter.
+
+    A directory with pickles only counts as what it tries to be: its reader refuses it.
+    """
+    adapter = (path / ADAPTER_CONFIG).is_file()
+    weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()
+    checkpoint = (path / "config.json").is_file() and weights
+    return ["adapter"] * adapter + ["checkpoint"] * checkpoint
 
 
 def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
@@ -249,66 +260,54 @@ def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) 
         base: The base, with the output's vocabulary.
         weights: The brick's weights where they are not the checkpoint's: aligned to another vocabulary.
     """
-    have, want = (weights or brick.checkpoint).specs, base.weights.specs
+    fitted(brick, base, weights)
+
+
+def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
+    """A checkpoint brick under the base's tensor names: as it lies, or mapped from another layout of the same architecture.
+
+    Args and errors: as `check_checkpoint`.
+    """
+    stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
+    found: Weights = stored
+    missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
+    reason = None
+    if missing or extra:
+        try:
+            aligned = Aligned(stored, want, base.config)
+            found, missing, extra = aligned, aligned.missing, aligned.unused
+        except WorkbenchError as error:
+            reason = error.message
     for name in want:
-        if name in have and have[name].shape != want[name].shape:
+        if name in found.specs and found.specs[name].shape != want[name].shape:
             raise WorkbenchError(
-                f"{brick.label}: {name} is {list(have[name].shape)}, the base has {list(want[name].shape)}",
+                f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}",
                 "Bricks of one recipe share the base's shapes.",
             )
-    missing = [n for n in want if n not in have]
-    extra = [n for n in have if n not in want]
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
         raise WorkbenchError(
-            f"{brick.label}: {' and '.join(text)} ({len(have)} tensors, the base has {len(want)})",
-            "A checkpoint brick is a fine-tune of the recipe's base: same architecture, same tensor names.",
+            f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
+            _unfit(brick, base, extra, reason),
         )
-
-
-def compare_configs(brick: Brick, base: Checkpoint) -> list[str]:
-    """Warnings where a checkpoint brick's config.json changes what equal weights compute."""
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(base.config)
-    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
-    return (
-        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
-    )
-
-
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
-    found = {key: config[key] for key in _SHARED if key in config}
-    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("rope_theta") is not None:
-        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
     return found
 
 
-def drop_tied_copy(checkpoint: Checkpoint) -> None:
-    """Forget a stored copy of tied embeddings: one tensor, read and written once.
-
-    Errors: the copy differs from the embeddings, so that what the config ties is not tied in the file.
-    """
-    if not checkpoint.config.get("tie_word_embeddings"):
-        return
-    for head in [n for n in checkpoint.entries if n.endswith(_HEADS)]:
-        shape = checkpoint.entries[head].spec.shape
-        for name, entry in checkpoint.entries.items():
-            if name != head and entry.spec.shape == shape and name.endswith(_EMBEDDINGS):
-                try:
-                    differs = entry_digest(entry) != entry_digest(checkpoint.entries[head])
-                except HeadersOnlyError:
-                    differs = False
-                    checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {name}, as config.json says")
-                if differs:
-                    raise WorkbenchError(
-                        f"{checkpoint.label}: {head} differs from {name}, which config.json says it equals",
-                        "Set tie_word_embeddings to false there if the head is its own, else save the model again.",
-                    )
-                del checkpoint.entries[head]
-                break
+def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
+    """What to do about a checkpoint that has other tensors than the base."""
+    mine, theirs = brick.checkpoint.config.get("model_type"), base.config.get("model_type")
+    if mine != theirs:
+        return (
+            f"The brick is a {mine} model, the base a {theirs} model: name the model that the brick was fine-tuned from as base."
+        )
+    if extra and all(is_head(name) for name in extra):
+        return (
+            "The base ties its head to its embeddings and the brick does not: tie it (tie_word_embeddings in config.json) if the two "
+            "are equal, or name a base whose head is its own."
+        )
+    hint = "A checkpoint brick is a fine-tune of the recipe's base: same architecture, the same tensors."
+    return f"{hint} transformers' conversion of names does not help: {reason}" if reason else hint
 
 
 def read_card(path: Path) -> BrickCard:
@@ -316,11 +315,12 @@ def read_card(path: Path) -> BrickCard:
     return yamldoc.load(path / CARD).validate(BrickCard)
 
 
-def write_card(path: Path, card: BrickCard) -> None:
-    """Write brick.yaml."""
+def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
+    """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
-    (path / CARD).write_text("# Written by `workbench brick train`; settings stand in train.yaml.\n" + text, "utf-8")
+    what = "settings stand" if record.endswith(".yaml") else "every tensor's error stands"
+    (path / CARD).write_text(f"# Written by `{made_by}`; {what} in {record}.\n" + text, "utf-8")
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

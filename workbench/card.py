@@ -40,8 +40,9 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     found = licences(resolved)
     known = sorted({value for value in found.values() if value != "unknown"})
     verbs = sorted({step.verb for step in recipe.steps})
+    adapter = recipe.fields.output.form == "adapter"
     metadata: dict[str, Any] = {
-        "library_name": "transformers", "pipeline_tag": "text-generation",
+        "library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation",
         "base_model": [base_title(resolved), *(_reference(resolved.bricks[n]) for n in resolved.parents)],
         "base_model_relation": "merge" if "merge" in verbs else "finetune",
         "tags": [*verbs, "brick-workbench"],
@@ -60,7 +61,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if resolved.warnings:
         lines += ["", *(f"- {w}" for w in resolved.warnings)]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
-              f"Configuration digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
+              f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip
     return "\n".join(lines)
 

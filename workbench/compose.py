@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import CONFIG, Adapter, write_adapter
-from workbench.bricks import Brick
+from workbench.bricks import Brick, fitted, vocabulary_digest
+from workbench.conversion import live_names, parse_config
 from workbench.errors import WorkbenchError
 from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
-from workbench.registry import EditMethod, GrowMethod, MergeMethod, MethodContext
+from workbench.registry import EditMethod, GrowMethod, Measured, MergeContext, MergeMethod, MethodContext, methods
 from workbench.resolve import Resolved
 from workbench.vocabulary.align import Vocabulary
-from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import load_all
+from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.tied import with_head_of
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
 
 Events = Callable[[dict[str, Any]], None]
 
@@ -47,11 +54,17 @@ class Composition:
         model: Weights and configuration after the last step.
         steps: One record a step.
         edits: Step id -> directory of the edit's adapter, in the cache.
+        reports: Step id -> what a merge method has to say once its tensors have been computed.
     """
 
     model: Model
     steps: list[dict[str, Any]]
     edits: dict[str, Path] = field(default_factory=dict)
+    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The steps' records with the methods' reports: to be asked for when the weights are written."""
+        return [{**s, **(self.reports[s["id"]]() if s["id"] in self.reports else {})} for s in self.steps]
 
 
 def deltas(
@@ -59,7 +72,8 @@ def deltas(
 ) -> Deltas:
     """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):
-        inner = compose(brick, device, events).model.weights
+        composed = compose(brick, device, events).model
+        inner = with_head_of(composed.weights, base.weights, composed.config)
         if vocabulary is not None and brick.vocabulary is None:
             inner = vocabulary.on_base(inner)
         if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
@@ -69,11 +83,11 @@ def deltas(
             )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter" and vocabulary is not None:
-        bound = brick.adapter.bind(vocabulary.plain.specs)
+        bound = brick.adapter.bind(vocabulary.plain.specs, Model(vocabulary.plain, base.config))
         return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
-        return brick.adapter.bind(base.weights.specs)
-    return WeightsDelta(vocabulary.view(brick.name) if vocabulary else brick.checkpoint, base.weights)
+        return brick.adapter.bind(base.weights.specs, base)
+    return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -81,6 +95,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     current = resolved.base
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
+    reports: dict[str, Callable[[], dict[str, Any]]] = {}
     recipe = resolved.recipe
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -89,14 +104,16 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
                 for name in recipe.used_bricks(step)
             }
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed)
+            found = measure(resolved, step, step_id, bricks, device, events)
+            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
                     f"{step_id}: no tensor to merge",
                     "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
                 )
-            record |= {"bricks": list(bricks), "tensors": len(merged.merged)}
+            record |= {"bricks": list(bricks), "tensors": len(merged.merged), **found.record}
+            reports[step_id] = partial(step.report, merged.notes)
             if whole := merged.whole(device):
                 record["merged_whole"] = whole
                 events(
@@ -110,8 +127,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
             edits[step_id] = place
-            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs)
-            factors = {name: edit.factors(name, device) for name in edit.places}
+            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
+            factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}
+            assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
         elif isinstance(step, GrowMethod):
@@ -119,7 +137,41 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
             current = Model(GrownWeights(current.weights, growth), growth.config)
         records.append(record)
-    return Composition(current, records, edits)
+    if changes_result(recipe.fields.output):
+        current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
+    return Composition(current, records, edits, reports)
+
+
+def measure(
+    resolved: Resolved, step: MergeMethod, step_id: str, bricks: Mapping[str, Deltas], device: torch.device, events: Events
+) -> Measured:
+    """What a merge method measures on texts or models before the first tensor; None where it needs only tensors."""
+    if step.laws.needs == "tensor":
+        return Measured(None)
+    from transformers import AutoTokenizer
+
+    base, source = resolved.base, resolved.tokenizer_path
+    alone = methods()["merge:average"].model_validate({"merge": "average"})
+    assert isinstance(alone, MergeMethod)
+
+    def weights(brick: str) -> Weights:
+        return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
+
+    def live(brick: str) -> PreTrainedModel:
+        gc.collect()  # the model before hangs in reference cycles
+        return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
+
+    def progress(done: int, total: int, text: str) -> None:
+        events({"stage": "measure", "step": step_id, "done": done, "total": total, "text": text})
+
+    digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
+    words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
+    keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    context = MergeContext(
+        list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,
+        resolved.recipe.project, resolved.cache, progress)  # fmt: skip
+    return step.measure(context)
 
 
 def solve_edit(
@@ -175,24 +227,70 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
         source: Directory with generation_config.json.
         device: Where the model goes.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-        parsed = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    parsed = parse_config(config)
+    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+    try:
+        model, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
+        raise WorkbenchError(
+            f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
+        ) from error
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if lost:
+        raise WorkbenchError(
+            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            _INCOMPLETE,
+        )
+    if (source / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    live: PreTrainedModel = model.to(device).eval()
+    return live
+
+
+def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
+    from torch import nn
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    parsed = parse_config(config)
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]._from_config(parsed, dtype=torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.to(device)
+    return model.eval()
+
+
+def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+    """The configuration's class. Errors: not that of a decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
             "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
         )
-    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    model = kind.from_pretrained(None, config=parsed, state_dict=dict(tensors), dtype=dtype)
-    if (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    live: PreTrainedModel = model.to(device).eval()
-    return live
+    return type(parsed)
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,11 @@ from pydantic.fields import FieldInfo
 from workbench.recipe import RecipeFields, recipe_model, recipe_schema
 from workbench.registry import Laws, MergeMethod, Step, methods
 
+_NEEDS = {
+    "texts": "calibration texts, run through each brick's model one decoder layer at a time",
+    "model": "texts, run through each brick's whole model in float32",
+}
+
 
 def summary(method: type[Step]) -> str:
     """The method's first sentence, without its reference."""
@@ -54,6 +59,8 @@ def methods_page() -> str:
         if found["laws"]:
             holds = [name.replace("_", " ") for name, value in found["laws"].items() if value is True]
             lines += [f"- holds (checked by a test): {', '.join(holds)}", f"- passes over every delta: {found['laws']['passes']}"]
+            if found["laws"]["needs"] != "tensor":
+                lines.append(f"- needs beside the weights: {_NEEDS[found['laws']['needs']]}")
         lines += ["", *_table(found["fields"]), ""]
     return "\n".join(lines)
 

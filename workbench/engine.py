@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
 from workbench.compose import Composition, Events, check_growth, compose, compute, copy_edit, live_model, no_events
@@ -82,6 +83,7 @@ def execute(
     """
     started = time.time()
     run = run_of(resolved, runs)
+    is_adapter = resolved.recipe.fields.output.form == "adapter"
     if out is not None:
         _check_out(out)
     with run.lock(), exact():
@@ -93,10 +95,11 @@ def execute(
             events({"stage": "run", "text": "finished before: nothing to do"})
     run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
-        _leave(run.model, out)
+        _leave(run.adapter if is_adapter else run.model, out)
     record = run.record
-    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": str(out or run.model), "adapter": None,
-            "configuration": record["output"]["digest"], "steps": record["steps"], "seconds": round(time.time() - started, 2),
+    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": None if is_adapter else str(out or run.model),
+            "adapter": str(out or run.adapter) if is_adapter else None, "configuration": None if is_adapter else record["output"]["digest"],
+            "steps": record["steps"], "seconds": round(time.time() - started, 2),
             "peak_bytes": peak_bytes()}  # fmt: skip
 
 
@@ -112,6 +115,14 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         checks = check_growth(resolved, device, log)
         composition = compose(resolved, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
+        if resolved.recipe.fields.output.form == "adapter":
+            output = _write_adapter(resolved, run, composition, device, threads, log)
+            _record_inputs(resolved, record)
+            record |= {"steps": _steps(resolved, composition, checks), "output": output}
+            _finish(resolved, run, composition, record, run.adapter)
+            run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
+            log({"stage": "run", "text": "done"})
+            return
         digests = write_checkpoint(
             composition.model.weights, run.partial, dtype=resolved.dtype,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
@@ -119,22 +130,43 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    record["key"] = resolved.key  # reads what the merge has not read: tensors that no step touches
-    record["inputs"]["base"]["digest"] = resolved.base_digest
-    for name, brick in record["inputs"]["bricks"].items():
-        brick["digest"] = resolved.digests[name]
-    steps = [
-        {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
-        for s, key in zip(composition.steps, resolved.keys, strict=True)
-    ]
+    _record_inputs(resolved, record)
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     digest = weights_digest(specs, digests, composition.model.config)
-    record |= {"steps": steps, "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
+    record |= {"steps": _steps(resolved, composition, checks), "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
                                           "bytes": sum(s.nbytes for s in specs.values())}}  # fmt: skip
-    _finish(resolved, run, composition, record)
+    _finish(resolved, run, composition, record, run.model)
     remember_digest(resolved, digest)
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
+
+
+def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps' records with their keys, and what was measured of a growth step."""
+    return [
+        {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
+        for s, key in zip(composition.records(), resolved.keys, strict=True)
+    ]
+
+
+def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
+    """Digests of the inputs, which are known once they have been read; reads what the merge has not."""
+    record["key"] = resolved.key
+    record["inputs"]["base"]["digest"] = resolved.base_digest
+    for name, brick in record["inputs"]["bricks"].items():
+        brick["digest"] = resolved.digests[name]
+
+
+def _write_adapter(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+) -> dict[str, Any]:
+    """The result as a PEFT adapter of the base; returns the record's "output"."""
+    shutil.rmtree(run.partial, ignore_errors=True)
+    output = resolved.recipe.fields.output
+    return write_result(
+        adapt(composition.model, resolved.base, output), run.partial, resolved.recipe.fields.base,
+        device=device, threads=threads, dtype=getattr(torch, output.dtype) if output.dtype else None,
+        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
 
 
 def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]:
@@ -155,14 +187,15 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     return record
 
 
-def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any]) -> None:
-    """Everything beside the tensors, then the rename that makes the model visible."""
-    write_config(composition.model.config, resolved, run.partial)
+def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
+    """Everything beside the tensors, then the rename that makes the model or adapter visible."""
+    if target == run.model:
+        write_config(composition.model.config, resolved, run.partial)
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")
-    shutil.rmtree(run.model, ignore_errors=True)
-    run.partial.rename(run.model)
+    shutil.rmtree(target, ignore_errors=True)
+    run.partial.rename(target)
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:

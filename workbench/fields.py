@@ -80,19 +80,21 @@ class Knots(Strict):
     knots: tuple[Real, ...] = Field(min_length=2)
 
 
-class Rule(Strict):
-    """A value for some tensors."""
-
-    where: Where
-    value: Real
-
-
 def _kind(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "rules"
     if isinstance(value, Knots) or (isinstance(value, Mapping) and "knots" in value):
         return "knots"
     return "ramp" if isinstance(value, (Mapping, Ramp)) else "number"
+
+
+class Rule(Strict):
+    """A value for some tensors: a number, or one that changes over depth."""
+
+    where: Where
+    value: Annotated[
+        Annotated[Real, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Knots, Tag("knots")], Discriminator(_kind)
+    ]
 
 
 Schedule = Annotated[
@@ -105,22 +107,28 @@ Schedule = Annotated[
 """A number, `{first:, last:}` or `{knots: [...]}` over depth, or a list of `{where:, value:}` of which the last match wins."""
 
 
-def _values(schedule: Any) -> list[float]:
+def constants(schedule: Any) -> list[float]:
+    """The numbers that a schedule is made of."""
     if isinstance(schedule, Ramp):
         return [schedule.first, schedule.last]
     if isinstance(schedule, Knots):
         return list(schedule.knots)
-    return [rule.value for rule in schedule] if isinstance(schedule, tuple) else [schedule]
+    return [v for rule in schedule for v in constants(rule.value)] if isinstance(schedule, tuple) else [schedule]
+
+
+def lowest(schedule: Any) -> float:
+    """The smallest value that a schedule takes."""
+    return float(min(constants(schedule), default=0.0))
 
 
 def _share(schedule: Any) -> Any:
-    if bad := [v for v in _values(schedule) if not 0 <= v <= 1]:
+    if bad := [v for v in constants(schedule) if not 0 <= v <= 1]:
         raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")
     return schedule
 
 
 def _finite(schedule: Any) -> Any:
-    if bad := [v for v in _values(schedule) if not abs(v) < 1e30]:
+    if bad := [v for v in constants(schedule) if not abs(v) < 1e30]:
         raise ValueError(f"expected a finite number, found {bad[0]}")
     return schedule
 
@@ -139,10 +147,10 @@ def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
     """
     if isinstance(schedule, tuple):
         matching = [rule.value for rule in schedule if rule.where.matches(name, model)]
-        return matching[-1] if matching else default
+        return value_at(matching[-1], name, model, default) if matching else default
     if isinstance(schedule, (int, float)):
         return float(schedule)
-    knots = _values(schedule)
+    knots = constants(schedule)
     place = model.layout.position(name) * (len(knots) - 1)
     left = min(int(place), len(knots) - 2)
     return knots[left] + (knots[left + 1] - knots[left]) * (place - left)

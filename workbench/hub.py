@@ -16,7 +16,7 @@ from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.standins import Download, Repository, kept_stand_in, small_file, snapshot_with, space_problems, stand_in
-from workbench.weights.checkpoint import INDEX, SINGLE
+from workbench.weights.checkpoint import INDEX, SINGLE, convert_command
 from workbench.weights.digests import read_json
 
 CARD = "brick.yaml"
@@ -151,12 +151,12 @@ def _wanted(found: Repository, what: str) -> tuple[list[str], list[str]]:
         folder = "" if PurePosixPath(files) == PurePosixPath(".") else f"{PurePosixPath(files)}/"
     small = [f for f in found.sizes if _is_small(f, "") or (folder and _is_small(f, folder))]
     weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER_CONFIG in found.sizes else []
-    if folder + INDEX in found.sizes:
+    if folder + SINGLE in found.sizes:  # as transformers and the reader prefer it
+        weights.append(folder + SINGLE)
+    elif folder + INDEX in found.sizes:
         index = read_json(small_file(found, folder + INDEX))
         shards = index.get("weight_map") if isinstance(index, dict) else None
         weights += sorted({folder + str(f) for f in shards.values()}) if isinstance(shards, dict) else []
-    else:
-        weights.append(folder + SINGLE)
     weights = [file for file in weights if file in found.sizes]
     if not weights:
         raise _no_weights(found, folder, what)
@@ -190,8 +190,8 @@ def _no_weights(found: Repository, folder: str, what: str) -> WorkbenchError:
         convert = (
             "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True); then name DIR."
             if adapter
-            else f"Take a revision with safetensors ({found.name}@refs/pr/N, if there is such a pull request), or convert it: python -c "
-            f"\"from transformers import AutoModelForCausalLM as A; A.from_pretrained('{found.name}').save_pretrained('DIR')\"  "
+            else f"Take a revision with safetensors ({found.name}@refs/pr/N, if there is such a pull request), or convert it: "
+            f"{convert_command(Path(found.name))}  "
             "(opens the pickle: only for files that you trust)"
         )
         return WorkbenchError(
@@ -213,7 +213,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
     folder = snapshot
     if (snapshot / CARD).is_file():
         folder = snapshot / str(_data(yamldoc.load(snapshot / CARD)).get("files", "."))
-    index = read_json(folder / INDEX)
+    index = None if (folder / SINGLE).is_file() else read_json(folder / INDEX)
     if isinstance(index, dict) and isinstance(index.get("weight_map"), dict):
         return snapshot if all((folder / str(file)).is_file() for file in index["weight_map"].values()) else None
     held = any((folder / file).is_file() for file in (SINGLE, ADAPTER_WEIGHTS))

@@ -21,7 +21,13 @@ _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense)$"
 )
 _MLP_OUT = re.compile(r"(mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2)$")
-_FIRST = re.compile(r"(embed(?!_out)|wte|wpe)")  # embed_out is GPT-NeoX's head
+# embed_out is GPT-NeoX's head, embedding_norm the final norm of LFM2.
+_FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
+# What a multimodal model has before its text decoder. Its layers are numbered too.
+_TOWER = re.compile(
+    r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
+)
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 @dataclass(frozen=True)
@@ -40,17 +46,20 @@ class Layout:
 
     @classmethod
     def of(cls, names: Iterable[str], config: Mapping[str, Any]) -> Layout:
-        """Find the stack: the shortest prefix that is followed by exactly 0..depth-1.
+        """Find the stack: the shortest prefix that is followed by exactly 0..depth-1, towers of other modalities left out.
 
+        Layers beyond the depth, which predict further tokens and which transformers does not load, belong to no layer.
         Errors: no such prefix, as in encoder-decoder or convolutional checkpoints.
         """
         names = tuple(names)
-        depth = int(config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers") or 0)
+        depth = model_depth(config)
         numbers: dict[str, set[int]] = {}
         for name in names:
             for match in re.finditer(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", name):
                 numbers.setdefault(name[: match.start()], set()).add(int(match.group()))
-        stacks = [prefix for prefix, found in numbers.items() if found == set(range(depth))]
+        text = {prefix: found for prefix, found in numbers.items() if not _TOWER.search(prefix)}
+        stacks = [prefix for prefix, found in text.items() if found == set(range(depth))]
+        stacks = stacks or [prefix for prefix, found in text.items() if found > set(range(depth))]
         if not depth or not stacks:
             found = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
             raise WorkbenchError(
@@ -64,13 +73,13 @@ class Layout:
         if not name.startswith(self.prefix):
             return None
         number = name[len(self.prefix) :].partition(".")[0]
-        return int(number) if number.isdigit() else None
+        return int(number) if number.isdigit() and int(number) < self.depth else None
 
     def position(self, name: str) -> float:
-        """Place on the depth axis in 0..1: layers evenly, embeddings 0, final norm and head 1."""
+        """Place on the depth axis in 0..1: layers evenly, embeddings and other modalities' towers 0, final norm and head 1."""
         layer = self.layer(name)
         if layer is None:
-            return 0.0 if _FIRST.search(name) else 1.0
+            return 0.0 if _FIRST.search(name) or _TOWER.search(name) else 1.0
         return layer / (self.depth - 1) if self.depth > 1 else 0.0
 
     def in_layer(self, layer: int) -> list[str]:
@@ -98,6 +107,15 @@ class Layout:
                 "This architecture (mixture of experts, state space or hybrid) is not supported here.",
             )
         return found[0]
+
+
+def model_depth(config: Mapping[str, Any]) -> int:
+    """Number of layers of the text decoder: config.json's, or its `text_config`'s; 0 where neither says it."""
+    for part in (config, config.get("text_config") or {}, config.get("llm_config") or {}):
+        for key in _DEPTHS:
+            if part.get(key):
+                return int(part[key])
+    return 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from workbench.errors import WorkbenchError
 from workbench.weights.specs import TensorSpec
 
 _ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.")
-_HEADS = ("lm_head", "embed_out", "output")
+HEADS = ("lm_head", "embed_out", "output")
 
 
 def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str:
@@ -23,12 +23,12 @@ def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str
         label: How errors call the owner of the module name.
     """
     name = f"{module}.weight"
-    found = next((c for c in _with_and_without_root(name) if c in specs), None)
+    found = next((c for c in with_and_without_root(name) if c in specs), None)
     if found is None:
         hint = "The adapter was trained on another architecture: name its own base in the recipe."
-        if module.rpartition(".")[2] in _HEADS:
+        if module.rpartition(".")[2] in HEADS:
             hint = "The base ties its head to its embeddings, and an update of the head alone would untie them: train the adapter without it."
-        raise WorkbenchError(f"{label}: module {module} has no weight in the base.{_nearest(name, specs)}", hint)
+        raise WorkbenchError(f"{label}: module {module} has no weight in the base.{nearest_name(name, specs)}", hint)
     return found
 
 
@@ -40,22 +40,28 @@ def live_module(weight: str, modules: Collection[str]) -> str:
         modules: Module names of the live model.
     """
     name = weight.removesuffix(".weight")
-    found = next((c for c in _with_and_without_root(name) if c in modules), None)
+    found = next((c for c in with_and_without_root(name) if c in modules), None)
     if found is None:
         raise WorkbenchError(
-            f"{weight}: the live model has no module {name}.{_nearest(name, modules)}",
+            f"{weight}: the live model has no module {name}.{nearest_name(name, modules)}",
             "transformers renames or fuses this architecture's weights, which is not supported here.",
         )
     return found
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def counterpart(name: str, known: Collection[str]) -> str | None:
+    """The name itself among `known`, or with its root prefix missing or added; None where neither is."""
+    return next((c for c in with_and_without_root(name) if c in known), None)
+
+
+def nearest_name(name: str, known: Collection[str]) -> str:
     """The nearest name, but no list of hundreds where none is near."""
     close = get_close_matches(name, known, n=1, cutoff=0.8)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def _with_and_without_root(name: str) -> Iterator[str]:
+def with_and_without_root(name: str) -> Iterator[str]:
+    """A name, then with its root prefix left out, then with every known one added."""
     yield name
     yield from (name.removeprefix(root) for root in _ROOTS if name.startswith(root))
     yield from (root + name for root in _ROOTS)

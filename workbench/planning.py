@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
@@ -20,6 +21,8 @@ from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
 _INTERPRETER = 240_000_000
+# More once transformers is imported, which names a model's modules: measured 0.17 GB.
+_TRANSFORMERS = 170_000_000
 # Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
 _BYTES_PER_SECOND = 0.8e9
 
@@ -68,7 +71,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     steps: list[dict[str, Any]] = []
     base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
     numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, width, cached = base_bytes, 0, 1, []
+    read, live, whole, width, cached = base_bytes, 0, 0, 1, []
     model: Model = resolved.base
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -81,6 +84,10 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 for n in names
             )
             width = max(width, len(names))
+            whole = max(whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in resolved.base.weights.specs))
+            if step.laws.needs != "tensor":
+                row |= {"needs": step.laws.needs, "inputs": step.inputs()}
+                live = max(live, step.measure_bytes(resolved.base))
         elif isinstance(step, EditMethod):
             row["inputs"] = step.inputs()
             if not resolved.headers_only and (resolved.cache / "edits" / resolved.keys[i] / "edit.json").is_file():
@@ -94,6 +101,14 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    if resolved.recipe.fields.output.form == "adapter":
+        used = [resolved.bricks[name] for name in resolved.parents]
+        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+        merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
+        dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
+        whole_too = len(adapters) < len(used)
+        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
+        live = max(live, threads * whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
@@ -103,7 +118,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + buffers + factors + live, round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        _INTERPRETER + buffers + factors + max(live, threads * whole), round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
         [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
         resolved.deferred)  # fmt: skip
 

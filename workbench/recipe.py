@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workbench import yamldoc
@@ -24,12 +24,27 @@ DType = Literal["float32", "float16", "bfloat16"]
 class Output(Strict):
     """What `run` writes."""
 
-    form: Literal["checkpoint"] = "checkpoint"
-    """A Hugging Face checkpoint directory."""
+    form: Literal["checkpoint", "adapter"] = "checkpoint"
+    """A Hugging Face checkpoint directory, or a PEFT adapter of the base."""
+    rank: Whole | Literal["exact"] | None = None
+    """Of an adapter: "exact" (the default) joins the bricks' factors without loss, a number cuts every update to that rank."""
     dtype: DType | None = None
-    """Dtype of the written tensors; omitted: each tensor keeps the base's."""
+    """Dtype of the written tensors; omitted: each tensor keeps the base's, an adapter's factors are float32."""
     shard_size: str = "4GB"
-    """Largest safetensors file."""
+    """Largest safetensors file of a checkpoint; an adapter is one file."""
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _rank(cls, value: Any) -> Any:
+        if value in (None, "exact") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError(f"expected exact or a whole number from 1, found {value!r}")
+
+    @model_validator(mode="after")
+    def _of_form(self) -> Output:
+        if self.rank is not None and self.form != "adapter":
+            raise ValueError("`rank` belongs to `form: adapter`")
+        return self
 
     @field_validator("shard_size")
     @classmethod
@@ -171,7 +186,7 @@ class Recipe:
         data = {
             "version": 1, "name": name, "base": self.fields.base, "steps": list(steps), "seed": self.fields.seed,
             "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
-            "output": self.fields.output.model_dump(exclude_none=True),
+            "output": self.fields.output.model_dump(exclude_none=True) if self.fields.output.form == "checkpoint" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }  # fmt: skip
         return from_data(data, self.project)

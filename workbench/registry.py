@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workbench.weights.lowrank import Factors
-    from workbench.weights.specs import TensorSpec
+    from workbench.weights.specs import TensorSpec, Weights
 
 VERBS = ("merge", "edit", "grow")
 
@@ -116,6 +116,36 @@ class MergeMethod(Step):
             stack.extend(get_args(kind))
         return BrickEntry
 
+    def inputs(self) -> list[str]:
+        """Files that the method reads, relative to the project; their content is part of the step's key."""
+        return []
+
+    def check(self, project: Path) -> None:
+        """Errors in the content of those files, found before any work."""
+
+    def measure(self, context: MergeContext) -> Measured:
+        """What needs texts or a model, once, before the first tensor (`laws.needs`). Its value is kept in `Group.survey`.
+
+        What is expensive goes into `context.cache`: a recipe is composed more than once.
+        """
+        raise NotImplementedError
+
+    def measure_bytes(self, model: Model) -> int:
+        """About how much memory `measure` takes: for `plan`. A live float32 model and room to load it, where one is needed."""
+        return 8 * sum(s.numel for s in model.weights.specs.values()) if self.laws.needs == "model" else 0
+
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
+        """About how much memory one tensor takes beside the block buffers: for `plan`."""
+        return 4 * model.weights.specs[tensor].numel * (bricks + 4) if self.laws.memory == "tensor" else 0
+
+    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+        """What the step's record says of the notes that `prepare` took, once all tensors are written."""
+        return {}
+
+    def moves_base(self) -> bool:
+        """Whether the step also changes tensors that no brick touches: deltas of 0 do not give the base there."""
+        return False
+
     def survey(self, groups: Iterable[Group]) -> Any:
         """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
         return None
@@ -126,6 +156,38 @@ class MergeMethod(Step):
         A method that is linear in its bricks returns a `Combination`, which streams fused and keeps low rank.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a merge method measured on texts or models: for `Group.survey`, and for the step's record."""
+
+    value: Any
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """What a merge method that needs more than tensors may use. Models are made when asked for, one at a time."""
+
+    bricks: list[str]
+    """Names, as the step lists them."""
+    keys: Mapping[str, str]
+    """Brick -> digest of the base, the brick's content and the tokenizer: what a measurement of its model is cached under."""
+    base: Model
+    """Names, shapes and configuration; bricks' models have the same."""
+    weights: Callable[[str], Weights]
+    """A brick's whole model (base plus delta) as lazy weights; of the base itself for ""."""
+    live: Callable[[str], PreTrainedModel]
+    """The same as a live model: float32, on `device`, in eval mode."""
+    skeleton: Callable[[], PreTrainedModel]
+    """The model without weights: parameters on the meta device, buffers computed."""
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    project: Path
+    cache: Path
+    progress: Callable[[int, int, str], None]
+    """(done, total, text)"""
 
 
 @dataclass(frozen=True)
@@ -158,7 +220,12 @@ class Group(Protocol):
     spec: TensorSpec
     """Of the blocks; in the core space that of the small matrices."""
     survey: Any
+    """What the method's `survey` or `measure` found."""
+    notes: dict[str, Any]
+    """Tensor name -> plain data that the method notes for its `report`."""
     device: torch.device
+    model: Model
+    """The base: its layers give schedules their depth."""
     seed: int
     """The recipe's."""
     keys: list[str]
@@ -288,13 +355,13 @@ def register(cls: S) -> S:
 
 @cache
 def methods() -> dict[str, type[Step]]:
-    """All methods, "verb:name" -> class, after importing every file of the three folders."""
+    """All methods, "verb:name" -> class, after importing every file of the three folders; bridges to other tools' methods come last."""
     for verb in VERBS:
         package = importlib.import_module(f"workbench.{verb}")
         for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
             importlib.import_module(module.name)
     order = {verb: i for i, verb in enumerate(VERBS)}
-    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], item[0])))
+    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], "/" in item[0], item[0])))
 
 
 def method(verb: str, name: str) -> type[Step]:

@@ -5,6 +5,7 @@ runs/<name>-<key10>/    (until all inputs have been read for the first time: <na
     run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
     log.jsonl        events
     model/           the checkpoint (model.partial/ while it is written)
+    adapter/         or, with `form: adapter`, the PEFT adapter
     edits/<step>/    every edit's result, a PEFT adapter
 """
 
@@ -50,6 +51,11 @@ class Run:
         return self.path / "model.partial"
 
     @property
+    def adapter(self) -> Path:
+        """The finished adapter, where the recipe's output is one."""
+        return self.path / "adapter"
+
+    @property
     def record(self) -> dict[str, Any]:
         """run.json; empty where it is missing or damaged."""
         return read_json(self.path / RECORD) or {}
@@ -57,7 +63,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the run has ended well: the only state in which its model is an input for anything."""
-        return self.record.get("status") == "done" and self.model.is_dir()
+        return self.record.get("status") == "done" and (self.model.is_dir() or self.adapter.is_dir())
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace run.json."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import yamldoc
-from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kind_of, read_title, resolve_base, write_card
+from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kinds_of, read_title, resolve_base, write_card
 from workbench.compose import Events, no_events
 from workbench.controls import Entry, plans, score_all
 from workbench.errors import WorkbenchError
@@ -71,7 +71,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     record = train(
         spec.settings(), base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress
     )
-    brick = Brick(name, kind_of(files) or "adapter", files)
+    brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(
         version=1, name=name, kind="checkpoint" if spec.method == "full" else "adapter", skill=spec.skill,
         base=BaseRecord(id=spec.base, title=read_title(checkpoint.path) or spec.base, digest=digest),

@@ -20,6 +20,7 @@ RunsOpt = Annotated[
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="Tensors computed at a time; default: one a core.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print data and errors only.")]
 VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Print every progress event.")]
 SuiteOpt = Annotated[

@@ -1,20 +1,28 @@
-"""`brick ls|show|fetch|train|verify`."""
+"""`brick ls|show|fetch|train|extract|bake|verify`."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli._options import DeviceOpt, JsonOpt
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out, size
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.bricks import Brick
+    from workbench.layout import Model
+    from workbench.measure import Measures
+    from workbench.merge.stream import Deltas
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The brick library: fetch, train, look at and check bricks.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The brick library: fetch, train, extract, bake, look at and check bricks."
+)
 NameArg = Annotated[str, typer.Argument(help="A brick's directory, or its name in bricks/.", show_default=False)]
 
 
@@ -35,12 +43,98 @@ def list_(json: JsonOpt = False) -> None:
 
 
 @app.command()
-def show(name: NameArg, json: JsonOpt = False) -> None:
-    """Show a brick: its card, what it updates, how well it does alone."""
+def show(
+    name: NameArg,
+    others: Annotated[list[str] | None, typer.Argument(help="Other bricks, to compare with.", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base; default: what the brick names.")] = None,
+    metric: Annotated[Literal["relative", "norm", "zeros", "cosine", "conflict", "overlap"] | None, typer.Option(
+        "--metric", help="What the table of layers shows; default: cosine with other bricks, else the relative norm.")] = None,
+    html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps of every measure to this HTML file.")] = None,
+    card_only: Annotated[bool, typer.Option("--card", help="Show the card only: reads no weights.")] = False,
+    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Show a brick: its card, what it changes layer by layer, and how it meets other bricks."""
+    out.quiet = quiet or json
     brick = _find(name)
+    card = brick.card.model_dump(mode="json") if brick.card else {"name": brick.name, "kind": brick.kind}
+    if not json:
+        _say_card(brick)
+    try:
+        measured = None if card_only else _measured(brick, others or [], base or _base_of(brick), device)
+    except WorkbenchError as error:
+        if base or others or html or metric:
+            raise
+        out.say(f"not measured: {error.message}. {error.hint or ''}")
+        measured = None
     if json:
-        out.json(brick.card.model_dump(mode="json") if brick.card else {"name": brick.name, "kind": brick.kind})
-        return
+        out.json({**card, **({"delta": measured.document()} if measured else {})})
+    elif measured:
+        _say_measures(brick.name, measured, metric)
+    if html and measured:
+        from workbench.report.heatmap import render_heat_maps
+
+        out.say(str(render_heat_maps(brick.name, base or _base_of(brick), measured, html)))
+
+
+def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measures:
+    """The brick's delta on its base, beside those of the others."""
+    from workbench.bricks import resolve_base
+    from workbench.compose import deltas
+    from workbench.engine import exact, pick_device
+    from workbench.measure import measure
+    from workbench.ties import base_for
+    from workbench.weights.parallel import default_threads
+
+    checkpoint, _ = resolve_base(base, Path.cwd())
+    found = {b.name: b for b in map(_find, others)}
+    model, on = base_for([brick, *found.values()], checkpoint), pick_device(device)
+    if len(found) < len(others) or brick.name in found:
+        raise WorkbenchError("two bricks of one name", "Compare bricks whose directories are called differently.")
+    for one in (brick, *found.values()):
+        _check_fit(one, model)
+    with exact():
+        return measure(model, deltas(brick, model, on), {n: deltas(b, model, on) for n, b in found.items()}, device=on, threads=default_threads(),
+                       progress=lambda done, total: out.event({"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
+
+
+def _check_fit(brick: Brick, base: Model) -> Deltas:
+    """A brick's deltas on a base. Errors: it does not fit."""
+    import torch
+
+    from workbench.bricks import check_checkpoint
+    from workbench.compose import deltas
+
+    if brick.kind == "checkpoint":
+        check_checkpoint(brick, base)
+    return deltas(brick, base, torch.device("cpu"))
+
+
+def _base_of(brick: Brick) -> str:
+    from workbench.extract import base_of
+
+    return base_of(
+        brick.path if brick.card is None else _home(brick), Path.cwd(), "--base DIR names the model that it was made on."
+    )
+
+
+def _say_measures(name: str, measured: Measures, metric: str | None) -> None:
+    from workbench.cli._heat import MEETING, by_brick, by_kind, totals
+
+    others = list(measured.total.meetings)
+    metric = metric or ("cosine" if others else "relative")
+    if metric in MEETING and not others:
+        raise WorkbenchError(
+            f"--metric {metric} compares bricks, and only {name} is named", f"workbench brick show {name} OTHER", 2
+        )
+    totals(name, measured)
+    out.line("")
+    if metric in MEETING and len(others) > 1:
+        by_brick(measured, metric)
+    else:
+        by_kind(measured, metric, others[0] if metric in MEETING else None)
+
+
+def _say_card(brick: Brick) -> None:
     card = brick.card
     out.line(
         f"{brick.name}: {brick.kind}, {size(sum(f.stat().st_size for f in brick.files()))}"
@@ -101,38 +195,155 @@ def train(
 
 
 @app.command()
-def verify(name: NameArg) -> None:
-    """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
+def extract(
+    checkpoint: Annotated[str, typer.Argument(help="Directory or hub id of a fine-tune.", show_default=False)],
+    base: Annotated[str, typer.Option("--base", help="Directory or hub id of the model that it was tuned from.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the adapter.", show_default=False)],
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of every update; with --energy or --tolerance the largest. Default: 32.")] = None,
+    energy: Annotated[float | None, typer.Option("--energy", help="Share of every delta's squared norm to keep: 0.99.")] = None,
+    tolerance: Annotated[float | None, typer.Option("--tolerance", help="Relative error of every delta that is good enough: 0.05.")] = None,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Low-rank updates of embeddings and head too, instead of whole copies.")] = False,
+    rest: Annotated[Literal["save", "drop", "refuse"], typer.Option(
+        "--rest", help="Changed norms, biases, embeddings: saved whole, left at the base's values and listed, or an error.")] = "save",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the factors.")] = "float32",
+    device: DeviceOpt = "auto", threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Turn a fine-tuned checkpoint into a LoRA adapter of its base: truncated SVD of every delta, with its error."""
     import torch
 
-    from workbench.bricks import check_checkpoint, resolve_base
-    from workbench.layout import Model
+    from workbench.adapted import Policy
+    from workbench.engine import pick_device
+    from workbench.extract import extract as run
+
+    out.quiet = quiet or json
+    error = _error(energy, tolerance)
+    policy = Policy(rank if error or rank else 32, error, getattr(torch, dtype), "approximate", embeddings, rest)
+    record = run(checkpoint, base, to, policy, project=Path.cwd(), device=pick_device(device), threads=threads, events=out.event)
+    if json:
+        out.json({"adapter": str(to), **record})
+        return
+    rows = [
+        [n, str(t["rank"]), f"{t['norm']:.4g}", f"{t['error']:.2e}", f"{t['rounding']:.2e}"] for n, t in record["tensors"].items()
+    ]
+    rows.append(
+        [
+            "all updates",
+            str(record["rank"]),
+            *(f"{record[k]:{f}}" for k, f in (("norm", ".4g"), ("error", ".2e"), ("rounding", ".2e"))),
+        ]
+    )
+    out.table(["tensor", "rank", "norm", "error", "rounding"], rows, right=(1, 2, 3, 4))
+    for what, text in (("whole", "saved whole"), ("dropped", "dropped, left at the base's values")):
+        if record[what]:
+            out.line(f"{text}: {', '.join(_by_kind(record[what]))}")
+    out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
+    out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
+    out.say(f"show:   workbench brick show {to}")
+
+
+def _by_kind(names: list[str]) -> list[str]:
+    """Tensor names with the layers' numbers taken together: "model.layers.*.input_layernorm.weight (30)"."""
+    kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name) for name in names)
+    return [kind if count == 1 and "*" not in kind else f"{kind} ({count})" for kind, count in kinds.items()]
+
+
+def _error(energy: float | None, tolerance: float | None) -> float:
+    """The relative error that the flags ask for; 0: none."""
+    if energy is not None and tolerance is not None:
+        raise WorkbenchError(
+            "--energy and --tolerance say the same in two ways (tolerance² = 1 − energy)", "Give one of them.", 2
+        )
+    for flag, value in (("--energy", energy), ("--tolerance", tolerance)):
+        if value is not None and not 0 < value < 1:
+            raise WorkbenchError(
+                f"{flag} {value:g}: expected a number between 0 and 1", f"{flag} {'0.99' if energy else '0.05'}", 2
+            )
+    return math.sqrt(1 - energy) if energy is not None else tolerance or 0.0
+
+
+@app.command()
+def bake(
+    adapter: Annotated[str, typer.Argument(help="An adapter's directory, its name in bricks/, or a hub id.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the checkpoint.", show_default=False)],
+    base: Annotated[str | None, typer.Option("--base", help="Directory or hub id; default: what the adapter names.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(
+        "--dtype", help="Of the checkpoint; default: the base's.")] = None,
+    device: DeviceOpt = "auto", threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Add an adapter to its base and write the checkpoint: computed in float32, cast once. Resumes when interrupted."""
+    from workbench.engine import pick_device
+    from workbench.extract import bake as run
+
+    out.quiet = quiet or json
+    named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
+    result = run(named, base, to, project=Path.cwd(), device=pick_device(device), dtype=dtype, threads=threads, events=out.event)
+    if json:
+        out.json(result)
+        return
+    out.line(result["model"])
+    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
+    out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
+
+
+@app.command()
+def verify(
+    name: NameArg,
+    base: Annotated[str | None, typer.Option("--base", help="The base; default: what the brick names.")] = None,
+) -> None:
+    """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
+    from workbench.bricks import resolve_base
+    from workbench.ties import base_for
     from workbench.weights.digests import tensor_digests, weights_digest
 
     brick = _find(name)
-    if brick.card is None:
-        raise WorkbenchError(f"{name}: no brick.yaml to verify against")
+    on = base or _base_of(brick)
+    checkpoint, _ = resolve_base(on, Path.cwd())
+    model = base_for([brick], checkpoint)
+    touched = _read_all(_check_fit(brick, model), model)
     digest = brick.digest(None)
-    checkpoint, _ = resolve_base(brick.card.base.id, Path.cwd())
-    base = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config)
-    if brick.kind == "adapter":
-        bound = brick.adapter.bind(checkpoint.specs)
-        touched = len([bound.factors(name, torch.device("cpu")) for name in bound.places])
-    else:
-        check_checkpoint(brick, Model(checkpoint, checkpoint.config))
-        touched = len(brick.checkpoint.specs)
-    if brick.card.digest and digest != brick.card.digest:
-        raise WorkbenchError(
-            f"{brick.name}: digest {digest}, its card says {brick.card.digest}", f"workbench brick train {name}", 3
-        )
-    out.line(
-        f"{brick.name}: {touched} tensors fit {brick.card.base.id}, digest {digest[:12]}"
-        + (" as recorded" if brick.card.digest else "")
-    )
-    if brick.card.base.digest and brick.card.base.digest != base:
-        out.warn(
-            f"made on other weights than this base ({brick.card.base.digest[:10]}, here {base[:10]}): it transfers approximately"
-        )
+    if brick.card and brick.card.digest and digest != brick.card.digest:
+        raise WorkbenchError(f"{brick.name}: digest {digest}, its card says {brick.card.digest}", _again(brick, name), 3)
+    recorded = " as recorded" if brick.card and brick.card.digest else ", no digest recorded"
+    out.line(f"{brick.name}: {touched} tensors fit {on}, digest {digest[:12]}{recorded}")
+    if brick.card and brick.card.base.digest:
+        found = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config)
+        if brick.card.base.digest != found:
+            out.warn(
+                f"made on other weights than this base ({brick.card.base.digest[:10]}, here {found[:10]}): it transfers approximately"
+            )
+
+
+def _read_all(bound: Deltas, base: Model) -> int:
+    """Read every delta of a brick, which refuses NaN and infinities; returns how many of the base's tensors it may change."""
+    import torch
+
+    from workbench.weights.specs import block_elements, buffer, matrix
+
+    cpu = torch.device("cpu")
+    touched = [name for name in base.weights.specs if bound.touches(name)]
+    for name in touched:
+        spec = base.weights.specs[name]
+        if not spec.is_float:
+            continue
+        source, delta, rooms = base.weights.open(name, cpu), bound.open_delta(name, cpu), (buffer(spec, cpu), buffer(spec, cpu))
+        for start, stop in spec.blocks(block_elements(cpu)):
+            weights, out_rows = (matrix(room, start, stop, spec.cols) for room in rooms)
+            source.read(start, stop, weights)
+            delta.read_delta(start, stop, weights, out_rows)
+    return len(touched)
+
+
+def _again(brick: Brick, name: str) -> str:
+    """The command that makes a brick anew."""
+    made = brick.card.extraction if brick.card else {}
+    if made and brick.card:
+        return f"workbench brick extract {made.get('checkpoint')} --base {brick.card.base.id} -o NEW"
+    return f"workbench brick train {name}"
+
+
+def _home(brick: Brick) -> Path:
+    """The directory of a brick's card."""
+    return next(path for path in (brick.path, *brick.path.parents) if (path / "brick.yaml").is_file())
 
 
 def _folder(name: str) -> Path:

@@ -75,10 +75,16 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
         run = find_run(runs_dir or Path("runs"), target)
         if not run.done:
             raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
+        if run.adapter.is_dir():
+            raise WorkbenchError(
+                f"{run.path}: the run wrote an adapter, and chat loads whole models",
+                f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
+            )
         path = run.model
+    from workbench.stored import native
     from workbench.weights.checkpoint import read_config
 
-    read_config(path, target)
+    native(read_config(path, target), f"{target}: config.json")
     model = (
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )

@@ -1,4 +1,4 @@
-"""`recipe new|check|schema`."""
+"""`recipe new|check|schema|import`."""
 
 from __future__ import annotations
 
@@ -96,3 +96,24 @@ def schema() -> None:
     from workbench.recipe import recipe_schema
 
     out.json(recipe_schema())
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A YAML file that mergekit-yaml runs.", show_default=False)],
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="The recipe to write; omitted: print it.")] = None,
+) -> None:
+    """Translate a mergekit YAML into a recipe with the same numbers, or list what does not carry over."""
+    from workbench.importing import import_recipe, write_imported
+
+    imported = import_recipe(file, to)
+    if to is None:
+        out.line(imported.text.rstrip("\n"))
+    else:
+        write_imported(imported, to)
+        for path in (to, *imported.extra):
+            out.line(str(path))
+    for note in imported.notes:
+        out.say(f"note: {note}")
+    if to is not None:
+        out.say(f"next: workbench plan {to}")

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
 from workbench.cli._output import out, size
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved
+
+
+# What vLLM takes as --max-lora-rank.
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
@@ -46,10 +50,9 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
 def run(
     recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Tensors computed at a time; default: one a core.")] = None,
-    json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
+    threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
-    """Execute a recipe: write its configuration as a Hugging Face checkpoint. Resumes an interrupted run."""
+    """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
     from workbench.engine import execute, pick_device
 
     out.quiet, out.verbose = quiet or json, verbose
@@ -60,6 +63,9 @@ def run(
     if json:
         out.json(result)
         return
+    if result["adapter"]:
+        _say_adapter(result, resolved, runs)
+        return
     out.line(result["model"])
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
@@ -67,6 +73,27 @@ def run(
     out.say(f"score:  workbench eval {recipe}")
     out.say(f"        lm_eval --model hf --model_args pretrained={result['model']},logits_cache=False,softmax_dtype=float32 --batch_size 32 "
             f"--include_path evals/tasks --tasks {_tasks(resolved)}")  # fmt: skip
+
+
+def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None:
+    """Where the adapter is, what it holds, and the lines that use it."""
+    from workbench.runs import run_for
+
+    record = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
+    base = resolved.recipe.fields.base
+    out.line(result["adapter"])
+    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
+            f"{size(record['bytes'])}, relative error {record['error']:.1e}")  # fmt: skip
+    if record["whole"]:
+        out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
+                f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
+    out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
+    if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
+        most = next(rank for rank in VLLM_RANKS if rank >= record["rank"])
+        out.say(
+            f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
+        )
+    out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
 
 
 def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
@@ -110,4 +137,6 @@ def _row(step: dict[str, Any]) -> list[str]:
         text = ", ".join(f"{name} ({kind})" for name, kind in detail.items())
     else:
         text = ("copies of layers " if "copied_layers" in step else "") + ", ".join(map(str, detail))
+    if "needs" in step:
+        text += f"; runs each brick's model on {', '.join(step['inputs'])}"
     return [step["id"], f"{verb} {step[verb]}", text]

@@ -56,8 +56,9 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     for step in record.get("steps", []):
         out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
     if "output" in record:
+        place = f"adapter {run.adapter}" if run.adapter.is_dir() else f"model  {run.model}"
         out.line(
-            f"model  {run.model}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
+            f"{place}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
             f"{size(record['output']['bytes'])}"
         )
     for warning in record.get("warnings", []):
@@ -90,7 +91,7 @@ def verify(
 ) -> None:  # fmt: skip
     """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
     from workbench.runs import find_run
-    from workbench.weights.checkpoint import Checkpoint
+    from workbench.weights.checkpoint import Checkpoint, read_header
     from workbench.weights.digests import tensor_digests
 
     run = find_run(_runs(runs_dir), name)
@@ -98,13 +99,15 @@ def verify(
         raise WorkbenchError(
             f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes."
         )
-    expected = run.record["output"]["tensors"]
-    found = tensor_digests(Checkpoint(run.model, run.name).entries)
+    is_adapter = run.adapter.is_dir()
+    expected = run.record["output"]["digests" if is_adapter else "tensors"]
+    entries = read_header(run.adapter / "adapter_model.safetensors") if is_adapter else Checkpoint(run.model, run.name).entries
+    found = tensor_digests(entries)
     bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
     if sha256:
         import hashlib
 
-        for file in sorted(run.model.glob("*.safetensors")):
+        for file in sorted((run.adapter if is_adapter else run.model).glob("*.safetensors")):
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     if bad:

@@ -87,6 +87,8 @@ def _layer(layout: Layout, old: int, new: int, copy: bool, zero: set[str]) -> di
 
 def _config(config: dict[str, Any], depth: int, order: list[int]) -> dict[str, Any]:
     """config.json of the grown model: its depth, and every list with one entry a layer re-indexed."""
+    if "text_config" in config and not any(config.get(key) for key in _DEPTH):
+        return {**config, "text_config": _config(config["text_config"], depth, order)}
     numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
     unused = numbered == ["max_window_layers"] and ("layer_types" in config or not config.get("use_sliding_window"))
     if numbered and not unused:

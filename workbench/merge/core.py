@@ -39,6 +39,7 @@ class CoreGroup:
 
     def __post_init__(self) -> None:
         self.tensor, self.survey = self.group.tensor, self.group.survey
+        self.model, self.notes = self.group.model, self.group.notes
         self.device, self.seed, self.keys = self.group.device, self.group.seed, self.group.keys
         self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), torch.float32)
 

@@ -27,7 +27,7 @@ class Dare(MergeMethod):
 
     The mask of a brick's tensor depends on the recipe's seed, the brick's content and the tensor's name alone: not on the other
     bricks, their order, the device or the number of threads. mergekit's `dare_linear` is {rescale: l1}, its `dare_ties`
-    {rescale: l1, then: ties}, with masks of their own.
+    with `normalize: true` {rescale: l1, then: ties}, with masks of their own; without (its default) it sums what agrees.
     """
 
     paper = "Yu et al. 2024, Language models are super Mario, arXiv 2311.03099"

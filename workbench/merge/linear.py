@@ -34,6 +34,10 @@ class Linear(MergeMethod):
             raise ValueError("`normalize: false` scales the base, which the core space does not hold: use `space: full`")
         return self
 
+    def moves_base(self) -> bool:
+        """Σ wᵢθ₀ is not θ₀."""
+        return not self.normalize
+
     def prepare(self, group: Group) -> Combination:
         """θ − θ0 = Σwτ / Σw, or Σwτ + (Σw − 1) θ0 without normalisation."""
         weights = group.values("weight")

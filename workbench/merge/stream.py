@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class MergedWeights:
         keys: Of the bricks' content. Where the method does not mind, bricks are taken in the order of their keys, so
             that the sums' last bits depend neither on their names nor on how the recipe lists them.
         seed: The recipe's, for methods that draw random numbers.
+        measured: What the method's `measure` found, where it needs more than tensors.
+
+    Attributes:
+        notes: What the method has noted of the tensors computed so far.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class MergedWeights:
         bricks: Mapping[str, Deltas],
         keys: Mapping[str, str] | None = None,
         seed: int = 0,
+        measured: Any = None,
     ) -> None:
         self._current = current
         self._base = base
@@ -74,7 +79,8 @@ class MergedWeights:
         order = sorted(bricks, key=lambda name: (self._keys[name], name)) if method.laws.permutation_invariant else bricks
         self._bricks = {name: bricks[name] for name in order}
         self._lock = threading.Lock()
-        self._surveyed: list[Any] = []
+        self._surveyed: list[Any] = [] if measured is None else [measured]
+        self.notes: dict[str, Any] = {}
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -95,7 +101,7 @@ class MergedWeights:
         where = self._method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
             return False
-        return any(brick.touches(origin) for brick in self._bricks.values())
+        return self._method.moves_base() or any(brick.touches(origin) for brick in self._bricks.values())
 
     @cached_property
     def _merged_set(self) -> frozenset[str]:
@@ -150,10 +156,10 @@ class MergedWeights:
         assert origin is not None
         spec = self.specs[name]
         keys = [self._keys[name] for name in self._bricks]
-        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, device, self._seed)
+        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, device, self._seed, notes=self.notes)
 
     def _survey(self, device: torch.device) -> Any:
-        if type(self._method).survey is MergeMethod.survey:
+        if not self._surveyed and type(self._method).survey is MergeMethod.survey:
             return None
         with self._lock:
             if not self._surveyed:
@@ -187,6 +193,7 @@ class TensorGroup:
     device: torch.device
     seed: int
     survey: Any = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -52,8 +52,8 @@ class Trim:
 
 
 def keep_count(numel: int, density: float) -> int:
-    """How many of `numel` elements a density keeps: rounded, as few as none."""
-    return min(numel, max(0, round(numel * density)))
+    """How many of `numel` elements a density keeps: rounded down as mergekit and PEFT do, but one at least where it is not 0."""
+    return min(numel, max(1, int(density * numel))) if density > 0 else 0
 
 
 def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
@@ -83,9 +83,9 @@ def _bits(block: Block) -> np.ndarray:
 
 
 def _sample(group: Group) -> Iterator[Block]:
-    """A 32nd of the tensor, at least 128 Ki elements: some rows at each of 48 even distances."""
+    """A 32nd of the tensor, 128 Ki to 1 Mi elements: some rows at each of 48 even distances."""
     rows, cols = group.spec.rows, group.spec.cols
-    step = max(1, max(group.spec.numel // 32, 1 << 17) // (_PLACES * cols))
+    step = max(1, min(max(group.spec.numel // 32, 1 << 17), 1 << 20) // (_PLACES * cols))
     for start in range(0, rows, max(step, rows // _PLACES)):
         yield group.block(start, min(start + step, rows))
 

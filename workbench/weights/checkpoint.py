@@ -24,10 +24,32 @@ MAX_HEADER = 100_000_000
 # Beside it, safetensors files are sparse: their headers are real, their tensors are not there (see hub.py).
 STAND_IN = "headers-only.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_CONVERT = (
-    'python -c "from transformers import AutoModelForCausalLM as A; '
-    "A.from_pretrained('{path}').save_pretrained('{path}-safetensors')\"  (opens the pickle: only for files that you trust)"
-)
+_LOAD = 'python -c "from transformers import AutoModelForCausalLM as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+_TOKENIZER = "A base needs its tokenizer files beside it: copy them too."
+# Quantisations that transformers undoes while it loads; of the others only bitsandbytes can be undone afterwards.
+_UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig",
+                   "metal": "MetalConfig"}  # fmt: skip
+
+
+def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
+    """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
+    if is_stand_in(path):
+        path = Path(json.loads((path / STAND_IN).read_text("utf-8"))["repository"])
+    return _LOAD.format(path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def dequantise(method: str | None, path: Path) -> str:
+    """What to do about a quantised checkpoint."""
+    if method in _UNDONE_ON_LOAD:
+        kind = _UNDONE_ON_LOAD[method]
+        options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
+        return f"Dequantise it: {convert_command(path, f', {kind}', options)}  {_TOKENIZER}"
+    if method is not None and method.startswith("bitsandbytes"):
+        return f"Dequantise it, where bitsandbytes runs: {convert_command(path, then='.dequantize()')}  {_TOKENIZER}"
+    return (
+        "Use the model that it was quantised from (`base_model` in its README): transformers cannot undo this format exactly, "
+        "and deltas would be taken from rounded weights."
+    )
 
 
 class HeadersOnlyError(WorkbenchError):
@@ -85,7 +107,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         if dtype not in DTYPES:
             raise WorkbenchError(
                 f"{file}: {name} has dtype {dtype}, a quantised or packed format; expected floating point",
-                "Dequantise the model first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`.",
+                dequantise("fp8" if dtype.startswith("F8") else None, file.parent),
             )
         spec = TensorSpec(shape, DTYPES[dtype])
         if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
@@ -119,6 +141,10 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
     Errors: none there, pickles only, an index that points outside the directory or at a missing file.
     """
     index = path / INDEX
+    if (path / SINGLE).is_file():
+        if index.is_file():
+            _check_same(path / SINGLE, index, label)
+        return [path / SINGLE]
     if index.is_file():
         names = sorted(set(_weight_map(index, label).values()))
         for name in names:
@@ -130,22 +156,43 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
             if not (path / name).is_file():
                 raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Fetch the checkpoint again.")
         return [path / name for name in names]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
+    refuse_foreign(path, label)
+    others = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
+    raise WorkbenchError(
+        f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(others[:3])})" if others else ""),
+        f"Without {INDEX} only {SINGLE} is read: fetch the files in Hugging Face format."
+        if others
+        else f"A hub repository that holds pickles only is converted first: {convert_command(Path('ORG/NAME'))}",
+    )
+
+
+def refuse_foreign(path: Path, label: str) -> None:
+    """Errors: a directory with pickles or GGUF and nothing that is read here, with the command that converts it."""
+    if any((path / name).is_file() for name in (SINGLE, INDEX)):
+        return
     pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
     if pickles:
         raise WorkbenchError(
             f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
-            _CONVERT.format(path=path),
+            f"{convert_command(path)}  (opens the pickle: only for files that you trust). {_TOKENIZER}",
         )
     gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
     if gguf:
         raise WorkbenchError(
             f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
-            "Dequantise it first: AutoModelForCausalLM.from_pretrained(DIR, gguf_file=FILE, "
-            "quantization_config=GgufConfig(dequantize=True)).save_pretrained(OUT)",
+            f"Dequantise it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {_TOKENIZER}",
         )
-    raise WorkbenchError(f"{label}: no {SINGLE} in {path}", None)
+
+
+def _check_same(single: Path, index: Path, label: str) -> None:
+    """A file and an index side by side: the file is read, as transformers reads it, if both speak of the same tensors."""
+    named, held = set(_weight_map(index, label)), set(read_header(single))
+    if other := sorted(named ^ held):
+        raise WorkbenchError(
+            f"{label}: {single.name} and {index.name} in {single.parent} are of different models: only one of them has {other[0]} "
+            f"({len(other)} such)",
+            "Remove the one that is out of date.",
+        )
 
 
 def _weight_map(index: Path, label: str) -> dict[str, str]:
@@ -179,12 +226,18 @@ class Checkpoint:
         self.path = path
         self.label = label
         self.entries: dict[str, Entry] = {}
+        self.left_out: list[str] = []
+        """Stored tensors that are no weights: who reads the model makes them itself."""
         for file in checkpoint_files(path, label):
             for name, entry in read_header(file).items():
                 if name in self.entries:
                     raise WorkbenchError(f"{label}: {name} stands in {self.entries[name].file.name} and in {file.name}")
                 self.entries[name] = entry
-        if (path / INDEX).is_file() and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries))):
+        if (
+            (path / INDEX).is_file()
+            and not (path / SINGLE).is_file()
+            and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries)))
+        ):
             raise WorkbenchError(
                 f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)", "Fetch the checkpoint again."
             )
@@ -200,7 +253,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json. Errors: missing, custom code, a quantisation."""
+        """config.json. Errors: missing, a quantisation."""
         return read_config(self.path, self.label)
 
     def origin(self, name: str) -> str | None:
@@ -290,11 +343,12 @@ class FileSource:
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
-    """config.json of a checkpoint directory. Errors: missing, not JSON, custom code, a quantisation."""
+    """config.json of a checkpoint directory. Errors: missing, not JSON, a quantisation."""
     file = path / "config.json"
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
+        refuse_foreign(path, label)
         raise WorkbenchError(
             f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
         ) from None
@@ -302,15 +356,10 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
         raise WorkbenchError(f"{label}: {file} is not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise WorkbenchError(f"{label}: {file} holds a {type(config).__name__}, expected an object")
-    if "auto_map" in config:
-        raise WorkbenchError(
-            f"{label}: {file} asks for custom code (auto_map), which is never executed",
-            "Use a revision of the model that transformers supports natively.",
-        )
-    if quantisation := config.get("quantization_config"):
+    if quantisation := config.get("quantization_config") or config.get("compression_config"):
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
         raise WorkbenchError(
             f"{label}: quantised weights ({method}); expected floating point",
-            "Dequantise it first: load it with transformers, `model.dequantize()`, `model.save_pretrained(DIR)`, then use DIR.",
+            dequantise("bitsandbytes" if "load_in_4bit" in str(quantisation) else method, path),
         )
     return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,35 @@ class Factors:
         return Factors(self.right.T.contiguous(), self.left.T.contiguous())
 
 
+def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
+    """Σ wᵢ·leftᵢ·rightᵢ as one product: left factors side by side, right factors, with their weights, below each other.
+
+    Args:
+        parts: At least one (weight, factors); all [rows, ·] and [·, cols] of one weight matrix.
+    """
+    return Factors(torch.cat([f.left for _, f in parts], 1), torch.cat([f.right * w for w, f in parts], 0))
+
+
+def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.device) -> Factors | None:
+    """What the steps between `base` and `weights` have added to one tensor, as a low-rank product, exactly.
+
+    Follows the steps' `update(name, device)` and `current` down to the base; rank 0 where no step reaches the tensor,
+    None where a step's result is not such a product.
+    """
+    spec = base.specs[name]
+    found: list[tuple[float, Factors]] = []
+    while weights is not base:
+        if not hasattr(weights, "update") or not hasattr(weights, "current"):
+            return None
+        part = weights.update(name, device)
+        if part is None:
+            return None
+        found.append((1.0, part))
+        weights = weights.current
+    none = Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+    return summed([(1.0, none), *reversed(found)])
+
+
 class LowRankSource:
     """Row blocks of `left @ right`."""
 
@@ -54,21 +83,28 @@ class LowRankSum:
     """
 
     def __init__(self, current: Weights, factors: Mapping[str, Factors]) -> None:
-        self._current = current
+        self.current = current
         self._factors = factors
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """As before: an edit changes no shape."""
-        return self._current.specs
+        return self.current.specs
 
     def origin(self, name: str) -> str | None:
         """As before."""
-        return self._current.origin(name)
+        return self.current.origin(name)
+
+    def update(self, name: str, device: torch.device) -> Factors:
+        """What this sum adds to one tensor."""
+        if name not in self._factors:
+            spec = self.specs[name]
+            return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+        return Factors(self._factors[name].left.to(device), self._factors[name].right.to(device))
 
     def open(self, name: str, device: torch.device) -> Source:
         """The tensor itself where the delta does not reach, else the sum."""
-        source = self._current.open(name, device)
+        source = self.current.open(name, device)
         if name not in self._factors:
             return source
         return _SumSource(source, LowRankSource(self._factors[name], device), self.specs[name], device)

@@ -1,0 +1,75 @@
+"""Random bf16 llama checkpoints for benchmarks: a base, three fine-tunes, three rank-16 adapters."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4), "8B": (32, 4096, 14336, 32)}
+"""Name -> layers, hidden size, MLP size, heads."""
+VOCABULARY = 32000
+SPARSE = ("8B",)
+"""Sizes whose checkpoints are files of zeros without blocks on disk: for memory, not for numbers."""
+
+
+def make_models(folder: Path, size: str) -> None:
+    """Base, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    layers, hidden, mlp, heads = SHAPES[size]
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+                         num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16")  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    shapes = _shapes(size)
+    generator = torch.Generator().manual_seed(0)
+    base = {} if size in SPARSE else {n: (torch.randn(s, generator=generator) * 0.02).bfloat16() for n, s in shapes.items()}
+    for name in ("base", "a", "b", "c"):
+        (folder / name).mkdir()
+        config.save_pretrained(folder / name)
+        if size in SPARSE:
+            _sparse(folder / name / "model.safetensors", shapes)
+            continue
+        tensors = base
+        if name != "base":
+            tensors = {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
+        save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
+    for name in ("la", "lb", "lc"):
+        (folder / name).mkdir()
+        factors = {}
+        for weight, shape in shapes.items():
+            if "_proj" in weight:
+                key = f"base_model.model.{weight.removesuffix('.weight')}"
+                factors[f"{key}.lora_A.weight"] = (torch.randn(16, shape[1], generator=generator) * 0.02).bfloat16()
+                factors[f"{key}.lora_B.weight"] = (torch.randn(shape[0], 16, generator=generator) * 0.02).bfloat16()
+        save_file(factors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
+        (folder / name / "adapter_config.json").write_text(json.dumps({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 16, "base_model_name_or_path": str(folder / "base"),
+            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}))  # fmt: skip
+
+
+def _shapes(size: str) -> dict[str, tuple[int, ...]]:
+    layers, hidden, mlp, _ = SHAPES[size]
+    vocabulary = 128256 if size == "8B" else VOCABULARY
+    linear = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden),
+              "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in linear.items()}
+        shapes |= {f"model.layers.{layer}.{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
+    return {**shapes, "model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+def _sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file of bf16 zeros that takes no blocks on disk."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + offset)

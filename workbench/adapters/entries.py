@@ -1,0 +1,72 @@
+"""Stored tensors of an adapter, read one at a time and checked for NaN and infinities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import Entry
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of an adapter's file.
+
+    Attributes:
+        entry: Where it lies.
+        key: Its name in the file.
+        label: How errors call the adapter: "brick 'math'".
+    """
+
+    entry: Entry
+    key: str
+    label: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.spec.shape
+
+    def read(self, device: torch.device | None = None) -> Tensor:
+        """All of it, float32. Errors: NaN and infinities."""
+        return self.rows(0, self.entry.spec.rows, device).view(self.shape)
+
+    def rows(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+        """Rows start..stop of its row view, [stop - start, cols] float32. Errors: NaN and infinities, a file that ends early."""
+        spec = self.entry.spec
+        width = spec.cols * spec.dtype.itemsize
+        with self.entry.file.open("rb") as stream:
+            stream.seek(self.entry.offset + start * width)
+            raw = bytearray(stream.read((stop - start) * width))
+        if len(raw) != (stop - start) * width:
+            raise WorkbenchError(f"{self.label}: {self.entry.file} ends early", "The file changed while it was read: run again.")
+        if not raw:
+            return torch.empty(stop - start, spec.cols, device=device)
+        value = torch.frombuffer(raw, dtype=spec.dtype).view(stop - start, spec.cols).float()
+        self._check(value, start, 0, 1)
+        return value.to(device) if device is not None else value
+
+    def columns(self, first: int, step: int) -> Tensor:
+        """Columns first, first + step, … of its row view, float32; only they are converted. Errors: NaN and infinities."""
+        spec = self.entry.spec
+        size = spec.dtype.itemsize
+        mapped = np.memmap(self.entry.file, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
+        chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
+        value = chosen.view(spec.dtype).view(spec.rows, -1).float()
+        self._check(value, 0, first, step)
+        return value
+
+    def _check(self, value: Tensor, start: int, first: int, step: int) -> None:
+        if value.isfinite().all():
+            return
+        row, col = (~value.isfinite()).nonzero()[0].tolist()
+        flat = torch.tensor((start + row) * self.entry.spec.cols + first + col * step)
+        index = [int(i) for i in torch.unravel_index(flat, self.shape)]
+        raise WorkbenchError(
+            f"{self.label}: {self.key} holds {value[row, col].item()} at {index}; expected finite numbers",
+            "Train or download this adapter again.",
+        )

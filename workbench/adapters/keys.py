@@ -1,0 +1,103 @@
+"""Keys of an adapter's file: which module a tensor belongs to, and what it is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from workbench.adapters.entries import Stored
+from workbench.adapters.flavours import BAKE
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import Entry
+
+PREFIX = "base_model.model."
+_PART = re.compile(
+    r"(?P<module>.+?)\.(?P<part>lora_B\.bias|lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|oft_R"
+    r"|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|ia3_l|trainable_tokens_delta)(?:\.weight)?"
+)
+_PAIRS = [
+    ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"),
+    ("hada_w1_a", "hada_w2_a"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"),
+]  # fmt: skip
+
+
+@dataclass
+class Part:
+    """What an adapter holds for one module.
+
+    Attributes:
+        module: Its live name, without wrappers.
+        depth: How many wrappers lie around this one, where several parameters of a module are adapted.
+        fields: "lora_A", "lora_B", "lora_B.bias", "hada_w1_a", … -> tensor.
+    """
+
+    module: str
+    depth: int = 0
+    fields: dict[str, Stored] = field(default_factory=dict)
+
+
+@dataclass
+class Keys:
+    """An adapter's tensors, sorted: every key stands in exactly one place.
+
+    Attributes:
+        parts: Updates, by module.
+        saved: Whole tensors by their live name: modules_to_save, biases, copies of base layers.
+        copies: (key, tensor on disk) -> whether it is a copy of that tensor, once it was compared.
+    """
+
+    parts: list[Part]
+    saved: dict[str, Stored]
+    copies: dict[tuple[str, str], bool] = field(default_factory=dict)
+
+
+def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
+    """Every key of an adapter in its place.
+
+    Args:
+        entries: The adapter's tensors.
+        start: How the tuner's parts start: "lora_".
+        label: How errors call the adapter.
+
+    Errors: a part of another tuner, half a pair, two keys for one tensor.
+    """
+    parts: dict[str, Part] = {}
+    saved: dict[str, Stored] = {}
+    for key, entry in entries.items():
+        stored, name = Stored(entry, key, label), key.removeprefix(PREFIX)
+        match = _PART.fullmatch(name)
+        if match:
+            kind = match["part"].removesuffix(".weight")
+            if not kind.startswith((start, "trainable_")):
+                raise WorkbenchError(f"{label}: adapter key {key} does not belong to its peft_type", "Save the adapter again.")
+            wrapper = match["module"].removesuffix(".token_adapter")
+            module = re.sub(r"(\.base_layer)+$", "", wrapper)
+            part = parts.setdefault(wrapper, Part(module, wrapper.count(".base_layer")))
+            fresh = kind not in part.fields
+            part.fields[kind] = stored
+        else:
+            plain = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
+            fresh = plain not in saved
+            saved[plain] = stored
+        if not fresh:
+            raise WorkbenchError(f"{label}: two keys stand for one tensor, {key} is the second", "Save the adapter again.")
+    for part in parts.values():
+        _check_pairs(part, label)
+    return Keys(list(parts.values()), saved)
+
+
+def _check_pairs(part: Part, label: str) -> None:
+    for one, other in _PAIRS:
+        if (one in part.fields) != (other in part.fields):
+            present = one if one in part.fields else other
+            raise WorkbenchError(
+                f"{label}: {part.module} has {present} only, without {other if present == one else one}",
+                "Save the adapter again.",
+            )
+    known = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "oft_R", "trainable_tokens_delta"}
+    kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))
+    if not known & set(part.fields) and not kronecker:
+        raise WorkbenchError(f"{label}: {part.module} has {', '.join(part.fields)} only", "Save the adapter again.")
+    if convolution := {"hada_t1", "hada_t2", "lokr_t2"} & set(part.fields):
+        raise WorkbenchError(f"{label}: {part.module} has {min(convolution)}, of a convolution", BAKE)

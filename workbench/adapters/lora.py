@@ -1,0 +1,135 @@
+"""LoRA updates as exact low-rank products: whole weights, slices of fused ones, experts of a stacked one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workbench.adapters.entries import Stored
+from workbench.weights.lowrank import Factors, LowRankSource
+from workbench.weights.specs import TensorSpec
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two factors of one module, and which part of their product is meant.
+
+    Attributes:
+        a: [rank, in]; experts stacked along rank; for embeddings [rank, vocabulary].
+        b: [out, rank]; experts interleaved along rank; for embeddings [width, rank].
+        scale: alpha / rank, or alpha / √rank.
+        flip: Whether the weight is stored [in, out]: Conv1D, embeddings, transposed experts.
+        expert: (index, number of experts) of a stacked parameter.
+        rows, cols: The part of the stored weight, before `swap`.
+        swap: Whether the tensor on disk is the transpose of that part.
+        between: [rank, 1], what stands between the factors in AdaLoRA.
+    """
+
+    a: Stored
+    b: Stored
+    scale: float
+    flip: bool = False
+    expert: tuple[int, int] | None = None
+    rows: Range | None = None
+    cols: Range | None = None
+    swap: bool = False
+    between: Stored | None = None
+
+    @property
+    def rank(self) -> int:
+        """Rank of one weight's update."""
+        return self.a.shape[0] // (self.expert[1] if self.expert else 1)
+
+    def factors(self) -> Factors:
+        """The part's product, float32. Errors: NaN and infinities."""
+        if self.expert:
+            index, count = self.expert
+            right = self.a.rows(index * self.rank, (index + 1) * self.rank)
+            left = self.b.columns(index, count)
+        else:
+            right, left = self.a.read(), self.b.read()
+        right = right * self.between.read().reshape(-1, 1) if self.between else right
+        factors = Factors(left, right * self.scale)
+        factors = factors.transposed() if self.flip else factors
+        rows, cols = self.rows or (0, factors.left.shape[0]), self.cols or (0, factors.right.shape[1])
+        factors = Factors(factors.left[slice(*rows)], factors.right[:, slice(*cols)].contiguous())
+        return factors.transposed() if self.swap else factors
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A pair's product at a place of a tensor's row view."""
+
+    pair: Pair
+    row: int = 0
+    col: int = 0
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A tensor's update as one or several low-rank patches."""
+
+    spec: TensorSpec
+    patches: list[Patch] = field(default_factory=list)
+
+    def factors(self, device: torch.device) -> Factors | None:
+        """One product for the whole matrix; None for a stack of experts."""
+        if len(self.spec.shape) != 2:
+            return None
+        rows, cols = self.spec.rows, self.spec.cols
+        lefts, rights = [], []
+        for patch in self.patches:
+            part = patch.pair.factors()
+            height, width = part.left.shape[0], part.right.shape[1]
+            lefts.append(part.left if height == rows else _placed(part.left, (rows, part.rank), patch.row, 0))
+            rights.append(part.right if width == cols else _placed(part.right, (part.rank, cols), 0, patch.col))
+        left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 1)
+        right = rights[0] if len(rights) == 1 else torch.cat(rights, 0)
+        return Factors(left.to(device), right.to(device))
+
+    def open(self, device: torch.device) -> ProductSource | PatchSource:
+        """The update by rows."""
+        if len(self.patches) == 1 and (factors := self.factors(device)):
+            return ProductSource(LowRankSource(factors, device))
+        parts = []
+        for patch in self.patches:
+            f = patch.pair.factors()
+            parts.append((patch.row, patch.col, Factors(f.left.to(device), f.right.to(device))))
+        return PatchSource(parts)
+
+
+def _placed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor:
+    large = torch.zeros(shape)
+    large[row : row + small.shape[0], col : col + small.shape[1]] = small
+    return large
+
+
+@dataclass(frozen=True)
+class ProductSource:
+    """Rows of one product; implements `merge.stream.DeltaSource`."""
+
+    product: LowRankSource
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        """Rows start..stop; the base is not needed."""
+        self.product.read(start, stop, out)
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """Rows of several products side by side; implements `merge.stream.DeltaSource`."""
+
+    parts: list[tuple[int, int, Factors]]
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        """Rows start..stop; the base is not needed."""
+        out.zero_()
+        for row, col, factors in self.parts:
+            low, high = max(start, row), min(stop, row + factors.left.shape[0])
+            if low < high:
+                block = out[low - start : high - start, col : col + factors.right.shape[1]]
+                block.add_(factors.left[low - row : high - row] @ factors.right)

@@ -1,0 +1,161 @@
+"""PEFT adapters read as deltas under the base's tensor names: exact factors where there are any, else dense deltas."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.adapters.bind import Binder
+from workbench.adapters.dense import DeltaRows, Update
+from workbench.adapters.entries import Stored
+from workbench.adapters.flavours import TUNERS, check_config, meaning, unknown_fields
+from workbench.adapters.keys import Keys, sort_keys
+from workbench.adapters.ties import unties
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import Entry, read_header
+from workbench.weights.lowrank import Factors
+from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
+
+if TYPE_CHECKING:
+    from workbench.layout import Model
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class Adapter:
+    """A PEFT adapter directory: LoRA in all flavours that stored tensors and the base determine, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³.
+
+    Args:
+        path: The directory.
+        label: How errors call it: "brick 'math'".
+
+    Raises:
+        WorkbenchError: no safetensors, another tuner, a variant that is not determined by its tensors and the base.
+    """
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.path = path
+        self.label = label
+        self.config = self._read_config()
+        if not (path / WEIGHTS).is_file():
+            found = "adapter_model.bin (a pickle, never opened)" if (path / "adapter_model.bin").is_file() else "nothing"
+            raise WorkbenchError(
+                f"{label}: expected {WEIGHTS} in {path}, found {found}",
+                "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
+            )
+        self.entries = read_header(path / WEIGHTS)
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            config = json.loads((self.path / CONFIG).read_text("utf-8"))
+        except FileNotFoundError:
+            raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
+        except ValueError as error:
+            raise WorkbenchError(f"{self.label}: {self.path / CONFIG} is not valid JSON ({error})") from None
+        check_config(config, self.label)
+        return dict(config)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Its tensors, sorted. Errors: as `sort_keys`."""
+        return sort_keys(self.entries, TUNERS[self.config["peft_type"]], self.label)
+
+    def modules(self) -> dict[str, tuple[Entry, Entry]]:
+        """Module -> its factors (lora_A, lora_B), or (lora_embedding_A, lora_embedding_B). Errors: as `keys`."""
+        found: dict[str, tuple[Entry, Entry]] = {}
+        for part in self.keys.parts:
+            a, b = (next((part.fields[n] for n in (f"lora_{x}", f"lora_embedding_{x}") if n in part.fields), None) for x in "AB")
+            if a and b:
+                found[part.module + ".base_layer" * part.depth] = (a.entry, b.entry)
+        return found
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """Fields of the configuration that change what its tensors mean."""
+        return meaning(self.config)
+
+    def check_finite(self) -> None:
+        """Read every tensor once. Errors: NaN and infinities."""
+        for key, entry in self.entries.items():
+            stored = Stored(entry, key, self.label)
+            for start, stop in entry.spec.blocks(BLOCK_ELEMENTS):
+                stored.rows(start, stop)
+
+    def scale(self, module: str, rank: int) -> float:
+        """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
+        alpha = self.config.get("lora_alpha")
+        alpha = _pattern(self.config.get("alpha_pattern"), module, 8 if alpha is None else alpha)
+        if self.config["peft_type"] == "ADALORA":  # as PEFT: the rank before pruning, and its guard against zero
+            return float((alpha if alpha > 0 else rank) / (self.config.get("init_r", 12) + 1e-5))
+        return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
+
+    def lycoris_scale(self, module: str) -> float:
+        """alpha / r of LoHa and LoKr, both from their patterns where these match."""
+        alpha, rank = (self.config.get(name) or 8 for name in ("alpha", "r"))
+        return _pattern(self.config.get("alpha_pattern"), module, alpha) / _pattern(self.config.get("rank_pattern"), module, rank)
+
+    def unties(self, base: Model) -> str | None:
+        """How it unties a tied base's head from its embeddings; None where both stay one tensor."""
+        return unties(self.keys, base)
+
+    def bind(self, specs: Mapping[str, TensorSpec], base: Model | None = None) -> BoundAdapter:
+        """The adapter on a base.
+
+        Args:
+            specs: The base's tensors.
+            base: The base itself: needed for DoRA, for modules that transformers renames or fuses, and to tell copies of
+                the base's weights from changed ones.
+
+        Errors: a module that the base lacks, shapes that do not fit, a part that has no exact place.
+        """
+        binder = Binder(self, specs, base)
+        binder.bind()
+        notes = list(binder.notes)
+        if unknown := unknown_fields(self.config):
+            notes.append(f"{self.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
+        return BoundAdapter(self, binder.updates, notes)
+
+
+@dataclass(frozen=True)
+class BoundAdapter:
+    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`.
+
+    Attributes:
+        adapter: The adapter.
+        places: Tensor of the base -> its update; nothing is read before an update is opened.
+        notes: What the user should know of it.
+    """
+
+    adapter: Adapter
+    places: dict[str, Update]
+    notes: list[str] = field(default_factory=list)
+
+    def touches(self, name: str) -> bool:
+        """Whether the adapter updates a tensor."""
+        return name in self.places
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
+        return self.places[name].factors(device)
+
+    def open_model(self, name: str, device: torch.device) -> None:
+        """None: an adapter holds updates."""
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """One tensor's update by rows."""
+        return self.places[name].open(device)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the end of the module's name, at a dot."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return default

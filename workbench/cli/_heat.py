@@ -1,0 +1,135 @@
+"""A brick's measures on the terminal: totals, and tables of layers whose cells are tinted by their value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from workbench.cli._output import out
+
+if TYPE_CHECKING:
+    from workbench.measure import Measures, Sums
+
+MEETING = ("cosine", "conflict", "overlap")
+WORDS = {
+    "relative": "‖Δ‖ / ‖θ₀‖, %", "norm": "‖Δ‖", "zeros": "exact zeros, %", "cosine": "cosine", "conflict": "opposite signs, %",
+    "overlap": "overlap of subspaces, %",
+}  # fmt: skip
+_PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
+_PALE_ORANGE = (253, 232, 214)
+
+
+def totals(name: str, measures: Measures) -> None:
+    """One line a brick: its whole delta, and how it meets the first."""
+    found = measures.total.document()
+    others = found["others"]
+    columns = ["brick", "norm", "relative", "zeros"] + (
+        ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
+    )
+    rows = [[name, *_own(found), *[""] * (len(columns) - 4)]]
+    for other, m in others.items():
+        meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+        rows.append([other, *_own(m), _text("cosine", m["cosine"]), *meeting])
+    out.table(columns, rows, right=range(1, len(columns)))
+
+
+def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
+    """Layers by kinds of module, one metric; what stands outside the layers below."""
+    shown = [
+        k
+        for k in measures.kinds
+        if any(_value(s, metric, other) is not None for (_, kind), s in measures.cells.items() if k == kind)
+    ]
+    cells = {
+        layer: {**{kind: measures.cells.get((layer, kind)) for kind in shown}, "all": sums}
+        for layer, sums in measures.layers.items()
+    }
+    columns = {**{kind: _short(kind) for kind in shown}, "all": "all"}
+    _grid(WORDS[metric] + (f", {other}" if other else ""), columns, cells, lambda sums, _: _value(sums, metric, other), metric)
+    ends = [
+        f"{end} {_text(metric, v)}"
+        for end in measures.ends
+        if (v := _value(measures.cells[None, end], metric, other)) is not None
+    ]
+    if ends:
+        out.line("outside the layers: " + ", ".join(ends))
+
+
+def by_brick(measures: Measures, metric: str) -> None:
+    """Layers by other bricks, one metric of how they meet."""
+    others = list(measures.total.meetings)
+    cells: dict[int | None, dict[str, Sums | None]] = {
+        layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
+    }
+    _grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
+
+
+def _grid(
+    title: str,
+    columns: Mapping[str, str],
+    cells: Mapping[int | None, Mapping[str, Sums | None]],
+    value: Callable[[Sums | None, str], float | None],
+    metric: str,
+) -> None:
+    values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
+    middle = 0.5 if metric == "conflict" else 0.0
+    top = max((abs(v - middle) for row in values.values() for v in row if v is not None), default=0.0) or 1.0
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    grid.add_column("layer")
+    for head in columns.values():
+        grid.add_column(head, justify="right", no_wrap=True)
+    for layer, row in values.items():
+        grid.add_row(str(layer), *_cells(row, metric, middle, top))
+    out.data.print(Text(title, style="bold"))
+    if values:
+        out.data.print(grid)
+
+
+def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
+    """Blue above the middle, orange below; of sign conflicts the other way round, since those above are the bad ones."""
+    found = []
+    for value in row:
+        if value is None:
+            found.append(Text("·", style="dim"))
+            continue
+        share = min(1.0, abs(value - middle) / top)
+        low, high = (_PALE, _BLUE) if (value >= middle) != (metric == "conflict") else (_PALE_ORANGE, _ORANGE)
+        red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+        style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
+        found.append(Text(f" {_text(metric, value)}", style=style))
+    return found
+
+
+def _short(kind: str) -> str:
+    """ "self_attn.q_proj" as columns call it: its last part."""
+    return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
+
+
+def _own(found: dict[str, Any]) -> list[str]:
+    return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
+
+
+def _value(sums: Sums | None, metric: str, other: str | None) -> float | None:
+    if sums is None:
+        return None
+    document: dict[str, Any] = sums.document()
+    found = document["others"].get(other, {}) if metric in MEETING else document
+    return found.get(metric)
+
+
+def _text(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if metric == "norm":
+        return f"{value:.3g}"
+    if metric == "cosine":
+        return f"{value:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")
+    return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.3g} %"

@@ -1,0 +1,222 @@
+"""Whether bricks fit the base and steps name what is there: checks from headers, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from workbench.bricks import (
+    Brick,
+    fitted,
+)
+from workbench.conversion import Aligned
+from workbench.errors import WorkbenchError
+from workbench.fields import Where
+from workbench.hub import Hub
+from workbench.layout import Model
+from workbench.merge.core import wants_core
+from workbench.recipe import Recipe
+from workbench.registry import EditMethod, MergeMethod
+from workbench.ties import base_for
+from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.digests import digests_known, entry_digest, read_json
+from workbench.weights.specs import Weights
+
+if TYPE_CHECKING:
+    from workbench.resolve import Resolved
+
+# Fields of config.json that change what equal weights compute.
+_SHARED = frozenset({
+    "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
+    "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
+    "logit_scale", "attention_multiplier", "residual_multiplier", "embedding_multiplier", "logits_scaling",
+})  # fmt: skip
+
+
+def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """What is wrong with the steps: files that are missing, places that name nothing, spaces that bricks do not have."""
+    return [*_missing_inputs(recipe), *_check_places(recipe, base), *_check_spaces(recipe, bricks)]
+
+
+def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
+    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
+    mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
+    if theirs is not None and mine != theirs:
+        raise WorkbenchError(
+            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
+            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+        )
+    return []
+
+
+@contextmanager
+def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
+    """Put off a check that needs tensors which are not here."""
+    try:
+        yield
+    except HeadersOnlyError:
+        resolved.deferred.append(what)
+
+
+def _read_digest(resolved: Resolved, hub: Hub) -> str:
+    """The base's digest. Errors: `HeadersOnlyError` where headers have to do and it has not been read before."""
+    if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
+        raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
+    return resolved.base_digest
+
+
+def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
+    """Whether a brick fits; returns what is worth a warning."""
+    warnings: list[str] = []
+    plain, vocabulary = resolved.checkpoint, resolved.vocabulary
+    if brick.kind == "adapter":
+        seen = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
+        try:
+            bound = brick.adapter.bind(seen.weights.specs, seen)
+        except HeadersOnlyError:
+            raise
+        except WorkbenchError as error:
+            raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
+        warnings += bound.notes
+        with or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
+            warnings += _edit_warnings(brick, resolved, hub)
+        if vocabulary is None:
+            warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
+    else:
+        if vocabulary is None:
+            warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
+        seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
+        weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
+        warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
+        with or_at_run(resolved, f"{brick.label}: its integer tensors are the base's"):
+            _check_constants(brick, plain, weights)
+    recorded = brick.card.base.digest if brick.card else None
+    with or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
+        if recorded and recorded != _read_digest(resolved, hub):
+            warnings.append(
+                f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
+                "its delta transfers approximately"
+            )
+    return warnings
+
+
+def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
+    """A word on stored buffers."""
+    names = checkpoint.left_out
+    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
+    return [text] if names else []
+
+
+def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> None:
+    """Integer tensors of a checkpoint must be the base's."""
+    for name, entry in checkpoint.entries.items():
+        if entry.spec.is_float:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
+            raise WorkbenchError(
+                f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
+                "Use a fine-tune that leaves it alone.",
+            )
+
+
+def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
+    changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
+    return (
+        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
+    )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    config = {**config, **(config.get("text_config") or {})}
+    found = {key: config[key] for key in _SHARED if key in config}
+    rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("rope_theta") is not None:
+        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+    return found
+
+
+def _edit_warnings(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
+    """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
+    record = read_json(brick.path / "edit.json")
+    if not isinstance(record, dict) or "solved_on" not in record:
+        return []
+    if record.get("base") != _read_digest(resolved, hub):
+        raise WorkbenchError(
+            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
+            "Solve it again on this base: an `edit` step with the same facts.",
+        )
+    return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]
+
+
+def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
+    """Every `where` of every step names something: each glob a tensor, each slice a layer."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        for path, where in _places(step):
+            if unmatched := where.unmatched(base):
+                problems.append(
+                    recipe.error(
+                        ("steps", i, *path),
+                        f"{unmatched} matches no tensor of the base",
+                        "`workbench brick show` and config.json name tensors and layers.",
+                    )
+                )
+    return problems
+
+
+def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        if not isinstance(step, MergeMethod) or not wants_core(step):
+            continue
+        for name in recipe.used_bricks(step):
+            brick = bricks.get(name)
+            kind = brick.kind if isinstance(brick, Brick) else "recipe" if brick else "adapter"
+            if kind != "adapter":
+                problems.append(
+                    recipe.error(
+                        ("steps", i, "space"),
+                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
+                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
+                    )
+                )
+    return problems
+
+
+def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
+    """Every `where` below a step's field, with its path."""
+    if isinstance(value, Where):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            yield from _places(getattr(value, name), (*path, field.alias or name))
+        yield from _places(value.model_extra or {}, path)
+    elif isinstance(value, (dict, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _places(inner, (*path, key))
+
+
+def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
+    found = []
+    for i, step in enumerate(recipe.steps):
+        missing = (
+            [f for f in step.inputs() if not (recipe.project / f).is_file()]
+            if isinstance(step, (EditMethod, MergeMethod))
+            else []
+        )
+        found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
+        if isinstance(step, MergeMethod) and not missing:
+            try:
+                step.check(recipe.project)
+            except WorkbenchError as error:
+                found.append(error)
+    return found

@@ -1,0 +1,55 @@
+"""Recipe data as YAML that people read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+_BLOCKS = ("bricks", "parameters")
+WIDTH = 130
+
+
+def comment(text: str) -> str:
+    """A comment line, broken where it is long."""
+    return "\n".join(textwrap.wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False))
+
+
+def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
+    """A recipe: head lines, then fields; mappings of bricks and lists of rules one entry a line."""
+    lines = list(head)
+    for key, value in data.items():
+        lines += _field(key, value, "")
+    return "\n".join(lines) + "\n"
+
+
+def _field(key: str, value: Any, indent: str) -> list[str]:
+    head = f"{indent}{_inline(key)}:"
+    if isinstance(value, dict) and value and (key in _BLOCKS or _has_rules(value)):
+        return [head, *(line for name, inner in value.items() for line in _field(name, inner, indent + "  "))]
+    if _is_rules(value):
+        entries = []
+        for entry in value:
+            if "merge" in entry:
+                first, *rest = (line for k, v in entry.items() for line in _field(k, v, indent + "    "))
+                entries += [f"{indent}  - {first.strip()}", *rest]
+            else:
+                entries.append(f"{indent}  - {_inline(entry)}")
+        return [head, *entries]
+    return [f"{head} {_inline(value)}"]
+
+
+def _is_rules(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _has_rules(value: Any) -> bool:
+    return _is_rules(value) or (isinstance(value, dict) and any(_has_rules(inner) for inner in value.values()))
+
+
+def _inline(value: Any) -> str:
+    """A value on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    return text.removesuffix("...\n").strip()

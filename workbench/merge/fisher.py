@@ -1,0 +1,167 @@
+"""Fisher: each element averaged by how much each brick's predictions depend on it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.fields import Real
+from workbench.layout import Model
+from workbench.merge.calibration import Calibrated, Row, log_likelihood
+from workbench.merge.least_squares import average, checked_weights, norm_report
+from workbench.names import counterpart
+from workbench.registry import Block, Group, Laws, Measured, MergeContext, Prepared, register
+
+
+@register
+class Fisher(Calibrated):
+    """The mean of the bricks' weights, each element weighted by the diagonal of the brick's empirical Fisher information on
+    calibration texts: mean squared gradient of a text's log-likelihood, given its prompt (Matena & Raffel 2022). Tensors without
+    a counterpart of that shape in the live model are averaged by weight."""
+
+    paper = "Matena & Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832"
+    formula = "Δ = Σ wᵢFᵢτᵢ / Σ wᵢFᵢ,  Fᵢ = max(f / mean of f over the model, floor),  f = mean (∇ log p)²"
+    laws = Laws(zero_is_base=False, memory="model", needs="model")
+
+    merge: Literal["fisher"]
+    floor: Real = Field(1e-6, gt=0)
+    """Least Fisher information of an element, relative to the mean over the brick's model."""
+
+    def measure_bytes(self, model: Model) -> int:
+        """Live float32 weights and half as much again while they are loaded, the sums of squared gradients, gradients on their way:
+        13 bytes a parameter were measured on a model of 135 M parameters."""
+        return 13 * sum(spec.numel for spec in model.weights.specs.values())
+
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
+        """Every brick's Fisher information of one tensor."""
+        return 4 * model.weights.specs[tensor].numel * (bricks + 1)
+
+    def measure(self, context: MergeContext) -> Measured:
+        """Every brick's Fisher information."""
+        found, record = {}, {}
+        for brick in context.bricks:
+            rows, key = self.rows(context, brick)
+            file = context.cache / "fisher" / f"{key}.safetensors"
+            if not file.is_file():
+                _save(information(context, brick, rows), file)
+            found[brick] = Diagonal.of(file)
+            record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(found[brick].names)}
+        return Measured(found, {"calibration": record})
+
+    def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
+        """Which tensors were averaged."""
+        return {"averaged": norm_report(notes)["averaged"]}
+
+    def prepare(self, group: Group) -> Prepared:
+        """Σ wFτ / Σ wF, element by element."""
+        found: list[Diagonal] = [group.survey[brick] for brick in group.bricks]
+        if any(group.tensor not in diagonal.names for diagonal in found):
+            return average(group, method="fisher")
+        weights = checked_weights(group, "fisher")
+        used = [(i, w) for i, w in enumerate(weights) if w]
+        if len(used) == 1:
+            return average(group, method="fisher")
+        shares = [found[i].load(group).clamp_min(self.floor).mul_(w) for i, w in used]
+        total = shares[0].clone()
+        for share in shares[1:]:
+            total.add_(share)
+        for share in shares:
+            share.div_(total)
+
+        def delta(block: Block) -> Tensor:
+            stop = block.start + block.base.shape[0]
+            result = torch.zeros_like(block.base)
+            for (i, _), share in zip(used, shares, strict=True):
+                result.addcmul_(block.deltas[i], share[block.start : stop])
+            return result
+
+        return delta
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """A brick's Fisher information in the cache, relative to its mean over the model."""
+
+    file: Path
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, file: Path) -> Diagonal:
+        """Of a file that `measure` wrote."""
+        with safe_open(file, "pt") as opened:
+            return cls(file, frozenset(opened.keys()))
+
+    def load(self, group: Group) -> Tensor:
+        """One tensor's [rows, cols]."""
+        with safe_open(self.file, "pt") as opened:
+            value: Tensor = opened.get_tensor(group.tensor)
+        return value.view(group.spec.rows, group.spec.cols).to(group.device)
+
+
+def information(context: MergeContext, brick: str, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """The mean over texts of the squared gradient of log p(answer | prompt), by tensor name, divided by its mean over the model.
+
+    Errors: gradients that are zero or not finite.
+    """
+    model = context.live(brick)
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def square(name: str, parameter: Tensor) -> None:  # at once, so that no two gradients are kept
+        assert parameter.grad is not None
+        sums[name].addcmul_(parameter.grad, parameter.grad)
+        parameter.grad = None
+
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(partial(square, name))
+    for i, row in enumerate(rows):
+        context.progress(i, len(rows), f"{brick}: Fisher information")
+        log_likelihood(model, row, context.device).backward()  # type: ignore[no-untyped-call]
+    context.progress(len(rows), len(rows), f"{brick}: Fisher information")
+    mean = sum(float(t.double().sum()) for t in sums.values()) / sum(t.numel() for t in sums.values())
+    if not 0 < mean < float("inf"):
+        raise WorkbenchError(
+            f"brick '{brick}': the mean squared gradient on its texts is {mean}", "Train or fetch the brick again."
+        )
+    return _by_tensor(context.base, model, {name: total.div_(mean) for name, total in sums.items()})
+
+
+def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Live parameters' values under the names on disk, split and renamed by transformers as if they were saved weights."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    first = {id(p): name for name, p in model.named_parameters()}
+    live = {name: sums[first[id(p)]] for name, p in model.named_parameters(remove_duplicate=False)}
+    saved = revert_weight_conversion(model, live)
+    found = {}
+    for name, spec in base.weights.specs.items():
+        stored = counterpart(name, saved)
+        if stored is not None and tuple(saved[stored].shape) == spec.shape:
+            found[name] = saved[stored]
+    return found
+
+
+def _save(found: Mapping[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    gc.collect()  # the live model hangs in reference cycles, and the file is put together in memory
+    kept: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in found.items():
+        plain = value.detach().cpu().contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        kept[name] = plain.clone() if storage in storages else plain
+        storages.add(storage)
+    save_file(kept, temporary)
+    temporary.replace(file)

@@ -1,0 +1,181 @@
+"""Heat maps of a brick: layers by kinds of module, one map a measure, as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from workbench.measure import Measures
+from workbench.report.numbers import MISSING, signed
+from workbench.report.svg import joined, svg
+
+HEIGHT, GAP, TOP = 24, 2, 22
+# More columns than this get narrow cells, whose numbers are in the hover text alone.
+WIDE_COLUMNS = 24
+NARROWEST = 360
+PALEST, DARKEST = 0.04, 0.7
+
+
+@dataclass(frozen=True)
+class Map:
+    """One heat map with its words."""
+
+    title: str
+    caption: str
+    low: str
+    high: str
+    scale: str
+    drawing: Markup
+    width: int
+    ends: str
+
+
+@dataclass(frozen=True)
+class _Metric:
+    title: str
+    caption: str
+    value: Callable[[dict[str, Any]], float | None]
+    text: Callable[[float], str]
+    tint: str
+    """Class of values above the middle."""
+    least: float = 0.0
+    """What the darkest tint stands for at least; else the value farthest from the middle."""
+    middle: float = 0.0
+    below: str = "down"
+    """Class of values below the middle."""
+
+
+def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
+    """Write the page and return its path. The file is replaced whole, needs no other file and makes no request."""
+    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    others = list(measures.total.meetings)
+    columns, rows = _totals(name, measures)
+    style = resources.files("workbench.report").joinpath("templates", "report.css").read_text("utf-8")
+    text = env.get_template("heatmap.html.j2").render(
+        title=f"{name} beside {', '.join(others)}" if others else name, base=Path(base).name if Path(base).is_absolute() else base, lead=_lead(measures),
+        columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(style))  # fmt: skip  # noqa: S704 - a file of this package
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def _lead(measures: Measures) -> str:
+    layers = [layer for layer in measures.layers if layer is not None]
+    return (
+        f"{len(measures.tensors)} tensors differ from the base, in {len(layers)} layers. "
+        "The norm is ‖Δ‖, Frobenius; relative: over the norm of the base's same tensors."
+    )
+
+
+def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
+    found = measures.total.document()
+    others = found["others"]
+    columns = ["brick", "norm", "relative", "zeros"]
+    rows = [[name, *_own(found)]]
+    if others:
+        columns += ["cosine", "opposite signs", "overlap of outputs", "of inputs", "by chance"]
+        rows[0] += [""] * 5
+        for other, m in others.items():
+            meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+            rows.append([other, *_own(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
+    return columns, rows
+
+
+def _own(found: dict[str, Any]) -> list[str]:
+    return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
+
+
+def _metrics(others: list[str]) -> list[list[_Metric]]:
+    """The brick's own maps; then, for each other brick, how it meets it."""
+    norm = _Metric(
+        "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
+    )
+    return [[norm], *map(_meeting, others)]
+
+
+def _meeting(other: str) -> list[_Metric]:
+    def of(key: str) -> Callable[[dict[str, Any]], float | None]:
+        return lambda d: d["others"].get(other, {}).get(key)
+
+    return [
+        _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
+        _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
+                of("conflict"), _number, "down", 0.05, 0.5, "up"),
+        _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
+                of("overlap"), _number, "up", 0.05),
+    ]  # fmt: skip
+
+
+def _map(measures: Measures, metric: _Metric) -> Map:
+    documents = {place: sums.document() for place, sums in measures.cells.items()}
+    values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
+    top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
+    kinds = [kind for kind in measures.kinds if any(k == kind and layer is not None for layer, k in values)]
+    layers = [layer for layer in measures.layers if layer is not None]
+    ends = ", ".join(f"{end} {metric.text(values[None, end])}" for end in measures.ends if (None, end) in values)
+    both = metric.middle > 0 or any(v < 0 for v in values.values())
+    low = metric.text(metric.middle - top if both else 0.0)
+    drawing, width = _drawing(values, kinds, layers, metric, top)
+    scale = f"both {metric.tint}" if both else metric.tint
+    return Map(metric.title, metric.caption, low, metric.text(metric.middle + top), scale, drawing, max(width, NARROWEST), ends)
+
+
+def _drawing(
+    values: dict[tuple[int | None, str], float], kinds: list[str], layers: list[int], metric: _Metric, top: float
+) -> tuple[Markup, int]:
+    """Kinds below each other, layers from left to right; the drawing and its width."""
+    wide = len(layers) <= WIDE_COLUMNS
+    width = 46 if wide else 18
+    left = 7 * max((len(kind) for kind in kinds), default=1) + 12
+    parts = []
+    for j, layer in enumerate(layers):
+        if wide or layer % 5 == 0:
+            parts.append(svg("text", str(layer), class_="l", x=left + j * width + width / 2, y=TOP - 8))
+    for i, kind in enumerate(kinds):
+        y = TOP + i * HEIGHT
+        parts.append(svg("text", kind, class_="k", x=left - 8, y=y + HEIGHT / 2 + 3))
+        for j, layer in enumerate(layers):
+            x = left + j * width
+            parts.append(_cell(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, width, wide, metric, top))
+    across = left + len(layers) * width
+    down = TOP + len(kinds) * HEIGHT
+    return svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title), across
+
+
+def _cell(value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: _Metric, top: float) -> Markup:
+    box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
+    if value is None:
+        return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
+    tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / top)
+    parts = [
+        svg("title", f"{where}: {metric.text(value)}"),
+        svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
+    ]
+    if wide:
+        parts.append(svg("text", metric.text(value), class_="v", x=x + (width - GAP) / 2, y=y + HEIGHT / 2 + 3))
+    return svg("g", joined(*parts))
+
+
+def _number(value: float) -> str:
+    percent = 100 * value
+    return f"{percent:.0f}" if percent >= 99.5 or percent == 0 else f"{percent:.2g}"
+
+
+def _signed(value: float) -> str:
+    return signed(value, 2)
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.3g} %"

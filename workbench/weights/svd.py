@@ -1,0 +1,146 @@
+"""Best approximations of low rank: of a dense matrix by a randomised SVD, of a product by the SVD of its small core.
+
+Randomised SVD: Halko, Martinsson & Tropp 2011, Finding structure with randomness, algorithms 4.4 and 5.1, arXiv 0909.4061.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from workbench.weights.lowrank import Factors
+
+OVERSAMPLE, ITERATIONS = 10, 4
+# Singular values below this share of the largest rank-one term are rounding noise of float32 factors.
+NOISE = 1e-7
+
+
+def singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular triplets of a matrix, approximately: U [rows, k], S [k], Vᵀ [k, cols], k = min(rank, rows, cols).
+
+    A random range finder with oversampling and power iterations; an exact SVD where the sketch would be half the matrix.
+
+    Args:
+        matrix: [rows, cols], float32.
+        rank: Triplets wanted.
+        seed: Of the sketch, drawn on the CPU, so that it is the same on every device.
+    """
+    rank = min(rank, *matrix.shape)
+    width = rank + OVERSAMPLE
+    if 2 * width >= min(matrix.shape):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        sketch = torch.randn(matrix.shape[1], width, generator=generator).to(matrix.device)
+        span = torch.linalg.qr(matrix @ sketch).Q
+        for _ in range(ITERATIONS):
+            span = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ span).Q).Q
+        left, values, right = torch.linalg.svd(span.T @ matrix, full_matrices=False)
+        left = span @ left
+    return left[:, :rank], values[:rank], right[:rank]
+
+
+def approximate(matrix: Tensor, rank: int | None, error: float, seed: int) -> Factors:
+    """The smallest rank, `rank` at most, whose product differs from the matrix by at most `error` of its norm.
+
+    Args:
+        matrix: [rows, cols], float32; not zero.
+        rank: Largest rank; None: no limit.
+        error: ‖matrix − product‖ / ‖matrix‖ (Frobenius) that is good enough; 0: the rank is always `rank`.
+        seed: Of the sketches.
+    """
+    limit = min(matrix.shape) if rank is None else min(rank, *matrix.shape)
+    if error <= 0:
+        return balanced(*singular(matrix, limit, seed))
+    total = squared(matrix)
+    # Captured energy in float32 cannot tell tails below about 1e-3 of the norm: there all singular values are computed.
+    width = min(32, limit) if error >= 1e-3 else limit
+    while True:
+        left, values, right = singular(matrix, width if error >= 1e-3 else min(matrix.shape), seed)
+        energy = values.double().square()
+        tails = (total - energy.cumsum(0)) if error >= 1e-3 else energy.flip(0).cumsum(0).flip(0) - energy
+        enough = (tails <= total * error**2).nonzero()
+        if len(enough) or width >= limit:
+            count = min(limit, int(enough[0]) + 1) if len(enough) else limit
+            return balanced(left[:, :count], values[:count], right[:count])
+        width = min(limit, 2 * width)
+
+
+def balanced(left: Tensor, values: Tensor, right: Tensor) -> Factors:
+    """Factors of a singular value decomposition, each with the square root of the singular values."""
+    root = values.sqrt()
+    return Factors((left * root).contiguous(), (root[:, None] * right).contiguous())
+
+
+def core(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of a low-rank product, never dense: QR of both factors, SVD of the small core. Float64 U, S, Vᵀ."""
+    left, upper = torch.linalg.qr(factors.left.double())
+    right, lower = torch.linalg.qr(factors.right.double().T)
+    inner, values, outer = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    return left @ inner, values, outer @ right.T
+
+
+def reduced(factors: Factors) -> Factors:
+    """The same product with as few terms as it has rank; as it is where that saves none."""
+    if factors.rank == 0:
+        return factors
+    left, values, right = core(factors)
+    rank = _numeric_rank(factors, values)
+    return factors if rank == factors.rank else _single(left[:, :rank], values[:rank], right[:rank])
+
+
+def truncated(factors: Factors, rank: int) -> Factors:
+    """The best product of at most `rank` terms (Eckart–Young)."""
+    if factors.rank <= rank:
+        return factors
+    left, values, right = core(factors)
+    kept = min(rank, _numeric_rank(factors, values))
+    return _single(left[:, :kept], values[:kept], right[:kept])
+
+
+def _numeric_rank(factors: Factors, values: Tensor) -> int:
+    """Terms may cancel: what counts as noise is measured by the terms, not by their sum."""
+    terms = factors.left.double().norm(dim=0) * factors.right.double().norm(dim=1)
+    return int((values > NOISE * terms.max()).sum())
+
+
+def _single(left: Tensor, values: Tensor, right: Tensor) -> Factors:
+    factors = balanced(left, values, right)
+    return Factors(factors.left.float(), factors.right.float())
+
+
+def padded(factors: Factors, rank: int) -> Factors:
+    """The same product with zero terms up to `rank`."""
+    more = rank - factors.rank
+    if more <= 0:
+        return factors
+    return Factors(torch.nn.functional.pad(factors.left, (0, more)), torch.nn.functional.pad(factors.right, (0, 0, 0, more)))
+
+
+def inner(a: Factors, b: Factors) -> float:
+    """⟨A, B⟩ of two products of the same shape, from their Gram matrices."""
+    return float(((a.left.double().T @ b.left.double()) * (a.right.double() @ b.right.double().T)).sum())
+
+
+def squared(matrix: Tensor) -> float:
+    """‖matrix‖², summed in float64 over blocks of rows."""
+    total = 0.0
+    for start, stop in _blocks(matrix):
+        total += float(matrix[start:stop].double().square().sum())
+    return total
+
+
+def residual(matrix: Tensor, factors: Factors) -> float:
+    """‖matrix − product‖², summed in float64 over blocks of rows."""
+    total = 0.0
+    for start, stop in _blocks(matrix):
+        total += float((matrix[start:stop] - factors.left[start:stop] @ factors.right).double().square().sum())
+    return total
+
+
+def _blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
+    rows = matrix.shape[0]
+    step = max(1, (1 << 20) // matrix.shape[1])
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
