@@ -38,6 +38,11 @@ def commit_of(name: str) -> str:
     return sha1(name.encode()).hexdigest()
 
 
+def header_bytes(file: Path) -> int:
+    """Bytes before the tensors of a safetensors file."""
+    return 8 + int.from_bytes(file.read_bytes()[:8], "little")
+
+
 @dataclass
 class HubServer:
     """Repositories by name, and what was asked for.

@@ -6,22 +6,16 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hub_server import TOKEN, CommandLine, HubServer, commit_of
+from hub_server import TOKEN, CommandLine, HubServer, commit_of, header_bytes
 from huggingface_hub import constants
-from project import CPU, Project
-from tiny import edit_json, files_of
+from project import Project
+from tiny import edit_json, files_of, save_adapter
 
-from workbench import standins
-from workbench.adapters import Adapter
 from workbench.errors import WorkbenchError
-from workbench.hub import HEADERS
-from workbench.standins import Download, space_problems
-from workbench.weights.checkpoint import INDEX, Checkpoint, HeadersOnlyError, read_header
-from workbench.weights.digests import entry_digest, fingerprint
+from workbench.weights.checkpoint import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = "base: org/tiny@main\nbricks: {one: org/lora}\nsteps: [{merge: task_arithmetic}]\n"
@@ -61,10 +55,6 @@ def sharded(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(b"junk")
     return out
-
-
-def header_bytes(file: Path) -> int:
-    return 8 + int.from_bytes(file.read_bytes()[:8], "little")
 
 
 def weights_sent(server: HubServer) -> dict[str, int]:
@@ -256,6 +246,26 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
         assert not weights_sent(server), "stored scores are looked up without a download"
 
 
+def test_saved_embeddings_and_quantised_repositories(
+    project: Project, server: HubServer, workbench: CommandLine, llama: Path, tmp_path: Path
+) -> None:
+    """What an adapter saves of tied embeddings is compared at run; what to do about a quantised model names the repository."""
+    saved = save_adapter(llama, tmp_path / "saved", seed=5, modules_to_save=["embed_tokens"])
+    quantised = shutil.copytree(llama, tmp_path / "quantised")
+    edit_json(quantised / "config.json", quantization_config={"quant_method": "fp8"})
+    server.repositories |= {"org/tied": llama, "org/saved": saved, "org/quantised": quantised}
+    recipe = str(project.write("base: org/tied\nbricks: {saved: org/saved}\nsteps: [{merge: task_arithmetic}]\n", "saved.yaml"))
+    code, out, err = workbench(project.path, "plan", recipe, "--json")
+    assert code == 0, err
+    checks = json.loads(out)["checked_at_run"]
+    assert "brick 'saved': what it stores of head and embeddings leaves both one tensor" in checks
+    assert workbench(project.path, "run", recipe, "--device", "cpu")[0] == 0
+    code, _, err = workbench(project.path, "plan", str(project.write("base: org/quantised\nsteps: []\n", "quantised.yaml")))
+    assert code == 1
+    assert "from_pretrained('org/quantised'" in err
+    assert ".workbench" not in err.partition("hint:")[2]
+
+
 def test_a_card_cannot_point_outside_its_repository(
     project: Project, server: HubServer, workbench: CommandLine, llama: Path, tmp_path: Path
 ) -> None:
@@ -296,42 +306,6 @@ def test_offline(
     assert (code, "base: org/never is neither" in err) == (1, True)
     offline.close()
     assert len(server.requests) == requests
-
-
-def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path: Path) -> None:
-    for source, file in ((llama, "model.safetensors"), (bricks / "one", "adapter_model.safetensors")):
-        out = tmp_path / source.name
-        shutil.copytree(source, out)
-        data = (out / file).read_bytes()
-        with (out / file).open("wb") as stream:
-            stream.write(data[: header_bytes(source / file)])
-            stream.truncate(len(data))
-        (out / "headers-only.json").write_text("{}")
-        entries = read_header(out / file)
-        assert {n: e.spec for n, e in entries.items()} == {n: e.spec for n, e in read_header(source / file).items()}
-        for read in (lambda e=entries: fingerprint(e), lambda e=entries: entry_digest(next(iter(e.values())))):
-            with pytest.raises(HeadersOnlyError, match="only the header is here"):
-                read()
-    checkpoint = Checkpoint(tmp_path / llama.name, "base")
-    with pytest.raises(HeadersOnlyError):
-        checkpoint.open("model.norm.weight", CPU).read(0, 1, torch.empty(1, 1))
-    bound = Adapter(tmp_path / "one", "brick 'one'").bind(checkpoint.specs)
-    with pytest.raises(HeadersOnlyError):
-        bound.factors(next(iter(bound.places)), CPU)
-
-
-def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(standins.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
-    wanted = [Download("org/a", COMMIT, 1, 10**9), Download("org/b", COMMIT, 2, 8 * 10**8)]
-    assert space_problems(wanted) == []
-    assert space_problems(wanted, tmp_path / "runs", 10**9) == [
-        f"{tmp_path / 'hub'}: needs 2.9 GB with the downloads from the hub, 2.0 GB free"
-    ]
-    assert space_problems([], tmp_path, 10**12) == []
-    HEADERS.check_space(wanted)
-    with pytest.raises(WorkbenchError, match=r"needs 2\.9 GB with the downloads"):
-        HEADERS.check_space([*wanted, Download("org/c", COMMIT, 1, 10**9)])
 
 
 @pytest.fixture
