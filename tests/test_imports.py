@@ -22,7 +22,7 @@ ORDER = [
     "vocabulary",
     "registry",
     "merge edit grow",
-    "recipe bricks ties",
+    "recipe standins hub bricks ties",
     "adapted adapter_output fit",
     "resolve importing",
     "card runs compose",

@@ -38,9 +38,10 @@ class LoadedRecipe:
 
     def plan(self) -> Plan:
         """What `run` would do, from headers alone."""
+        from workbench.hub import HEADERS
         from workbench.planning import plan
 
-        return plan(self.resolved, self._runs)
+        return plan(resolve(self.recipe, HEADERS), self._runs)
 
     def run(self, device: str = "auto", out: str | Path | None = None) -> dict[str, Any]:
         """Write the configuration into its run directory, and into `out`; returns the `run --json` document."""

@@ -18,17 +18,15 @@ from workbench.adapters import Adapter
 from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import NAME, BrickRef, Strict
+from workbench.hub import CARD, FETCH, Hub
 from workbench.layout import Model
 from workbench.stored import is_head, tidy
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.specs import Weights
 from workbench.weights.tied import with_head_of
 
-CARD = "brick.yaml"
 STARTER = "bricks/starter/base"
-# The same weights once more, in formats that are not read here.
-_ELSEWHERE = ["original/*", "consolidated*", "metal/*", "onnx/*", "openvino/*", "gguf/*"]
 
 
 class BaseRecord(Strict):
@@ -104,6 +102,11 @@ class Brick:
         """How errors call it."""
         return f"brick '{self.name}'"
 
+    @property
+    def headers_only(self) -> bool:
+        """Whether its tensors are not here: see `hub`."""
+        return is_stand_in(self.path)
+
     @cached_property
     def adapter(self) -> Adapter:
         """The adapter. Errors: as `Adapter`."""
@@ -131,11 +134,13 @@ class Brick:
 
     def known(self, cache: Path) -> bool:
         """Whether `digest` reads no large file."""
-        return self.kind == "adapter" or digests_known(self.checkpoint.entries, cache)
+        return not self.headers_only if self.kind == "adapter" else digests_known(self.checkpoint.entries, cache)
 
     def stamp(self, cache: Path) -> str:
         """What stands for its content before it is read."""
-        return self.digest(cache) if self.kind == "adapter" else stamp(self.checkpoint.entries)
+        if self.kind == "adapter":
+            return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
+        return stamp(self.checkpoint.entries)
 
     def fingerprint(self, cache: Path) -> str:
         """A key of its content that orders bricks and seeds masks; a checkpoint is sampled for it, not read."""
@@ -152,10 +157,11 @@ def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
 
-def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
+def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[Path, str | None]:
     """The directory of a local path or hub id, and the hub's commit.
 
-    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache.
+    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache, or headers of
+    them into the project's: see `hub`.
     """
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
@@ -167,7 +173,7 @@ def locate(reference: str, project: Path, what: str) -> tuple[Path, str | None]:
     forced = reference.startswith(("./", "../", "~", "/"))
     if forced or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
         raise _missing(reference, local, what)
-    return _from_hub(name, revision or None, what)
+    return hub.directory(name, revision or None, what, project)
 
 
 def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
@@ -179,34 +185,9 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
     )
 
 
-def _from_hub(name: str, revision: str | None, what: str) -> tuple[Path, str | None]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "tokenizer*", "*.jinja", "*.yaml", "README.md", "*.txt", "*.model"]
-    try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=_ELSEWHERE))
-    except GatedRepoError:
-        raise WorkbenchError(
-            f"{what}: {name} is gated", f"Accept its licence at https://huggingface.co/{name}, then `hf auth login`."
-        ) from None
-    except RepositoryNotFoundError:
-        raise WorkbenchError(
-            f"{what}: no such directory or hub repository: {name}",
-            "Check the spelling; for a private repository `hf auth login`.",
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise WorkbenchError(
-            f"{what}: {name} is neither a local directory nor in the hub cache, and the hub cannot be reached "
-            f"({type(error).__name__})",
-            "Name a local directory, or run once with network access and without HF_HUB_OFFLINE.",
-        ) from None
-    return path, path.name if path.parent.name == "snapshots" else None
-
-
-def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]:
+def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
     """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
-    path, revision = locate(reference, project, "base")
+    path, revision = locate(reference, project, "base", hub)
     if kinds_of(path) == ["adapter"]:
         raise WorkbenchError(
             f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
@@ -217,13 +198,13 @@ def resolve_base(reference: str, project: Path) -> tuple[Checkpoint, str | None]
     return checkpoint, revision
 
 
-def resolve_brick(name: str, ref: BrickRef, project: Path) -> Brick:
+def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
     """A brick's files; its kind is detected where the reference does not say it.
 
     Errors: missing, a directory that is neither, a kind that contradicts the reference.
     """
     what = f"brick '{name}'"
-    path, revision = locate(ref.target, project, what)
+    path, revision = locate(ref.target, project, what, hub)
     card = read_card(path) if (path / CARD).is_file() else None
     if ref.kind == "brick" and card is None and not (path / "train.yaml").is_file():
         raise WorkbenchError(

@@ -10,6 +10,7 @@ from typing import Any
 from workbench.compose import Events, no_events
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
+from workbench.hub import FETCH, Hub
 from workbench.recipe import InlineEval, Recipe
 from workbench.resolve import Resolved, resolve
 from workbench.scores import Configuration, Scores, Store
@@ -50,12 +51,12 @@ class Entry:
         return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest)
 
 
-def lineup(recipes: Iterable[Recipe], controls: bool = True) -> list[Entry]:
+def lineup(recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH) -> list[Entry]:
     """The configurations of some recipes with their controls first, each weight state once.
 
     Errors: two bases, two recipes or bricks of one name that differ.
     """
-    named = [Entry(recipe.name, "configuration", resolve(recipe)) for recipe in recipes]
+    named = [Entry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in named}
     if not named:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)

@@ -15,7 +15,6 @@ from workbench.adapted import AdaptedWeights, Policy
 from workbench.adapter_output import write_result
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import (  # fmt: skip
-    CARD,
     BaseRecord,
     Brick,
     BrickCard,
@@ -31,9 +30,11 @@ from workbench.bricks import (  # fmt: skip
 from workbench.compose import Events, no_events
 from workbench.engine import exact, execute
 from workbench.errors import WorkbenchError
+from workbench.hub import CARD
 from workbench.layout import Model
 from workbench.recipe import from_data
-from workbench.resolve import CACHE, resolve
+from workbench.resolve import resolve
+from workbench.standins import CACHE
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, read_json, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -14,14 +15,15 @@ from workbench.bricks import (
 from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where
+from workbench.hub import Hub
 from workbench.layout import Model
 from workbench.merge.core import wants_core
 from workbench.recipe import Recipe
 from workbench.registry import EditMethod, MergeMethod
 from workbench.ties import base_for
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
-from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import entry_digest, read_json
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.digests import digests_known, entry_digest, read_json
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -51,7 +53,23 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     return []
 
 
-def check_brick(brick: Brick, resolved: Resolved) -> list[str]:
+@contextmanager
+def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
+    """Put off a check that needs tensors which are not here."""
+    try:
+        yield
+    except HeadersOnlyError:
+        resolved.deferred.append(what)
+
+
+def _read_digest(resolved: Resolved, hub: Hub) -> str:
+    """The base's digest. Errors: `HeadersOnlyError` where headers have to do and it has not been read before."""
+    if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
+        raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
+    return resolved.base_digest
+
+
+def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     """Whether a brick fits; returns what is worth a warning."""
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
@@ -59,9 +77,13 @@ def check_brick(brick: Brick, resolved: Resolved) -> list[str]:
         seen = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
         try:
             bound = brick.adapter.bind(seen.weights.specs, seen)
+        except HeadersOnlyError:
+            raise
         except WorkbenchError as error:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
-        warnings += [*bound.notes, *_edit_warnings(brick, resolved)]
+        warnings += bound.notes
+        with or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
+            warnings += _edit_warnings(brick, resolved, hub)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
     else:
@@ -69,13 +91,16 @@ def check_brick(brick: Brick, resolved: Resolved) -> list[str]:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += buffers_left_out(brick.checkpoint) + _check_constants(brick, plain, weights)
+        warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
+        with or_at_run(resolved, f"{brick.label}: its integer tensors are the base's"):
+            _check_constants(brick, plain, weights)
     recorded = brick.card.base.digest if brick.card else None
-    if recorded and recorded != resolved.base_digest:
-        warnings.append(
-            f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
-            "its delta transfers approximately"
-        )
+    with or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
+        if recorded and recorded != _read_digest(resolved, hub):
+            warnings.append(
+                f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
+                "its delta transfers approximately"
+            )
     return warnings
 
 
@@ -86,8 +111,8 @@ def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
     return [text] if names else []
 
 
-def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> list[str]:
-    """What a checkpoint has beside its float tensors: integer tensors must be the base's, the configuration is compared."""
+def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> None:
+    """Integer tensors of a checkpoint must be the base's."""
     for name, entry in checkpoint.entries.items():
         if entry.spec.is_float:
             continue
@@ -97,6 +122,9 @@ def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> 
                 f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
                 "Use a fine-tune that leaves it alone.",
             )
+
+
+def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     return (
@@ -115,12 +143,12 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _edit_warnings(brick: Brick, resolved: Resolved) -> list[str]:
+def _edit_warnings(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
     record = read_json(brick.path / "edit.json")
     if not isinstance(record, dict) or "solved_on" not in record:
         return []
-    if record.get("base") != resolved.base_digest:
+    if record.get("base") != _read_digest(resolved, hub):
         raise WorkbenchError(
             f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
             "Solve it again on this base: an `edit` step with the same facts.",

@@ -15,6 +15,7 @@ from workbench.layout import Model
 from workbench.registry import EditMethod, GrowMethod, MergeMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
+from workbench.standins import space_problems
 from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
 
@@ -33,7 +34,8 @@ class Plan:
     recipe: str
     key: str | None
     """The recipe's key; None until the inputs have been read once, by `run` or `eval`."""
-    run: str
+    run: str | None
+    """Its directory's name; None until the files that name it have been fetched."""
     steps: list[dict[str, Any]]
     read_bytes: int
     write_bytes: int
@@ -42,6 +44,12 @@ class Plan:
     cached: list[str]
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
+    download_bytes: int = 0
+    """Fetched from the hub before anything else; not part of `seconds`."""
+    downloads: list[dict[str, Any]] = field(default_factory=list)
+    """The same per repository: repository, commit, files, bytes."""
+    checked_at_run: list[str] = field(default_factory=list)
+    """What headers do not show: `run` finds it out before the first step, and warns or refuses."""
 
     def document(self) -> dict[str, Any]:
         """Plain data."""
@@ -82,7 +90,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 live = max(live, step.measure_bytes(resolved.base))
         elif isinstance(step, EditMethod):
             row["inputs"] = step.inputs()
-            if (resolved.cache / "edits" / resolved.keys[i] / "edit.json").is_file():
+            if not resolved.headers_only and (resolved.cache / "edits" / resolved.keys[i] / "edit.json").is_file():
                 cached.append(step_id)
             else:
                 live = max(live, 8 * numel)
@@ -106,10 +114,13 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if kind_name(b) == "adapter")
+    downloads = resolved.downloads
+    problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
-        resolved.recipe.name, resolved.key if resolved.known else None, run.name, steps, read, write, _INTERPRETER + buffers + factors + max(live, threads * whole),
-        round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, disk_problems(runs, write, run),
-        [*resolved.warnings, *licence_warnings(resolved)])  # fmt: skip
+        resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
+        _INTERPRETER + buffers + factors + max(live, threads * whole), round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
+        resolved.deferred)  # fmt: skip
 
 
 def kind_name(brick: Brick | Resolved) -> str:

@@ -20,16 +20,16 @@ from workbench.bricks import (
 )
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
-from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps
+from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, or_at_run
+from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
 from workbench.registry import EditMethod, MergeMethod
+from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
-from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.checkpoint import Checkpoint, is_stand_in
 from workbench.weights.digests import digests_known, file_digest, json_digest, stamp
-
-CACHE = ".workbench"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Resolved:
         warnings: What the user should know, and the run records.
         unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
+        deferred: Checks that need tensors of which only headers are here; `run` makes them.
     """
 
     recipe: Recipe
@@ -53,6 +54,20 @@ class Resolved:
     warnings: list[str] = field(default_factory=list)
     unties: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
+    deferred: list[str] = field(default_factory=list)
+
+    @cached_property
+    def downloads(self) -> list[Download]:
+        """What `run` fetches from the hub first: base and bricks of which only headers are here, each repository once."""
+        found = [download_of(self.base_path)]
+        for brick in self.bricks.values():
+            found += brick.downloads if isinstance(brick, Resolved) else [download_of(brick.path)]
+        return list(dict.fromkeys(filter(None, found)))
+
+    @property
+    def headers_only(self) -> bool:
+        """Whether it can be planned but not run: tensors of some input are not here."""
+        return is_stand_in(self.base_path) or any(b.headers_only for b in self.bricks.values())
 
     @property
     def tokenizer_path(self) -> Path:
@@ -173,24 +188,33 @@ class Resolved:
         return [name for name in self.recipe.fields.bricks if name in used]
 
 
-def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
+def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
     """Find and check every input of a recipe, from headers. All problems are listed at once.
 
-    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base.
+    Args:
+        recipe: The recipe.
+        hub: Whether to fetch what is not here from the hub, after all headers have been found to fit, or headers alone.
+
+    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base, no room for the downloads.
     """
-    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project)
+    if not hub.headers_only and not _above:
+        ahead = resolve(recipe, replace(hub, headers_only=True))
+        if not (ahead.headers_only or ahead.deferred):
+            return ahead
+        hub.check_space(ahead.downloads)
+    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project, hub)
     found = Resolved(recipe, checkpoint, {}, revision)
     found.warnings.extend(buffers_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
-                found.bricks[name] = _inner(found, name, ref.target, _above)
+                found.bricks[name] = _inner(found, name, ref.target, hub, _above)
             else:
-                found.bricks[name] = resolve_brick(name, ref, recipe.project)
+                found.bricks[name] = resolve_brick(name, ref, recipe.project, hub)
         except WorkbenchError as error:
             problems.append(error)
-    reasons, unread = find_ties(found.bricks, checkpoint)
+    reasons, unread = find_ties(found.bricks, checkpoint, found.deferred)
     problems += unread.values()
     found.unties.extend(reason for name, reason in reasons.items() if name in found.parents)
     found.warnings.extend(found.unties)
@@ -200,13 +224,22 @@ def resolve(recipe: Recipe, _above: tuple[Path, ...] = ()) -> Resolved:
         try:
             if name in unread:
                 continue
-            found.warnings.extend(check_brick(there, found) if isinstance(there, Brick) else check_recipe(name, there, found))
+            with or_at_run(found, f"brick '{name}': fits the base"):
+                found.warnings.extend(
+                    check_brick(there, found, hub) if isinstance(there, Brick) else check_recipe(name, there, found)
+                )
         except WorkbenchError as error:
             problems.append(error)
     kinds = {name: there.kind if isinstance(there, Brick) else "recipe" for name, there in found.bricks.items()}
     problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
+    for there in found.bricks.values():
+        if isinstance(there, Resolved):
+            found.deferred.extend(there.deferred)
+        elif there.kind == "checkpoint":
+            found.deferred.extend(there.checkpoint.deferred)
+    found.deferred[:0] = checkpoint.deferred
     return found
 
 
@@ -215,7 +248,9 @@ def _aligned(resolved: Resolved) -> Vocabulary:
     block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
     assert block is not None
     members = [
-        Member(n, b.path, b.fingerprint(cache), *rows_of(b, base)) for n, b in resolved.bricks.items() if isinstance(b, Brick)
+        Member(n, b.path, b.stamp(cache) if b.headers_only else b.fingerprint(cache), *rows_of(b, base))
+        for n, b in resolved.bricks.items()
+        if isinstance(b, Brick)
     ]
     found = align(
         block, Member("base", resolved.base_path, "", base.weights, base.config), members, resolved.recipe.project, cache
@@ -229,7 +264,7 @@ def _all(problems: list[WorkbenchError]) -> WorkbenchError:
     return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
 
 
-def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> Resolved:
+def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path, ...]) -> Resolved:
     recipe = outer.recipe
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
@@ -239,10 +274,11 @@ def _inner(outer: Resolved, name: str, target: str, above: tuple[Path, ...]) -> 
             "A recipe cannot be its own brick.",
             2,
         )
-    inner = resolve(load_recipe(path), chain)
-    if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
-        raise WorkbenchError(
-            f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
-            "A brick's delta refers to the recipe's base: use the same one.",
-        )
+    inner = resolve(load_recipe(path), hub, chain)
+    with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are one base"):
+        if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
+            raise WorkbenchError(
+                f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
+                "A brick's delta refers to the recipe's base: use the same one.",
+            )
     return inner

@@ -138,9 +138,10 @@ def _dequantise(gguf: Path, out: Path, events: Events) -> None:
 
 def _from_hub(out: Path, events: Events) -> None:
     from workbench.bricks import locate
+    from workbench.hub import Hub
 
     events({"stage": "fetch", "text": f"{HUB} from the hub"})
-    found, _ = locate(HUB, out, "starter base")
+    found, _ = locate(HUB, out, "starter base", Hub(events=events))
     shutil.copytree(found, out, dirs_exist_ok=True)
     if not (out / "README.md").is_file():
         (out / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {HUB}\n---\n", "utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 from workbench.bricks import Brick
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
-from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.specs import Weights
 from workbench.weights.tied import HEADS, UntiedWeights, tied_embeddings, untied_config, with_head_of
 
@@ -35,12 +35,15 @@ def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
     return untied(checkpoint) if any(unties(brick, tied) for brick in bricks) else tied
 
 
-def find_ties(bricks: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, WorkbenchError]]:
+def find_ties(
+    bricks: Mapping[str, Any], checkpoint: Checkpoint, later: list[str]
+) -> tuple[dict[str, str], dict[str, WorkbenchError]]:
     """Brick -> a sentence on how it unties the base; and brick -> error for those that cannot be read.
 
     Args:
         bricks: Name -> brick, or a resolved recipe, which says itself whether its result is untied (`unties`).
         checkpoint: The base.
+        later: Gets what needs tensors that are not here.
     """
     reasons, problems = {}, {}
     tied = Model(checkpoint, checkpoint.config)
@@ -49,6 +52,8 @@ def find_ties(bricks: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[s
             own = "has a head of its own" if not isinstance(brick, Brick) and brick.unties else None
             if reason := unties(brick, tied) if isinstance(brick, Brick) else own:
                 reasons[name] = f"brick '{name}' {reason}: the output is untied, its head becomes a tensor beside its embeddings"
+        except HeadersOnlyError:
+            later.append(f"brick '{name}': what it stores of head and embeddings leaves both one tensor")
         except WorkbenchError as error:
             problems[name] = error
     return reasons, problems

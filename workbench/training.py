@@ -11,8 +11,9 @@ from workbench.compose import Events, no_events
 from workbench.controls import Entry, plans, score_all
 from workbench.errors import WorkbenchError
 from workbench.recipe import find_project, from_data
-from workbench.resolve import CACHE, resolve
+from workbench.resolve import resolve
 from workbench.scores import Store
+from workbench.standins import CACHE
 from workbench.suites import Suite
 from workbench.train import TrainSpec, train
 from workbench.weights.digests import tensor_digests, weights_digest

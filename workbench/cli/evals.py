@@ -46,7 +46,7 @@ def evaluate(
     from workbench.engine import pick_device
 
     out.quiet, out.verbose = quiet or json, verbose
-    entries, plans, store = _open(recipes, settings, suite, runs_dir, controls, batch_size, limit)
+    entries, plans, store = _open(recipes, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
     scores = score_all(entries, plans, store, device=pick_device(device), events=out.event)
     if json:
         out.json(_documents(scores))
@@ -112,17 +112,19 @@ def report(
 
 def _open(
     recipes: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
-    batch_size: int, limit: int | None, lenient: bool = False,
+    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False,
 ) -> tuple[list[Entry], list[Plan], Store]:  # fmt: skip
-    """Recipes, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be resolved."""
+    """Recipes, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be resolved;
+    `fetch` downloads inputs from the hub: stored scores are looked up without."""
     from workbench.controls import lineup, plans, suites_of
+    from workbench.hub import Hub
     from workbench.recipe import load_recipe
     from workbench.scores import Store
 
     loaded = [load_recipe(recipe_path(name), settings or ()) for name in recipes]
     if lenient:
         loaded = _comparable(loaded)
-    entries = lineup(loaded, controls)
+    entries = lineup(loaded, controls, Hub(headers_only=not fetch, events=out.event))
     project = loaded[0].project
     chosen = suites_of(loaded, suite or [], project)
     store = Store((runs_dir or project / "runs") / "scores")
@@ -132,12 +134,13 @@ def _open(
 def _comparable(recipes: list[Recipe]) -> list[Recipe]:
     """The recipes whose inputs are there, on the base and in the dtype of the first of them; says which are left out, and why."""
     from workbench.controls import scored_dtype
+    from workbench.hub import HEADERS
     from workbench.resolve import resolve
 
     kept: dict[tuple[str, str], list[Recipe]] = {}
     for recipe in recipes:
         try:
-            resolved = resolve(recipe)
+            resolved = resolve(recipe, HEADERS)
             kept.setdefault((resolved.base_digest, str(scored_dtype(resolved))), []).append(recipe)
         except WorkbenchError as error:
             out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")

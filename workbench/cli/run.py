@@ -22,21 +22,29 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
     from workbench.planning import plan as make_plan
 
-    resolved, runs = load(recipe, settings, runs_dir)
+    resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
     found = make_plan(resolved, runs)
     if json:
         out.json(found.document())
     else:
-        out.line(f"{found.recipe} -> {runs / found.run}")
+        out.line(f"{found.recipe} -> {runs / (found.run or f'{found.recipe}-…')}")
         out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
         out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}, "
                  f"about {found.seconds:.0f} s" + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
+        if found.downloads:
+            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
+            out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
+        if found.checked_at_run:
+            out.line(f"checked at run: {'; '.join(found.checked_at_run)}")
         for warning in found.warnings:
             out.warn(warning)
     if found.problems:
         from workbench.errors import WorkbenchError
 
-        raise WorkbenchError("\n".join(found.problems), "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
+        downloads = " Files of the hub: `hf cache ls`, `hf cache rm`." if found.downloads else ""
+        raise WorkbenchError(
+            "\n".join(found.problems), f"`workbench runs ls` shows what could go: `workbench runs rm NAME`.{downloads}"
+        )
 
 
 def run(
@@ -88,13 +96,14 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
 
 
-def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None) -> tuple[Resolved, Path]:
-    """A recipe with its inputs, and where its runs stand."""
+def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
+    """A recipe with its inputs, or with their headers alone, and where its runs stand."""
+    from workbench.hub import Hub
     from workbench.recipe import load_recipe
     from workbench.resolve import resolve
 
     loaded = load_recipe(recipe_path(str(recipe)), settings or ())
-    return resolve(loaded), runs_dir or relative(loaded.project / "runs")
+    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
 
 
 def recipe_path(name: str) -> Path:

@@ -22,6 +22,8 @@ from workbench.weights.specs import DTYPES, Source, TensorSpec
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
+# Beside it, safetensors files are sparse: their headers are real, their tensors are not there (see hub.py).
+STAND_IN = "headers-only.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LOAD = 'python -c "from transformers import AutoModelForCausalLM as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
 _TOKENIZER = "A base needs its tokenizer files beside it: copy them too."
@@ -31,7 +33,9 @@ _UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compr
 
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
-    """The shell command that loads a model with transformers and saves it as safetensors."""
+    """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
+    if is_stand_in(path):
+        path = Path(json.loads((path / STAND_IN).read_text("utf-8"))["repository"])
     return _LOAD.format(path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
 
 
@@ -49,13 +53,33 @@ def dequantise(method: str | None, path: Path) -> str:
     )
 
 
+class HeadersOnlyError(WorkbenchError):
+    """Tensor data were asked of a file of which only the header is here."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """Where a tensor lies.
+
+    Attributes:
+        file: Its file.
+        start: Offset of its first byte; None where the file is a stand-in with a header only.
+        spec: Shape and dtype.
+    """
 
     file: Path
-    offset: int
+    start: int | None
     spec: TensorSpec
+
+    @property
+    def offset(self) -> int:
+        """Offset of its first byte. Errors: `HeadersOnlyError`."""
+        if self.start is None:
+            raise HeadersOnlyError(
+                f"{self.file}: only the header is here, not the tensors",
+                "`workbench run` and `eval` fetch the file from the hub; name it in a recipe by its hub id.",
+            )
+        return self.start
 
 
 def read_header(file: Path) -> dict[str, Entry]:
@@ -78,6 +102,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         except (ValueError, TypeError, KeyError, AttributeError):
             raise WorkbenchError(f"{file}: damaged safetensors header", "Fetch the file again.") from None
     entries: dict[str, Entry] = {}
+    stand_in = is_stand_in(file.parent)
     expected = 0
     for start, stop, name, dtype, shape in sorted(described):
         if dtype not in DTYPES:
@@ -92,13 +117,18 @@ def read_header(file: Path) -> dict[str, Entry]:
                 "The file is damaged: fetch it again.",
             )
         expected = stop
-        entries[name] = Entry(file, 8 + length + start, spec)
+        entries[name] = Entry(file, None if stand_in else 8 + length + start, spec)
     if 8 + length + expected != size:
         raise WorkbenchError(
             f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
             "Fetch the file again.",
         )
     return entries
+
+
+def is_stand_in(path: Path) -> bool:
+    """Whether the safetensors files of a directory have headers only."""
+    return (path / STAND_IN).is_file()
 
 
 def _described(name: str, info: dict[str, Any]) -> tuple[int, int, str, str, tuple[int, ...]]:
@@ -190,6 +220,7 @@ class Checkpoint:
 
     Attributes:
         streamed: XXH3-128 digests of the tensors that were read whole so far.
+        deferred: What could not be checked because only headers are here.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -212,6 +243,7 @@ class Checkpoint:
                 f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)", "Fetch the checkpoint again."
             )
         self.streamed: dict[str, str] = {}
+        self.deferred: list[str] = []
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
