@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.weights import kernels
 from workbench.weights.kernels import INFINITE, magnitude_bits
-from workbench.weights.sparse import ALL_TIES, Drop, Rows, Selection, Trim, Vote, drop_sums, select, window
+from workbench.weights.sparse import ALL_TIES, Drop, Rows, Selection, Trim, Vote, drop_sums, find, select, window
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 15, 16, 1024, 1025, 5000]
@@ -97,6 +97,13 @@ def test_same_windows_and_sums(size: int, dtype: torch.dtype, monkeypatch: pytes
     for brick in range(3):
         (above, counts), other = both(lambda b=brick: count(b), monkeypatch)
         equal((above, counts), other)
+        total = int(counts.sum())
+        for rank in {1, 2, max(1, total // 2), max(1, total), total + 1}:
+            found, other_found = both(lambda c=counts, r=rank: find(c, r), monkeypatch)
+            assert found == other_found
+            assert (found is None) == (rank > total)
+            if found:
+                assert int(counts[found[0] + 1 :].sum()) == found[1] < rank <= found[1] + int(counts[found[0]])
         delta = rows.delta(brick, torch.empty(size))
         assert above + int(counts.sum()) == int((magnitude_bits(delta) >= threshold - 1000).sum())
         one, two = both(lambda b=brick: drop_sums(rows, b, Drop(5, 0.4), 3, [1.0, 2.0]), monkeypatch)

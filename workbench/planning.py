@@ -113,7 +113,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
-    factors = sum(2 * _brick_bytes(b) for b in resolved.bricks.values() if kind_name(b) == "adapter")
+    factors = threads * sum(_factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
@@ -131,6 +131,11 @@ def _brick_bytes(brick: Brick | Resolved) -> int:
     if isinstance(brick, Resolved):
         return sum(_brick_bytes(b) for b in brick.bricks.values()) + sum(s.nbytes for s in brick.base.weights.specs.values())
     return sum(file.stat().st_size for file in brick.files())
+
+
+def _factor_bytes(brick: Brick) -> int:
+    """What an adapter's largest update takes while it is merged: two factors as read, in float32, and stacked with others."""
+    return 24 * max((entry.spec.numel for entry in brick.adapter.entries.values()), default=0)
 
 
 def disk_problems(runs: Path, needed: int, run: Run) -> list[str]:

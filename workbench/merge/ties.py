@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from workbench.fields import BrickEntry, Bricks, Number, Share, Space
-from workbench.merge.trim import joint_trims, trims
+from workbench.layout import Model
+from workbench.merge.trim import joint_trims, selection_bytes, trims
 from workbench.registry import Group, Laws, MergeMethod, register
 from workbench.weights.sparse import Selection, Trim, Vote
 
@@ -62,6 +63,10 @@ class Ties(MergeMethod):
         if self.threshold == "model" and not all(isinstance(d, float) for d in given):
             raise ValueError("`threshold: model` trims by one threshold a brick: expected a number as density, found a schedule")
         return self
+
+    def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
+        """Counters and sample of one tensor's thresholds."""
+        return selection_bytes(model.weights.specs[tensor].numel, bricks)
 
     def survey(self, groups: Iterable[Group]) -> list[Trim] | None:
         """Thresholds over the whole model, where the step asks for them."""

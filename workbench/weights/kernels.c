@@ -135,29 +135,47 @@ int64_t wb_window(const void *x, int kind, int is_delta, const void *base, int b
     uint32_t high = low + width, most = 0;
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
-        float from[CHUNK], delta[CHUNK];
-        uint32_t bits[CHUNK], more = 0;
+        float from[CHUNK], delta[CHUNK] = {0};
+        uint32_t place[CHUNK], more = 0;
+        uint8_t inside[CHUNK];
         if (!is_delta) widen(base, base_kind, at, m, from);
         load_delta(x, kind, is_delta, from, at, m, delta);
-        for (size_t i = 0; i < m; i++) {
+        for (size_t i = 0; i < CHUNK; i++) {
             uint32_t b = bits_of(delta[i]) & MAGNITUDE;
-            bits[i] = b;
+            place[i] = b - low;
             more += b >= high;
             most = b > most ? b : most;
         }
         above += more;
-        for (size_t part = 0; part < m; part += 16) {
-            size_t stop = part + 16 < m ? part + 16 : m;
-            uint32_t inside = 0;
-            for (size_t i = part; i < stop; i++) inside |= (bits[i] - low) < width;
-            if (inside)
-                for (size_t i = part; i < stop; i++) {
-                    uint32_t b = bits[i] - low;
-                    if (b < width) counts[b]++;
-                }
+        for (size_t i = 0; i < CHUNK; i++) inside[i] = place[i] < width;
+        memset(inside + m, 0, CHUNK - m);
+        for (size_t part = 0; part < m; part += 8) { /* few are inside: look at eight at a time */
+            uint64_t any;
+            memcpy(&any, inside + part, 8);
+            if (any)
+                for (size_t i = part; i < part + 8; i++)
+                    if (inside[i]) counts[place[i]]++;
         }
     }
     return most < INFINITE ? above : -1;
+}
+
+/* The bin of the rank-th largest value; *above gets how many lie in the bins above it. -1 where there are fewer. */
+int64_t wb_find(const uint32_t *counts, size_t bins, int64_t rank, int64_t *above) {
+    int64_t sum = 0;
+    for (size_t stop = bins; stop > 0; stop -= stop < CHUNK ? stop : CHUNK) {
+        size_t start = stop < CHUNK ? 0 : stop - CHUNK;
+        int64_t here = 0;
+        for (size_t i = start; i < stop; i++) here += counts[i];
+        if (sum + here >= rank)
+            for (size_t i = stop; i-- > start; sum += counts[i])
+                if (sum + counts[i] >= rank) {
+                    *above = sum;
+                    return (int64_t)i;
+                }
+        sum += here;
+    }
+    return -1;
 }
 
 /* Zeroes magnitudes below `threshold`, and those equal to it after the first `ties`; returns how many of the ties are left. */

@@ -153,7 +153,7 @@ def _library() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(file))
     except (OSError, subprocess.SubprocessError):
         return None
-    library.wb_window.restype = ctypes.c_int64
+    library.wb_window.restype = library.wb_find.restype = ctypes.c_int64
     library.wb_dots.restype = None
     return library
 

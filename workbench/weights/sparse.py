@@ -134,6 +134,17 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
     return int((bits >= low + len(counts)).sum()) if int(bits.max()) < INFINITE else -1
 
 
+def find(counts: Tensor, rank: int) -> tuple[int, int] | None:
+    """The bin, int32, of the `rank`-th largest value, and how many values lie in bins above it; None where there are fewer."""
+    if library := library_for(counts):
+        above = ctypes.c_int64(0)
+        index = int(library.wb_find(pointer(counts), count_of(counts), ctypes.c_int64(rank), ctypes.byref(above)))
+        return (index, above.value) if index >= 0 else None
+    from_top = np.cumsum(counts.cpu().numpy()[::-1], dtype=np.int64)
+    index = int(np.searchsorted(from_top, rank))
+    return (len(from_top) - 1 - index, int(from_top[index - 1]) if index else 0) if index < len(from_top) else None
+
+
 def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float]) -> list[float] | None:
     """`sums` plus a delta's magnitudes and those of what a drop keeps, from element `index` on; None if one is not finite."""
     x, base, is_delta = rows.bricks[brick], rows.base, rows.are_deltas[brick]
