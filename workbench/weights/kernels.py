@@ -24,7 +24,8 @@ import xxhash
 from torch import Tensor
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+_FLAGS = ("-O3", "-march=native", *_WIDE, "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INFINITE = 0x7F800000
 """Magnitude bits of infinity: finite float32 values lie below."""
