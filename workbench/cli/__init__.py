@@ -49,7 +49,9 @@ app.command("methods")(methods.methods)
 
 def main() -> None:
     """Entry point: errors become messages and exit codes in this one place."""
-    gc.set_threshold(100_000, 20, 20)  # imports make objects that stay: looking at them again and again costs 0.3 s at every start
+    gc.set_threshold(
+        100_000, 20, 20
+    )  # imports make objects that stay: looking at them again and again costs 0.3 s at every start
     silence()
     try:
         app()

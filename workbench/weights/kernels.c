@@ -15,6 +15,8 @@ enum { F32, BF16, F16 };
 #define MAGNITUDE 0x7fffffffu
 #define INFINITE 0x7f800000u
 
+typedef float lanes __attribute__((vector_size(64))); /* sums of a fixed order, whatever the machine's registers */
+
 static inline uint32_t bits_of(float x) { uint32_t b; memcpy(&b, &x, 4); return b; }
 static inline float float_of(uint32_t b) { float x; memcpy(&x, &b, 4); return x; }
 
@@ -105,17 +107,20 @@ int wb_combine(const void *anchor, int anchor_kind, float scale, int count, cons
 void wb_dots(const void *x, int x_kind, const void *y, int y_kind, double *sums, size_t n) {
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
-        float one[CHUNK] = {0}, two[CHUNK] = {0}, lanes[3][16] = {{0}};
+        float one[CHUNK] = {0}, two[CHUNK] = {0};
+        lanes total[3] = {{0}};
         widen(x, x_kind, at, m, one);
         widen(y, y_kind, at, m, two);
-        for (size_t row = 0; row < CHUNK; row += 16)
-            for (size_t i = 0; i < 16; i++) {
-                lanes[0][i] = lanes[0][i] + one[row + i] * one[row + i];
-                lanes[1][i] = lanes[1][i] + two[row + i] * two[row + i];
-                lanes[2][i] = lanes[2][i] + one[row + i] * two[row + i];
-            }
+        for (size_t row = 0; row < CHUNK; row += 16) {
+            lanes a, b;
+            memcpy(&a, one + row, sizeof a);
+            memcpy(&b, two + row, sizeof b);
+            total[0] = total[0] + a * a;
+            total[1] = total[1] + b * b;
+            total[2] = total[2] + a * b;
+        }
         for (int k = 0; k < 3; k++)
-            for (size_t i = 0; i < 16; i++) sums[k] += (double)lanes[k][i];
+            for (size_t i = 0; i < 16; i++) sums[k] += (double)total[k][i];
     }
 }
 
@@ -241,20 +246,25 @@ int wb_drop_sums(const void *x, int kind, int is_delta, const void *base, int ba
     uint32_t most = 0;
     for (size_t at = 0; at < n; at += CHUNK) {
         size_t m = n - at < CHUNK ? n - at : CHUNK;
-        float from[CHUNK], delta[CHUNK] = {0}, kept[CHUNK] = {0}, lanes[2][16] = {{0}};
+        float from[CHUNK], delta[CHUNK] = {0}, kept[CHUNK] = {0};
+        lanes total[2] = {{0}};
         if (!is_delta) widen(base, base_kind, at, m, from);
         load_delta(x, kind, is_delta, from, at, m, delta);
         memcpy(kept, delta, m * sizeof(float));
         drop(kept, m, key, index + at, below, 1.0f);
-        for (size_t row = 0; row < CHUNK; row += 16)
-            for (size_t i = 0; i < 16; i++) {
-                lanes[0][i] = lanes[0][i] + fabsf(delta[row + i]);
-                lanes[1][i] = lanes[1][i] + fabsf(kept[row + i]);
-            }
-        for (int k = 0; k < 2; k++)
-            for (size_t i = 0; i < 16; i++) sums[k] += (double)lanes[k][i];
         uint32_t here = largest(delta, m);
         most = here > most ? here : most;
+        for (size_t i = 0; i < m; i++) delta[i] = fabsf(delta[i]);
+        for (size_t i = 0; i < m; i++) kept[i] = fabsf(kept[i]);
+        for (size_t row = 0; row < CHUNK; row += 16) {
+            lanes a, b;
+            memcpy(&a, delta + row, sizeof a);
+            memcpy(&b, kept + row, sizeof b);
+            total[0] = total[0] + a;
+            total[1] = total[1] + b;
+        }
+        for (int k = 0; k < 2; k++)
+            for (size_t i = 0; i < 16; i++) sums[k] += (double)total[k][i];
     }
     return most < INFINITE;
 }
