@@ -74,7 +74,7 @@ def is_native(config: Mapping[str, Any]) -> bool:
 
 def ties_head(config: Mapping[str, Any]) -> bool:
     """Whether the model of a config.json uses its embeddings as its head; where the file is silent, the architecture's default."""
-    return bool(_skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
+    return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
 
 
 def live_names(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
@@ -171,7 +171,7 @@ def _overlap(want: Run, have: list[Run]) -> Iterator[tuple[int, Run]]:
 
 def _live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[Run]]:
     """Live tensor -> the rows on disk that it is made of. A tensor without a place in the model stands under "?name"."""
-    model = _skeleton(json.dumps(config, sort_keys=True))
+    model = skeleton(json.dumps(config, sort_keys=True))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     names = list(specs)
     place = {name: i for i, name in enumerate(names)}
@@ -277,8 +277,11 @@ def _compress(numbers: Tensor, names: list[str]) -> Iterator[Run]:
 
 
 @lru_cache(maxsize=4)
-def _skeleton(config: str) -> PreTrainedModel:
-    """The model without weights: by the class that config.json names, else as a causal language model."""
+def skeleton(config: str) -> PreTrainedModel:
+    """The model without memory for weights: of the class that config.json (its text) names, else as a causal language model.
+
+    Errors: an architecture that transformers does not know.
+    """
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -8,17 +8,14 @@ transposition are not followed, and the tensors that they make are left out.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from workbench.conversion import skeleton
+from workbench.errors import WorkbenchError
 from workbench.weights.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Shape = tuple[int, ...]
 
@@ -71,8 +68,9 @@ def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> L
 
 @lru_cache(maxsize=4)
 def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout | None:
-    model = _meta_model(config)
-    if model is None:
+    try:
+        model = skeleton(config)
+    except WorkbenchError:
         return None
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
@@ -98,27 +96,6 @@ def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout |
                 found[target] = made.pieces
     transposed = frozenset(name for name, module in model.named_modules() if getattr(module, "is_transposed", False))
     return LiveLayout(found, shapes, transposed)
-
-
-def _meta_model(config: str) -> PreTrainedModel | None:
-    """The live model without memory, of the class that config.json (its text) names."""
-    import torch
-    import transformers
-
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(config, "utf-8")
-        try:
-            parsed = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, KeyError):
-            return None
-    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    named = [getattr(transformers, str(name), None) for name in json.loads(config).get("architectures") or ()]
-    kind: Any = next((k for k in named if k is not None), known.get(type(parsed), None))
-    if kind is None:
-        return None
-    with torch.device("meta"):
-        model: PreTrainedModel = kind(parsed)
-    return model
 
 
 def _whole(name: str, shape: Shape) -> _Symbol:
