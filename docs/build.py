@@ -22,6 +22,8 @@ from workbench.registry import methods
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
+MERGE_SMALL = "benchmarks/results/merge-S.json"
+CORE = "benchmarks/results/core-space.json"
 PAGE = "docs/results.md"
 MISSING = "Not measured yet."
 # The bricks of `make demo`.
@@ -52,8 +54,18 @@ def fill(text: str, project: Path) -> str:
 
 
 def methods_block(_project: Path) -> str:
-    """The registered methods: verb, name, first sentence."""
-    rows = [[f"`{m.verb}: {m.name}`", summary(m)] for m in methods().values()]
+    """The registered methods: verb, name, first sentence; those of another tool in one row."""
+    own = [m for m in methods().values() if "/" not in m.name]
+    rows = [[f"`{m.verb}: {m.name}`", summary(m)] for m in own]
+    tools: dict[str, list[str]] = {}
+    for m in methods().values():
+        if "/" in m.name:
+            tool, _, name = m.name.partition("/")
+            tools.setdefault(f"{m.verb}: {tool}/NAME", []).append(f"`{name}`")
+    rows += [
+        [f"`{tag}`", f"One of {tag.split()[1].partition('/')[0]}'s {len(names)}: {', '.join(names)}"]
+        for tag, names in tools.items()
+    ]
     return table(["step", "what it does"], rows)
 
 
@@ -91,31 +103,81 @@ def interference_block(project: Path) -> str:
 
 
 def merge_block(project: Path) -> str:
-    """Merging large checkpoints: CPU time and peak memory, beside mergekit where both ran."""
-    path = project / MERGE
-    if not path.is_file():
+    """Merging checkpoints of 1.6 B parameters: CPU time and peak memory, beside mergekit in the same run."""
+    return _merges(project, MERGE)
+
+
+def merge_small_block(project: Path) -> str:
+    """The same with checkpoints of 0.5 B parameters."""
+    return _merges(project, MERGE_SMALL)
+
+
+def core_block(project: Path) -> str:
+    """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
+    found = _read(project, CORE)
+    if found is None:
         return MISSING
-    found = json.loads(path.read_text("utf-8"))
-    rows = []
-    for row in found["rows"]:
-        cells = [row["method"]]
-        for tool in ("workbench", "mergekit"):
-            measured = row.get(tool)
-            cells += [f"{measured['cpu']:.0f}", f"{measured['peak'] / 1e9:.2f}"] if measured else ["", ""]
-        rows.append([*cells, str(row.get("cpu_ratio", "")), str(row.get("peak_ratio", ""))])
-    heads = ["merge", "CPU s", "peak GB", "mergekit CPU s", "mergekit peak GB", "CPU ratio", "memory ratio"]
-    layers, hidden, mlp, _ = found["shape"]
+    rows = [
+        [f"`{r['method']}`", f"{r['factors_seconds']:.2f}", f"{r['whole_seconds']:.1f}", f"{r['ratio']}",
+         f"{r['relative_difference']:.1e}"]
+        for r in found["rows"]
+    ]  # fmt: skip
+    heads = ["merge", "from factors, CPU s", "whole deltas, CPU s", "ratio", "relative difference"]
     note = (
-        f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes, or three rank-16 adapters (`lora`). "
-        f"Whole processes, start-up included, {found['threads']} thread. Measured by `{found['command']}` on {found['machine']}, "
-        f"commit {found['commit'][:12]}. The source: [{MERGE}](../{MERGE})."
+        f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "
+        f"{found['threads']} thread; the bases that they share and their core matrices take {found['basis_seconds']:.2f} s of the first "
+        f"column. {_measured(found)} The source: [{CORE}](../{CORE})."
     )
     return table(heads, rows, left=1) + "\n\n" + note
 
 
-def _results(project: Path) -> dict[str, Any] | None:
-    path = project / RESULTS
+def _merges(project: Path, name: str) -> str:
+    """The table of a results file of `benchmarks/merge.py`."""
+    found = _read(project, name)
+    if found is None or not all("floor" in row for row in found["rows"]):  # files of before the floor was measured
+        return MISSING
+    heads = ["merge", "CPU s", "peak GB", "over floor"]
+    for dtype in ("bfloat16", "float32"):
+        heads += [f"mergekit {dtype}, CPU s", "peak GB", "ratio", "ratio without start-up"]
+    rows = [
+        [f"`{row['method']}`", f"{row['workbench']['cpu']:.1f}", _gigabytes(row["workbench"]), str(row["over_floor"]),
+         *_peer(row.get("mergekit_bfloat16")), *_peer(row.get("mergekit_float32")), str(row.get("two_threads", {}).get("wall_ratio", ""))]
+        for row in found["rows"]
+    ]  # fmt: skip
+    layers, hidden, mlp, _ = found["shape"]
+    note = (
+        f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes (two for `slerp`), or three "
+        "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
+        "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
+        "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
+        f"mergekit computes in the dtype that its column names. {_measured(found)} The source: [{name}](../{name})."
+    )
+    return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
+
+
+def _peer(row: Mapping[str, Any] | None) -> list[str]:
+    """mergekit's cells: CPU seconds, peak, ratio, ratio without start-up."""
+    if row is None:
+        return [""] * 4
+    return [f"{row['cpu']:.1f}", _gigabytes(row), str(row["cpu_ratio"]), str(row["cpu_ratio_without_start"])]
+
+
+def _gigabytes(row: Mapping[str, Any]) -> str:
+    return f"{row['peak'] / 1e9:.2f}"
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    return f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."
+
+
+def _read(project: Path, name: str) -> dict[str, Any] | None:
+    """A results file, if it is there."""
+    path = project / name
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _results(project: Path) -> dict[str, Any] | None:
+    return _read(project, RESULTS)
 
 
 def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> str:
@@ -206,7 +268,7 @@ def _legend(found: Mapping[str, Any], where: str) -> str:
         f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). "
         "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
         "Difference: in points, interval at Holm's level. "
-        f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}. {where}"
+        f"{_measured(found)} {where}"
     )
 
 
@@ -222,6 +284,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "whole": whole_block,
     "interference": interference_block,
     "merge": merge_block,
+    "merge_small": merge_small_block,
+    "core": core_block,
     "skills": skills_block,
 }
 

@@ -99,6 +99,37 @@ def test_results_table_says_when_nothing_is_measured(build: ModuleType, tmp_path
     assert build.skills_block(tmp_path) == build.MISSING
 
 
+def test_merge_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / build.MERGE
+    path.parent.mkdir(parents=True)
+    new = {"cpu": 12.3, "wall": 13.0, "peak": 250_000_000}
+    peer = {
+        **new,
+        "cpu": 61.5,
+        "peak": 9e9,
+        "start_cpu": 4.0,
+        "cpu_ratio": 5.0,
+        "cpu_ratio_without_start": 5.4,
+        "peak_ratio": 36.0,
+    }
+    rows = [
+        {"method": "linear", "workbench": new, "floor": {"cpu": 8.0, "wall": 8.1}, "start_cpu": 1.7, "over_floor": 1.33,
+         "mergekit_bfloat16": peer, "two_threads": {**new, "wall_ratio": 1.8, "one_thread_wall": 23.4}},
+        {"method": "ties", "workbench": new, "floor": {"cpu": 9.0, "wall": 9.1}, "start_cpu": 1.7, "over_floor": 1.18},
+    ]  # fmt: skip
+    document = {"machine": "2 cores", "command": "python merge.py", "commit": "0123456789abcdef", "shape": [24, 2048, 8192, 32]}
+    path.write_text(json.dumps({**document, "rows": rows}), "utf-8")
+    text = build.merge_block(tmp_path)
+    assert [row for table in tables_of(text) for row in table[1:]] == [
+        ["`linear`", "12.3", "0.25", "1.33", "61.5", "9.00", "5.0", "5.4", "", "", "", "", "1.8"],
+        ["`ties`", "12.3", "0.25", "1.18", *[""] * 9],
+    ]
+    assert "Measured by `python merge.py` on 2 cores, commit 0123456789ab." in text
+    old = [{"method": "linear", "workbench": new, "mergekit": new, "cpu_ratio": 1.8, "peak_ratio": 53.7}]
+    path.write_text(json.dumps({**document, "rows": old, "threads": 1}), "utf-8")
+    assert build.merge_block(tmp_path) == build.merge_small_block(tmp_path) == build.core_block(tmp_path) == build.MISSING
+
+
 def _options(words: list[str]) -> set[str]:
     """The options of a command. Fails where there is none of that name."""
     found: Any = typer.main.get_command(app)

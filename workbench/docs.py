@@ -93,7 +93,10 @@ def recipe_page() -> str:
               '| `[{where: {include: ["*.mlp.*"]}, value: 0.3}]` | the last rule that matches; the default where none does |', "",
               "Embeddings take the first knot, the final norm and the head the last.", "",
               "## Steps", "", "Each step is one of:", ""]  # fmt: skip
-    lines += [f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{m.verb}-{m.name}))" for m in methods().values()]
+    lines += [
+        f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{m.verb}-{m.name.replace('/', '')}))"
+        for m in methods().values()
+    ]
     return "\n".join([*lines, ""])
 
 
