@@ -28,7 +28,7 @@ from workbench.resolve import Resolved
 from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import LowRankSum
-from workbench.weights.parallel import load_all
+from workbench.weights.parallel import load_all, one_thread
 from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.tied import with_head_of
 from workbench.weights.writer import output_specs
@@ -171,7 +171,8 @@ def measure(
     context = MergeContext(
         list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,
         resolved.recipe.project, resolved.cache, progress)  # fmt: skip
-    return step.measure(context)
+    with one_thread():
+        return step.measure(context)
 
 
 def solve_edit(

@@ -23,8 +23,8 @@ from workbench.weights.writer import output_specs
 _INTERPRETER = 240_000_000
 # More once transformers is imported, which names a model's modules: measured 0.17 GB.
 _TRANSFORMERS = 170_000_000
-# Of streaming merges on one core, read and written bytes together; `plan` shows it as an estimate.
-_BYTES_PER_SECOND = 0.8e9
+# Of streaming merges on one core, read and written bytes together: task arithmetic 1.7e9, TIES 1.4e9; `plan` shows an estimate.
+_BYTES_PER_SECOND = 1.5e9
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 for n in names
             )
             width = max(width, len(names))
-            whole = max(whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in resolved.base.weights.specs))
+            whole = max([whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in _touched(resolved, names))])
             if step.laws.needs != "tensor":
                 row |= {"needs": step.laws.needs, "inputs": step.inputs()}
                 live = max(live, step.measure_bytes(resolved.base))
@@ -118,7 +118,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + buffers + factors + max(live, threads * whole), round(2.0 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        _INTERPRETER + buffers + factors + max(live, threads * whole), round(1.5 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
         [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
         resolved.deferred)  # fmt: skip
 
@@ -131,6 +131,15 @@ def _brick_bytes(brick: Brick | Resolved) -> int:
     if isinstance(brick, Resolved):
         return sum(_brick_bytes(b) for b in brick.bricks.values()) + sum(s.nbytes for s in brick.base.weights.specs.values())
     return sum(file.stat().st_size for file in brick.files())
+
+
+def _touched(resolved: Resolved, names: list[str]) -> list[str]:
+    """Tensors that a merge step computes: all, or those that its adapters update."""
+    used = [resolved.bricks[name] for name in names]
+    if resolved.headers_only or not all(isinstance(brick, Brick) and brick.kind == "adapter" for brick in used):
+        return list(resolved.base.weights.specs)
+    bound = [b.adapter.bind(resolved.base.weights.specs, resolved.base) for b in used if isinstance(b, Brick)]
+    return [name for name in resolved.base.weights.specs if any(adapter.touches(name) for adapter in bound)]
 
 
 def _factor_bytes(brick: Brick) -> int:

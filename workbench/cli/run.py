@@ -30,7 +30,8 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
         out.line(f"{found.recipe} -> {runs / (found.run or f'{found.recipe}-…')}")
         out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
         out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}, "
-                 f"about {found.seconds:.0f} s" + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
+                 f"about {found.seconds:.0f} s" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
+                 + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
         if found.downloads:
             fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
             out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")

@@ -9,7 +9,6 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.importing.config import Config, Reference, read_reference
-from workbench.recipe import RecipeFields
 
 Block = dict[str, Any]
 
@@ -35,15 +34,7 @@ def carry_vocabulary(config: Config, places: Mapping[str, Path | None], names: M
         block = _Translation(config, names, base).block(given, key, at)
         if list(block) == ["source"] and _same_tokens(config, key, places):
             block = {}
-        elif block and not _writable():
-            report.refuse((key,), f"{block['source']}: the inputs' vocabularies differ, are not at hand to compare, or rows are set: "
-                          "this version does not align vocabularies")  # fmt: skip
     return {"tokenizer": block} if (block := _with_template(config, block)) else {}
-
-
-def _writable() -> bool:
-    """Whether recipes have a `tokenizer` block."""
-    return "tokenizer" in RecipeFields.model_fields
 
 
 def _with_template(config: Config, block: Block) -> Block:
@@ -51,7 +42,7 @@ def _with_template(config: Config, block: Block) -> Block:
     template, report = config.data.get("chat_template"), config.report
     if not template:
         return block
-    if isinstance(template, str) and "{" in template and _writable():
+    if isinstance(template, str) and "{" in template:
         return {**(block or {"source": "base"}), "chat_template": template}
     report.note(("chat_template",), f"{template if len(str(template)) < 20 else 'a template'}: not carried over, the output keeps the "
                 "template of its tokenizer; the weights are the same")  # fmt: skip
