@@ -115,9 +115,12 @@ def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]
     for name in ("runs", ".workbench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", "cpu", "--threads", str(threads)]
+    planned = subprocess.run(
+        [sys.executable, "-m", "workbench", "plan", str(file), "--json"], capture_output=True, text=True, check=True
+    )
     found = measure(command, 1, ",".join(map(str, range(last, last - threads, -1))))
     shutil.rmtree(folder / "runs")
-    return found
+    return {**found, "planned_peak": json.loads(planned.stdout)["peak_bytes"]}
 
 
 def theirs(folder: Path, method: str, dtype: str, last: int) -> dict[str, float]:

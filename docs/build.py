@@ -22,6 +22,7 @@ from workbench.registry import methods
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
+MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 CORE = "benchmarks/results/core-space.json"
 PAGE = "docs/results.md"
@@ -112,6 +113,11 @@ def merge_small_block(project: Path) -> str:
     return _merges(project, MERGE_SMALL)
 
 
+def merge_large_block(project: Path) -> str:
+    """Memory and time of merging checkpoints of 8 B parameters, files of zeros."""
+    return _merges(project, MERGE_LARGE)
+
+
 def core_block(project: Path) -> str:
     """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
     found = _read(project, CORE)
@@ -163,7 +169,8 @@ def _peer(row: Mapping[str, Any] | None) -> list[str]:
 
 
 def _gigabytes(row: Mapping[str, Any]) -> str:
-    return f"{row['peak'] / 1e9:.2f}"
+    planned = f" (plan {row['planned_peak'] / 1e9:.2f})" if "planned_peak" in row else ""
+    return f"{row['peak'] / 1e9:.2f}{planned}"
 
 
 def _measured(found: Mapping[str, Any]) -> str:
@@ -285,6 +292,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "interference": interference_block,
     "merge": merge_block,
     "merge_small": merge_small_block,
+    "merge_large": merge_large_block,
     "core": core_block,
     "skills": skills_block,
 }
