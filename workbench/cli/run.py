@@ -36,7 +36,7 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
             fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
             out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
         if found.checked_at_run:
-            out.line(f"checked at run: {'; '.join(found.checked_at_run)}")
+            out.line(f"checked at run: {'; '.join(_grouped(found.checked_at_run))}")
         for warning in found.warnings:
             out.warn(warning)
     if found.problems:
@@ -95,6 +95,15 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
             f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
         )
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
+
+
+def _grouped(lines: list[str]) -> list[str]:
+    """One line for what several bricks have in common: "brick 'a', brick 'b': its base"."""
+    owners: dict[str, list[str]] = {}
+    for line in lines:
+        owner, _, text = line.partition(": ")
+        owners.setdefault(text, []).append(owner)
+    return [f"{', '.join(names)}: {text}" if text else ", ".join(names) for text, names in owners.items()]
 
 
 def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
