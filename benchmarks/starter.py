@@ -1,13 +1,16 @@
 """The starter recipes scored on all items of all suites: the source of the tables in README and docs.
 
     python benchmarks/starter.py
+    python benchmarks/starter.py --smoke
 
 Runs `workbench eval` and `workbench report` as `make demo FULL=1` does, and keeps the comparison, without the items, in
-benchmarks/results/starter.json.
+benchmarks/results/starter.json. With --smoke: one untuned merge of the same three bricks a method, on the suite `smoke`
+(a quarter of the items), in benchmarks/results/starter-smoke.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -19,23 +22,30 @@ from record import write_results
 
 HERE = Path(__file__).parent
 SUITES = ["--suite", "starter", "--suite", "retention", "--suite", "facts", "--suite", "conflict"]
+SMOKE = ("average", "task-arithmetic", "ties", "dare", "tsv", "iso", "wudi", "fisher", "regmean", "cocktail")
 
 
 def main() -> None:
     """Score, compare, write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="one merge a method on the suite smoke")
+    smoke = parser.parse_args().smoke
     project = HERE.parent
     recipes = [f"recipes/{path.name}" for path in sorted((project / "recipes").glob("*.yaml"))]
+    suites = SUITES
+    if smoke:
+        recipes, suites = [f"recipes/starter-{name}.yaml" for name in SMOKE], ["--suite", "smoke"]
     started = time.time()
-    subprocess.run([sys.executable, "-m", "workbench", "eval", *recipes, *SUITES], cwd=project, check=True)
+    subprocess.run([sys.executable, "-m", "workbench", "eval", *recipes, *suites], cwd=project, check=True)
     seconds = time.time() - started
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.html"
-        subprocess.run([sys.executable, "-m", "workbench", "report", *recipes, *SUITES, "-o", str(out)], cwd=project, check=True)
+        subprocess.run([sys.executable, "-m", "workbench", "report", *recipes, *suites, "-o", str(out)], cwd=project, check=True)
         document = json.loads(out.with_suffix(".json").read_text("utf-8"))
     document.pop("flips")
     for configuration in document["configurations"]:
         configuration.pop("recipe_text", None)
-    write_results(HERE / "results" / "starter.json", {"seconds": round(seconds), **document})
+    write_results(HERE / "results" / f"starter{'-smoke' if smoke else ''}.json", {"seconds": round(seconds), **document})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class RowReader:
     """A tensor's base and bricks as they lie: a model's own rows where it has them, the delta in float32 where it has not."""
 
     def __init__(self, group: TensorGroup) -> None:
-        self._group = group
+        self._cols = group.spec.cols  # not the group, which holds this reader: buffers in a cycle wait for the collector
         self._base = Operand(group.base, group.spec, group.device)
         self._bricks: list[Operand | tuple[DeltaSource, Tensor] | None] = []
         for brick in group.sources.values():
@@ -33,7 +33,7 @@ class RowReader:
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows start..stop; the next call overwrites them."""
-        cols = self._group.spec.cols
+        cols = self._cols
         base = self._base.rows(start, stop)
         if self._wide is not None:
             base = matrix(self._wide, start, stop, cols).copy_(base)
