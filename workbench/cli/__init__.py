@@ -51,7 +51,7 @@ def main() -> None:
     """Entry point: errors become messages and exit codes in this one place."""
     gc.set_threshold(
         100_000, 20, 20
-    )  # imports make objects that stay: looking at them again and again costs 0.3 s at every start
+    )  # imports make objects that stay: looking at them again and again costs 0.1 s at every start
     silence()
     try:
         app()
