@@ -49,9 +49,8 @@ app.command("methods")(methods.methods)
 
 def main() -> None:
     """Entry point: errors become messages and exit codes in this one place."""
-    gc.set_threshold(
-        100_000, 20, 20
-    )  # imports make objects that stay: looking at them again and again costs 0.1 s at every start
+    # Imports make objects that stay: looking at them again and again costs 0.1 s at every start.
+    gc.set_threshold(20_000, 10, 10)
     silence()
     try:
         app()
