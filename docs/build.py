@@ -22,6 +22,7 @@ from workbench.registry import methods
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
+SMOKE = "benchmarks/results/starter-smoke.json"
 MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 CORE = "benchmarks/results/core-space.json"
@@ -88,6 +89,16 @@ def whole_block(project: Path) -> str:
     half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
     parts = [_scores(found, found["configurations"], tasks) for tasks in half]
     return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
+
+
+def smoke_block(project: Path) -> str:
+    """One untuned merge of the same three bricks a method, on a quarter of the items."""
+    found = _read(project, SMOKE)
+    if found is None:
+        return MISSING
+    return "\n\n".join(
+        [_scores(found, found["configurations"], found["tasks"]), _legend(found, f"The source: [{SMOKE}](../{SMOKE}).")]
+    )
 
 
 def interference_block(project: Path) -> str:
@@ -291,6 +302,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "whole": whole_block,
     "interference": interference_block,
     "merge": merge_block,
+    "smoke": smoke_block,
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     "core": core_block,
