@@ -174,3 +174,39 @@ def test_square_conv1d_is_transposed(model_of: Callable[..., Path], tmp_path: Pa
     factors = bound.factors("h.0.attn.c_proj.weight", CPU)
     assert factors is not None
     torch.testing.assert_close(factors.left @ factors.right, 2 * (b @ a).T)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_mergekit_slerp(mergekit: Callable[..., Tensor], t: float) -> None:
+    base, bricks = models(2)
+    far = {name: tensor.flip(0) for name, tensor in bricks["brick1"].items()}  # nearly orthogonal: no linear short cut
+    for second in (bricks["brick1"], far):
+        ours = merge("slerp", base, {"brick0": bricks["brick0"], "brick1": second}, bricks={"brick0": 1 - t, "brick1": t})
+        for name in base:
+            within(ours[name], mergekit([bricks["brick0"][name], second[name]], "slerp", parameters={"t": t}, base_index=0), 1e-6)
+
+
+@pytest.mark.parametrize("then", ["sum", "ties"])
+@pytest.mark.parametrize("rescale", ["inverse", "l1", "none"])
+def test_dare_by_formula(then: str, rescale: str) -> None:
+    """Each brick's mask, drawn alone, put into mergekit's and the paper's formulas."""
+    base, bricks = models(3)
+    options = {"density": 0.4, "rescale": rescale}
+    result = merge("dare", base, bricks, then=then, bricks=BRICKS, **options)
+    for name in base:
+        deltas = []
+        for brick, weight in BRICKS.items():
+            tau = bricks[brick][name] - base[name]
+            alone = merge("dare", base, {brick: bricks[brick]}, density=0.4, rescale="none")[name]
+            mask = ((alone - base[name]).abs() > 0.5 * tau.abs()).float()
+            assert 0 < float(mask.mean()) < 1 or tau.numel() < 8
+            kept = tau * mask
+            scale = {"inverse": 1 / 0.4, "none": 1.0, "l1": float(tau.abs().sum() / kept.abs().sum().clamp_min(1e-30))}[rescale]
+            deltas.append(weight * kept * scale)
+        stack = torch.stack(deltas)
+        expected = stack.sum(0)
+        if then == "ties":
+            agrees = torch.sign(stack) * torch.sign(expected) > 0
+            mass = (agrees * torch.tensor(WEIGHTS).view(-1, *[1] * (stack.dim() - 1))).sum(0)
+            expected = (stack * agrees).sum(0) / mass.where(mass > 0, torch.ones_like(mass))
+        within(result[name] - base[name], expected, 2e-6)
