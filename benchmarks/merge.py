@@ -4,8 +4,8 @@
 
 Random bf16 llama checkpoints: a base, three fine-tunes, three rank-16 adapters. For each method, in turn: the workbench on one
 thread, mergekit with its common `dtype: bfloat16`, mergekit in float32, and the workbench on two threads. Every measurement is
-one whole process, pinned to its cores; each tool's start-up is measured by the same merge of a tiny model. The workbench
-starts without any remembered digest. The floor is a process that reads the inputs into one buffer and writes the output.
+one whole process, pinned to its cores, with its inputs in the page cache; each tool's start-up is measured by the same merge of
+a tiny model. The workbench starts without any remembered digest. The floor is a process that reads the inputs into one buffer and writes the output.
 Results go to benchmarks/results/merge-<size>.json with machine, command and commit. Needs about 9x the model's size on disk
 (S: 1.0 GB, M: 3.2 GB a model); removed at the end.
 """
@@ -115,6 +115,7 @@ def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]
     for name in ("runs", ".workbench"):
         shutil.rmtree(folder / name, ignore_errors=True)
     command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", "cpu", "--threads", str(threads)]
+    warm(folder, method)
     planned = subprocess.run(
         [sys.executable, "-m", "workbench", "plan", str(file), "--json"], capture_output=True, text=True, check=True
     )
@@ -126,6 +127,7 @@ def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]
 def theirs(folder: Path, method: str, dtype: str, last: int) -> dict[str, float]:
     """mergekit's command line."""
     command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(peer(folder, method, dtype)), str(folder / "out")]
+    warm(folder, method)
     if method == "lora":
         command += ["--lora-merge-cache", str(folder / "lora")]
     found = measure(command, 1, str(last))
@@ -134,10 +136,24 @@ def theirs(folder: Path, method: str, dtype: str, last: int) -> dict[str, float]
     return found
 
 
+def inputs(folder: Path, method: str) -> list[str]:
+    """The files that a merge reads."""
+    names = {"linear": "abc", "slerp": "ab"}.get(method, ["base", *(["la", "lb", "lc"] if method == "lora" else "abc")])
+    return [str(next((folder / n).glob("*.safetensors"))) for n in names]
+
+
+def warm(folder: Path, method: str) -> None:
+    """Bring a merge's inputs into the page cache: a process before may have pushed them out."""
+    for name in inputs(folder, method):
+        with open(name, "rb", buffering=0) as stream:
+            while stream.read(1 << 22):
+                pass
+
+
 def floor(folder: Path, method: str, last: int) -> dict[str, float]:
     """Reading the inputs and writing the output, start-up excluded."""
-    names = {"linear": "abc", "slerp": "ab"}.get(method, ["base", *(["la", "lb", "lc"] if method == "lora" else "abc")])
-    files = [str(next((folder / n).glob("*.safetensors"))) for n in names]
+    warm(folder, method)
+    files = inputs(folder, method)
     done = subprocess.run([*pin(str(last)), sys.executable, "-c", FLOOR, str(folder / "floor"), *files],
                           capture_output=True, text=True, check=True)  # fmt: skip
     return {k: round(v, 2) for k, v in json.loads(done.stdout).items()}
@@ -175,6 +191,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--bfloat16", nargs="*", choices=METHODS, default=METHODS, help="methods that mergekit runs in bfloat16")
     parser.add_argument("--float32", nargs="*", choices=METHODS, default=METHODS, help="methods that mergekit runs in float32")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the file's rows of other methods, each with how it was measured"
+    )
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -189,9 +208,15 @@ def main() -> None:
             rows.append(compare(folder, tiny, method, dtypes, measured))
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
-    write_results(
-        HERE / "results" / f"merge-{options.size}.json", {"size": options.size, "shape": SHAPES[options.size], "rows": rows}
-    )
+    file = HERE / "results" / f"merge-{options.size}.json"
+    kept = json.loads(file.read_text("utf-8")) if options.keep and file.is_file() else {"rows": []}
+    earlier = [
+        {"measured": f"{kept['command']}, commit {kept['commit']}", **row}
+        for row in kept["rows"]
+        if row["method"] not in options.methods
+    ]
+    rows = sorted([*rows, *earlier], key=lambda row: METHODS.index(row["method"]))
+    write_results(file, {"size": options.size, "shape": SHAPES[options.size], "rows": rows})
 
 
 if __name__ == "__main__":
