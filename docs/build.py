@@ -167,9 +167,18 @@ def _merges(project: Path, name: str) -> str:
         "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
         "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
         "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
-        f"mergekit computes in the dtype that its column names. {_measured(found)} The source: [{name}](../{name})."
+        f"mergekit computes in the dtype that its column names. {_measured(found)}{_elsewhere(found['rows'])} The source: [{name}](../{name})."
     )
     return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
+
+
+def _elsewhere(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence on rows that another call on the same machine has measured."""
+    owners: dict[str, list[str]] = {}
+    for row in rows:
+        if "measured" in row:
+            owners.setdefault(row["measured"], []).append(f"`{row['method']}`")
+    return "".join(f" {', '.join(names)}: by `{how.replace(', commit', '`, commit')}." for how, names in owners.items())
 
 
 def _peer(row: Mapping[str, Any] | None) -> list[str]:
