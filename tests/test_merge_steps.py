@@ -106,6 +106,19 @@ def test_merge_after_grow(project: Project) -> None:
             torch.testing.assert_close(both[name], merged[old], atol=1e-6, rtol=0)
 
 
+@pytest.mark.timeout(120)
+def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
+    """Tensors of the inner and the outer recipe are opened at once, in every order, and no thread waits for another."""
+    inner = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties, density: 0.5}]\n"
+    project.write(inner, "inner.yaml")
+    project.write(
+        "bricks: {inner: {recipe: recipes/inner.yaml}, two: bricks/two}\nsteps: [{merge: dare, rescale: l1}]\n", "middle.yaml"
+    )
+    outer = "bricks: {middle: {recipe: recipes/middle.yaml}, full: bricks/full}\nsteps: [{merge: ties, density: 0.5}]\n"
+    models = [Path(project.run(outer, f"outer-{i}.yaml", threads=1 + 3 * i)["model"]) for i in range(6)]
+    assert len({(model / "model.safetensors").read_bytes() for model in models}) == 1
+
+
 def test_brick_that_grows_is_refused(project: Project) -> None:
     project.write("steps: [{grow: depth, blocks: 1, check: false}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match="recipe grown grows the base"):

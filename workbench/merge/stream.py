@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from workbench.weights import kernels
 from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
+
+T = TypeVar("T")
 
 
 class DeltaSource(Protocol):
@@ -186,6 +188,23 @@ class _Groups:
             yield core_group(self.weights._method, group) or group
 
 
+class Once(Generic[T]):
+    """`functools.cached_property` without its lock.
+
+    Python 3.11 shares that lock among all instances, so that two threads which open tensors of a recipe inside a recipe would
+    each wait for the other. A group belongs to one thread.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value = instance.__dict__[self._name] = self._make(instance)
+        return value
+
+
 @dataclass
 class TensorGroup:
     """One tensor: its base, every brick's delta and the values of the step's fields. Implements `registry.Group`."""
@@ -211,12 +230,12 @@ class TensorGroup:
         """Names of the bricks, in the step's order."""
         return list(self.sources)
 
-    @cached_property
+    @Once
     def base(self) -> Source:
         """The base's tensor, opened when it is asked for: a mean of models does not read it."""
         return self.model.weights.open(self.tensor, self.device)
 
-    @cached_property
+    @Once
     def deltas(self) -> list[DeltaSource | None]:
         """One open delta a brick; None where it does not touch the tensor."""
         return [
@@ -242,7 +261,7 @@ class TensorGroup:
         none = Factors(torch.zeros(rows, 0, device=self.device), torch.zeros(0, cols, device=self.device))
         return [b.factors(self.tensor, self.device) if b.touches(self.tensor) else none for b in self.sources.values()]
 
-    @cached_property
+    @Once
     def _buffers(self) -> list[Tensor]:
         return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
 
@@ -282,7 +301,7 @@ class TensorGroup:
             self._fill(start, stop, base[start:stop], [delta[start:stop] for delta in deltas])
         return Block(base, deltas, 0)
 
-    @cached_property
+    @Once
     def _reader(self) -> RowReader:
         return RowReader(self)
 
