@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from mergekit_runs import save_models
 from project import Project
 from tiny import save_adapter, save_finetuned, save_model
 from token_words import BASE, OTHER, THIRD, save_llama, save_tuned
@@ -57,6 +58,15 @@ def project(tmp_path: Path, llama: Path, bricks: Path) -> Project:
     (tmp_path / "base").symlink_to(llama)
     (tmp_path / "bricks").symlink_to(bricks)
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def mergekit_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with the float32 models of `save_models`, for what is compared with mergekit."""
+    path = tmp_path_factory.mktemp("imported")
+    (path / "recipes").mkdir()
+    save_models(path)
+    return path
 
 
 @pytest.fixture(scope="session")

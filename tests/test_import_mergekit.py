@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from mergekit_runs import EXAMPLES, difference, imported, run_mergekit, save_models
+from mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 from tiny import save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
@@ -20,38 +20,29 @@ REFUSED = {"frankenmerge"}
 RANDOM = {"dare_ties", "dare_linear", "della"}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the float32 models of `save_models`."""
-    path = tmp_path_factory.mktemp("imported")
-    (path / "recipes").mkdir()
-    save_models(path)
-    return path
-
-
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in REFUSED])
-def test_examples_equal_mergekit(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_examples_equal_mergekit(name: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
     text = EXAMPLES[name].read_text("utf-8")
     if name in RANDOM:  # what random masks keep is checked below; all else is, where nothing is dropped
         text = re.sub(r"density: [\d.]+", "density: 1.0", text)
-    ours, recipe, _ = imported(text, folder, name)
+    ours, recipe, _ = imported(text, mergekit_project, name)
     theirs = run_mergekit(yaml.safe_load(text), tmp_path / "out")
     assert difference(ours, theirs) <= 1e-6, recipe
     assert all(t.dtype == torch.float32 for t in ours.values())
-    sources = [tensors_of(folder / n) for n in ("base", "one", "two", "three")]
+    sources = [tensors_of(mergekit_project / n) for n in ("base", "one", "two", "three")]
     assert all(difference(ours, source) > 1e-3 for source in sources), "a merge, not one of its inputs"
 
 
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_random_examples_drop_as_much_as_mergekit(
-    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(mergekit_project)
     text = EXAMPLES[name].read_text("utf-8")
-    ours, _, _ = imported(text, folder, name)
+    ours, _, _ = imported(text, mergekit_project, name)
     theirs = run_mergekit(yaml.safe_load(text), tmp_path / "out", seed=1)
-    base = tensors_of(folder / "base")
+    base = tensors_of(mergekit_project / "base")
     for tensor in ("model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"):
         one, two = (m[tensor] - base[tensor] for m in (ours, theirs))
         shares = [float((d.abs() > 1e-7).float().mean()) for d in (one, two)]
@@ -59,8 +50,8 @@ def test_random_examples_drop_as_much_as_mergekit(
         assert float(one.abs().sum()) == pytest.approx(float(two.abs().sum()), rel=0.1)
 
 
-def test_a_frankenmerge_is_refused_by_field(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_a_frankenmerge_is_refused_by_field(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(EXAMPLES["frankenmerge"])
     assert caught.value.message.endswith(
@@ -69,11 +60,11 @@ def test_a_frankenmerge_is_refused_by_field(folder: Path, monkeypatch: pytest.Mo
     assert caught.value.exit_code == 2
 
 
-def test_the_recipe_is_readable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    _, text, _ = imported(EXAMPLES["ties"].read_text("utf-8"), folder, "ties")
+def test_the_recipe_is_readable(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
+    _, text, _ = imported(EXAMPLES["ties"].read_text("utf-8"), mergekit_project, "ties")
     lines = text.splitlines()
-    assert lines[0] == f"# workbench run {folder / 'recipes' / 'ties.yaml'}"
+    assert lines[0] == f"# workbench run {mergekit_project / 'recipes' / 'ties.yaml'}"
     assert lines[1] == "# Imported from ties.yml, mergekit's ties."
     assert (
         "\n".join(lines[lines.index("version: 1") :]) + "\n"
@@ -115,7 +106,7 @@ output: {dtype: float32}
 # -- values: every level, filter and gradient, at every tensor
 
 
-def test_values_equal_mergekits_at_every_tensor(folder: Path) -> None:
+def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     """Random settings on three levels, resolved by mergekit and by the recipe's schedules, with and without the base at hand."""
     from mergekit.config import ParameterSetting
     from mergekit.merge_methods.base import ParameterScope, ParameterSpec
@@ -130,7 +121,7 @@ def test_values_equal_mergekits_at_every_tensor(folder: Path) -> None:
     from workbench.weights.checkpoint import Checkpoint
     from workbench.yamldoc import Document
 
-    checkpoint = Checkpoint(folder / "base", "base")
+    checkpoint = Checkpoint(mergekit_project / "base", "base")
     model = Model(checkpoint, checkpoint.config)
     draw = random.Random(0)
     filters = ["mlp", "self_attn", "layers.1.", "norm", "embed", "model.", "o_proj", "*", None, "no such tensor"]
@@ -200,11 +191,11 @@ dtype: float32
 
 
 def test_bfloat16_outputs_equal_mergekits_float32_arithmetic(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(mergekit_project)
     text = EXAMPLES["linear"].read_text("utf-8") + "out_dtype: bfloat16\n"
-    ours, _, _ = imported(text, folder)
+    ours, _, _ = imported(text, mergekit_project)
     theirs = run_mergekit(yaml.safe_load(text), tmp_path / "out")
     assert all(t.dtype == torch.bfloat16 for t in ours.values())
     ulp = max(

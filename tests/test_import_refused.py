@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mergekit_runs import EXAMPLES, difference, imported, run_mergekit, save_models
+from mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -16,15 +16,6 @@ from workbench.importing import import_recipe
 
 HEAD = "merge_method: ties\nbase_model: base\n"
 ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the float32 models of `save_models`."""
-    path = tmp_path_factory.mktemp("imported")
-    (path / "recipes").mkdir()
-    save_models(path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -65,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )  # fmt: skip
 def test_refused_by_field_and_line(
-    text: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, message: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(mergekit_project)
     (tmp_path / "merge.yml").write_text(text, "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
@@ -75,17 +66,17 @@ def test_refused_by_field_and_line(
     assert caught.value.exit_code == 2
 
 
-def test_all_problems_are_listed_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_all_problems_are_listed_at_once(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
     (tmp_path / "merge.yml").write_text(HEAD + ONE + "dtype: bf16\ntokenizer: {source: gone}\nout_dtype: int64\n", "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
     assert [line.split(" ")[1] for line in caught.value.message.splitlines()] == ["dtype:", "out_dtype:", "tokenizer.source:"]
 
 
-def test_notes_name_what_mergekit_ignores(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_name_what_mergekit_ignores(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mergekit reads all of this without a word; the numbers are its own, the notes say what was not used."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(mergekit_project)
     text = """\
 merge_method: task_arithmetic
 base_model: base
@@ -105,7 +96,7 @@ parameters: {lamda: 2, int8_mask: true}
 chat_template: chatml
 dtype: float32
 """
-    ours, recipe, notes = imported(text, folder)
+    ours, recipe, notes = imported(text, mergekit_project)
     assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
     expected = [
         "line 3, name: mergekit has no such field and ignores it: left out",
@@ -123,10 +114,10 @@ dtype: float32
     assert all(re.sub(r"\s+", " ", note) in re.sub(r"\s+(# +)?", " ", recipe) for note in notes)
 
 
-def test_the_base_that_mergekit_adds_is_a_brick(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def test_the_base_that_mergekit_adds_is_a_brick(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
     text = "merge_method: karcher\nbase_model: base\nmodels: [{model: one}, {model: two}]\ndtype: float32\n"
-    ours, recipe, notes = imported(text, folder)
+    ours, recipe, notes = imported(text, mergekit_project)
     assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
     assert "    bricks: [one, two, base]\n" in recipe
     assert notes == ["line 2, base_model: mergekit adds it to the models that karcher merges, and so it is one of the bricks"]
@@ -163,40 +154,42 @@ output: {dtype: bfloat16}
 
 
 def test_paths_start_where_mergekit_looks_or_beside_the_file(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     text = "merge_method: linear\nparameters: {weight: 1}\nmodels: [{model: one}, {model: org/two@abc}, {model: ./gone}]\n"
-    (folder / "paths.yml").write_text(text, "utf-8")
+    (mergekit_project / "paths.yml").write_text(text, "utf-8")
     monkeypatch.chdir(elsewhere)
-    inside = import_recipe(folder / "paths.yml", folder / "recipes" / "paths.yaml")
+    inside = import_recipe(mergekit_project / "paths.yml", mergekit_project / "recipes" / "paths.yaml")
     assert "base: one\nbricks:\n  one: one\n  two: org/two@abc\n  gone: ./gone\n" in inside.text
     assert "line 3, models.2.model: ./gone is not there" in " ".join(inside.notes)
-    outside = import_recipe(folder / "paths.yml", elsewhere / "paths.yaml")
-    assert f"base: {folder / 'one'}\n" in outside.text
+    outside = import_recipe(mergekit_project / "paths.yml", elsewhere / "paths.yaml")
+    assert f"base: {mergekit_project / 'one'}\n" in outside.text
     (elsewhere / "one").mkdir()
-    assert "base: one\n" in import_recipe(folder / "paths.yml", elsewhere / "paths.yaml").text
+    assert "base: one\n" in import_recipe(mergekit_project / "paths.yml", elsewhere / "paths.yaml").text
 
 
-def test_an_adapter_on_another_model_becomes_a_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    _, text, _ = imported(EXAMPLES["task_arithmetic_lora"].read_text("utf-8"), folder, "lora")
+def test_an_adapter_on_another_model_becomes_a_recipe(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
+    _, text, _ = imported(EXAMPLES["task_arithmetic_lora"].read_text("utf-8"), mergekit_project, "lora")
     assert "  lora: {adapter: lora}\n  lora-two: {recipe: recipes/lora-lora-two.yaml}\n  one: one\n" in text
-    nested = (folder / "recipes" / "lora-lora-two.yaml").read_text("utf-8")
+    nested = (mergekit_project / "recipes" / "lora-lora-two.yaml").read_text("utf-8")
     assert "bricks:\n  model: two\n  lora-two: {adapter: lora-two}\n" in nested
 
 
-def test_command_prints_or_writes_and_overwrites_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    (folder / "cli.yml").write_text(EXAMPLES["sce"].read_text("utf-8"), "utf-8")
+def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
+    (mergekit_project / "cli.yml").write_text(EXAMPLES["sce"].read_text("utf-8"), "utf-8")
     printed = CliRunner().invoke(app, ["recipe", "import", "cli.yml"])
     assert printed.exit_code == 0
     assert printed.stdout.startswith("# workbench run RECIPE.yaml\n# Imported from cli.yml, mergekit's sce.\n")
     assert "  - merge: mergekit/sce\n    bricks: [one, two, three]\n    parameters:\n      select_topk: 0.7\n" in printed.stdout
     written = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])
     assert written.stdout == "recipes/cli.yaml\n"
-    assert (folder / "recipes" / "cli.yaml").read_text("utf-8") == printed.stdout.replace("RECIPE.yaml", "recipes/cli.yaml")
+    assert (mergekit_project / "recipes" / "cli.yaml").read_text("utf-8") == printed.stdout.replace(
+        "RECIPE.yaml", "recipes/cli.yaml"
+    )
     checked = CliRunner().invoke(app, ["recipe", "check", "recipes/cli.yaml"])
     assert checked.stdout == "recipes/cli.yaml: ok, 1 step\n"
     again = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])

@@ -233,12 +233,9 @@ class OneGroup:
 
     device = CPU
 
-    def block(self, start: int, stop: int) -> Any:
-        return type("Block", (), {"deltas": [self.delta[start:stop].clone()], "start": start})()
-
     def blocks(self) -> Any:
         for start, stop in self.spec.blocks(self.elements):
-            yield self.block(start, stop)
+            yield type("Block", (), {"deltas": [self.delta[start:stop].clone()], "start": start})()
 
     def rows(self, start: int, stop: int) -> Rows:
         return Rows(None, [self.delta[start:stop]], [True])
@@ -266,7 +263,7 @@ def test_trim_keeps_exactly_the_first_largest(
     way = {"in memory": lambda: trims(group, [density]), "two passes": lambda: joint_trims([group], [density], True)}
     if how == "sampled":
         monkeypatch.setattr("workbench.merge.trim._SMALL", 0)
-        monkeypatch.setattr("workbench.merge.trim._sample", lambda group: [group.block(0, rows) for rows in (9, 4)])
+        monkeypatch.setattr("workbench.merge.trim._sample", lambda spec: [(0, 9), (0, 4)])
         way["sampled"] = way["in memory"]
     (trim,) = way[how]()
     selection, left, parts = Selection([trim], [1.0], 1.0), [trim.ties], []

@@ -176,7 +176,7 @@ def _live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> di
     names = list(specs)
     place = {name: i for i, name in enumerate(names)}
     runs: dict[str, list[Run]] = {}
-    for key, transform, members in _groups(model, names):
+    for key, transform, members in groups_of(model, names):
         if transform is None:
             if len(members) > 1:
                 raise WorkbenchError(
@@ -234,7 +234,7 @@ def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example:
     )
 
 
-def _groups(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
+def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
     """(live tensor, conversion or None, [(name on disk, matched pattern)]), as transformers' loader collects them."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -256,8 +256,9 @@ def _groups(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, li
             key, pattern = rename_source_key(name, [], [], prefix, live)
         if key not in live:
             key, pattern = f"?{name}", None
-        transform = copy.deepcopy(by_pattern[pattern]) if pattern is not None else None
-        groups.setdefault(key, (transform, []))[1].append((name, pattern or name))
+        if key not in groups:  # a copy: a conversion collects its tensors
+            groups[key] = (copy.deepcopy(by_pattern[pattern]) if pattern is not None else None, [])
+        groups[key][1].append((name, pattern or name))
     return [(key, transform, members) for key, (transform, members) in groups.items()]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from workbench.conversion import skeleton
+from workbench.conversion import groups_of, skeleton
 from workbench.errors import WorkbenchError
 from workbench.weights.specs import TensorSpec
 
@@ -72,26 +72,17 @@ def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout |
         model = skeleton(config)
     except WorkbenchError:
         return None
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
-
-    state = model.state_dict()
-    transforms = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-    owner = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    on_disk = dict(tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found: dict[str, tuple[Piece, ...]] = {}
-    collected: dict[str, dict[str, list[_Symbol]]] = {}
-    for name, on_disk in sorted(tensors, key=lambda item: dot_natural_key(item[0])):
-        live, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        symbol = _whole(name, on_disk)
-        if pattern is None:
-            found[live] = symbol.pieces
-        else:
-            collected.setdefault(live, {}).setdefault(pattern, []).append(symbol)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for live, sources in collected.items():
-        for target, made in _converted(owner[next(iter(sources))], live, sources, shapes).items():
+    for live, converter, members in groups_of(model, list(on_disk)):
+        if converter is None:
+            found[live] = _whole(members[0][0], on_disk[members[0][0]]).pieces
+            continue
+        sources: dict[str, list[_Symbol]] = {}
+        for name, pattern in members:
+            sources.setdefault(pattern, []).append(_whole(name, on_disk[name]))
+        for target, made in _converted(converter, live, sources, shapes).items():
             if made.shape == shapes.get(target):
                 found[target] = made.pieces
     transposed = frozenset(name for name, module in model.named_modules() if getattr(module, "is_transposed", False))

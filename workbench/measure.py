@@ -214,7 +214,7 @@ def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas],
 def _factors(brick: Deltas, name: str, spec: TensorSpec, device: torch.device) -> Factors | None:
     if brick.touches(name):
         return brick.factors(name, device)
-    return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+    return Factors.zero(spec, device)
 
 
 def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: torch.device) -> float:

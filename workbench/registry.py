@@ -88,6 +88,7 @@ class MergeMethod(Step):
     """Bricks' deltas into one delta. `prepare` looks at one tensor, what it returns computes block by block."""
 
     verb = "merge"
+    version = 2  # every sum rounds each product and each addition on its own
     laws: ClassVar[Laws] = Laws()
 
     where: Where | None = None
@@ -246,9 +247,6 @@ class Group(Protocol):
 
     def values(self, field: str) -> list[float]:
         """A per-brick field at this tensor, in the step's order; where a brick says nothing, the step's field of that name."""
-
-    def block(self, start: int, stop: int) -> Block:
-        """Read rows start..stop; the next call overwrites them."""
 
     def blocks(self) -> Iterator[Block]:
         """Read the tensor from its start, in blocks."""

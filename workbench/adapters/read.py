@@ -51,6 +51,7 @@ class Adapter:
                 "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
             )
         self.entries = read_header(path / WEIGHTS)
+        self._bound: tuple[Model | None, BoundAdapter] | None = None
 
     def _read_config(self) -> dict[str, Any]:
         try:
@@ -115,12 +116,16 @@ class Adapter:
 
         Errors: a module that the base lacks, shapes that do not fit, a part that has no exact place.
         """
+        if self._bound is not None and base is not None and self._bound[0] is base:
+            return self._bound[1]  # `resolve`, `plan` and `compose` each ask for it
         binder = Binder(self, specs, base)
         binder.bind()
         notes = list(binder.notes)
         if unknown := unknown_fields(self.config):
             notes.append(f"{self.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
-        return BoundAdapter(self, binder.updates, notes)
+        bound = BoundAdapter(self, binder.updates, notes)
+        self._bound = (base, bound)
+        return bound
 
 
 @dataclass(frozen=True)

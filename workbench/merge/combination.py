@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench.registry import Combination
 from workbench.weights import kernels
-from workbench.weights.lowrank import Factors
+from workbench.weights.lowrank import Factors, summed
 from workbench.weights.specs import Source, StoredSource, TensorSpec, buffer, matrix
 
 if TYPE_CHECKING:
@@ -40,14 +40,6 @@ class Operand:
             self._stored.refuse_non_finite(start, stop)
 
 
-def stacked(factors: list[Factors], weights: list[float]) -> Factors:
-    """Σ wᵢ·leftᵢ·rightᵢ as one product: factors side by side, the weights in the left one."""
-    return Factors(
-        torch.cat([f.left * w for f, w in zip(factors, weights, strict=True)], dim=1),
-        torch.cat([f.right for f in factors], dim=0),
-    )
-
-
 class CombinedSource:
     """One tensor of θ₀ + Σ wᵢτᵢ + base·θ₀, or of that delta on other weights.
 
@@ -63,17 +55,17 @@ class CombinedSource:
         self._group, self._current = group, current
         self._models: list[tuple[Operand, float]] = []
         self._deltas: list[tuple[DeltaSource, float]] = []
-        low: list[tuple[Factors, float]] = []
+        low: list[tuple[float, Factors]] = []
         for brick, weight in zip(group.sources.values(), combination.weights, strict=True):
             if not brick.touches(group.tensor):
                 continue
             if source := brick.open_model(group.tensor, group.device):
                 self._models.append((Operand(source, group.spec, group.device), weight))
             elif factors := brick.factors(group.tensor, group.device):
-                low.append((factors, weight))
+                low.append((weight, factors))
             else:
                 self._deltas.append((brick.open_delta(group.tensor, group.device), weight))
-        self._low = stacked(*map(list, zip(*low, strict=True))) if low else None
+        self._low = summed(low) if low else None
         self._choose_anchor(combination)
         self._scratch = buffer(group.spec, group.device) if current or self._deltas else None
 

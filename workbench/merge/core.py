@@ -8,7 +8,7 @@ and the tensor gets U M V, which stays a product of two factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,10 +63,6 @@ class CoreGroup:
         """A per-brick field at this tensor."""
         return self.group.values(field)
 
-    def block(self, start: int, stop: int) -> Block:
-        """Rows start..stop of the core matrices."""
-        return Block(torch.empty(0, device=self.device), [core[start:stop].clone() for core in self.cores], start)
-
     def models(self) -> Iterator[list[Tensor]]:
         """There are none: a model is not in the adapters' span."""
         raise NotImplementedError("a method that reads models cannot declare the core space")
@@ -84,7 +80,7 @@ class CoreGroup:
 
     def whole(self) -> Block:
         """The core matrices, in memory of their own."""
-        return self.block(0, self.spec.rows)
+        return Block(torch.empty(0, device=self.device), [core.clone() for core in self.cores], 0)
 
     def factors(self) -> list[Factors | None]:
         """A core matrix is not kept as factors."""
@@ -138,16 +134,6 @@ def core_update(method: MergeMethod, group: Group) -> Factors | None:
         return core.outside(merged)
     block = core.whole()
     return core.outside(selected(prepared, block.deltas) if isinstance(prepared, Selection) else prepared(block))
-
-
-def combined(combination: Combination, factors: Iterable[Factors | None]) -> Factors | None:
-    """Σ wᵢLᵢRᵢ as one product of stacked factors, exactly; None where a brick has none, or the base has a share."""
-    found = list(factors)
-    known: Sequence[Factors] = [f for f in found if f is not None]
-    if combination.base or len(known) < len(found):
-        return None
-    right = [f.right * weight for f, weight in zip(known, combination.weights, strict=True)]
-    return Factors(torch.cat([f.left for f in known], 1), torch.cat(right, 0))
 
 
 def whole_tensors(method: MergeMethod, groups: Iterable[Group]) -> list[str]:

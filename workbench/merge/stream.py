@@ -14,11 +14,11 @@ from torch import Tensor
 from workbench.fields import value_at
 from workbench.layout import Model
 from workbench.merge.combination import CombinedSource, Operand
-from workbench.merge.core import combined, core_group, core_update, whole_tensors
+from workbench.merge.core import core_group, core_update, whole_tensors
 from workbench.merge.selection import RowReader, SelectionSource
 from workbench.registry import Block, Combination, Group, MergeMethod
 from workbench.weights import kernels
-from workbench.weights.lowrank import Factors, LowRankSum
+from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
 
@@ -138,17 +138,16 @@ class MergedWeights:
         It is one for adapters merged by a method that is linear in them, or in the core space; of rank 0 where no brick reaches.
         """
         if name not in self._merged_set:
-            spec = self.specs[name]
-            return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+            return Factors.zero(self.specs[name], device)
         group = self.group(name, device)
         group.survey = self._survey(device)
         if (update := core_update(self._method, group)) is not None:
             return update
-        factors = group.factors()
-        if any(f is None for f in factors):
+        factors = [f for f in group.factors() if f is not None]
+        prepared = self._method.prepare(group) if len(factors) == len(group.bricks) else None
+        if not isinstance(prepared, Combination) or prepared.base:
             return None
-        prepared = self._method.prepare(group)
-        return combined(prepared, factors) if isinstance(prepared, Combination) else None
+        return summed(list(zip(prepared.weights, factors, strict=True)))
 
     def whole(self, device: torch.device) -> list[str]:
         """Tensors that a step with `space: core` merges whole, for its record."""
@@ -257,8 +256,7 @@ class TensorGroup:
 
     def factors(self) -> list[Factors | None]:
         """Every brick's low-rank update; one of rank 0 where the brick does not touch the tensor."""
-        rows, cols = self.spec.rows, self.spec.cols
-        none = Factors(torch.zeros(rows, 0, device=self.device), torch.zeros(0, cols, device=self.device))
+        none = Factors.zero(self.spec, self.device)
         return [b.factors(self.tensor, self.device) if b.touches(self.tensor) else none for b in self.sources.values()]
 
     @Once
@@ -266,7 +264,7 @@ class TensorGroup:
         return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
 
     def block(self, start: int, stop: int) -> Block:
-        """Read rows start..stop. The block's tensors are reused by the next call."""
+        """Read rows start..stop; the next call overwrites them."""
         base, *deltas = (matrix(flat, start, stop, self.spec.cols) for flat in self._buffers)
         return self._fill(start, stop, base, deltas)
 

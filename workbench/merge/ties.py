@@ -33,7 +33,6 @@ class Ties(MergeMethod):
     paper = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
     formula = "θ = θ₀ + λ · mean over {i : sign(τ̂ᵢ) = γ} of wᵢτ̂ᵢ,  τ̂ = trim(τ, density),  γ = sign(Σ τ̂ᵢ)"
     laws = Laws(single_is_identity=False, passes=2, spaces=("full", "core"))
-    version = 2
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.registry import Block, Group
+from workbench.registry import Group
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
-from workbench.weights.specs import block_elements
+from workbench.weights.specs import TensorSpec, block_elements
 
 _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18
@@ -37,13 +37,12 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
     """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more."""
     numel = group.spec.numel
     counts = [keep_count(numel, density) for density in densities]
-    touched = [i for i, rows in enumerate(group.rows(0, min(1, group.spec.rows)).bricks) if rows is not None]
+    if not numel:
+        return [Trim(INFINITE)] * len(counts)
     if numel <= _SMALL:
-        bits = (
-            np.concatenate([_bits(block) for block in group.blocks()], axis=1) if numel else np.zeros((len(counts), 0), np.int32)
-        )
+        bits, _ = _bits(group, group.spec.blocks(block_elements(group.device)))
         return [_exact(row, count) for row, count in zip(bits, counts, strict=True)]
-    sample = np.concatenate([_bits(block) for block in _sample(group)], axis=1)
+    sample, touched = _bits(group, _sample(group.spec))
     places = [_place(row, count / numel) for row, count in zip(sample, counts, strict=True)]
     tables = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in places]
     above = [0] * len(counts)
@@ -62,20 +61,29 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
 
 def selection_bytes(numel: int, bricks: int) -> int:
     """Memory that `trims` takes for one tensor: counters, and the sample three times over."""
-    sample = numel if numel <= _SMALL else min(max(numel // 64, 1 << 16), 1 << 20)
-    return bricks * (12 * sample + (0 if numel <= _SMALL else 4 * _WINDOW))
+    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else 4 * _WINDOW))
 
 
-def _bits(block: Block) -> np.ndarray:
-    return np.stack([magnitude_bits(delta).view(-1).cpu().numpy() for delta in block.deltas])
+def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
+    """Magnitude bits [bricks, elements] of some rows of every delta, and which bricks touch the tensor."""
+    parts = []
+    for start, stop in ranges:
+        rows = group.rows(start, stop)
+        room = torch.empty(stop - start, group.spec.cols, device=group.device)
+        deltas = (magnitude_bits(rows.delta(i, room)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        parts.append(np.stack(list(deltas)))
+    return np.concatenate(parts, axis=1), [i for i, brick in enumerate(rows.bricks) if brick is not None]
 
 
-def _sample(group: Group) -> Iterator[Block]:
-    """A 64th of the tensor, 64 Ki to 1 Mi elements: some rows at each of 32 even distances."""
-    rows, cols = group.spec.rows, group.spec.cols
-    step = max(1, min(max(group.spec.numel // 64, 1 << 16), 1 << 20) // (_PLACES * cols))
-    for start in range(0, rows, max(step, rows // _PLACES)):
-        yield group.block(start, min(start + step, rows))
+def _sample(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """Rows of a 64th of the tensor, 64 Ki to 1 Mi elements: some at each of 32 even distances."""
+    step = max(1, _sample_size(spec.numel) // (_PLACES * spec.cols))
+    for start in range(0, spec.rows, max(step, spec.rows // _PLACES)):
+        yield start, min(start + step, spec.rows)
+
+
+def _sample_size(numel: int) -> int:
+    return numel if numel <= _SMALL else min(max(numel // 64, 1 << 16), 1 << 20)
 
 
 def _place(sample: np.ndarray, share: float) -> tuple[int, int]:
@@ -116,14 +124,15 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
     """
     high = _histograms(groups, [None] * len(densities))
     counts = [keep_count(int(histogram.sum()), density) for histogram, density in zip(high, densities, strict=True)]
-    bins = [_bin(histogram, count) for histogram, count in zip(high, counts, strict=True)]
+    bins = [find(histogram, count) or (0, 0) for histogram, count in zip(high, counts, strict=True)]
     low = _histograms(groups, [upper for upper, _ in bins])
     found = []
     for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
-        if count == 0:
+        place = find(histogram, count - above) if count else None
+        if place is None:
             found.append(Trim(INFINITE))
             continue
-        lower, more = _bin(histogram, count - above)
+        lower, more = place
         found.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
     return found
 
@@ -144,10 +153,3 @@ def _low_bits(bits: Tensor, prefix: int) -> Tensor:
     """Lower bits of the values whose upper bits are the prefix; overwrites `bits`."""
     bits.sub_(prefix << _LOW_BITS)
     return bits[(bits >= 0) & (bits < 1 << _LOW_BITS)]
-
-
-def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """The bin of the `count`-th largest value of an int64 histogram, and how many values lie in bins above it."""
-    from_top = histogram.flip(0).cumsum(0)
-    index = min(int(torch.searchsorted(from_top, max(1, count))), len(histogram) - 1)
-    return len(histogram) - 1 - index, int(from_top[index - 1]) if index else 0

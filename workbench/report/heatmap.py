@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from markupsafe import Markup
 
 from workbench.measure import Measures
 from workbench.report.numbers import MISSING, signed
+from workbench.report.page import asset, write_whole
 from workbench.report.svg import joined, svg
 
 HEIGHT, GAP, TOP = 24, 2, 22
@@ -57,17 +56,11 @@ def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Pat
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     others = list(measures.total.meetings)
     columns, rows = _totals(name, measures)
-    style = resources.files("workbench.report").joinpath("templates", "report.css").read_text("utf-8")
     text = env.get_template("heatmap.html.j2").render(
         title=f"{name} beside {', '.join(others)}" if others else name, base=Path(base).name if Path(base).is_absolute() else base, lead=_lead(measures),
-        columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(style))  # fmt: skip  # noqa: S704 - a file of this package
+        columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(out, text)
     return out
 
 

@@ -45,14 +45,14 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem + suffix) for suffix in SUFFIXES]
     for path, text in zip(paths, texts, strict=True):
-        _write(path, text)
+        write_whole(path, text)
     return paths
 
 
 def html(document: Mapping[str, Any], view: View) -> str:
     """The page as text. All values of the document pass through the template's escaping."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    script = _asset("report.js")
+    script = asset("report.js")
     flip_counts = flips.counts(document, view)
     context = {
         "view": view,
@@ -79,7 +79,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "suites": suites(view),
         "created": created(view),
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
-        "style": Markup(_asset("report.css")),  # noqa: S704 - a file of this package
+        "style": Markup(asset("report.css")),  # noqa: S704 - a file of this package
         "script": Markup(script),  # noqa: S704 - a file of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
@@ -104,11 +104,12 @@ def _helpers() -> dict[str, Any]:
     }
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the templates folder."""
     return resources.files("workbench.report").joinpath("templates", name).read_text("utf-8")
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replaces the file as a whole, so that an interrupted run leaves the former report."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -126,6 +126,7 @@ def pointer(x: Tensor | None) -> ctypes.c_void_p:
 
 
 def count_of(x: Tensor) -> ctypes.c_size_t:
+    """Number of elements, as C takes it."""
     return ctypes.c_size_t(x.numel())
 
 

@@ -28,6 +28,11 @@ class Factors:
         """Number of rank-one terms."""
         return self.right.shape[0]
 
+    @classmethod
+    def zero(cls, spec: TensorSpec, device: torch.device) -> Factors:
+        """The update of rank 0: none."""
+        return cls(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+
     def transposed(self) -> Factors:
         """The same update of a weight that is stored [in, out] (Conv1D)."""
         return Factors(self.right.T.contiguous(), self.left.T.contiguous())
@@ -58,8 +63,7 @@ def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.de
             return None
         found.append((1.0, part))
         weights = weights.current
-    none = Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
-    return summed([(1.0, none), *reversed(found)])
+    return summed([(1.0, Factors.zero(spec, device)), *reversed(found)])
 
 
 class LowRankSource:
@@ -98,8 +102,7 @@ class LowRankSum:
     def update(self, name: str, device: torch.device) -> Factors:
         """What this sum adds to one tensor."""
         if name not in self._factors:
-            spec = self.specs[name]
-            return Factors(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+            return Factors.zero(self.specs[name], device)
         return Factors(self._factors[name].left.to(device), self._factors[name].right.to(device))
 
     def open(self, name: str, device: torch.device) -> Source:

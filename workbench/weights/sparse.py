@@ -135,7 +135,12 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
 
 
 def find(counts: Tensor, rank: int) -> tuple[int, int] | None:
-    """The bin, int32, of the `rank`-th largest value, and how many values lie in bins above it; None where there are fewer."""
+    """The bin of the `rank`-th largest value, and how many values lie in bins above it; None where there are fewer.
+
+    Args:
+        counts: Values a bin, int32 (the C form) or int64.
+        rank: From 1.
+    """
     if library := library_for(counts):
         above = ctypes.c_int64(0)
         index = int(library.wb_find(pointer(counts), count_of(counts), ctypes.c_int64(rank), ctypes.byref(above)))
