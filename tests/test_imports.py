@@ -29,7 +29,7 @@ ORDER = [
     "planning",
     "engine",
     "extract measure",
-    "taskfiles suites scores statistics tables evaluate compare",
+    "taskfiles suites scores statistics tables comparison evaluate compare",
     "controls starter",
     "train training report docs",
     "api",
