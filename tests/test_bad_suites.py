@@ -10,7 +10,8 @@ import pytest
 from local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tasks_dir, tiny, tokenizer, write_data
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate import Scorer, build_plan, evaluate, score
+from workbench.evaluate import build_plan, evaluate, score
+from workbench.evaluate.scorer import Scorer
 from workbench.scores import Configuration, Store
 from workbench.suites import Suite, load_suite
 

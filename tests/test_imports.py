@@ -38,7 +38,7 @@ ORDER = [
 LEVELS = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 # Third-party package -> the only places that may import it. What is not listed may be imported anywhere.
 ONLY_IN = {
-    "lm_eval": ("evaluate.py",),
+    "lm_eval": ("evaluate/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/",),

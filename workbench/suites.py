@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -21,12 +22,13 @@ from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
 from workbench.yamldoc import load
 
-SCORER = "hflm"
+# How log-likelihoods are computed, with the version of what decides their last bits.
+SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
 MARGIN = "margin"  # nats by which the gold choice leads the others; every multiple-choice item has it, beside the task's metrics
 MIN_EFFECT = 0.02
 # What computes scores, for records.
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
-_PLAN_FORMAT = "plan-1 softmax-float32 seed-1234"
+_PLAN_FORMAT = "plan-2 softmax-float32 seed-1234"
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _NOT_TOKENS = (
     "padding",
@@ -78,6 +80,9 @@ class Suite(BaseModel):
         owners: Brick that teaches a task.
         chat_template: Wrap prompts in the tokenizer's chat template.
         num_fewshot: Examples before each prompt; the task's own number if not given.
+        scorer: `prefix` forwards what a task's prompts begin with once, and a prompt's choices in one row; `packed` the second
+            alone; `hflm` is lm-eval's own loop. Where a check against hflm fails, hflm scores.
+        backend: `hf` scores live models; `vllm` and `server` score written checkpoints through lm-eval's classes of those names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,6 +103,8 @@ class Suite(BaseModel):
     owners: dict[str, str] = {}
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
+    scorer: Literal["prefix", "packed", "hflm"] = "prefix"
+    backend: Literal["hf", "vllm", "server"] = "hf"
 
     @model_validator(mode="after")
     def _names_are_tasks(self) -> Suite:
@@ -187,10 +194,11 @@ class Plan:
         tokenizer: Folder of the tokenizer, or the object.
         bundled: Tasks that lm-eval brings along.
         partial: Cut by a limit that the suite does not ask for.
+        scorer: What computes log-likelihoods: the suite's scorer, or its backend.
+        facts: What the digest is taken of.
     """
 
     suite: Suite
-    digest: str
     items: Mapping[str, tuple[Item, ...]]
     kinds: Mapping[str, str]
     metrics: Mapping[str, tuple[str, ...]]
@@ -203,6 +211,17 @@ class Plan:
     partial: bool = False
     lower: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ratios: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scorer: str = "hflm"
+    facts: Sequence[Any] = field(default=(), repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """XXH3-128 of everything that decides scores."""
+        return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+
+    def by(self, scorer: str) -> Plan:
+        """The same plan with another scorer; its scores are not compared with this one's."""
+        return replace(self, scorer=scorer)
 
     def primary(self, task: str) -> str:
         """Headline metric of a task."""
@@ -226,7 +245,7 @@ class Plan:
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": self.tokenizer_digest,
-            "scorer": SCORER,
+            "scorer": self.scorer,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "partial": self.partial,
@@ -266,14 +285,12 @@ def make_plan(
         suite.chat_template,
         suite.num_fewshot,
         token,
-        SCORER,
         dtype,
         batch_size,
         installed("lm_eval")["lm_eval"],
     ]
     return Plan(
         suite=suite,
-        digest=digest_of(json.dumps(facts).encode()),
         items=items,
         kinds={s.name: s.kind for s in sources},
         metrics={s.name: s.metrics for s in sources},
@@ -286,6 +303,8 @@ def make_plan(
         partial=partial,
         lower={s.name: tuple(m for m in s.metrics if m in s.lower) for s in sources},
         ratios={s.name: dict(s.ratios) for s in sources},
+        scorer=suite.scorer if suite.backend == "hf" else suite.backend,
+        facts=facts,
     )
 
 

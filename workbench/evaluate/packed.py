@@ -10,7 +10,7 @@ The output head sees only the positions that predict a continuation's tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,50 +60,58 @@ class Layout:
     """How a task's pairs are forwarded: the shared prefix, then batches of rows.
 
     Attributes:
-        prefix: Tokens that all contexts of the batches begin with.
-        batches: Rows that are forwarded together after it.
-        tokens: Tokens forwarded in all, padding left out.
+        prefix: Tokens that all contexts of `whole` begin with.
+        cut: Rows of pairs that are too long, batch by batch; without the prefix.
+        whole: The other rows, batch by batch; after the prefix.
     """
 
     prefix: list[int]
-    batches: list[list[Row]]
+    cut: list[list[Row]]
+    whole: list[list[Row]]
 
     @property
     def tokens(self) -> int:
-        return len(self.prefix) + sum(len(row.tokens) for batch in self.batches for row in batch)
+        """Tokens forwarded in all, padding left out."""
+        return len(self.prefix) + sum(len(row.tokens) for batch in (*self.cut, *self.whole) for row in batch)
+
+    def batches(self) -> Iterator[tuple[list[int], list[Row]]]:
+        """(prefix, rows) of every forward pass."""
+        yield from (([], rows) for rows in self.cut)
+        yield from ((self.prefix, rows) for rows in self.whole)
 
 
-def lay_out(pairs: Sequence[Pair], *, max_length: int, batch_size: int, vocabulary: int, prefix: bool) -> Layout:
+def lay_out(pairs: Sequence[Pair], *, max_length: int, batch_size: int, vocabulary: int, shared: Sequence[int] = ()) -> Layout:
     """Pairs as rows, rows as batches; the same pairs give the same layout.
 
-    A pair longer than `max_length` + 1 is cut from the left, as lm-eval does, and stands alone.
+    A pair longer than `max_length` + 1 is cut from the left, as lm-eval does, and stands alone, in front, without the prefix.
 
     Args:
         pairs: Contexts and continuations.
         max_length: Of the model, in tokens.
         batch_size: Pairs that HFLM would forward together; a batch of rows has at most as many tokens.
         vocabulary: Width of the logits.
-        prefix: Forward the contexts' common start once.
+        shared: What every context that is not cut begins with (`common`); forwarded once.
     """
-    whole = [i for i, (context, answer) in enumerate(pairs) if len(context) + len(answer) <= max_length + 1]
-    shared = common([pairs[i][0] for i in whole]) if prefix else []
-    shared = shared if len(shared) >= LEAST_PREFIX else []
     rows: dict[tuple[int, ...], Row] = {}
     alone: list[Row] = []
     for i, (context, answer) in enumerate(pairs):
         if len(context) + len(answer) > max_length + 1:
             kept = (context + answer)[-(max_length + 1) :]
-            alone.append(_row(kept[: -len(answer)], [(i, answer)], 0))
+            alone.append(_row(kept[: -len(answer)], 0))
+            _append(alone[-1], max_length + 1 - len(answer), i, answer)
         else:
-            row = rows.setdefault(tuple(context), _row(context, [], len(shared)))
+            row = rows.setdefault(tuple(context), _row(context, len(shared)))
             _append(row, len(context), i, answer)
-    short = sorted(rows.values(), key=lambda row: (-len(row.tokens), row.tokens))
-    if len(short) < 2:  # nothing to share
-        return lay_out(pairs, max_length=max_length, batch_size=batch_size, vocabulary=vocabulary, prefix=False) if shared else (
-            Layout([], _batches([*alone, *short], batch_size, vocabulary)))  # fmt: skip
-    if alone and shared:  # rows without the prefix cannot follow it
-        shared, short = [], sorted((_unshared(row, shared) for row in short), key=lambda row: (-len(row.tokens), row.tokens))
-    return Layout(shared, _batches([*sorted(alone, key=lambda row: -len(row.tokens)), *short], batch_size, vocabulary))
+    parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, list(rows.values())))
+    cut, whole = (_batches(part, batch_size, vocabulary) for part in parts)
+    return Layout(list(shared), cut, whole)
+
+
+def shared_start(pairs: Sequence[Pair], max_length: int) -> list[int]:
+    """What the contexts that are not cut begin with, where forwarding it once is worth a pass; else nothing."""
+    contexts = {tuple(c) for c, a in pairs if len(c) + len(a) <= max_length + 1}
+    found = common([list(c) for c in contexts]) if len(contexts) > 1 else []
+    return found if len(found) >= LEAST_PREFIX else []
 
 
 def common(contexts: Sequence[list[int]]) -> list[int]:
@@ -115,11 +123,8 @@ def common(contexts: Sequence[list[int]]) -> list[int]:
     return low[: min(length, min(map(len, contexts)) - 1)]
 
 
-def _row(context: list[int], answers: Iterable[tuple[int, list[int]]], shared: int) -> Row:
-    row = Row(context[shared:], list(range(shared, len(context))), [0] * (len(context) - shared))
-    for pair, answer in answers:
-        _append(row, len(context), pair, answer)
-    return row
+def _row(context: list[int], shared: int) -> Row:
+    return Row(context[shared:], list(range(shared, len(context))), [0] * (len(context) - shared))
 
 
 def _append(row: Row, length: int, pair: int, answer: list[int]) -> None:
@@ -133,20 +138,13 @@ def _append(row: Row, length: int, pair: int, answer: list[int]) -> None:
     row.longest = max(row.longest, length + len(answer) - 1)
 
 
-def _unshared(row: Row, prefix: list[int]) -> Row:
-    """The row with the prefix as its own tokens."""
-    n = len(prefix)
-    answers = [(pair, [p + n for p in places], tokens) for pair, places, tokens in row.answers]
-    return Row([*prefix, *row.tokens], [*range(n), *row.positions], [*[0] * n, *row.segments], answers, row.longest)
-
-
 def _batches(rows: Sequence[Row], batch_size: int, vocabulary: int) -> list[list[Row]]:
     """Rows in order, as many a batch as HFLM's memory for `batch_size` pairs allows."""
     batches: list[list[Row]] = []
     room = 0
     for row in rows:
         last = batches[-1] if batches else []
-        padded = (len(last) + 1) * max((len(r.tokens) for r in (*last, row)))
+        padded = (len(last) + 1) * max(len(r.tokens) for r in (*last, row))
         head = sum(r.predicted for r in (*last, row)) * vocabulary
         if last and len(last) < batch_size and padded <= room and head <= _LOGITS:
             last.append(row)
@@ -173,9 +171,9 @@ class Forward:
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
     @torch.inference_mode()
-    def batch(self, layout: Layout, rows: Sequence[Row]) -> dict[int, Answer]:
-        """Answers of a batch's pairs."""
-        device, n = self.model.device, len(layout.prefix)
+    def batch(self, prefix: list[int], rows: Sequence[Row]) -> dict[int, Answer]:
+        """Answers of a batch's pairs, whose rows follow the prefix."""
+        device, n = self.model.device, len(prefix)
         width = max(len(row.tokens) for row in rows)
         ids, positions, segments = (
             torch.tensor([part + [fill] * (width - len(part)) for part in parts], device=device)
@@ -185,7 +183,7 @@ class Forward:
         branched = any(row.segments[-1] for row in rows)
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(n)}
         if n:
-            inputs[self.cache_name] = self._cache(layout.prefix, len(rows))
+            inputs[self.cache_name] = self._cache(prefix, len(rows))
         if branched or n:
             inputs["attention_mask"] = self._masks(positions, segments, n)
         places = [i * width + place for i, row in enumerate(rows) for _, own, _ in row.answers for place in own]

@@ -19,24 +19,27 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     source = found.source(name) if found else None
     if source is not None:
         return source
-    from lm_eval.api.metrics import mean
+    from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
 
     with quiet():
         task = _task(_manager(tasks_dir, bundled=found is None), name, index)
         docs = [dict(doc) for doc in task.eval_docs]
         shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     filters = [f.name for f in task._filters]
-    means = [m for m, how in task.aggregation().items() if how is mean]
-    lower = {m for m in means if not task.higher_is_better().get(m, True)}
+    ratios = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
+    how = {m: found for m, found in task.aggregation().items() if found is mean or found in ratios}
+    better = task.higher_is_better()
+    named = {metric_name(m, f, filters): m for f in filters for m in how}
     parts = [files_digest(found.files, found.path.parent) if found else name, docs, shots]
     return Source(
         name,
         str(task.OUTPUT_TYPE),
-        tuple(metric_name(m, f, filters) for f in filters for m in means),
-        frozenset(metric_name(m, f, filters) for f in filters for m in lower),
+        tuple(named),
+        frozenset(full for full, m in named.items() if not better.get(m, True)),
         docs,
         digest_of(repr(parts).encode()),
         bundled=found is None,
+        ratios={full: ratios[how[m]] for full, m in named.items() if how[m] in ratios},
     )
 
 
@@ -69,20 +72,15 @@ def _task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> 
 
 
 def load_tasks(plan: Plan) -> dict[str, Any]:
-    """lm-eval's task objects of a plan, with the settings that lm-eval's own front end would make; kept for the next configuration."""
-    if plan.digest not in _tasks:
-        managers = {
-            bundled: _manager(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}
-        }
-        tasks = {name: _task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
-        for task in tasks.values():
-            own, asked = task.get_config("num_fewshot"), plan.suite.num_fewshot
-            if own == 0 and asked:  # lm-eval would go on without examples
-                raise WorkbenchError(
-                    f"task '{task.task_name}' fixes num_fewshot: 0, the suite asks for {asked}",
-                    "Leave num_fewshot out of the task's YAML, or out of the suite.",
-                )
-            task.set_config(key="num_fewshot", value=own or 0 if asked is None else asked)
-        _tasks.clear()
-        _tasks[plan.digest] = tasks
-    return _tasks[plan.digest]
+    """lm-eval's task objects of a plan, with the settings that lm-eval's own front end would make."""
+    managers = {bundled: _manager(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
+    tasks = {name: _task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
+    for task in tasks.values():
+        own, asked = task.get_config("num_fewshot"), plan.suite.num_fewshot
+        if own == 0 and asked:  # lm-eval would go on without examples
+            raise WorkbenchError(
+                f"task '{task.task_name}' fixes num_fewshot: 0, the suite asks for {asked}",
+                "Leave num_fewshot out of the task's YAML, or out of the suite.",
+            )
+        task.set_config(key="num_fewshot", value=own or 0 if asked is None else asked)
+    return tasks
