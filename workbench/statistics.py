@@ -359,3 +359,10 @@ def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, rep
     counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), reps).astype(np.float64)  # [reps, k]
     sums = np.stack([np.bincount(cluster, row, k) for row in np.atleast_2d(values)])
     return np.asarray(sums @ counts.T / (counts @ np.bincount(cluster, minlength=k)))
+
+
+def expanded_tail(tail: float, clusters: int) -> float:
+    """Tail of a percentile interval from `clusters` resampled clusters that is as wide as the t interval (Hesterberg 2015)."""
+    from scipy.special import ndtr
+
+    return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * upper_t(tail, clusters - 1)))
