@@ -8,8 +8,8 @@ exactly when p_adj <= alpha, and they decide the verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.comparison.configurations import summary
-from workbench.comparison.differences import Difference, differences, interference, same_weights
+from workbench.comparison.differences import Difference, differences, interference, unchanged
 from workbench.comparison.flips import flips
 from workbench.comparison.warnings import warnings_of
 from workbench.errors import WorkbenchError
@@ -89,12 +89,10 @@ def compare(
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
     bricks = [c for c in (e[0].configuration for e in entries) if c.role == "brick"]
     against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha, correction)
-    named_again = dict.fromkeys(
-        s.configuration.name for s in scores if s.configuration.digest == base.digest and s.configuration.role == "configuration"
-    )
+    asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     return Comparison(
         base.name,
-        (*rows, *same_weights(tasks, base, named_again)),
+        (*rows, *_same_weights(tasks, rows, base, asked, entries)),
         {
             "configurations": [summary(entry, tasks, entries, root, project) for entry in entries],
             "tasks": [_task(t) for t in tasks],
@@ -113,6 +111,23 @@ def compare(
             "warnings": list(warnings_of(scores, settings, tasks, entries, names, family)),
         },
     )
+
+
+def _same_weights(
+    tasks: Sequence[Table],
+    rows: Sequence[Difference],
+    base: Configuration,
+    asked: Mapping[str, Configuration],
+    entries: Sequence[Sequence[Scores]],
+) -> Iterator[Difference]:
+    """Rows of configurations that are shown under another name of the same weights, a control's or another recipe's: not tested again,
+    and not counted in the family. Against its own weights no item changed."""
+    shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
+    for name, c in asked.items():
+        if c.digest == base.digest:
+            yield from unchanged(tasks, base, name)
+        elif shown[c.digest] != name:
+            yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
 
 
 def _family(

@@ -26,7 +26,7 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
     verdict = {(r["configuration"], r["task"]): r["verdict"] for r in document["rows"]}
     rows = []
     for c in document["configurations"]:
-        cells = [_names(c), _interval(c["mean"])]
+        cells = [c["name"], _interval(c["mean"])]
         for task in tasks:
             found = c["scores"].get(task["task"])
             mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
@@ -89,11 +89,6 @@ def _companion(row: Row) -> str:
     return f"{found['diff']:+.3f} {_range(found['low'], found['high'], False)}, p {found['p']:.2g}"
 
 
-def _names(c: Row) -> str:
-    """A configuration with the other names of the same weights."""
-    return c["name"] + (f" (= {', '.join(c['aliases'])})" if c["aliases"] else "")
-
-
 def _head(task: Row) -> str:
     sign = ", lower is better" if task["lower"] else ""
     return f"{task['task']} (n={task['n']}{sign})"
@@ -106,7 +101,7 @@ def _own_units(tasks: list[Row]) -> str:
 
 
 def _correction(family: Row) -> str:
-    return {"holm": "Holm", "none": "no correction"}.get(family["correction"], family["correction"])
+    return "Holm" if family["correction"] == "holm" else "no correction"
 
 
 def _interval(found: Row | None, share: bool = True) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,22 +87,11 @@ def differences(
     ]
 
 
-def same_weights(tasks: Sequence[Table], base: Configuration, names: Iterable[str]) -> list[Difference]:
-    """Rows of configurations whose weights are the baseline's: nothing is tested, and they do not count in the family."""
-    return [
-        _difference(
-            replace(base, name=name, role="configuration"),
-            t,
-            t.paired(base.digest, base.digest),
-            t.value(base.digest),
-            1.0,
-            0.05,
-            0.05,
-        )
-        for name in names
-        for t in tasks
-        if base.digest in t.values
-    ]
+def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterator[Difference]:
+    """Rows of a configuration, `name`, whose weights are the baseline's: nothing is tested."""
+    again = replace(base, name=name, role="configuration")
+    for t in tasks:
+        yield _difference(again, t, t.paired(base.digest, base.digest), t.value(base.digest), 1.0, 0.05, 0.05)
 
 
 def _difference(c: Configuration, task: Table, pair: Pair, start: float, p_adj: float, level: float, alpha: float) -> Difference:
