@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,27 @@ def test_forgetting_is_the_retention_lost(tmp_path: Path) -> None:
     assert found["verdict"] == "worse"
     few = made(tmp_path / "same", data(), data(1)).document()["configurations"][1]["forgetting"]
     assert few == {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
+
+
+def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> None:
+    store, wrong = Store(tmp_path), data(1, facts=0.7)
+    for clusters, verdict in ((6, "cannot tell"), (12, "worse")):
+        document = compare(store, stored(store, {BASE: data(), A: wrong}, clusters=clusters)).document()
+        found, row = document["configurations"][1]["forgetting"], next(r for r in document["rows"] if r["task"] == "facts")
+        expected = {k: None if row[k] is None else pytest.approx(row[k] / 0.5) for k in ("diff", "low", "high")}
+        assert found == {**expected, "verdict": verdict}
+        shutil.rmtree(store.root)
+
+
+def test_levels_that_few_clusters_cannot_reach(tmp_path: Path) -> None:
+    """Eight clusters give no p below 1/128: a family of 36 leaves nothing to find, whatever the difference."""
+    family = [Configuration(f"{i}" * 32, f"c{i}") for i in range(3, 9)]
+    store = Store(tmp_path)
+    many = compare(store, stored(store, {BASE: data(), **{c: data(1, facts=0.2) for c in family}}, clusters=8))
+    row = next(r for r in many.rows if r.task == "facts")
+    assert (row.verdict, row.reason) == ("cannot tell", "too few clusters for this level: sign flips of 8 give no p below 0.0078")
+    assert row.needs is not None
+    assert row.needs >= 600
 
 
 def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:

@@ -140,6 +140,12 @@ def _difference(c: Configuration, task: Table, pair: Pair, start: float, p_adj: 
         )
     if p_adj <= alpha:
         return replace(row, verdict="better" if (pair.diff > 0) != task.lower else "worse")
+    if pair.clusters < T_CLUSTERS and 2.0 ** (1 - pair.clusters) > level:
+        return replace(
+            row,
+            reason=f"too few clusters for this level: sign flips of {pair.clusters} give no p below {2.0 ** (1 - pair.clusters):.2g}",
+            needs=needs or math.ceil(pair.n * T_CLUSTERS / pair.clusters),
+        )
     if margin is None:
         return replace(row, reason="the interval holds 0, and the suite gives no min_effect for this metric", needs=needs)
     if -margin <= low_adj and high_adj <= margin:
