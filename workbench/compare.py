@@ -1,15 +1,15 @@
 """Comparison of scored configurations with one baseline: paired differences, verdicts, kept, interference, flips.
 
-Nothing is scored here. Rows of the family (primary metric of each task x configurations other than the baseline) get Holm-adjusted
-p values; `low_adj, high_adj` are intervals at the level at which Holm tested the row, so that they exclude 0 exactly when
-p_adj <= alpha, and they decide the verdict.
+Nothing is scored here. Rows of the family (primary metric of each task, and contrasts of two tasks, x configurations other than the
+baseline) get Holm-adjusted p values; `low_adj, high_adj` are intervals at the level at which Holm tested the row, so that they exclude 0
+exactly when p_adj <= alpha, and they decide the verdict.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from workbench.comparison.configurations import summary
-from workbench.comparison.differences import Difference, differences, interference
+from workbench.comparison.differences import Difference, differences, interference, unchanged
 from workbench.comparison.flips import flips
 from workbench.comparison.warnings import warnings_of
 from workbench.errors import WorkbenchError
-from workbench.scores import Scores, Store
+from workbench.scores import Configuration, Scores, Store
 from workbench.suites import Suite
-from workbench.tables import configurations_of, named, suites_of, tables_of
+from workbench.tables import Table, configurations_of, named, suites_of, tables_of
 
 __all__ = ["Comparison", "Difference", "compare"]
 
@@ -82,43 +82,27 @@ def compare(
             raise WorkbenchError(
                 f"baseline '{base.name}' has no scores on suite '{task.suite.suite}'", "Score it, or name another baseline."
             )
-    alpha = min(suite.alpha for suite in settings.values())
-    rows = differences(tasks, base, others, alpha)
+    family = _family(tasks, settings, others, base)
+    alpha, correction = family["alpha"], family["correction"]
+    rows = differences(tasks, base, others, alpha, correction)
+    family["size"] = len(rows)
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
     bricks = [c for c in (e[0].configuration for e in entries) if c.role == "brick"]
-    against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha)
-    family = {
-        "size": len(rows),
-        "alpha": alpha,
-        "correction": "holm",
-        "min_effect": max(suite.min_effect for suite in settings.values()),
-        "text": f"primary metric of {len(tasks)} tasks x {len(others)} configurations against {base.name}",
-    }
+    against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha, correction)
+    asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     return Comparison(
         base.name,
-        tuple(rows),
+        (*rows, *_same_weights(tasks, rows, base, asked, entries)),
         {
-            "configurations": [summary(entry, tasks, entries, project) for entry in entries],
-            "tasks": [
-                {
-                    "task": t.name,
-                    "metric": t.metric,
-                    "n": len(t.items),
-                    "clusters": int(t.cluster.max()) + 1,
-                    "chance": t.chance,
-                    "role": t.suite.role_of(t.name),
-                    "owner": t.suite.owners.get(t.name),
-                    "suite": t.suite.suite,
-                    "plan": t.plan,
-                }
-                for t in tasks
-            ],
+            "configurations": [summary(entry, tasks, entries, root, project) for entry in entries],
+            "tasks": [_task(t) for t in tasks],
             "interference": interference(tasks, bricks if root else [], against_root),
             "family": family,
             "flips": {c.name: flips(tasks, base, c) for c in others},
             "provenance": {
                 "suites": list(settings),
                 "plans": list(dict.fromkeys(s.plan for s in scores)),
+                "scorers": {t.suite.suite: t.scorer for t in tasks},
                 "versions": scores[0].versions,
                 "device": ", ".join(sorted({s.device for s in scores})),
                 "command": command,
@@ -127,6 +111,61 @@ def compare(
             "warnings": list(warnings_of(scores, settings, tasks, entries, names, family)),
         },
     )
+
+
+def _same_weights(
+    tasks: Sequence[Table],
+    rows: Sequence[Difference],
+    base: Configuration,
+    asked: Mapping[str, Configuration],
+    entries: Sequence[Sequence[Scores]],
+) -> Iterator[Difference]:
+    """Rows of configurations that are shown under another name of the same weights, a control's or another recipe's: not tested again,
+    and not counted in the family. Against its own weights no item changed."""
+    shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
+    for name, c in asked.items():
+        if c.digest == base.digest:
+            yield from unchanged(tasks, base, name)
+        elif shown[c.digest] != name:
+            yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
+
+
+def _family(
+    tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
+) -> dict[str, Any]:
+    """What is tested together, declared before any test. Without correction only if every suite says so."""
+    contrasts = sum(t.contrast is not None for t in tasks)
+    text = f"primary metric of {len(tasks) - contrasts} tasks"
+    if contrasts:
+        text += f" and {contrasts} contrast{'s' if contrasts > 1 else ''}"
+    return {
+        "size": 0,
+        "alpha": min(suite.alpha for suite in settings.values()),
+        "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "holm",
+        "min_effect": max(suite.default_effect for suite in settings.values()),
+        "text": f"{text} x {len(others)} configurations against {base.name}",
+    }
+
+
+def _task(t: Table) -> dict[str, Any]:
+    """A task, or a contrast of two, and how it is scored."""
+    return {
+        "task": t.name,
+        "metric": t.metric,
+        "n": len(t.items),
+        "clusters": int(t.cluster.max()) + 1,
+        "chance": t.chance,
+        "role": t.suite.role_of(t.name),
+        "owner": t.suite.owners.get(t.name),
+        "suite": t.suite.suite,
+        "plan": t.plan,
+        "lower": t.lower,
+        "ratio": t.ratio,
+        "share": t.share,
+        "min_effect": t.min_effect,
+        "scorer": t.scorer,
+        "contrast": {"of": t.contrast.of, "minus": t.contrast.minus} if t.contrast else None,
+    }
 
 
 def _finite(value: Any) -> Any:

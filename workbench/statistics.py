@@ -245,7 +245,7 @@ class Ratio(Pair):
         """Two-sided interval of confidence 1 - level."""
         if self.unchanged:
             return 0.0, 0.0
-        if self.clusters < 2:
+        if not math.isfinite(self.df):
             return -math.inf, math.inf
         a, b = self._rates
         error, t = _error_between(self._covariance), upper_t(level / 2, self.df)
@@ -278,7 +278,7 @@ def paired_ratio(
     error = _error_between(covariance)
     slopes = np.full(2, 1 / math.log(2)) if kind == "bits_per_byte" else np.array([before, after])
     slopes[0] *= -1
-    se = math.inf if k < 2 else math.sqrt(max(float(slopes @ covariance @ slopes), 0.0))
+    se = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0)) if math.isfinite(df) else math.inf
     rose, fell = int((d > TINY).sum()), int((d < -TINY).sum())
     p = 1.0 if rose == fell == 0 else p_value(sums, float(rates[1] - rates[0]), error, df)
     return Ratio(x.size, k, after - before, se, p, rose, fell, df, kind, rates, covariance, sums, sizes)
@@ -299,6 +299,8 @@ def _rates(losses: Floats, weights: Floats, cluster: NDArray[np.intp]) -> tuple[
 
 def _error_between(covariance: Floats) -> float:
     """Standard error of the difference of two rates."""
+    if not math.isfinite(covariance[0, 0]):
+        return math.inf
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     return math.sqrt(variance) if variance > TINY**2 else 0.0
 
@@ -359,3 +361,10 @@ def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, rep
     counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), reps).astype(np.float64)  # [reps, k]
     sums = np.stack([np.bincount(cluster, row, k) for row in np.atleast_2d(values)])
     return np.asarray(sums @ counts.T / (counts @ np.bincount(cluster, minlength=k)))
+
+
+def expanded_tail(tail: float, clusters: int) -> float:
+    """Tail of a percentile interval from `clusters` resampled clusters that is as wide as the t interval (Hesterberg 2015)."""
+    from scipy.special import ndtr
+
+    return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * upper_t(tail, clusters - 1)))

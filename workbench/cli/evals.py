@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.cli._comparison import rows_table, scores_table
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
@@ -52,7 +53,7 @@ def evaluate(
         out.json(_documents(scores))
         return
     comparison = _compare(store, scores, None, entries) if controls else None
-    _table(comparison, scores)
+    scores_table(comparison, scores)
 
 
 def compare(
@@ -75,7 +76,7 @@ def compare(
     if json:
         out.json({"baseline": document["baseline"], "rows": document["rows"]})
     else:
-        _rows(document)
+        rows_table(document)
     if any(row.configuration in named for row in found.worse):
         raise typer.Exit(3)
 
@@ -163,57 +164,6 @@ def _compare(store: Store, scores: list[Scores], baseline: str | None, entries: 
 
     command = "workbench " + " ".join(sys.argv[1:])
     return compare_scores(store, scores, baseline=baseline, project=entries[0].resolved.recipe.project, command=command)
-
-
-def _table(comparison: Comparison | None, scores: list[Scores]) -> None:
-    """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
-    if comparison is None:
-        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
-            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
-            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
-        return
-    document = comparison.document()
-    tasks = document["tasks"]
-    verdict = {(r["configuration"], r["task"]): r["verdict"] for r in document["rows"]}
-    rows = []
-    for c in document["configurations"]:
-        cells = [c["name"], _interval(c["mean"])]
-        for task in tasks:
-            found = c["scores"].get(task["task"])
-            mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
-            cells.append(_interval(found) + mark if found else "")
-        cells.append(_interval(c["kept_mean"]))
-        rows.append(cells)
-    heads = ["configuration", "mean", *(f"{t['task']} (n={t['n']})" for t in tasks), "kept"]
-    out.table(heads, rows, right=range(1, len(heads)))
-    out.say(
-        f"scores in %, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
-        f"+ better, - worse than {document['baseline']} (Holm over {document['family']['size']} comparisons)"
-    )
-    for warning in document["warnings"]:
-        out.warn(warning)
-
-
-def _interval(found: dict[str, Any] | None) -> str:
-    if not found or found.get("value") is None:
-        return ""
-    value, low, high = (100 * found[k] if found.get(k) is not None else None for k in ("value", "low", "high"))
-    return f"{value:.0f}" if low is None or high is None else f"{value:.0f} [{low:.0f}, {high:.0f}]"
-
-
-def _rows(document: dict[str, Any]) -> None:
-    out.table(
-        ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict"],
-        [[r["configuration"], r["task"], r["metric"], f"{100 * r['diff']:+.1f}", _range(r["low"], r["high"]), _range(r["low_adj"], r["high_adj"]),
-          "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), r["verdict"] + (f" (needs about n = {r['needs']})" if r.get("needs") else "")]
-         for r in document["rows"]], right=range(3, 8))  # fmt: skip
-    out.say(
-        f"differences in points against {document['baseline']}; {document['family']['text']}; Holm at {document['family']['alpha']}"
-    )
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _documents(scores: list[Scores]) -> Any:

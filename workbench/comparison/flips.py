@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from workbench.scores import Configuration
+from workbench.suites import MARGIN
 from workbench.tables import Table
 
 
 def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list[dict[str, Any]]:
-    """Items whose primary metric differs from the baseline's, with both answers."""
+    """Items whose primary metric differs from the baseline's, with both answers. Contrasts, ratios of sums and margins are left out:
+    there every item differs, or is listed already."""
     found = []
     for t in tasks:
-        if c.digest not in t.values:
+        if c.digest not in t.values or t.contrast or t.ratio or t.metric == MARGIN:
             continue
         for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
             answers = ({k: t.rows[d][i][k] for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest))

@@ -32,13 +32,22 @@ def warnings_of(
             yield f"{t.name}: {k} clusters; below {FEW_CLUSTERS} no verdict is given."
         elif k < 20:
             yield f"{t.name}: {k} clusters; tests by sign flips find only large differences."
-        if len(t.items) < _SMALL:
+        if len(t.items) < _SMALL and t.share and not t.contrast:
             yield f"{t.name}: {len(t.items)} items; if one in ten changes, a difference below {0.9 / math.sqrt(len(t.items)):.0%} can stay hidden."
+        if t.contrast:
+            asked = max(len(other.items) for other in tasks if other.name in (t.contrast.of, t.contrast.minus))
+            if len(t.items) < asked:
+                yield f"{t.name}: {len(t.items)} of {asked} items have a partner in the other task; the rest is left out."
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the family and its correction span all of them."
     if len({s.device for s in scores}) > 1:
         yield "Scored on different devices: small differences may come from rounding."
-    if family["size"] > 20:
+    if family["correction"] == "none" and family["size"] > 1:
+        yield (
+            f"{family['size']} comparisons at {family['alpha']:g} each, without correction: about {family['size'] * family['alpha']:.2g} "
+            "better or worse are expected where nothing differs."
+        )
+    elif family["size"] > 20:
         yield f"{family['size']} comparisons in the family: each needs a smaller p; drop rows that nobody asks about."
     shown = {n for e in entries for s in e for n in s.names}
     roles = {e[0].configuration.role for e in entries} | {a.role for e in entries for s in e for a in s.aliases}
