@@ -193,6 +193,21 @@ def test_headline_names_the_highest_mean_and_what_is_not_known(document: Documen
     assert f"better than base on {better} of {len(skills)} skill tasks" in told[1]
     assert "on retention these items cannot tell (" in told[1]
     assert told[2].startswith(f"{second['name']} follows with ")
+    assert "no skill task" not in told[1]
+
+
+def test_headline_names_a_control_that_is_above(document: Document) -> None:
+    low = copy.deepcopy(document)
+    low["configurations"] = [c for c in low["configurations"] if c["role"] != "configuration" or c["name"] == "dates-conflict"]
+    mean = {c["name"]: c["mean"]["value"] for c in low["configurations"]}
+    above = [n for n in mean if mean[n] > mean["dates-conflict"]]
+    assert above
+    assert [n for n in mean if f" {n} (" in headline(view_of(low))[1]] == above
+    assert headline(view_of(low))[2].startswith("dates-conflict is better than base on ")
+
+
+def test_headline_does_not_hide_a_loss_outside_the_skill_tasks(own_units: Document) -> None:
+    assert "; worse on curve, prose and gain, which are no skill tasks;" in headline(view_of(own_units))[1]
 
 
 def test_partial_scores_are_said_at_the_top(document: Document, tmp_path: Path) -> None:

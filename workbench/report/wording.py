@@ -54,19 +54,27 @@ def headline(view: View) -> list[str]:
     text = f"{best.name} has {'the highest' if rest else 'a'} mean over skills{':' if rest else ' of'} {_mean(best)}"
     base = view.configuration(view.baseline)
     sentences = [text + (f"; {base.name} has {_mean(base)}." if base is not None and base.mean is not None else ".")]
+    above = [c for c in view.controls if c.mean and c.name != view.baseline and _level(c) > _level(best)]
+    if above:
+        told = listed(f"{c.name} ({_mean(c)})" for c in above)
+        sentences.append(f"Of the controls, {told} {'has' if len(above) == 1 else 'have'} a higher one.")
     found = view.compared(best.name, [t for t in view.skills if t.role == "skill" and t.contrast is None])
     clauses = []
     if found:
         better, worse = ([d.task for d in found if d.word == word] for word in ("better", "worse"))
         told = f"better than {view.baseline} on {len(better)} of {plural(len(found), 'skill task')}"
         clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
+    others = view.compared(best.name, [t for t in view.skills if t.role != "skill" or t.contrast])
+    if lost := [d.task for d in others if d.word == "worse"]:
+        clauses.append(f"worse on {listed(lost)}, which {'is no skill task' if len(lost) == 1 else 'are no skill tasks'}")
     for d in view.compared(best.name, view.retention):
         unit = view.unit(d.task)
         seen = f"({unit.worded(d.diff)} {_unbroken(unit.diffs(d.low_adj, d.high_adj))})".replace(" )", ")")
         said = f"these items cannot tell {seen}" if d.word == "cannot tell" else f"it is {d.word} {seen}"
         clauses.append(f"on {d.task} " + ("no item changed" if d.word == "no item changed" else said))
     if clauses:
-        sentences.append(_capital(("it is " if found else "") + "; ".join(clauses)) + ".")
+        subject = f"{best.name if above else 'It'} is "
+        sentences.append((subject + "; ".join(clauses) if found else _capital("; ".join(clauses))) + ".")
     if rest:
         sentences.append(f"{rest[0].name} follows with {_mean(rest[0])}; the two were not tested against each other.")
     return sentences
