@@ -3,7 +3,7 @@
     python benchmarks/eval.py
     python benchmarks/eval.py --items 40 --dtype float32
 
-Tasks are made here: `long`, a passage of about 100 tokens with five choices of 12 to 20; `letters`, five examples and a question with
+Tasks are made here: `long`, a passage of about 140 tokens with five choices of 7 to 11; `letters`, five examples and a question with
 four lettered choices; `story`, running text.
 
 1. In process: lm-eval's HFLM with exact settings (logits_cache=False), with its default (logits_cache=True), and the scorers
@@ -71,8 +71,8 @@ def write_tasks(folder: Path, items: int) -> None:
         (folder / f"{name}.yaml").write_text(text)
     rows = {
         "long": [
-            {"prompt": f"Passage {i}. {sentence(i, 80 + i % 9)}.\nWhat happened next?", "gold": i % 5,
-             "choices": [sentence(100 * i + k, 10 + (i + k) % 6) for k in range(5)]} for i in range(items)],
+            {"prompt": f"Passage {i}. {sentence(i, 110 + i % 9)}.\nWhat happened next?", "gold": i % 5,
+             "choices": [sentence(100 * i + k, 5 + (i + k) % 4) for k in range(5)]} for i in range(items)],
         "letters": [_lettered(i) for i in range(items)],
         "shots": [_lettered(10_000 + i) for i in range(5)],
     }  # fmt: skip
