@@ -30,7 +30,8 @@ ORDER = [
     "engine",
     "extract measure",
     "taskfiles suites scores statistics tables evaluate compare",
-    "controls starter",
+    "evaluate_oracle evaluate_export samples exchange suitecheck",
+    "controls models scorecard starter",
     "train training report docs",
     "api",
     "cli",
@@ -38,7 +39,7 @@ ORDER = [
 LEVELS = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 # Third-party package -> the only places that may import it. What is not listed may be imported anywhere.
 ONLY_IN = {
-    "lm_eval": ("evaluate.py",),
+    "lm_eval": ("evaluate.py", "evaluate_oracle.py", "evaluate_export.py"),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/",),
