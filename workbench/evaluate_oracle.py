@@ -78,7 +78,16 @@ def ask(plan: Plan, name: str) -> Task:
             shots = int(task.config.num_fewshot or 0)
             pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
             tests = [_pair(task, doc) for doc in task.eval_docs]
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, SyntaxError, ZeroDivisionError) as error:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            AssertionError,
+            SyntaxError,
+            ZeroDivisionError,
+        ) as error:
             raise WorkbenchError(
                 f"task '{name}': its definition fails on a document: {type(error).__name__}: {str(error)[:200]}",
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
@@ -141,11 +150,13 @@ def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, mean
     metrics: dict[str, float] = {}
     for by in filters:
         found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
-        metrics |= {metric_name(m, by, filters): float(v) for m, v in found.items() if m in means and not isinstance(v, (tuple, list))}
+        metrics |= {
+            metric_name(m, by, filters): float(v) for m, v in found.items() if m in means and not isinstance(v, (tuple, list))
+        }
     requests, generated = [], 0
     for instance in instances:
         context = str(instance.args[0])
-        settings = instance.args[1] if len(instance.args) > 1 else ""
+        settings: Any = instance.args[1] if len(instance.args) > 1 else ""
         if kind == "generate_until":
             generated = int(settings.get("max_gen_toks", 256))  # lm-eval's default
         requests.append((context, settings if isinstance(settings, str) else ""))

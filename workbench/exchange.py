@@ -80,7 +80,9 @@ def import_samples(
             f"--name {name}: the files lie in {len(folders)} folders, which are {len(folders)} configurations",
             "Import them in one call a folder, each with its --name.",
         )
-    read = {folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()}
+    read = {
+        folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()
+    }
     return [_keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in read.items()]
 
 
@@ -151,13 +153,16 @@ def _expanded(files: Iterable[Path]) -> list[Path]:
             inner = sorted((p for p in file.glob("samples_*.jsonl")), key=_date_of)
             if not inner:
                 raise WorkbenchError(
-                    f"{file}: no samples_*.jsonl in this folder", "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/."
+                    f"{file}: no samples_*.jsonl in this folder",
+                    "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/.",
                 )
             found.update(dict.fromkeys({_task_of(p): p for p in inner}.values()))
         elif file.is_file():
             found[file] = None
         else:
-            raise WorkbenchError(f"{file}: no such file", "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/.")
+            raise WorkbenchError(
+                f"{file}: no such file", "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/."
+            )
     return list(found)
 
 
@@ -257,7 +262,11 @@ def _metric(samples: TaskSamples, metric: str) -> Metric:
     if kind is None:
         low, high = score_interval(values, cluster)
         return Metric(value=float(values.mean()), low=low, high=high)
-    scale = (lambda x: -x / np.log(2)) if kind == "bits_per_byte" else (lambda x: np.exp(-x))
     over, under = resampled_means(values.T, cluster, seed=0)
-    low, high = np.percentile(scale(over / under), (2.5, 97.5))
-    return Metric(value=float(scale(values[:, 0].sum() / values[:, 1].sum())), low=float(low), high=float(high))
+    low, high = np.percentile(_ratio(kind, over / under), (2.5, 97.5))
+    return Metric(value=float(_ratio(kind, values[:, 0].sum() / values[:, 1].sum())), low=float(low), high=float(high))
+
+
+def _ratio(kind: str, mean: Any) -> Any:
+    """A corpus metric of log-likelihood over weight."""
+    return -mean / np.log(2) if kind == "bits_per_byte" else np.exp(-mean)

@@ -104,7 +104,9 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise WorkbenchError(f"{file}:{number}: not JSON: {error}", "Expected a file that lm_eval --log_samples has written.") from None
+            raise WorkbenchError(
+                f"{file}:{number}: not JSON: {error}", "Expected a file that lm_eval --log_samples has written."
+            ) from None
         missing = [key for key in _NEEDED if not isinstance(line, dict) or key not in line]
         if missing or not isinstance(line["arguments"], dict):
             found = f"no {', '.join(missing)}" if missing else "arguments are no mapping"
@@ -165,7 +167,9 @@ def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, 
             choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings
     gold: Any = str(line["target"])
     if choices is not None:
-        gold = choices.index(gold) if gold in choices and not gold.isdigit() else int(gold) if gold.lstrip("-").isdigit() else gold
+        gold = (
+            choices.index(gold) if gold in choices and not gold.isdigit() else int(gold) if gold.lstrip("-").isdigit() else gold
+        )
     return {"task": task, "id": identity, "cluster": cluster, "prompt": str(requests[0][0]), "choices": choices, "gold": gold}
 
 

@@ -57,7 +57,13 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """`suite check --json`."""
-        return {"suite": self.suite, "base": self.base, "ok": not self.failed, "checks": [asdict(c) for c in self.checks], "examples": self.examples}
+        return {
+            "suite": self.suite,
+            "base": self.base,
+            "ok": not self.failed,
+            "checks": [asdict(c) for c in self.checks],
+            "examples": self.examples,
+        }
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ def find_base(base: str | None, project: Path) -> str:
     if (project / STARTER / "config.json").is_file():
         return STARTER
     raise WorkbenchError(
-        "no base to take the tokenizer from", f"--base DIR or --base org/name; without it {STARTER} is used: workbench brick fetch starter", 2
+        "no base to take the tokenizer from",
+        f"--base DIR or --base org/name; without it {STARTER} is used: workbench brick fetch starter",
+        2,
     )
 
 
@@ -202,7 +210,9 @@ def _choices(name: str, items: Sequence[Asked]) -> Check:
         return Check(name, "choices", "failed", f"gold is none of the choices in {_some(outside)}",
                      "doc_to_target has to give an index from 0, or the text of one choice: correct these items.")  # fmt: skip
     if equal:
-        return Check(name, "choices", "failed", f"two choices are equal in {_some(equal)}", "Make the choices of these items distinct.")
+        return Check(
+            name, "choices", "failed", f"two choices are equal in {_some(equal)}", "Make the choices of these items distinct."
+        )
     sizes = sorted({len(item.choices or ()) for item in items})
     return Check(name, "choices", "ok", f"{' or '.join(map(str, sizes))} choices, distinct, gold among them")
 
@@ -256,7 +266,9 @@ def _shots(name: str, task: Task) -> Check:
     if both:
         return Check(name, "few-shot", "failed", f"{len(both)} test documents are in the pool of {len(task.shot_docs)} examples, first {both[0][0][:60]!r}",
                      "Give the task a `fewshot_split` of its own, without test documents.")  # fmt: skip
-    return Check(name, "few-shot", "ok", f"{task.shots} examples from {len(task.shot_docs)} documents, none of them a test document")
+    return Check(
+        name, "few-shot", "ok", f"{task.shots} examples from {len(task.shot_docs)} documents, none of them a test document"
+    )
 
 
 def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[Check]:

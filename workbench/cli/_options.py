@@ -20,7 +20,8 @@ SubjectsArg = Annotated[
 BaselineOpt = Annotated[
     str | None,
     typer.Option(
-        "--baseline", help="Configuration that differences are taken against; default: the suite's, or the first of several models."
+        "--baseline",
+        help="Configuration that differences are taken against; default: the suite's, or the first of several models.",
     ),
 ]
 SetOpt = Annotated[

@@ -71,7 +71,9 @@ def open_subjects(
     entries = lineup(loaded, controls, hub, models.values())
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
-    return Opened(entries, plans(entries, chosen, batch_size=batch_size, limit=limit), Store(runs / "scores"), project, runs, aliases)
+    return Opened(
+        entries, plans(entries, chosen, batch_size=batch_size, limit=limit), Store(runs / "scores"), project, runs, aliases
+    )
 
 
 def _recipe_file(name: str) -> bool:

@@ -105,7 +105,7 @@ def report(
     out.quiet = quiet
     if imported := imported_scores(names or [], suite, runs_dir):
         scores, store, project = imported
-        against = baseline or scores[0].configuration.name
+        against: str | None = baseline or scores[0].configuration.name
     else:
         every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
         if not every:

@@ -28,7 +28,9 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
         out.json(found)
         return
     if not found:
-        out.say(f"no scores in {relative(store.root)}; `workbench eval RECIPE` makes some, `workbench scores import FILE...` takes lm-eval's")
+        out.say(
+            f"no scores in {relative(store.root)}; `workbench eval RECIPE` makes some, `workbench scores import FILE...` takes lm-eval's"
+        )
         return
     rows = []
     for plan in found:
@@ -36,7 +38,17 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         marks = [*(["partial"] if plan["partial"] else []), *(["imported"] if plan["imported"] else []),
                  *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else [])]  # fmt: skip
-        rows.append([plan["suite"], plan["plan"][:12], shown or "none", plan["created"][:10], plan["scorer"], ", ".join(marks), size(plan["bytes"])])
+        rows.append(
+            [
+                plan["suite"],
+                plan["plan"][:12],
+                shown or "none",
+                plan["created"][:10],
+                plan["scorer"],
+                ", ".join(marks),
+                size(plan["bytes"]),
+            ]
+        )
     out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
 
 
@@ -62,7 +74,10 @@ def import_(
         for note in one.notes:
             out.warn(note)
         tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
-        out.line(f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}" + ("" if one.new else ", held already"))
+        out.line(
+            f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
+            + ("" if one.new else ", held already")
+        )
     names = [s.configuration.name for s in read_all(store.folder(suite, found[-1].scores.plan))]
     if len(names) > 1:
         out.say(f"compare: workbench compare {' '.join(names)} --suite {suite}")
@@ -84,9 +99,14 @@ def export(
         done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)
         for path in done.files:
             out.line(str(path))
-        out.say(f"{task}: {done.documents} documents, {done.requests} requests as in the original" + (f"; few-shot pool of {done.shots}" if done.shots else ""))
+        out.say(
+            f"{task}: {done.documents} documents, {done.requests} requests as in the original"
+            + (f"; few-shot pool of {done.shots}" if done.shots else "")
+        )
         if not done.clusters:
-            out.say(f"its documents name no cluster: in a suite write `cluster: {{{task}: id}}`, or add the field that says which items belong together")
+            out.say(
+                f"its documents name no cluster: in a suite write `cluster: {{{task}: id}}`, or add the field that says which items belong together"
+            )
 
 
 def _store(runs_dir: Path | None) -> Store:

@@ -14,7 +14,8 @@ from workbench.errors import WorkbenchError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites.")
 NameArg = Annotated[str, typer.Argument(help="A suite of evals/suites, or its file.", show_default=False)]
 BaseOpt = Annotated[
-    str | None, typer.Option("--base", help="Directory or hub id whose tokenizer counts; default: the starter base, where it is there.")
+    str | None,
+    typer.Option("--base", help="Directory or hub id whose tokenizer counts; default: the starter base, where it is there."),
 ]
 
 
@@ -27,7 +28,11 @@ def list_(json: JsonOpt = False) -> None:
     if json:
         out.json(found)
     elif found:
-        out.table(["suite", "tasks", "description"], [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in found], right=(1,))
+        out.table(
+            ["suite", "tasks", "description"],
+            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in found],
+            right=(1,),
+        )
     else:
         out.say("no evals/suites/*.yaml here; `workbench recipe new NAME --project DIR` lays out a project")
 
@@ -53,13 +58,17 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
              f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
              f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}")  # fmt: skip
     if document["plan"]:
-        out.line(f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}")
+        out.line(
+            f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}"
+        )
     else:
         out.say("plan not known: --base DIR names the tokenizer")
 
 
 @app.command()
-def check(name: NameArg, base: BaseOpt = None, limit: LimitOpt = None, json: JsonOpt = False, verbose: VerboseOpt = False) -> None:
+def check(
+    name: NameArg, base: BaseOpt = None, limit: LimitOpt = None, json: JsonOpt = False, verbose: VerboseOpt = False
+) -> None:
     """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
     from workbench.suitecheck import check_suite
 
