@@ -53,47 +53,48 @@ def ask(plan: Plan, name: str) -> Task:
 
     Errors: as loading a task; task code that fails on a document.
     """
-    from lm_eval.api.metrics import mean
-
     with quiet():
-        task = _load_tasks(plan)[name]
-        task.set_fewshot_seed(seed=_SEED)
-        ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
-        wanted = {item.id for item in plan.items[name]}
-        numbers = [i for i, identity in enumerate(ids) if identity in wanted]
         try:
-            task.build_all_requests(
-                samples=numbers, apply_chat_template=plan.suite.chat_template, fewshot_as_multiturn=plan.suite.chat_template,
-                chat_template=_template(plan) if plan.suite.chat_template else None)  # fmt: skip
-            grouped: dict[int, list[Any]] = {}
-            for instance in task.instances:
-                grouped.setdefault(instance.doc_id, []).append(instance)
-            gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
-            for number, found in grouped.items():
-                for instance in found:
-                    instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
-            task.apply_filters()
-            means = {m for m, how in task.aggregation().items() if how is mean}
-            items = [_asked(task, ids[number], found, gold[number], means) for number, found in sorted(grouped.items())]
-            shots = int(task.config.num_fewshot or 0)
-            pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
-            tests = [_pair(task, doc) for doc in task.eval_docs]
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            AssertionError,
-            SyntaxError,
-            ZeroDivisionError,
-        ) as error:
+            task = _load_tasks(plan)[name]
+            items, shots, pool, tests = _build(plan, name, task)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # noqa: BLE001  templates and functions of a task raise what they like
             raise WorkbenchError(
                 f"task '{name}': its definition fails on a document: {type(error).__name__}: {str(error)[:200]}",
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
             ) from error
-    lower = frozenset(m for m in means if not task.higher_is_better().get(m, True))
+    lower = frozenset(m for m in _means(task) if not task.higher_is_better().get(m, True))
     return Task(items, shots, pool, tests, lower)
+
+
+def _means(task: Any) -> set[str]:
+    from lm_eval.api.metrics import mean
+
+    return {m for m, how in task.aggregation().items() if how is mean}
+
+
+def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
+    """The items with what the gold answers score, the number of examples, their pool and the test documents."""
+    task.set_fewshot_seed(seed=_SEED)
+    ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
+    wanted = {item.id for item in plan.items[name]}
+    numbers = [i for i, identity in enumerate(ids) if identity in wanted]
+    task.build_all_requests(
+        samples=numbers, apply_chat_template=plan.suite.chat_template, fewshot_as_multiturn=plan.suite.chat_template,
+        chat_template=_template(plan) if plan.suite.chat_template else None)  # fmt: skip
+    grouped: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        grouped.setdefault(instance.doc_id, []).append(instance)
+    gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
+    for number, found in grouped.items():
+        for instance in found:
+            instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
+    task.apply_filters()
+    items = [_asked(task, ids[number], found, gold[number], _means(task)) for number, found in sorted(grouped.items())]
+    shots = int(task.config.num_fewshot or 0)
+    pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
+    return items, shots, pool, [_pair(task, doc) for doc in task.eval_docs]
 
 
 def _template(plan: Plan) -> Any:

@@ -53,7 +53,7 @@ def evaluate(
     if len(opened.entries) > 1 and not recipes_alone:
         comparison = compare_scores(opened.store, scores, against, opened.project)
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
-        out.say(f"scores in {relative(card)}")
+        out.say(f"scores put into {relative(card)}")
     if json:
         out.json(_documents(scores))
     else:
