@@ -59,7 +59,7 @@ def ask(plan: Plan, name: str) -> Task:
             items, shots, pool, tests = _build(plan, name, task)
         except WorkbenchError:
             raise
-        except Exception as error:  # noqa: BLE001  templates and functions of a task raise what they like
+        except Exception as error:  # templates and functions of a task raise what they like
             raise WorkbenchError(
                 f"task '{name}': its definition fails on a document: {type(error).__name__}: {str(error)[:200]}",
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",

@@ -111,11 +111,23 @@ def find_imported(store: Store, suite: str, names: Sequence[str]) -> list[Scores
                 f"suite '{suite}' has no imported run '{name}'. {nearest(name, every)}",
                 "`workbench scores ls` lists all; `workbench scores import FILE... --name NAME` adds one.",
             )
-    plans = ", ".join(f"{name}: {every[name].plan[:12]}" for name in names)
     raise WorkbenchError(
-        f"suite '{suite}': these runs saw different documents, prompts or filters and are not comparable (plans {plans})",
-        "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all of them, and import again.",
+        f"suite '{suite}': these runs are not comparable: {_differing([every[name] for name in names], store)}",
+        "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all of them, and import again with one --cluster.",
     )
+
+
+def _differing(scores: Sequence[Scores], store: Store) -> str:
+    """In what two imported runs under different plans differ."""
+    first = store.record(scores[0])["tasks"]
+    for s in scores[1:]:
+        tasks = store.record(s)["tasks"]
+        pair = f"{scores[0].configuration.name} and {s.configuration.name}"
+        if tasks.keys() != first.keys():
+            return f"{pair} have different tasks ({', '.join(first)}; {', '.join(tasks)})"
+        if other := [t for t in tasks if tasks[t]["digest"] != first[t]["digest"]]:
+            return f"{pair} saw different documents, prompts, clusters or filters in {', '.join(other)}"
+    return "no plan has all of them"
 
 
 def stored_plans(store: Store) -> list[dict[str, Any]]:
@@ -187,7 +199,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
     plan = _plan(samples, suite, results)
     # The name is part of the identity: two models may have the same numbers on a few items.
     rows: Rows = {s.task: s.rows for s in samples}
-    digest = digest_of(json.dumps([name, rows], sort_keys=True).encode())
+    digest = _digest([name, rows])
     notes = tuple(note for s in samples for note in s.notes)
     for other in read_all(store.folder(suite, plan.digest)):
         if other.configuration.name == name and other.configuration.digest == digest:
@@ -205,12 +217,12 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
     made = Suite.model_validate(
         {"suite": suite, "description": "Imported from lm-eval's sample files", "tasks": tuple(s.task for s in samples),
-         "primary": {s.task: s.metrics[0] for s in samples}}
+         "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples}}
     )  # fmt: skip
     better = results.get("higher_is_better") or {}
     return ImportedPlan(
         suite=made,
-        digest=digest_of(json.dumps([_FORMAT, *(s.identity for s in samples)]).encode()),
+        digest=_digest([_FORMAT, *(s.identity for s in samples)]),
         items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
         kinds={s.task: s.kind for s in samples},
         metrics={s.task: s.metrics for s in samples},
@@ -219,8 +231,15 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
         tasks_dir=Path(),
         dtype="",
         batch_size=0,
-        facts={s.task: {"lower": s.lower(better.get(s.task) or {}), "ratios": dict(s.ratios)} for s in samples},
+        facts={
+            s.task: {"lower": s.lower(better.get(s.task) or {}), "ratios": dict(s.ratios), "digest": _digest(s.identity)}
+            for s in samples
+        },
     )
+
+
+def _digest(value: Any) -> str:
+    return digest_of(json.dumps(value, sort_keys=True).encode())
 
 
 def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
