@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +62,26 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outside(tasks: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What lm-eval's command line leaves of two models: out/MODEL/samples_TASK_DATE.jsonl and results_DATE.json."""
+    """What lm-eval leaves of two models, by the calls that its command line makes: out/MODEL/samples_TASK_DATE.jsonl and results_DATE.json."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
     place = tmp_path_factory.mktemp("outside")
-    code = "import sys\nfrom lm_eval.__main__ import cli_evaluate\nfor words in {calls!r}:\n    sys.argv = ['lm_eval', *words]\n    cli_evaluate()\n"
-    calls = []
     for name, seed in (("a", 0), ("b", 1)):
         tiny(seed).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
-        calls.append(["run", "--model", "hf", "--model_args", f"pretrained={name},dtype=float32", "--tasks", *TASKS, "--device", "cpu", "--batch_size", "4",
-                      "--include_path", str(tasks), "--output_path", "out", "--log_samples"])  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(calls=calls)], cwd=place, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+        tracker = EvaluationTracker(output_path=str(place / "out"))
+        manager = TaskManager(include_path=str(tasks), include_defaults=False)
+        results = simple_evaluate(
+            "hf", model_args={"pretrained": str(place / name), "dtype": "float32"}, tasks=list(TASKS), task_manager=manager, batch_size=4, device="cpu",
+            log_samples=True, bootstrap_iters=0, evaluation_tracker=tracker)  # fmt: skip
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        (made,) = (p for p in (place / "out").iterdir() if p.name.endswith(f"__{name}"))
+        made.rename(place / "out" / name)  # its name holds the whole path
     return place / "out"
 
 
