@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_server import CommandLine, HubServer
 from project import Project
 from test_bad_input import mini_suite
@@ -144,10 +145,13 @@ def test_bad_models(world: Project) -> None:
     shutil.copytree(models / "Tuned-A", models / "quantised")
     edit_json(models / "quantised" / "config.json", quantization_config={"quant_method": "gptq"})
     (models / "empty").mkdir()
+    shutil.copytree(models / "Tuned-A", models / "newer")
+    edit_json(models / "newer" / "config.json", model_type="lama")
+    shutil.copytree(models / "Tuned-A", models / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree(models / "Tuned-A", models / "words")
     text = (models / "words" / "tokenizer.json").read_text("utf-8")
     (models / "words" / "tokenizer.json").write_text(text.replace('"w7"', '"x7"'))
-    save_finetuned(world.path / "base", models / "wide", seed=6, dtype=__import__("torch").float32)
+    save_finetuned(world.path / "base", models / "wide", seed=6, dtype=torch.float32)
     shutil.copytree(models / "Tuned-A", models / "again" / "Tuned-A")
     shutil.copy(models / "Tuned-B" / "model.safetensors", models / "again" / "Tuned-A" / "model.safetensors")
 
@@ -156,6 +160,8 @@ def test_bad_models(world: Project) -> None:
         ("models/pickled",): (r"model models/pickled: .* holds pickles only", r"save_pretrained"),
         ("models/quantised",): (r"model models/quantised: quantised weights \(gptq\)", r""),
         ("models/empty",): (r"model models/empty: holds no checkpoint", r"model directory, a hub id"),
+        ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer transformers"),
+        ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("maen",): (r"'maen' is no recipe, no model directory and no hub id .*Did you mean 'mean'", r"scores ls"),
         ("recipes/maen.yaml",): (r"recipes/maen.yaml: no such file", r"mean.yaml"),
         ("org/nowhere",): (r"model org/nowhere: org/nowhere is neither a local directory nor whole in the hub cache", r"HF_HUB_OFFLINE"),

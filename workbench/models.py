@@ -8,6 +8,7 @@ from pathlib import Path
 
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import kinds_of, locate
+from workbench.compose import check_decoder
 from workbench.errors import WorkbenchError
 from workbench.hub import FETCH, Hub
 from workbench.recipe import from_data
@@ -64,7 +65,12 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH) -> tuple[str,
         )
     recipe = from_data({"version": 1, "name": "model", "base": target, "steps": []}, project)
     try:
-        return name, resolve(recipe, hub)
+        resolved = resolve(recipe, hub)
+        if not hub.headers_only:  # it will be scored: what cannot be is found out before another model is
+            check_decoder(resolved.base.config)
+        return name, resolved
     except WorkbenchError as error:
-        message = re.sub(r"^base(?=[: ])", label, error.message, flags=re.MULTILINE)
+        message = re.sub(
+            r"^base(?=[: ])|^(?=config\.json:)", lambda m: label if m.group() else f"{label}: ", error.message, flags=re.MULTILINE
+        )
         raise WorkbenchError(message, error.hint, error.exit_code) from None

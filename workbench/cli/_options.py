@@ -13,7 +13,7 @@ SubjectsArg = Annotated[
     list[str],
     typer.Argument(
         help="Recipe files or names of recipes/NAME.yaml, model directories, hub ids org/name[@rev].",
-        metavar="RECIPE_OR_MODEL...",
+        metavar="RECIPE_OR_MODEL",
         show_default=False,
     ),
 ]
