@@ -178,6 +178,8 @@ def test_bad_models(world: Project) -> None:
     assert error.message == "models name no suite to score"
     assert error.hint == "Give --suite NAME. Suites here: mini."
     assert "--set changes recipes" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
+    error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini", "--baseline", "Tuned-C")
+    assert error.message.startswith("--baseline Tuned-C is not among what is scored. Did you mean 'Tuned-")
     error = refused("compare", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
     assert error.message == "not scored yet on mini: Tuned-A, Tuned-B"
     assert error.hint == "workbench eval models/Tuned-A models/Tuned-B --suite mini"

@@ -147,5 +147,6 @@ def test_export_says_what_is_out_of_reach(project: Path, tasks: Path) -> None:
     error = refused("scores", "export", "arc_easy")
     assert "task 'arc_easy' could not be loaded" in error.message
     assert "The hub is switched off: unset HF_HUB_OFFLINE" in str(error.hint)
+    assert "export it on a machine that reaches its data, and copy evals/tasks here" in str(error.hint)
     assert "no such folder" in refused("scores", "export", "copy", "--include-path", "nowhere").message
     assert not (project / "evals").exists()

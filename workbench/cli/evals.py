@@ -23,7 +23,7 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._subjects import compare_scores, eval_command, imported_scores, open_subjects
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
 
 if TYPE_CHECKING:
     from workbench.compare import Comparison
@@ -47,6 +47,8 @@ def evaluate(
     out.quiet, out.verbose = quiet or json, verbose
     opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
     against = opened.baseline(baseline)
+    if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
+        raise WorkbenchError(f"--baseline {baseline} is not among what is scored. {nearest(baseline, known)}", None, 2)
     scores = score_all(opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
