@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli._options import JsonOpt, LimitOpt, VerboseOpt
+from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -67,8 +67,10 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
 @app.command()
 def check(
-    name: NameArg, base: BaseOpt = None, limit: LimitOpt = None, json: JsonOpt = False, verbose: VerboseOpt = False
-) -> None:
+    name: NameArg, base: BaseOpt = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Check so many items a task; clusters are counted over all.")] = None,
+    json: JsonOpt = False, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
+) -> None:  # fmt: skip
     """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
     from workbench.suitecheck import check_suite
 
