@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report_additions import complete
 from scipy import stats
 
 Row = dict[str, Any]
@@ -71,7 +72,36 @@ class Answers:
 
 
 def make_document(seed: int = 0, **options: Any) -> dict[str, Any]:
-    """The document; `items`, `tasks`, `configurations` replace item counts and the tables above."""
+    """The document; `items`, `tasks`, `configurations` replace item counts and the tables above, `older` leaves out what came later."""
+    document = _document(seed, options)
+    if not options.get("older"):
+        complete(document, seed)
+    return document
+
+
+def make_large(items: int = 2000) -> dict[str, Any]:
+    """Ten configurations, each of which changes every item of one task: prompts of 60 words, four choices."""
+    rng = np.random.default_rng(0)
+    letters = rng.choice(list("abcdefghilmnoprstu"), (3000, 9))
+    words = ["".join(row[:n]) for row, n in zip(letters, rng.integers(2, 10, 3000), strict=True)]
+    names = list(CONFIGURATIONS)
+    big = make_document(items=items, tasks=["triage"], configurations={n: CONFIGURATIONS[n] for n in names})
+    prompts = [" ".join(words[i] for i in row) for row in rng.integers(0, len(words), (items, 60))]
+    for name in big["flips"]:
+        logs = np.round(-10 * rng.random((2, items, 4)), 6).tolist()
+        big["flips"][name] = [
+            {
+                **{"task": "triage", "id": f"triage-{i:05d}", "cluster": f"t{i % 24}", "prompt": prompts[i]},
+                **{"gold": i % 4, "choices": CHOICES},
+                "baseline": {"response": None, "metrics": {"acc": 0.0}, "loglikelihoods": logs[0][i]},
+                "configuration": {"response": None, "metrics": {"acc": 1.0}, "loglikelihoods": logs[1][i]},
+            }
+            for i in range(items)
+        ]
+    return big
+
+
+def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
     tasks = {t: (*row[:4], options.get("items") or row[4], row[5]) for t, row in TASKS.items()}
     tasks = {t: tasks[t] for t in options.get("tasks", tasks)}
     table = dict(options.get("configurations", CONFIGURATIONS))

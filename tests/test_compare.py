@@ -128,7 +128,14 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "owner": None,
         "suite": "toy",
         "plan": "p" * 32,
+        "lower": False,
+        "ratio": None,
+        "share": True,
+        "min_effect": 0.02,
+        "scorer": "hflm",
+        "contrast": None,
     }
+    assert document["provenance"]["scorers"] == {"toy": "hflm"}
     assert set(document["rows"][0]) >= {
         "configuration",
         "role",
@@ -150,6 +157,9 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "verdict",
         "wins",
         "losses",
+        "lower",
+        "ratio",
+        "companion",
     }
     assert not document["warnings"]
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tasks_dir, tiny, tokenizer, write_data
 
-from workbench.evaluate import Scorer, build_plan, evaluate, score
+from workbench.evaluate import build_plan, evaluate, score
+from workbench.evaluate.scorer import Scorer
 from workbench.scores import Configuration, Store
 from workbench.suites import Item, subset, tokenizer_digest
 
@@ -81,12 +82,12 @@ def test_a_second_configuration_in_the_same_process_gets_its_own_scores(tasks_di
 # Plans
 
 
-def test_plan_needs_neither_torch_nor_lm_eval(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tok")
     code = (
         "import sys; from pathlib import Path; from workbench.evaluate import build_plan; from workbench.suites import Suite; "
         f"p = build_plan(Suite(suite='toy', tasks=('copy', 'pick')), Path({str(tmp_path / 'tok')!r}), tasks_dir=Path({str(tasks_dir)!r})); "
-        "print(p.digest, [m for m in ('torch', 'lm_eval', 'transformers', 'datasets') if m in sys.modules])"
+        "print(p.digest, [m for m in ('torch', 'lm_eval.tasks', 'transformers', 'datasets') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
     assert len(out[0]) == 32

@@ -29,9 +29,9 @@ ORDER = [
     "planning",
     "engine",
     "extract measure",
-    "taskfiles suites scores statistics tables evaluate compare",
-    "evaluate_oracle evaluate_export samples exchange suitecheck",
-    "controls models scorecard starter",
+    "taskfiles suites scores statistics tables comparison evaluate compare",
+    "samples exchange suitecheck",
+    "controls models scorecard scoring starter",
     "train training report docs",
     "api",
     "cli",
@@ -39,7 +39,7 @@ ORDER = [
 LEVELS = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 # Third-party package -> the only places that may import it. What is not listed may be imported anywhere.
 ONLY_IN = {
-    "lm_eval": ("evaluate.py", "evaluate_oracle.py", "evaluate_export.py"),
+    "lm_eval": ("evaluate/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/",),

@@ -8,68 +8,21 @@ import gzip
 import html
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from report_document import CHOICES, CONFIGURATIONS, TASKS, make_document
+from report_document import TASKS, make_document, make_large
+from report_page import Document, Page, rendered
 
 from workbench.report import render
 from workbench.report.forest import axis
 from workbench.report.markdown import escape, fence
-from workbench.report.numbers import MINUS, MISSING, POINTS, RAW, about, fixed, p_value, seconds, signed
-from workbench.report.view import view_of
+from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed
+from workbench.report.reading import view_of
 from workbench.report.wording import missing_controls, summary, without_average
 
-Document = dict[str, Any]
-SECTIONS = ("summary", "forest", "differences", "interference", "flips", "recipes", "provenance", "warnings")
-EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}"
-
-
-class Page(HTMLParser):
-    """Collects ids, resource attributes, table cells by table id, and texts by tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.ids: list[str] = []
-        self.resources: list[str] = []
-        self.tags: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.titles: list[str] = []
-        self._table: str | None = None
-        self._cell = self._title = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        values = dict(attrs)
-        self.ids += [values["id"] or ""] if "id" in values else []
-        self.resources += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster")]
-        assert not any(k.startswith("on") for k in values), f"<{tag}> has an event attribute"
-        if tag == "table":
-            self._table = values.get("id") or values.get("aria-label") or ""
-            self.tables[self._table] = []
-        elif tag == "tr" and self._table is not None:
-            self.tables[self._table].append([])
-        elif tag in ("td", "th") and self._table is not None:
-            self.tables[self._table][-1].append("")
-            self._cell = True
-        elif tag == "title":
-            self.titles.append("")
-            self._title = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._cell = self._cell and tag not in ("td", "th")
-        self._title = self._title and tag != "title"
-        self._table = None if tag == "table" else self._table
-
-    def handle_data(self, data: str) -> None:
-        if self._title:
-            self.titles[-1] += data
-        elif self._cell and self._table is not None:
-            self.tables[self._table][-1][-1] += data
+SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
+EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +33,6 @@ def document() -> Document:
 @pytest.fixture(scope="module")
 def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
     return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
-
-
-def rendered(document: Document, folder: Path) -> tuple[str, str]:
-    page, markdown, _ = render(document, folder / "report")
-    return page.read_text("utf-8"), markdown.read_text("utf-8")
 
 
 def packed(text: str) -> Document:
@@ -105,6 +53,20 @@ def test_writes_three_files_beside_each_other(name: str, document: Document, tmp
 
 def test_same_document_gives_the_same_bytes(document: Document, text: str, tmp_path: Path) -> None:
     assert rendered(document, tmp_path)[0] == text
+
+
+def test_a_document_without_the_newer_keys_is_drawn(tmp_path: Path) -> None:
+    older = make_document(older=True)
+    text, markdown = rendered(older, tmp_path)
+    page = Page(text)
+    assert set(SECTIONS) <= set(page.ids)
+    assert "check-table" not in page.ids
+    assert "Parameters" not in page.tables["configurations-table"][0]
+    header, *rows = page.tables["forgetting-table"]
+    assert header == ["Configuration", "retention"]  # what it can still say: the differences on the task
+    assert len(rows) == len(older["configurations"]) - 1
+    assert "## Forgetting" not in markdown
+    assert "No check of the scorer" in text
 
 
 def test_page_has_every_section_and_one_panel_a_task(text: str) -> None:
@@ -131,17 +93,17 @@ def test_differences_table_holds_the_documents_numbers(document: Document, text:
 def test_summary_sets_controls_apart_and_shows_scores_and_kept(document: Document, text: str) -> None:
     rows = Page(text).tables["summary-table"]
     names = [row[0] for row in rows]
-    heads = [names.index("Controls"), names.index("Configurations")]
+    heads = [names.index("Configurations"), names.index("Controls")]
     by_name = {c["name"]: c for c in document["configurations"]}
     for i, row in enumerate(rows):
         if i in (0, *heads):
             continue
         found = max((n for n in by_name if row[0].startswith(n)), key=len)
         c = by_name[found]
-        assert (i > heads[1]) == (c["role"] == "configuration")
+        assert (i < heads[1]) == (c["role"] == "configuration")
         assert row[1].startswith(fixed(100 * c["mean"]["value"], 1))
-        assert [cell.strip() for cell in row[2 : 2 + len(TASKS)]] == [fixed(100 * c["scores"][t]["value"], 1) for t in TASKS]
-        assert row[2 + len(TASKS)].startswith(f"{100 * c['kept_mean']['value']:.0f} %" if c["kept_mean"] else MISSING)
+        assert [cell.strip() for cell in row[3 : 3 + len(TASKS)]] == [fixed(100 * c["scores"][t]["value"], 1) for t in TASKS]
+        assert row[3 + len(TASKS)].startswith(f"{100 * c['kept_mean']['value']:.0f} %" if c["kept_mean"] else MISSING)
 
 
 def test_interference_matrix_and_losing_pair(document: Document, text: str) -> None:
@@ -196,11 +158,18 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
     evil = json.loads(json.dumps(evil).replace("NAME", json.dumps(EVIL)[1:-1]).replace("TASK", json.dumps(EVIL)[1:-1]))
     for c in evil["configurations"]:
         c["recipe_text"] = EVIL if c["recipe_text"] else None
+        c["bricks"] = {EVIL: 3}
+        c["check"] = [{"scorer": EVIL, "documents": 8, "max_difference": 1e-6, "tolerance": 1e-4, "spread": None}]
+        c["forgetting"] = {"diff": -0.1, "low": -0.2, "high": 0.0, "verdict": EVIL}
+    for row in evil["rows"]:
+        row["companion"] = {"metric": EVIL, "unit": EVIL, "diff": 0.5, "low": 0.1, "high": 0.9}
+    evil["tasks"][0]["contrast"] = {"of": EVIL, "minus": EVIL}
     for rows in evil["flips"].values():
         for flip in rows:
             flip["prompt"], flip["gold"] = EVIL, EVIL
     evil["warnings"] = [EVIL]
-    evil["provenance"]["command"] = EVIL
+    evil["provenance"] |= {"command": EVIL, "scorers": {EVIL: EVIL}, "suites": [EVIL], "versions": {EVIL: EVIL}, "device": EVIL}
+    evil["provenance"]["plans"] = [EVIL]
     text, markdown = rendered(evil, tmp_path)
     page = Page(text)  # also refuses event attributes
     assert page.tags.count("script") == 2
@@ -216,26 +185,8 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
 
 
 def test_size_when_ten_configurations_change_each_of_two_thousand_items(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefghilmnoprstu"), rng.integers(2, 10))) for _ in range(3000)]
-    names = list(CONFIGURATIONS)[:10]
-    big = make_document(items=2000, tasks=["triage"], configurations={n: CONFIGURATIONS[n] for n in names})
-    prompts = [" ".join(rng.choice(words, 60)) for _ in range(2000)]
-    for name in big["flips"]:
-        logs = -10 * rng.random((2, 2000, 4))
-        big["flips"][name] = [
-            {
-                **{"task": "triage", "id": f"triage-{i:05d}", "cluster": f"t{i % 24}", "prompt": prompts[i]},
-                **{"gold": i % 4, "choices": CHOICES},
-                "baseline": {"response": None, "metrics": {"acc": 0.0}, "loglikelihoods": list(logs[0, i])},
-                "configuration": {
-                    "response": None,
-                    "metrics": {"acc": 1.0},
-                    "loglikelihoods": list(logs[1, i]),
-                },
-            }
-            for i in range(2000)
-        ]
+    big = make_large()
+    assert [len(rows) for rows in big["flips"].values()] == [2000] * 10
     page, *_ = render(big, tmp_path / "big")
     assert page.stat().st_size < 2_000_000
 
@@ -243,11 +194,11 @@ def test_size_when_ten_configurations_change_each_of_two_thousand_items(tmp_path
 def test_markdown_holds_the_same_tables(document: Document, tmp_path: Path) -> None:
     _, markdown = rendered(document, tmp_path)
     rows = [[c.strip() for c in line.strip("| ").split("|")] for line in markdown.splitlines() if line[:2] == "| "]
-    found = {(r[0], r[1]): r for r in rows if len(r) == 14}
+    found = {(r[0], r[1]): r for r in rows if len(r) == 15}
     for d in document["rows"]:
         row = found[escape(d["configuration"]), escape(d["task"])]
         assert row[5] == signed(100 * d["diff"], 1)
-        assert row[13].startswith(d["verdict"])
+        assert row[14].startswith(d["verdict"])
     assert "## Provenance" in markdown
     assert document["provenance"]["command"] in markdown
 
@@ -305,9 +256,9 @@ def test_metrics_that_are_no_shares_keep_their_own_unit(document: Document, tmp_
         if row["task"] == "add":
             row |= {"value": 12.5, "baseline_value": 10.25, "diff": 2.25}
     view = view_of(raw)
-    assert view.unit("add") == RAW
+    assert view.unit("add") == Unit(1.0, 2, "")
     assert view.unit("reverse") == POINTS
-    assert "+2.250" in rendered(raw, tmp_path)[0]
+    assert "+2.25<" in rendered(raw, tmp_path)[0]
 
 
 def test_a_configuration_as_the_baseline_is_not_judged(document: Document, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from test_scores_cli import project, tasks
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
-from workbench.evaluate_export import LOCALDATA as WRITTEN
-from workbench.evaluate_export import export_task
+from workbench.evaluate.export import LOCALDATA as WRITTEN
+from workbench.evaluate.export import export_task
 
 __all__ = ["project", "tasks", "tokenizer"]
 

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.statistics import codes, holm, paired, resampled_means, score_interval
+from workbench.statistics import (
+    codes,
+    holm,
+    paired,
+    paired_ratio,
+    ratio,
+    ratio_interval,
+    resampled_means,
+    score_interval,
+)
 
 # Statistics
 
@@ -145,3 +154,97 @@ def test_resampling_is_seeded_and_paired() -> None:
     assert first.shape == (2, 2000)
     assert np.allclose(resampled_means(values[:1], cluster, seed=7)[0], first[0], atol=1e-12)
     assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
+
+
+# Ratios of sums
+
+
+def texts(rng: np.random.Generator, n: int, per: int, gain: float = 0.0) -> tuple[Any, Any, Any, Any]:
+    """Log-likelihoods of the same texts under two models, words, clusters."""
+    words, cluster = rng.integers(5, 300, n).astype(float), np.arange(n) // per
+    rate = 2 + 0.3 * rng.normal(size=n) + 0.2 * rng.normal(size=n // per)[cluster]
+    other = rate - gain + 0.1 * rng.normal(size=n) + 0.05 * rng.normal(size=n // per)[cluster]
+    return -rate * words, -other * words, words, cluster
+
+
+def test_ratios_are_those_of_lm_eval() -> None:
+    from lm_eval.api.metrics import bits_per_byte, perplexity, weighted_perplexity
+
+    a, _, words, _ = texts(np.random.default_rng(0), 20, 1)
+    rows = list(zip(a.tolist(), words.tolist(), strict=True))
+    assert ratio("weighted_perplexity", a, words) == pytest.approx(weighted_perplexity(rows))
+    assert ratio("bits_per_byte", a, words) == pytest.approx(bits_per_byte(rows))
+    assert ratio("perplexity", a / 100, np.ones(20)) == pytest.approx(perplexity((a / 100).tolist()))
+    assert ratio("perplexity", [-1000.0], [1.0]) == pytest.approx(math.exp(700))  # still a number
+    with pytest.raises(ValueError, match="expected one of perplexity, weighted_perplexity, bits_per_byte"):
+        ratio("bleu", a, words)
+
+
+def test_error_of_a_ratio_is_the_jackknife() -> None:
+    from scipy.stats import t
+
+    a, b, words, cluster = texts(np.random.default_rng(1), 90, 3, gain=0.1)
+    left_out = np.array([[ratio("bits_per_byte", x[cluster != c], words[cluster != c]) for c in range(30)] for x in (a, b)])
+    effective = words.sum() ** 2 / (np.bincount(cluster, words) ** 2).sum()
+    q = t.ppf(0.975, effective - 1)
+    error = math.sqrt(29 / 30 * ((left_out[0] - ratio("bits_per_byte", a, words)) ** 2).sum())
+    value = ratio("bits_per_byte", a, words)
+    assert ratio_interval("bits_per_byte", a, words, cluster) == pytest.approx((value - q * error, value + q * error))
+    pair = paired_ratio("bits_per_byte", a, b, words, cluster.tolist())
+    gaps = left_out[1] - left_out[0] - pair.diff
+    assert pair.se == pytest.approx(math.sqrt(29 / 30 * (gaps**2).sum()))
+    assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1))
+    assert pair.interval() == pytest.approx((pair.diff - q * pair.se, pair.diff + q * pair.se))
+
+
+@pytest.mark.parametrize(("n", "per"), [(60, 5), (120, 4)])
+def test_equal_weights_are_a_mean(n: int, per: int) -> None:
+    """One unit a text: bits are then a mean over items, and both classes say the same."""
+    a, b, _, cluster = texts(np.random.default_rng(2), n, per, gain=0.5)
+    one = paired_ratio("bits_per_byte", a, b, np.ones(n), cluster.tolist())
+    mean = paired(-a / math.log(2), -b / math.log(2), cluster.tolist())
+    for name in ("diff", "se", "p", "wins", "losses", "clusters"):
+        assert getattr(one, name) == pytest.approx(getattr(mean, name))
+    for level in (0.05, 0.01):
+        assert one.interval(level) == pytest.approx(mean.interval(level))
+    assert one.mde() == pytest.approx(mean.mde())
+    assert one.needs(0.01) == mean.needs(0.01)
+
+
+def test_interval_of_perplexities_agrees_with_its_test() -> None:
+    rng, found = np.random.default_rng(3), set()
+    for n, per in ((40, 4), (60, 4), (100, 5), (240, 4)):
+        for _ in range(40):
+            a, b, words, cluster = texts(rng, n, per, gain=rng.choice([0.0, 0.05, 0.1]))
+            pair = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist())
+            for level in (0.05, 0.01, 0.05 / 24):
+                low, high = pair.interval(level)
+                assert (pair.p <= level) == (low > 0 or high < 0)
+                assert low <= pair.diff <= high
+                found.add(pair.p <= level)
+    assert found == {True, False}
+
+
+def test_interval_of_perplexities_is_near_a_bootstrap_where_clusters_are_many() -> None:
+    rng = np.random.default_rng(4)
+    a, b, words, cluster = texts(rng, 1200, 3, gain=0.3)
+    draws = rng.multinomial(400, np.full(400, 1 / 400), 4000)
+    sums = [draws @ np.bincount(cluster, x) / (draws @ np.bincount(cluster, words)) for x in (a, b)]
+    expected = np.percentile(np.exp(-sums[1]) - np.exp(-sums[0]), (2.5, 97.5))
+    low, high = paired_ratio("weighted_perplexity", a, b, words, cluster.tolist()).interval()
+    assert (low, high) == pytest.approx(tuple(expected), rel=0.02)
+
+
+def test_ratios_without_spread_or_clusters() -> None:
+    a, _, words, cluster = texts(np.random.default_rng(5), 60, 2)
+    same = paired_ratio("perplexity", a, a, words, cluster.tolist())
+    assert same.unchanged
+    assert (same.p, same.interval(), same.mde()) == (1.0, (0.0, 0.0), None)
+    alike = paired_ratio("perplexity", a, a - 0.1 * words, words, cluster.tolist())  # every cluster 0.1 nats a word worse
+    low, high = alike.interval()
+    assert alike.p == pytest.approx(2.0**-29)
+    assert 0 < low < alike.diff < high
+    assert ratio_interval("perplexity", a, words, np.zeros(60, int)) == (1.0, math.inf)
+    assert paired_ratio("perplexity", a, a - 1, words, [0] * 60).interval() == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="paired items expected"):
+        paired_ratio("perplexity", a, a[:1], words)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.bricks import Brick, vocabulary_digest
-from workbench.compose import Events, no_events
 from workbench.errors import WorkbenchError
-from workbench.evaluate import build_plan, evaluate
+from workbench.evaluate import build_plan
 from workbench.grow.remap import GrownWeights
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import InlineEval, Recipe
 from workbench.registry import GrowMethod
 from workbench.resolve import Resolved, resolve
-from workbench.scores import Configuration, Scores, Store
+from workbench.scores import Configuration
 from workbench.suites import Plan, Suite, load_suite, tokenizer_digest
 from workbench.weights.digests import read_json
 from workbench.weights.specs import TensorSpec
@@ -226,68 +225,6 @@ def _check_templates(entries: Sequence[Entry], suites: Sequence[Suite]) -> None:
             )
 
 
-def score_all(
-    entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store, *, device: Any, events: Events = no_events
-) -> list[Scores]:
-    """Scores of every configuration under every plan; what the store has is not computed again."""
-    from workbench.engine import configuration_digest, materialize
-
-    found: list[Scores] = []
-    for number, entry in enumerate(entries, 1):
-        head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        known = entry.digest()
-        if known and all(store.has(plan, known) for plan in all_plans):
-            events({**head, "text": "scored before"})
-        else:
-            events({**head, "text": "composing"})
-        digest, tensors = configuration_digest(entry.resolved, device, events)
-        live: list[Any] = []
-
-        def model(entry: Entry = entry, live: list[Any] = live, tensors: Any = tensors) -> Any:
-            if not live:
-                live.append(materialize(entry.resolved, device, tensors, events))
-            return live[0]
-
-        for plan in all_plans:
-            found.append(evaluate(plan, store, entry.configuration(digest), model, device=str(device),
-                                  progress=_progress(events, head, plan)))  # fmt: skip
-    return found
-
-
-def stored(entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store) -> tuple[list[Scores], list[str]]:
-    """Scores that the store has, and the names of the configurations that it has none of under some plan.
-
-    A plan under which the baseline was not scored is left out: nothing could be compared with it.
-    """
-    digests = {entry.name: entry.digest() for entry in entries}
-    bases = [digests[entry.name] for entry in entries if entry.role == "base"]
-    usable = [plan for plan in all_plans if all(d and store.has(plan, d) for d in bases)]
-    found: list[Scores] = []
-    missing: list[str] = []
-    for entry in entries:
-        digest = digests[entry.name]
-        have = [plan for plan in usable if digest and store.has(plan, digest)]
-        found += [store.read(plan, str(digest)).called(entry.configuration(str(digest))) for plan in have]
-        if not have or len(have) < len(usable):
-            missing.append(entry.name)
-    return found, missing
-
-
 def scored_dtype(resolved: Resolved) -> Any:
     """The dtype that a configuration is scored in: its output's, else its base's."""
     return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
-
-
-def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
-    def report(task: str, done: int, total: int) -> None:
-        items = sum(len(found) for found in plan.items.values())
-        events(
-            {
-                **head,
-                "done": done,
-                "total": total,
-                "text": f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items",
-            }
-        )
-
-    return report

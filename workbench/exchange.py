@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from workbench.errors import WorkbenchError, nearest
 from workbench.samples import TaskSamples, read_samples
 from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
-from workbench.statistics import codes, resampled_means, score_interval
+from workbench.statistics import codes, ratio, ratio_interval, score_interval
 from workbench.suites import Item, Plan, Suite
 from workbench.taskfiles import digest_of
 
@@ -30,18 +31,21 @@ SCORER = "lm_eval"
 
 @dataclass(frozen=True)
 class ImportedPlan(Plan):
-    """A plan of scores that were taken elsewhere. `facts`: what plan.json holds of a task besides the usual."""
+    """A plan of scores that were taken elsewhere. `identities`: of each task what has to be equal for two runs to be comparable."""
 
-    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    identities: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of documents, requests, targets, filters, metrics and clusters; tokenizer, dtype and weights are not known here."""
+        return _digest([_FORMAT, *self.identities.items()])
 
     def document(self) -> dict[str, Any]:
         """plan.json, marked as imported."""
-        tasks = {
-            t: {"n": len(self.items[t]), "kind": self.kinds[t], "metrics": list(self.metrics[t]), "primary": self.primary(t), **self.facts[t]}
-            for t in self.suite.tasks
-        }  # fmt: skip
-        return {"version": 1, "imported": True, "suite": self.suite.model_dump(mode="json"), "plan": self.digest, "tokenizer": None,
-                "scorer": SCORER, "dtype": None, "batch_size": None, "partial": False, "versions": {}, "tasks": tasks}  # fmt: skip
+        document = super().document()
+        tasks = {task: {**about, "digest": self.identities[task]} for task, about in document["tasks"].items()}
+        unknown = dict.fromkeys(("tokenizer", "dtype", "batch_size"))
+        return {**document, **unknown, "imported": True, "versions": {}, "tasks": tasks}
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,6 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
     better = results.get("higher_is_better") or {}
     return ImportedPlan(
         suite=made,
-        digest=_digest([_FORMAT, *(s.identity for s in samples)]),
         items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
         kinds={s.task: s.kind for s in samples},
         metrics={s.task: s.metrics for s in samples},
@@ -231,10 +234,10 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
         tasks_dir=Path(),
         dtype="",
         batch_size=0,
-        facts={
-            s.task: {"lower": s.lower(better.get(s.task) or {}), "ratios": dict(s.ratios), "digest": _digest(s.identity)}
-            for s in samples
-        },
+        lower={s.task: tuple(s.lower(better.get(s.task) or {})) for s in samples},
+        ratios={s.task: dict(s.ratios) for s in samples},
+        scorer=SCORER,
+        identities={s.task: _digest(s.identity) for s in samples},
     )
 
 
@@ -277,15 +280,8 @@ def _metric(samples: TaskSamples, metric: str) -> Metric:
     """A mean with its clustered interval, or a ratio of sums with a percentile interval of resampled clusters."""
     cluster = codes([item["cluster"] for item in samples.items])
     values = np.array([row["metrics"][metric] for row in samples.rows], dtype=np.float64)
-    kind = samples.ratios.get(metric)
-    if kind is None:
-        low, high = score_interval(values, cluster)
-        return Metric(value=float(values.mean()), low=low, high=high)
-    over, under = resampled_means(values.T, cluster, seed=0)
-    low, high = np.percentile(_ratio(kind, over / under), (2.5, 97.5))
-    return Metric(value=float(_ratio(kind, values[:, 0].sum() / values[:, 1].sum())), low=float(low), high=float(high))
-
-
-def _ratio(kind: str, mean: Any) -> Any:
-    """A corpus metric of log-likelihood over weight."""
-    return -mean / np.log(2) if kind == "bits_per_byte" else np.exp(-mean)
+    if kind := samples.ratios.get(metric):
+        low, high = ratio_interval(kind, values[:, 0], values[:, 1], cluster)
+        return Metric(value=ratio(kind, values[:, 0], values[:, 1]), low=low, high=high)
+    low, high = score_interval(values, cluster)
+    return Metric(value=float(values.mean()), low=low, high=high)

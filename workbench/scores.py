@@ -71,10 +71,30 @@ class Metric(_Document):
 
 
 class TaskScores(_Document):
-    """Scores on one task."""
+    """Scores on one task; `scorer` is what computed its log-likelihoods, "generate" where there are none."""
 
     n: int
     metrics: dict[str, Metric]
+    seconds: float | None = None
+    scorer: str | None = None
+    tokens: int | None = None
+
+
+class Check(_Document):
+    """A scorer compared with lm-eval's HFLM on some documents of each task, before its numbers count.
+
+    Attributes:
+        documents: How many were compared.
+        max_difference: Of log-likelihoods, in nats.
+        tolerance: What it may be.
+        spread: HFLM's own difference between batch sizes, where the dtype is not float32.
+    """
+
+    scorer: str
+    documents: int
+    max_difference: float
+    tolerance: float
+    spread: float | None = None
 
 
 class Scores(_Document):
@@ -91,6 +111,8 @@ class Scores(_Document):
     created: str
     versions: dict[str, str]
     tasks: dict[str, TaskScores]
+    check: Check | None = None
+    tokens: int | None = None
 
     @property
     def names(self) -> list[str]:
@@ -203,11 +225,52 @@ class Store:
         data = json.dumps({"digest": digest, **result}, ensure_ascii=False).encode()
         _write(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
 
+    def journal(self, plan: Plan, digest: str, task: str) -> Journal:
+        """Answers to single requests of a task that is being scored."""
+        path = self._partial(plan, digest, task).with_name(f"{task}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Journal(path, digest)
+
+    def refuse(self, plan: Plan, reason: str) -> None:
+        """Remember that the plan's scorer failed its check: from now on `settled` gives the plan with hflm."""
+        _write(self.folder(plan.suite.suite, plan.digest) / "refused.txt", f"{reason}\n".encode())
+
+    def settled(self, plan: Plan) -> Plan:
+        """The plan, or the same with hflm where its scorer was refused before."""
+        refused = (self.folder(plan.suite.suite, plan.digest) / "refused.txt").is_file()
+        return plan.by("hflm") if refused else plan
+
     def _path(self, suite: str, plan: str, digest: str) -> Path:
         return self.folder(suite, plan) / f"{digest[:12]}.json"
 
     def _partial(self, plan: Plan, digest: str, task: str) -> Path:
         return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
+
+
+class Journal:
+    """Answers by number of the request, one JSON line each, appended while a task is scored; a line cut by a kill is left out."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        self.done: dict[int, Any] = {}
+        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+        whole = []
+        for line in lines:
+            try:
+                number, answer = json.loads(line)
+            except ValueError:
+                break
+            whole.append(line)
+            self.done[number] = answer
+        if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
+            whole, self.done = [], {}
+        if not whole or len(whole) < len(lines):
+            _write(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+
+    def add(self, answers: Mapping[int, Any]) -> None:
+        """Keep some more answers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps([number, answer], ensure_ascii=False) + "\n" for number, answer in answers.items())
 
 
 def _read_rows(path: Path) -> Rows:

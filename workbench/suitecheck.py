@@ -18,7 +18,7 @@ from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS
 from workbench.suites import Plan, Suite, load_suite
 
 if TYPE_CHECKING:
-    from workbench.evaluate_oracle import Asked, Task
+    from workbench.evaluate.oracle import Asked, Task
 
 _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # as lm-eval's HFLM looks for it
 _UNKNOWN_POSITIONS = 2048  # what HFLM takes where neither model nor tokenizer says it
@@ -137,7 +137,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
 
     Errors: unknown suite, no base.
     """
-    from workbench.evaluate_oracle import ask
+    from workbench.evaluate.oracle import ask
 
     suite, found = load_suite(name, project), find_base(base, project)
     reader = read_base(found, project)

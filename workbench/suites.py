@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,10 +22,13 @@ from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
 from workbench.yamldoc import load
 
-SCORER = "hflm"
+# How log-likelihoods are computed, with the version of what decides their last bits.
+SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
+MARGIN = "margin"  # nats by which the gold choice leads the others; every multiple-choice item has it, beside the task's metrics
+MIN_EFFECT = 0.02
 # What computes scores, for records.
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
-_PLAN_FORMAT = "plan-1 softmax-float32 seed-1234"
+_PLAN_FORMAT = "plan-2 softmax-float32 seed-1234"
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _NOT_TOKENS = (
     "padding",
@@ -36,6 +40,24 @@ _NOT_TOKENS = (
     "backend",
     "local_files_only",
 )
+
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Contrast(BaseModel):
+    """What one task's items score above those of another task with the same ids.
+
+    Attributes:
+        of, minus: Tasks of the suite.
+        metric: The primary metric of `of` if not given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    of: str
+    minus: str
+    metric: str | None = None
 
 
 class Suite(BaseModel):
@@ -50,11 +72,17 @@ class Suite(BaseModel):
         limit: Number of items, one for all tasks or by task: those with the smallest hash of their id, never the first ones.
         baseline: Configuration that differences are taken against.
         alpha: Error rate of the verdicts over the family.
-        min_effect: Smallest difference of interest, and the margin within which configurations are equivalent.
+        correction: `holm`, or `none`: every comparison is tested at alpha.
+        min_effect: Smallest difference of interest, and the margin within which configurations are equivalent; one number for
+            all metrics that lie in [0, 1], or by task, in the metric's units.
+        contrasts: Name -> difference of one metric between two tasks, item by item; a further row of the comparison.
         roles: `skill` (default), `retention` or `other` (shown, but not part of the mean and of kept), by task.
         owners: Brick that teaches a task.
         chat_template: Wrap prompts in the tokenizer's chat template.
         num_fewshot: Examples before each prompt; the task's own number if not given.
+        scorer: `prefix` forwards what a task's prompts begin with once, and a prompt's choices in one row; `packed` the second
+            alone; `hflm` is lm-eval's own loop. Where a check against hflm fails, hflm scores.
+        backend: `hf` scores live models; `vllm` and `server` score written checkpoints through lm-eval's classes of those names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,11 +96,15 @@ class Suite(BaseModel):
     limit: int | dict[str, int] | None = None
     baseline: str = "base"
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    min_effect: float = Field(default=0.02, ge=0)
+    correction: Literal["holm", "none"] = "holm"
+    min_effect: NonNegative | dict[str, NonNegative] = MIN_EFFECT
+    contrasts: dict[str, Contrast] = {}
     roles: dict[str, Literal["skill", "retention", "other"]] = {}
     owners: dict[str, str] = {}
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
+    scorer: Literal["prefix", "packed", "hflm"] = "prefix"
+    backend: Literal["hf", "vllm", "server"] = "hf"
 
     @model_validator(mode="after")
     def _names_are_tasks(self) -> Suite:
@@ -84,6 +116,19 @@ class Suite(BaseModel):
             for task in value if isinstance(value, dict) else ():
                 if task not in self.tasks:
                     raise ValueError(f"{name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
+        for name, contrast in self.contrasts.items():
+            if name in self.tasks:
+                raise ValueError(f"contrasts: '{name}' is the name of a task: choose another")
+            for task in (contrast.of, contrast.minus):
+                if task not in self.tasks:
+                    raise ValueError(f"contrasts: {name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
+            if contrast.of == contrast.minus:
+                raise ValueError(f"contrasts: {name}: of and minus are the same task '{contrast.of}'")
+        if isinstance(self.min_effect, dict):
+            known = (*self.tasks, *self.contrasts)
+            for task in self.min_effect:
+                if task not in known:
+                    raise ValueError(f"min_effect: '{task}' is not a task of this suite. {nearest(task, known)}")
         for task, chance in self.chance.items():
             if not 0 <= chance < 1:
                 raise ValueError(f"chance: {task}: expected a number from 0 up to, not including, 1, found {chance}")
@@ -101,8 +146,18 @@ class Suite(BaseModel):
         return self.limit.get(task) if isinstance(self.limit, dict) else self.limit
 
     def role_of(self, task: str) -> str:
-        """skill | retention | other; the mean over skills and `kept` look at skills only."""
-        return self.roles.get(task, "skill")
+        """skill | retention | other; the mean over skills and `kept` look at skills only. Contrasts are other."""
+        return "other" if task in self.contrasts else self.roles.get(task, "skill")
+
+    def min_effect_of(self, task: str, *, share: bool) -> float | None:
+        """Smallest difference of interest on a task or contrast; the suite's one number is for metrics in [0, 1] (`share`) alone."""
+        by_task = self.min_effect if isinstance(self.min_effect, dict) else {}
+        return by_task.get(task, self.default_effect if share else None)
+
+    @property
+    def default_effect(self) -> float:
+        """Smallest difference of interest where no task's own is given."""
+        return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
 
 
 def load_suite(name: str | Path, project: Path) -> Suite:
@@ -134,13 +189,16 @@ class Plan:
     Attributes:
         items: Task -> its items, in the order of the data.
         kinds, metrics: lm-eval's output type and metrics of each task.
+        lower: Metrics of each task where lower is better.
+        ratios: Metrics of each task that are ratios of sums over items, with their kind.
         tokenizer: Folder of the tokenizer, or the object.
         bundled: Tasks that lm-eval brings along.
         partial: Cut by a limit that the suite does not ask for.
+        scorer: What computes log-likelihoods: the suite's scorer, or its backend.
+        facts: What the digest is taken of.
     """
 
     suite: Suite
-    digest: str
     items: Mapping[str, tuple[Item, ...]]
     kinds: Mapping[str, str]
     metrics: Mapping[str, tuple[str, ...]]
@@ -151,6 +209,19 @@ class Plan:
     batch_size: int
     bundled: frozenset[str] = frozenset()
     partial: bool = False
+    lower: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ratios: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scorer: str = "hflm"
+    facts: Sequence[Any] = field(default=(), repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """XXH3-128 of everything that decides scores."""
+        return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+
+    def by(self, scorer: str) -> Plan:
+        """The same plan with another scorer; its scores are not compared with this one's."""
+        return replace(self, scorer=scorer)
 
     def primary(self, task: str) -> str:
         """Headline metric of a task."""
@@ -159,7 +230,14 @@ class Plan:
     def document(self) -> dict[str, Any]:
         """plan.json."""
         tasks = {
-            t: {"n": len(self.items[t]), "kind": self.kinds[t], "metrics": list(self.metrics[t]), "primary": self.primary(t)}
+            t: {
+                "n": len(self.items[t]),
+                "kind": self.kinds[t],
+                "metrics": list(self.metrics[t]),
+                "primary": self.primary(t),
+                "lower": list(self.lower.get(t, ())),
+                "ratios": dict(self.ratios.get(t, {})),
+            }
             for t in self.suite.tasks
         }
         return {
@@ -167,7 +245,7 @@ class Plan:
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": self.tokenizer_digest,
-            "scorer": SCORER,
+            "scorer": self.scorer,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "partial": self.partial,
@@ -207,14 +285,12 @@ def make_plan(
         suite.chat_template,
         suite.num_fewshot,
         token,
-        SCORER,
         dtype,
         batch_size,
         installed("lm_eval")["lm_eval"],
     ]
     return Plan(
         suite=suite,
-        digest=digest_of(json.dumps(facts).encode()),
         items=items,
         kinds={s.name: s.kind for s in sources},
         metrics={s.name: s.metrics for s in sources},
@@ -225,6 +301,10 @@ def make_plan(
         batch_size=batch_size,
         bundled=frozenset(s.name for s in sources if s.bundled),
         partial=partial,
+        lower={s.name: tuple(m for m in s.metrics if m in s.lower) for s in sources},
+        ratios={s.name: dict(s.ratios) for s in sources},
+        scorer=suite.scorer if suite.backend == "hf" else suite.backend,
+        facts=facts,
     )
 
 
@@ -272,21 +352,29 @@ def _items(suite: Suite, source: Source) -> list[Item]:
 
 
 def _check_metric(suite: Suite, source: Source) -> None:
+    """Errors: no metric with a score of an item, a primary or contrasted metric that the task does not have, a contrast of ratios."""
     if not source.metrics:
         raise WorkbenchError(
-            f"task '{source.name}' ({source.kind}) has no metric that is a mean over items",
-            "Corpus metrics such as perplexity cannot be paired by item: use a task with acc or exact_match.",
+            f"task '{source.name}' ({source.kind}) has no metric that is a mean over items or a ratio of sums over items",
+            "Metrics such as F1 over the corpus or BLEU cannot be paired by item: use acc, exact_match, perplexity or bits_per_byte.",
         )
-    metric = suite.primary.get(source.name, source.metrics[0])
-    if metric not in source.metrics:
-        raise WorkbenchError(
-            f"suite '{suite.suite}': task '{source.name}' has no metric '{metric}'", nearest(metric, source.metrics)
-        )
-    if metric in source.lower:
-        raise WorkbenchError(
-            f"suite '{suite.suite}': primary metric '{metric}' of task '{source.name}': lower is better",
-            "Choose a primary metric where higher is better.",
-        )
+    known = (*source.metrics, MARGIN) if source.kind == "multiple_choice" else source.metrics
+    primary = suite.primary.get(source.name, source.metrics[0])
+    if primary not in known:
+        raise WorkbenchError(f"suite '{suite.suite}': task '{source.name}' has no metric '{primary}'", nearest(primary, known))
+    for name, contrast in suite.contrasts.items():
+        if source.name not in (contrast.of, contrast.minus):
+            continue
+        metric = contrast.metric or (primary if source.name == contrast.of else suite.primary.get(contrast.of))
+        if metric is not None and metric not in known:
+            raise WorkbenchError(
+                f"suite '{suite.suite}', contrast '{name}': task '{source.name}' has no metric '{metric}'", nearest(metric, known)
+            )
+        if metric in source.ratios:
+            raise WorkbenchError(
+                f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums and has no score of an item",
+                "Name a metric that is a mean over items: `metric: acc`.",
+            )
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -307,7 +395,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
             parts.append([path.name, digest_of(path.read_bytes())])
     if not parts:
         raise WorkbenchError(
-            f"no tokenizer found in {tokenizer}",
-            "Copy tokenizer.json and tokenizer_config.json there, from the model that it was made from.",
+            f"no tokenizer found in {tokenizer}", "Copy tokenizer.json and tokenizer_config.json of its base there."
         )
     return digest_of(json.dumps(parts, sort_keys=True).encode())

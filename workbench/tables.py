@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +16,34 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store
-from workbench.statistics import Floats, codes, resampled_means
-from workbench.suites import Suite
+from workbench.statistics import (
+    Floats,
+    Paired,
+    Ratio,
+    codes,
+    paired,
+    paired_ratio,
+    ratio,
+    ratio_interval,
+    resampled_means,
+    score_interval,
+)
+from workbench.suites import MARGIN, Contrast, Suite
 
 
 @dataclass(frozen=True)
 class Table:
-    """A task's scores of all configurations: `values[digest]` in the order of `items`."""
+    """A task's, or a contrast's, scores of all configurations: `values[digest]` in the order of `items`.
+
+    Attributes:
+        kind: lm-eval's output type; empty for a contrast.
+        values: Scores of items; of a ratio of sums, its numerators.
+        weights: Of the items, for a ratio of sums.
+        ratio: Kind of ratio of sums; None for means over items.
+        lower: Lower is better.
+        contrast: The two tasks of a contrast.
+        scorer: What computed the scores, where the plan says so.
+    """
 
     name: str
     metric: str
@@ -29,6 +53,12 @@ class Table:
     cluster: NDArray[np.intp]
     values: Mapping[str, Floats]
     rows: Mapping[str, Sequence[Row]]
+    kind: str = ""
+    lower: bool = False
+    ratio: str | None = None
+    weights: Floats | None = None
+    contrast: Contrast | None = None
+    scorer: str | None = None
 
     @property
     def chance(self) -> float:
@@ -36,7 +66,55 @@ class Table:
 
     @property
     def skill(self) -> bool:
-        return self.suite.role_of(self.name) == "skill"
+        """Part of the mean over skills and of kept."""
+        return self.suite.role_of(self.name) == "skill" and self.correctable
+
+    @property
+    def correctable(self) -> bool:
+        """Higher is better and scores lie in [0, 1], so that a score can be corrected for chance and averaged with others."""
+        return self.share and not self.lower and self.contrast is None
+
+    @cached_property
+    def share(self) -> bool:
+        """Scores of items lie in [0, 1], their differences in [-1, 1]."""
+        if self.ratio is not None or self.metric == MARGIN:
+            return False
+        lowest = -1.0 if self.contrast else 0.0
+        return all(v.min() >= lowest and v.max() <= 1 for v in self.values.values())
+
+    @property
+    def min_effect(self) -> float | None:
+        """Smallest difference of interest, in the metric's units."""
+        return self.suite.min_effect_of(self.name, share=self.share)
+
+    def value(self, digest: str) -> float:
+        """The metric of one configuration."""
+        if self.ratio is not None and self.weights is not None:
+            return ratio(self.ratio, self.values[digest], self.weights)
+        return float(self.values[digest].mean())
+
+    def interval(self, digest: str) -> tuple[float, float]:
+        """95 % interval of the metric."""
+        if self.ratio is not None and self.weights is not None:
+            return ratio_interval(self.ratio, self.values[digest], self.weights, self.cluster)
+        return score_interval(self.values[digest], self.cluster)
+
+    def paired(self, base: str, digest: str) -> Paired | Ratio:
+        """A configuration against another one, item by item."""
+        before, after, cluster = self.values[base], self.values[digest], self.cluster.tolist()
+        if self.ratio is not None and self.weights is not None:
+            return paired_ratio(self.ratio, before, after, self.weights, cluster)
+        return paired(before, after, cluster)
+
+    @cached_property
+    def margins(self) -> dict[str, Floats]:
+        """Nats by which the gold choice leads the others, by item; empty where the task has no choices or some gold is not known."""
+        if self.kind != "multiple_choice":
+            return {}
+        found = {d: [margin_of(row, item) for row, item in zip(rows, self.items, strict=True)] for d, rows in self.rows.items()}
+        if any(m is None or not math.isfinite(m) for values in found.values() for m in values):
+            return {}
+        return {digest: np.array(values, np.float64) for digest, values in found.items()}
 
     def corrected(self, score: Any) -> Any:
         """(score - chance) / (1 - chance)."""
@@ -48,6 +126,26 @@ class Table:
         seed = xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
         means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=seed)
         return dict(zip(self.values, self.corrected(means), strict=True))
+
+
+def margin_of(row: Row, item: Row) -> float | None:
+    """Log-likelihood of the gold choice minus the largest of the others; of several gold choices the largest counts.
+
+    Taken from the row's metrics, else from its log-likelihoods. None where the gold choice is not known.
+    """
+    known = row["metrics"].get(MARGIN)
+    if known is not None:
+        return float(known)
+    values, choices, gold = row.get("loglikelihoods"), item.get("choices"), item.get("gold")
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
+        with contextlib.suppress(ValueError):
+            gold = json.loads(gold)
+    right = {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}
+    if not values or not choices or len(values) != len(choices):
+        return None
+    best = [v for i, v in enumerate(values) if i in right]
+    others = [v for i, v in enumerate(values) if i not in right]
+    return float(max(best) - max(others)) if best and others else None
 
 
 def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
@@ -68,8 +166,11 @@ def configurations_of(scores: Sequence[Scores]) -> list[list[Scores]]:
     found: dict[str, list[Scores]] = {}
     for s in sorted(scores, key=lambda s: DESIGN_ORDER.index(s.configuration.role)):
         same = found.setdefault(s.configuration.digest, [])
-        if s.suite not in {other.suite for other in same}:
+        twin = next((i for i, other in enumerate(same) if other.suite == s.suite), None)
+        if twin is None:
             same.append(s)
+        elif s.configuration.name not in same[twin].names:
+            same[twin] = same[twin].also(s.configuration)
     names: dict[str, str] = {}
     for digest, (s, *_) in found.items():
         if names.setdefault(s.configuration.name, digest) != digest:
@@ -90,30 +191,136 @@ def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
 
 
 def tables_of(store: Store, scores: Sequence[Scores], suites: Mapping[str, Suite]) -> list[Table]:
-    """Read all per-item scores. Errors: rows that do not belong to the plan's items."""
-    tasks = []
+    """Read all per-item scores: a table a task, then one a contrast.
+
+    Errors: rows that do not belong to the plan's items, unknown metrics, scores that are not finite, contrasts without common ids.
+    """
+    found = []
     for name, suite in suites.items():
         members = list({s.configuration.digest: s for s in scores if s.suite == name}.values())
-        items, record = store.items(members[0]), store.record(members[0])
-        stored = {s.configuration.digest: store.rows(s) for s in members}
-        for task in suite.tasks:
-            metric = suite.primary.get(task, record["tasks"][task]["primary"])
-            if metric not in record["tasks"][task]["metrics"]:
+        record = store.record(members[0])
+        read = _Stored(
+            suite,
+            members[0].plan,
+            record,
+            store.items(members[0]),
+            {s.configuration.digest: store.rows(s) for s in members},
+            {s.configuration.digest: s.configuration.name for s in members},
+            str(store.folder(name, members[0].plan)),
+        )
+        found += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
+        found += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]
+    return found
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has of one plan."""
+
+    suite: Suite
+    plan: str
+    record: Mapping[str, Any]
+    items: Mapping[str, Sequence[Row]]
+    rows: Mapping[str, Mapping[str, Sequence[Row]]]  # by digest, task
+    names: Mapping[str, str]  # by digest
+    folder: str
+
+    def table(self, task: str, metric: str) -> Table:
+        """A task's scores by one metric."""
+        about = self.record["tasks"][task]
+        known = [*about["metrics"], *([MARGIN] if about["kind"] == "multiple_choice" else [])]
+        if metric not in known:
+            raise WorkbenchError(f"suite '{self.suite.suite}': task '{task}' has no metric '{metric}'", nearest(metric, known))
+        items = self.items.get(task, ())
+        if not items:
+            raise WorkbenchError(f"{self.folder}: task '{task}' has no items", "Remove the folder and score again.")
+        kind = about.get("ratios", {}).get(metric)
+        values: dict[str, Floats] = {}
+        weights: Floats | None = None
+        for digest, rows in self.rows.items():
+            if [row["id"] for row in rows.get(task, ())] != [item["id"] for item in items]:
                 raise WorkbenchError(
-                    f"suite '{name}': task '{task}' has no metric '{metric}'", nearest(metric, record["tasks"][task]["metrics"])
+                    f"{self.folder}: items of {digest[:12]} on '{task}' differ from the plan's",
+                    "The stored rows are damaged: remove the folder and score again.",
                 )
-            ids = [item["id"] for item in items[task]]
-            for digest, rows in stored.items():
-                if [row["id"] for row in rows.get(task, ())] != ids:
-                    raise WorkbenchError(
-                        f"{store.folder(name, members[0].plan)}: items of {digest[:12]} on '{task}' differ from the plan's",
-                        "The stored rows are damaged: remove the folder and score again.",
-                    )
-            rows_of = {digest: rows[task] for digest, rows in stored.items()}
-            values = {digest: np.array([row["metrics"][metric] for row in rows]) for digest, rows in rows_of.items()}
-            tasks.append(
-                Table(
-                    task, metric, suite, members[0].plan, items[task], codes([i["cluster"] for i in items[task]]), values, rows_of
+            numbers = self._numbers(task, metric, digest, 2 if kind else 1)
+            values[digest] = numbers[:, 0]
+            if kind and weights is not None and not np.array_equal(weights, numbers[:, 1]):
+                raise WorkbenchError(
+                    f"{self.folder}: items of {digest[:12]} on '{task}' have other weights than those of other configurations",
+                    "The stored rows are damaged: remove the folder and score again.",
                 )
+            weights = numbers[:, 1] if kind else None
+        return Table(
+            name=task,
+            metric=metric,
+            suite=self.suite,
+            plan=self.plan,
+            items=items,
+            cluster=codes([item["cluster"] for item in items]),
+            values=values,
+            rows={digest: rows[task] for digest, rows in self.rows.items()},
+            kind=about["kind"],
+            lower=metric in about.get("lower", ()),
+            ratio=kind,
+            weights=weights,
+            scorer=about.get("scorer", self.record.get("scorer")),
+        )
+
+    def contrast(self, name: str, contrast: Contrast) -> Table:
+        """metric(of) - metric(minus) of the items that both tasks have; clusters are those of `of`."""
+        where = f"suite '{self.suite.suite}', contrast '{name}'"
+        metric = contrast.metric or self.suite.primary.get(contrast.of, self.record["tasks"][contrast.of]["primary"])
+        of, minus = (self.table(task, metric) for task in (contrast.of, contrast.minus))
+        if of.ratio or minus.ratio:
+            raise WorkbenchError(
+                f"{where}: '{metric}' is a ratio of sums and has no score of an item",
+                "Name a metric that is a mean over items: `metric: acc`.",
             )
-    return tasks
+        partner = {item["id"]: i for i, item in enumerate(minus.items)}
+        pairs = [(i, partner[item["id"]]) for i, item in enumerate(of.items) if item["id"] in partner]
+        if not pairs:
+            raise WorkbenchError(
+                f"{where}: '{contrast.of}' and '{contrast.minus}' have no item in common: their ids are like "
+                f"'{of.items[0]['id']}' and '{minus.items[0]['id']}'",
+                "Items are paired by id: give both data files the same ids, and both tasks the same limit.",
+            )
+        left, right = (np.array(side) for side in zip(*pairs, strict=True))
+        items = [of.items[i] for i in left]
+        return Table(
+            name=name,
+            metric=metric,
+            suite=self.suite,
+            plan=self.plan,
+            items=items,
+            cluster=codes([item["cluster"] for item in items]),
+            values={digest: of.values[digest][left] - minus.values[digest][right] for digest in of.values},
+            rows={},
+            contrast=contrast,
+            scorer=of.scorer,
+        )
+
+    def _numbers(self, task: str, metric: str, digest: str, width: int) -> Floats:
+        """Scores of items [items, width]: (score,), or (numerator, weight) of a ratio of sums."""
+        found = []
+        for row, item in zip(self.rows[digest][task], self.items[task], strict=True):
+            value = row["metrics"].get(metric)
+            if value is None and metric == MARGIN:
+                value = margin_of(row, item)
+            if value is None:
+                raise WorkbenchError(
+                    f"{self.folder}: '{self.names[digest]}' has no '{metric}' on item '{row['id']}' of '{task}'",
+                    "The scores were stored before the task had this metric: remove the folder and score again.",
+                )
+            numbers = np.ravel(np.asarray(value, np.float64))
+            if numbers.size != width or not np.isfinite(numbers).all() or (width == 2 and numbers[1] < 0):
+                expected = "a finite number" if width == 1 else "a log-likelihood and a weight"
+                raise WorkbenchError(
+                    f"{self.folder}: '{self.names[digest]}', item '{row['id']}' of '{task}': {metric} is {value}, expected {expected}",
+                    "The stored rows are damaged: remove the folder and score again.",
+                )
+            found.append(numbers)
+        numbers = np.stack(found)
+        if width == 2 and not numbers[:, 1].sum() > 0:
+            raise WorkbenchError(f"{self.folder}: the weights of '{metric}' on '{task}' are all 0", "The task's texts are empty.")
+        return numbers

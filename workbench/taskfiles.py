@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,37 @@ import xxhash
 import yaml
 
 from workbench.errors import WorkbenchError
+from workbench.statistics import RATIOS
 
-# Metrics that lm-eval gives a task without a metric_list, as far as they are means over items.
-DEFAULT_METRICS = {"multiple_choice": ("acc", "acc_norm"), "generate_until": ("exact_match",), "loglikelihood": ("acc",)}
+# Metrics that lm-eval 0.4.13 gives a task without a metric_list (DEFAULT_METRIC_REGISTRY).
+DEFAULT_METRICS = {
+    "multiple_choice": ("acc", "acc_norm"),
+    "generate_until": ("exact_match",),
+    "loglikelihood": ("perplexity", "acc"),
+    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
+# How lm-eval aggregates its own metrics where a metric_list does not say; those not listed are means over items.
+_AGGREGATIONS = {
+    "perplexity": "perplexity",
+    "word_perplexity": "weighted_perplexity",
+    "byte_perplexity": "weighted_perplexity",
+    "bits_per_byte": "bits_per_byte",
+    "brier_score": "brier_score",
+    "f1": "f1",
+    "mcc": "matthews_corrcoef",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "chrf++": "chrf++",
+    "ter": "ter",
+    "bypass": "bypass",
+}
+_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
+_CORPUS = {  # what lm-eval computes corpus metrics of
+    "perplexity": "loglikelihood",
+    "word_perplexity": "loglikelihood_rolling",
+    "byte_perplexity": "loglikelihood_rolling",
+    "bits_per_byte": "loglikelihood_rolling",
+}
 
 
 @dataclass(frozen=True)
@@ -26,8 +54,9 @@ class Source:
 
     Attributes:
         kind: lm-eval's output type.
-        metrics: Metrics that are means over items, the first one the default headline.
+        metrics: Metrics that are means over items or ratios of sums over items, the first one the default headline.
         lower: Those of them where lower is better.
+        ratios: Those of them that are ratios of sums, with their kind: perplexity, weighted_perplexity or bits_per_byte.
         docs: Documents in file order.
         digest: Of the task's definition, code and data.
         bundled: Taken from lm-eval's own tasks.
@@ -40,6 +69,7 @@ class Source:
     docs: Sequence[Mapping[str, Any]]
     digest: str
     bundled: bool = False
+    ratios: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Function(str):
@@ -81,7 +111,7 @@ class TaskFile:
         test = paths.get(str(config.get("test_split") or config.get("validation_split")))
         if test is None or any(p.suffix != ".jsonl" for p in paths.values()):
             return None
-        metrics, lower = listed_metrics(config)
+        metrics, lower, ratios = listed_metrics(config)
         return Source(
             name,
             str(config.get("output_type", "generate_until")),
@@ -89,18 +119,32 @@ class TaskFile:
             lower,
             _read_jsonl(test, name),
             files_digest([*self.files, *paths.values()], self.path.parent),
+            ratios=ratios,
         )
 
 
-def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """A task's metrics that are means over items, and those where lower is better; names as in the stored rows."""
-    listed = config.get("metric_list")
-    if not listed:
-        return DEFAULT_METRICS.get(str(config.get("output_type", "generate_until")), ()), frozenset()
-    means = [m for m in listed if m.get("aggregation", "mean") == "mean" and "perplexity" not in str(m["metric"])]
+def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
+    """A task's metrics that are means over items or ratios of sums, those where lower is better, and the kinds of the ratios; names
+    as in the stored rows. Others (F1 over the corpus, BLEU, ...) have no score of an item and are left out."""
+    kind = str(config.get("output_type", "generate_until"))
+    names: list[str] = []
+    lower: set[str] = set()
+    ratios: dict[str, str] = {}
     filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
-    names = {metric_name(str(m["metric"]), f, filters): m.get("higher_is_better") is False for f in filters for m in means}
-    return tuple(names), frozenset(n for n, lower in names.items() if lower)
+    for by in filters:
+        for entry in config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRICS.get(kind, ())]:
+            metric = str(entry["metric"])
+            aggregation = entry.get("aggregation", _AGGREGATIONS.get(metric, "mean"))
+            corpus = not config.get("process_results") and _CORPUS.get(metric)
+            if aggregation not in ("mean", *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
+                continue
+            name = metric_name(metric, by, filters)
+            names.append(name)
+            if not entry.get("higher_is_better", metric not in _LOWER):
+                lower.add(name)
+            if aggregation in RATIOS:
+                ratios[name] = aggregation
+    return tuple(dict.fromkeys(names)), frozenset(lower), ratios
 
 
 def metric_name(metric: str, by: str, filters: Sequence[str]) -> str:

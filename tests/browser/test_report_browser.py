@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from devtools import Browser, browser, find_browser
-from report_document import TASKS, make_document
+from report_additions import add_own_units
+from report_document import TASKS, make_document, make_large
 
 from workbench.report import render
 
@@ -20,6 +21,7 @@ if EXECUTABLE is None and not REQUIRED:
     pytest.skip("no Chromium found: install chromium to run the browser tests", allow_module_level=True)
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script>"
+DIFF = "[...document.querySelectorAll('#diff-lines .diff > *')].map((d) => [d.className, (d.querySelector('.text') || d).textContent])"
 FLIPS = "[...document.querySelectorAll('#flip-list .flip')]"
 
 
@@ -30,6 +32,12 @@ def document() -> dict[str, Any]:
     for flip in (f for rows in document["flips"].values() for f in rows):
         if (flip["task"], flip["id"]) == (evil["task"], evil["id"]):
             flip["prompt"] = EVIL
+    add_own_units(document)
+    for c in document["configurations"]:
+        if c["name"] == "dates-conflict":
+            c["recipe_text"] = "".join(f"line: {i}\n" for i in range(30)) + EVIL + "\n"
+        if c["name"] == "over-scaled":
+            c["recipe_text"] = "".join(f"line: {i if i != 15 else 'fifteen'}\n" for i in range(30)) + EVIL + "\n"
     return document
 
 
@@ -63,15 +71,18 @@ def test_every_view_is_drawn(page: Browser) -> None:
         "differences",
         "interference",
         "flips",
-        "recipes",
+        "configurations",
         "provenance",
         "warnings",
     ):
         assert page.js(f"document.getElementById('{section}').getBoundingClientRect().height") > 60, section
-    assert page.js("document.querySelectorAll('#forest svg.plot').length") == len(TASKS)
+    assert page.js("document.querySelectorAll('#forest svg.plot').length") == len(TASKS) + 3
     dots = "[...document.querySelectorAll('#forest g.mark use')].map((u) => u.getBoundingClientRect().width)"
     assert all(width > 4 for width in page.js(dots))
     assert page.js("document.querySelectorAll('#flip-list .flip').length") == 30
+    assert page.js("[...document.querySelectorAll('.scatter')].map((s) => s.getBoundingClientRect().width > 300)") == [True, True]
+    for table in ("summary", "undecided", "rows", "kept", "forgetting", "configurations", "check"):
+        assert page.js(f"document.querySelector('#{table}-table tbody').rows.length") > 3, table
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -153,7 +164,8 @@ def test_user_text_stays_text(page: Browser) -> None:
 def test_hovering_shows_the_values(page: Browser, document: dict[str, Any]) -> None:
     mark = "#forest .panel g.mark"
     title = page.js(f"document.querySelector('{mark} title').textContent")
-    first = document["rows"][0]
+    named = [c["name"] for c in document["configurations"] if c["role"] == "configuration"]
+    first = next(d for d in document["rows"] if d["configuration"] == named[0])  # named configurations stand above the controls
     assert title.startswith(f"{first['configuration']} on {first['task']}: {first['verdict']}")
     page.hover(mark)
     page.until("!document.getElementById('tip').hidden")
@@ -183,4 +195,108 @@ def test_reading_without_scripts(document: dict[str, Any], tmp_path: Path) -> No
         assert page.js("getComputedStyle(document.querySelector('.toolbar')).display") == "none"
         assert page.js("document.querySelector('noscript').getBoundingClientRect().height") > 0
         assert page.js("document.querySelector('#forest g.mark title').textContent")
+        assert page.complaints() == []
+
+
+def pick_recipes(page: Browser, before: str, after: str) -> list[list[str]]:
+    """Chooses two recipes by name; returns the kinds and texts of the lines that are shown."""
+    for name, value in (("from", before), ("to", after)):
+        page.js(f"(() => {{ const e = document.getElementById('diff-{name}');"
+                f"e.value = [...e.options].find((o) => o.text === {value!r}).value; e.dispatchEvent(new Event('input')); }})()")  # fmt: skip
+    lines: list[list[str]] = page.js(DIFF)
+    return lines
+
+
+def recipe(document: dict[str, Any], name: str) -> list[str]:
+    text: str = next(c["recipe_text"] for c in document["configurations"] if c["name"] == name)
+    return text.splitlines()
+
+
+def test_two_recipes_are_compared_line_by_line(page: Browser, document: dict[str, Any]) -> None:
+    chosen = page.js("['from', 'to'].map((n) => document.getElementById('diff-' + n).selectedOptions[0].text)")
+    assert chosen == ["starter-task-arithmetic", "starter-ties"]
+    lines = page.js(DIFF)
+    before, after = (recipe(document, name) for name in chosen)
+    assert [t for kind, t in lines if kind in ("same", "del")] == before
+    assert [t for kind, t in lines if kind in ("same", "add")] == after
+    assert [t for kind, t in lines if kind == "del"] == [b for b, a in zip(before, after, strict=True) if a != b]
+    marked = page.js("[...document.querySelectorAll('#diff-lines b')].map((b) => b.textContent)")
+    assert marked == ["starter-task-arithmetic.yaml", "starter-ties.yaml", "task_arithmetic", "ties"]
+    page.js("document.getElementById('diff-swap').click()")
+    assert [t for kind, t in page.js(DIFF) if kind in ("same", "add")] == before
+    assert "2 lines out, 2 lines in" in page.js("document.getElementById('diff-count').textContent")
+
+
+def test_lines_put_in_and_taken_out_are_found(page: Browser, document: dict[str, Any]) -> None:
+    lines = pick_recipes(page, "starter-ties", "dates-conflict")
+    before, after = (recipe(document, name) for name in ("starter-ties", "dates-conflict"))
+    assert not set(before) & set(after)
+    assert lines == [*(["del", t] for t in before), *(["add", t] for t in after)]
+    assert page.js("document.querySelectorAll('img').length") == 0  # the last line is markup in the recipe
+
+
+def test_equal_lines_are_folded_and_open(page: Browser, document: dict[str, Any]) -> None:
+    lines = pick_recipes(page, "dates-conflict", "over-scaled")
+    folds = [t for kind, t in lines if kind == "fold"]
+    assert [int(t.split()[1]) for t in folds] == [12, 12]
+    assert [kind for kind, _ in lines] == ["fold", *["same"] * 3, "del", "add", *["same"] * 3, "fold"]
+    page.js("document.querySelectorAll('#diff-lines .fold').forEach((b) => b.click())")
+    opened = page.js(DIFF)
+    assert [t for kind, t in opened if kind in ("same", "del")] == recipe(document, "dates-conflict")
+
+
+def test_what_has_no_recipe_is_named(page: Browser) -> None:
+    pick_recipes(page, "base", "starter-ties")
+    assert page.js("document.getElementById('diff-count').textContent") == (
+        "base has no recipe here: it is the base itself, without any brick."
+    )
+    assert "merge: ties" in page.js("document.getElementById('diff-lines').textContent")
+    pick_recipes(page, "starter-ties", "starter-ties")
+    assert "have the same text" in page.js("document.getElementById('diff-count').textContent")
+    assert page.js(DIFF) == []
+
+
+def test_hovering_a_point_shows_its_values(page: Browser, document: dict[str, Any]) -> None:
+    page.hover("#configurations .scatter g.named .point")
+    page.until("!document.getElementById('tip').hidden")
+    said = page.js("document.getElementById('tip').textContent").split("\n")
+    c = next(c for c in document["configurations"] if c["name"] == said[0])
+    assert said[1].startswith(f"Retention {100 * c['scores']['retention']['value']:.1f} [")
+    assert said[2].startswith(f"Mean over skills {100 * c['mean']['value']:.1f} [")
+    page.hover("h2")
+
+
+def test_sorting_the_undecided(page: Browser) -> None:
+    page.js("document.querySelectorAll('#undecided-table thead th')[3].click()")
+    values = column(page, "undecided-table", "tbody", 3)
+    assert len(values) > 5
+    assert values == sorted(values, reverse=True)
+
+
+def test_printing_opens_what_is_folded(page: Browser) -> None:
+    closed = "document.querySelectorAll('details:not([open])').length"
+    before = page.js(closed)
+    assert before > 3
+    pick_recipes(page, "dates-conflict", "over-scaled")
+    page.js("dispatchEvent(new Event('beforeprint'))")
+    assert page.js(closed) == 0
+    page.call("Emulation.setEmulatedMedia", media="print")
+    for selector in ("nav", "#flip-list", ".toolbar", "#diff-swap"):
+        assert page.js(f"getComputedStyle(document.querySelector({selector!r})).display") == "none", selector
+    assert page.js("[...document.querySelectorAll('#recipe-diff .diff > *')].every((d) => d.getBoundingClientRect().height > 8)")
+    page.call("Emulation.setEmulatedMedia", media="")
+    page.js("dispatchEvent(new Event('afterprint'))")
+    assert page.js(closed) == before
+
+
+def test_a_large_report_opens_and_makes_only_the_rows_that_are_shown(tmp_path: Path) -> None:
+    assert EXECUTABLE
+    path = render(make_large(), tmp_path / "large")[0]
+    assert path.stat().st_size < 2_000_000
+    with browser(EXECUTABLE) as page:
+        page.open(path)
+        page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
+        assert page.js("document.getElementById('flip-count').textContent").startswith("2000 of 2000 ")
+        assert page.js("document.querySelectorAll('*').length") < 4000
+        assert page.requests() == [path.resolve().as_uri()]
         assert page.complaints() == []

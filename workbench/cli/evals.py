@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.cli._comparison import rows_table, scores_table
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -26,7 +27,6 @@ from workbench.cli.run import relative
 from workbench.errors import WorkbenchError, nearest
 
 if TYPE_CHECKING:
-    from workbench.compare import Comparison
     from workbench.scores import Scores
 
 
@@ -40,9 +40,9 @@ def evaluate(
 
     A finished run of a recipe gets the scores into its README.md.
     """
-    from workbench.controls import score_all
     from workbench.engine import pick_device
     from workbench.scorecard import card_scores
+    from workbench.scoring import score_all
 
     out.quiet, out.verbose = quiet or json, verbose
     opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
@@ -59,7 +59,7 @@ def evaluate(
     if json:
         out.json(_documents(scores))
     else:
-        _table(comparison, scores)
+        scores_table(comparison, scores)
 
 
 def compare(
@@ -68,7 +68,7 @@ def compare(
 ) -> None:  # fmt: skip
     """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
     worse than the baseline on a primary metric."""
-    from workbench.controls import stored
+    from workbench.scoring import stored
 
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
@@ -89,7 +89,7 @@ def compare(
     if json:
         out.json({"baseline": document["baseline"], "rows": document["rows"]})
     else:
-        _rows(document)
+        rows_table(document)
     if any(row.configuration in named for row in found.worse):
         raise typer.Exit(3)
 
@@ -101,8 +101,8 @@ def report(
     batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Write the comparison as one offline HTML page, Markdown and JSON."""
-    from workbench.controls import stored
     from workbench.report import render
+    from workbench.scoring import stored
 
     out.quiet = quiet
     if imported := imported_scores(names or [], suite, runs_dir):
@@ -125,57 +125,6 @@ def report(
     document = compare_scores(store, scores, against, project).document()
     for path in render(document, to):
         out.line(str(relative(path)))
-
-
-def _table(comparison: Comparison | None, scores: list[Scores]) -> None:
-    """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
-    if comparison is None:
-        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
-            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
-            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
-        return
-    document = comparison.document()
-    tasks = document["tasks"]
-    verdict = {(r["configuration"], r["task"]): r["verdict"] for r in document["rows"]}
-    rows = []
-    for c in document["configurations"]:
-        cells = [c["name"], _interval(c["mean"])]
-        for task in tasks:
-            found = c["scores"].get(task["task"])
-            mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
-            cells.append(_interval(found) + mark if found else "")
-        cells.append(_interval(c["kept_mean"]))
-        rows.append(cells)
-    heads = ["configuration", "mean", *(f"{t['task']} (n={t['n']})" for t in tasks), "kept"]
-    out.table(heads, rows, right=range(1, len(heads)))
-    out.say(
-        f"scores in %, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
-        f"+ better, - worse than {document['baseline']} (Holm over {document['family']['size']} comparisons)"
-    )
-    for warning in document["warnings"]:
-        out.warn(warning)
-
-
-def _interval(found: dict[str, Any] | None) -> str:
-    if not found or found.get("value") is None:
-        return ""
-    value, low, high = (100 * found[k] if found.get(k) is not None else None for k in ("value", "low", "high"))
-    return f"{value:.0f}" if low is None or high is None else f"{value:.0f} [{low:.0f}, {high:.0f}]"
-
-
-def _rows(document: dict[str, Any]) -> None:
-    out.table(
-        ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict"],
-        [[r["configuration"], r["task"], r["metric"], f"{100 * r['diff']:+.1f}", _range(r["low"], r["high"]), _range(r["low_adj"], r["high_adj"]),
-          "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), r["verdict"] + (f" (needs about n = {r['needs']})" if r.get("needs") else "")]
-         for r in document["rows"]], right=range(3, 8))  # fmt: skip
-    out.say(
-        f"differences in points against {document['baseline']}; {document['family']['text']}; Holm at {document['family']['alpha']}"
-    )
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _documents(scores: list[Scores]) -> Any:

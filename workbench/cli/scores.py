@@ -93,7 +93,7 @@ def export(
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number.")] = None,
 ) -> None:  # fmt: skip
     """Write tasks with their documents as local files that need no hub: JSON lines and YAML that build the same requests."""
-    from workbench.evaluate_export import export_task
+    from workbench.evaluate.export import export_task
 
     for task in tasks:
         done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from workbench.report.numbers import PERCENT, count, listed
+from workbench.report.numbers import PERCENT, count, listed, small
 from workbench.report.view import View
 
 
@@ -28,7 +28,8 @@ def facts(view: View) -> list[tuple[str, str]]:
     """Terms and texts of the provenance list; absent ones are left out."""
     prov = view.provenance
     versions = prov.get("versions") or {}
-    items = [f"{t.name} {count(t.n)}" + (f" in {count(t.clusters)} clusters" if t.clusters else "") for t in view.tasks]
+    tasks = [t for t in view.tasks if t.contrast is None]
+    items = [f"{t.name} {count(t.n)}" + (f" in {count(t.clusters)} clusters" if t.clusters else "") for t in tasks]
     chances = [f"{t.name} {t.unit.score(t.chance)}" for t in view.tasks if t.chance]
     found = [
         ("Suites", listed(suites(view))),
@@ -39,12 +40,32 @@ def facts(view: View) -> list[tuple[str, str]]:
         ("Baseline", view.baseline),
         ("Items", ", ".join(items)),
         ("Score of guessing", ", ".join(chances)),
+        ("Scorers", ", ".join(f"{suite}: {name}" for suite, name in (prov.get("scorers") or {}).items())),
         ("Family", family(view)),
         ("Device", str(prov.get("device") or "")),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ("Created", created(view)),
     ]
     return [(term, text) for term, text in found if text]
+
+
+def self_check(view: View) -> str:
+    """One or two sentences: how far the scorers are from lm-eval's own, and which configurations were not checked."""
+    checks = [(c.name, k) for c in view.configurations for k in c.checks]
+    if not checks:
+        names = set((view.provenance.get("scorers") or {}).values())
+        if names == {"hflm"}:
+            return "Everything was scored by lm-eval's own model (hflm): there is nothing to check it against."
+        return "No check of the scorer against lm-eval's own model is recorded in this document."
+    failed = list(dict.fromkeys(name for name, k in checks if k.passed is False))
+    largest = max((k.max_difference for _, k in checks if k.max_difference is not None), default=None)
+    without = [c.name for c in view.configurations if not c.checks]
+    text = (
+        "Some documents of every suite were scored a second time by lm-eval's own model (hflm) and the log-probabilities compared"
+    )
+    text += f": the largest difference is {small(largest)}." if largest is not None else "."
+    text += f" Above the tolerance: {listed(failed)}." if failed else ""
+    return text + (f" Not checked: {listed(without)}." if without else "")
 
 
 def family(view: View) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.report.view import View
+from workbench.report.view import Task, View
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Count:
 
 def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count]]:
     """Changed items by configuration and task; configurations without rows in the document are absent."""
-    metrics = {t.name: t.metric for t in view.tasks}
+    tasks = {t.name: t for t in view.tasks}
     flips = document.get("flips") or {}
     table: dict[str, dict[str, Count]] = {}
     for configuration in view.configurations:
@@ -34,14 +34,14 @@ def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count
             row = table.setdefault(configuration.name, {})
             for flip in flips[configuration.name] or ():
                 task = str(flip["task"])
-                row[task] = row.get(task, Count()).plus(direction(flip, metrics.get(task)))
+                row[task] = row.get(task, Count()).plus(direction(flip, tasks.get(task)))
     return table
 
 
-def direction(flip: Mapping[str, Any], metric: str | None) -> str:
+def direction(flip: Mapping[str, Any], task: Task | None) -> str:
     """ "gained" or "lost" by the task's primary metric, "other" where the score is equal or unknown."""
-    before = _score(flip.get("baseline"), metric)
-    after = _score(flip.get("configuration"), metric)
+    before = _score(flip.get("baseline"), task)
+    after = _score(flip.get("configuration"), task)
     if before is None or after is None or before == after:
         return "other"
     return "gained" if after > before else "lost"
@@ -55,7 +55,7 @@ def pack(document: Mapping[str, Any], view: View) -> str:
      "flips": [[configuration, item, direction, answer]]}
     with answer = [response, metrics, log-likelihoods].
     """
-    metrics = {t.name: t.metric for t in view.tasks}
+    tasks = {t.name: t for t in view.tasks}
     flips = document.get("flips") or {}
     names = [c.name for c in view.configurations if c.name in flips]
     index: dict[tuple[str, str], int] = {}
@@ -68,10 +68,10 @@ def pack(document: Mapping[str, Any], view: View) -> str:
                 index[key] = len(items)
                 fields = [flip.get(k) for k in ("cluster", "prompt", "gold", "choices")]
                 items.append([*key, *fields, _answer(flip.get("baseline"))])
-            rows.append([c, index[key], direction(flip, metrics.get(key[0])), _answer(flip.get("configuration"))])
+            rows.append([c, index[key], direction(flip, tasks.get(key[0])), _answer(flip.get("configuration"))])
     payload = {
         "baseline": view.baseline,
-        "tasks": metrics,
+        "tasks": {t.name: t.metric for t in view.tasks if t.contrast is None},
         "configurations": names,
         "items": items,
         "flips": rows,
@@ -80,9 +80,14 @@ def pack(document: Mapping[str, Any], view: View) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
 
 
-def _score(answer: Mapping[str, Any] | None, metric: str | None) -> float | None:
-    value = ((answer or {}).get("metrics") or {}).get(metric)
-    return float(value) if isinstance(value, int | float) else None
+def _score(answer: Mapping[str, Any] | None, task: Task | None) -> float | None:
+    """The item's score with higher better. Of a ratio metric: log-likelihood over weight."""
+    value = ((answer or {}).get("metrics") or {}).get(task.metric if task else None)
+    if isinstance(value, list | tuple) and len(value) == 2 and value[1]:
+        return float(value[0]) / float(value[1])
+    if not isinstance(value, int | float):
+        return None
+    return -float(value) if task and task.lower else float(value)
 
 
 def _answer(answer: Mapping[str, Any] | None) -> list[Any]:

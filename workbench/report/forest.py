@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workbench.report.marks import tip, verdict_class
-from workbench.report.numbers import Unit, signed
+from workbench.report.numbers import POINTS, Unit, signed
 from workbench.report.svg import joined, svg
 from workbench.report.view import Difference, Task, View
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
 AXIS = 26
+SIDE = 14
 INSET = 3.0  # per cent of the width left free at both ends, for marks at the ends
 
 
@@ -63,32 +64,40 @@ class Axis:
 
 
 def panels(view: View) -> list[Panel]:
-    """Panels in task order. Skill tasks share one axis, retention tasks another; a raw metric has its own."""
+    """Panels in task order. Skill tasks share one axis, retention tasks another; a metric in its own unit has its own."""
     found = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
-    shared: dict[tuple[str, Unit], list[Difference]] = {}
+    shared: dict[str, list[Difference]] = {}
     for task in view.tasks:
-        shared.setdefault(_group(task), []).extend(found[task.name])
-    axes = {key: axis(differences, key[1], view.margin) for key, differences in shared.items()}
-    return [_panel(view, t, found[t.name], axes[_group(t)]) for t in view.tasks if found[t.name]]
+        shared.setdefault(task.axis, []).extend(found[task.name])
+    units = {t.axis: t.unit for t in view.tasks}
+    axes = {key: axis(differences, units[key], view.margin) for key, differences in shared.items()}
+    return [_panel(view, t, found[t.name], axes[t.axis]) for t in view.tasks if found[t.name]]
 
 
 def axis(found: Iterable[Difference], unit: Unit, margin: float | None = None) -> Axis:
     """A scale over all intervals with zero in it, ticks at round numbers; points stop at 100 either way."""
     ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
-    if unit.scale == 100:
+    if unit == POINTS:
         ends = [min(max(v, -1.0), 1.0) for v in ends]
     if margin is not None:
         ends += [-margin, margin]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     if low == high:
         low, high = -1 / unit.scale, 1 / unit.scale
-    step = _step((high - low) * unit.scale / 5) / unit.scale
+    return Axis(low, high, ticks(low, high, unit.scale))
+
+
+def ticks(low: float, high: float, scale: float = 1.0) -> tuple[float, ...]:
+    """About five places between `low` and `high` whose values times `scale` are round numbers."""
+    step = _step((high - low) * scale / 5) / scale
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return Axis(low, high, tuple(step * i for i in range(first, last + 1)))
+    return tuple(step * i for i in range(first, last + 1))
 
 
-def _group(task: Task) -> tuple[str, Unit]:
-    return (task.role if task.unit.scale == 100 else task.name, task.unit)
+def decimals(numbers: Iterable[float]) -> int:
+    """As few as tell the numbers apart exactly, 6 at most."""
+    found = list(numbers)
+    return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in found)), 6)
 
 
 def _of(view: View, task: Task) -> list[Difference]:
@@ -106,39 +115,41 @@ def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> 
     lines: list[Line] = []
     rows: list[int] = []
     for d in found:
-        if lines and d.configuration not in controls and lines[-1].difference.configuration in controls:
+        if lines and (d.configuration in controls) != (lines[-1].difference.configuration in controls):
             rows.append(GAP)
         rows.append(ROW)
         lines.append(Line(d, sum(rows) - ROW // 2, len(rows)))
-    height = sum(rows)
+    height, below = sum(rows), AXIS + (SIDE if task.lower else 0)
     plot = svg(
         "svg",
         joined(
-            _frame(scale, task.unit, height, view.margin),
+            _frame(scale, task, height, view.margin),
             *(_mark(line, scale, task.unit, view.baseline) for line in lines),
         ),
         class_="plot",
         width="100%",
-        height=height + AXIS,
+        height=height + below,
         role="img",
-        aria_label=f"Differences against {view.baseline} on {task.name}",
+        aria_label=f"Differences against {view.baseline} on {task.name}{', lower is better' if task.lower else ''}",
     )
-    return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, AXIS]), plot)
+    return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _frame(scale: Axis, unit: Unit, height: int, margin: float | None) -> Markup:
-    """Grid, zero line, tick labels, and the smallest effect of interest as a pale column."""
+def _frame(scale: Axis, task: Task, height: int, margin: float | None) -> Markup:
+    """Grid, zero line, tick labels, the smallest effect of interest as a pale column, and the better side where it is the left one."""
     parts = []
-    if margin and unit.scale == 100:
+    if margin:
         span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))
-    shown = [t * unit.scale for t in scale.ticks]
-    decimals = next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in shown)), 6)
+    shown = [t * task.unit.scale for t in scale.ticks]
+    places = decimals(shown)
     for tick, number in zip(scale.ticks, shown, strict=True):
         x = scale.at(tick)
         kind = "zero" if abs(number) < 1e-9 else "grid"
         parts.append(svg("line", class_=kind, x1=x, x2=x, y1=0, y2=height))
-        parts.append(svg("text", signed(number, decimals), class_="tick", x=x, y=height + 17))
+        parts.append(svg("text", signed(number, places), class_="tick", x=x, y=height + 17))
+    if task.lower:
+        parts.append(svg("text", "\N{LEFTWARDS ARROW} better", class_="side", x=0, y=height + 32))
     return joined(*parts)
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import flips, marks, wording
-from workbench.report.facts import facts
-from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, count, p_value, seconds
-from workbench.report.view import VERDICTS, Configuration, Estimate, View
+from workbench.report import flips, marks, scatter, wording
+from workbench.report.facts import facts, self_check
+from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
+from workbench.report.view import VERDICTS, Configuration, Estimate, Task, View
 
 ROLE_NOTES = {"base": "base", "brick": "brick alone", "average": "average"}
 
@@ -18,24 +18,28 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     """The whole report; user text is escaped so that it cannot open HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
+        escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
+        *([f"> **{escape(view.partial)}**"] if view.partial else []),
         *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
         *(escape(s) for s in wording.summary(view)),
         _bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        "Scores in percent of items, the mean corrected for chance; brackets are 95 % intervals, those of "
-        "differences are adjusted for the family.",
+        "Scores in percent of items, the mean corrected for chance; brackets are 95 % intervals.",
+        *_undecided(view),
         *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
         f"## Differences against {escape(view.baseline)}",
         _differences(view),
         *_interference(view),
         *_kept(view),
+        *_forgetting(view),
         *_flips(document, view),
-        *_recipes(view),
+        *_configurations(view),
         "## Provenance",
         _bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
         *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
+        *_checks(view),
         "## How to read the numbers",
         _bullets(f"**{term}**: {escape(text)}" for term, text in wording.glossary(view)),
         *(["## Warnings", _bullets(escape(w) for w in view.warnings)] if view.warnings else []),
@@ -67,8 +71,14 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def _summary(view: View) -> str:
-    header = ["Configuration", "Role", "Mean over skills", *(t.name for t in view.tasks), "Kept"]
-    header += [f"{t.name}, difference" for t in view.retention] + [f"Against {view.baseline}"]
+    header = [
+        "Configuration",
+        "Role",
+        "Mean over skills",
+        *(_directed(t) for t in view.tasks),
+        "Kept",
+        f"Against {view.baseline}",
+    ]
     return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
 
 
@@ -77,11 +87,42 @@ def _summary_row(view: View, c: Configuration) -> list[str]:
     verdicts = {v: sum(d.word == v for d in found) for v in VERDICTS}
     cells = [c.name, ROLE_NOTES.get(c.role, "configuration"), _levels(c.mean)]
     cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
-    cells.append(_percent(c.kept_mean))
-    for task in view.retention:
-        d = view.differences.get((c.name, task.name))
-        cells.append(f"{task.unit.diff(d.diff)} {task.unit.diffs(d.low_adj, d.high_adj)}".strip() if d else MISSING)
-    return [*cells, ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
+    return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
+
+
+def _directed(task: Task) -> str:
+    return f"{task.name} (lower is better)" if task.lower else task.name
+
+
+def _undecided(view: View) -> list[str]:
+    """What these items cannot tell: smallest difference that would show, items that it takes, the companion's difference."""
+    if not view.undecided:
+        return []
+    rows = []
+    for d in view.undecided:
+        u = view.unit(d.task)
+        needs = f"≈ {about(d.needs)}" if d.needs else MISSING
+        second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
+        seen = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
+        rows.append([d.configuration, d.task, seen, marks.detectable(d, u), count(d.n), needs, second])
+    header = ["Configuration", "Task", "Difference, adjusted", "Would show from", "Items", "Needs n", "Second metric"]
+    return ["### What these items cannot tell", table(header, rows, left=2)]
+
+
+def _forgetting(view: View) -> list[str]:
+    found = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
+    rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in found]
+    text = "Mean over the retention tasks, configuration minus base, corrected for chance, in points."
+    return ["## Forgetting", text, table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
+
+
+def _checks(view: View) -> list[str]:
+    rows = []
+    for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
+        numbers = (small(v) for v in (k.max_difference, k.tolerance, k.spread))
+        rows.append([name, k.suite or MISSING, k.scorer or MISSING, count(k.documents), *numbers])
+    header = ["Configuration", "Suite", "Scorer", "Documents", "Largest difference", "Tolerance", "hflm's own spread"]
+    return ["## Self-check", escape(self_check(view)), *([table(header, rows, left=3)] if rows else [])]
 
 
 def _differences(view: View) -> str:
@@ -99,6 +140,7 @@ def _differences(view: View) -> str:
         "Items",
         "Clusters",
         "Detectable",
+        "Second metric",
         "Verdict",
     ]
     rows = []
@@ -108,7 +150,7 @@ def _differences(view: View) -> str:
             [
                 d.configuration,
                 d.task,
-                d.metric,
+                d.metric + (" (lower is better)" if d.lower else ""),
                 u.score(d.value),
                 u.score(d.baseline_value),
                 u.diff(d.diff),
@@ -119,6 +161,7 @@ def _differences(view: View) -> str:
                 count(d.n),
                 count(d.clusters),
                 u.score(d.mde),
+                f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING,
                 marks.verdict_text(d),
             ]
         )
@@ -152,7 +195,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     counted = flips.counts(document, view)
     if not counted:
         return []
-    tasks = [t.name for t in view.tasks]
+    tasks = [t.name for t in view.tasks if t.contrast is None]
     rows = []
     for name, row in counted.items():
         cells = [row.get(t, flips.Count()) for t in tasks]
@@ -164,14 +207,23 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     ]
 
 
-def _recipes(view: View) -> list[str]:
-    parts = ["## Recipes"]
-    rows = [[c.name, ", ".join(c.parents) or MISSING, seconds(c.seconds), c.digest[:12]] for c in view.configurations]
-    parts.append(table(["Configuration", "Bricks", "Seconds", "Digest"], rows, left=2))
+def _configurations(view: View) -> list[str]:
+    parts = ["## Configurations"]
+    rows = [
+        [c.name, _bricks(c), amount(c.parameters), size(c.bytes), seconds(c.seconds), c.digest[:12]] for c in view.configurations
+    ]
+    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", "Scoring time", "Digest"], rows, left=2))
+    for s in scatter.scatters(view):
+        parts.append(escape(f"{s.title}: no other configuration beats on both {listed(s.front)}."))
     for c in view.configurations:
         if c.recipe_text:
             parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]
     return parts
+
+
+def _bricks(c: Configuration) -> str:
+    sized = [name if n is None else f"{name} ({size(n)})" for name, n in c.bricks.items()]
+    return ", ".join(sized or c.parents) or MISSING
 
 
 def _levels(e: Estimate | None) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from workbench.report.numbers import MISSING, Unit, about, p_value, plural
+from workbench.report.numbers import MISSING, POINTS, Unit, about, p_value, plural
 from workbench.report.svg import joined, svg
-from workbench.report.view import Configuration, Difference, Effect, Estimate, Task, View, verdict_word
+from workbench.report.view import Companion, Configuration, Difference, Effect, Estimate, Task, View, verdict_word
 
 CLASSES = {
     "better": "better",
@@ -41,11 +41,13 @@ UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of cells with a label each; controls are set apart by a gap before the row `gap_before`."""
+    """Rows of cells with a label each; `gap_before` is the first control below named configurations."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     gap_before: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Second line of a column's heading."""
 
 
 def verdict_class(verdict: str | None) -> str:
@@ -71,7 +73,23 @@ def tip(d: Difference, unit: Unit, baseline: str) -> str:
         lines.append(f"{plural(d.n, 'item')}{clusters}")
     if d.wins is not None and d.losses is not None:
         lines.append(f"{d.wins} gained, {d.losses} lost")
+    if d.word == "cannot tell" and d.mde is not None:
+        lines.append(f"Would show from {detectable(d, unit)}")
+    if d.companion is not None:
+        lines.append(f"{d.companion.metric.capitalize()} {companion(d.companion)}")
+    if d.lower:
+        lines.append("Lower is better")
     return "\n".join(lines)
+
+
+def detectable(d: Difference, unit: Unit) -> str:
+    """Smallest true difference that these items would show, such as "±10.9 points"."""
+    return MISSING if d.mde is None else f"±{unit.score(d.mde)} {unit.word}".rstrip()
+
+
+def companion(found: Companion) -> str:
+    """A companion's difference with its plain interval, such as "+0.42 nats [+0.10, +0.74]"."""
+    return f"{found.unit.worded(found.diff)} {found.unit.diffs(found.low, found.high)}".rstrip()
 
 
 def verdict_text(d: Difference) -> str:
@@ -90,8 +108,9 @@ def differences(view: View) -> Matrix:
         if found:
             cells = [_difference_cell(view, t, found.get(t.name), c, largest) for t in view.tasks]
             rows.append((c.name, tuple(cells)))
-    first = view.named[0].name if view.named and view.controls else None
-    return Matrix(tuple(t.name for t in view.tasks), tuple(rows), first)
+    controls = {c.name for c in view.controls}
+    first = next((name for name, _ in rows if name in controls), None)
+    return Matrix(tuple(t.name for t in view.tasks), tuple(rows), first if rows and first != rows[0][0] else None, _notes(view))
 
 
 def interference(view: View) -> Matrix:
@@ -103,7 +122,17 @@ def interference(view: View) -> Matrix:
         effects = [view.effects.get((brick, task)) for task in view.effect_tasks]
         cells = [_effect_cell(view, e, owners.get(e.task) == brick, largest) if e else UNSCORED for e in effects]
         rows.append((brick, tuple(cells)))
-    return Matrix(view.effect_tasks, tuple(rows))
+    return Matrix(view.effect_tasks, tuple(rows), None, _notes(view))
+
+
+def _notes(view: View) -> dict[str, str]:
+    """What a column's heading needs to say beside the task: a metric in its own unit, and its direction."""
+    notes = {}
+    for t in view.tasks:
+        words = [t.metric] if t.unit.scale != POINTS.scale else []
+        words += ["lower is better"] if t.lower else []
+        notes[t.name] = ", ".join(words)
+    return notes
 
 
 def bracket(low: str, high: str, width: str) -> Markup:
@@ -127,47 +156,62 @@ def recipe_markup(text: str) -> Markup:
     return Markup("\n").join(lines)
 
 
-def strip(estimate: Estimate, top: float) -> Markup:
-    """An interval on a rail from 0 to `top` with a reference line at 1; x positions are percentages."""
+def strip(estimate: Estimate | Effect, span: tuple[float, float], reference: float | None, kind: str = "equivalent") -> Markup:
+    """An interval on a rail over `span` with a dashed line at `reference`; x positions are percentages. `kind` is a verdict's class."""
+    value = estimate.value if isinstance(estimate, Estimate) else estimate.diff
+    first, last = span
 
-    def at(value: float | None) -> str:
-        return f"{100 * min(max((value or 0.0) / top, 0.0), 1.0):.2f}%"
+    def at(place: float | None) -> str:
+        return f"{100 * min(max(((place or 0.0) - first) / (last - first), 0.0), 1.0):.2f}%"
 
-    parts = [
-        svg("line", class_="rail", x1=0, x2="100%", y1=8, y2=8),
-        svg("line", class_="zero", x1=at(1.0), x2=at(1.0), y1=1, y2=15),
-    ]
+    parts = [svg("line", class_="rail", x1=0, x2="100%", y1=8, y2=8)]
+    if reference is not None:
+        parts.append(svg("line", class_="zero", x1=at(reference), x2=at(reference), y1=1, y2=15))
     if estimate.low is not None and estimate.high is not None:
         parts.append(svg("line", class_="ci", x1=at(estimate.low), x2=at(estimate.high), y1=8, y2=8))
-    parts.append(svg("circle", class_="dot", cx=at(estimate.value), cy=8, r=3.5))
-    return svg("svg", joined(*parts), class_="strip", width="100%", height=16, aria_hidden="true")
+    parts.append(svg("circle", class_="dot", cx=at(value), cy=8, r=3.5))
+    return svg("svg", joined(*parts), class_=f"strip v-{kind}", width="100%", height=16, aria_hidden="true")
 
 
-def strip_top(view: View) -> float:
-    """Common end of the kept strips: 120 %, or the largest interval where one reaches further."""
+def kept_span(view: View) -> tuple[float, float]:
+    """Ends of the kept strips: 0 and 120 %, or the largest interval where one reaches further."""
     ends = [e.high or e.value or 0.0 for e in (c.kept_mean for c in view.configurations) if e]
-    return max([1.2, *ends])
+    return 0.0, max([1.2, *ends])
 
 
-def _difference_cell(view: View, task: Task, d: Difference | None, c: Configuration, largest: dict[Unit, float]) -> Cell:
+def mean_span(view: View) -> tuple[float, float]:
+    """Ends of the strips of means: 0 and 100, or the lowest interval where one lies below chance."""
+    ends = [v for c in view.configurations if c.mean for v in (c.mean.value, c.mean.low) if v is not None]
+    return min([0.0, *ends]), 1.0
+
+
+def forgetting_span(view: View) -> tuple[float, float]:
+    """Ends of the strips of forgetting: all intervals and zero."""
+    found = [c.forgetting for c in view.configurations if c.forgetting]
+    ends = [v for e in found for v in (e.diff, e.low, e.high) if v is not None]
+    low, high = min([-0.02, *ends]), max([0.02, *ends])
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+
+
+def _difference_cell(view: View, task: Task, d: Difference | None, c: Configuration, largest: dict[str, float]) -> Cell:
     if d is None:
         return UNSCORED
     return Cell(
         task.unit.diff(d.diff),
         task.unit.diffs(d.low_adj, d.high_adj),
         verdict_class(d.verdict),
-        _tint(d.diff, d.word, largest[task.unit]),
+        _tint(d.diff, d.word, largest[task.name]),
         tip(d, task.unit, view.baseline),
         task.owner is not None and (task.owner in c.parents or task.owner == c.name),
     )
 
 
-def _effect_cell(view: View, e: Effect, own: bool, largest: dict[Unit, float]) -> Cell:
+def _effect_cell(view: View, e: Effect, own: bool, largest: dict[str, float]) -> Cell:
     unit = view.unit(e.task)
     tip = [f"{e.brick} alone on {e.task}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
     if e.low is not None:
         tip.append(f"Adjusted {unit.around(e.low, e.high)}")
-    tint = _tint(e.diff, verdict_word(e.verdict), largest[unit])
+    tint = _tint(e.diff, verdict_word(e.verdict), largest.get(e.task, 1.0))
     return Cell(unit.diff(e.diff), unit.diffs(e.low, e.high), verdict_class(e.verdict), tint, "\n".join(tip), own)
 
 
@@ -177,11 +221,12 @@ def _tint(value: float | None, word: str | None, largest: float) -> float:
     return round(PALEST + (DARKEST - PALEST) * min(abs(value) / largest, 1.0), 3)
 
 
-def _largest(view: View, found: Iterable[Difference | Effect]) -> dict[Unit, float]:
-    """Largest decided difference of each unit: what the darkest tint stands for."""
-    largest = {t.unit: 0.0 for t in view.tasks}
+def _largest(view: View, found: Iterable[Difference | Effect]) -> dict[str, float]:
+    """By task, the largest decided difference on its axis: what the darkest tint stands for."""
+    axes = {t.name: t.axis if t.unit != POINTS else POINTS.word for t in view.tasks}
+    largest: dict[str, float] = {}
     for d in found:
-        unit = view.unit(d.task)
-        if verdict_word(d.verdict) in DECIDED and d.diff is not None:
-            largest[unit] = max(largest.get(unit, 0.0), abs(d.diff))
-    return {view.unit(d): 1.0 for d in view.effect_tasks} | {unit: value or 1.0 for unit, value in largest.items()}
+        if verdict_word(d.verdict) in DECIDED and d.diff is not None and d.task in axes:
+            axis = axes[d.task]
+            largest[axis] = max(largest.get(axis, 0.0), abs(d.diff))
+    return {task: largest.get(axis) or 1.0 for task, axis in axes.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,6 +46,15 @@ class Unit:
 POINTS = Unit(100.0, 1, "points")
 RAW = Unit(1.0, 3, "")
 PERCENT = Unit(100.0, 0, "%")
+NATS = Unit(1.0, 2, "nats")
+
+
+def raw(largest: float, word: str = "") -> Unit:
+    """The unit of a metric that is no share: three decimals, fewer for levels from 10 up, more for levels below 0.1."""
+    if largest <= 0:
+        return Unit(1.0, RAW.decimals, word)
+    power = math.floor(math.log10(largest))
+    return Unit(1.0, max(3 - power, 0) if power >= 0 else min(2 - power, 6), word)
 
 
 def fixed(value: float, decimals: int) -> str:
@@ -102,3 +112,28 @@ def listed(words: Iterable[str]) -> str:
     """Words joined for reading: a, b and c."""
     parts = list(words)
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def amount(value: float | None) -> str:
+    """A large number to three figures: 512, 1.65 M, 7.24 B."""
+    return _scaled(value, ("", "K", "M", "B", "T"))
+
+
+def size(value: float | None) -> str:
+    """Bytes to three figures, in powers of ten: 96 B, 3.31 MB, 16.1 GB."""
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
+
+
+def small(value: float | None) -> str:
+    """A small positive number such as a tolerance: 0, 3.1e-06, 0.0001."""
+    return MISSING if value is None else f"{value:.2g}"
+
+
+def _scaled(value: float | None, units: tuple[str, ...]) -> str:
+    if value is None:
+        return MISSING
+    power = 0
+    while abs(value) >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    figures = 0 if power == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{figures}f}\N{NO-BREAK SPACE}{units[power]}".rstrip("\N{NO-BREAK SPACE}")

@@ -14,10 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.report import flips, forest, marks, numbers, wording
-from workbench.report.facts import created, facts, suites
+from workbench.report import flips, forest, marks, numbers, scatter, wording
+from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.markdown import markdown
-from workbench.report.view import VERDICTS, View, finite, view_of
+from workbench.report.reading import finite, view_of
+from workbench.report.view import VERDICTS, View
 
 ROLE_WORDS = {
     "base": "base",
@@ -25,6 +26,7 @@ ROLE_WORDS = {
     "average": "plain average",
     "configuration": "configuration",
 }
+SCRIPTS = ("report.js", "diff.js", "flips.js")
 SUFFIXES = (".html", ".md", ".json")
 
 
@@ -52,11 +54,13 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
 def html(document: Mapping[str, Any], view: View) -> str:
     """The page as text. All values of the document pass through the template's escaping."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    script = asset("report.js")
+    script = '"use strict";\n(() => {\n' + "".join(map(asset, SCRIPTS)) + "})();\n"
     flip_counts = flips.counts(document, view)
+    base = view.configuration(view.baseline)
     context = {
         "view": view,
         "title": wording.title(view),
+        "headline": wording.headline(view),
         "scope": wording.scope(view),
         "summary": wording.summary(view),
         "findings": wording.findings(view),
@@ -67,13 +71,26 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "panels": forest.panels(view),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
-        "top": marks.strip_top(view),
+        "scatters": scatter.scatters(view),
+        "self_check": self_check(view),
+        "checked": any(c.checks for c in view.configurations),
+        "diff_pair": wording.diff_pair(view),
+        "own_units": any(t.unit.scale != numbers.POINTS.scale for t in view.tasks),
+        "lower": [t.name for t in view.tasks if t.lower],
+        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
+        "sized": {k: any(getattr(c, k) is not None for c in view.configurations) for k in ("parameters", "bytes")},
+        "kept_span": marks.kept_span(view),
+        "mean_span": marks.mean_span(view),
+        "baseline_mean": base.mean.value if base is not None and base.mean is not None else None,
+        "forgotten": any(c.forgetting for c in view.configurations),
+        "forgetting_span": marks.forgetting_span(view),
+        "changing": [t for t in view.tasks if t.contrast is None],
         "kept": [c for c in view.configurations if c.kept_mean or c.kept],
         "kept_tasks": [t for t in view.tasks if any(t.name in c.kept for c in view.configurations)],
         "flips": flip_counts,
         "packed": flips.pack(document, view),
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
-        "columns": 4 + len(view.tasks) + len(view.retention),
+        "columns": 5 + len(view.tasks),
         "facts": facts(view),
         "command": view.provenance.get("command"),
         "suites": suites(view),
@@ -94,6 +111,11 @@ def _helpers() -> dict[str, Any]:
         "count": numbers.count,
         "p_value": numbers.p_value,
         "seconds": numbers.seconds,
+        "small": numbers.small,
+        "amount": numbers.amount,
+        "size": numbers.size,
+        "detectable": marks.detectable,
+        "what": wording.what,
         "tip": marks.tip,
         "bracket": marks.bracket,
         "recipe_markup": marks.recipe_markup,

@@ -1,15 +1,15 @@
-"""The comparison document as typed objects: absent keys become None, order is base, bricks, average, rest."""
+"""What the pages show, as typed objects; `reading` makes them of the comparison document."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.report.numbers import POINTS, RAW, Unit
+from workbench.report.numbers import MINUS, POINTS, Unit, raw
 
-ROLES = ("base", "brick", "average", "configuration")
+ROLES = ("configuration", "base", "brick", "average")
+RATIO_WORDS = {"bits_per_byte": "bits per byte"}
 VERDICTS = ("better", "worse", "equivalent", "cannot tell", "no item changed")
 
 
@@ -26,7 +26,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the comparison; `metric` is its primary metric."""
+    """A row of tasks: a task under its primary metric, or a contrast of two tasks.
+
+    Attributes:
+        lower: Lower is better.
+        ratio: Kind of a metric over the whole corpus, such as bits_per_byte; None for a mean over items.
+        contrast: The two tasks whose difference this is.
+    """
 
     name: str
     metric: str
@@ -36,6 +42,37 @@ class Task:
     chance: float | None
     owner: str | None
     unit: Unit
+    lower: bool = False
+    ratio: str | None = None
+    scorer: str | None = None
+    contrast: tuple[str, str] | None = None
+
+    @property
+    def axis(self) -> str:
+        """Tasks of one axis are drawn on one scale and tinted alike: shares by role, anything else by itself."""
+        return self.role if self.unit == POINTS and self.contrast is None else self.name
+
+    @property
+    def measure(self) -> str:
+        """The metric in words, with what is subtracted in a contrast."""
+        parts = [self.metric]
+        if self.contrast is not None:
+            parts.append(f"{self.contrast[0]} {MINUS} {self.contrast[1]}")
+        return ", ".join(p for p in parts if p)
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The difference of a second, continuous metric with a plain 95 % interval; it decides no verdict."""
+
+    metric: str
+    unit: Unit
+    value: float | None
+    baseline_value: float | None
+    diff: float | None
+    low: float | None
+    high: float | None
+    p: float | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +100,9 @@ class Difference:
     reason: str | None
     wins: int | None
     losses: int | None
+    lower: bool = False
+    ratio: bool = False
+    companion: Companion | None = None
 
     @property
     def word(self) -> str | None:
@@ -83,8 +123,34 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A scorer beside lm-eval's own on some documents of a suite: log-probabilities in nats."""
+
+    suite: str
+    scorer: str
+    documents: int | None
+    max_difference: float | None
+    tolerance: float | None
+    spread: float | None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the largest difference is within the tolerance; None where one of them is not known."""
+        if self.max_difference is None or self.tolerance is None:
+            return None
+        return self.max_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
 class Configuration:
-    """A scored configuration; `kept` is its share of the best parent's chance-corrected score."""
+    """A scored configuration.
+
+    Attributes:
+        kept: Its share of the best parent's chance-corrected score.
+        parameters: Number of parameters; bytes: of the weights as they would be written; bricks: bytes by brick.
+        checks: One for each suite whose scorer was checked.
+        forgetting: Mean over the retention tasks, configuration minus base.
+    """
 
     name: str
     role: str
@@ -98,6 +164,11 @@ class Configuration:
     kept: dict[str, Estimate]
     scores: dict[str, Estimate]
     aliases: tuple[str, ...]
+    parameters: int | None = None
+    bytes: int | None = None
+    bricks: Mapping[str, int | None] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    forgetting: Effect | None = None
 
     @property
     def is_control(self) -> bool:
@@ -146,6 +217,23 @@ class View:
         return tuple(t for t in self.tasks if t.role != "retention")
 
     @property
+    def undecided(self) -> tuple[Difference, ...]:
+        """Differences of named configurations that these items cannot tell."""
+        found = (d for c in self.judged for d in self.compared(c.name, self.tasks))
+        return tuple(d for d in found if d.word == "cannot tell")
+
+    @property
+    def partial(self) -> str | None:
+        """The warning that items were cut, None where all were scored."""
+        return next((w for w in self.warnings if w.startswith("Partial")), None)
+
+    def configuration(self, name: str) -> Configuration | None:
+        return next((c for c in self.configurations if c.name == name), None)
+
+    def task(self, name: str) -> Task | None:
+        return next((t for t in self.tasks if t.name == name), None)
+
+    @property
     def retention(self) -> tuple[Task, ...]:
         return tuple(t for t in self.tasks if t.role == "retention")
 
@@ -159,7 +247,7 @@ class View:
         named = next((t for t in self.tasks if t.name == task), None)
         if named is not None and metric in (None, named.metric):
             return named.unit
-        return _unit(r for r in self.rows if r.task == task and r.metric == metric)
+        return unit_of([r for r in self.rows if r.task == task and r.metric == metric])
 
 
 def verdict_word(verdict: str | None) -> str | None:
@@ -167,106 +255,10 @@ def verdict_word(verdict: str | None) -> str | None:
     return next((w for w in VERDICTS if (verdict or "").startswith(w)), None)
 
 
-def view_of(document: Mapping[str, Any]) -> View:
-    """Reads the document; raises KeyError where a configuration, task or metric has no name."""
-    rows = tuple(_difference(r) for r in document.get("rows") or ())
-    tasks = tuple(_task(t, rows) for t in document.get("tasks") or ())
-    primary = {t.name: t.metric for t in tasks}
-    configurations = [_configuration(c) for c in document.get("configurations") or ()]
-    family = document.get("family") or {}
-    interference = document.get("interference") or {}
-    return View(
-        baseline=str(document.get("baseline") or "base"),
-        tasks=tasks,
-        configurations=tuple(sorted(configurations, key=lambda c: ROLES.index(c.role))),
-        rows=rows,
-        differences={(r.configuration, r.task): r for r in rows if primary.get(r.task) == r.metric},
-        alpha=family.get("alpha") or 0.05,
-        correction=str(family.get("correction") or "none"),
-        family=str(family.get("text") or ""),
-        family_size=family.get("size"),
-        margin=family.get("min_effect"),
-        bricks=tuple(str(b) for b in interference.get("bricks") or ()),
-        effect_tasks=tuple(str(t) for t in interference.get("tasks") or ()),
-        effects={(e.brick, e.task): e for e in _effects(interference) if e.diff is not None},
-        provenance=document.get("provenance") or {},
-        warnings=tuple(str(w) for w in document.get("warnings") or ()),
-    )
-
-
-def finite(value: Any) -> Any:
-    """The same JSON value with NaN and infinities as null, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _difference(row: Mapping[str, Any]) -> Difference:
-    fields: dict[str, Any] = {name: row.get(name) for name in Difference.__dataclass_fields__}
-    fields["role"] = str(row.get("role") or "")
-    fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
-    return Difference(**fields)
-
-
-def _effects(matrix: Mapping[str, Any]) -> Iterable[Effect]:
-    for b, brick in enumerate(matrix.get("bricks") or ()):
-        for t, task in enumerate(matrix.get("tasks") or ()):
-            cells = (_cell(matrix.get(key), b, t) for key in ("diff", "low", "high", "verdict"))
-            yield Effect(str(brick), str(task), *cells)
-
-
-def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) -> Any:
-    """Entry of a matrix, None where it or its row is absent."""
-    line = rows[row] if rows and row < len(rows) else None
-    return line[column] if line and column < len(line) else None
-
-
-def _task(task: Mapping[str, Any], rows: tuple[Difference, ...]) -> Task:
-    name, metric = str(task["task"]), str(task.get("metric") or "")
-    return Task(
-        name=name,
-        metric=metric,
-        role=str(task.get("role") or "skill"),
-        n=task.get("n"),
-        clusters=task.get("clusters"),
-        chance=task.get("chance"),
-        owner=task.get("owner"),
-        unit=_unit(r for r in rows if r.task == name and r.metric == metric),
-    )
-
-
-def _unit(rows: Iterable[Difference]) -> Unit:
-    """Percent and points when all scores are shares (between 0 and 1), raw numbers otherwise."""
-    levels = [v for r in rows for v in (r.value, r.baseline_value) if v is not None]
-    return POINTS if all(0 <= v <= 1 for v in levels) else RAW
-
-
-def _configuration(row: Mapping[str, Any]) -> Configuration:
-    role = str(row.get("role") or "configuration")
-    return Configuration(
-        name=str(row["name"]),
-        role=role if role in ROLES else "configuration",
-        digest=str(row.get("digest") or ""),
-        parents=tuple(str(p) for p in row.get("parents") or ()),
-        recipe=row.get("recipe"),
-        recipe_text=row.get("recipe_text"),
-        seconds=row.get("seconds"),
-        mean=_estimate(row.get("mean")),
-        kept_mean=_estimate(row.get("kept_mean")),
-        kept=_estimates(row.get("kept")),
-        scores=_estimates(row.get("scores")),
-        aliases=tuple(str(a["name"] if isinstance(a, Mapping) else a) for a in row.get("aliases") or ()),
-    )
-
-
-def _estimate(value: Mapping[str, Any] | None) -> Estimate | None:
-    if value is None or value.get("value") is None:
-        return None
-    return Estimate(value["value"], *(value.get(k) for k in ("low", "high", "corrected", "n")))
-
-
-def _estimates(values: Mapping[str, Any] | None) -> dict[str, Estimate]:
-    found = {str(k): _estimate(v) for k, v in (values or {}).items()}
-    return {k: v for k, v in found.items() if v is not None}
+def unit_of(rows: Iterable[Difference], lower: bool = False, ratio: str | None = None) -> Unit:
+    """Percent and points for shares (all scores between 0 and 1, higher is better), else the metric's own unit."""
+    found = list(rows)
+    levels = [v for r in found for v in (r.value, r.baseline_value) if v is not None]
+    if lower or ratio or any(r.lower or r.ratio for r in found) or not all(0 <= v <= 1 for v in levels):
+        return raw(max((abs(v) for v in levels), default=0.0), RATIO_WORDS.get(ratio or "", ""))
+    return POINTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,18 +28,70 @@ def title(view: View) -> str:
 
 def scope(view: View) -> str:
     """One sentence: how many tasks and items, and that items are paired."""
-    skills, retention = [t.name for t in view.skills if t.role == "skill"], [t.name for t in view.retention]
-    others = [t.name for t in view.skills if t.role != "skill"]
+    tasks = [t for t in view.tasks if t.contrast is None]
+    skills, retention = [t.name for t in tasks if t.role == "skill"], [t.name for t in tasks if t.role == "retention"]
+    others = [t.name for t in tasks if t.role not in ("skill", "retention")]
     parts = [f"{plural(len(skills), 'skill task')} ({listed(skills)})"] if skills else []
     if others:
         parts.append(f"{plural(len(others), 'other task')} ({listed(others)})")
     if retention:
         parts.append(f"{listed(retention)}, which tests what the base could already do")
-    items = plural(sum(t.n or 0 for t in view.tasks), "item")
+    items = plural(sum(t.n or 0 for t in tasks), "item")
+    told = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
     return (
         f"Scored on {' and on '.join(parts) or 'no task'}; {items} in all. Every configuration answers the "
         f"same items; differences are taken item by item against {view.baseline}."
+        + (f" {listed(told)}, paired by item." if told else "")
     )
+
+
+def headline(view: View) -> list[str]:
+    """What won and how sure that is: the highest mean over skills beside the baseline's, and that configuration's verdicts."""
+    ranked = sorted((c for c in view.judged if c.mean), key=_level, reverse=True)
+    if not ranked:
+        return []
+    best, rest = ranked[0], ranked[1:]
+    text = f"{best.name} has {'the highest' if rest else 'a'} mean over skills{':' if rest else ' of'} {_mean(best)}"
+    base = view.configuration(view.baseline)
+    sentences = [text + (f"; {base.name} has {_mean(base)}." if base is not None and base.mean is not None else ".")]
+    above = [c for c in view.controls if c.mean and c.name != view.baseline and _level(c) > _level(best)]
+    if above:
+        told = listed(f"{c.name} ({_mean(c)})" for c in above)
+        sentences.append(f"Of the controls, {told} {'has' if len(above) == 1 else 'have'} a higher one.")
+    found = view.compared(best.name, [t for t in view.skills if t.role == "skill" and t.contrast is None])
+    clauses = []
+    if found:
+        better, worse = ([d.task for d in found if d.word == word] for word in ("better", "worse"))
+        told = f"better than {view.baseline} on {len(better)} of {plural(len(found), 'skill task')}"
+        clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
+    others = view.compared(best.name, [t for t in view.skills if t.role != "skill" or t.contrast])
+    if lost := [d.task for d in others if d.word == "worse"]:
+        clauses.append(f"worse on {listed(lost)}, which {'is no skill task' if len(lost) == 1 else 'are no skill tasks'}")
+    for d in view.compared(best.name, view.retention):
+        unit = view.unit(d.task)
+        seen = f"({unit.worded(d.diff)} {_unbroken(unit.diffs(d.low_adj, d.high_adj))})".replace(" )", ")")
+        said = f"these items cannot tell {seen}" if d.word == "cannot tell" else f"it is {d.word} {seen}"
+        clauses.append(f"on {d.task} " + ("no item changed" if d.word == "no item changed" else said))
+    if clauses:
+        subject = f"{best.name if above else 'It'} is "
+        sentences.append((subject + "; ".join(clauses) if found else _capital("; ".join(clauses))) + ".")
+    if rest:
+        sentences.append(f"{rest[0].name} follows with {_mean(rest[0])}; the two were not tested against each other.")
+    return sentences
+
+
+def _level(c: Configuration) -> float:
+    return c.mean.value if c.mean and c.mean.value is not None else -math.inf
+
+
+def _mean(c: Configuration) -> str:
+    """Mean over skills with its interval, in points."""
+    return f"{POINTS.score(c.mean.value)} {_unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
+
+
+def _unbroken(text: str) -> str:
+    """Text that stays on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def summary(view: View) -> list[str]:
@@ -64,6 +117,26 @@ def summary(view: View) -> list[str]:
 def findings(view: View) -> list[Finding]:
     """One finding per named configuration, in the order of the document."""
     return [Finding(c.name, _finding(view, c)) for c in view.judged]
+
+
+def what(c: Configuration) -> str:
+    """What a configuration is, for one that has no recipe text to show."""
+    bricks = listed(c.bricks or c.parents)
+    if c.role == "base":
+        return "the base itself, without any brick"
+    if c.role == "brick":
+        return f"the brick {bricks or c.name} alone on the base"
+    if c.role == "average":
+        return f"the plain average of {bricks}" if bricks else "the plain average of the bricks"
+    made = f"made of {bricks}" if bricks else "made of no brick"
+    return made if c.recipe_text else f"a configuration {made}, whose recipe was not found"
+
+
+def diff_pair(view: View) -> tuple[str, str]:
+    """The two configurations whose recipes are compared first: the baseline where it is a named one, else the first; the first other."""
+    texts = [c.name for c in sorted(view.named, key=lambda c: c.name != view.baseline) if c.recipe_text]
+    names = [*texts, *(c.name for c in view.configurations if c.name not in texts)] or [""]
+    return names[0], names[1] if len(names) > 1 else names[0]
 
 
 def missing_controls(view: View) -> list[str]:
@@ -101,9 +174,11 @@ def interference(view: View) -> str:
 
 def glossary(view: View) -> list[tuple[str, str]]:
     """How to read the numbers: term and explanation."""
-    percent = f"{view.alpha * 100:g} %"
+    percent = f"{PERCENT.score(view.alpha)} %"
     size = f" ({view.family_size} comparisons)" if view.family_size else ""
-    margin = f" (within {POINTS.score(view.margin)} points of zero)" if view.margin else ""
+    own = any(t.unit.scale != POINTS.scale for t in view.tasks)
+    margin = f" (within {POINTS.score(view.margin)} points of zero" if view.margin else ""
+    margin += (f", or {view.margin:g} in a metric's own unit)" if own else ")") if margin else ""
     score = "Share of items answered correctly under the task's primary metric, in percent."
     mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks"
     adjusted = (
@@ -114,8 +189,28 @@ def glossary(view: View) -> list[tuple[str, str]]:
     if view.correction == "none":
         adjusted = "Not adjusted: among many comparisons some verdicts will be false by chance."
     power = "in 80 of 100 repetitions"
+    more = []
+    if any(d.companion for d in view.rows):
+        more.append(
+            (
+                "Margin",
+                "Log-likelihood of the right choice minus the largest of the others, in nats. It moves before an answer does, "
+                "so it shows smaller changes; its interval is not adjusted and it decides no verdict.",
+            )
+        )
+    if any(c.forgetting for c in view.configurations):
+        more.append(
+            (
+                "Forgetting",
+                "Mean over the retention tasks, configuration minus base, corrected for chance, in points; below zero is forgotten.",
+            )
+        )
+    if any(t.ratio for t in view.tasks):
+        more.append(("Ratio metrics", "One number for all texts of a task: sums of log-likelihoods over sums of lengths."))
+    if any(t.contrast for t in view.tasks):
+        more.append(("Contrasts", "The score on one task minus the score on another, over the same items."))
     return [
-        ("Score", f"{score} Metrics that are not shares are shown as they are."),
+        ("Score", f"{score} Metrics that are not shares, or where lower is better, are shown as they are, in their own unit."),
         ("Mean over skills", f"{mean}: 0 is guessing, 100 is every item right. Retention is not part of it."),
         (
             "Difference",
@@ -127,7 +222,10 @@ def glossary(view: View) -> list[tuple[str, str]]:
             "as a cluster. Whether two such intervals overlap says nothing about those two.",
         ),
         ("Adjusted interval", adjusted),
-        ("Better, worse", "The adjusted interval lies wholly above or below zero."),
+        (
+            "Better, worse",
+            "The adjusted interval lies wholly above or below zero; where lower is better, below zero is better.",
+        ),
         ("Equivalent", f"The adjusted interval lies wholly within the smallest effect of interest{margin}."),
         (
             "Cannot tell",
@@ -141,7 +239,8 @@ def glossary(view: View) -> list[tuple[str, str]]:
             "Chance-corrected score over that of the configuration's best parent alone, per task; overall, "
             "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging.",
         ),
-        ("Not tested", "Configurations are compared with the baseline, not with one another."),
+        *more,
+        ("Not tested", "Configurations are compared with the baseline, not with one another; --baseline NAME takes another."),
     ]
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate import _SEED, _manager, _task, quiet
+from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.tasks import _manager, _task
 from workbench.suites import item_ids
 from workbench.versions import installed
 
@@ -246,7 +247,7 @@ def _compare(original: Any, local: Any, name: str) -> int:
              ("filters", [f.name for f in original._filters], [f.name for f in local._filters]))  # fmt: skip
     built = []
     for task in (original, local):
-        task.set_fewshot_seed(seed=_SEED)
+        task.set_fewshot_seed(seed=SEED)
         task.build_all_requests()
         built.append([(i.doc_id, i.idx, i.request_type, i.args, i.repeats, task.doc_to_target(i.doc)) for i in task.instances])
     found: tuple[str, Any, Any] | None = next(((what, a, b) for what, a, b in pairs if a != b), None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate import _SEED, _load_tasks, _tokenizer, quiet
+from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.tasks import load_tasks
 from workbench.suites import Plan, item_ids
 from workbench.taskfiles import metric_name
 
@@ -55,7 +57,7 @@ def ask(plan: Plan, name: str) -> Task:
     """
     with quiet():
         try:
-            task = _load_tasks(plan)[name]
+            task = load_tasks(plan)[name]
             items, shots, pool, tests = _build(plan, name, task)
         except WorkbenchError:
             raise
@@ -76,7 +78,7 @@ def _means(task: Any) -> set[str]:
 
 def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
     """The items with what the gold answers score, the number of examples, their pool and the test documents."""
-    task.set_fewshot_seed(seed=_SEED)
+    task.set_fewshot_seed(seed=SEED)
     ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
     wanted = {item.id for item in plan.items[name]}
     numbers = [i for i, identity in enumerate(ids) if identity in wanted]
@@ -99,7 +101,11 @@ def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tupl
 
 def _template(plan: Plan) -> Any:
     """Prompts in the tokenizer's chat template, as lm-eval's HFLM puts them."""
-    tokenizer = _tokenizer(plan.tokenizer)
+    tokenizer = plan.tokenizer
+    if isinstance(tokenizer, (str, Path)):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
 
     def apply(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         return str(tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=add_generation_prompt,

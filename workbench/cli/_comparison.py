@@ -1,0 +1,124 @@
+"""Comparisons as tables on the terminal: scores of configurations, and their differences from the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workbench.cli._output import out
+
+if TYPE_CHECKING:
+    from workbench.compare import Comparison
+    from workbench.scores import Scores
+
+Row = Mapping[str, Any]
+
+
+def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
+    """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
+    if comparison is None:
+        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
+            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
+            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
+        return
+    document = comparison.document()
+    tasks = document["tasks"]
+    verdict = {(r["configuration"], r["task"]): r["verdict"] for r in document["rows"]}
+    rows = []
+    for c in document["configurations"]:
+        cells = [c["name"], _interval(c["mean"])]
+        for task in tasks:
+            found = c["scores"].get(task["task"])
+            mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
+            cells.append(_interval(found, task["share"]) + mark if found else "")
+        cells.append(_interval(c["kept_mean"]))
+        rows.append(cells)
+    heads = ["configuration", "mean", *(_head(t) for t in tasks), "kept"]
+    out.table(heads, rows, right=range(1, len(heads)))
+    family = document["family"]
+    out.say(
+        f"scores in %{_own_units(tasks)}, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
+        f"+ better, - worse than {document['baseline']} ({_correction(family)} over {family['size']} comparisons)"
+    )
+    for warning in document["warnings"]:
+        out.warn(warning)
+
+
+def rows_table(document: Row) -> None:
+    """One row a configuration and task: the difference, its intervals, the verdict; beside "cannot tell", what could tell."""
+    shares = {t["task"]: t["share"] for t in document["tasks"]}
+    beside = any(r["verdict"] == "cannot tell" and r["companion"] for r in document["rows"])
+    heads = ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict", *(["margin in nats, 95 %"] if beside else [])]  # fmt: skip
+    rows = []
+    for r in document["rows"]:
+        share = shares[r["task"]]
+        cells = [r["configuration"], r["task"], r["metric"], _signed(r["diff"], share), _range(r["low"], r["high"], share), _range(r["low_adj"], r["high_adj"], share),
+                 "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), _verdict(r, share)]  # fmt: skip
+        rows.append([*cells, *([_companion(r)] if beside else [])])
+    out.table(heads, rows, right=range(3, 8))
+    family = document["family"]
+    tasks = document["tasks"]
+    out.say(
+        f"differences in points{_own_units(tasks)} against {document['baseline']}; {family['text']}; "
+        f"{_correction(family)} at {family['alpha']:g}"
+    )
+    if lower := [t["task"] for t in tasks if t["lower"]]:
+        out.say(f"lower is better: {', '.join(lower)}")
+    if beside:
+        out.say("margin: lead of the right choice over the others, tested alone; it decides no verdict")
+
+
+def _verdict(row: Row, share: bool) -> str:
+    """The verdict; with "cannot tell" the difference that would be found, about how many items would tell, and why."""
+    if row["verdict"] != "cannot tell":
+        return str(row["verdict"])
+    facts = []
+    if (row["reason"] or "").startswith("too few clusters"):
+        facts.append(row["reason"].split(",")[0])
+    if row["mde"] is not None:
+        facts.append(f"mde {_number(row['mde'], share)}")
+    if row["needs"]:
+        facts.append(f"needs about n = {row['needs']}")
+    return "cannot tell" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def _companion(row: Row) -> str:
+    found = row["companion"]
+    if not found or row["verdict"] != "cannot tell":
+        return ""
+    return f"{found['diff']:+.3f} {_range(found['low'], found['high'], False)}, p {found['p']:.2g}"
+
+
+def _head(task: Row) -> str:
+    sign = ", lower is better" if task["lower"] else ""
+    return f"{task['task']} (n={task['n']}{sign})"
+
+
+def _own_units(tasks: list[Row]) -> str:
+    """Which tasks are not in percent or points."""
+    own = [t["task"] for t in tasks if not t["share"]]
+    return f" (of {', '.join(own)} in the metric's own units)" if own else ""
+
+
+def _correction(family: Row) -> str:
+    return "Holm" if family["correction"] == "holm" else "no correction"
+
+
+def _interval(found: Row | None, share: bool = True) -> str:
+    if not found or found.get("value") is None:
+        return ""
+    low, high = found.get("low"), found.get("high")
+    text = _number(found["value"], share, digits=0)
+    return text if low is None or high is None else f"{text} [{_number(low, share, digits=0)}, {_number(high, share, digits=0)}]"
+
+
+def _number(value: float, share: bool, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}" if share else f"{value:.4g}"
+
+
+def _signed(value: float, share: bool) -> str:
+    return f"{100 * value:+.1f}" if share else f"{value:+.3g}"
+
+
+def _range(low: float | None, high: float | None, share: bool) -> str:
+    return "" if low is None or high is None else f"[{_signed(low, share)}, {_signed(high, share)}]"

@@ -1,0 +1,1 @@
+"""The parts of a comparison: differences with verdicts, configurations, changed items, warnings."""

@@ -1,0 +1,164 @@
+"""Scoring through lm-eval, item by item. This package alone imports lm_eval, and its heavy parts only when it scores.
+
+lm-eval defines tasks, prompts, filters and metrics; requests are built and tokenised once a plan. Log-likelihoods come from
+`packed` (contexts forwarded once), checked against lm-eval's HFLM; generated text comes from HFLM, or from lm-eval's classes for vLLM
+and for servers. Settings that keep scores exact (see docs of lm-eval 0.4.13): no cache of any kind; `logits_cache` off, because it gathers
+wrong rows when choices share a prefix with different splits; weights are never re-tied; log-softmax in float32 whatever the
+model's dtype; fixed batches; fixed seeds. Equal to `lm_eval --model hf --model_args logits_cache=False,softmax_dtype=float32`.
+
+Importing this package registers the model `workbench` with lm-eval (`models.WorkbenchLM`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lm_eval.models  # noqa: F401  lm-eval registers its own models only while no model is registered
+import numpy as np
+from lm_eval.api.registry import model_registry
+
+from workbench.evaluate.quiet import quiet
+from workbench.evaluate.tasks import source_of
+from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
+from workbench.statistics import codes, ratio, ratio_interval, score_interval
+from workbench.suites import SCORED_BY, Plan, Suite, make_plan
+from workbench.taskfiles import task_index
+from workbench.versions import installed
+
+__all__ = ["Progress", "build_plan", "evaluate", "quiet", "score", "summarise"]
+Progress = Callable[[str, int, int], None]  # task, requests done, requests in all
+
+if "workbench" not in model_registry:
+    model_registry.register("workbench", target="workbench.evaluate.models:WorkbenchLM")
+
+
+def build_plan(
+    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None
+) -> Plan:
+    """Check a suite against its tasks and data, and fix its items. No model is loaded, and no task code where data are JSON lines.
+
+    Args:
+        tokenizer: Folder of the tokenizer files, or a tokenizer object (copied before use).
+        dtype: Of the weights when they are scored: "bfloat16".
+        limit: At most so many items a task; marks the plan partial if that cuts something.
+    Errors: unknown task, missing or empty data, duplicate ids, no cluster field, unknown metric.
+    """
+    index = task_index(tasks_dir)
+    sources = [source_of(name, suite, index, tasks_dir) for name in suite.tasks]
+    return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit)
+
+
+def evaluate(
+    plan: Plan,
+    store: Store,
+    configuration: Configuration,
+    materialize: Callable[[], Any],
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores of a configuration: stored ones if its digest has any under this plan, else scored and stored.
+
+    Args:
+        materialize: Gives the live model, already in the plan's dtype, or for the backends vllm and server what `backends.model` takes;
+            called at most once, and only if a task is left to score.
+    Raises: check.RefusedError, after the store has kept the reason: score all configurations under `store.settled(plan)`.
+    """
+    from workbench.evaluate.check import RefusedError
+
+    store.write_plan(plan)
+    if store.has(plan, configuration.digest):
+        stored = store.read(plan, configuration.digest)
+        if configuration.name not in stored.names:
+            stored = stored.also(configuration)
+            store.update(plan, stored)
+        return stored.called(configuration)
+    done = {task: result for task in plan.suite.tasks if (result := store.finished_task(plan, configuration.digest, task))}
+    if len(done) < len(plan.suite.tasks):
+        from workbench.evaluate.scorer import Scorer
+
+        scorer = Scorer(plan, configuration, materialize(), device, [task for task in plan.suite.tasks if task not in done])
+        try:
+            check = scorer.check()
+        except RefusedError as error:
+            store.refuse(plan, f"{configuration.name}: {error}")
+            raise
+        for task in plan.suite.tasks:
+            if task not in done:
+                journal = store.journal(plan, configuration.digest, task)
+                told = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
+                done[task] = {**scorer.task(task, journal, told), "check": check and check.model_dump()}
+                store.keep_task(plan, configuration.digest, task, done[task])
+    if progress:
+        progress("", 1, 1)
+    scores = summarise(plan, configuration, done)
+    store.write(plan, scores, {t: done[t]["rows"] for t in plan.suite.tasks}, {t: done[t]["items"] for t in plan.suite.tasks})
+    return scores
+
+
+def _offset(progress: Progress | None, sizes: Mapping[str, int], done: Sequence[str]) -> Progress | None:
+    """Progress over all tasks; its last unit is the writing of the scores."""
+    if progress is None:
+        return None
+    before, total = sum(sizes[task] for task in done), sum(sizes.values()) + 1
+    return lambda task, count, _: progress(task, before + count, total)
+
+
+def score(
+    plan: Plan, configuration: Configuration, model: Any, *, device: str | None = None, progress: Progress | None = None
+) -> tuple[Scores, Rows]:
+    """Score a live model without a store -> scores and per-item rows by task. A scorer that fails its check gives way to hflm."""
+    from workbench.evaluate.check import RefusedError
+    from workbench.evaluate.scorer import Scorer
+
+    scorer = Scorer(plan, configuration, model, device)
+    try:
+        check = scorer.check()
+    except RefusedError:
+        return score(plan.by("hflm"), configuration, model, device=device, progress=progress)
+    done = {task: {**scorer.task(task, progress=progress), "check": check and check.model_dump()} for task in plan.suite.tasks}
+    return summarise(plan, configuration, done), {task: result["rows"] for task, result in done.items()}
+
+
+def summarise(plan: Plan, configuration: Configuration, results: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """Means, ratios and their intervals over the rows of all tasks."""
+    tasks = {}
+    for task in plan.suite.tasks:
+        result = results[task]
+        cluster = codes([item.cluster for item in plan.items[task]])
+        kinds = plan.ratios.get(task, {})
+        names = list(dict.fromkeys(name for row in result["rows"] for name in row["metrics"]))
+        metrics = {}
+        for name in (n for n in names if all(n in row["metrics"] for row in result["rows"])):
+            values = np.array([row["metrics"][name] for row in result["rows"]], np.float64)
+            metrics[name] = _ratio(kinds[name], values, cluster) if name in kinds else _mean(values, cluster)
+        tasks[task] = TaskScores(n=len(result["rows"]), metrics=metrics, seconds=result["seconds"], scorer=result["scorer"],
+                                 tokens=result["tokens"])  # fmt: skip
+    first = results[plan.suite.tasks[0]]
+    checks = [result["check"] for result in results.values() if result.get("check")]
+    return Scores(
+        suite=plan.suite.suite,
+        plan=plan.digest,
+        configuration=configuration,
+        partial=plan.partial,
+        seconds=round(sum(results[t]["seconds"] for t in plan.suite.tasks), 2),
+        device=first["device"],
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        versions=installed(*SCORED_BY),
+        tasks=tasks,
+        check=max(checks, key=lambda check: check["max_difference"] / check["tolerance"]) if checks else None,
+        tokens=sum(results[t]["tokens"] or 0 for t in plan.suite.tasks),
+    )
+
+
+def _mean(values: Any, cluster: Any) -> Metric:
+    low, high = score_interval(values, cluster)
+    return Metric(value=float(values.mean()), low=low, high=high)
+
+
+def _ratio(kind: str, values: Any, cluster: Any) -> Metric:
+    low, high = ratio_interval(kind, values[:, 0], values[:, 1], cluster)
+    return Metric(value=ratio(kind, values[:, 0], values[:, 1]), low=low, high=high)

@@ -1,0 +1,83 @@
+"""Written checkpoints through lm-eval's own classes for vLLM and for servers that speak the OpenAI completions API."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.quiet import SEED
+from workbench.suites import Plan
+
+
+@dataclass(frozen=True)
+class Written:
+    """A configuration as a checkpoint on disk.
+
+    Attributes:
+        path: Its directory.
+        name: What a server calls it.
+        server: Address of the server, "http://127.0.0.1:8000".
+    """
+
+    path: Path
+    name: str
+    server: str | None = None
+
+
+def written_model(plan: Plan, model: Written) -> Any:
+    """lm-eval's model for the plan's backend. Errors: packages missing, no server, a server without the model."""
+    from lm_eval.api.registry import get_model
+
+    if plan.suite.backend == "vllm":
+        if find_spec("vllm") is None:
+            raise WorkbenchError(
+                f"suite '{plan.suite.suite}': backend vllm needs the package vllm, which is not installed",
+                "pip install 'lm-eval[vllm]' on a machine with a GPU, or `backend: hf` in the suite.",
+            )
+        return get_model("vllm")(
+            pretrained=str(model.path), tokenizer=str(plan.tokenizer), dtype=plan.dtype, batch_size="auto", seed=SEED
+        )
+    if missing := [name for name in ("aiohttp", "tenacity", "requests") if find_spec(name) is None]:
+        raise WorkbenchError(
+            f"suite '{plan.suite.suite}': backend server needs {', '.join(missing)}", "pip install 'lm-eval[api]'"
+        )
+    _check_server(model)
+    found = get_model("local-completions")(
+        model=model.name, base_url=f"{str(model.server).rstrip('/')}/v1/completions", tokenizer=str(plan.tokenizer),
+        tokenizer_backend="huggingface", batch_size=1, num_concurrent=plan.batch_size, max_retries=3, seed=SEED,
+        max_length=_length(model.path),
+    )  # fmt: skip
+    found.tokenizer_name = ""
+    return found
+
+
+def _check_server(model: Written) -> None:
+    """The server has to know the configuration by name: nothing else tells which weights it serves."""
+    serve = f"vllm serve {shlex.quote(str(model.path))} --served-model-name {shlex.quote(model.name)}"
+    if model.server is None:
+        raise WorkbenchError(
+            f"'{model.name}' is scored by a server, and no address was given", f"{serve}; then --server http://HOST:8000"
+        )
+    address = f"{model.server.rstrip('/')}/v1/models"
+    if not address.startswith(("http://", "https://")):
+        raise WorkbenchError(f"--server {model.server}: expected http://HOST:PORT", None, 2)
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  http(s) is checked above
+            names = [str(found["id"]) for found in json.loads(answer.read())["data"]]
+    except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
+        raise WorkbenchError(f"{address}: no list of models there: {error}", serve) from error
+    if model.name not in names:
+        raise WorkbenchError(f"{address} serves {', '.join(names) or 'nothing'}, expected '{model.name}'", serve)
+
+
+def _length(path: Path) -> int:
+    """Tokens that the model takes."""
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    return int(next((config[key] for key in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(key)), 2048))

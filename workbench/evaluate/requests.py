@@ -1,0 +1,184 @@
+"""A task's requests: built by lm-eval and tokenised once for all configurations of a plan; answers become rows of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.packed import Pair
+from workbench.evaluate.quiet import SEED, quiet, seeded
+from workbench.evaluate.tasks import load_tasks
+from workbench.scores import Row
+from workbench.suites import MARGIN, Item, Plan, item_ids
+from workbench.taskfiles import metric_name
+
+if TYPE_CHECKING:
+    from workbench.evaluate.models import SafeHFLM
+
+GENERATED = "generate_until"
+_prepared: dict[str, dict[str, Requests]] = {}  # of the plan in use, by its digest
+
+
+@dataclass
+class Requests:
+    """A task's requests on the plan's items.
+
+    Attributes:
+        task: lm-eval's task.
+        items: By the document's number.
+        instances: lm-eval's requests.
+        pairs: Tokens of all log-likelihood requests, one after another.
+        owners: The request that a pair belongs to.
+    """
+
+    name: str
+    task: Any
+    items: Sequence[Item]
+    instances: list[Any]
+    pairs: list[Pair] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    layouts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def generated(self) -> list[int]:
+        """Requests that ask for text."""
+        return [i for i, instance in enumerate(self.instances) if instance.request_type == GENERATED]
+
+    def likelihoods(self, answers: Mapping[int, tuple[float, bool]]) -> dict[int, Any]:
+        """Answers to pairs as answers to requests: (log-likelihood, greedy), or the sum over the windows of a rolling one."""
+        found: dict[int, Any] = {}
+        for pair, owner in enumerate(self.owners):
+            if self.instances[owner].request_type == "loglikelihood_rolling":
+                found[owner] = found.get(owner, 0.0) + answers[pair][0]
+            else:
+                found[owner] = (answers[pair][0], bool(answers[pair][1]))
+        return found
+
+
+def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
+    """Requests of every task of a plan. Only the tokenizer of `lm` counts, so other configurations of the plan use the same.
+
+    Errors: data that changed since the plan was made; continuations without a token.
+    """
+    key = plan.by("hflm").digest
+    if key not in _prepared:
+        with quiet(), seeded():
+            found = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}
+        _prepared.clear()
+        _prepared[key] = found
+    return _prepared[key]
+
+
+def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
+    items = plan.items[name]
+    ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
+    wanted = {item.id for item in items}
+    samples = [i for i, identity in enumerate(ids) if identity in wanted]  # sorted: lm-eval mislabels unsorted ones
+    if [ids[i] for i in samples] != [item.id for item in items]:
+        raise WorkbenchError(
+            f"task '{name}': lm-eval loads other items than the plan has", "The task's data changed: start again."
+        )
+    task.set_fewshot_seed(seed=SEED)
+    chat = plan.suite.chat_template
+    if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
+        raise WorkbenchError(
+            f"suite '{plan.suite.suite}' asks for the chat template, and the tokenizer has none",
+            "Remove chat_template from the suite, or add the template to the tokenizer.",
+        )
+    task.build_all_requests(
+        samples=samples, rank=0, world_size=1, apply_chat_template=chat, fewshot_as_multiturn=chat,
+        chat_template=lm.apply_chat_template if chat else None, tokenizer_name=lm.tokenizer_name if chat else "",
+    )  # fmt: skip
+    requests = Requests(name, task, items, list(task.instances))
+    scored = [i for i, instance in enumerate(requests.instances) if instance.request_type != GENERATED]
+    if scored and hasattr(lm, "pairs"):
+        _tokenise(requests, scored, lm)
+    return requests
+
+
+def _tokenise(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
+    for kind in dict.fromkeys(requests.instances[i].request_type for i in scored):
+        members = [i for i in scored if requests.instances[i].request_type == kind]
+        for owner, pairs in zip(members, lm.pairs([requests.instances[i] for i in members]), strict=True):
+            if any(not context or not answer for context, answer in pairs):
+                instance = requests.instances[owner]
+                raise WorkbenchError(
+                    f"task '{requests.name}', item '{requests.items[instance.doc_id].id}': "
+                    f"{instance.args[-1]!r} has no token to score", "Give every choice some text.")  # fmt: skip
+            requests.pairs += pairs
+            requests.owners += [owner] * len(pairs)
+
+
+def rows_of(plan: Plan, requests: Requests, answers: Mapping[int, Any]) -> tuple[list[Row], list[Row]]:
+    """(answers with metrics, what was asked), one row an item; lm-eval's filters and metrics.
+
+    Args:
+        answers: Request -> (log-likelihood, greedy), log-likelihood, or text (a list of texts where the task asks for repeats).
+    """
+    task, name = requests.task, requests.name
+    for i, instance in enumerate(requests.instances):
+        repeated = isinstance(answers[i], list)
+        instance.resps, instance.filtered_resps = (list(answers[i]) if repeated else [answers[i]]), {}
+    task._instances = requests.instances
+    with quiet():
+        task.apply_filters()
+        by_document: dict[int, list[Any]] = {}
+        for instance in requests.instances:
+            by_document.setdefault(instance.doc_id, []).append(instance)
+        filters = list(requests.instances[0].filtered_resps)
+        found: list[Row] = []
+        asked: list[Row] = []
+        for number, item in enumerate(requests.items):
+            members = sorted(by_document[number], key=lambda instance: instance.idx)
+            question, answer = _rows(plan, requests, item, members)
+            for by in filters:
+                metrics = task.process_results(members[0].doc, [instance.filtered_resps[by] for instance in members])
+                for metric, value in metrics.items():
+                    full = metric_name(metric, by, filters)
+                    if full in plan.metrics[name]:
+                        answer["metrics"][full] = _stored(value, plan.ratios.get(name, {}).get(full))
+            asked.append(question)
+            found.append(answer)
+    return found, asked
+
+
+def _stored(value: Any, ratio: str | None) -> float | list[float]:
+    """A metric of one item: a number, or numerator and weight of a ratio."""
+    if ratio is None:
+        return float(value)
+    return [float(value[0]), float(value[1])] if isinstance(value, (tuple, list)) else [float(value), 1.0]
+
+
+def _rows(plan: Plan, requests: Requests, item: Item, members: Sequence[Any]) -> tuple[Row, Row]:
+    task, name = requests.task, requests.name
+    doc = members[0].doc
+    choices = list(task.doc_to_choice(doc)) if plan.kinds[name] == "multiple_choice" else None
+    gold = task.doc_to_target(doc)
+    if choices and isinstance(gold, str) and gold in choices:
+        gold = choices.index(gold)
+    asked = {
+        "task": name, "id": item.id, "cluster": item.cluster, "prompt": str(members[0].args[0]), "choices": choices,
+        "gold": gold if isinstance(gold, (int, str)) else [int(g) for g in gold] if choices else str(gold),
+    }  # fmt: skip
+    answer: Row = {"task": name, "id": item.id, "metrics": {}, "response": None, "loglikelihoods": None}
+    if members[0].request_type == GENERATED:
+        answer["response"] = str(members[0].resps[0])
+        return asked, answer
+    values = [float(m.resps[0][0] if isinstance(m.resps[0], tuple) else m.resps[0]) for m in members]
+    if not all(map(math.isfinite, values)):
+        raise ArithmeticError(f"item '{item.id}' has log-likelihoods {values}")
+    answer["loglikelihoods"] = values[: len(choices)] if choices else values
+    if choices and not task.multiple_input and (margin := _margin(values[: len(choices)], gold)) is not None:
+        answer["metrics"][MARGIN] = margin
+    return asked, answer
+
+
+def _margin(values: Sequence[float], gold: Any) -> float | None:
+    """Nats by which the best right choice leads the best wrong one; None where there is no right or no wrong one."""
+    right = {gold} if isinstance(gold, int) else set(gold) if isinstance(gold, (list, tuple)) else set()
+    inside = [v for i, v in enumerate(values) if i in right]
+    outside = [v for i, v in enumerate(values) if i not in right]
+    return max(inside) - max(outside) if inside and outside else None

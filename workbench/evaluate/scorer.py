@@ -1,0 +1,213 @@
+"""Scores one configuration under one plan, task by task."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.backends import written_model
+from workbench.evaluate.check import checked
+from workbench.evaluate.models import SafeHFLM, sizes
+from workbench.evaluate.packed import Answer, Forward, Layout, lay_out, shared_start
+from workbench.evaluate.quiet import quiet, seeded
+from workbench.evaluate.requests import Requests, prepared, rows_of
+from workbench.scores import Check, Configuration, Journal
+from workbench.suites import Plan
+
+Progress = Callable[[str, int, int], None]
+
+
+class Scorer:
+    """Scores a configuration task by task. A live model's weights, mode and the caller's tokenizer and random state stay as they were.
+
+    Args:
+        plan: What is scored; its scorer and backend say how.
+        configuration: Whose scores these are.
+        model: The live model in the plan's dtype; with the backends vllm and server a `backends.Written`.
+        device: Where a live model is moved to.
+        tasks: Tasks that will be asked for, all if omitted; the others are not checked.
+    Errors: a model in another dtype.
+    """
+
+    def __init__(
+        self, plan: Plan, configuration: Configuration, model: Any, device: str | None = None, tasks: Sequence[str] | None = None
+    ) -> None:
+        self.plan, self.configuration, self.model = plan, configuration, model
+        self.wanted = list(tasks if tasks is not None else plan.suite.tasks)
+        self.forward: Forward | None = None
+        if plan.suite.backend != "hf":
+            with quiet():
+                self.lm = written_model(plan, model)
+                self.requests = prepared(plan, self.lm)
+            return
+        found = str(model.dtype).removeprefix("torch.")
+        if found != plan.dtype:
+            raise WorkbenchError(
+                f"configuration '{configuration.name}' is in {found}, the plan scores {plan.dtype}",
+                "Cast the model to the output dtype before scoring.",
+            )
+        if device:
+            model.to(device)
+        training = model.training
+        with quiet():
+            self.lm = SafeHFLM(model, tokenizer=_tokenizer(plan.tokenizer), batch_size=plan.batch_size)
+            self.requests = prepared(plan, self.lm)
+        model.train(training)
+        if plan.scorer in ("packed", "prefix"):
+            self.forward = Forward(model)
+
+    def sizes(self) -> dict[str, int]:
+        """Answers that each task needs: pairs to score and texts to write."""
+        return {name: len(found.pairs or found.instances) + len(found.generated) for name, found in self.requests.items()}
+
+    def check(self) -> Check | None:
+        """Compare the scorer with hflm where it is not hflm. Raises: check.RefusedError."""
+        tasks = [self.requests[name].pairs for name in self.wanted if self.requests[name].pairs]
+        if self.forward is None or not tasks:
+            return None
+        with self._scoring():
+            return checked(self.lm, self.forward, tasks, self.plan.scorer)
+
+    def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> dict[str, Any]:
+        """Score one task -> {rows, items, seconds, device, scorer, tokens}.
+
+        Args:
+            journal: Answers of an interrupted evaluation are taken from it, and new ones kept in it.
+            progress: Told (task, requests done, requests in all).
+        Errors: NaN or infinite log-likelihoods, NaN logits.
+        """
+        requests, start = self.requests[name], time.perf_counter()
+        answers: dict[int, Any] = {}
+        layout: Layout | None = None
+        try:
+            with self._scoring(), seeded():
+                if requests.pairs:
+                    layout = self._layout(requests) if self.forward is not None else None
+                    work = self._packed(layout, journal) if layout else self._hflm(requests, journal)
+                    found = self._collect(work, journal, progress, name, len(requests.pairs))
+                    answers |= requests.likelihoods(found)
+                elif any(i not in requests.generated for i in range(len(requests.instances))):
+                    answers |= self._asked(requests)
+                if requests.generated:
+                    answers |= self._collect(self._generate(requests, journal), journal, progress, name, len(requests.generated))
+            rows, items = rows_of(self.plan, requests, answers)
+        except FloatingPointError:
+            raise self._not_finite(name, "NaN logits while generating") from None
+        except ArithmeticError as error:
+            raise self._not_finite(name, str(error)) from None
+        return {
+            "rows": rows, "items": items, "seconds": round(time.perf_counter() - start, 3),
+            "device": getattr(getattr(self.lm, "device", None), "type", self.plan.suite.backend),
+            "scorer": self.plan.scorer if requests.pairs or self.plan.suite.backend != "hf" else "generate",
+            "tokens": (layout.tokens if layout else sum(len(c) + len(a) - 1 for c, a in requests.pairs)) or None,
+        }  # fmt: skip
+
+    def _layout(self, requests: Requests) -> Layout:
+        if self.plan.scorer not in requests.layouts:
+            bounds = sizes(self.lm)
+            shared = shared_start(requests.pairs, bounds["max_length"]) if self.plan.scorer == "prefix" else []
+            requests.layouts[self.plan.scorer] = lay_out(requests.pairs, shared=shared, **bounds)
+        layout: Layout = requests.layouts[self.plan.scorer]
+        return layout
+
+    def _packed(self, layout: Layout, journal: Journal | None) -> Iterator[dict[int, Answer]]:
+        assert self.forward is not None
+        for prefix, rows in layout.batches():
+            if not all(pair in _done(journal) for row in rows for pair, *_ in row.answers):
+                yield self.forward.batch(prefix, rows)
+
+    def _hflm(self, requests: Requests, journal: Journal | None) -> Iterator[dict[int, Answer]]:
+        """lm-eval's batches one by one, in its order."""
+        whole = [context + answer for context, answer in requests.pairs]
+        order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i]))
+        for chunk in _chunks(order, self.plan.batch_size):
+            if not all(pair in _done(journal) for pair in chunk):
+                yield dict(zip(chunk, self.lm.referee([requests.pairs[i] for i in chunk]), strict=True))
+
+    def _generate(self, requests: Requests, journal: Journal | None) -> Iterator[dict[int, Any]]:
+        """lm-eval's batches one by one, in its order: prompts of one length stand together."""
+        if self.plan.suite.backend != "hf":
+            yield self._texts(requests, requests.generated)
+            return
+        groups: dict[str, list[int]] = {}
+        for i in requests.generated:
+            groups.setdefault(str(requests.instances[i].args[1]), []).append(i)
+        lengths = {i: len(self.lm.tok_encode(requests.instances[i].args[0])) for i in requests.generated}
+        for members in groups.values():
+            order = sorted(members, key=lambda i: (-lengths[i], requests.instances[i].args[0]))
+            for chunk in _chunks(order, self.plan.batch_size):
+                if not all(request in _done(journal) for request in chunk):
+                    yield self._texts(requests, chunk)
+
+    def _texts(self, requests: Requests, chunk: Sequence[int]) -> dict[int, Any]:
+        """Texts of some requests; a list each where the task asks for repeats."""
+        repeated = [i for i in chunk for _ in range(requests.instances[i].repeats or 1)]
+        found: dict[int, list[str]] = {}
+        for i, text in zip(repeated, self.lm.generate_until([requests.instances[i] for i in repeated]), strict=True):
+            found.setdefault(i, []).append(text)
+        return {i: texts if len(texts) > 1 else texts[0] for i, texts in found.items()}
+
+    def _asked(self, requests: Requests) -> dict[int, Any]:
+        """Log-likelihoods by a backend that tokenises itself."""
+        found: dict[int, Any] = {}
+        for kind in dict.fromkeys(i.request_type for i in requests.instances if i.request_type != "generate_until"):
+            members = [i for i, instance in enumerate(requests.instances) if instance.request_type == kind]
+            found |= dict(zip(members, getattr(self.lm, kind)([requests.instances[i] for i in members]), strict=True))
+        return found
+
+    def _collect(
+        self, work: Iterator[dict[int, Any]], journal: Journal | None, progress: Progress | None, name: str, total: int
+    ) -> dict[int, Any]:
+        found = dict(_done(journal))
+        for answers in work:
+            found |= answers
+            if journal:
+                journal.add(answers)
+            if progress:
+                progress(name, len(found), total)
+        return found
+
+    def _scoring(self) -> Any:
+        return _evaluating(self.model if self.plan.suite.backend == "hf" else None)
+
+    def _not_finite(self, task: str, found: str) -> WorkbenchError:
+        return WorkbenchError(
+            f"configuration '{self.configuration.name}', task '{task}': {found}",
+            "The weights hold NaN or overflow: look for an over-scaled lambda or a broken brick.",
+        )
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Quiet libraries, and the model without dropout; its mode is put back."""
+    training = model is not None and model.training
+    if model is not None:
+        model.eval()
+    try:
+        with quiet():
+            yield
+    finally:
+        if model is not None:
+            model.train(training)
+
+
+def _done(journal: Journal | None) -> dict[int, Any]:
+    return journal.done if journal else {}
+
+
+def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    yield from (order[i : i + size] for i in range(0, len(order), size))
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    """An own tokenizer: lm-eval sets a pad token on the one it gets."""
+    if not isinstance(tokenizer, (str, Path)):
+        return copy.deepcopy(tokenizer)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)

@@ -1,0 +1,157 @@
+"""Reads the comparison document: absent keys become None; named configurations come first, then base, bricks, average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workbench.report.numbers import NATS, POINTS, Unit, raw
+from workbench.report.view import ROLES, Check, Companion, Configuration, Difference, Effect, Estimate, Task, View, unit_of
+
+
+def view_of(document: Mapping[str, Any]) -> View:
+    """Reads the document; raises KeyError where a configuration, task or metric has no name."""
+    rows = tuple(_difference(r) for r in document.get("rows") or ())
+    tasks = _tasks(document.get("tasks") or (), rows)
+    primary = {t.name: t.metric for t in tasks}
+    provenance = document.get("provenance") or {}
+    suites = [str(s.get("suite") or s.get("name") if isinstance(s, Mapping) else s) for s in provenance.get("suites") or ()]
+    configurations = [_configuration(c, suites) for c in document.get("configurations") or ()]
+    family = document.get("family") or {}
+    interference = document.get("interference") or {}
+    return View(
+        baseline=str(document.get("baseline") or "base"),
+        tasks=tasks,
+        configurations=tuple(sorted(configurations, key=lambda c: ROLES.index(c.role))),
+        rows=rows,
+        differences={(r.configuration, r.task): r for r in rows if primary.get(r.task) == r.metric},
+        alpha=family.get("alpha") or 0.05,
+        correction=str(family.get("correction") or "none"),
+        family=str(family.get("text") or ""),
+        family_size=family.get("size"),
+        margin=family.get("min_effect"),
+        bricks=tuple(str(b) for b in interference.get("bricks") or ()),
+        effect_tasks=tuple(str(t) for t in interference.get("tasks") or ()),
+        effects={(e.brick, e.task): e for e in _effects(interference) if e.diff is not None},
+        provenance=provenance,
+        warnings=tuple(str(w) for w in document.get("warnings") or ()),
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with NaN and infinities as null, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _difference(row: Mapping[str, Any]) -> Difference:
+    fields: dict[str, Any] = {name: row.get(name) for name in Difference.__dataclass_fields__}
+    fields["role"] = str(row.get("role") or "")
+    fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
+    fields |= {"lower": bool(row.get("lower")), "ratio": bool(row.get("ratio")), "companion": _companion(row.get("companion"))}
+    return Difference(**fields)
+
+
+def _companion(found: Mapping[str, Any] | None) -> Companion | None:
+    if not found or found.get("diff") is None:
+        return None
+    unit = NATS if found.get("unit") == NATS.word else Unit(1.0, NATS.decimals, str(found.get("unit") or ""))
+    values = {k: found.get(k) for k in ("value", "baseline_value", "diff", "low", "high", "p")}
+    return Companion(metric=str(found.get("metric") or "margin"), unit=unit, **values)
+
+
+def _effects(matrix: Mapping[str, Any]) -> Iterable[Effect]:
+    for b, brick in enumerate(matrix.get("bricks") or ()):
+        for t, task in enumerate(matrix.get("tasks") or ()):
+            cells = (_cell(matrix.get(key), b, t) for key in ("diff", "low", "high", "verdict"))
+            yield Effect(str(brick), str(task), *cells)
+
+
+def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) -> Any:
+    """Entry of a matrix, None where it or its row is absent."""
+    line = rows[row] if rows and row < len(rows) else None
+    return line[column] if line and column < len(line) else None
+
+
+def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[Difference, ...]) -> tuple[Task, ...]:
+    tasks = [_task(t, rows) for t in found]
+    units = {t.name: t.unit for t in tasks if t.contrast is None}
+    # a contrast may be negative, so its unit is that of the task it starts from
+    return tuple(replace(t, unit=units[t.contrast[0]]) if t.contrast and units.get(t.contrast[0]) == POINTS else t for t in tasks)
+
+
+def _task(task: Mapping[str, Any], rows: tuple[Difference, ...]) -> Task:
+    name, metric = str(task["task"]), str(task.get("metric") or "")
+    mine = [r for r in rows if r.task == name and r.metric == metric]
+    lower, ratio, contrast = bool(task.get("lower")), task.get("ratio") or None, task.get("contrast") or None
+    unit = unit_of(mine, lower, ratio)
+    if contrast and unit == POINTS:
+        unit = raw(max((abs(v) for r in mine for v in (r.value, r.baseline_value) if v is not None), default=0.0))
+    return Task(
+        name=name,
+        metric=metric,
+        role=str(task.get("role") or "skill"),
+        n=task.get("n"),
+        clusters=task.get("clusters"),
+        chance=task.get("chance"),
+        owner=task.get("owner"),
+        unit=unit,
+        lower=lower,
+        ratio=ratio,
+        scorer=task.get("scorer"),
+        contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
+    )
+
+
+def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configuration:
+    role = str(row.get("role") or "configuration")
+    return Configuration(
+        name=str(row["name"]),
+        role=role if role in ROLES else "configuration",
+        digest=str(row.get("digest") or ""),
+        parents=tuple(str(p) for p in row.get("parents") or ()),
+        recipe=row.get("recipe"),
+        recipe_text=row.get("recipe_text"),
+        seconds=row.get("seconds"),
+        mean=_estimate(row.get("mean")),
+        kept_mean=_estimate(row.get("kept_mean")),
+        kept=_estimates(row.get("kept")),
+        scores=_estimates(row.get("scores")),
+        aliases=tuple(str(a["name"] if isinstance(a, Mapping) else a) for a in row.get("aliases") or ()),
+        parameters=row.get("parameters"),
+        bytes=row.get("bytes"),
+        bricks={str(k): v for k, v in (row.get("bricks") or {}).items()},
+        checks=tuple(_checks(row.get("check"), suites)),
+        forgetting=_forgetting(str(row["name"]), row.get("forgetting")),
+    )
+
+
+def _checks(found: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[Check]:
+    """Checks in the order of the suites, unless they name theirs."""
+    for i, check in enumerate(found or ()):
+        if check:
+            suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))
+            numbers = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread"))
+            yield Check(suite, str(check.get("scorer") or ""), *numbers)
+
+
+def _forgetting(name: str, found: Mapping[str, Any] | None) -> Effect | None:
+    if not found or found.get("diff") is None:
+        return None
+    return Effect(name, "retention", *(found.get(k) for k in ("diff", "low", "high", "verdict")))
+
+
+def _estimate(value: Mapping[str, Any] | None) -> Estimate | None:
+    if value is None or value.get("value") is None:
+        return None
+    return Estimate(value["value"], *(value.get(k) for k in ("low", "high", "corrected", "n")))
+
+
+def _estimates(values: Mapping[str, Any] | None) -> dict[str, Estimate]:
+    found = {str(k): _estimate(v) for k, v in (values or {}).items()}
+    return {k: v for k, v in found.items() if v is not None}

@@ -1,0 +1,232 @@
+"""Scatter plots with the Pareto front: mean over skills against retention, and against parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from workbench.report.forest import decimals, ticks
+from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed
+from workbench.report.svg import joined, svg
+from workbench.report.view import Configuration, Estimate, Task, View
+
+WIDTH, HEIGHT = 560, 380
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
+LETTER, LINE = 7.2, 15  # rough size of a label's letters in pixels, to keep labels apart
+LONGEST = 28
+ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration at its two values; `reach` is the interval of the x value where it has one."""
+
+    name: str
+    control: bool
+    x: float
+    y: float
+    tip: str
+    y_ends: tuple[float, float] | None
+    x_ends: tuple[float, float] | None
+    front: bool = False
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A drawing with its words; `front` names the configurations that no other is better than on both axes."""
+
+    title: str
+    caption: str
+    front: tuple[str, ...]
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What an axis shows: stored value to shown value, words, and whether less is better."""
+
+    label: str
+    scale: float = 1.0
+    lower: bool = False
+    text: Callable[[float], str] | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.label} ({'less' if self.lower else 'more'} is better)"
+
+
+def scatters(view: View) -> list[Scatter]:
+    """Skills against retention where there is a retention task; skills against parameters where these differ."""
+    mean = _Axis("mean over skills", POINTS.scale)
+    found = []
+    if view.retention:
+        axis, level = _retention(view.retention)
+        found.append(_scatter(view, "Skills and retention", axis, mean, level))
+    counts = {c.parameters for c in view.configurations if c.parameters is not None}
+    if len(counts) > 1:
+        axis = _Axis("parameters", lower=True, text=amount)
+        found.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
+    return [s for s in found if s is not None]
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other point beats; more is better on both axes. Equal points are on the front together."""
+    return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
+
+
+def _retention(tasks: Sequence[Task]) -> tuple[_Axis, Callable[[Configuration], Estimate | None]]:
+    """Shares: the task's score, or the mean of chance-corrected scores over several. Else the first task in its own unit."""
+    shares = [t for t in tasks if t.unit == POINTS]
+    if len(shares) > 1:
+        axis = _Axis("mean over " + listed(t.name for t in shares), POINTS.scale)
+
+        def mean(c: Configuration) -> Estimate | None:
+            levels = [c.scores[t.name].corrected for t in shares if t.name in c.scores]
+            known = [v for v in levels if v is not None]
+            return Estimate(sum(known) / len(known), None, None) if len(known) == len(shares) else None
+
+        return axis, mean
+    task = shares[0] if shares else tasks[0]
+    unit = f", {task.unit.word}" if task.unit != POINTS and task.unit.word else ""
+    return _Axis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
+
+
+def _exact(value: int | None) -> Estimate | None:
+    return None if value is None else Estimate(float(value), None, None)
+
+
+def _scatter(view: View, title: str, x: _Axis, y: _Axis, level: Callable[[Configuration], Estimate | None]) -> Scatter | None:
+    points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
+    if len(points) < 2:
+        return None
+    best = front([(-p.x if x.lower else p.x, p.y) for p in points])
+    points = [replace(p, front=on) for p, on in zip(points, best, strict=True)]
+    names = tuple(p.name for p in points if p.front)
+    caption = (
+        f"The front joins what no other configuration beats on both: {listed(names)}. "
+        "Bars are 95 % intervals; neighbours whose bars overlap may change places on other items."
+    )
+    return Scatter(title, caption, names, _drawing(points, x, y, title))
+
+
+def _point(c: Configuration, x: Estimate | None, x_axis: _Axis, y_axis: _Axis) -> Point | None:
+    if x is None or x.value is None or c.mean is None or c.mean.value is None:
+        return None
+    tip = f"{c.name}\n{_said(x_axis, x)}\n{_said(y_axis, c.mean)}"
+    return Point(c.name, c.is_control, x.value, c.mean.value, tip, _ends(c.mean), _ends(x))
+
+
+def _said(axis: _Axis, e: Estimate) -> str:
+    ends = f" [{_written(axis, e.low)}, {_written(axis, e.high)}]" if e.low is not None and e.high is not None else ""
+    return f"{axis.label.capitalize()} {_written(axis, e.value)}{ends}"
+
+
+def _written(axis: _Axis, value: float | None) -> str:
+    if value is None:
+        return MISSING
+    if axis.text is not None:
+        return axis.text(value)
+    return fixed(value * axis.scale, 1 if axis.scale == POINTS.scale else 3)
+
+
+def _ends(e: Estimate) -> tuple[float, float] | None:
+    return None if e.low is None or e.high is None else (e.low, e.high)
+
+
+class _Frame:
+    """From values to pixels: linear, or by logarithm where positive values span more than a factor of ten."""
+
+    def __init__(self, values: Sequence[float], first: float, last: float, log: bool = False) -> None:
+        self.log = log and min(values) > 0 and max(values) > 10 * min(values)
+        low, high = self._of(min(values)), self._of(max(values))
+        room = 0.07 * (high - low) or abs(high) * 0.1 or 1.0
+        self.low, self.high = low - room, high + room
+        self.first, self.last = first, last
+
+    def _of(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def at(self, value: float) -> float:
+        share = (self._of(value) - self.low) / (self.high - self.low)
+        return round(self.first + (self.last - self.first) * min(max(share, 0.0), 1.0), 1)
+
+    def ticks(self, scale: float) -> list[float]:
+        if self.log:
+            return [10.0**k for k in range(math.ceil(self.low), math.floor(self.high) + 1)]
+        return list(ticks(self.low, self.high, scale))
+
+
+def _drawing(points: Sequence[Point], x: _Axis, y: _Axis, title: str) -> Markup:
+    def values(of: Callable[[Point], float], ends: Callable[[Point], tuple[float, float] | None]) -> list[float]:
+        return [of(p) for p in points] + [v for p in points if not p.control for v in ends(p) or ()]
+
+    across = _Frame(values(lambda p: p.x, lambda p: p.x_ends), LEFT, WIDTH - RIGHT, log=x.text is not None)
+    up = _Frame(values(lambda p: p.y, lambda p: p.y_ends), HEIGHT - BOTTOM, TOP)
+    parts = [*_grid(across, up, x, y), _line(points, across, up, x.lower)]
+    placed = _labels([(p, across.at(p.x), up.at(p.y)) for p in points])
+    # controls first, so that the named ones lie on top
+    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (not p.control, p.front))]
+    parts += placed
+    return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
+               aria_label=f"{title}: {y.label} against {x.label}")  # fmt: skip
+
+
+def _grid(across: _Frame, up: _Frame, x: _Axis, y: _Axis) -> list[Markup]:
+    floor, parts = HEIGHT - BOTTOM, []
+    for frame, axis in ((across, x), (up, y)):
+        shown = frame.ticks(axis.scale)
+        places = decimals(v * axis.scale for v in shown)
+        for value in shown:
+            at = frame.at(value)
+            text = axis.text(value) if axis.text else fixed(value * axis.scale, places)
+            if frame is across:
+                parts.append(svg("line", class_="grid", x1=at, x2=at, y1=TOP, y2=floor))
+                parts.append(svg("text", text, class_="tick", x=at, y=floor + 17))
+            else:
+                parts.append(svg("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at))
+                parts.append(svg("text", text, class_="tick y", x=LEFT - 7, y=at + 4))
+    parts.append(svg("text", x.title, class_="label", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8))
+    parts.append(svg("text", y.title, class_="label left", x=2, y=13))
+    return parts
+
+
+def _line(points: Sequence[Point], across: _Frame, up: _Frame, lower: bool) -> Markup:
+    """The border of what the front's points beat, as a staircase from the first to the last."""
+    steps = sorted({(across.at(p.x), up.at(p.y)) for p in points if p.front}, key=lambda s: s[0], reverse=lower)
+    path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"V{y}H{x}" for x, y in steps[1:])
+    return svg("path", class_="front", d=path)
+
+
+def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
+    x, y = across.at(p.x), up.at(p.y)
+    parts = [svg("title", p.tip), svg("circle", class_="hit", cx=x, cy=y, r=13)]
+    if p.x_ends:
+        parts.append(svg("line", class_="reach", x1=across.at(p.x_ends[0]), x2=across.at(p.x_ends[1]), y1=y, y2=y))
+    if p.y_ends:
+        parts.append(svg("line", class_="reach", x1=x, x2=x, y1=up.at(p.y_ends[0]), y2=up.at(p.y_ends[1])))
+    kind = ("control" if p.control else "named") + (" on-front" if p.front else "")
+    parts.append(svg("circle", class_="point", cx=x, cy=y, r=4.5 if p.control else 5.5))
+    return svg("g", joined(*parts), class_=f"mark {kind}")
+
+
+def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
+    """Names beside their points, the front's and the named ones first; a name without room is left to the hover text."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    labels = []
+    for p, x, y in sorted(points, key=lambda q: (not q[0].front, q[0].control)):
+        text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        wide = LETTER * len(text)
+        for at, base, anchor in ((x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 10, "middle"), (x, y + 20, "middle"),
+                                 (x + 8, y - 8, "start"), (x + 8, y + 17, "start"), (x - 8, y - 8, "end"), (x - 8, y + 17, "end")):  # fmt: skip
+            left = at - wide * ANCHORS[anchor]
+            box = (left, base - LINE + 4, left + wide, base + 3)
+            inside = left >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 8 and box[3] <= HEIGHT - BOTTOM
+            if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                taken.append(box)
+                kind = ("name" if not p.control else "name control") + (" on-front" if p.front else "")
+                labels.append(svg("text", text, class_=kind, x=round(at, 1), y=round(base, 1), text_anchor=anchor))
+                break
+    return labels

@@ -1,0 +1,113 @@
+"""Scores configurations under plans, with one scorer for all that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.compose import Events, no_events
+from workbench.controls import Entry
+from workbench.evaluate import evaluate
+from workbench.scores import Scores, Store
+from workbench.suites import Plan
+
+
+def score_all(
+    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, *, device: Any, events: Events = no_events,
+    runs: Path | None = None, server: str | None = None,
+) -> list[Scores]:  # fmt: skip
+    """Scores of every configuration under every plan; what the store has is not computed again.
+
+    Where a scorer does not agree with lm-eval's on one configuration, all are scored by hflm, now and from then on.
+
+    Args:
+        runs: Where checkpoints are written for the backends vllm and server; beside the store if omitted.
+        server: Address of the server that serves configurations by name.
+    """
+    from workbench.evaluate.check import RefusedError
+
+    while True:
+        settled = [store.settled(plan) for plan in plans]
+        try:
+            return _score(entries, settled, store, device, events, runs or store.root.parent, server)
+        except RefusedError as error:
+            events(
+                {"stage": "score", "text": f"checked against lm-eval's own loop: {error}. All configurations are scored by hflm"}
+            )
+
+
+def _score(
+    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, device: Any, events: Events, runs: Path, server: str | None
+) -> list[Scores]:
+    from workbench.engine import configuration_digest
+
+    found: list[Scores] = []
+    for number, entry in enumerate(entries, 1):
+        head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
+        known = entry.digest()
+        before = known and all(store.has(plan, known) for plan in plans)
+        events({**head, "text": "scored before" if before else "composing"})
+        digest, tensors = configuration_digest(entry.resolved, device, events)
+        model = _model(entry, device, tensors, events, runs, server)
+        for plan in plans:
+            found.append(evaluate(plan, store, entry.configuration(digest), lambda plan=plan, model=model: model(plan),
+                                  device=str(device), progress=_progress(events, head, plan)))  # fmt: skip
+    return found
+
+
+def _model(entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None) -> Callable[[Plan], Any]:
+    """The live model, composed once for all plans; for a backend that reads checkpoints the written one."""
+    live: list[Any] = []
+
+    def model(plan: Plan) -> Any:
+        if plan.suite.backend != "hf":
+            from workbench.evaluate.backends import Written
+
+            return Written(_checkpoint(entry, runs, device, events), entry.name, server)
+        if not live:
+            from workbench.engine import materialize
+
+            live.append(materialize(entry.resolved, device, tensors, events))
+        return live[0]
+
+    return model
+
+
+def _checkpoint(entry: Entry, runs: Path, device: Any, events: Events) -> Path:
+    """Directory of the configuration's checkpoint: the base's own where nothing was done to it, else a run's."""
+    from workbench.engine import execute
+
+    resolved = entry.resolved
+    if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:
+        return Path(resolved.base_path)
+    return Path(execute(resolved, runs, device=device, events=events)["model"])
+
+
+def stored(entries: Sequence[Entry], plans: Sequence[Plan], store: Store) -> tuple[list[Scores], list[str]]:
+    """Scores that the store has, and the names of the configurations that it has none of under some plan.
+
+    A plan under which the baseline was not scored is left out: nothing could be compared with it.
+    """
+    settled = [store.settled(plan) for plan in plans]
+    digests = {entry.name: entry.digest() for entry in entries}
+    bases = [digests[entry.name] for entry in entries if entry.role == "base"]
+    usable = [plan for plan in settled if all(d and store.has(plan, d) for d in bases)]
+    found: list[Scores] = []
+    missing: list[str] = []
+    for entry in entries:
+        digest = digests[entry.name]
+        have = [plan for plan in usable if digest and store.has(plan, digest)]
+        found += [store.read(plan, str(digest)).called(entry.configuration(str(digest))) for plan in have]
+        if not have or len(have) < len(usable):
+            missing.append(entry.name)
+    return found, missing
+
+
+def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
+    def report(task: str, done: int, total: int) -> None:
+        items = sum(len(found) for found in plan.items.values())
+        text = f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"
+        events({**head, "done": done, "total": total, "text": text})
+
+    return report
