@@ -171,6 +171,8 @@ def p_value(sums: Floats, diff: float, se: float, df: float) -> float:
     if k < T_CLUSTERS:
         return float((np.abs(_signed(sums)) >= abs(sums.sum()) - 1e-9 * np.abs(sums).sum()).mean())
     if se < TINY:
+        if not np.abs(sums).max() > TINY:  # items changed, but no cluster's sum did
+            return 1.0
         return float(2.0 ** (1 - k))  # all clusters alike: only the sign-flip test has something to say
     from scipy.special import stdtr
 

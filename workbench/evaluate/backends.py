@@ -49,13 +49,21 @@ def written_model(plan: Plan, model: Written) -> Any:
             f"suite '{plan.suite.suite}': backend server needs {', '.join(missing)}", "pip install 'lm-eval[api]'"
         )
     _check_server(model)
-    found = get_model("local-completions")(
+    return get_model("local-completions")(
         model=model.name, base_url=f"{str(model.server).rstrip('/')}/v1/completions", tokenizer=str(plan.tokenizer),
         tokenizer_backend="huggingface", batch_size=1, num_concurrent=plan.batch_size, max_retries=3, seed=SEED,
         max_length=_length(model.path),
     )  # fmt: skip
-    found.tokenizer_name = ""
-    return found
+
+
+def failures(backend: str) -> tuple[type[Exception], ...]:
+    """What lm-eval raises where a server stops answering."""
+    if backend != "server":
+        return ()
+    from aiohttp import ClientError
+    from tenacity import RetryError
+
+    return (ClientError, RetryError, OSError, AssertionError, KeyError)
 
 
 def _check_server(model: Written) -> None:

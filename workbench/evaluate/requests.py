@@ -63,7 +63,7 @@ def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
 
     Errors: data that changed since the plan was made; continuations without a token.
     """
-    key = plan.by("hflm").digest
+    key = f"{plan.suite.backend}-{plan.by('hflm').digest}"
     if key not in _prepared:
         with quiet(), seeded():
             found = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.backends import written_model
+from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
 from workbench.evaluate.models import SafeHFLM, sizes
 from workbench.evaluate.packed import Answer, Forward, Layout, lay_out, shared_start
@@ -100,6 +100,11 @@ class Scorer:
             raise self._not_finite(name, "NaN logits while generating") from None
         except ArithmeticError as error:
             raise self._not_finite(name, str(error)) from None
+        except failures(self.plan.suite.backend) as error:
+            raise WorkbenchError(
+                f"task '{name}': the server did not answer a request as lm-eval expects: {type(error).__name__}: {str(error)[:200]}",
+                "Look at the server's log; it has to offer /v1/completions with echo and logprobs for tasks with choices.",
+            ) from error
         return {
             "rows": rows, "items": items, "seconds": round(time.perf_counter() - start, 3),
             "device": getattr(getattr(self.lm, "device", None), "type", self.plan.suite.backend),

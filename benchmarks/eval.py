@@ -1,0 +1,232 @@
+"""Scoring on the starter base against lm-eval, same dtype and batch size; CPU seconds of one thread.
+
+    python benchmarks/eval.py
+    python benchmarks/eval.py --items 40 --dtype float32
+
+Tasks are made here: `long`, a passage of about 100 tokens with five choices of 12 to 20; `letters`, five examples and a question with
+four lettered choices; `story`, running text.
+
+1. In process: lm-eval's HFLM with exact settings (logits_cache=False), with its default (logits_cache=True), and the scorers
+   `packed` and `prefix`, on the same tokenised requests. `token ratio` is tokens that HFLM forwards over tokens that the scorer forwards,
+   padding included; `time ratio` the same of CPU seconds; `bare` a forward pass over the scorer's own tokens, with plain
+   causal attention and the output head on the same number of positions.
+2. Whole processes: `workbench eval` of 8 configurations against 8 calls of `lm_eval` on the written checkpoints, children included.
+
+Results go to benchmarks/results/eval.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_results
+
+from workbench.evaluate import build_plan
+from workbench.evaluate.packed import Forward, Layout, lay_out, shared_start
+from workbench.evaluate.quiet import quiet
+from workbench.evaluate.scorer import Scorer
+from workbench.scores import Configuration
+from workbench.suites import Suite
+
+PROJECT = Path(__file__).resolve().parents[1]
+BASE = PROJECT / "bricks" / "starter" / "base"
+RECIPES = ["starter-task-arithmetic", "starter-ties", "starter-dare", "starter-average"]
+WORDS = (
+    "harbour lamp winter stone river market letter garden bridge window captain morning paper silver mountain road teacher "
+    "village bread engine island kitchen forest music station doctor coat summer field corner"
+).split()
+HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
+CHOICE = "output_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"
+TASKS = {
+    "long": HEAD + "task: long\ndataset_kwargs: {data_files: {test: long.jsonl}}\nnum_fewshot: 0\n" + CHOICE,
+    "letters": HEAD + "task: letters\ndataset_kwargs: {data_files: {test: letters.jsonl, shots: shots.jsonl}}\n"
+    "fewshot_split: shots\nnum_fewshot: 5\nfewshot_config: {sampler: first_n}\n" + CHOICE,
+    "story": HEAD + "task: story\ndataset_kwargs: {data_files: {test: long.jsonl}}\noutput_type: loglikelihood_rolling\n"
+    "doc_to_text: ''\ndoc_to_target: '{{prompt}}'\n",
+}
+
+
+def sentence(seed: int, words: int) -> str:
+    """Words that depend on the seed alone."""
+    return " ".join(WORDS[(seed * 7919 + i * i * 31 + i * 17) % len(WORDS)] for i in range(words))
+
+
+def write_tasks(folder: Path, items: int) -> None:
+    """Task files and their data."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(PROJECT / "evals" / "tasks" / "localdata.py", folder / "localdata.py")
+    for name, text in TASKS.items():
+        (folder / f"{name}.yaml").write_text(text)
+    rows = {
+        "long": [
+            {"prompt": f"Passage {i}. {sentence(i, 80 + i % 9)}.\nWhat happened next?", "gold": i % 5,
+             "choices": [sentence(100 * i + k, 10 + (i + k) % 6) for k in range(5)]} for i in range(items)],
+        "letters": [_lettered(i) for i in range(items)],
+        "shots": [_lettered(10_000 + i) for i in range(5)],
+    }  # fmt: skip
+    for name, found in rows.items():
+        lines = (json.dumps({"id": f"{name}-{i}", "cluster": f"c{i % 20}", **row}) + "\n" for i, row in enumerate(found))
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+
+
+def _lettered(i: int) -> dict[str, Any]:
+    options = "\n".join(f"{letter}. {sentence(5 * i + k, 4)}" for k, letter in enumerate("ABCD"))
+    return {"prompt": f"Question: {sentence(3 * i, 12)}?\n{options}\nAnswer:", "choices": list("ABCD"), "gold": i % 4}
+
+
+def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of this process, and the result."""
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[str, Any]:
+    """HFLM and the scorers on the same requests; the best of some repeats each, in turn."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(BASE, dtype=getattr(torch, dtype)).eval()
+    suite = Suite(suite="bench", tasks=tuple(TASKS))
+    plan = build_plan(suite, BASE, tasks_dir=tasks, dtype=dtype, batch_size=batch_size)
+    scorer = Scorer(plan, Configuration("0" * 32, "base"), model)
+    found: dict[str, Any] = {"check": scorer.check().model_dump()}
+    forward = Forward(model)
+    bounds = {"max_length": scorer.lm.max_length, "batch_size": batch_size, "vocabulary": model.config.vocab_size}
+    for name, requests in scorer.requests.items():
+        pairs = requests.pairs
+        layouts = {"packed": lay_out(pairs, **bounds), "prefix": lay_out(pairs, shared=shared_start(pairs, bounds["max_length"]), **bounds)}
+        arms: dict[str, Callable[[], Any]] = {"hflm": lambda pairs=pairs: scorer.lm.referee(pairs), "hflm_default": lambda pairs=pairs: _default(scorer, pairs)}
+        for kind, layout in layouts.items():
+            arms[kind] = lambda layout=layout: _run(forward, layout)
+            arms[f"{kind}_bare"] = lambda layout=layout: _bare(model, layout)
+        tokens = {arm: _tokens(model, work) for arm, work in arms.items()}
+        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        for _ in range(repeats):
+            for arm, work in arms.items():
+                seconds[arm].append(cpu(work)[0])
+        best = {arm: min(values) for arm, values in seconds.items()}
+        found[name] = {
+            "requests": len(pairs), "tokens": tokens, "seconds": {arm: round(value, 3) for arm, value in best.items()},
+            "spread": {arm: round(max(values) / min(values), 3) for arm, values in seconds.items()},
+            **{kind: {
+                "token_ratio": round(tokens["hflm"] / tokens[kind], 2), "time_ratio": round(best["hflm"] / best[kind], 2),
+                "time_ratio_default": round(best["hflm_default"] / best[kind], 2),
+                "over_bare": round(best[kind] / best[f"{kind}_bare"], 3)} for kind in layouts},
+        }  # fmt: skip
+        print(name, json.dumps(found[name]), flush=True)
+    return found
+
+
+def _run(forward: Forward, layout: Layout) -> None:
+    forward._prefix = ([], [])  # the pass over the prefix counts every time
+    for prefix, rows in layout.batches():
+        forward.batch(prefix, rows)
+
+
+def _default(scorer: Scorer, pairs: Any) -> None:
+    scorer.lm.logits_cache = True
+    try:
+        scorer.lm.referee(pairs)
+    finally:
+        scorer.lm.logits_cache = False
+
+
+@torch.inference_mode()
+def _bare(model: Any, layout: Layout) -> None:
+    """The same tokens in the same batches: no mask, no cache, no answers; the head on as many positions."""
+    if layout.prefix:
+        model(input_ids=torch.tensor([layout.prefix]), use_cache=False, logits_to_keep=1)
+    head = model.get_output_embeddings()
+    for _, rows in layout.batches():
+        width = max(len(row.tokens) for row in rows)
+        hidden = model.base_model(input_ids=torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows]), use_cache=False)[0]
+        head(hidden.reshape(-1, hidden.shape[-1])[: sum(row.predicted for row in rows)])
+
+
+def _tokens(model: Any, work: Callable[[], Any]) -> int:
+    """Elements of all input_ids that a piece of work forwards, padding included."""
+    count = 0
+
+    def see(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal count
+        count += kwargs["input_ids"].numel() if "input_ids" in kwargs else _args[0].numel()
+
+    hook = model.base_model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        work()
+    finally:
+        hook.remove()
+    return count
+
+
+def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]:
+    """8 configurations by one `workbench eval` in a fresh project, against 8 calls of `lm_eval`."""
+    project = folder / "project"
+    for name in ("recipes", "bricks"):
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("base", "checkpoint"))
+    (project / "bricks" / "starter").mkdir(exist_ok=True)
+    (project / "bricks" / "starter" / "base").symlink_to(BASE)
+    write_tasks(project / "evals" / "tasks", items)
+    (project / "evals" / "suites").mkdir()
+    (project / "evals" / "suites" / "bench.yaml").write_text("suite: bench\ntasks: [long, letters]\ncluster: cluster\n")
+    recipes = [f"recipes/{name}.yaml" for name in RECIPES]
+    python, batch = [sys.executable, "-m"], ["--batch-size", str(batch_size)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT)}
+
+    def timed(*command: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    ours = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
+    again = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
+    names = json.loads(subprocess.run([*python, "workbench", "eval", *recipes, "--suite", "bench", *batch, "--json"], cwd=project,
+                                      env=environment, check=True, capture_output=True, text=True).stdout)["configurations"]  # fmt: skip
+    theirs = []
+    for recipe in RECIPES:
+        done = subprocess.run([*python, "workbench", "run", f"recipes/{recipe}.yaml", "--json"], cwd=project, env=environment, check=True, capture_output=True, text=True)
+        model = json.loads(done.stdout)["model"]
+        theirs.append(timed(*python, "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
+                            "--include_path", "evals/tasks", "--tasks", "long,letters", "--batch_size", str(batch_size), "--device", "cpu"))  # fmt: skip
+        print(recipe, theirs[-1], flush=True)
+    mean = sum(theirs) / len(theirs)
+    return {"configurations": len(names), "seconds": round(ours, 1), "again": round(again, 1), "lm_eval_calls": [round(t, 1) for t in theirs],
+            "lm_eval_seconds": round(mean * len(names), 1), "ratio": round(mean * len(names) / ours, 2)}  # fmt: skip
+
+
+def main() -> None:
+    """Both parts, the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=32, help="items a task")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-processes", action="store_true", help="the first part alone")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_tasks(folder / "tasks", given.items)
+        document = {"items": given.items, "batch_size": given.batch_size, "dtype": given.dtype,
+                    "in_process": in_process(folder / "tasks", given.dtype, given.batch_size, given.repeats)}  # fmt: skip
+        if not given.no_processes:
+            document["processes"] = whole_processes(folder, given.items, given.batch_size)
+    write_results(Path(__file__).parent / "results" / "eval.json", document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A server of the OpenAI completions API on loopback, around a live model: what vLLM and others answer, as far as lm-eval asks."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+
+def _scored(model: Any, tokens: list[int]) -> dict[str, Any]:
+    """Log-probabilities of a prompt and of one more token, as `echo` and `logprobs: 1` ask for."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokens])).logits[0].float().log_softmax(-1)
+    more = int(logits[-1].argmax())
+    own = [None, *(float(logits[i, t]) for i, t in enumerate([*tokens[1:], more]))]
+    best = [None, *({"best": float(row.max())} for row in logits)]
+    return {"index": 0, "text": "", "logprobs": {"token_logprobs": own, "top_logprobs": best}}
+
+
+def _written(model: Any, tokenizer: Any, tokens: list[int], asked: dict[str, Any]) -> dict[str, Any]:
+    out = model.generate(torch.tensor([tokens]), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(out[0, len(tokens) :])
+    for stop in asked["stop"] or []:
+        text = text.split(stop)[0] if stop else text
+    return {"index": 0, "text": text}
+
+
+@contextmanager
+def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
+    """Serve models by name; gives the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, document: Any) -> None:
+            body = json.dumps(document).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self._answer({"data": [{"id": name} for name in models]})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            tokens = asked["prompt"][0] if isinstance(asked["prompt"][0], list) else asked["prompt"]
+            model = models[asked["model"]]
+            self._answer({"choices": [_scored(model, tokens) if asked.get("echo") else _written(model, tokenizer, tokens, asked)]})
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
