@@ -146,7 +146,7 @@ def test_imported_scores_are_lm_evals(outside: Path, project: Path) -> None:
 
 
 def test_two_outside_runs_are_compared_item_by_item(outside: Path, project: Path) -> None:
-    files = [str(p) for n in ("a", "b") for p in sorted((outside / n).glob("samples_*.jsonl")) if "roll" not in p.name]
+    files = [str(p) for n in ("a", "b") for p in sorted((outside / n).glob("samples_*.jsonl"))]
     said = call("scores", "import", *files, "--suite", "outside")
     assert "compare: workbench compare a b --suite outside" in said.stderr
     found = json.loads(call("compare", "a", "b", "--suite", "outside", "--json", code=(0, 3)).stdout)
@@ -155,6 +155,10 @@ def test_two_outside_runs_are_compared_item_by_item(outside: Path, project: Path
     values = [[line["acc"] for line in lines(outside / n, "pick")] for n in ("a", "b")]
     expected = paired(*values, [d["cluster"] for d in documents()])
     assert (row["diff"], row["p"], row["clusters"]) == (expected.diff, expected.p, 8)
+    (row,) = [r for r in found["rows"] if r["task"] == "roll"]
+    values = [table(outside / n)["roll"]["word_perplexity,none"] for n in ("a", "b")]
+    assert row["ratio"] is row["lower"] is True
+    assert [row["baseline_value"], row["value"]] == pytest.approx(values)
     turned = json.loads(call("compare", "a", "b", "--suite", "outside", "--baseline", "b", "--json", code=(0, 3)).stdout)
     assert turned["baseline"] == "b"
     call("report", "--suite", "outside")
