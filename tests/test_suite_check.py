@@ -201,6 +201,27 @@ def test_a_definition_that_fails_on_a_document_is_a_finding(place: Path) -> None
     assert found["copy", "gold answers"].status == "ok", "the other task is checked all the same"
 
 
+def test_contrasts_pair_by_id(place: Path) -> None:
+    suite = place / "evals" / "suites" / "toy.yaml"
+    text = "suite: toy\ntasks: [copy, pick]\ncluster: id\nmin_effect: {copy: 0.1}\ncontrasts: {gain: {of: pick, minus: copy, metric: exact_match}}\n"
+    suite.write_text(text)
+    one = checks(place)["toy", "suite"]
+    assert (one.status, one.found) == ("failed", "suite 'toy', contrast 'gain': task 'pick' has no metric 'exact_match'")
+    both = CHOICE.replace("metadata", "  - {metric: exact_match, aggregation: mean, higher_is_better: true}\nmetadata")
+    (place / "evals" / "tasks" / "pick.yaml").write_text(both)
+    assert checks(place)["gain", "contrast"].found == "24 items of pick and copy have the same id"
+    shown = run("suite", "show", "toy").stdout
+    assert "contrast gain: pick minus copy" in shown
+    assert "smallest effect copy 0.1" in shown
+    suite.write_text(text + "limit: {copy: 6}\n")
+    one = checks(place)["gain", "contrast"]
+    assert (one.status, one.found.partition(";")[0]) == ("warning", "6 items of pick and copy have the same id")
+    docs = [{**d, "id": f"other-{d['id']}"} for d in documents()]
+    (place / "evals" / "tasks" / "data" / "other.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    (place / "evals" / "tasks" / "pick.yaml").write_text(both.replace("data/copy", "data/other"))
+    assert checks(place)["gain", "contrast"].status == "failed"
+
+
 def test_command_line(place: Path) -> None:
     result = run("suite", "check", "toy", "--base", "base", "--verbose")
     assert "full marks in exact_match" in result.stdout

@@ -143,7 +143,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     reader = read_base(found, project)
     count = _counter(reader.path)
     checks: list[Check] = []
-    examples = {}
+    examples, ids = {}, {}
     for task in suite.tasks:
         try:
             plan = _plan(_alone(suite, task), project, reader.path, reader.dtype, limit)
@@ -154,8 +154,15 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
         # A limit is for the other checks: it would leave fewer clusters than the suite has.
         whole = _plan(_alone(suite, task), project, reader.path, reader.dtype) if limit else plan
         checks += _checks(plan, whole, task, asked, reader, count)
+        ids[task] = {item.id for item in whole.items[task]}
         step = max(1, len(asked.items) // 3)
         examples[task] = [_example(item) for item in asked.items[::step][:3]]
+    if not any(check.check == "data" and check.status == "failed" for check in checks):
+        try:  # what only shows with all tasks together
+            _plan(suite, project, reader.path, reader.dtype)
+            checks += _contrasts(suite, ids)
+        except WorkbenchError as error:
+            checks.append(Check(suite.suite, "suite", "failed", error.message, error.hint))
     return Report(suite.suite, found, checks, examples)
 
 
@@ -190,6 +197,19 @@ def _checks(
     yield _length(name, plan.kinds[name], items, reader, count)
     yield _shots(name, task)
     yield from _prompts(name, items, plan.kinds[name])
+
+
+def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[Check]:
+    """The two tasks of a contrast are paired by their items' ids; what has no partner is left out of it."""
+    for name, contrast in suite.contrasts.items():
+        of, minus = ids[contrast.of], ids[contrast.minus]
+        alone = sorted(of ^ minus)
+        found = f"{len(of & minus)} items of {contrast.of} and {contrast.minus} have the same id"
+        if alone:
+            yield Check(name, "contrast", "warning" if of & minus else "failed", f"{found}; without a partner: {_some(alone)}",
+                        "Give the items of both tasks the same ids, and both tasks the same limit.")  # fmt: skip
+        else:
+            yield Check(name, "contrast", "ok", found)
 
 
 def _clusters(plan: Plan, name: str) -> Check:

@@ -54,7 +54,11 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
         rows.append([task, facts["kind"], str(facts["n"]), f"{facts['clusters']} by {facts['cluster']}", facts["primary"], others,
                      f"{facts['chance']:g}", facts["role"], facts["owner"] or ""])  # fmt: skip
     out.table(["task", "kind", "items", "clusters", "primary", "also", "chance", "role", "owner"], rows, right=(2, 6))
-    out.line(f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {suite['min_effect']:g}, "
+    for name, contrast in suite["contrasts"].items():
+        out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
+    effect = suite["min_effect"]
+    shown = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
+    out.line(f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
              f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
              f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}")  # fmt: skip
     if document["plan"]:
