@@ -107,8 +107,14 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     bounds = {"max_length": scorer.lm.max_length, "batch_size": batch_size, "vocabulary": model.config.vocab_size}
     for name, requests in scorer.requests.items():
         pairs = requests.pairs
-        layouts = {"packed": lay_out(pairs, **bounds), "prefix": lay_out(pairs, shared=shared_start(pairs, bounds["max_length"]), **bounds)}
-        arms: dict[str, Callable[[], Any]] = {"hflm": lambda pairs=pairs: scorer.lm.referee(pairs), "hflm_default": lambda pairs=pairs: _default(scorer, pairs)}
+        layouts = {
+            "packed": lay_out(pairs, **bounds),
+            "prefix": lay_out(pairs, shared=shared_start(pairs, bounds["max_length"]), **bounds),
+        }
+        arms: dict[str, Callable[[], Any]] = {
+            "hflm": lambda pairs=pairs: scorer.lm.referee(pairs),
+            "hflm_default": lambda pairs=pairs: _default(scorer, pairs),
+        }
         for kind, layout in layouts.items():
             arms[kind] = lambda layout=layout: _run(forward, layout)
             arms[f"{kind}_bare"] = lambda layout=layout: _bare(model, layout)
@@ -152,7 +158,9 @@ def _bare(model: Any, layout: Layout) -> None:
     head = model.get_output_embeddings()
     for _, rows in layout.batches():
         width = max(len(row.tokens) for row in rows)
-        hidden = model.base_model(input_ids=torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows]), use_cache=False)[0]
+        hidden = model.base_model(
+            input_ids=torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows]), use_cache=False
+        )[0]
         head(hidden.reshape(-1, hidden.shape[-1])[: sum(row.predicted for row in rows)])
 
 
@@ -198,7 +206,14 @@ def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]
                                       env=environment, check=True, capture_output=True, text=True).stdout)["configurations"]  # fmt: skip
     theirs = []
     for recipe in RECIPES:
-        done = subprocess.run([*python, "workbench", "run", f"recipes/{recipe}.yaml", "--json"], cwd=project, env=environment, check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [*python, "workbench", "run", f"recipes/{recipe}.yaml", "--json"],
+            cwd=project,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         model = json.loads(done.stdout)["model"]
         theirs.append(timed(*python, "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
                             "--include_path", "evals/tasks", "--tasks", "long,letters", "--batch_size", str(batch_size), "--device", "cpu"))  # fmt: skip

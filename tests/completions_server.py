@@ -50,7 +50,9 @@ def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             tokens = asked["prompt"][0] if isinstance(asked["prompt"][0], list) else asked["prompt"]
             model = models[asked["model"]]
-            self._answer({"choices": [_scored(model, tokens) if asked.get("echo") else _written(model, tokenizer, tokens, asked)]})
+            self._answer(
+                {"choices": [_scored(model, tokens) if asked.get("echo") else _written(model, tokenizer, tokens, asked)]}
+            )
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -23,7 +23,7 @@ COMMANDS = {
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
-    "eval": "--batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --set --suite --verbose",
+    "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --set --suite --verbose",
     "methods": "--json",
     "plan": "--json --runs-dir --set",
     "recipe check": "--set",
@@ -31,11 +31,17 @@ COMMANDS = {
     "recipe new": "--base --brick --project --suite",
     "recipe schema": "",
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",
-    "run": "--device --json --out --quiet --runs-dir --set --threads --verbose",
+    "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --verbose",
     "runs ls": "--json --runs-dir",
     "runs rm": "--runs-dir --yes",
     "runs show": "--json --runs-dir",
     "runs verify": "--runs-dir --sha256",
+    "scores export": "--include-path --num-fewshot --out",
+    "scores import": "--cluster --json --name --quiet --runs-dir --suite",
+    "scores ls": "--json --runs-dir",
+    "suite check": "--base --json --limit --verbose",
+    "suite ls": "--json",
+    "suite show": "--base --json",
 }
 
 

@@ -72,6 +72,8 @@ class BrickCard(Strict):
     """What made its items."""
     licence: str | None = None
     """Licence of weights and items."""
+    data_licences: dict[str, str] = {}
+    """Data set that it was trained on -> its licence, where that is not the licence above."""
     training: dict[str, Any] = {}
     """How it was trained: settings and measured record."""
     extraction: dict[str, Any] = {}
@@ -149,6 +151,13 @@ class Brick:
     def licence(self) -> str | None:
         """Licence as its card or its README states it."""
         return self.card.licence if self.card and self.card.licence else read_licence(self.path)
+
+    def data_licences(self) -> dict[str, str | None]:
+        """Licences of the data that its card names: those that the card states by name, else the card's own for its training files."""
+        if self.card is None:
+            return {}
+        files = [str(self.card.training[key]) for key in ("data", "replay") if self.card.training.get(key)]
+        return {**dict.fromkeys(files, self.card.licence), **self.card.data_licences}
 
 
 def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:

@@ -125,7 +125,8 @@ def _same_weights(
     shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
     for name, c in asked.items():
         if c.digest == base.digest:
-            yield from unchanged(tasks, base, name)
+            if name != base.name or not rows:  # a baseline that is asked for by name is shown once there is nothing else
+                yield from unchanged(tasks, base, name)
         elif shown[c.digest] != name:
             yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
 

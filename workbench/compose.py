@@ -282,6 +282,11 @@ def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
+def check_decoder(config: dict[str, Any]) -> None:
+    """Errors: a config.json that transformers cannot read, or not of a decoder-only language model."""
+    _decoder(parse_config(config), config)
+
+
 def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
     """The configuration's class. Errors: not that of a decoder-only language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

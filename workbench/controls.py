@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.compose import Events, no_events
+from workbench.bricks import Brick, vocabulary_digest
 from workbench.errors import WorkbenchError
-from workbench.evaluate import build_plan, evaluate
+from workbench.evaluate import build_plan
+from workbench.grow.remap import GrownWeights
 from workbench.hub import FETCH, Hub
+from workbench.layout import Model
 from workbench.recipe import InlineEval, Recipe
+from workbench.registry import GrowMethod
 from workbench.resolve import Resolved, resolve
-from workbench.scores import Configuration, Scores, Store
-from workbench.suites import Plan, Suite, load_suite
+from workbench.scores import Configuration
+from workbench.suites import Plan, Suite, load_suite, tokenizer_digest
 from workbench.weights.digests import read_json
+from workbench.weights.specs import TensorSpec
+from workbench.weights.writer import output_specs
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Entry:
     Attributes:
         name: How tables call it.
         role: base, brick, average or configuration.
-        resolved: The recipe that makes it; controls are recipes like any other.
+        resolved: The recipe that makes it; controls are recipes like any other, a model is a base without steps.
     """
 
     name: str
@@ -48,18 +53,61 @@ class Entry:
         recipe = path.resolve() if path else None
         project = self.resolved.recipe.project.resolve()
         shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
-        return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest)
+        specs = written_specs(self.resolved).values()
+        bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
+        return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest,
+                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks)  # fmt: skip
 
 
-def lineup(recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH) -> list[Entry]:
-    """The configurations of some recipes with their controls first, each weight state once.
+def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
+    """Shapes and dtypes of the configuration as a checkpoint, from headers: edits and merges change no shape, growth says its own."""
+    model = resolved.base
+    for step in resolved.recipe.steps:
+        if isinstance(step, GrowMethod):
+            growth = step.expand(model)
+            model = Model(GrownWeights(model.weights, growth), growth.config)
+    return output_specs(model.weights.specs, resolved.dtype)
 
-    Errors: two bases, two recipes or bricks of one name that differ.
+
+def bytes_of(brick: Brick | Resolved) -> int:
+    """Bytes on disk of a brick's weights; of a recipe as a brick, those of its bricks."""
+    if isinstance(brick, Resolved):
+        return sum(bytes_of(brick.bricks[name]) for name in brick.parents)
+    return sum(file.stat().st_size for file in brick.files())
+
+
+def lineup(
+    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = ()
+) -> list[Entry]:
+    """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
+
+    Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
     """
     named = [Entry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in named}
-    if not named:
+    others = [Entry(name, "configuration", resolved) for name, resolved in models]
+    if not named and not others:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
+    _check_bases(named)
+    found = _controls(named) if controls and named else []
+    # A recipe that is another one's brick keeps its own place where it is asked for itself.
+    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named, *others]
+    _check_tokenizers(entries[0], others)
+    by_name: dict[str, Entry] = {}
+    for entry in entries:
+        other = by_name.setdefault(entry.name, entry)
+        if other.resolved.key != entry.resolved.key:
+            raise WorkbenchError(
+                f"two different configurations are called '{entry.name}'",
+                "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder.",
+            )
+    return list(by_name.values())
+
+
+def _check_bases(named: Sequence[Entry]) -> None:
+    """Recipes that are scored together have one base and write one vocabulary."""
+    if not named:
+        return
     first = named[0].resolved
     for entry in named[1:]:
         if entry.resolved.base_digest != first.base_digest:
@@ -73,18 +121,18 @@ def lineup(recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH) -
                 f"{named[0].name} and {entry.name} write different tokenizers",
                 "Scores compare on one tokenizer: score them in two calls.",
             )
-    found = _controls(named) if controls else []
-    # A recipe that is another one's brick keeps its own place where it is asked for itself.
-    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named]
-    by_name: dict[str, Entry] = {}
-    for entry in entries:
-        other = by_name.setdefault(entry.name, entry)
-        if other.resolved.key != entry.resolved.key:
+
+
+def _check_tokenizers(first: Entry, models: Sequence[Entry]) -> None:
+    """Models are scored with the first entry's tokenizer: theirs has to give the same tokens."""
+    for entry in models:
+        mine, theirs = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
+        sizes = [e.resolved.base.config.get("vocab_size") for e in (first, entry)]
+        if (mine != theirs) if mine and theirs else sizes[0] != sizes[1]:
             raise WorkbenchError(
-                f"two different configurations are called '{entry.name}'",
-                "Rename one: `name:` in the recipe, or the brick's name under `bricks`.",
+                f"{first.name} and {entry.name} have different tokenizers",
+                "Scores compare on one tokenizer: score them in two calls.",
             )
-    return list(by_name.values())
 
 
 def _controls(named: Sequence[Entry]) -> list[Entry]:
@@ -120,7 +168,7 @@ def _ancestors(resolved: Resolved) -> Iterator[str]:
             yield from _ancestors(brick)
 
 
-def suites_of(recipes: Iterable[Recipe], named: Sequence[str], project: Path) -> list[Suite]:
+def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite]:
     """The suites to score: those named, else all that the recipes' `eval` lists, in order."""
     if named:
         return [load_suite(name, project) for name in named]
@@ -130,7 +178,11 @@ def suites_of(recipes: Iterable[Recipe], named: Sequence[str], project: Path) ->
             suite = inline_suite(recipe.name, i, item) if isinstance(item, InlineEval) else load_suite(item, project)
             found.setdefault(suite.suite, suite)
     if not found:
-        raise WorkbenchError("the recipe names no suite to score", "Add `eval: [starter]` to it, or give --suite NAME.", 2)
+        known = sorted(p.stem for p in (project / "evals" / "suites").glob("*.yaml"))
+        listed = f" Suites here: {', '.join(known)}." if known else ""
+        text = "the recipe names" if recipes else "models name"
+        hint = "Give --suite NAME" + (", or add `eval: [NAME]` to the recipe." if recipes else ".")
+        raise WorkbenchError(f"{text} no suite to score", hint + listed, 2)
     return list(found.values())
 
 
@@ -142,80 +194,37 @@ def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
 
 def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int, limit: int | None) -> list[Plan]:
     """One plan a suite: tokenizer and dtype are those of the base and the output."""
-    resolved = entries[0].resolved
-    dtypes = {str(scored_dtype(e.resolved)).removeprefix("torch.") for e in entries}
+    resolved, suites = entries[0].resolved, list(suites)
+    dtypes: dict[str, list[str]] = {}
+    for entry in entries:
+        dtypes.setdefault(str(scored_dtype(entry.resolved)).removeprefix("torch."), []).append(entry.name)
     if len(dtypes) > 1:
+        shown = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
         raise WorkbenchError(
-            f"the recipes write different dtypes ({', '.join(sorted(dtypes))})",
-            "Scores compare within one dtype: give the recipes the same `output: {dtype:}`.",
+            f"different dtypes are written ({shown})",
+            "Scores compare within one dtype: give the recipes the same `output: {dtype:}`; for a model, write a recipe with it as base.",
         )
+    _check_templates(entries, suites)
     tasks = resolved.recipe.project / "evals" / "tasks"
-    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=dtypes.copy().pop(), batch_size=batch_size, limit=limit)
+    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit)
             for suite in suites]  # fmt: skip
 
 
-def score_all(
-    entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store, *, device: Any, events: Events = no_events
-) -> list[Scores]:
-    """Scores of every configuration under every plan; what the store has is not computed again."""
-    from workbench.engine import configuration_digest, materialize
-
-    found: list[Scores] = []
-    for number, entry in enumerate(entries, 1):
-        head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        known = entry.digest()
-        if known and all(store.has(plan, known) for plan in all_plans):
-            events({**head, "text": "scored before"})
-        else:
-            events({**head, "text": "composing"})
-        digest, tensors = configuration_digest(entry.resolved, device, events)
-        live: list[Any] = []
-
-        def model(entry: Entry = entry, live: list[Any] = live, tensors: Any = tensors) -> Any:
-            if not live:
-                live.append(materialize(entry.resolved, device, tensors, events))
-            return live[0]
-
-        for plan in all_plans:
-            found.append(evaluate(plan, store, entry.configuration(digest), model, device=str(device),
-                                  progress=_progress(events, head, plan)))  # fmt: skip
-    return found
-
-
-def stored(entries: Sequence[Entry], all_plans: Sequence[Plan], store: Store) -> tuple[list[Scores], list[str]]:
-    """Scores that the store has, and the names of the configurations that it has none of under some plan.
-
-    A plan under which the baseline was not scored is left out: nothing could be compared with it.
-    """
-    digests = {entry.name: entry.digest() for entry in entries}
-    bases = [digests[entry.name] for entry in entries if entry.role == "base"]
-    usable = [plan for plan in all_plans if all(d and store.has(plan, d) for d in bases)]
-    found: list[Scores] = []
-    missing: list[str] = []
-    for entry in entries:
-        digest = digests[entry.name]
-        have = [plan for plan in usable if digest and store.has(plan, digest)]
-        found += [store.read(plan, str(digest)).called(entry.configuration(str(digest))) for plan in have]
-        if not have or len(have) < len(usable):
-            missing.append(entry.name)
-    return found, missing
+def _check_templates(entries: Sequence[Entry], suites: Sequence[Suite]) -> None:
+    """Where prompts are put into the chat template, all tokenizers are equal with their templates."""
+    paths = {entry.resolved.tokenizer_path: entry for entry in entries}
+    wrapped = next((suite.suite for suite in suites if suite.chat_template), None)
+    if wrapped is None or len(paths) < 2:
+        return
+    first, *others = paths
+    for path in others:
+        if tokenizer_digest(path) != tokenizer_digest(first):
+            raise WorkbenchError(
+                f"suite '{wrapped}' uses the chat template, and {paths[first].name} and {paths[path].name} have different ones",
+                "Score them in two calls, or on a suite without `chat_template: true`.",
+            )
 
 
 def scored_dtype(resolved: Resolved) -> Any:
     """The dtype that a configuration is scored in: its output's, else its base's."""
     return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
-
-
-def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
-    def report(task: str, done: int, total: int) -> None:
-        items = sum(len(found) for found in plan.items.values())
-        events(
-            {
-                **head,
-                "done": done,
-                "total": total,
-                "text": f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items",
-            }
-        )
-
-    return report

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Configuration:
         parents: Names of the bricks it was made from.
         recipe: Project-relative path of its recipe.
         base: Digest of its base.
+        parameters, bytes: Of the weights as they would be written as a checkpoint; None where only scores are known.
+        bricks: Name -> bytes on disk of the bricks that its steps use.
     """
 
     digest: str
@@ -39,6 +41,9 @@ class Configuration:
     parents: tuple[str, ...] = ()
     recipe: str | None = None
     base: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    bricks: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.role not in DESIGN_ORDER:

@@ -32,7 +32,9 @@ def score_all(
         try:
             return _score(entries, settled, store, device, events, runs or store.root.parent, server)
         except RefusedError as error:
-            events({"stage": "score", "text": f"checked against lm-eval's own loop: {error}. All configurations are scored by hflm"})
+            events(
+                {"stage": "score", "text": f"checked against lm-eval's own loop: {error}. All configurations are scored by hflm"}
+            )
 
 
 def _score(
@@ -54,9 +56,7 @@ def _score(
     return found
 
 
-def _model(
-    entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None
-) -> Callable[[Plan], Any]:
+def _model(entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None) -> Callable[[Plan], Any]:
     """The live model, composed once for all plans; for a backend that reads checkpoints the written one."""
     live: list[Any] = []
 

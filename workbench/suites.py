@@ -394,5 +394,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
         elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
             parts.append([path.name, digest_of(path.read_bytes())])
     if not parts:
-        raise WorkbenchError(f"no tokenizer found in {tokenizer}", "Expected tokenizer.json and tokenizer_config.json.")
+        raise WorkbenchError(
+            f"no tokenizer found in {tokenizer}", "Copy tokenizer.json and tokenizer_config.json of its base there."
+        )
     return digest_of(json.dumps(parts, sort_keys=True).encode())

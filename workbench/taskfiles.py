@@ -97,7 +97,7 @@ class TaskFile:
         if not config.get("dataset_path") and not config.get("custom_dataset"):
             raise WorkbenchError(
                 f"{self.path}: task '{name}' has no data: neither dataset_path nor custom_dataset",
-                "See evals/tasks for tasks that read JSON lines through localdata.jsonl.",
+                "Add `custom_dataset: !function localdata.jsonl` and `dataset_kwargs: {data_files: {test: data/NAME.jsonl}}`, or dataset_path.",
             )
         given = (config.get("dataset_kwargs") or {}).get("data_files")
         if not config.get("custom_dataset") or config.get("process_docs") or not isinstance(given, dict):

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from workbench import yamldoc
 from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kinds_of, read_title, resolve_base, write_card
 from workbench.compose import Events, no_events
-from workbench.controls import Entry, plans, score_all
+from workbench.controls import Entry, plans
 from workbench.errors import WorkbenchError
 from workbench.recipe import find_project, from_data
 from workbench.resolve import resolve
 from workbench.scores import Store
+from workbench.scoring import score_all
 from workbench.standins import CACHE
 from workbench.suites import Suite
 from workbench.train import TrainSpec, train

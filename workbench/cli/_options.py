@@ -9,6 +9,21 @@ import typer
 
 RecipeArg = Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)]
 RecipesArg = Annotated[list[str], typer.Argument(help="Recipe files, or names of recipes/NAME.yaml.", show_default=False)]
+SubjectsArg = Annotated[
+    list[str],
+    typer.Argument(
+        help="Recipe files or names of recipes/NAME.yaml, model directories, hub ids org/name[@rev].",
+        metavar="RECIPE_OR_MODEL",
+        show_default=False,
+    ),
+]
+BaselineOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        help="Configuration that differences are taken against; default: the suite's, or the first of several models.",
+    ),
+]
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Override a field of the recipe; may be repeated.")
 ]

@@ -51,12 +51,17 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
 def run(
     recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
+    require_license: Annotated[bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")] = False,
     threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
     from workbench.engine import execute, pick_device
 
     out.quiet, out.verbose = quiet or json, verbose
+    if require_license:  # from headers: nothing is downloaded for a recipe that is refused
+        from workbench.card import require_licences
+
+        require_licences(load(recipe, settings, runs_dir, headers_only=True)[0])
     resolved, runs = load(recipe, settings, runs_dir)
     for warning in resolved.warnings:
         out.warn(warning)

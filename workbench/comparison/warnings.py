@@ -53,7 +53,8 @@ def warnings_of(
     roles = {e[0].configuration.role for e in entries} | {a.role for e in entries for s in e for a in s.aliases}
     parents = dict.fromkeys(p for e in entries if e[0].configuration.role == "configuration" for p in e[0].configuration.parents)
     missing = [p for p in parents if p not in shown]
-    if "base" not in roles:
+    made = (e[0].configuration for e in entries if e[0].configuration.role == "configuration")
+    if "base" not in roles and any(c.recipe or c.parents for c in made):  # models and imported runs have no base of their own
         missing.insert(0, "base")
     if len(parents) > 1 and "average" not in roles:
         missing.append("average")

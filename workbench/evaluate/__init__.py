@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models  # noqa: F401  lm-eval registers its own models only while no model is registered
 import numpy as np
 from lm_eval.api.registry import model_registry
 

@@ -1,0 +1,152 @@
+"""What `eval`, `compare` and `report` name: recipes, models, imported runs; their controls, suites and plans."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.cli._output import out
+from workbench.cli.run import recipe_path
+from workbench.errors import WorkbenchError, nearest
+
+if TYPE_CHECKING:
+    from workbench.compare import Comparison
+    from workbench.controls import Entry
+    from workbench.recipe import Recipe
+    from workbench.scores import Scores, Store
+    from workbench.suites import Plan
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a call is about.
+
+    Attributes:
+        entries: Configurations, controls first.
+        plans: One a suite.
+        store: Where scores are kept.
+        project: Whose recipes, suites and tasks count.
+        runs: Where runs are kept.
+        aliases: What a model was called on the command line -> its name.
+    """
+
+    entries: list[Entry]
+    plans: list[Plan]
+    store: Store
+    project: Path
+    runs: Path
+    aliases: dict[str, str]
+
+    def baseline(self, asked: str | None) -> str | None:
+        """What differences are taken against: what was asked for, else the recipes' base (None: the suite says it), else the first model."""
+        if asked:
+            return self.aliases.get(asked, asked)
+        return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
+
+
+def open_subjects(
+    names: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
+    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False,
+) -> Opened:  # fmt: skip
+    """Recipes and models, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be
+    resolved; `fetch` downloads inputs from the hub: stored scores are looked up without."""
+    from workbench.controls import lineup, plans, suites_of
+    from workbench.hub import Hub
+    from workbench.models import is_model, resolve_model
+    from workbench.recipe import find_project, load_recipe
+    from workbench.scores import Store
+
+    references = [name for name in dict.fromkeys(names) if not _recipe_file(name) and is_model(name)]
+    loaded = [load_recipe(_recipe(name), settings or ()) for name in names if name not in references]
+    if lenient:
+        loaded = _comparable(loaded)
+    if settings and not loaded:
+        raise WorkbenchError("--set changes recipes, and only models are named", "Leave --set out.", 2)
+    project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
+    hub = Hub(headers_only=not fetch, events=out.event)
+    models = {reference: resolve_model(reference, project, hub) for reference in references}
+    chosen = suites_of(loaded, suite or [], project)
+    entries = lineup(loaded, controls, hub, models.values())
+    runs = runs_dir or project / "runs"
+    aliases = {reference: name for reference, (name, _) in models.items()}
+    return Opened(
+        entries, plans(entries, chosen, batch_size=batch_size, limit=limit), Store(runs / "scores"), project, runs, aliases
+    )
+
+
+def _recipe_file(name: str) -> bool:
+    path = recipe_path(name)
+    return path.is_file() and path.suffix in (".yaml", ".yml")
+
+
+def _recipe(name: str) -> Path:
+    """The recipe's file. Errors: a word that is neither a recipe nor a model."""
+    path = recipe_path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    known = [p.stem for p in Path("recipes").glob("*.yaml")]
+    raise WorkbenchError(
+        f"'{name}' is no recipe, no model directory and no hub id (org/name). {nearest(name, known)}",
+        "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored.",
+        2,
+    )
+
+
+def _comparable(recipes: list[Recipe]) -> list[Recipe]:
+    """The recipes whose inputs are there, on the base and in the dtype of the first of them; says which are left out, and why."""
+    from workbench.controls import scored_dtype
+    from workbench.hub import HEADERS
+    from workbench.resolve import resolve
+
+    kept: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in recipes:
+        try:
+            resolved = resolve(recipe, HEADERS)
+            kept.setdefault((resolved.base_digest, str(scored_dtype(resolved))), []).append(recipe)
+        except WorkbenchError as error:
+            out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
+    first, *others = kept.values() or [[]]
+    for recipe in (recipe for group in others for recipe in group):
+        out.say(f"left out: {recipe.name} (another base or output dtype than {first[0].name})")
+    if not first:
+        raise WorkbenchError("no recipe whose inputs are there", "workbench plan RECIPE says what is missing.")
+    return first
+
+
+def imported_scores(names: list[str], suite: list[str] | None, runs_dir: Path | None) -> tuple[list[Scores], Store, Path] | None:
+    """Scores that `scores import` has kept under a suite of --suite, by name, the first one first; None where no such suite is named.
+
+    Without names: all that were imported with the newest of them.
+    """
+    from workbench.exchange import find_imported, imported_suites
+    from workbench.recipe import find_project
+    from workbench.scores import Store
+
+    project = find_project(Path.cwd() / "here")
+    store = Store((runs_dir or project / "runs") / "scores")
+    known = imported_suites(store)
+    if not suite or not any(name in known for name in suite):
+        return None
+    if len(suite) > 1:
+        raise WorkbenchError(
+            f"--suite {' --suite '.join(suite)}: imported runs are compared on one suite at a time", "Name one suite.", 2
+        )
+    return find_imported(store, suite[0], names), store, project
+
+
+def eval_command(
+    names: list[str], suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int
+) -> str:
+    """The call of `eval` whose scores this call looks for."""
+    text = "".join(f" --suite {s}" for s in suite or ()) + "".join(f" --set {s}" for s in settings or ())
+    options = text + (f" --limit {limit}" if limit else "") + (f" --batch-size {batch_size}" if batch_size != 32 else "")
+    return f"workbench eval {' '.join(names) or 'RECIPE'}{options}"
+
+
+def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
+    """The comparison, with the command line that makes it again."""
+    from workbench.compare import compare
+
+    return compare(store, scores, baseline=baseline, project=project, command="workbench " + " ".join(sys.argv[1:]))

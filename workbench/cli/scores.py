@@ -1,0 +1,116 @@
+"""`scores ls|import|export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
+from workbench.cli._output import out, size
+from workbench.cli.run import relative
+
+if TYPE_CHECKING:
+    from workbench.scores import Store
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stored scores: list them, import lm-eval's, export tasks.")
+
+
+@app.command("ls")
+def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+    """List what is scored: one line a suite and plan."""
+    from workbench.exchange import stored_plans
+
+    store = _store(runs_dir)
+    found = stored_plans(store)
+    if json:
+        out.json(found)
+        return
+    if not found:
+        out.say(
+            f"no scores in {relative(store.root)}; `workbench eval RECIPE` makes some, `workbench scores import FILE...` takes lm-eval's"
+        )
+        return
+    rows = []
+    for plan in found:
+        names = [c["name"] for c in plan["configurations"]]
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        marks = [*(["partial"] if plan["partial"] else []), *(["imported"] if plan["imported"] else []),
+                 *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else [])]  # fmt: skip
+        rows.append(
+            [
+                plan["suite"],
+                plan["plan"][:12],
+                shown or "none",
+                plan["created"][:10],
+                plan["scorer"],
+                ", ".join(marks),
+                size(plan["bytes"]),
+            ]
+        )
+    out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="lm-eval's samples_TASK_DATE.jsonl files, or folders of them.", show_default=False)],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's.")] = None,
+    suite: Annotated[str, typer.Option("--suite", help="Suite to keep the scores under.")] = "imported",
+    cluster: Annotated[str | None, typer.Option("--cluster", help="Field of the documents that says which items belong together; default: `cluster` where all have it, else every item alone.")] = None,
+    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Keep what `lm_eval --log_samples` has written, one configuration a folder, so that runs can be compared item by item."""
+    from workbench.exchange import import_samples, read_all
+
+    out.quiet = quiet or json
+    store = _store(runs_dir)
+    found = import_samples(files, store, name=name, suite=suite, cluster=cluster)
+    if json:
+        out.json([{"suite": f.scores.suite, "plan": f.scores.plan, "name": f.scores.configuration.name, "digest": f.scores.configuration.digest,
+                   "new": f.new, "tasks": {t: r.n for t, r in f.scores.tasks.items()}} for f in found])  # fmt: skip
+        return
+    for one in found:
+        for note in one.notes:
+            out.warn(note)
+        tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
+        out.line(
+            f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
+            + ("" if one.new else ", held already")
+        )
+    names = [s.configuration.name for s in read_all(store.folder(suite, found[-1].scores.plan))]
+    if len(names) > 1:
+        out.say(f"compare: workbench compare {' '.join(names)} --suite {suite}")
+    else:
+        out.say("nothing to compare it with yet: import another run on the same documents and prompts")
+
+
+@app.command()
+def export(
+    tasks: Annotated[list[str], typer.Argument(help="Names of lm-eval tasks.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="Folder of task files to write into.")] = Path("evals/tasks"),
+    include_path: Annotated[Path | None, typer.Option("--include-path", help="Folder with more task definitions, as lm_eval takes it.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number.")] = None,
+) -> None:  # fmt: skip
+    """Write tasks with their documents as local files that need no hub: JSON lines and YAML that build the same requests."""
+    from workbench.evaluate.export import export_task
+
+    for task in tasks:
+        done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)
+        for path in done.files:
+            out.line(str(path))
+        out.say(
+            f"{task}: {done.documents} documents, {done.requests} requests as in the original"
+            + (f"; few-shot pool of {done.shots}" if done.shots else "")
+        )
+        if not done.clusters:
+            out.say(
+                f"its documents name no cluster: in a suite write `cluster: {{{task}: id}}`, or add the field that says which items belong together"
+            )
+
+
+def _store(runs_dir: Path | None) -> Store:
+    from workbench.recipe import find_project
+    from workbench.scores import Store
+
+    return Store((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")

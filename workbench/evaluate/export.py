@@ -1,0 +1,275 @@
+"""lm-eval tasks with their documents as local files, so that they need no hub: the same requests, checked one by one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.tasks import _manager, _task
+from workbench.suites import item_ids
+from workbench.versions import installed
+
+LOCALDATA = '''"""Data of the local tasks: read beside the YAML file, whatever the working directory, nothing cached on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+
+def jsonl(config_source: str, data_files: dict[str, str], **_: Any) -> dict[str, datasets.Dataset]:
+    """The jsonl files of a task, split by split; lm-eval passes `config_source`, the path of the YAML file."""
+    folder = Path(config_source).parent
+    return {
+        split: datasets.Dataset.from_list(
+            [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines() if line.strip()]
+        )
+        for split, name in data_files.items()
+    }
+'''
+# What says where documents come from: replaced, since the documents are kept as the task's code has made them.
+_SOURCE = {"task", "task_alias", "tag", "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
+           "test_split", "fewshot_split", "process_docs", "fewshot_config", "num_fewshot", "metadata", "unsafe_code"}  # fmt: skip
+_SHOTS = (
+    "sampler",
+    "fewshot_indices",
+    "doc_to_text",
+    "doc_to_choice",
+    "doc_to_target",
+    "gen_prefix",
+    "fewshot_delimiter",
+    "target_delimiter",
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has written. `clusters`: whether the documents have a field `cluster`."""
+
+    files: tuple[Path, ...]
+    documents: int
+    requests: int
+    shots: int
+    clusters: bool
+
+
+class _Function(str):
+    """A function by its dotted name."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML of lm-eval tasks: `!function` for functions."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(_Function, lambda dumper, data: dumper.represent_scalar("!function", str(data)))
+
+
+def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fewshot: int | None = None) -> Exported:
+    """Write a task's documents and a definition that builds the same requests from them.
+
+    Args:
+        to: Folder of task files: NAME.yaml, data/NAME.jsonl, data/NAME-fewshot.jsonl where prompts hold examples, localdata.py.
+        include_path: Folder with task definitions besides lm-eval's own; default: `to`'s siblings are not looked at.
+        num_fewshot: Examples before each prompt; default: the task's own number.
+
+    Errors: unknown task, data out of reach, documents that are no JSON, functions that only the task's folder has, a file that exists, requests
+    that differ.
+    """
+    from lm_eval.tasks import TaskManager
+
+    stem = name.replace("/", "_")
+    taken = [p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()]
+    if taken:
+        raise WorkbenchError(
+            f"{taken[0]}: exists", "Export into another folder with -o, or remove the file: nothing is overwritten."
+        )
+    with quiet():
+        try:
+            original = _load(name, include_path)
+        except WorkbenchError as error:
+            if not isinstance(error.__cause__, OSError):  # what datasets raises where the hub or a file is out of reach
+                raise
+            again = f"Or export it on a machine that reaches its data, and copy {to} here."
+            raise WorkbenchError(error.message, f"{error.hint} {again}" if error.hint else again) from error
+        shots = int(original.config.num_fewshot or 0) if num_fewshot is None else num_fewshot
+        original.set_config(key="num_fewshot", value=shots)
+        docs = [dict(doc) for doc in original.eval_docs]
+        kept = _with_ids(docs, name)
+        pool = [dict(doc) for doc in original.fewshot_docs() or ()] if shots else []
+        same_split = original.fewshot_cfg.split is not None and original.fewshot_cfg.split == original.config.test_split
+        own_pool = pool if pool and not same_split else []
+        config = _config(original, name, stem, shots, "test" if shots and same_split else "fewshot" if own_pool else None)
+        with TemporaryDirectory() as place:
+            folder = Path(place)
+            _write(folder, stem, config, kept, own_pool, to / "localdata.py", name)
+            with_defaults = TaskManager(include_path=str(folder), include_defaults=False)
+            local = _task(with_defaults, name, [name])
+            local.set_config(key="num_fewshot", value=shots)
+            count = _compare(original, local, name)
+            files = _move(folder, to)
+    return Exported(tuple(files), len(docs), count, len(own_pool), all("cluster" in doc for doc in docs))
+
+
+def _load(name: str, include_path: Path | None) -> Any:
+    """The task: of the given folder, else of lm-eval's own."""
+    if include_path is not None and not include_path.is_dir():
+        raise WorkbenchError(f"--include-path {include_path}: no such folder", "Name the folder that holds the task's YAML file.")
+    folder = include_path or Path("evals") / "tasks"
+    if folder.is_dir():
+        manager = _manager(folder, bundled=False)
+        if name in manager.all_tasks:
+            return _task(manager, name, manager.all_tasks)
+    manager = _manager(folder, bundled=True)
+    return _task(manager, name, [])
+
+
+def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The documents, each with an id of its own: theirs, or a hash of their content."""
+    own = [doc.get("id") for doc in docs]
+    if None not in own and max(Counter(map(str, own)).values()) == 1:
+        return [dict(doc) for doc in docs]
+    ids = item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in docs], name, bundled=True)
+    return [{"id": identity, **{k: v for k, v in doc.items() if k != "id"}} for identity, doc in zip(ids, docs, strict=True)]
+
+
+def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, Any]:
+    """The local definition: the task's settings, with the local documents in place of its own."""
+    config = task.config
+    for key in ("use_prompt", "doc_to_image", "doc_to_audio"):
+        if getattr(config, key, None) is not None:
+            raise WorkbenchError(f"task '{name}': {key} cannot be kept in local files", "Export a text task without it.")
+    data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
+    made: dict[str, Any] = {
+        "task": name,
+        "custom_dataset": _Function("localdata.jsonl"),
+        "dataset_kwargs": {"data_files": data},
+        "test_split": "test",
+    }
+    # A task without a pool must not be asked for examples: lm-eval would take them from the test documents.
+    made |= {"fewshot_split": fewshot_split} if fewshot_split else {}
+    made["num_fewshot"] = shots
+    defaults = {f.name: f.default for f in fields(config)}
+    for key in defaults:
+        value = getattr(config, key)
+        if key not in _SOURCE and value is not None and (value != defaults[key] or key in ("output_type", "target_delimiter")):
+            made[key] = _kept(value, name, key)
+    examples = {key: _kept(value, name, f"fewshot_config.{key}") for key in _SHOTS
+                if fewshot_split and (value := getattr(task.fewshot_cfg, key, None)) is not None
+                and value != getattr(config, key, "default" if key == "sampler" else None)}  # fmt: skip
+    if examples:
+        made["fewshot_config"] = examples
+    version = (config.metadata or {}).get("version")
+    return {**made, "metadata": {"version": version if isinstance(version, (int, float, str)) else 0}}
+
+
+def _kept(value: Any, task: str, key: str) -> Any:
+    """A setting as YAML holds it. Errors: a function that no installed package has."""
+    if isinstance(value, Mapping):
+        return {k: _kept(v, task, key) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_kept(v, task, key) for v in value]
+    if not callable(value):
+        return value
+    module, function = str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", ""))
+    if not (function.isidentifier() and all(part.isidentifier() for part in module.split(".")) and _installed(module)):
+        raise WorkbenchError(
+            f"task '{task}': {key} is the function {Path(module).name}.{function}, which no installed package has",
+            "Only functions that can be imported are kept: put it into an installed package, or copy the task's folder with its code.",
+        )
+    return _Function(f"{module}.{function}")
+
+
+def _installed(module: str) -> bool:
+    """Whether a module can be imported from anywhere: not only from the working directory or beside a task's file."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return False
+    if found is None or found.origin is None:
+        return False
+    here = Path.cwd().resolve()
+    roots = [Path(p).resolve() for p in sys.path if p and Path(p).resolve() != here]
+    return any(
+        Path(found.origin).resolve() == (root / (module.replace(".", "/") + end)).resolve()
+        for root in roots
+        for end in (".py", "/__init__.py")
+    )
+
+
+def _write(
+    folder: Path, stem: str, config: Mapping[str, Any], docs: Iterable[Mapping[str, Any]], pool: Sequence[Mapping[str, Any]], localdata: Path, name: str
+) -> None:  # fmt: skip
+    (folder / "data").mkdir()
+    _write_lines(folder / "data" / f"{stem}.jsonl", docs, name)
+    if pool:
+        _write_lines(folder / "data" / f"{stem}-fewshot.jsonl", pool, name)
+    head = f"# Written by `workbench scores export {name}` from lm-eval {installed('lm_eval')['lm_eval']}'s task of that name.\n"
+    text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
+    (folder / f"{stem}.yaml").write_text(head + text, "utf-8")
+    if localdata.is_file():
+        shutil.copyfile(localdata, folder / "localdata.py")
+    else:
+        (folder / "localdata.py").write_text(LOCALDATA, "utf-8")
+
+
+def _write_lines(path: Path, docs: Iterable[Mapping[str, Any]], name: str) -> None:
+    """JSON lines. Line separators inside texts are escaped: readers may split lines at them."""
+    try:
+        lines = [json.dumps(doc) for doc in docs]
+    except TypeError as error:
+        raise WorkbenchError(
+            f"task '{name}': its documents hold values that are no JSON ({error})", "Only text tasks can be exported."
+        ) from None
+    path.write_text("".join(line + "\n" for line in lines), "utf-8")
+
+
+def _compare(original: Any, local: Any, name: str) -> int:
+    """The number of requests, which both tasks build alike. Errors: the first difference."""
+    pairs = (("metrics", sorted(original.aggregation()), sorted(local.aggregation())),
+             ("filters", [f.name for f in original._filters], [f.name for f in local._filters]))  # fmt: skip
+    built = []
+    for task in (original, local):
+        task.set_fewshot_seed(seed=SEED)
+        task.build_all_requests()
+        built.append([(i.doc_id, i.idx, i.request_type, i.args, i.repeats, task.doc_to_target(i.doc)) for i in task.instances])
+    found: tuple[str, Any, Any] | None = next(((what, a, b) for what, a, b in pairs if a != b), None)
+    found = found or next((("a request", a, b) for a, b in zip(*built, strict=False) if a != b), None)
+    if found is None and len(built[0]) != len(built[1]):
+        found = ("the number of requests", len(built[0]), len(built[1]))
+    if found:
+        what, mine, theirs = found
+        raise WorkbenchError(
+            f"task '{name}': {what} of the local files differs: {str(theirs)[:200]}, expected {str(mine)[:200]}",
+            "Nothing was written. The task's code depends on more than its documents: keep the task's own folder.",
+        )
+    return len(built[0])
+
+
+def _move(folder: Path, to: Path) -> list[Path]:
+    """The files to their place; a localdata.py that is there stays."""
+    (to / "data").mkdir(parents=True, exist_ok=True)
+    moved = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        target = to / file.relative_to(folder)
+        if not (file.name == "localdata.py" and target.exists()):
+            shutil.move(file, target)
+            moved.append(target)
+    return moved

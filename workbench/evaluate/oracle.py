@@ -1,0 +1,176 @@
+"""What lm-eval asks for the items of a plan, and what it makes of their gold answers. No model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.tasks import load_tasks
+from workbench.suites import Plan, item_ids
+from workbench.taskfiles import metric_name
+
+# Log-likelihoods that the oracle gives to the gold choice and to every other one.
+_RIGHT, _WRONG = 0.0, -10.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One item as lm-eval builds it.
+
+    Attributes:
+        requests: Context and continuation of each request; of generation the continuation is empty.
+        generated: Tokens that may be generated.
+        choices, golds: Of multiple choice: the choices, and the indices of the right ones (None: the target is none of them).
+        target: The target as text.
+        metrics: What the task's own filters and metrics make of the gold answer; means over items only.
+    """
+
+    id: str
+    requests: tuple[tuple[str, str], ...]
+    generated: int
+    choices: tuple[str, ...] | None
+    golds: tuple[int, ...] | None
+    target: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's items in the plan's order, its few-shot documents and test documents as (prompt, target)."""
+
+    items: list[Asked]
+    shots: int
+    shot_docs: set[tuple[str, str]]
+    test_docs: list[tuple[str, str]]
+    lower: frozenset[str]
+
+
+def ask(plan: Plan, name: str) -> Task:
+    """Build the requests of a task's items, and score the gold answers: log-likelihood 0 for the gold choice and -10 for the others, the
+    target text as `doc_to_target` gives it for generation, log-likelihood 0 for a given continuation.
+
+    Errors: as loading a task; task code that fails on a document.
+    """
+    with quiet():
+        try:
+            task = load_tasks(plan)[name]
+            items, shots, pool, tests = _build(plan, name, task)
+        except WorkbenchError:
+            raise
+        except Exception as error:  # templates and functions of a task raise what they like
+            raise WorkbenchError(
+                f"task '{name}': its definition fails on a document: {type(error).__name__}: {str(error)[:200]}",
+                "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
+            ) from error
+    lower = frozenset(m for m in _means(task) if not task.higher_is_better().get(m, True))
+    return Task(items, shots, pool, tests, lower)
+
+
+def _means(task: Any) -> set[str]:
+    from lm_eval.api.metrics import mean
+
+    return {m for m, how in task.aggregation().items() if how is mean}
+
+
+def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
+    """The items with what the gold answers score, the number of examples, their pool and the test documents."""
+    task.set_fewshot_seed(seed=SEED)
+    ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
+    wanted = {item.id for item in plan.items[name]}
+    numbers = [i for i, identity in enumerate(ids) if identity in wanted]
+    task.build_all_requests(
+        samples=numbers, apply_chat_template=plan.suite.chat_template, fewshot_as_multiturn=plan.suite.chat_template,
+        chat_template=_template(plan) if plan.suite.chat_template else None)  # fmt: skip
+    grouped: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        grouped.setdefault(instance.doc_id, []).append(instance)
+    gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
+    for number, found in grouped.items():
+        for instance in found:
+            instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
+    task.apply_filters()
+    items = [_asked(task, ids[number], found, gold[number], _means(task)) for number, found in sorted(grouped.items())]
+    shots = int(task.config.num_fewshot or 0)
+    pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
+    return items, shots, pool, [_pair(task, doc) for doc in task.eval_docs]
+
+
+def _template(plan: Plan) -> Any:
+    """Prompts in the tokenizer's chat template, as lm-eval's HFLM puts them."""
+    tokenizer = plan.tokenizer
+    if isinstance(tokenizer, (str, Path)):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+
+    def apply(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=add_generation_prompt,
+                                                 continue_final_message=not add_generation_prompt))  # fmt: skip
+
+    return apply
+
+
+@dataclass(frozen=True)
+class _Gold:
+    choices: tuple[str, ...] | None
+    indices: tuple[int, ...] | None
+    target: Any
+
+
+def _gold(task: Any, doc: Any) -> _Gold:
+    """A document's right answer. Where the choices stand in the contexts, `doc_to_text` gives the index."""
+    target = task.doc_to_target(doc)
+    if task.config.doc_to_choice is None:
+        return _Gold(None, None, target)
+    choices = tuple(map(str, task.doc_to_choice(doc)))
+    wanted = task.doc_to_text(doc) if task.multiple_input else target
+    found = []
+    for gold in wanted if isinstance(wanted, list) else [wanted]:
+        index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+        found.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
+    known = tuple(i for i in found if i is not None)
+    return _Gold(choices, known if found and len(known) == len(found) else None, target)
+
+
+def _response(task: Any, instance: Any, gold: _Gold) -> Any:
+    """What a model that knows the answer would give."""
+    kind = task.OUTPUT_TYPE
+    if kind == "generate_until":
+        target = gold.choices[gold.indices[0]] if gold.choices is not None and gold.indices else gold.target
+        return str(target[0] if isinstance(target, list) and target else target)
+    if kind == "loglikelihood_rolling":
+        return _RIGHT
+    if kind == "loglikelihood":
+        return _RIGHT, True
+    # Unconditional requests (acc_mutual_info) follow those of the choices: an empty context prefers nothing.
+    right = instance.idx < len(gold.choices or ()) and instance.idx in (gold.indices or ())
+    return (_RIGHT, True) if right else (_WRONG, False)
+
+
+def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> Asked:
+    kind = task.OUTPUT_TYPE
+    filters = list(instances[0].filtered_resps)
+    metrics: dict[str, float] = {}
+    for by in filters:
+        found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
+        metrics |= {
+            metric_name(m, by, filters): float(v) for m, v in found.items() if m in means and not isinstance(v, (tuple, list))
+        }
+    requests, generated = [], 0
+    for instance in instances:
+        context = str(instance.args[0])
+        settings: Any = instance.args[1] if len(instance.args) > 1 else ""
+        if kind == "generate_until":
+            generated = int(settings.get("max_gen_toks", 256))  # lm-eval's default
+        requests.append((context, settings if isinstance(settings, str) else ""))
+    return Asked(identity, tuple(requests), generated, gold.choices, gold.indices, str(gold.target), metrics)
+
+
+def _pair(task: Any, doc: Any, shot: Any = None) -> tuple[str, str]:
+    """Prompt and answer of a document, so that equal ones are found whatever their ids are."""
+    text, target = (shot.doc_to_text, shot.doc_to_target) if shot else (None, None)
+    return str(task.doc_to_text(doc, text)), str(task.doc_to_target(doc, target))

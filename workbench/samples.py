@@ -1,0 +1,245 @@
+"""lm-eval's `samples_TASK_DATE.jsonl` as rows and items of the score store.
+
+Format of lm-eval 0.4.13 (`EvaluationTracker.save_results_samples`): one line per document and filter; `arguments` as
+{"gen_args_0": {"arg_0": context, "arg_1": continuation or settings}}, `resps` as nested lists of strings, `target` as a string,
+and one key per metric, named in `metrics`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.scores import Row
+from workbench.suites import item_ids
+from workbench.taskfiles import digest_of, metric_name
+
+_NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
+_RATIOS = {"perplexity": "perplexity", "word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity",
+           "bits_per_byte": "bits_per_byte"}  # fmt: skip
+_LOWER = {*_RATIOS, "brier_score", "ter", "wer", "cer", "mse", "mae", "error"}
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """A task's samples.
+
+    Attributes:
+        kind: lm-eval's output type.
+        metrics: Means and ratios, the first one the headline.
+        ratios: Metric -> kind, where rows hold [numerator, weight].
+        identity: What has to be equal for two runs to be comparable.
+        notes: What was left out, and why.
+    """
+
+    task: str
+    file: Path
+    kind: str
+    metrics: tuple[str, ...]
+    ratios: Mapping[str, str]
+    items: list[Row]
+    rows: list[Row]
+    identity: list[Any]
+    notes: tuple[str, ...]
+
+    def lower(self, better: Mapping[str, Any]) -> list[str]:
+        """Metrics where lower is better, as lm-eval's results file says it, else by their names."""
+        return [m for m in self.metrics if not better.get(m.partition(",")[0], m.partition(",")[0] not in _LOWER)]
+
+
+def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSamples:
+    """Read a file. Errors: not lm-eval's samples, no lines, filters that cover different documents, no metric by item, no cluster field."""
+    lines = _lines(file)
+    filters = list(dict.fromkeys(str(line["filter"]) for line in lines))
+    by_filter = {f: {line["doc_id"]: line for line in lines if line["filter"] == f} for f in filters}
+    first = by_filter[filters[0]]
+    if any(found.keys() != first.keys() for found in by_filter.values()) or sum(map(len, by_filter.values())) != len(lines):
+        raise WorkbenchError(
+            f"{file}: a document occurs twice, or not under every filter ({len(lines)} lines, {len(first)} documents, {len(filters)} filters)",
+            "The file is of an interrupted or repeated run: run lm_eval again into an empty folder.",
+        )
+    docs = [first[key] for key in sorted(first)]
+    kind = _kind(docs[0])
+    ids, clusters = _ids(docs, task), _clusters(docs, file, cluster)
+    items = [_item(task, kind, i, c or i, line) for i, c, line in zip(ids, clusters, docs, strict=True)]
+    rows = [_answer(task, kind, item, line, file) for item, line in zip(items, docs, strict=True)]
+    names, dropped = [], []
+    ratios: dict[str, str] = {}
+    for by in filters:
+        for metric in first[docs[0]["doc_id"]]["metrics"] if by == filters[0] else next(iter(by_filter[by].values()))["metrics"]:
+            full = metric_name(str(metric), by, filters)
+            values = [_value(str(metric), by_filter[by][line["doc_id"]].get(metric)) for line in docs]
+            if any(v is None for v in values):
+                dropped.append(full)
+                continue
+            names.append(full)
+            if metric in _RATIOS:
+                ratios[full] = _RATIOS[str(metric)]
+            for row, value in zip(rows, values, strict=True):
+                row["metrics"][full] = value
+    if not names:
+        raise WorkbenchError(
+            f"{file}: no metric has a number for every item (found {', '.join(dropped) or 'none'})",
+            "Corpus metrics without a value by item cannot be paired.",
+        )
+    if kind == "multiple_choice" and _add_margins(items, rows):
+        names.append("margin")
+    identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
+    notes = [f"{task}: {m} has no number by item and is left out" for m in dropped]
+    return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    lines = []
+    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    for number, text in enumerate(file.read_text("utf-8").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise WorkbenchError(
+                f"{file}:{number}: not JSON: {error}", "Expected a file that lm_eval --log_samples has written."
+            ) from None
+        missing = [key for key in _NEEDED if not isinstance(line, dict) or key not in line]
+        if missing or not isinstance(line["arguments"], dict):
+            found = f"no {', '.join(missing)}" if missing else "arguments are no mapping"
+            raise WorkbenchError(f"{file}:{number}: {found}", "Expected a file that lm_eval --log_samples (0.4.13) has written.")
+        lines.append(line)
+    if not lines:
+        raise WorkbenchError(f"{file}: no lines", "Expected a file that lm_eval --log_samples has written.")
+    return lines
+
+
+def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
+    """The requests of a document; unconditional ones (acc_mutual_info) left out."""
+    given = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
+    return [request for request in given if request[0] != "" or len(given) == 1]
+
+
+def _kind(line: Mapping[str, Any]) -> str:
+    requests = _arguments(line)
+    if len(requests[0]) < 2:
+        return "loglikelihood_rolling"
+    if isinstance(requests[0][1], Mapping):
+        return "generate_until"
+    return "multiple_choice" if len(requests) > 1 else "loglikelihood"
+
+
+def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    """The documents' `id`, where all have one of their own, else hashes of their content."""
+    own = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
+    if None not in own and len({str(i) for i in own}) == len(own):
+        return [str(i) for i in own]
+    contents = [dict(doc["doc"]) if isinstance(doc["doc"], Mapping) else {"doc": doc["doc"]} for doc in docs]
+    return item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in contents], task, bundled=True)
+
+
+def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) -> list[str | None]:
+    """Cluster of each document; None: it stands alone."""
+    values = [doc["doc"].get(field or "cluster") if isinstance(doc["doc"], Mapping) else None for doc in docs]
+    if None not in values:
+        return [str(v) for v in values]
+    if field is None or field == "id":
+        return [None] * len(docs)
+    known = [key for key in docs[0]["doc"] if isinstance(docs[0]["doc"], Mapping)]
+    raise WorkbenchError(
+        f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, known)}",
+        "--cluster FIELD names a field of the documents; without it every item stands alone.",
+    )
+
+
+def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, Any]) -> Row:
+    """What was asked."""
+    requests = _arguments(line)
+    choices: list[str] | None = None
+    if kind == "multiple_choice":
+        endings = [str(request[1]) for request in requests]
+        if len(set(endings)) == 1:  # the choices stand in the contexts
+            choices = [str(request[0]) for request in requests]
+        else:
+            choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings
+    gold: Any = str(line["target"])
+    if choices is not None:
+        gold = (
+            choices.index(gold) if gold in choices and not gold.isdigit() else int(gold) if gold.lstrip("-").isdigit() else gold
+        )
+    return {"task": task, "id": identity, "cluster": cluster, "prompt": str(requests[0][0]), "choices": choices, "gold": gold}
+
+
+def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path) -> Row:
+    """What was answered, without metrics yet."""
+    row: Row = {"task": task, "id": item["id"], "metrics": {}, "response": None, "loglikelihoods": None}
+    count = len(_arguments(line))
+    try:
+        if kind == "generate_until":
+            row["response"] = str(line["resps"][0][0])
+        else:
+            row["loglikelihoods"] = [_loglikelihood(response) for response in line["resps"][:count]]
+    except (ValueError, IndexError, TypeError, KeyError):
+        raise WorkbenchError(
+            f"{file}: document {line['doc_id']}: resps {str(line['resps'])[:80]} are not those of {kind}",
+            "Expected a file that lm_eval --log_samples (0.4.13) has written.",
+        ) from None
+    return row
+
+
+def _loglikelihood(response: Any) -> float:
+    """`[["-1.5", "False"]]`, or `["-1.5"]` of rolling requests."""
+    while isinstance(response, list):
+        response = response[0]
+    text = str(response)
+    return float(ast.literal_eval(text)[0]) if text.startswith("(") else float(text)
+
+
+def _value(metric: str, value: Any) -> float | list[float] | None:
+    """A metric's number, or [numerator, weight] of a ratio; None for anything else."""
+    if metric in _RATIOS:
+        pair = value if isinstance(value, list) else [value, 1]
+        return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, (list, dict)) and value is not None and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
+    """`margin` in nats: the largest log-likelihood of a gold choice minus that of the others. False where a gold choice is not known."""
+    golds = [_golds(item) for item in items]
+    if not all(golds):
+        return False
+    for gold, row in zip(golds, rows, strict=True):
+        values = row["loglikelihoods"]
+        others = [v for i, v in enumerate(values) if i not in gold]
+        if not others:
+            return False
+        row["metrics"]["margin"] = max(values[i] for i in gold) - max(others)
+    return True
+
+
+def _golds(item: Row) -> list[int]:
+    """Indices of the gold choices; none where the target is no index."""
+    gold = item["gold"]
+    if isinstance(gold, str) and gold.startswith("["):
+        try:
+            gold = ast.literal_eval(gold)
+        except (ValueError, SyntaxError):
+            return []
+    listed = gold if isinstance(gold, list) else [gold]
+    return [g for g in listed if isinstance(g, int) and 0 <= g < len(item["choices"])]
+
+
+def _hashes(line: Mapping[str, Any]) -> list[str]:
+    """Document, requests and target by their content."""
+    parts = (line["doc"], line["arguments"], line["target"])
+    return [digest_of(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]
