@@ -43,10 +43,38 @@ from workbench.suites import Suite
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"
 RECIPES = ["starter-task-arithmetic", "starter-ties", "starter-dare", "starter-average"]
-WORDS = (
-    "harbour lamp winter stone river market letter garden bridge window captain morning paper silver mountain road teacher "
-    "village bread engine island kitchen forest music station doctor coat summer field corner"
-).split()
+WORDS = [
+    "harbour",
+    "lamp",
+    "winter",
+    "stone",
+    "river",
+    "market",
+    "letter",
+    "garden",
+    "bridge",
+    "window",
+    "captain",
+    "morning",
+    "paper",
+    "silver",
+    "mountain",
+    "road",
+    "teacher",
+    "village",
+    "bread",
+    "engine",
+    "island",
+    "kitchen",
+    "forest",
+    "music",
+    "station",
+    "doctor",
+    "coat",
+    "summer",
+    "field",
+    "corner",
+]
 HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
 CHOICE = "output_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ndoc_to_choice: choices\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"
 TASKS = {

@@ -48,7 +48,7 @@ def stored(
     items = {t: tuple(Item(f"{t}-{i}", f"t{i % clusters}") for i in range(n)) for t in suite.tasks}
     made = Plan(
         suite=suite,
-        digest=plan,
+        facts=[plan],
         items=items,
         kinds=dict.fromkeys(suite.tasks, "generate_until"),
         metrics={t: (suite.primary[t],) for t in suite.tasks},
@@ -72,7 +72,9 @@ def stored(
             ]
             for t, line in zip(suite.tasks, lines, strict=True)
         }
-        results = {t: {"rows": rows[t], "seconds": 1.0, "device": "cpu"} for t in suite.tasks}
+        results = {
+            t: {"rows": rows[t], "seconds": 1.0, "device": "cpu", "scorer": "generate", "tokens": None} for t in suite.tasks
+        }
         scores = summarise(made, configuration, results)
         store.write(made, scores, rows, asked)
         found.append(scores)

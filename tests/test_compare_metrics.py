@@ -52,7 +52,7 @@ def stored(
     ids = {t: [f"facts-{i}" if t == "facts" else str(i) for i in range(n)] for t in suite.tasks}
     plan = Plan(
         suite=suite,
-        digest="p" * 32,
+        facts=["p" * 32],
         items={t: tuple(Item(i, f"c{j % clusters}") for j, i in enumerate(ids[t])) for t in suite.tasks},
         kinds={t: TASKS[t][0] for t in suite.tasks},
         metrics={t: TASKS[t][1] for t in suite.tasks},

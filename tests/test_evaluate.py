@@ -220,12 +220,12 @@ def test_interrupted_evaluation_scores_only_the_rest(
     whole = evaluate(plan, Store(tmp_path / "other"), A, counted(0, calls))
     real, scored = Scorer.task, list[str]()
 
-    def killed(self: Scorer, name: str) -> dict[str, Any]:
+    def killed(self: Scorer, name: str, *rest: Any) -> dict[str, Any]:
         if name == "pick" and not scored.count("pick"):
             scored.append(name)
             raise KeyboardInterrupt
         scored.append(name)
-        return real(self, name)
+        return real(self, name, *rest)
 
     monkeypatch.setattr(Scorer, "task", killed)
     with pytest.raises(KeyboardInterrupt):

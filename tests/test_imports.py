@@ -42,7 +42,7 @@ ONLY_IN = {
     "lm_eval": ("evaluate/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
-    "jinja2": ("report/",),
+    "jinja2": ("report/", "evaluate/"),
     "gguf": ("starter.py",),
     "mergekit": ("merge/bridge_api.py",),
     "ray": (),

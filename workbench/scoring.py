@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _score(
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
         for plan in plans:
-            found.append(evaluate(plan, store, entry.configuration(digest), lambda plan=plan, model=model: model(plan),
+            found.append(evaluate(plan, store, entry.configuration(digest), partial(model, plan),
                                   device=str(device), progress=_progress(events, head, plan)))  # fmt: skip
     return found
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate.packed import Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
@@ -88,10 +90,16 @@ def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
             f"suite '{plan.suite.suite}' asks for the chat template, and the tokenizer has none",
             "Remove chat_template from the suite, or add the template to the tokenizer.",
         )
-    task.build_all_requests(
-        samples=samples, rank=0, world_size=1, apply_chat_template=chat, fewshot_as_multiturn=chat,
-        chat_template=lm.apply_chat_template if chat else None, tokenizer_name=lm.tokenizer_name if chat else "",
-    )  # fmt: skip
+    try:
+        task.build_all_requests(
+            samples=samples, rank=0, world_size=1, apply_chat_template=chat, fewshot_as_multiturn=chat,
+            chat_template=lm.apply_chat_template if chat else None, tokenizer_name=lm.tokenizer_name if chat else "",
+        )  # fmt: skip
+    except (TemplateError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise WorkbenchError(
+            f"task '{name}': its prompts cannot be built: {type(error).__name__}: {str(error)[:300]}",
+            f"Compare the templates of the task file with the fields of its data: workbench suite check {plan.suite.suite}",
+        ) from error
     requests = Requests(name, task, items, list(task.instances))
     scored = [i for i, instance in enumerate(requests.instances) if instance.request_type != GENERATED]
     if scored and hasattr(lm, "pairs"):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.quiet import quiet
 from workbench.suites import Plan, Suite
@@ -60,10 +62,10 @@ def _task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> 
         raise WorkbenchError(f"'{name}' is a group of tasks", "List its tasks in the suite, each with its own primary metric.")
     try:
         loaded = manager.load([name])["tasks"]
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, IndexError, TypeError, TemplateError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
-            "The hub is switched off: unset HF_HUB_OFFLINE, or use a local task."
+            f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {name}"
             if offline
             else "Check the task's data and code."
         )
