@@ -82,6 +82,7 @@ def test_fits_agree_with_scikit_learn(functions: ModuleType) -> None:
     for doc in items("functions-stripped"):
         shown, query = functions.pairs_of(doc), doc["query"]
         x, y = np.array(shown).T
+        assert functions.mean(shown, query) == pytest.approx(sum(y) / 5)
         line = LinearRegression().fit(x[:, None], y).predict([[query]])[0]
         assert functions.linear(shown, query) == pytest.approx(line, rel=1e-9, abs=1e-9)
         if len(set(np.abs(x - query))) == len(x):
@@ -209,7 +210,7 @@ def test_gold_answers_have_error_zero(name: str, tmp_path: Path, monkeypatch: py
         assert result["within_10,none"] == 1 - error
         fits[answer] = {key: value for key, value in result.items() if key.startswith("error_") and "stderr" not in key}
     assert fits[" {} km."] == fits[" nothing"]
-    wanted = {f"error_{fit},none" for fit in ("linear", "1nn", "3nn", "mlp")} if name == "functions-stripped" else set()
+    wanted = {f"error_{fit},none" for fit in ("mean", "linear", "1nn", "3nn", "mlp")} if name == "functions-stripped" else set()
     assert set(fits[" nothing"]) == wanted
 
 
@@ -218,7 +219,7 @@ def test_task_files_say_which_way_is_better() -> None:
 
     source = task_index(TASKS)["functions-stripped"].source("functions-stripped")
     assert source
-    assert source.metrics == ("error", "within_10", "error_linear", "error_1nn", "error_3nn", "error_mlp")
+    assert source.metrics == ("error", "within_10", "error_mean", "error_linear", "error_1nn", "error_3nn", "error_mlp")
     assert source.lower == set(source.metrics) - {"within_10"}
     code = TASKS / "functions.py"
     assert code in task_index(TASKS)["functions-told"].files, "a change of the scorer is a change of the task"

@@ -35,7 +35,7 @@ def score(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
 
 
 def score_with_fits(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """The same, and the errors of a line, the nearest and the three nearest neighbours and a small network."""
+    """The same, and the errors of the mean, a line, the nearest and the three nearest neighbours and a small network."""
     shown, truth = pairs_of(doc), float(doc["answer"])
     found = {f"error_{name}": error(fit(shown, float(doc["query"])), truth, shown) for name, fit in FITS.items()}
     return {**score(doc, results), **found}
@@ -58,6 +58,11 @@ def error(written: float | None, truth: float, shown: Pairs) -> float:
 def pairs_of(doc: Mapping[str, Any]) -> Pairs:
     """The pairs that a problem shows."""
     return tuple((float(x), float(y)) for x, y in doc["shown"])
+
+
+def mean(shown: Pairs, query: float) -> float:
+    """The mean of the shown y, whatever is asked: what an answer is worth that follows no pattern."""
+    return float(np.mean([y for _, y in shown]))
 
 
 def linear(shown: Pairs, query: float) -> float:
@@ -115,6 +120,7 @@ def loss(weights: Array, x: Array, y: Array) -> tuple[float, Array]:
 
 
 FITS: dict[str, Callable[[Pairs, float], float]] = {
+    "mean": mean,
     "linear": linear,
     "1nn": nearest(1),
     "3nn": nearest(3),
