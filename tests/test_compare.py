@@ -13,7 +13,8 @@ from workbench.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import summarise
 from workbench.scores import Configuration, Scores, Store
-from workbench.suites import Item, Plan, Suite
+from workbench.suites import SCORERS, Item, Plan, Suite
+from workbench.taskfiles import digest_of
 
 # Comparisons of stored scores
 
@@ -32,6 +33,11 @@ SUITE = Suite(
 )
 # Share of items right, by configuration: add, sort, facts
 SHARES = {BASE: (0.0, 0.1, 0.8), ADD: (1.0, 0.1, 0.8), SORT: (0.0, 0.9, 0.6), AVERAGE: (0.4, 0.5, 0.8), MERGE: (0.75, 0.45, 0.8)}
+
+
+def digest_of_plan(fact: str) -> str:
+    """Digest of a plan of `stored`."""
+    return digest_of(json.dumps([fact, SCORERS["hflm"]]).encode())
 
 
 def stored(
@@ -129,7 +135,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "role": "retention",
         "owner": None,
         "suite": "toy",
-        "plan": "p" * 32,
+        "plan": digest_of_plan("p" * 32),
         "lower": False,
         "ratio": None,
         "share": True,
@@ -301,7 +307,7 @@ def test_warnings(tmp_path: Path) -> None:
 def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
     store, values = Store(tmp_path), shares()
     scores = [*stored(store, {BASE: values[BASE]}), *stored(store, {ADD: values[ADD]}, plan="q" * 32)]
-    with pytest.raises(WorkbenchError, match=r"'add' was scored under plan q{12}, others under plan p{12}"):
+    with pytest.raises(WorkbenchError, match=f"'add' was scored under plan {digest_of_plan('q' * 32)[:12]}, others under plan {digest_of_plan('p' * 32)[:12]}"):
         compare(store, scores)
 
 
@@ -323,7 +329,7 @@ def test_bad_comparisons(tmp_path: Path) -> None:
         compare(store, scores, suites={"toy": SUITE.model_copy(update={"primary": {**SUITE.primary, "facts": "ac"}})})
     with pytest.raises(ValueError, match=r"role 'parent' of x: expected one of base, brick"):
         Configuration("1" * 32, "x", "parent")
-    path = store.folder("toy", "p" * 32)
+    path = store.folder("toy", digest_of_plan("p" * 32))
     (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
     with pytest.raises(WorkbenchError, match=r"items of 1{12} on 'add' differ from the plan's"):
         compare(store, scores)

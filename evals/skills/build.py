@@ -13,13 +13,18 @@ import actions
 import add
 import dates
 import facts
+import families
+import glossary
+import record
 import replay
 import retention
 import reverse
 import triage
 from skillkit import Skill, encode, sync, test_rows, train_rows
 
-SKILLS: tuple[Skill, ...] = (add.SKILL, reverse.SKILL, triage.SKILL, actions.SKILL, dates.DMY, dates.MDY)
+SKILLS: tuple[Skill, ...] = (
+    add.SKILL, reverse.SKILL, triage.SKILL, actions.SKILL, glossary.SKILL, record.SKILL, dates.DMY, dates.MDY,
+)  # fmt: skip
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -30,6 +35,8 @@ def files(project: Path) -> dict[Path, bytes]:
         data / "retention.jsonl": encode(retention.rows()),
         data / "facts.jsonl": encode(facts.rows(rephrased=False)),
         data / "facts-rephrased.jsonl": encode(facts.rows(rephrased=True)),
+        data / "functions-told.jsonl": encode(families.rows(told=True)),
+        data / "functions-stripped.jsonl": encode(families.rows(told=False)),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
     }
     for skill in SKILLS:

@@ -42,6 +42,7 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
     """Show a suite: tasks, metrics, items, clusters and its plan. Loads no model."""
     from workbench.suitecheck import show_suite
 
+    out.quiet = json
     document = show_suite(name, _project(), base)
     if json:
         out.json(document)
