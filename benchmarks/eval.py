@@ -8,8 +8,8 @@ four lettered choices; `story`, running text.
 
 1. In process: lm-eval's HFLM with exact settings (logits_cache=False), with its default (logits_cache=True), and the scorers
    `packed` and `prefix`, on the same tokenised requests. `token ratio` is tokens that HFLM forwards over tokens that the scorer forwards,
-   padding included; `time ratio` the same of CPU seconds; `bare` a forward pass over the scorer's own tokens, with plain
-   causal attention and the output head on the same number of positions.
+   padding included; `time ratio` the same of CPU seconds; `bare` a forward pass over the scorer's own tokens after the same
+   cached prefix, with the model's own causal mask and the output head on as many positions.
 2. Whole processes: `workbench eval` of 8 configurations against 8 calls of `lm_eval` on the written checkpoints, children included.
 
 Results go to benchmarks/results/eval.json.
@@ -145,7 +145,7 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
         }
         for kind, layout in layouts.items():
             arms[kind] = lambda layout=layout: _run(forward, layout)
-            arms[f"{kind}_bare"] = lambda layout=layout: _bare(model, layout)
+            arms[f"{kind}_bare"] = lambda layout=layout: _bare(forward, layout)
         tokens = {arm: _tokens(model, work) for arm, work in arms.items()}
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         for _ in range(repeats):
@@ -179,17 +179,16 @@ def _default(scorer: Scorer, pairs: Any) -> None:
 
 
 @torch.inference_mode()
-def _bare(model: Any, layout: Layout) -> None:
-    """The same tokens in the same batches: no mask, no cache, no answers; the head on as many positions."""
-    if layout.prefix:
-        model(input_ids=torch.tensor([layout.prefix]), use_cache=False, logits_to_keep=1)
-    head = model.get_output_embeddings()
-    for _, rows in layout.batches():
+def _bare(forward: Forward, layout: Layout) -> None:
+    """The same tokens in the same batches after the same prefix: the model's own masks, no answers; the head on as many positions."""
+    model = forward.model
+    forward._prefix = ([], [])
+    for prefix, rows in layout.batches():
         width = max(len(row.tokens) for row in rows)
-        hidden = model.base_model(
-            input_ids=torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows]), use_cache=False
-        )[0]
-        head(hidden.reshape(-1, hidden.shape[-1])[: sum(row.predicted for row in rows)])
+        ids = torch.tensor([row.tokens + [0] * (width - len(row.tokens)) for row in rows])
+        cache = {forward.cache_name: forward._cache(prefix, len(rows))} if prefix else {}
+        hidden = model.base_model(input_ids=ids, use_cache=bool(prefix), **cache)[0]
+        forward.head(hidden.reshape(-1, hidden.shape[-1])[: sum(row.predicted for row in rows)])
 
 
 def _tokens(model: Any, work: Callable[[], Any]) -> int:

@@ -307,7 +307,10 @@ def test_warnings(tmp_path: Path) -> None:
 def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
     store, values = Store(tmp_path), shares()
     scores = [*stored(store, {BASE: values[BASE]}), *stored(store, {ADD: values[ADD]}, plan="q" * 32)]
-    with pytest.raises(WorkbenchError, match=f"'add' was scored under plan {digest_of_plan('q' * 32)[:12]}, others under plan {digest_of_plan('p' * 32)[:12]}"):
+    with pytest.raises(
+        WorkbenchError,
+        match=f"'add' was scored under plan {digest_of_plan('q' * 32)[:12]}, others under plan {digest_of_plan('p' * 32)[:12]}",
+    ):
         compare(store, scores)
 
 

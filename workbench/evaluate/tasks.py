@@ -62,7 +62,17 @@ def _task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> 
         raise WorkbenchError(f"'{name}' is a group of tasks", "List its tasks in the suite, each with its own primary metric.")
     try:
         loaded = manager.load([name])["tasks"]
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError, IndexError, TypeError, TemplateError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        TemplateError,
+    ) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {name}"
