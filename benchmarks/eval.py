@@ -34,6 +34,7 @@ import torch
 from record import write_results
 
 from workbench.evaluate import build_plan
+from workbench.evaluate.models import bounds_of
 from workbench.evaluate.packed import Forward, Layout, lay_out, shared_start
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.scorer import Scorer
@@ -132,13 +133,10 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     scorer = Scorer(plan, Configuration("0" * 32, "base"), model)
     found: dict[str, Any] = {"check": scorer.check().model_dump()}
     forward = Forward(model)
-    bounds = {"max_length": scorer.lm.max_length, "batch_size": batch_size, "vocabulary": model.config.vocab_size}
+    bounds = bounds_of(scorer.lm)
     for name, requests in scorer.requests.items():
         pairs = requests.pairs
-        layouts = {
-            "packed": lay_out(pairs, **bounds),
-            "prefix": lay_out(pairs, shared=shared_start(pairs, bounds["max_length"]), **bounds),
-        }
+        layouts = {"packed": lay_out(pairs, bounds), "prefix": lay_out(pairs, bounds, shared_start(pairs, bounds.max_length))}
         arms: dict[str, Callable[[], Any]] = {
             "hflm": lambda pairs=pairs: scorer.lm.referee(pairs),
             "hflm_default": lambda pairs=pairs: _default(scorer, pairs),
@@ -253,7 +251,7 @@ def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]
 def main() -> None:
     """Both parts, the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=32, help="items a task")
+    parser.add_argument("--items", type=int, default=20, help="items a task")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)

@@ -26,6 +26,7 @@ SMOKE = "benchmarks/results/starter-smoke.json"
 MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 CORE = "benchmarks/results/core-space.json"
+SCORING = "benchmarks/results/eval.json"
 PAGE = "docs/results.md"
 MISSING = "Not measured yet."
 # The bricks of `make demo`.
@@ -148,6 +149,35 @@ def core_block(project: Path) -> str:
     return table(heads, rows, left=1) + "\n\n" + note
 
 
+def scoring_block(project: Path) -> str:
+    """Scorers beside lm-eval's HFLM on the same requests, and whole processes beside its command line."""
+    found = _read(project, SCORING)
+    if found is None:
+        return MISSING
+    rows = []
+    for task, kinds in (("long", ("packed",)), ("letters", ("packed", "prefix")), ("story", ("packed",))):
+        own = found["in_process"][task]
+        rows += [
+            [f"`{task}`, `{kind}`", str(own["requests"]), f"{own[kind]['token_ratio']}", f"{own[kind]['time_ratio']}",
+             f"{own[kind]['time_ratio_default']}", f"{own[kind]['over_bare']}"]
+            for kind in kinds
+        ]  # fmt: skip
+    heads = ["task, scorer", "requests", "tokens, HFLM over ours", "CPU s, HFLM over ours", "the same with logits_cache", "CPU s over a bare forward"]
+    check, whole = found["in_process"]["check"], found["processes"]
+    note = (
+        f"{found['items']} items a task, {found['dtype']}, batch size {found['batch_size']}, one thread. `long`: five choices of several tokens after a passage; `letters`: four "
+        "letters after five examples; `story`: running text. HFLM with the settings above; with `logits_cache` its default, whose values are wrong where "
+        f"choices share tokens. Largest difference of a log-likelihood in the check: {check['max_difference']:.2g} nats (tolerance {check['tolerance']:.2g})."
+    )
+    calls = (
+        f"Whole processes: {whole['configurations']} configurations (controls included) on `long` and `letters` take {whole['seconds']:.0f} CPU s by one `workbench eval`, composing "
+        f"included, and {whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
+        f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
+        f"{_measured(found)} The source: [{SCORING}](../{SCORING})."
+    )
+    return "\n\n".join([table(heads, rows, left=1), note, calls])
+
+
 def _merges(project: Path, name: str) -> str:
     """The table of a results file of `benchmarks/merge.py`."""
     found = _read(project, name)
@@ -244,7 +274,7 @@ def items_block(project: Path) -> str:
         items = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         first = items[0]
         rows.append(
-            [f"`{path.stem}`", f"{first['prompt']} → {first['answer']}", str(len(items)), str(len({i["cluster"] for i in items}))]
+            [f"`{path.stem}`", f"{first['prompt']} → {first['answer']}".replace("\n", " / "), str(len(items)), str(len({i["cluster"] for i in items}))]
         )
     return table(["task", "first item", "items", "clusters"], rows)
 
@@ -315,6 +345,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     "core": core_block,
+    "scoring": scoring_block,
     "skills": skills_block,
 }
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
-    "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --set --suite --verbose",
+    "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",
     "methods": "--json",
     "plan": "--json --runs-dir --set",
     "recipe check": "--set",

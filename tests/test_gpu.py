@@ -57,8 +57,27 @@ def test_eval_agrees(project: Project) -> None:
         command = [sys.executable, "-m", "workbench", "eval", "recipes/test.yaml", "--suite", "mini", "--device", device, "--json",
                    "--runs-dir", f"runs-{device}"]  # fmt: skip
         done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
-        results.append([c["tasks"] for c in json.loads(done.stdout)["configurations"]])
-    assert results[0] == results[1]
+        tasks = [c["tasks"]["mini"] for c in json.loads(done.stdout)["configurations"]]
+        results.append([(task["acc"]["value"], task["margin"]["value"]) for task in tasks])
+    for (accuracy, margin), (other, other_margin) in zip(*results, strict=True):
+        assert accuracy == other
+        assert margin == pytest.approx(other_margin, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_rows_agree_with_lm_evals_loop(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Masks, prefix and head on the device: the check that every evaluation makes, with its own tolerance."""
+    from local_tasks import A, suite, tasks_dir, tiny, tokenizer
+
+    from workbench.evaluate import build_plan, score
+
+    tasks = tasks_dir.__wrapped__(tmp_path)
+    plan = build_plan(suite(tasks=["pick"], num_fewshot=3), tokenizer.__wrapped__(), tasks_dir=tasks,
+                      dtype=str(dtype).removeprefix("torch."), batch_size=4)  # fmt: skip
+    scores, _ = score(plan, A, tiny().to(dtype), device="cuda")
+    assert scores.plan == plan.digest, "the scorer was refused"
+    assert scores.check is not None
+    assert scores.check.max_difference <= scores.check.tolerance
 
 
 def test_chat_agrees(project: Project) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
-from workbench.evaluate.packed import Forward, lay_out, shared_start
+from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
 from workbench.evaluate.scorer import Scorer
 from workbench.scores import Store
 from workbench.suites import Plan
@@ -152,7 +152,7 @@ def test_any_pairs_any_prefix_any_length(pairs: list[Any], start: list[int], lon
     """Contexts that are prefixes of others, equal pairs, cut pairs: the answers of single forward passes."""
     pairs = [(start + context, answer) for context, answer in pairs]
     model = _CACHED.setdefault("model", tiny().eval())
-    layout = lay_out(pairs, max_length=longest, batch_size=3, vocabulary=257, shared=shared_start(pairs, longest))
+    layout = lay_out(pairs, Bounds(longest, 3, 257), shared_start(pairs, longest))
     forward, found = Forward(model), {}
     for prefix, rows in layout.batches():
         found.update(forward.batch(prefix, rows))
@@ -263,3 +263,18 @@ def test_lm_evals_python_api_scores_a_recipe(project: Any, task_files: Path) -> 
                 assert [r[0][0] for r in a["resps"]] == pytest.approx([r[0][0] for r in b["resps"]], abs=1e-4)
     with pytest.raises(Exception, match="expected recipe=FILE or pretrained=MODEL"):
         lm_eval.simple_evaluate("workbench", **shared)
+
+
+def test_a_batch_keeps_its_bounds() -> None:
+    """Many pairs of one length: tokens as HFLM would forward, the mask, the logits, and keys and values behind a prefix."""
+    pairs = [([9] * 40 + [i], [1, 2, 3]) for i in range(64)]
+
+    def most(bounds: Bounds, shared: list[int] | None = None) -> int:
+        return max(len(rows) for _, rows in lay_out(pairs, bounds, shared or []).batches())
+
+    assert most(Bounds(100, 64, 100)) == 64
+    assert most(Bounds(100, 7, 100)) == 7
+    assert most(Bounds(100, 64, (1 << 26) // 30)) == 10  # three positions a row
+    assert most(Bounds(100, 64, 100, (1 << 29) // (44 * 5)), [9] * 40) == 5  # 43 tokens a row with the prefix
+    long = [([9] * 8000 + [i], [1, 2]) for i in range(4)]
+    assert max(len(rows) for _, rows in lay_out(long, Bounds(9000, 32, 100)).batches()) == 1

@@ -189,7 +189,7 @@ def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) ->
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
     """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
     return Suite(suite=f"{name}-eval{index}", tasks=item.tasks, num_fewshot=item.num_fewshot, limit=item.limit,
-                 chat_template=item.chat_template, cluster="id")  # fmt: skip
+                 chat_template=item.chat_template, backend=item.backend, cluster="id")  # fmt: skip
 
 
 def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int, limit: int | None) -> list[Plan]:

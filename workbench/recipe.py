@@ -67,6 +67,8 @@ class InlineEval(Strict):
     """A fixed subset of so many items a task."""
     chat_template: bool = False
     """Put every prompt into the tokenizer's chat template."""
+    backend: Literal["hf", "vllm", "server"] = "hf"
+    """What scores: the live model, or vLLM or a completions server on the written checkpoint."""
 
 
 class RecipeFields(Strict):

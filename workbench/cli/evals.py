@@ -34,6 +34,7 @@ def evaluate(
     names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, device: DeviceOpt = "auto",
     batch_size: BatchOpt = 32, limit: LimitOpt = None,
     controls: Annotated[bool, typer.Option(help="Score the base, each brick alone and their average too.")] = True,
+    server: Annotated[str | None, typer.Option("--server", envvar="WORKBENCH_SERVER", metavar="URL", help="Server that serves the configurations by name, for suites with `backend: server`.")] = None,
     runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
     """Score recipes and models with lm-eval, and the recipes' controls once. Scores are kept by content: nothing is scored twice.
@@ -49,7 +50,8 @@ def evaluate(
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise WorkbenchError(f"--baseline {baseline} is not among what is scored. {nearest(baseline, known)}", None, 2)
-    scores = score_all(opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event)
+    scores = score_all(opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event,
+                       runs=opened.runs, server=server)  # fmt: skip
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:

@@ -78,12 +78,12 @@ def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
 
 def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], chosen: Sequence[int], scorer: str) -> dict[int, Answer]:
     """The scorer's answers to some pairs of a task, with the prefix of the whole task."""
-    from workbench.evaluate.models import sizes
+    from workbench.evaluate.models import bounds_of
 
-    bounds = sizes(lm)
-    shared = shared_start(task, bounds["max_length"]) if scorer == "prefix" else []
+    bounds = bounds_of(lm)
+    shared = shared_start(task, bounds.max_length) if scorer == "prefix" else []
     found: dict[int, Answer] = {}
-    for prefix, rows in lay_out([task[i] for i in chosen], shared=shared, **bounds).batches():
+    for prefix, rows in lay_out([task[i] for i in chosen], bounds, shared).batches():
         found |= {chosen[i]: answer for i, answer in forward.batch(prefix, rows).items()}
     return found
 

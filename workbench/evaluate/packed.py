@@ -28,8 +28,8 @@ Answer = tuple[float, bool]
 
 # A shared start shorter than this saves less than its pass costs.
 LEAST_PREFIX = 16
-# Elements of the float32 logits of one forward pass: 256 MB.
-_LOGITS = 1 << 26
+# Bounds of one forward pass, in elements: float32 logits (256 MB), the mask, keys and values that follow a prefix.
+_LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
 
 
 @dataclass
@@ -80,18 +80,34 @@ class Layout:
         yield from ((self.prefix, rows) for rows in self.whole)
 
 
-def lay_out(pairs: Sequence[Pair], *, max_length: int, batch_size: int, vocabulary: int, shared: Sequence[int] = ()) -> Layout:
-    """Pairs as rows, rows as batches; the same pairs give the same layout.
+@dataclass(frozen=True)
+class Bounds:
+    """What bounds a forward pass.
 
-    A pair longer than `max_length` + 1 is cut from the left, as lm-eval does, and stands alone, in front, without the prefix.
-
-    Args:
-        pairs: Contexts and continuations.
+    Attributes:
         max_length: Of the model, in tokens.
         batch_size: Pairs that HFLM would forward together; a batch of rows has at most as many tokens.
         vocabulary: Width of the logits.
-        shared: What every context that is not cut begins with (`common`); forwarded once.
+        cached: Elements of keys and values of one token.
     """
+
+    max_length: int
+    batch_size: int
+    vocabulary: int
+    cached: int = 0
+
+
+def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -> Layout:
+    """Pairs as rows, rows as batches; the same pairs give the same layout.
+
+    A pair longer than the model's length + 1 is cut from the left, as lm-eval does, and stands alone, in front, without the prefix.
+
+    Args:
+        pairs: Contexts and continuations.
+        bounds: Of a forward pass.
+        shared: What every context that is not cut begins with (`shared_start`); forwarded once.
+    """
+    max_length = bounds.max_length
     rows: dict[tuple[int, ...], Row] = {}
     alone: list[Row] = []
     for i, (context, answer) in enumerate(pairs):
@@ -103,7 +119,7 @@ def lay_out(pairs: Sequence[Pair], *, max_length: int, batch_size: int, vocabula
             row = rows.setdefault(tuple(context), _row(context, len(shared)))
             _append(row, len(context), i, answer)
     parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, list(rows.values())))
-    cut, whole = (_batches(part, batch_size, vocabulary) for part in parts)
+    cut, whole = (_batches(part, bounds, before) for part, before in zip(parts, (0, len(shared)), strict=True))
     return Layout(list(shared), cut, whole)
 
 
@@ -138,19 +154,25 @@ def _append(row: Row, length: int, pair: int, answer: list[int]) -> None:
     row.longest = max(row.longest, length + len(answer) - 1)
 
 
-def _batches(rows: Sequence[Row], batch_size: int, vocabulary: int) -> list[list[Row]]:
-    """Rows in order, as many a batch as HFLM's memory for `batch_size` pairs allows."""
+def _batches(rows: Sequence[Row], bounds: Bounds, shared: int) -> list[list[Row]]:
+    """Rows in order, as many a batch as HFLM's memory for its pairs and the bounds allow."""
     batches: list[list[Row]] = []
     room = 0
     for row in rows:
         last = batches[-1] if batches else []
-        padded = (len(last) + 1) * max(len(r.tokens) for r in (*last, row))
-        head = sum(r.predicted for r in (*last, row)) * vocabulary
-        if last and len(last) < batch_size and padded <= room and head <= _LOGITS:
+        many, width = len(last) + 1, max(len(r.tokens) for r in (*last, row))
+        fits = (
+            many <= bounds.batch_size
+            and many * width <= room
+            and many * width * (shared + width) <= _MASK
+            and sum(r.predicted for r in (*last, row)) * bounds.vocabulary <= _LOGITS
+            and (not shared or many * (shared + width) * bounds.cached <= _CACHE)
+        )
+        if last and fits:
             last.append(row)
         else:
             batches.append([row])
-            room = batch_size * row.longest
+            room = bounds.batch_size * row.longest
     return batches
 
 

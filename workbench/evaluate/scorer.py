@@ -12,7 +12,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
-from workbench.evaluate.models import SafeHFLM, sizes
+from workbench.evaluate.models import SafeHFLM, bounds_of
 from workbench.evaluate.packed import Answer, Forward, Layout, lay_out, shared_start
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
@@ -114,9 +114,9 @@ class Scorer:
 
     def _layout(self, requests: Requests) -> Layout:
         if self.plan.scorer not in requests.layouts:
-            bounds = sizes(self.lm)
-            shared = shared_start(requests.pairs, bounds["max_length"]) if self.plan.scorer == "prefix" else []
-            requests.layouts[self.plan.scorer] = lay_out(requests.pairs, shared=shared, **bounds)
+            bounds = bounds_of(self.lm)
+            shared = shared_start(requests.pairs, bounds.max_length) if self.plan.scorer == "prefix" else []
+            requests.layouts[self.plan.scorer] = lay_out(requests.pairs, bounds, shared)
         layout: Layout = requests.layouts[self.plan.scorer]
         return layout
 
