@@ -136,7 +136,8 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     bounds = bounds_of(scorer.lm)
     for name, requests in scorer.requests.items():
         pairs = requests.pairs
-        layouts = {"packed": lay_out(pairs, bounds), "prefix": lay_out(pairs, bounds, shared_start(pairs, bounds.max_length))}
+        shared = shared_start(pairs, bounds.max_length)
+        layouts = {"packed": lay_out(pairs, bounds), **({"prefix": lay_out(pairs, bounds, shared)} if shared else {})}
         arms: dict[str, Callable[[], Any]] = {
             "hflm": lambda pairs=pairs: scorer.lm.referee(pairs),
             "hflm_default": lambda pairs=pairs: _default(scorer, pairs),

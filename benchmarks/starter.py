@@ -2,10 +2,12 @@
 
     python benchmarks/starter.py
     python benchmarks/starter.py --smoke
+    python benchmarks/starter.py --six
 
 Runs `workbench eval` and `workbench report` as `make demo FULL=1` does, and keeps the comparison, without the items, in
 benchmarks/results/starter.json. With --smoke: one untuned merge of the same three bricks a method, on the suite `smoke`
-(a quarter of the items), in benchmarks/results/starter-smoke.json.
+(a quarter of the items), in benchmarks/results/starter-smoke.json. With --six: the merge of the six skills with its controls, on the
+suites `six` (a quarter of the items) and `function-modelling`, in benchmarks/results/starter-six.json.
 """
 
 from __future__ import annotations
@@ -29,12 +31,16 @@ def main() -> None:
     """Score, compare, write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="one merge a method on the suite smoke")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--six", action="store_true", help="the merge of six skills and its controls")
+    given = parser.parse_args()
     project = HERE.parent
     recipes = [f"recipes/{path.name}" for path in sorted((project / "recipes").glob("*.yaml"))]
-    suites = SUITES
-    if smoke:
-        recipes, suites = [f"recipes/starter-{name}.yaml" for name in SMOKE], ["--suite", "smoke"]
+    suites, name = SUITES, "starter"
+    if given.six:
+        recipes, suites, name = ["recipes/starter-six.yaml"], ["--suite", "six", "--suite", "function-modelling"], "starter-six"
+    elif given.smoke:
+        name = "starter-smoke"
+        recipes, suites = [f"recipes/starter-{method}.yaml" for method in SMOKE], ["--suite", "smoke"]
     started = time.time()
     subprocess.run([sys.executable, "-m", "workbench", "eval", *recipes, *suites], cwd=project, check=True)
     seconds = time.time() - started
@@ -45,7 +51,7 @@ def main() -> None:
     document.pop("flips")
     for configuration in document["configurations"]:
         configuration.pop("recipe_text", None)
-    write_results(HERE / "results" / f"starter{'-smoke' if smoke else ''}.json", {"seconds": round(seconds), **document})
+    write_results(HERE / "results" / f"{name}.json", {"seconds": round(seconds), **document})
 
 
 if __name__ == "__main__":

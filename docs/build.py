@@ -23,6 +23,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
 MERGE = "benchmarks/results/merge-M.json"
 SMOKE = "benchmarks/results/starter-smoke.json"
+SIX = "benchmarks/results/starter-six.json"
 MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 CORE = "benchmarks/results/core-space.json"
@@ -90,6 +91,18 @@ def whole_block(project: Path) -> str:
     half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
     parts = [_scores(found, found["configurations"], tasks) for tasks in half]
     return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
+
+
+def six_block(project: Path) -> str:
+    """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
+    found = _read(project, SIX)
+    if found is None:
+        return MISSING
+    parts = [
+        _scores(found, found["configurations"], [t for t in found["tasks"] if (t["role"] == "skill") is skill])
+        for skill in (True, False)
+    ]
+    return "\n\n".join([*parts, _legend(found, f"The source: [{SIX}](../{SIX}).")])
 
 
 def smoke_block(project: Path) -> str:
@@ -162,7 +175,14 @@ def scoring_block(project: Path) -> str:
              f"{own[kind]['time_ratio_default']}", f"{own[kind]['over_bare']}"]
             for kind in kinds
         ]  # fmt: skip
-    heads = ["task, scorer", "requests", "tokens, HFLM over ours", "CPU s, HFLM over ours", "the same with logits_cache", "CPU s over a bare forward"]
+    heads = [
+        "task, scorer",
+        "requests",
+        "tokens, HFLM over ours",
+        "CPU s, HFLM over ours",
+        "the same with logits_cache",
+        "CPU s over a bare forward",
+    ]
     check, whole = found["in_process"]["check"], found["processes"]
     note = (
         f"{found['items']} items a task, {found['dtype']}, batch size {found['batch_size']}, one thread. `long`: five choices of several tokens after a passage; `letters`: four "
@@ -242,7 +262,8 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
     rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
     skills = any(t["role"] == "skill" for t in tasks)
     kept_back = [t["task"] for t in tasks if t["role"] == "retention"]
-    heads = ["configuration", *(f"{t['task']} (n = {t['n']})" for t in tasks), *(["kept"] if skills else [])]
+    heads = ["configuration", *(f"{t['task']} (n = {t['n']}{', lower is better' if t.get('lower') else ''})" for t in tasks),
+             *(["kept"] if skills else [])]  # fmt: skip
     heads += [f"{t}, difference" for t in kept_back]
     lines = []
     for c in shown:
@@ -274,7 +295,12 @@ def items_block(project: Path) -> str:
         items = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         first = items[0]
         rows.append(
-            [f"`{path.stem}`", f"{first['prompt']} → {first['answer']}".replace("\n", " / "), str(len(items)), str(len({i["cluster"] for i in items}))]
+            [
+                f"`{path.stem}`",
+                f"{first['prompt']} → {first['answer']}".replace("\n", " / "),
+                str(len(items)),
+                str(len({i["cluster"] for i in items})),
+            ]
         )
     return table(["task", "first item", "items", "clusters"], rows)
 
@@ -342,6 +368,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "interference": interference_block,
     "merge": merge_block,
     "smoke": smoke_block,
+    "six": six_block,
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     "core": core_block,

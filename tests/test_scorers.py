@@ -278,3 +278,14 @@ def test_a_batch_keeps_its_bounds() -> None:
     assert most(Bounds(100, 64, 100, (1 << 29) // (44 * 5)), [9] * 40) == 5  # 43 tokens a row with the prefix
     long = [([9] * 8000 + [i], [1, 2]) for i in range(4)]
     assert max(len(rows) for _, rows in lay_out(long, Bounds(9000, 32, 100)).batches()) == 1
+
+
+def test_running_text_does_not_become_one_long_row() -> None:
+    """Documents share their only context token; many choices share a context: rows stay short, and pairs whole."""
+
+    def answers(pairs: list[Any]) -> list[int]:
+        return [len(row.answers) for _, rows in lay_out(pairs, Bounds(1000, 16, 100)).batches() for row in rows]
+
+    assert answers([([0], [7] * 100) for _ in range(10)]) == [1] * 10
+    assert sorted(answers([([0] * 20, [7] * 100) for _ in range(12)])) == [2, 5, 5]
+    assert answers([([0] * 400, [7] * 100) for _ in range(8)]) == [8]

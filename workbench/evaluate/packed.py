@@ -28,6 +28,9 @@ Answer = tuple[float, bool]
 
 # A shared start shorter than this saves less than its pass costs.
 LEAST_PREFIX = 16
+# Masked attention between continuations costs time too: a row ends at so many tokens of continuations, or twice the context, and
+# a continuation of more than _SHARE contexts stands alone, as running text does, whose context is one token.
+_BRANCHES, _SHARE = 512, 8
 # Bounds of one forward pass, in elements: float32 logits (256 MB), the mask, keys and values that follow a prefix.
 _LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
 
@@ -108,7 +111,8 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
         shared: What every context that is not cut begins with (`shared_start`); forwarded once.
     """
     max_length = bounds.max_length
-    rows: dict[tuple[int, ...], Row] = {}
+    open_rows: dict[tuple[int, ...], Row] = {}
+    rows: list[Row] = []
     alone: list[Row] = []
     for i, (context, answer) in enumerate(pairs):
         if len(context) + len(answer) > max_length + 1:
@@ -116,9 +120,13 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
             alone.append(_row(kept[: -len(answer)], 0))
             _append(alone[-1], max_length + 1 - len(answer), i, answer)
         else:
-            row = rows.setdefault(tuple(context), _row(context, len(shared)))
+            row = open_rows.get(tuple(context))
+            branches = len(row.tokens) + len(shared) - len(context) + len(answer) - 1 if row else 0
+            if row is None or branches > max(_BRANCHES, 2 * len(context)) or len(answer) > _SHARE * len(context):
+                row = open_rows[tuple(context)] = _row(context, len(shared))
+                rows.append(row)
             _append(row, len(context), i, answer)
-    parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, list(rows.values())))
+    parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, rows))
     cut, whole = (_batches(part, bounds, before) for part, before in zip(parts, (0, len(shared)), strict=True))
     return Layout(list(shared), cut, whole)
 

@@ -70,7 +70,8 @@ def panels(view: View) -> list[Panel]:
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(found[task.name])
     units = {t.axis: t.unit for t in view.tasks}
-    axes = {key: axis(differences, units[key], view.margin) for key, differences in shared.items()}
+    effects = {t.axis: max(o.min_effect or 0.0 for o in view.tasks if o.axis == t.axis) for t in view.tasks}
+    axes = {key: axis(differences, units[key], effects[key] or None) for key, differences in shared.items()}
     return [_panel(view, t, found[t.name], axes[t.axis]) for t in view.tasks if found[t.name]]
 
 
@@ -123,7 +124,7 @@ def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> 
     plot = svg(
         "svg",
         joined(
-            _frame(scale, task, height, view.margin),
+            _frame(scale, task, height),
             *(_mark(line, scale, task.unit, view.baseline) for line in lines),
         ),
         class_="plot",
@@ -135,10 +136,10 @@ def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> 
     return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _frame(scale: Axis, task: Task, height: int, margin: float | None) -> Markup:
+def _frame(scale: Axis, task: Task, height: int) -> Markup:
     """Grid, zero line, tick labels, the smallest effect of interest as a pale column, and the better side where it is the left one."""
     parts = []
-    if margin:
+    if margin := task.min_effect:
         span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))
     shown = [t * task.unit.scale for t in scale.ticks]

@@ -14,12 +14,12 @@ from workbench.report.view import ROLES, Check, Companion, Configuration, Differ
 def view_of(document: Mapping[str, Any]) -> View:
     """Reads the document; raises KeyError where a configuration, task or metric has no name."""
     rows = tuple(_difference(r) for r in document.get("rows") or ())
-    tasks = _tasks(document.get("tasks") or (), rows)
+    family = document.get("family") or {}
+    tasks = _tasks(document.get("tasks") or (), rows, family.get("min_effect"))
     primary = {t.name: t.metric for t in tasks}
     provenance = document.get("provenance") or {}
     suites = [str(s.get("suite") or s.get("name") if isinstance(s, Mapping) else s) for s in provenance.get("suites") or ()]
     configurations = [_configuration(c, suites) for c in document.get("configurations") or ()]
-    family = document.get("family") or {}
     interference = document.get("interference") or {}
     return View(
         baseline=str(document.get("baseline") or "base"),
@@ -78,14 +78,14 @@ def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) ->
     return line[column] if line and column < len(line) else None
 
 
-def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[Difference, ...]) -> tuple[Task, ...]:
-    tasks = [_task(t, rows) for t in found]
+def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[Difference, ...], margin: float | None) -> tuple[Task, ...]:
+    tasks = [_task(t, rows, margin) for t in found]
     units = {t.name: t.unit for t in tasks if t.contrast is None}
     # a contrast may be negative, so its unit is that of the task it starts from
     return tuple(replace(t, unit=units[t.contrast[0]]) if t.contrast and units.get(t.contrast[0]) == POINTS else t for t in tasks)
 
 
-def _task(task: Mapping[str, Any], rows: tuple[Difference, ...]) -> Task:
+def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float | None) -> Task:
     name, metric = str(task["task"]), str(task.get("metric") or "")
     mine = [r for r in rows if r.task == name and r.metric == metric]
     lower, ratio, contrast = bool(task.get("lower")), task.get("ratio") or None, task.get("contrast") or None
@@ -105,6 +105,7 @@ def _task(task: Mapping[str, Any], rows: tuple[Difference, ...]) -> Task:
         ratio=ratio,
         scorer=task.get("scorer"),
         contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
+        min_effect=task.get("min_effect", margin),  # documents of before had one for all
     )
 
 

@@ -32,6 +32,7 @@ class Task:
         lower: Lower is better.
         ratio: Kind of a metric over the whole corpus, such as bits_per_byte; None for a mean over items.
         contrast: The two tasks whose difference this is.
+        min_effect: Smallest difference of interest, in the metric's own units; None where the suite gives none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     ratio: str | None = None
     scorer: str | None = None
     contrast: tuple[str, str] | None = None
+    min_effect: float | None = None
 
     @property
     def axis(self) -> str:

@@ -178,7 +178,7 @@ def glossary(view: View) -> list[tuple[str, str]]:
     size = f" ({view.family_size} comparisons)" if view.family_size else ""
     own = any(t.unit.scale != POINTS.scale for t in view.tasks)
     margin = f" (within {POINTS.score(view.margin)} points of zero" if view.margin else ""
-    margin += (f", or {view.margin:g} in a metric's own unit)" if own else ")") if margin else ""
+    margin += (", or what the suite gives for a metric in its own unit)" if own else ")") if margin else ""
     score = "Share of items answered correctly under the task's primary metric, in percent."
     mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks"
     adjusted = (
