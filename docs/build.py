@@ -165,7 +165,7 @@ def core_block(project: Path) -> str:
 def scoring_block(project: Path) -> str:
     """Scorers beside lm-eval's HFLM on the same requests, and whole processes beside its command line."""
     found = _read(project, SCORING)
-    if found is None:
+    if found is None or "processes" not in found:
         return MISSING
     rows = []
     for task, kinds in (("long", ("packed",)), ("letters", ("packed", "prefix")), ("story", ("packed",))):
