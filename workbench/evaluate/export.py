@@ -107,8 +107,9 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
         except WorkbenchError as error:
             if not isinstance(error.__cause__, OSError):  # what datasets raises where the hub or a file is out of reach
                 raise
-            again = f"Or export it on a machine that reaches its data, and copy {to} here."
-            raise WorkbenchError(error.message, f"{error.hint} {again}" if error.hint else again) from error
+            first = (error.hint or "Check that the data can be reached").partition(", or copy the task")[0].rstrip(".")
+            hint = f"{first}, or export it on a machine that reaches its data, and copy {to} here."
+            raise WorkbenchError(error.message, hint) from error
         shots = int(original.config.num_fewshot or 0) if num_fewshot is None else num_fewshot
         original.set_config(key="num_fewshot", value=shots)
         docs = [dict(doc) for doc in original.eval_docs]
