@@ -87,3 +87,11 @@ def words_project(tmp_path: Path, vocabularies: Path) -> Project:
     for name in ("base", "other", "third", "tied"):
         (tmp_path / name).symlink_to(vocabularies / name)
     return Project(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _talkative() -> None:
+    """The command line's one output keeps --quiet for the process; a test starts without it."""
+    from workbench.cli._output import out
+
+    out.quiet = False

@@ -67,8 +67,8 @@ def open_subjects(
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
-    chosen = suites_of(loaded, suite or [], project)
     entries = lineup(loaded, controls, hub, models.values())
+    chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
     return Opened(
