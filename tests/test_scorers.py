@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
-from workbench.evaluate.scorer import Scorer
-from workbench.scores import Store
+from workbench.evaluate.scorer import Kept, Scorer
+from workbench.scores import Journal, Store
 from workbench.suites import Plan
 
 __all__ = ["tasks_dir", "tokenizer"]
@@ -289,3 +289,54 @@ def test_running_text_does_not_become_one_long_row() -> None:
     assert answers([([0], [7] * 100) for _ in range(10)]) == [1] * 10
     assert sorted(answers([([0] * 20, [7] * 100) for _ in range(12)])) == [2, 5, 5]
     assert answers([([0] * 400, [7] * 100) for _ in range(8)]) == [8]
+
+
+def test_a_long_document_does_not_excuse_a_short_one(task_files: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running text of hundreds of nats has a relative tolerance; a choice of ten nats beside it has not."""
+    plan = plan_for(task_files, tokenizer, ["long", "rolling"])
+    model, real = tiny(), Forward.batch
+    assert min(row["loglikelihoods"][0] for row in score(plan, A, model)[1]["rolling"]) < -500
+
+    def shifted(self: Forward, prefix: list[int], rows: Any) -> Any:
+        return {i: (value + 4e-4 * (value > -50), greedy) for i, (value, greedy) in real(self, prefix, rows).items()}
+
+    monkeypatch.setattr(Forward, "batch", shifted)
+    with pytest.raises(RefusedError, match=r"up to 0.0004 nats, tolerance 0.0001"):
+        Scorer(plan, A, model).check()
+
+
+def test_texts_and_pairs_of_one_task_do_not_mix_in_its_journal(tmp_path: Path) -> None:
+    pairs, texts = (Kept(Journal(tmp_path / "t.jsonl", "d"), first, count) for first, count in ((0, 3), (3, 2)))
+    pairs.collect(iter([{0: [-1.0, True]}, {2: [-2.0, False]}]), None, "t")
+    texts.collect(iter([{0: "zero"}]), None, "t")
+    again = Journal(tmp_path / "t.jsonl", "d")
+    assert Kept(again, 0, 3).answers == {0: [-1.0, True], 2: [-2.0, False]}
+    assert Kept(again, 3, 2).answers == {0: "zero"}
+    told: list[tuple[str, int, int]] = []
+    assert Kept(again, 3, 2).collect(iter([{1: "one"}]), lambda *about: told.append(about), "t") == {0: "zero", 1: "one"}
+    assert told == [("t", 2, 2)]
+
+
+def test_texts_that_are_drawn_are_the_same_after_a_kill(
+    task_files: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (task_files / "copy.yaml").read_text("utf-8").replace("do_sample: false", "do_sample: true, temperature: 1.0")
+    (task_files / "copy.yaml").write_text(text)
+    plan, store = plan_for(task_files, tokenizer, ["copy"]), Store(tmp_path / "scores")
+    _, expected = score(plan, A, tiny())
+    assert len({row["response"] for row in expected["copy"]}) > 12
+    real, calls = Scorer._texts, list[int]()
+
+    def killed(self: Scorer, requests: Any, chunk: Any) -> Any:
+        calls.append(len(chunk))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, requests, chunk)
+
+    monkeypatch.setattr(Scorer, "_texts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, store, A, tiny)
+    told: list[tuple[int, int]] = []
+    scores = evaluate(plan, store, A, tiny, progress=lambda _, done, total: told.append((done, total)))
+    assert store.rows(scores) == expected
+    assert told[-2:] == [(24, 25), (1, 1)]

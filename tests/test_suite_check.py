@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.suitecheck import Check, check_suite, list_suites, show_suite
-from workbench.suites import load_suite
+from workbench.suites import Item, load_suite, subset
 
 __all__ = ["tokenizer"]
 PROJECT = Path(__file__).resolve().parents[1]
@@ -241,6 +241,18 @@ def test_command_line(place: Path) -> None:
     assert "--base DIR" in str(getattr(error, "hint", ""))
     error = run("suite", "check", "tyo", "--base", "base", code=1).exception
     assert getattr(error, "hint", "") == "Did you mean 'toy'?"
+
+
+def test_a_limited_check_names_the_item_that_is_wrong(place: Path) -> None:
+    chosen = subset([Item(doc["id"], "") for doc in documents()], 6)[-1].id
+
+    def break_it(docs: list[dict[str, Any]]) -> None:
+        next(doc for doc in docs if doc["id"] == chosen)["gold"] = 7
+
+    edit(place, break_it)
+    found = checks(place, limit=6)["pick", "choices"]
+    assert found.status == "failed"
+    assert f"({chosen})" in found.found
 
 
 def test_ls_and_show(place: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from workbench.compare import Comparison
 from workbench.controls import Entry
 from workbench.runs import run_for
-from workbench.scores import Scores
+from workbench.scores import Scores, write_whole
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
@@ -45,7 +44,7 @@ def card_scores(entries: Sequence[Entry], scores: Sequence[Scores], comparison: 
             before = card.read_text("utf-8")
             after = with_scores(before, entry.name, mine, document)
             if after != before:
-                _replace(card, after)
+                write_whole(card, after.encode())
             written.append(card)
     return written
 
@@ -105,13 +104,3 @@ def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, st
 def _range(value: float, low: float | None, high: float | None, sign: str = "") -> str:
     ends = "" if low is None or high is None or not math.isfinite(high - low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
     return f"{value:{sign}.3f}{ends}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it exists whole, old or new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -195,12 +195,12 @@ class Store:
         if not (folder / "items.jsonl.gz").exists():
             _write_rows(folder / "items.jsonl.gz", items)
         _write_rows(path.with_suffix(".jsonl.gz"), rows)
-        _write(path, (scores.model_dump_json(indent=1) + "\n").encode())
+        write_whole(path, (scores.model_dump_json(indent=1) + "\n").encode())
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
 
     def update(self, plan: Plan, scores: Scores) -> None:
         """Rewrite the scores document, after a name was added."""
-        _write(
+        write_whole(
             self._path(plan.suite.suite, plan.digest, scores.configuration.digest),
             (scores.model_dump_json(indent=1) + "\n").encode(),
         )
@@ -210,7 +210,7 @@ class Store:
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
         data = (json.dumps(plan.document(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
-            _write(path, data)
+            write_whole(path, data)
 
     def finished_task(self, plan: Plan, digest: str, task: str) -> dict[str, Any] | None:
         """A task's result from an interrupted evaluation."""
@@ -223,7 +223,7 @@ class Store:
     def keep_task(self, plan: Plan, digest: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": digest, **result}, ensure_ascii=False).encode()
-        _write(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
+        write_whole(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
 
     def journal(self, plan: Plan, digest: str, task: str) -> Journal:
         """Answers to single requests of a task that is being scored."""
@@ -233,7 +233,7 @@ class Store:
 
     def refuse(self, plan: Plan, reason: str) -> None:
         """Remember that the plan's scorer failed its check: from now on `settled` gives the plan with hflm."""
-        _write(self.folder(plan.suite.suite, plan.digest) / "refused.txt", f"{reason}\n".encode())
+        write_whole(self.folder(plan.suite.suite, plan.digest) / "refused.txt", f"{reason}\n".encode())
 
     def settled(self, plan: Plan) -> Plan:
         """The plan, or the same with hflm where its scorer was refused before."""
@@ -265,7 +265,7 @@ class Journal:
         if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
             whole, self.done = [], {}
         if not whole or len(whole) < len(lines):
-            _write(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+            write_whole(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
 
     def add(self, answers: Mapping[int, Any]) -> None:
         """Keep some more answers."""
@@ -284,15 +284,18 @@ def _read_rows(path: Path) -> Rows:
 
 def _write_rows(path: Path, rows: Rows) -> None:
     lines: Iterable[str] = (json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task)
-    _write(path, gzip.compress("".join(lines).encode(), 6, mtime=0))  # mtime 0: equal rows, equal bytes
+    write_whole(path, gzip.compress("".join(lines).encode(), 6, mtime=0))  # mtime 0: equal rows, equal bytes
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it exists whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

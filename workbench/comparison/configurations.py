@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from workbench.scores import Configuration, Scores
 from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS, TINY, Floats, expanded_tail, score_interval
@@ -47,10 +46,10 @@ def summary(
         "kept": kept,
         "kept_mean": kept_mean,
         "forgetting": forgetting(mine, root, c) if root else None,
-        "parameters": getattr(c, "parameters", None),
-        "bytes": getattr(c, "bytes", None),
-        "bricks": getattr(c, "bricks", None),
-        "check": [_plain(getattr(s, "check", None)) for s in entry],
+        "parameters": c.parameters,
+        "bytes": c.bytes,
+        "bricks": c.bricks,
+        "check": [s.check.model_dump() if s.check else None for s in entry],
         "scores": scores,
     }
 
@@ -130,10 +129,6 @@ def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) ->
         elif -margin <= low and high <= margin:
             verdict = "equivalent"
     return {"diff": diff, "low": low, "high": high, "verdict": verdict}
-
-
-def _plain(found: Any) -> Any:
-    return found.model_dump() if isinstance(found, BaseModel) else found
 
 
 def _interval(value: float, draws: Floats) -> dict[str, float]:

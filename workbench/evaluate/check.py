@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.evaluate.packed import Answer, Forward, Pair, lay_out, shared_start
+from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
 from workbench.scores import Check
 
 if TYPE_CHECKING:
@@ -25,44 +26,51 @@ class RefusedError(Exception):
 def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str) -> Check:
     """Compare, on the documents of each task with the longest row and three spread over the rest.
 
-    In float32 log-likelihoods agree to 1e-4 nats. In narrower dtypes HFLM itself gives other numbers for other batch sizes: the
-    difference may be twice that spread, measured here between its batch size and 1, and is never asked to be less than
-    the rounding of the log-likelihood itself.
+    In float32 log-likelihoods agree to 1e-4 nats. In narrower dtypes HFLM itself gives other numbers for other batch sizes: there a
+    difference may be twice the largest of those, measured here between its batch size, a quarter of it and 1, and is never
+    asked to be less than the rounding of the log-likelihood itself.
 
     Args:
         lm: The referee, on the model that `forward` runs.
         tasks: Tokenised pairs of each task.
+    Returns: The difference that is largest beside its tolerance.
     Raises: RefusedError.
     """
-    pairs: list[Pair] = []
-    ours: list[Answer] = []
-    documents = 0
+    chosen = [_documents(task) for task in tasks]
+    pairs = [task[i] for task, (members, _) in zip(tasks, chosen, strict=True) for i in members]
     try:
-        for task in tasks:
-            chosen, count = _documents(task)
-            documents += count
-            found = _answers(lm, forward, task, chosen, scorer)
-            pairs += [task[i] for i in chosen]
-            ours += [found[i] for i in chosen]
+        ours = [
+            answer
+            for task, (members, _) in zip(tasks, chosen, strict=True)
+            for answer in _answers(lm, forward, task, members, scorer)
+        ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError) as error:
+        # A model that takes no such mask, positions or cache raises what it likes; memory is the caller's affair.
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        raise RefusedError(
-            f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
-        ) from error
+        text = str(error).splitlines()[0][:200] if str(error) else "no message"
+        raise RefusedError(f"{type(error).__name__}: {text}") from error
     theirs = lm.referee(pairs)
-    difference = _largest(ours, theirs)
-    whole = lm.model.dtype in (torch.float32, torch.float64)
-    if whole:
-        spread, tolerance = None, _NATS * max(1.0, max((abs(value) for value, _ in theirs), default=0.0) / 100)
+    dtype = lm.model.dtype
+    if dtype in (torch.float32, torch.float64):
+        spread, least, relative = None, _NATS, _NATS / 100
     else:
-        spread = _largest(theirs, lm.referee(pairs, 1))
-        rounding = torch.finfo(lm.model.dtype).eps * max((abs(value) for value, _ in theirs), default=0.0)
-        tolerance = max(2 * spread, rounding)
-    if not difference <= tolerance and all(math.isfinite(value) for value, _ in theirs):
+        others = (lm.referee(pairs, size) for size in {1, max(1, bounds_of(lm).batch_size // 4)})
+        spread = max(max(_gaps(a, b)) for a, b in combinations([theirs, *others], 2))
+        least, relative = 2 * spread, torch.finfo(dtype).eps
+    tolerances = [max(least, relative * abs(value)) for value, _ in theirs]
+    # Where lm-eval's own numbers are not finite the weights are broken: that is said when the task is scored.
+    found = [
+        (gap, allowed)
+        for gap, allowed, (value, _) in zip(_gaps(ours, theirs), tolerances, theirs, strict=True)
+        if math.isfinite(value)
+    ]
+    difference, tolerance = max(found, key=lambda pair: pair[0] / max(pair[1], 1e-12), default=(0.0, least))
+    if difference > tolerance:
         raise RefusedError(f"log-likelihoods differ from hflm's by up to {difference:.2g} nats, tolerance {tolerance:.2g}")
-    return Check(scorer=scorer, documents=documents, max_difference=difference if math.isfinite(difference) else 0.0,
-                 tolerance=tolerance, spread=spread)  # fmt: skip
+    return Check(
+        scorer=scorer, documents=sum(count for _, count in chosen), max_difference=difference, tolerance=tolerance, spread=spread
+    )
 
 
 def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
@@ -76,21 +84,16 @@ def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
     return [i for context in chosen for i in groups[context]], len(chosen)
 
 
-def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], chosen: Sequence[int], scorer: str) -> dict[int, Answer]:
+def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], chosen: Sequence[int], scorer: str) -> list[Answer]:
     """The scorer's answers to some pairs of a task, with the prefix of the whole task."""
-    from workbench.evaluate.models import bounds_of
-
     bounds = bounds_of(lm)
-    shared = shared_start(task, bounds.max_length) if scorer == "prefix" else []
-    found: dict[int, Answer] = {}
-    for prefix, rows in lay_out([task[i] for i in chosen], bounds, shared).batches():
-        found |= {chosen[i]: answer for i, answer in forward.batch(prefix, rows).items()}
-    return found
+    found = forward.answers(lay_out([task[i] for i in chosen], bounds, start_for(scorer, task, bounds)))
+    return [found[i] for i in range(len(chosen))]
 
 
-def _largest(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
-    """Largest difference; NaN on one side alone is infinite."""
-    gaps = [
+def _gaps(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[float]:
+    """Differences in nats; infinite where one side alone is NaN, 0 where both are."""
+    gaps = (
         0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b) for (a, _), (b, _) in zip(ours, theirs, strict=True)
-    ]
-    return max((math.inf if math.isnan(gap) else gap for gap in gaps), default=0.0)
+    )
+    return [math.inf if math.isnan(gap) else gap for gap in gaps]

@@ -17,7 +17,7 @@ import yaml
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED, quiet
-from workbench.evaluate.tasks import _manager, _task
+from workbench.evaluate.tasks import load_task, manager_of
 from workbench.suites import item_ids
 from workbench.versions import installed
 
@@ -122,7 +122,7 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
             folder = Path(place)
             _write(folder, stem, config, kept, own_pool, to / "localdata.py", name)
             with_defaults = TaskManager(include_path=str(folder), include_defaults=False)
-            local = _task(with_defaults, name, [name])
+            local = load_task(with_defaults, name, [name])
             local.set_config(key="num_fewshot", value=shots)
             count = _compare(original, local, name)
             files = _move(folder, to)
@@ -135,11 +135,11 @@ def _load(name: str, include_path: Path | None) -> Any:
         raise WorkbenchError(f"--include-path {include_path}: no such folder", "Name the folder that holds the task's YAML file.")
     folder = include_path or Path("evals") / "tasks"
     if folder.is_dir():
-        manager = _manager(folder, bundled=False)
+        manager = manager_of(folder, bundled=False)
         if name in manager.all_tasks:
-            return _task(manager, name, manager.all_tasks)
-    manager = _manager(folder, bundled=True)
-    return _task(manager, name, [])
+            return load_task(manager, name, manager.all_tasks)
+    manager = manager_of(folder, bundled=True)
+    return load_task(manager, name, [])
 
 
 def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, PreTrainedModel
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.check import RefusedError, checked
-from workbench.evaluate.packed import Answer, Bounds, Forward, Pair, lay_out, shared_start
+from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
 
 log = logging.getLogger("workbench")
 Tokenised = tuple[tuple[str, str], list[int], list[int]]
@@ -127,21 +127,9 @@ class WorkbenchLM(SafeHFLM):
                 self.scorer = "hflm"
         if self.scorer == "hflm" or self._forward is None:
             return list(self.referee(pairs))
-        shared = shared_start(pairs, self.max_length) if self.scorer == "prefix" else []
-        layout = lay_out(pairs, bounds_of(self), shared)
-        found: dict[int, Answer] = {}
-        for prefix, rows in layout.batches():
-            found.update(self._forward.batch(prefix, rows))
+        bounds = bounds_of(self)
+        found = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
         return [found[i] for i in range(len(pairs))]
-
-
-def bounds_of(lm: SafeHFLM) -> Bounds:
-    """What bounds a forward pass: the model's length, lm-eval's batch size, the width of the logits, keys and values of a token."""
-    config = lm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    batch = lm.batch_size if isinstance(lm.batch_size, int) else 32
-    return Bounds(lm.max_length, batch, config.vocab_size, 2 * config.num_hidden_layers * heads * width)
 
 
 def _device(device: str | None, pretrained: Any) -> Any:

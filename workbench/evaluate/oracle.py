@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.quiet import SEED, quiet
+from workbench.evaluate.quiet import quiet
+from workbench.evaluate.requests import build, by_item, metrics_of
 from workbench.evaluate.tasks import load_tasks
-from workbench.suites import Plan, item_ids
-from workbench.taskfiles import metric_name
+from workbench.suites import Plan
 
 # Log-likelihoods that the oracle gives to the gold choice and to every other one.
 _RIGHT, _WRONG = 0.0, -10.0
@@ -78,22 +78,14 @@ def _means(task: Any) -> set[str]:
 
 def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
     """The items with what the gold answers score, the number of examples, their pool and the test documents."""
-    task.set_fewshot_seed(seed=SEED)
-    ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
-    wanted = {item.id for item in plan.items[name]}
-    numbers = [i for i, identity in enumerate(ids) if identity in wanted]
-    task.build_all_requests(
-        samples=numbers, apply_chat_template=plan.suite.chat_template, fewshot_as_multiturn=plan.suite.chat_template,
-        chat_template=_template(plan) if plan.suite.chat_template else None)  # fmt: skip
-    grouped: dict[int, list[Any]] = {}
-    for instance in task.instances:
-        grouped.setdefault(instance.doc_id, []).append(instance)
+    grouped = by_item(build(plan, name, task, _template(plan) if plan.suite.chat_template else None))
     gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
     for number, found in grouped.items():
         for instance in found:
             instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
     task.apply_filters()
-    items = [_asked(task, ids[number], found, gold[number], _means(task)) for number, found in sorted(grouped.items())]
+    means = _means(task)
+    items = [_asked(task, plan.items[name][number].id, found, gold[number], means) for number, found in grouped.items()]
     shots = int(task.config.num_fewshot or 0)
     pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
     return items, shots, pool, [_pair(task, doc) for doc in task.eval_docs]
@@ -153,13 +145,8 @@ def _response(task: Any, instance: Any, gold: _Gold) -> Any:
 
 def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> Asked:
     kind = task.OUTPUT_TYPE
-    filters = list(instances[0].filtered_resps)
-    metrics: dict[str, float] = {}
-    for by in filters:
-        found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
-        metrics |= {
-            metric_name(m, by, filters): float(v) for m, v in found.items() if m in means and not isinstance(v, (tuple, list))
-        }
+    metrics = {metric: float(value) for metric, value in metrics_of(task, instances)
+               if metric.partition(",")[0] in means and not isinstance(value, (tuple, list))}  # fmt: skip
     requests, generated = [], 0
     for instance in instances:
         context = str(instance.args[0])

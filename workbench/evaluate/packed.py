@@ -131,6 +131,20 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
     return Layout(list(shared), cut, whole)
 
 
+def bounds_of(lm: Any) -> Bounds:
+    """Bounds for lm-eval's model of a live model: its length and batch size, the width of the logits, keys and values of a token."""
+    config = lm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    batch = lm.batch_size if isinstance(lm.batch_size, int) else 32
+    return Bounds(lm.max_length, batch, config.vocab_size, 2 * config.num_hidden_layers * heads * width)
+
+
+def start_for(scorer: str, pairs: Sequence[Pair], bounds: Bounds) -> list[int]:
+    """What a scorer forwards once for all pairs of a task: nothing for `packed`."""
+    return shared_start(pairs, bounds.max_length) if scorer == "prefix" else []
+
+
 def shared_start(pairs: Sequence[Pair], max_length: int) -> list[int]:
     """What the contexts that are not cut begin with, where forwarding it once is worth a pass; else nothing."""
     contexts = {tuple(c) for c, a in pairs if len(c) + len(a) <= max_length + 1}
@@ -200,6 +214,13 @@ class Forward:
         self.windows = _windows(model.config)
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
+    def answers(self, layout: Layout) -> dict[int, Answer]:
+        """Answers of all pairs of a layout."""
+        found: dict[int, Answer] = {}
+        for prefix, rows in layout.batches():
+            found |= self.batch(prefix, rows)
+        return found
+
     @torch.inference_mode()
     def batch(self, prefix: list[int], rows: Sequence[Row]) -> dict[int, Answer]:
         """Answers of a batch's pairs, whose rows follow the prefix."""
@@ -240,10 +261,10 @@ class Forward:
             inside = torch.cat((inside.new_ones(batch, width, shared), inside), 2)
             keys = torch.cat((torch.arange(shared, device=positions.device).expand(batch, -1), positions), 1)
         longest = int(positions.max())
-        masks = {kind: self._additive(inside, positions, keys, window if window and longest >= window else None)
-                 for kind, window in self.windows.items()}  # fmt: skip
-        differ = any(window and longest >= window for window in self.windows.values())
-        return masks if differ and len(masks) > 1 else next(iter(masks.values()))
+        if not any(window and longest >= window for window in self.windows.values()):
+            return self._additive(inside, positions, keys, None)  # all kinds of attention see the same
+        masks = {kind: self._additive(inside, positions, keys, window) for kind, window in self.windows.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _additive(self, visible: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
         if window:

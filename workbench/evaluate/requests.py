@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.packed import Pair
+from workbench.evaluate.packed import Layout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
 from workbench.scores import Row
@@ -34,6 +34,7 @@ class Requests:
         instances: lm-eval's requests.
         pairs: Tokens of all log-likelihood requests, one after another.
         owners: The request that a pair belongs to.
+        layouts: Scorer -> how the pairs are forwarded; made when it is first needed.
     """
 
     name: str
@@ -42,12 +43,18 @@ class Requests:
     instances: list[Any]
     pairs: list[Pair] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    layouts: dict[str, Any] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
 
     @property
     def generated(self) -> list[int]:
         """Requests that ask for text."""
         return [i for i, instance in enumerate(self.instances) if instance.request_type == GENERATED]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether texts are drawn at random."""
+        settings = (self.instances[i].args[1] for i in self.generated)
+        return any(given.get("do_sample", float(given.get("temperature") or 0) > 0) for given in settings)
 
     def likelihoods(self, answers: Mapping[int, tuple[float, bool]]) -> dict[int, Any]:
         """Answers to pairs as answers to requests: (log-likelihood, greedy), or the sum over the windows of a rolling one."""
@@ -74,7 +81,13 @@ def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
     return _prepared[key]
 
 
-def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
+def build(plan: Plan, name: str, task: Any, template: Callable[..., str] | None = None, tokenizer_name: str = "") -> list[Any]:
+    """lm-eval's requests for the plan's items of a task; a request's `doc_id` is the item's place in `plan.items[name]`.
+
+    Args:
+        template: Puts prompts into the chat template, where the suite asks for it.
+    Errors: data that changed since the plan was made; a task whose templates fail on its data.
+    """
     items = plan.items[name]
     ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
     wanted = {item.id for item in items}
@@ -85,22 +98,44 @@ def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
         )
     task.set_fewshot_seed(seed=SEED)
     chat = plan.suite.chat_template
-    if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
-        raise WorkbenchError(
-            f"suite '{plan.suite.suite}' asks for the chat template, and the tokenizer has none",
-            "Remove chat_template from the suite, or add the template to the tokenizer.",
-        )
     try:
         task.build_all_requests(
             samples=samples, rank=0, world_size=1, apply_chat_template=chat, fewshot_as_multiturn=chat,
-            chat_template=lm.apply_chat_template if chat else None, tokenizer_name=lm.tokenizer_name if chat else "",
+            chat_template=template if chat else None, tokenizer_name=tokenizer_name if chat else "",
         )  # fmt: skip
     except (TemplateError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise WorkbenchError(
             f"task '{name}': its prompts cannot be built: {type(error).__name__}: {str(error)[:300]}",
             f"Compare the templates of the task file with the fields of its data: workbench suite check {plan.suite.suite}",
         ) from error
-    requests = Requests(name, task, items, list(task.instances))
+    return list(task.instances)
+
+
+def metrics_of(task: Any, instances: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """(metric, value) of one item, for all of the task's filters; names as in the stored rows. `instances`: its requests, answered and filtered."""
+    filters = list(instances[0].filtered_resps)
+    for by in filters:
+        found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
+        yield from ((metric_name(metric, by, filters), value) for metric, value in found.items())
+
+
+def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
+    """Requests of each item, in lm-eval's order."""
+    found: dict[int, list[Any]] = {}
+    for instance in sorted(instances, key=lambda instance: (instance.doc_id, instance.idx)):
+        found.setdefault(instance.doc_id, []).append(instance)
+    return found
+
+
+def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
+    chat = plan.suite.chat_template
+    if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
+        raise WorkbenchError(
+            f"suite '{plan.suite.suite}' asks for the chat template, and the tokenizer has none",
+            "Remove chat_template from the suite, or add the template to the tokenizer.",
+        )
+    instances = build(plan, name, task, lm.apply_chat_template, lm.tokenizer_name if chat else "")
+    requests = Requests(name, task, plan.items[name], instances)
     scored = [i for i, instance in enumerate(requests.instances) if instance.request_type != GENERATED]
     if scored and hasattr(lm, "pairs"):
         _tokenise(requests, scored, lm)
@@ -131,23 +166,15 @@ def rows_of(plan: Plan, requests: Requests, answers: Mapping[int, Any]) -> tuple
         repeated = isinstance(answers[i], list)
         instance.resps, instance.filtered_resps = (list(answers[i]) if repeated else [answers[i]]), {}
     task._instances = requests.instances
+    found: list[Row] = []
+    asked: list[Row] = []
     with quiet():
         task.apply_filters()
-        by_document: dict[int, list[Any]] = {}
-        for instance in requests.instances:
-            by_document.setdefault(instance.doc_id, []).append(instance)
-        filters = list(requests.instances[0].filtered_resps)
-        found: list[Row] = []
-        asked: list[Row] = []
-        for number, item in enumerate(requests.items):
-            members = sorted(by_document[number], key=lambda instance: instance.idx)
-            question, answer = _rows(plan, requests, item, members)
-            for by in filters:
-                metrics = task.process_results(members[0].doc, [instance.filtered_resps[by] for instance in members])
-                for metric, value in metrics.items():
-                    full = metric_name(metric, by, filters)
-                    if full in plan.metrics[name]:
-                        answer["metrics"][full] = _stored(value, plan.ratios.get(name, {}).get(full))
+        for number, members in by_item(requests.instances).items():
+            question, answer = _rows(plan, requests, requests.items[number], members)
+            for metric, value in metrics_of(task, members):
+                if metric in plan.metrics[name]:
+                    answer["metrics"][metric] = _stored(value, plan.ratios.get(name, {}).get(metric))
             asked.append(question)
             found.append(answer)
     return found, asked

@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate import Progress
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
-from workbench.evaluate.models import SafeHFLM, bounds_of
-from workbench.evaluate.packed import Answer, Forward, Layout, lay_out, shared_start
+from workbench.evaluate.models import SafeHFLM
+from workbench.evaluate.packed import Answer, Forward, Layout, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
 from workbench.scores import Check, Configuration, Journal
 from workbench.suites import Plan
-
-Progress = Callable[[str, int, int], None]
 
 
 class Scorer:
@@ -63,7 +62,8 @@ class Scorer:
 
     def sizes(self) -> dict[str, int]:
         """Answers that each task needs: pairs to score and texts to write."""
-        return {name: len(found.pairs or found.instances) + len(found.generated) for name, found in self.requests.items()}
+        texts = {name: len(found.generated) for name, found in self.requests.items()}
+        return {n: (len(found.pairs) or len(found.instances) - texts[n]) + texts[n] for n, found in self.requests.items()}
 
     def check(self) -> Check | None:
         """Compare the scorer with hflm where it is not hflm. Raises: check.RefusedError."""
@@ -88,13 +88,15 @@ class Scorer:
             with self._scoring(), seeded():
                 if requests.pairs:
                     layout = self._layout(requests) if self.forward is not None else None
-                    work = self._packed(layout, journal) if layout else self._hflm(requests, journal)
-                    found = self._collect(work, journal, progress, name, len(requests.pairs))
-                    answers |= requests.likelihoods(found)
-                elif any(i not in requests.generated for i in range(len(requests.instances))):
+                    kept = Kept(journal, 0, len(requests.pairs))
+                    work = self._packed(layout, kept.answers) if layout else self._hflm(requests, kept.answers)
+                    answers |= requests.likelihoods(kept.collect(work, progress, name))
+                elif len(requests.generated) < len(requests.instances):
                     answers |= self._asked(requests)
                 if requests.generated:
-                    answers |= self._collect(self._generate(requests, journal), journal, progress, name, len(requests.generated))
+                    # Texts that are drawn depend on all that was drawn before: such a task is kept whole or not at all.
+                    kept = Kept(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
+                    answers |= kept.collect(self._generate(requests, kept.answers), progress, name)
             rows, items = rows_of(self.plan, requests, answers)
         except FloatingPointError:
             raise self._not_finite(name, "NaN logits while generating") from None
@@ -115,26 +117,25 @@ class Scorer:
     def _layout(self, requests: Requests) -> Layout:
         if self.plan.scorer not in requests.layouts:
             bounds = bounds_of(self.lm)
-            shared = shared_start(requests.pairs, bounds.max_length) if self.plan.scorer == "prefix" else []
+            shared = start_for(self.plan.scorer, requests.pairs, bounds)
             requests.layouts[self.plan.scorer] = lay_out(requests.pairs, bounds, shared)
-        layout: Layout = requests.layouts[self.plan.scorer]
-        return layout
+        return requests.layouts[self.plan.scorer]
 
-    def _packed(self, layout: Layout, journal: Journal | None) -> Iterator[dict[int, Answer]]:
+    def _packed(self, layout: Layout, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         assert self.forward is not None
         for prefix, rows in layout.batches():
-            if not all(pair in _done(journal) for row in rows for pair, *_ in row.answers):
+            if not all(pair in done for row in rows for pair, *_ in row.answers):
                 yield self.forward.batch(prefix, rows)
 
-    def _hflm(self, requests: Requests, journal: Journal | None) -> Iterator[dict[int, Answer]]:
+    def _hflm(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         """lm-eval's batches one by one, in its order."""
         whole = [context + answer for context, answer in requests.pairs]
         order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i]))
         for chunk in _chunks(order, self.plan.batch_size):
-            if not all(pair in _done(journal) for pair in chunk):
+            if not all(pair in done for pair in chunk):
                 yield dict(zip(chunk, self.lm.referee([requests.pairs[i] for i in chunk]), strict=True))
 
-    def _generate(self, requests: Requests, journal: Journal | None) -> Iterator[dict[int, Any]]:
+    def _generate(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
         """lm-eval's batches one by one, in its order: prompts of one length stand together."""
         if self.plan.suite.backend != "hf":
             yield self._texts(requests, requests.generated)
@@ -146,7 +147,7 @@ class Scorer:
         for members in groups.values():
             order = sorted(members, key=lambda i: (-lengths[i], requests.instances[i].args[0]))
             for chunk in _chunks(order, self.plan.batch_size):
-                if not all(request in _done(journal) for request in chunk):
+                if not all(request in done for request in chunk):
                     yield self._texts(requests, chunk)
 
     def _texts(self, requests: Requests, chunk: Sequence[int]) -> dict[int, Any]:
@@ -163,18 +164,6 @@ class Scorer:
         for kind in dict.fromkeys(i.request_type for i in requests.instances if i.request_type != "generate_until"):
             members = [i for i, instance in enumerate(requests.instances) if instance.request_type == kind]
             found |= dict(zip(members, getattr(self.lm, kind)([requests.instances[i] for i in members]), strict=True))
-        return found
-
-    def _collect(
-        self, work: Iterator[dict[int, Any]], journal: Journal | None, progress: Progress | None, name: str, total: int
-    ) -> dict[int, Any]:
-        found = dict(_done(journal))
-        for answers in work:
-            found |= answers
-            if journal:
-                journal.add(answers)
-            if progress:
-                progress(name, len(found), total)
         return found
 
     def _scoring(self) -> Any:
@@ -201,8 +190,23 @@ def _evaluating(model: Any) -> Iterator[None]:
             model.train(training)
 
 
-def _done(journal: Journal | None) -> dict[int, Any]:
-    return journal.done if journal else {}
+class Kept:
+    """Answers to `count` pairs or requests, those of an interrupted evaluation among them; in the journal they are numbered from `first` on."""
+
+    def __init__(self, journal: Journal | None, first: int, count: int) -> None:
+        self.journal, self.first, self.count = journal, first, count
+        done = journal.done if journal else {}
+        self.answers = {number - first: answer for number, answer in done.items() if first <= number < first + count}
+
+    def collect(self, work: Iterator[dict[int, Any]], progress: Progress | None, name: str) -> dict[int, Any]:
+        """Do what is left of the work, batch by batch -> all answers."""
+        for answers in work:
+            self.answers |= answers
+            if self.journal:
+                self.journal.add({self.first + number: answer for number, answer in answers.items()})
+            if progress:
+                progress(name, len(self.answers), self.count)
+        return self.answers
 
 
 def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -24,7 +24,7 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
 
     with quiet():
-        task = _task(_manager(tasks_dir, bundled=found is None), name, index)
+        task = load_task(manager_of(tasks_dir, bundled=found is None), name, index)
         docs = [dict(doc) for doc in task.eval_docs]
         shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     filters = [f.name for f in task._filters]
@@ -45,13 +45,13 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     )
 
 
-def _manager(tasks_dir: Path, *, bundled: bool) -> Any:
+def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(tasks_dir), include_defaults=bundled)  # with defaults: 14,000 files, 4 s
 
 
-def _task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> Any:
+def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> Any:
     """Load one task. Errors: unknown name, a group, data out of reach."""
     if name not in manager.all_tasks:
         close = nearest(name, known)
@@ -85,8 +85,8 @@ def _task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> 
 
 def load_tasks(plan: Plan) -> dict[str, Any]:
     """lm-eval's task objects of a plan, with the settings that lm-eval's own front end would make."""
-    managers = {bundled: _manager(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
-    tasks = {name: _task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
+    managers = {bundled: manager_of(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
+    tasks = {name: load_task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
     for task in tasks.values():
         own, asked = task.get_config("num_fewshot"), plan.suite.num_fewshot
         if own == 0 and asked:  # lm-eval would go on without examples

@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from workbench.measure import Measures
 from workbench.report.numbers import MISSING, signed
-from workbench.report.page import asset, write_whole
+from workbench.report.page import asset
 from workbench.report.svg import joined, svg
+from workbench.scores import write_whole
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # More columns than this get narrow cells, whose numbers are in the hover text alone.
@@ -60,7 +61,7 @@ def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Pat
         title=f"{name} beside {', '.join(others)}" if others else name, base=Path(base).name if Path(base).is_absolute() else base, lead=_lead(measures),
         columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, text)
+    write_whole(out, text.encode())
     return out
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +18,7 @@ from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
 from workbench.report.view import VERDICTS, View
+from workbench.scores import write_whole
 
 ROLE_WORDS = {
     "base": "base",
@@ -47,7 +47,7 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem + suffix) for suffix in SUFFIXES]
     for path, text in zip(paths, texts, strict=True):
-        write_whole(path, text)
+        write_whole(path, text.encode())
     return paths
 
 
@@ -129,13 +129,3 @@ def _helpers() -> dict[str, Any]:
 def asset(name: str) -> str:
     """A file of the templates folder."""
     return resources.files("workbench.report").joinpath("templates", name).read_text("utf-8")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces the file as a whole, so that an interrupted run leaves the former report."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
