@@ -173,6 +173,18 @@ def mini_suite(project: Project) -> None:
     (tasks / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def clustered_suite(project: Project) -> None:
+    """The same with 60 items in 20 clusters, so that verdicts can fall."""
+    mini_suite(project)
+    words = ["a", "b", "c", "d", "e"]
+    rows = [
+        {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
+        for i in range(60)
+    ]
+    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare, recipe, command, code, message = CASES[case]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from project import Project
-from test_bad_input import mini_suite
+from test_bad_input import clustered_suite
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
@@ -27,14 +27,7 @@ eval: [mini]
 @pytest.fixture
 def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with a suite of 60 items in 20 clusters and a recipe of all three verbs."""
-    mini_suite(project)
-    words = ["a", "b", "c", "d", "e"]
-    rows = [
-        {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
-        for i in range(60)
-    ]
-    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
+    clustered_suite(project)
     (project.path / "facts.jsonl").write_text('{"prompt": "a b", "target": "c"}\n{"prompt": "c d", "target": "e"}\n')
     project.write(RECIPE, "all.yaml")
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n", "mean.yaml")

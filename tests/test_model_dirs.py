@@ -12,7 +12,7 @@ import pytest
 import torch
 from hub_server import CommandLine, HubServer
 from project import Project
-from test_bad_input import mini_suite
+from test_bad_input import clustered_suite
 from tiny import edit_json, save_finetuned
 from typer.testing import CliRunner, Result
 
@@ -26,14 +26,7 @@ MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\ne
 @pytest.fixture
 def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A project with 60 items in 20 clusters, a recipe, and two models beside it."""
-    mini_suite(project)
-    words = ["a", "b", "c", "d", "e"]
-    rows = [
-        {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
-        for i in range(60)
-    ]
-    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
+    clustered_suite(project)
     project.write(MEAN, "mean.yaml")
     for name, seed in (("Tuned-A", 4), ("Tuned-B", 5)):
         save_finetuned(project.path / "base", project.path / "models" / name, seed=seed)

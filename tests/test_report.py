@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from report_document import TASKS, make_document, make_large
-from report_page import Document, Page, rendered
+from report_page import Document, Page, document, rendered, text
 
 from workbench.report import render
 from workbench.report.forest import axis
@@ -21,18 +21,10 @@ from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed,
 from workbench.report.reading import view_of
 from workbench.report.wording import missing_controls, summary, without_average
 
+__all__ = ["document", "text"]
+
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
 EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
-
-
-@pytest.fixture(scope="module")
-def document() -> Document:
-    return make_document()
-
-
-@pytest.fixture(scope="module")
-def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
 
 
 def packed(text: str) -> Document:

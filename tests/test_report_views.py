@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from report_additions import BRICK_BYTES, add_own_units
 from report_document import make_document
-from report_page import Document, Page, rendered
+from report_page import Document, Page, document, rendered, text
 
-from workbench.report import render
 from workbench.report.facts import self_check
 from workbench.report.flips import direction
 from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, signed, size, small
@@ -21,15 +20,7 @@ from workbench.report.reading import view_of
 from workbench.report.scatter import front, scatters
 from workbench.report.wording import diff_pair, headline, what
 
-
-@pytest.fixture(scope="module")
-def document() -> Document:
-    return make_document()
-
-
-@pytest.fixture(scope="module")
-def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
+__all__ = ["document", "text"]
 
 
 @pytest.fixture(scope="module")
