@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from workbench.errors import WorkbenchError, nearest
 from workbench.samples import TaskSamples, read_samples
-from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
-from workbench.statistics import codes, ratio, ratio_interval, score_interval
+from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores, stored_in
+from workbench.statistics import codes
 from workbench.suites import Item, Plan, Suite
 from workbench.taskfiles import digest_of
 
@@ -100,7 +98,7 @@ def find_imported(store: Store, suite: str, names: Sequence[str]) -> list[Scores
 
     Errors: unknown name, names under different plans.
     """
-    groups = [read_all(folder) for plan, folder in _plans(store) if plan["suite"]["suite"] == suite]
+    groups = [stored_in(folder) for plan, folder in _plans(store) if plan["suite"]["suite"] == suite]
     groups.sort(key=lambda group: max((s.created for s in group), default=""), reverse=True)
     if not names:
         return groups[0]
@@ -138,7 +136,7 @@ def stored_plans(store: Store) -> list[dict[str, Any]]:
     """What the store holds, one document a plan, by suite and then the newest first: `scores ls --json`."""
     found = []
     for path in store.root.glob("*/plan.json"):
-        plan, scores = json.loads(path.read_text("utf-8")), read_all(path.parent)
+        plan, scores = json.loads(path.read_text("utf-8")), stored_in(path.parent)
         found.append({
             "suite": plan["suite"]["suite"], "plan": plan["plan"], "imported": bool(plan.get("imported")), "scorer": plan["scorer"], "dtype": plan["dtype"],
             "batch_size": plan["batch_size"], "partial": bool(plan["partial"]), "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
@@ -150,15 +148,9 @@ def stored_plans(store: Store) -> list[dict[str, Any]]:
     return sorted(found, key=lambda plan: plan["suite"])
 
 
-def read_all(folder: Path) -> list[Scores]:
-    """All complete scores of a plan's folder, the oldest first."""
-    found = [Scores.model_validate_json(p.read_text("utf-8")) for p in folder.glob("*.json") if p.name != "plan.json"]
-    return sorted(found, key=lambda s: (s.created, s.configuration.name))
-
-
 def _plans(store: Store) -> list[tuple[dict[str, Any], Path]]:
     found = [(json.loads(path.read_text("utf-8")), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
-    return [(plan, folder) for plan, folder in found if plan.get("imported") and read_all(folder)]
+    return [(plan, folder) for plan, folder in found if plan.get("imported") and stored_in(folder)]
 
 
 def _expanded(files: Iterable[Path]) -> list[Path]:
@@ -205,7 +197,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
     rows: Rows = {s.task: s.rows for s in samples}
     digest = _digest([name, rows])
     notes = tuple(note for s in samples for note in s.notes)
-    for other in read_all(store.folder(suite, plan.digest)):
+    for other in store.list(plan):
         if other.configuration.name == name and other.configuration.digest == digest:
             return Imported(other, plan, False, notes)
         if other.configuration.name == name:
@@ -272,16 +264,10 @@ def _scores(samples: Sequence[TaskSamples], plan: Plan, configuration: Configura
         device=str(device) if device else "not recorded",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions={k: str(v) for k, v in versions.items() if v},
-        tasks={s.task: TaskScores(n=len(s.rows), metrics={m: _metric(s, m) for m in s.metrics}) for s in samples},
+        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in samples},
     )
 
 
-def _metric(samples: TaskSamples, metric: str) -> Metric:
-    """A mean with its clustered interval, or a ratio of sums with a percentile interval of resampled clusters."""
+def _metrics(samples: TaskSamples) -> dict[str, Metric]:
     cluster = codes([item["cluster"] for item in samples.items])
-    values = np.array([row["metrics"][metric] for row in samples.rows], dtype=np.float64)
-    if kind := samples.ratios.get(metric):
-        low, high = ratio_interval(kind, values[:, 0], values[:, 1], cluster)
-        return Metric(value=ratio(kind, values[:, 0], values[:, 1]), low=low, high=high)
-    low, high = score_interval(values, cluster)
-    return Metric(value=float(values.mean()), low=low, high=high)
+    return {m: Metric.of([row["metrics"][m] for row in samples.rows], cluster, samples.ratios.get(m)) for m in samples.metrics}

@@ -6,14 +6,17 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from workbench.errors import WorkbenchError
+from workbench.statistics import ratio, ratio_interval, score_interval
 from workbench.suites import Plan
 
 Row = dict[str, Any]
@@ -63,11 +66,21 @@ class Alias(_Document):
 
 
 class Metric(_Document):
-    """A mean over items with its 95 % interval."""
+    """A mean over items, or a ratio of sums over them, with its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
+        """Of the items' scores; with a `kind` of ratio (`statistics.RATIOS`) of their pairs (numerator, weight)."""
+        numbers = np.asarray(values, np.float64)
+        if kind:
+            low, high = ratio_interval(kind, numbers[:, 0], numbers[:, 1], cluster)
+            return cls(value=ratio(kind, numbers[:, 0], numbers[:, 1]), low=low, high=high)
+        low, high = score_interval(numbers, cluster)
+        return cls(value=float(numbers.mean()), low=low, high=high)
 
 
 class TaskScores(_Document):
@@ -171,8 +184,7 @@ class Store:
     def list(self, plan: Plan) -> list[Scores]:
         """All complete scores under a plan, in design order, then by name."""
         folder = self.folder(plan.suite.suite, plan.digest)
-        found = [Scores.model_validate_json(p.read_text("utf-8")) for p in folder.glob("*.json") if p.name != "plan.json"]
-        return sorted(found, key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
+        return sorted(stored_in(folder), key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
 
     def record(self, scores: Scores) -> dict[str, Any]:
         """The plan.json under which scores were taken."""
@@ -245,6 +257,12 @@ class Store:
 
     def _partial(self, plan: Plan, digest: str, task: str) -> Path:
         return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
+
+
+def stored_in(folder: Path) -> list[Scores]:
+    """All complete scores of a plan's folder, the oldest first."""
+    found = [Scores.model_validate_json(p.read_text("utf-8")) for p in folder.glob("*.json") if p.name != "plan.json"]
+    return sorted(found, key=lambda s: (s.created, s.configuration.name))
 
 
 class Journal:

@@ -61,7 +61,7 @@ def import_(
     runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Keep what `lm_eval --log_samples` has written, one configuration a folder, so that runs can be compared item by item."""
-    from workbench.exchange import import_samples, read_all
+    from workbench.exchange import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
@@ -78,7 +78,7 @@ def import_(
             f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
             + ("" if one.new else ", held already")
         )
-    names = [s.configuration.name for s in read_all(store.folder(suite, found[-1].scores.plan))]
+    names = [s.configuration.name for s in store.list(found[-1].plan)]
     if len(names) > 1:
         out.say(f"compare: workbench compare {' '.join(names)} --suite {suite}")
     else:

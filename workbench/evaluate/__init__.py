@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.models  # noqa: F401  lm-eval registers its own models only while no model is registered
-import numpy as np
 from lm_eval.api.registry import model_registry
 
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import source_of
 from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
-from workbench.statistics import codes, ratio, ratio_interval, score_interval
+from workbench.statistics import codes
 from workbench.suites import SCORED_BY, Plan, Suite, make_plan
 from workbench.taskfiles import task_index
 from workbench.versions import installed
@@ -130,11 +129,9 @@ def summarise(plan: Plan, configuration: Configuration, results: Mapping[str, Ma
         result = results[task]
         cluster = codes([item.cluster for item in plan.items[task]])
         kinds = plan.ratios.get(task, {})
-        names = list(dict.fromkeys(name for row in result["rows"] for name in row["metrics"]))
-        metrics = {}
-        for name in (n for n in names if all(n in row["metrics"] for row in result["rows"])):
-            values = np.array([row["metrics"][name] for row in result["rows"]], np.float64)
-            metrics[name] = _ratio(kinds[name], values, cluster) if name in kinds else _mean(values, cluster)
+        rows = [row["metrics"] for row in result["rows"]]
+        names = [name for name in rows[0] if all(name in row for row in rows)]  # not every item has a margin
+        metrics = {name: Metric.of([row[name] for row in rows], cluster, kinds.get(name)) for name in names}
         tasks[task] = TaskScores(n=len(result["rows"]), metrics=metrics, seconds=result["seconds"], scorer=result["scorer"],
                                  tokens=result["tokens"])  # fmt: skip
     first = results[plan.suite.tasks[0]]
@@ -152,13 +149,3 @@ def summarise(plan: Plan, configuration: Configuration, results: Mapping[str, Ma
         check=max(checks, key=lambda check: check["max_difference"] / check["tolerance"]) if checks else None,
         tokens=sum(results[t]["tokens"] or 0 for t in plan.suite.tasks),
     )
-
-
-def _mean(values: Any, cluster: Any) -> Metric:
-    low, high = score_interval(values, cluster)
-    return Metric(value=float(values.mean()), low=low, high=high)
-
-
-def _ratio(kind: str, values: Any, cluster: Any) -> Metric:
-    low, high = ratio_interval(kind, values[:, 0], values[:, 1], cluster)
-    return Metric(value=ratio(kind, values[:, 0], values[:, 1]), low=low, high=high)
