@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.scores import Row
-from workbench.suites import item_ids
-from workbench.taskfiles import digest_of, metric_name
+from workbench.scores import Row, margin_of
+from workbench.statistics import RATIOS
+from workbench.suites import MARGIN, item_ids
+from workbench.taskfiles import AGGREGATIONS, LOWER, digest_of, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
-_RATIOS = {"perplexity": "perplexity", "word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity",
-           "bits_per_byte": "bits_per_byte"}  # fmt: skip
-_LOWER = {*_RATIOS, "brier_score", "ter", "wer", "cer", "mse", "mae", "error"}
+_RATIOS = {metric: how for metric, how in AGGREGATIONS.items() if how in RATIOS}
+_LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
             "Corpus metrics without a value by item cannot be paired.",
         )
     if kind == "multiple_choice" and _add_margins(items, rows):
-        names.append("margin")
+        names.append(MARGIN)
     identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
     notes = [f"{task}: {m} has no number by item and is left out" for m in dropped]
     return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
@@ -214,29 +214,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
-    """`margin` in nats: the largest log-likelihood of a gold choice minus that of the others. False where a gold choice is not known."""
-    golds = [_golds(item) for item in items]
-    if not all(golds):
+    """The lead of the gold choice on every item. False, and none, where a gold choice is not known."""
+    found = [margin_of(row, item) for row, item in zip(rows, items, strict=True)]
+    if None in found:
         return False
-    for gold, row in zip(golds, rows, strict=True):
-        values = row["loglikelihoods"]
-        others = [v for i, v in enumerate(values) if i not in gold]
-        if not others:
-            return False
-        row["metrics"]["margin"] = max(values[i] for i in gold) - max(others)
+    for row, margin in zip(rows, found, strict=True):
+        row["metrics"][MARGIN] = margin
     return True
-
-
-def _golds(item: Row) -> list[int]:
-    """Indices of the gold choices; none where the target is no index."""
-    gold = item["gold"]
-    if isinstance(gold, str) and gold.startswith("["):
-        try:
-            gold = ast.literal_eval(gold)
-        except (ValueError, SyntaxError):
-            return []
-    listed = gold if isinstance(gold, list) else [gold]
-    return [g for g in listed if isinstance(g, int) and 0 <= g < len(item["choices"])]
 
 
 def _hashes(line: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from workbench.errors import WorkbenchError
 from workbench.statistics import ratio, ratio_interval, score_interval
-from workbench.suites import Plan
+from workbench.suites import MARGIN, Plan
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
@@ -263,6 +264,26 @@ def stored_in(folder: Path) -> list[Scores]:
     """All complete scores of a plan's folder, the oldest first."""
     found = [Scores.model_validate_json(p.read_text("utf-8")) for p in folder.glob("*.json") if p.name != "plan.json"]
     return sorted(found, key=lambda s: (s.created, s.configuration.name))
+
+
+def margin_of(row: Row, item: Row) -> float | None:
+    """Log-likelihood of the gold choice minus the largest of the others; of several gold choices the largest counts.
+
+    Taken from the row's metrics, else from its log-likelihoods. None where the gold choice is not known.
+    """
+    known = row["metrics"].get(MARGIN)
+    if known is not None:
+        return float(known)
+    values, choices, gold = row.get("loglikelihoods"), item.get("choices"), item.get("gold")
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
+        with contextlib.suppress(ValueError):
+            gold = json.loads(gold)
+    right = {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}
+    if not values or not choices or len(values) != len(choices):
+        return None
+    best = [v for i, v in enumerate(values) if i in right]
+    others = [v for i, v in enumerate(values) if i not in right]
+    return float(max(best) - max(others)) if best and others else None
 
 
 class Journal:

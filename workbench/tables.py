@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store
+from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store, margin_of
 from workbench.statistics import (
     Floats,
     Paired,
@@ -126,26 +124,6 @@ class Table:
         seed = xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
         means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=seed)
         return dict(zip(self.values, self.corrected(means), strict=True))
-
-
-def margin_of(row: Row, item: Row) -> float | None:
-    """Log-likelihood of the gold choice minus the largest of the others; of several gold choices the largest counts.
-
-    Taken from the row's metrics, else from its log-likelihoods. None where the gold choice is not known.
-    """
-    known = row["metrics"].get(MARGIN)
-    if known is not None:
-        return float(known)
-    values, choices, gold = row.get("loglikelihoods"), item.get("choices"), item.get("gold")
-    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
-        with contextlib.suppress(ValueError):
-            gold = json.loads(gold)
-    right = {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}
-    if not values or not choices or len(values) != len(choices):
-        return None
-    best = [v for i, v in enumerate(values) if i in right]
-    others = [v for i, v in enumerate(values) if i not in right]
-    return float(max(best) - max(others)) if best and others else None
 
 
 def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:

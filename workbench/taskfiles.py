@@ -25,7 +25,7 @@ DEFAULT_METRICS = {
     "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 # How lm-eval aggregates its own metrics where a metric_list does not say; those not listed are means over items.
-_AGGREGATIONS = {
+AGGREGATIONS = {
     "perplexity": "perplexity",
     "word_perplexity": "weighted_perplexity",
     "byte_perplexity": "weighted_perplexity",
@@ -39,7 +39,7 @@ _AGGREGATIONS = {
     "ter": "ter",
     "bypass": "bypass",
 }
-_LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
 _CORPUS = {  # what lm-eval computes corpus metrics of
     "perplexity": "loglikelihood",
     "word_perplexity": "loglikelihood_rolling",
@@ -134,13 +134,13 @@ def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozense
     for by in filters:
         for entry in config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRICS.get(kind, ())]:
             metric = str(entry["metric"])
-            aggregation = entry.get("aggregation", _AGGREGATIONS.get(metric, "mean"))
+            aggregation = entry.get("aggregation", AGGREGATIONS.get(metric, "mean"))
             corpus = not config.get("process_results") and _CORPUS.get(metric)
             if aggregation not in ("mean", *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
                 continue
             name = metric_name(metric, by, filters)
             names.append(name)
-            if not entry.get("higher_is_better", metric not in _LOWER):
+            if not entry.get("higher_is_better", metric not in LOWER):
                 lower.add(name)
             if aggregation in RATIOS:
                 ratios[name] = aggregation

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.packed import Layout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores import Row
+from workbench.scores import Row, margin_of
 from workbench.suites import MARGIN, Item, Plan, item_ids
 from workbench.taskfiles import metric_name
 
@@ -206,14 +206,6 @@ def _rows(plan: Plan, requests: Requests, item: Item, members: Sequence[Any]) ->
     if not all(map(math.isfinite, values)):
         raise ArithmeticError(f"item '{item.id}' has log-likelihoods {values}")
     answer["loglikelihoods"] = values[: len(choices)] if choices else values
-    if choices and not task.multiple_input and (margin := _margin(values[: len(choices)], gold)) is not None:
+    if choices and not task.multiple_input and (margin := margin_of(answer, asked)) is not None:
         answer["metrics"][MARGIN] = margin
     return asked, answer
-
-
-def _margin(values: Sequence[float], gold: Any) -> float | None:
-    """Nats by which the best right choice leads the best wrong one; None where there is no right or no wrong one."""
-    right = {gold} if isinstance(gold, int) else set(gold) if isinstance(gold, (list, tuple)) else set()
-    inside = [v for i, v in enumerate(values) if i in right]
-    outside = [v for i, v in enumerate(values) if i not in right]
-    return max(inside) - max(outside) if inside and outside else None
