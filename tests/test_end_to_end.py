@@ -13,6 +13,7 @@ from test_bad_input import clustered_suite
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
+from workbench.errors import WorkbenchError
 
 RECIPE = """
 bricks: {one: bricks/one, two: bricks/two}
@@ -109,6 +110,23 @@ def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) ->
     page = Path("reports/report.html").read_text("utf-8")
     assert "all.yaml" in page
     assert json.loads(Path("reports/report.json").read_text("utf-8"))["baseline"] == "base"
+
+
+def test_recipes_are_compared_with_each_other_where_the_base_is_not_scored(world: Project) -> None:
+    world.write(
+        "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: linear, bricks: {one: 3, two: 1}}]\neval: [mini]\n",
+        "tilt.yaml",
+    )
+    document("eval", "recipes/mean.yaml", "recipes/tilt.yaml", "--no-controls")
+    found = CliRunner().invoke(app, ["compare", "mean", "tilt", "--baseline", "mean", "--json"], catch_exceptions=False)
+    assert found.exit_code in (0, 3)
+    compared = json.loads(found.stdout)
+    assert compared["baseline"] == "mean"
+    assert {row["configuration"] for row in compared["rows"]} == {"tilt"}
+    call("report", "mean", "tilt", "--baseline", "mean")
+    with pytest.raises(WorkbenchError, match="not scored yet on mini: base") as error:
+        call("compare", "mean", "tilt", "mean")
+    assert error.value.hint == "workbench eval mean tilt"
 
 
 def test_edit_left_out_gives_the_file_without_it(world: Project) -> None:

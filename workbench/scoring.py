@@ -85,14 +85,16 @@ def _checkpoint(entry: Entry, runs: Path, device: Any, events: Events) -> Path:
     return Path(execute(resolved, runs, device=device, events=events)["model"])
 
 
-def stored(entries: Sequence[Entry], plans: Sequence[Plan], store: Store) -> tuple[list[Scores], list[str]]:
+def stored(
+    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, baseline: str | None = None
+) -> tuple[list[Scores], list[str]]:
     """Scores that the store has, and the names of the configurations that it has none of under some plan.
 
-    A plan under which the baseline was not scored is left out: nothing could be compared with it.
+    A plan under which the baseline, the base if omitted, was not scored is left out: nothing could be compared with it.
     """
     settled = [store.settled(plan) for plan in plans]
     digests = {entry.name: entry.digest() for entry in entries}
-    bases = [digests[entry.name] for entry in entries if entry.role == "base"]
+    bases = [digests[entry.name] for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
     usable = [plan for plan in settled if all(d and store.has(plan, d) for d in bases)]
     found: list[Scores] = []
     missing: list[str] = []

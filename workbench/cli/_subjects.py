@@ -142,7 +142,7 @@ def eval_command(
     """The call of `eval` whose scores this call looks for."""
     text = "".join(f" --suite {s}" for s in suite or ()) + "".join(f" --set {s}" for s in settings or ())
     options = text + (f" --limit {limit}" if limit else "") + (f" --batch-size {batch_size}" if batch_size != 32 else "")
-    return f"workbench eval {' '.join(names) or 'RECIPE'}{options}"
+    return f"workbench eval {' '.join(dict.fromkeys(names)) or 'RECIPE'}{options}"
 
 
 def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:

@@ -78,9 +78,9 @@ def compare(
         found = compare_scores(store, scores, baseline or named[0], project)
     else:
         opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit)
-        scores, missing = stored(opened.entries, opened.plans, opened.store)
         named = [e.name for e in opened.entries if e.role == "configuration"]
         against = opened.baseline(baseline)
+        scores, missing = stored(opened.entries, opened.plans, opened.store, against)
         if lacking := [name for name in missing if name in named or name == (against or "base")]:
             raise WorkbenchError(
                 f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}: {', '.join(lacking)}",
@@ -115,7 +115,8 @@ def report(
         if not every:
             raise WorkbenchError("no recipes/ here and none given", "workbench report recipes/NAME.yaml", 2)
         opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names)
-        scores, missing = stored(opened.entries, opened.plans, opened.store)
+        store, project, against = opened.store, opened.project, opened.baseline(baseline)
+        scores, missing = stored(opened.entries, opened.plans, store, against)
         hint = eval_command(names or [], suite, settings, limit, batch_size)
         if names and (lacking := [e.name for e in opened.entries if e.name in missing and e.role == "configuration"]):
             raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", hint)
@@ -123,7 +124,6 @@ def report(
             raise WorkbenchError("nothing is scored yet", hint)
         if missing:
             out.say(f"not scored on every suite: {', '.join(missing)}")
-        store, project, against = opened.store, opened.project, opened.baseline(baseline)
     document = compare_scores(store, scores, against, project).document()
     for path in render(document, to):
         out.line(str(relative(path)))
