@@ -248,6 +248,8 @@ def test_a_against_itself_says_that_no_item_changed(tmp_path: Path) -> None:
     assert {r.verdict for r in result.rows} == {"no item changed"}
     same = compare(store, stored(store, {BASE: values[BASE]}) * 2)
     assert not same.rows  # equal digests are one configuration
+    brick = compare(store, stored(store, {ADD: values[ADD]}) * 2, baseline="add")
+    assert [(r.configuration, r.verdict) for r in brick.rows] == [("add", "no item changed")] * 3
 
 
 def test_equivalent_and_cannot_tell(tmp_path: Path) -> None:

@@ -90,9 +90,12 @@ def compare(
     bricks = [c for c in (e[0].configuration for e in entries) if c.role == "brick"]
     against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha, correction)
     asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
+    same = list(_same_weights(tasks, rows, base, asked, entries))
+    if not rows and not same and base.role != "base":  # a brick or an average that is compared with itself
+        same = list(unchanged(tasks, base, base.name))
     return Comparison(
         base.name,
-        (*rows, *_same_weights(tasks, rows, base, asked, entries)),
+        (*rows, *same),
         {
             "configurations": [summary(entry, tasks, entries, root, project) for entry in entries],
             "tasks": [_task(t) for t in tasks],
@@ -125,7 +128,7 @@ def _same_weights(
     shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
     for name, c in asked.items():
         if c.digest == base.digest:
-            if name != base.name or not rows:  # a baseline that is asked for by name is shown once there is nothing else
+            if name != base.name:
                 yield from unchanged(tasks, base, name)
         elif shown[c.digest] != name:
             yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
