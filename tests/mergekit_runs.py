@@ -46,7 +46,8 @@ EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "mergeki
 
 def run_recipe(path: Path) -> dict[str, torch.Tensor]:
     """What `workbench run` computes."""
-    from workbench.compose import compose, compute
+    from workbench.compose import compose
+    from workbench.livemodels import compute
     from workbench.recipe import load_recipe
     from workbench.resolve import resolve
 

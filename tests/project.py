@@ -42,6 +42,7 @@ class Project:
 
     def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """The configuration's tensors in memory."""
-        from workbench.compose import compose, compute
+        from workbench.compose import compose
+        from workbench.livemodels import compute
 
         return compute(compose(self.resolve(text), CPU).model, dtype, CPU)

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tiny import LAYERS, VOCABULARY, config, edit_json, save_tokenizer, tensors_of
 from torch import Tensor
 
-from workbench.compose import compose, compute, live_model
+from workbench.compose import compose
+from workbench.livemodels import compute, live_model
 from workbench.recipe import from_data
 from workbench.resolve import Resolved, resolve
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from test_adapter_flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
 from tiny import VOCABULARY, edit_json, save_adapter, save_finetuned, save_tokenizer, tensors_of
 
-from workbench.compose import compose, compute, live_model
+from workbench.compose import compose
 from workbench.engine import execute, plan
 from workbench.errors import WorkbenchError
+from workbench.livemodels import compute, live_model
 from workbench.recipe import from_data
 from workbench.resolve import resolve
 

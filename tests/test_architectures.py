@@ -16,11 +16,12 @@ from project import CPU, Project
 from typer.testing import CliRunner
 
 from workbench.cli import app
-from workbench.compose import compose, compute
+from workbench.compose import compose
 from workbench.conversion import Aligned, live_names, ties_head
 from workbench.engine import materialize
 from workbench.errors import WorkbenchError
 from workbench.layout import Layout
+from workbench.livemodels import compute
 from workbench.registry import MergeMethod, methods
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load

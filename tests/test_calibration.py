@@ -16,9 +16,10 @@ from texts import save_other, saved_names, sentence, words_tokenizer, write_rows
 from tiny import save_finetuned, tensors_of
 from torch import Tensor, nn
 
-from workbench.compose import compose, live_model
+from workbench.compose import compose
 from workbench.engine import plan
 from workbench.errors import WorkbenchError
+from workbench.livemodels import live_model
 from workbench.merge.calibration import Text, batches, encode, read_texts
 from workbench.registry import MergeContext, MergeMethod, methods
 from workbench.weights.specs import load

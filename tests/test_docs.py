@@ -21,6 +21,7 @@ from report_document import make_document
 
 from workbench import recipe, registry
 from workbench.cli import app
+from workbench.registry import steps
 from workbench.suites import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,7 +253,7 @@ def test_the_python_example_runs(project: Project, monkeypatch: pytest.MonkeyPat
 def contributed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example methods of CONTRIBUTING.md, each a file in its package, found as any other."""
     text = read("CONTRIBUTING.md")
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(steps, "_METHODS", dict(steps._METHODS))
     added = []
     for (verb, name), block in zip(
         re.findall(r"^`workbench/(\w+)/(\w+)\.py`", text, re.MULTILINE), blocks(text, "python"), strict=True

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tiny import config, edit_json, files_of, save_model, tensors_of
 
 from workbench.compose import compose
-from workbench.edit.facts import read_facts
 from workbench.errors import WorkbenchError
+from workbench.facts import read_facts
 from workbench.layout import Layout
 from workbench.registry import methods
 from workbench.resolve import Resolved
@@ -176,7 +176,10 @@ GOOD = '{"prompt": "a is", "target": "b"}\n'
         ('{"prompt": 3, "target": "b"}\n', "f.jsonl:1: expected a text in 'prompt'"),
         ('["a", "b"]\n', "f.jsonl:1: expected a text in 'prompt', found list"),
         ("3\n", "f.jsonl:1: expected a text in 'prompt', found int"),
-        (GOOD + '{"prompt": "a is", "target": "c"}\n', "f.jsonl:2: the prompt of line 1 again, with another target"),
+        (
+            GOOD + '{"prompt": "a is", "target": "c"}\n',
+            "f.jsonl:2: the prompt of f.jsonl:1 again, with another target ('b', here 'c')",
+        ),
     ],
 )
 def test_bad_facts(text: str, message: str, tmp_path: Path) -> None:

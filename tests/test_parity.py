@@ -14,7 +14,8 @@ from tiny import save_adapter, tensors_of
 from torch import Tensor
 
 from workbench.adapters import Adapter
-from workbench.compose import compose, compute
+from workbench.compose import compose
+from workbench.livemodels import compute
 from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.weights.specs import TensorSpec

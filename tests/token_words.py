@@ -103,6 +103,7 @@ def input_rows(vocabularies: Path, name: str, tensor: str = EMBED) -> dict[str, 
 
 
 def tensors_in_memory(resolved: Resolved, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-    from workbench.compose import compose, compute
+    from workbench.compose import compose
+    from workbench.livemodels import compute
 
     return compute(compose(resolved, CPU).model, dtype, CPU)

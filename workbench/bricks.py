@@ -328,7 +328,7 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
-    what = "settings stand" if record.endswith(".yaml") else "every tensor's error stands"
+    what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
     (path / CARD).write_text(f"# Written by `{made_by}`; {what} in {record}.\n" + text, "utf-8")
 
 

@@ -17,12 +17,14 @@ import torch
 from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
-from workbench.compose import Composition, Events, check_growth, compose, compute, copy_edit, live_model, no_events
+from workbench.compose import Composition, check_growth, compose
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
+from workbench.livemodels import Events, compute, live_model, no_events
 from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
 from workbench.runs import Run, move_run, run_for
+from workbench.solving import copy_edit
 from workbench.versions import installed
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json

@@ -27,11 +27,11 @@ from workbench.bricks import (  # fmt: skip
     resolve_base,
     write_card,
 )
-from workbench.compose import Events, no_events
 from workbench.engine import exact, execute
 from workbench.errors import WorkbenchError
 from workbench.hub import CARD
 from workbench.layout import Model
+from workbench.livemodels import Events, no_events
 from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.standins import CACHE

@@ -214,7 +214,7 @@ def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
             else []
         )
         found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
-        if isinstance(step, MergeMethod) and not missing:
+        if isinstance(step, (EditMethod, MergeMethod)) and not missing:
             try:
                 step.check(recipe.project)
             except WorkbenchError as error:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import kinds_of, locate
-from workbench.compose import check_decoder
 from workbench.errors import WorkbenchError
 from workbench.hub import FETCH, Hub
+from workbench.livemodels import check_decoder
 from workbench.recipe import from_data
 from workbench.resolve import Resolved, resolve
 from workbench.runs import RECORD

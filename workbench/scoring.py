@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.compose import Events, no_events
 from workbench.controls import Entry
 from workbench.evaluate import evaluate
+from workbench.livemodels import Events, no_events
 from workbench.scores import Scores, Store
 from workbench.suites import Plan
 

@@ -16,8 +16,8 @@ import zipfile
 from pathlib import Path
 
 from workbench.bricks import STARTER
-from workbench.compose import Events, no_events
 from workbench.errors import WorkbenchError
+from workbench.livemodels import Events, no_events
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from workbench import yamldoc
 from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kinds_of, read_title, resolve_base, write_card
-from workbench.compose import Events, no_events
 from workbench.controls import Entry, plans
 from workbench.errors import WorkbenchError
+from workbench.livemodels import Events, no_events
 from workbench.recipe import find_project, from_data
 from workbench.resolve import resolve
 from workbench.scores import Store

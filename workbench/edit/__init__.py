@@ -1,1 +1,1 @@
-"""Edit: facts into a low-rank delta. One method a file; `facts.py` is shared."""
+"""Edit: facts into a low-rank delta. One method a file; shared kernels beside them."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
 
-from workbench.edit.facts import Fact, read_facts
 from workbench.errors import WorkbenchError
+from workbench.facts import Fact, read_facts
 from workbench.fields import Real, Whole
 from workbench.names import live_module
 from workbench.registry import Edit, EditMethod, MethodContext, register
@@ -47,6 +48,10 @@ class Finetune(EditMethod):
         """The facts."""
         return [self.facts]
 
+    def check(self, project: Path) -> None:
+        """Read the facts once."""
+        read_facts(project / self.facts, self.facts)
+
     def solve(self, context: MethodContext) -> Edit:
         """Train the factors on the live model, take them out again and return them."""
         facts = read_facts(context.project / self.facts, self.facts)
@@ -67,7 +72,7 @@ class Finetune(EditMethod):
                 update.remove()
         # Under the live names, which are what PEFT looks for.
         factors = {f"{module}.weight": update.factors() for module, update in zip(modules, updates, strict=True)}
-        return Edit(factors, record, fan_in_fan_out=updates[0].transposed)
+        return Edit(factors, record, fan_in_fan_out=updates[0].transposed, facts=facts)
 
     def _train(self, context: MethodContext, facts: list[Fact], updates: list[_Update]) -> dict[str, Any]:
         rows = [_tokens(fact, context.tokenizer) for fact in facts]
@@ -128,10 +133,10 @@ class _Update:
 
 def _tokens(fact: Fact, tokenizer: Any) -> tuple[list[int], int]:
     """Token ids of prompt, target and end of text, and where the target starts."""
-    prompt = tokenizer(fact.prompt)["input_ids"]
+    prompt = tokenizer(fact.text)["input_ids"]
     target = tokenizer(fact.continuation, add_special_tokens=False)["input_ids"]
     if not prompt or not target:
-        text = fact.continuation if prompt else fact.prompt
+        text = fact.continuation if prompt else fact.text
         raise WorkbenchError(
             f"edit finetune: {text!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
         )

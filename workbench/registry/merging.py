@@ -1,28 +1,15 @@
-"""The kinds of step, one signature each, and the list of methods that implement them.
-
-    merge   (base block, one delta a brick) -> delta        streams, block by block
-    edit    (live model, tokenizer, facts)  -> factors      its result is a brick
-    grow    (model)                         -> new names    streams, tensor by tensor
-
-A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
-"""
+"""What a merge method declares, takes and gives."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
-from pydantic import Field
-from pydantic.fields import FieldInfo
-
-from workbench.errors import WorkbenchError
-from workbench.fields import NAME, BrickEntry, Strict, Where
+from workbench.fields import BrickEntry, Where
 from workbench.layout import Model
+from workbench.registry.steps import Step
 
 if TYPE_CHECKING:
     import torch
@@ -32,25 +19,6 @@ if TYPE_CHECKING:
     from workbench.weights.lowrank import Factors
     from workbench.weights.sparse import Rows, Selection
     from workbench.weights.specs import TensorSpec, Weights
-
-VERBS = ("merge", "edit", "grow")
-
-
-class Step(Strict):
-    """One step of a recipe: `{merge|edit|grow: METHOD}` and the method's fields."""
-
-    id: str | None = Field(None, pattern=NAME)
-    """Name of the step, for `--set ID.FIELD=VALUE` and the run's record; default: verb and method."""
-
-    verb: ClassVar[str]
-    name: ClassVar[str]
-    tag: ClassVar[str]
-    paper: ClassVar[str] = ""
-    """Where the method comes from."""
-    formula: ClassVar[str] = ""
-    """The method in a line."""
-    version: ClassVar[int] = 1
-    """Part of every cache key: raise it when numbers change."""
 
 
 @dataclass(frozen=True)
@@ -265,116 +233,3 @@ class Group(Protocol):
 
     def factors(self) -> list[Factors | None]:
         """Every brick's delta as a low-rank product, exactly; None where it is not one."""
-
-
-class EditMethod(Step):
-    """Facts into a low-rank delta of the current model."""
-
-    verb = "edit"
-
-    def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
-        return []
-
-    def solve(self, context: MethodContext) -> Edit:
-        """Solve on the live current model. Must leave no trace but its result."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Edit:
-    """An edit's result: tensor name -> low-rank update, and what the method measured."""
-
-    factors: dict[str, Factors]
-    record: dict[str, Any] = field(default_factory=dict)
-    fan_in_fan_out: bool = False
-    """Whether the base stores the updated weights as [in, out] (Conv1D)."""
-
-
-class GrowMethod(Step):
-    """More parameters. The method names the new tensors and says from which old tensor each is made."""
-
-    verb = "grow"
-    preserves: ClassVar[bool] = False
-    """Whether the grown model computes the same function; checked on the live models at `run`."""
-
-    def expand(self, model: Model) -> Growth:
-        """Plan the growth from names, shapes and configuration alone."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Grown:
-    """One tensor of a grown model.
-
-    Attributes:
-        source: The tensor of the current model that it copies; its values are zeros where `zero` is set.
-        new: Whether growth has added it. Bricks do not reach a new tensor.
-        zero: Whether it starts as zeros.
-    """
-
-    source: str
-    new: bool = False
-    zero: bool = False
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Tensors of the grown model in file order, and its configuration."""
-
-    tensors: dict[str, Grown]
-    config: dict[str, Any]
-    record: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class MethodContext:
-    """What an edit may use."""
-
-    model: PreTrainedModel
-    """Live, float32, on `device`, in eval mode."""
-    tokenizer: PreTrainedTokenizerBase
-    layout: Model
-    """Names, shapes and configuration of the same model."""
-    device: torch.device
-    project: Path
-    seed: int
-    progress: Callable[[int, int, str], None]
-    """(done, total, text)"""
-
-
-_METHODS: dict[str, type[Step]] = {}
-S = TypeVar("S", bound=type[Step])
-
-
-def register(cls: S) -> S:
-    """Add a method under its verb and name, read from its field `merge: Literal["ties"]`. Twice the same is an error."""
-    verb = cls.verb
-    fields: dict[str, FieldInfo] = type.__getattribute__(cls, "model_fields")
-    (name,) = get_args(fields[verb].annotation)
-    cls.name, cls.tag = name, f"{verb}:{name}"
-    if cls.tag in _METHODS and _METHODS[cls.tag].__module__ != cls.__module__:
-        raise RuntimeError(f"{cls.tag} is registered by {_METHODS[cls.tag].__module__} and by {cls.__module__}")
-    _METHODS[cls.tag] = cls
-    return cls
-
-
-@cache
-def methods() -> dict[str, type[Step]]:
-    """All methods, "verb:name" -> class, after importing every file of the three folders; bridges to other tools' methods come last."""
-    for verb in VERBS:
-        package = importlib.import_module(f"workbench.{verb}")
-        for module in pkgutil.iter_modules(package.__path__, f"workbench.{verb}."):
-            importlib.import_module(module.name)
-    order = {verb: i for i, verb in enumerate(VERBS)}
-    return dict(sorted(_METHODS.items(), key=lambda item: (order[item[1].verb], "/" in item[0], item[0])))
-
-
-def method(verb: str, name: str) -> type[Step]:
-    """One method's class. Errors: unknown, with the nearest name."""
-    from workbench.errors import nearest
-
-    known = {cls.name: cls for cls in methods().values() if cls.verb == verb}
-    if name not in known:
-        raise WorkbenchError(f"unknown {verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
-    return known[name]

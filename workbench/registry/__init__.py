@@ -1,0 +1,29 @@
+"""The kinds of step, one signature each, and the list of methods that implement them.
+
+    merge   (base block, one delta a brick) -> delta        streams, block by block
+    edit    (live model, tokenizer, facts)  -> factors      its result is a brick
+    grow    (model)                         -> new names    streams, tensor by tensor
+
+A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
+"""
+
+from __future__ import annotations
+
+from workbench.registry.editing import Edit, EditMethod, MethodContext
+from workbench.registry.growing import GrowMethod, Grown, Growth
+from workbench.registry.merging import (
+    Block,
+    Combination,
+    Group,
+    Laws,
+    Measured,
+    MergeContext,
+    MergeMethod,
+    Prepared,
+)
+from workbench.registry.steps import VERBS, Step, method, methods, register
+
+__all__ = [
+    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Laws", "Measured", "MergeContext",
+    "MergeMethod", "MethodContext", "Prepared", "Step", "method", "methods", "register",
+]  # fmt: skip
