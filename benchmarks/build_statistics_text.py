@@ -91,7 +91,9 @@ def factbook(packages: Path) -> Iterator[str]:
                 continue
             taken.add((country, field))
             plain = re.sub(
-                r"\b[A-Z]{4,}\b", lambda m: m[0] if m[0] in acronyms else m[0].capitalize(), clean(text.replace("++", " "))
+                r"\b[A-Z]{4,}\b",
+                lambda m: m[0] if m[0] in acronyms else m[0].capitalize(),
+                clean(re.sub(r"\+\+|\bnote( \d+)?:", " ", text)),
             )
             if field not in SELF_CONTAINED:
                 plain = f"{field.removesuffix(' - note').removesuffix(' - international').capitalize()} of {country}: {plain}"
@@ -225,9 +227,9 @@ def _gloss(line: str) -> Iterator[str]:
     other = f" (also called {' or '.join(others)})" if others else ""
     past = re.search(r"\(\d{3,4}-\d{3,4}\)", meaning)
     yield f"{one[0].upper()}{one[1:]}{other} {'was' if past else 'is'} {meaning.rstrip('.')}."
-    for example in examples[:1]:
-        said = example.strip('" ')
-        yield f"{said[0].upper()}{said[1:]}{'' if said.endswith(('.', '!', '?')) else '.'}" if len(said.split()) > 4 else ""
+    said = examples[0].strip('" ') if examples else ""
+    if len(said.split()) > 4:
+        yield f"{said[0].upper()}{said[1:]}{'' if said.endswith(('.', '!', '?')) else '.'}"
 
 
 def _members(
