@@ -17,7 +17,7 @@ ORDER = [
     "errors yamldoc versions",
     "weights",
     "conversion",
-    "names layout live stored",
+    "names layout live stored attention",
     "adapters fields facts",
     "vocabulary",
     "registry",

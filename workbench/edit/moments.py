@@ -70,7 +70,7 @@ def moments(
 
     Errors: too little text.
     """
-    texts, digest = _texts(context, source)
+    texts, digest = statistics_source(context, source)
     places = {layer: _place(context, parts, layer, digest, per_input) for layer in layers}
     missing = [layer for layer in layers if not places[layer].with_suffix(".factors.safetensors").is_file()]
     if missing:
@@ -78,7 +78,8 @@ def moments(
     return {layer: _load(places[layer], source) for layer in layers}
 
 
-def _texts(context: MethodContext, source: str | None) -> tuple[list[str], str]:
+def statistics_source(context: MethodContext, source: str | None) -> tuple[list[str], str]:
+    """Texts that statistics are taken on, and their digest."""
     if source is None:
         texts = statistics_texts()
     elif Path(source).suffix == ".jsonl":
@@ -237,4 +238,4 @@ def _load(place: Path, source: str | None) -> Moments:
     return Moments(vectors, values, int(tokens), {"tokens": int(tokens), "text": source or "bundled", "key": place.name})
 
 
-__all__ = ["PER_INPUT", "Moments", "moments"]
+__all__ = ["PER_INPUT", "Moments", "moments", "statistics_source"]

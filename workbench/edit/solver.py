@@ -95,4 +95,5 @@ def _solved(gram: Tensor, mu: float, right: Tensor) -> Tensor:
     if not int(failed) and float(factor.diagonal().min()) > 1e-7 * float(factor.diagonal().max()):
         found: Tensor = torch.cholesky_solve(right, factor)
         return found
-    return torch.linalg.pinv(system, hermitian=True, rtol=1e-12) @ right
+    inverse: Tensor = torch.linalg.pinv(system, hermitian=True, rtol=1e-12)
+    return inverse @ right
