@@ -64,9 +64,9 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
     """
     return [
         Conflict("contradiction", "failed", fact, first,
-                 f"answers {asked or fact.text!r} with {fact.target!r}, and {first.place}"
+                 f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
                  + ("" if asked else f" {first.text!r}") + f" with {first.target!r}",
-                 f"Keep one: delete this line, or that of {first.place}.")
+                 f"Keep one: delete this line, or that of {_at(first, fact)}.")
         for fact, first, same, asked in _repeated(facts) if not same
     ]  # fmt: skip
 
@@ -74,7 +74,7 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
 def duplicates(facts: Iterable[Fact]) -> list[Conflict]:
     """Facts that an earlier one states already: equal prompt, or equal subject and relation, and equal target."""
     return [
-        Conflict("duplicate", "warning", fact, first, f"answers {fact.text!r} with {fact.target!r}, as {first.place} does" + ("" if asked else " in other words"),
+        Conflict("duplicate", "warning", fact, first, f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
                  "Delete this line." if asked else "Delete this line; put its wording under the other fact's paraphrases.")
         for fact, first, same, asked in _repeated(facts) if same
     ]  # fmt: skip
@@ -128,8 +128,8 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
             first, later = sorted((fact, other), key=order)
             found.append(Conflict(
                 "reverse", "failed" if any(certain) else "warning", later, first,
-                f"{_states(later)} and {first.place} {_states(first)} do not agree: one asks for the way back of the other",
-                f"Give {other.place} the target {fact.subject!r}, or delete one of the two" + ("." if any(certain) else ", unless both hold.")))  # fmt: skip
+                f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: one asks for the way back of the other",
+                f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two" + ("." if any(certain) else ", unless both hold.")))  # fmt: skip
     return found
 
 
@@ -189,10 +189,10 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
 def _composite(order: Callable[[Fact], int], first: Fact, second: Fact, third: Fact, prompt: str, target: str) -> Conflict:
     where = "a portability prompt here" if third is first else "this fact"
     others = sorted({fact.place: fact for fact in (first, second) if fact is not third}.values(), key=order)
-    given = " and ".join(f"{fact.place} {_states(fact)}" for fact in others)
+    given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
     return Conflict(
         "composite", "failed", third, second, f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
-        f"Give it the answer {second.target!r}, or change {second.place}.")  # fmt: skip
+        f"Give it the answer {second.target!r}, or change {_at(second, third)}.")  # fmt: skip
 
 
 def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
@@ -267,19 +267,19 @@ def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
 
 def _neighbour(fact: Fact, probe: Probe, other: Fact) -> Conflict:
     keeps = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
-    whose = "this fact itself teaches" if other is fact else f"{other.place} teaches"
+    whose = "this fact itself teaches" if other is fact else f"{_at(other, fact)} teaches"
     return Conflict("neighbour", "failed", fact, other, f"the neighbour {probe.prompt!r} has to keep {keeps}, and {whose} {other.target!r}",
                     "Delete the neighbour, or the fact that edits it.")  # fmt: skip
 
 
 def _paraphrase(fact: Fact, text: str, other: Fact) -> Conflict:
-    return Conflict("paraphrase", "failed", fact, other, f"the paraphrase {text!r} asks for {fact.target!r} here, in {other.place} for {other.target!r}",
+    return Conflict("paraphrase", "failed", fact, other, f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
                     "Delete it where it does not ask for the fact.")  # fmt: skip
 
 
 def _portability(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
     return Conflict("portability", "failed", fact, other,
-                    f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {other.place} {answer!r}",
+                    f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
                     "Keep one answer: change the prompt's target, or delete it.")  # fmt: skip
 
 
@@ -317,6 +317,14 @@ def _words(fact: Fact) -> set[str]:
 def _stems(text: str) -> set[str]:
     """The first five letters of its words, small words left out: "citizen" and "citizenship" are one."""
     return {word[:5] for word in re.findall(r"\w+", text) if word not in _SMALL}
+
+
+def _at(fact: Fact, seen_from: Fact) -> str:
+    """The place of a fact: its line alone where both are of one file."""
+    file, mark, line = re.fullmatch(r"(.*?)(:|, row )?(\d*)", fact.place, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not mark or not seen_from.place.startswith(f"{file}{mark}"):
+        return fact.place
+    return "this line" if fact is seen_from else f"{'line' if mark == ':' else 'row'} {line}"
 
 
 def _states(fact: Fact) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import SLOT, Fact, Probe, fact_of
+from workbench.facts.facts import SLOT, Fact, fact_of
 from workbench.facts.rows import Row, read_rows
 
 NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF and WikiBigEdit"
@@ -18,9 +18,8 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Skip:
-    """A row, or a part of one, that became no fact: its number from 1, its place and the reason."""
+    """A row, or a part of one, that became no fact: its place (file:line, or the number of the row) and the reason."""
 
-    number: int
     place: str
     reason: str
 
@@ -102,22 +101,22 @@ def convert(rows: Iterable[Row], name: str) -> Published:
     skipped: list[Skip] = []
     for row in rows:
         if not isinstance(row.data, Mapping):
-            skipped.append(Skip(row.number, row.place, f"not a mapping but {type(row.data).__name__}"))
+            skipped.append(Skip(row.place, f"not a mapping but {type(row.data).__name__}"))
             continue
         try:
             stated = list(drafts(row.data))
         except (KeyError, TypeError, AttributeError) as error:
-            skipped.append(Skip(row.number, row.place, f"not a {name} row: {error}"))
+            skipped.append(Skip(row.place, f"not a {name} row: {error}"))
             continue
         if not stated:
-            skipped.append(Skip(row.number, row.place, "no rewrite in it"))
+            skipped.append(Skip(row.place, "no rewrite in it"))
         for draft in stated:
             fact = _fact(draft, row.place)
             if isinstance(fact, str):
-                skipped.append(Skip(row.number, row.place, fact))
+                skipped.append(Skip(row.place, fact))
                 continue
             if lost := sum(_text(prompt) is not None and _text(answer) is None for prompt, answer in draft.portability):
-                skipped.append(Skip(row.number, row.place, f"{lost} portability prompts without an answer; the fact is kept"))
+                skipped.append(Skip(row.place, f"{lost} portability prompts without an answer; the fact is kept"))
             key = fact.text, fact.target
             facts[key] = _joined(facts[key], fact) if key in facts else fact
     return Published(_with_own_ids(facts.values()), skipped, name)
@@ -304,24 +303,3 @@ _DRAFTS: dict[str, Callable[[Mapping[str, Any]], Iterator[_Draft]]] = {
     "mquake": _mquake,
     "wikibigedit": _wikibigedit,
 }
-
-
-def rebuild_neighbours(facts: list[Fact], source: Iterable[Fact], count: int) -> list[Fact]:
-    """Facts with neighbours of CounterFact's kind: the same relation asked of other subjects that have the same true answer.
-
-    Args:
-        facts: What will be edited.
-        source: Where other subjects come from; those that `facts` edit in the same relation are no neighbours.
-        count: Neighbours a fact, at most; the file's own come first.
-
-    The neighbourhood of Meng et al. 2022 (ROME, appendix B), from the rows of the file instead of Wikidata.
-    """
-    edited = {(fact.relation, fact.subject) for fact in facts}
-    others: dict[tuple[str, str], list[Probe]] = {}
-    for fact in source:
-        if fact.target_true is not None and fact.subject is not None and (fact.relation, fact.subject) not in edited:
-            others.setdefault((fact.relation, fact.target_true), []).append(Probe(fact.text, fact.target_true))
-    return [
-        replace(fact, neighbours=tuple(dict.fromkeys((*fact.neighbours, *others.get((fact.relation, fact.target_true or ""), ()))))[:max(count, len(fact.neighbours))])
-        for fact in facts
-    ]  # fmt: skip
