@@ -162,37 +162,39 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     from is"). A relation t is s of r for all subjects where the facts show it: at least three agree, and twice as many as do not.
     """
     by_subject, prompts, shown, order = _by_subject(facts), wordings(facts), _compositions(facts), _order(facts)
-    found = []
+    found: list[Conflict] = []
     for first in facts:
         if first.subject is None:
             continue
-        chain = [fact for fact in by_subject.get(folded(first.target), ()) if fact is not first]
-        for second in chain:
-            asked = [text for key in keys_of(second) for text in prompts.get(key, ())]
-            about, words = folded(first.subject), _words(first)
-            for probe in first.portability:
-                inner = _described(folded(probe.prompt), about, asked)
-                if inner and folded(probe.target or "") != folded(second.target):
-                    found.append(_composite(order, first, second, first, probe.prompt, probe.target or ""))
-            for third in by_subject[about]:
-                inner = _described(folded(third.text), about, asked)
+        about, words = folded(first.subject), _words(first)
+        chain = [(fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
+                 for fact in by_subject.get(folded(first.target), ()) if fact is not first]  # fmt: skip
+        for probe in first.portability if chain else ():
+            seconds = [second for second, asked in chain if _described(folded(probe.prompt), about, asked)]
+            found += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
+        for third in by_subject[about] if chain else ():
+            seconds = []
+            for second, asked in chain:
+                inner = _described(folded(third.text), about, asked) or ""
                 ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in shown
-                if (
-                    third is not first
-                    and (ruled or (inner and words & _stems(inner)))
-                    and folded(third.target) != folded(second.target)
-                ):
-                    found.append(_composite(order, first, second, third, third.text, third.target))
+                seconds += [second] if ruled or words & _stems(inner) else []
+            found += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
     return _once(found)
 
 
-def _composite(order: Callable[[Fact], int], first: Fact, second: Fact, third: Fact, prompt: str, target: str) -> Conflict:
+def _composites(
+    order: Callable[[Fact], int], first: Fact, seconds: Sequence[Fact], third: Fact, prompt: str, target: str
+) -> Iterator[Conflict]:
+    """Conflicts of an answer with what follows from `first` and one of `seconds`; none where one of those agrees with it."""
+    if any(folded(second.target) == folded(target) for second in seconds):
+        return
     where = "a portability prompt here" if third is first else "this fact"
-    others = sorted({fact.place: fact for fact in (first, second) if fact is not third}.values(), key=order)
-    given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
-    return Conflict(
-        "composite", "failed", third, second, f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
-        f"Give it the answer {second.target!r}, or change {_at(second, third)}.")  # fmt: skip
+    for second in seconds:
+        others = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
+        given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
+        yield Conflict(
+            "composite", "failed", third, second, f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
+            f"Give it the answer {second.target!r}, or change {_at(second, third)}.")  # fmt: skip
 
 
 def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:

@@ -27,8 +27,7 @@ def import_facts(path: Path, shown: str, limit: int | None = None, neighbours: i
     distinct = _distinct(read.facts)
     facts, skipped = consistent(distinct)
     if limit is not None and limit < len(facts):
-        cut = distinct[: distinct.index(facts[limit])]
-        facts, skipped = consistent(cut)
+        facts, skipped = consistent(distinct[: distinct.index(facts[limit - 1]) + 1])
     if neighbours:
         facts = rebuild_neighbours(facts, read.facts, neighbours)
     return Published(facts, [*read.skipped, *skipped], read.format)

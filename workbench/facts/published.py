@@ -147,10 +147,10 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
 
 
 def _find(subject: str, prompt: str) -> tuple[int, int] | str:
-    """Where the subject stands in the prompt: whole words before parts of words, the same letters before other capitals."""
+    """Where the subject stands in the prompt: whole words before parts of words, in its own capitals before others."""
     literal = re.escape(subject)
     whole = rf"(?<!\w){literal}(?!\w)"
-    for pattern, flags in ((whole, 0), (literal, 0), (whole, re.IGNORECASE), (literal, re.IGNORECASE)):
+    for pattern, flags in ((whole, 0), (whole, re.IGNORECASE), (literal, 0), (literal, re.IGNORECASE)):
         found = [match.span() for match in re.finditer(pattern, prompt, flags)]
         if len(found) == 1:
             return found[0]

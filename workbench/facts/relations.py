@@ -65,7 +65,7 @@ RELATIONS = (
 INVERSES = (
     ("capital", "capital of", True, True), ("father", "child", False, False), ("mother", "child", False, False),
     ("spouse", "spouse", True, True), ("author", "notable work", False, True),
-    ("creator", "creation", False, True), ("creator", "notable work", False, False),
+    ("creator", "creation", False, True), ("creator", "notable work", False, True),
     ("founder", "founded organisation", False, False), ("owner", "property", False, False),
     ("doctoral advisor", "doctoral student", False, False), ("chief executive officer", "chief executive officer of", True, True),
     ("president", "president of", True, True),
