@@ -66,7 +66,7 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
         Conflict("contradiction", "failed", fact, first,
                  f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
                  + ("" if asked else f" {first.text!r}") + f" with {first.target!r}",
-                 f"Keep one: delete this line, or that of {_at(first, fact)}.")
+                 f"Keep one: delete this line or {_at(first, fact)}.")
         for fact, first, same, asked in _repeated(facts) if not same
     ]  # fmt: skip
 
@@ -185,11 +185,11 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
 def _composites(
     order: Callable[[Fact], int], first: Fact, seconds: Sequence[Fact], third: Fact, prompt: str, target: str
 ) -> Iterator[Conflict]:
-    """Conflicts of an answer with what follows from `first` and one of `seconds`; none where one of those agrees with it."""
+    """The conflict of an answer with what follows from `first` and `seconds`; none where one of those agrees with it."""
     if any(folded(second.target) == folded(target) for second in seconds):
         return
     where = "a portability prompt here" if third is first else "this fact"
-    for second in seconds:
+    for second in seconds[:1]:
         others = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
         given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
         yield Conflict(
@@ -271,7 +271,7 @@ def _neighbour(fact: Fact, probe: Probe, other: Fact) -> Conflict:
     keeps = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
     whose = "this fact itself teaches" if other is fact else f"{_at(other, fact)} teaches"
     return Conflict("neighbour", "failed", fact, other, f"the neighbour {probe.prompt!r} has to keep {keeps}, and {whose} {other.target!r}",
-                    "Delete the neighbour, or the fact that edits it.")  # fmt: skip
+                    "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.")  # fmt: skip
 
 
 def _paraphrase(fact: Fact, text: str, other: Fact) -> Conflict:

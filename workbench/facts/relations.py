@@ -60,6 +60,7 @@ RELATIONS = (
     Relation("previous", "P155", ("{subject} follows", "{subject} is preceded by")),
     Relation("next", "P156", ("{subject} is followed by", "{subject} precedes")),
 )  # fmt: skip
+_SEVERAL = frozenset(relation.name for relation in RELATIONS if not relation.single)
 # Relation, its inverse, whether A -one-> B rules out B -other-> C, and the same the other way round: a capital belongs to one
 # country, a mother may have other children, and a child's father is another one than its mother.
 INVERSES = (
@@ -87,8 +88,8 @@ def keys_of(fact: Fact) -> tuple[str, ...]:
 
 def single_keys_of(fact: Fact) -> tuple[str, ...]:
     """The names under which two targets contradict: known relations of one value, and the relation as the file gives it."""
-    several = {relation.name for relation in RELATIONS if not relation.single}
-    return tuple(name for name in (*_names(fact), folded(fact.relation)) if name not in several or name == folded(fact.relation))
+    given = folded(fact.relation)
+    return (*(name for name in _names(fact) if name not in _SEVERAL), given)
 
 
 def _names(fact: Fact) -> list[str]:

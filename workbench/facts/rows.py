@@ -69,7 +69,8 @@ def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise WorkbenchError(f"{shown}:{number}: not JSON ({error})", "One object a line.") from None
+            hint = "One object a line, or in a .json file a list: [{…}, {…}]."
+            raise WorkbenchError(f"{shown}:{number}: not JSON ({error})", hint) from None
 
 
 def _of_list(text: str, shown: str) -> Iterator[tuple[int, Any]]:
