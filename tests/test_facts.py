@@ -76,7 +76,7 @@ def test_counterfact(tmp_path: Path) -> None:
         "7", "The language of {subject} is", "Larn", "Vellish", "Oskan", "P37")  # fmt: skip
     assert fact.paraphrases == ("He left. People in Larn speak",)
     assert fact.neighbours == (Probe("In Torvik one speaks", "Oskan"), Probe("The language of Ulm is", "Oskan"))
-    assert (fact.text, fact.continuation, fact.text[slice(*fact.span)]) == ("The language of Larn is", " Vellish", "Larn")  # type: ignore[misc]
+    assert (fact.text, fact.continuation, fact.text[slice(*fact.span)]) == ("The language of Larn is", " Vellish", "Larn")
 
 
 def test_flat_counterfact_and_wikibigedit(tmp_path: Path) -> None:
