@@ -32,7 +32,7 @@ ORDER = [
     "extract measure",
     "taskfiles suites scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck",
-    "controls models scorecard scoring starter",
+    "controls factcheck models scorecard scoring starter",
     "train training report docs",
     "api",
     "cli",
