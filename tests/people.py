@@ -89,7 +89,8 @@ def rows(count: int) -> list[dict[str, Any]]:
     """The first facts of `FACTS` as plain data; up to 360 each has another subject.
 
     To the neighbours in the file (the same relation of people that nothing edits) come the other attributes of the subject
-    that these facts leave alone; `other_attributes` tells the two groups apart.
+    that these facts leave alone; `other_attributes` tells the two groups apart. The last paraphrase is the question form. Portability asks
+    for region, trade or faculty, which follow from the new value.
     """
     lines = FACTS.read_text("utf-8").splitlines()
     if count > len(lines):
@@ -210,42 +211,46 @@ class Swap:
 def swap(model: Any, tokenizer: Any, count: int, wording: int = 0, seed: int = 0) -> Swap:
     """Measure `Swap` over `count` facts of random people, each swapped for one with another value."""
     draw = random.Random(seed)
-    totals: list[Tensor] = []
-    for number in range(count):
-        attribute = ATTRIBUTES[number % len(ATTRIBUTES)]
-        person = draw.choice(world().people)
-        other = draw.choice([p for p in world().people if p.value(attribute) != person.value(attribute)])
-        own, foreign = (world().prompts(p, attribute)[wording] for p in (person, other))
-        answer = tokenizer(person.value(attribute))["input_ids"][0]
-        start = own.index(person.name)
-        before, inside = (len(tokenizer(text)["input_ids"]) for text in (own[:start], person.name))
-        ids = [torch.tensor([tokenizer(text)["input_ids"]]) for text in (own, foreign)]
-        totals.append(_swap_one(model, ids[0], ids[1], slice(before, before + inside), answer))
-    mean = torch.stack(totals).mean(0).tolist()
+    found = []
+    for number, attribute in enumerate(ATTRIBUTES):
+        pairs = []
+        for _ in range(number, count, len(ATTRIBUTES)):
+            person = draw.choice(world().people)
+            others = [p for p in world().people if p.value(attribute) != person.value(attribute)]
+            pairs.append((person, draw.choice(others)))
+        own, foreign = (
+            torch.tensor([tokenizer(world().prompts(pair[side], attribute)[wording])["input_ids"] for pair in pairs])
+            for side in (0, 1)
+        )
+        answers = torch.tensor([tokenizer(person.value(attribute))["input_ids"][0] for person, _ in pairs])
+        before = tokenizer(world().wordings[attribute][wording].partition("{subject}")[0])["input_ids"]
+        found.append(_swap_alike(model, own, foreign, slice(len(before), len(before) + 2), answers))
+    mean = torch.cat(found, 1).mean(1).tolist()
     depth = model.config.num_hidden_layers
-    parts = [mean[4 + i * depth : 4 + (i + 1) * depth] for i in range(3)]
-    return Swap(mean[0], mean[1], *parts, mean[2], mean[3])
+    span, subject_last, prompt_last = (mean[4 + i * depth : 4 + (i + 1) * depth] for i in range(3))
+    return Swap(mean[0], mean[1], span, subject_last, prompt_last, mean[2], mean[3])
 
 
 @torch.no_grad()
-def _swap_one(model: Any, own: Tensor, foreign: Tensor, subject: slice, answer: int) -> Tensor:
-    """Probabilities of one fact: clean, swapped, two without, then span, subject_last and prompt_last by layers."""
+def _swap_alike(model: Any, own: Tensor, foreign: Tensor, subject: slice, answers: Tensor) -> Tensor:
+    """Probabilities of facts whose prompts are alike [clean, swapped, two without, then span, subject_last, prompt_last by layer; fact]."""
     blocks = list(model.model.layers)
     feeds = [block.mlp for block in blocks]
     last = slice(own.shape[1] - 1, own.shape[1])
     places = (subject, slice(subject.stop - 1, subject.stop), last)
 
-    def probability(tokens: Tensor, changes: Sequence[tuple[Any, Tensor, slice]]) -> float:
+    def probability(tokens: Tensor, changes: Sequence[tuple[Any, Tensor, slice]]) -> Tensor:
         with ExitStack() as stack:
             for module, value, place in changes:
                 stack.enter_context(module.register_forward_hook(_placed(value, place)))
-            return float(model(input_ids=tokens).logits[0, -1].softmax(-1)[answer])
+            scores: Tensor = model(input_ids=tokens).logits[:, -1].softmax(-1)
+        return scores.gather(1, answers[:, None])[:, 0]
 
     of_own, of_foreign = (_outputs(model, tokens, [*blocks, *feeds]) for tokens in (own, foreign))
     found = [probability(own, []), probability(foreign, [])]
     found += [probability(own, [(feed, of_foreign[feed], place) for feed in feeds]) for place in (subject, last)]
     found += [probability(foreign, [(block, of_own[block], place)]) for place in places for block in blocks]
-    return torch.tensor(found)
+    return torch.stack(found)
 
 
 def _outputs(model: Any, tokens: Tensor, modules: Sequence[Any]) -> dict[Any, Tensor]:
