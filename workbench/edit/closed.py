@@ -71,11 +71,11 @@ class ClosedForm(EditMethod):
     """Tokens read for each input of the projection."""
     contexts: Whole = Field(3, ge=0, le=10)
     """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
-    steps: Whole = Field(40, ge=1)
+    steps: Whole = Field(60, ge=1)
     """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
     learning_rate: Real = Field(0.1, gt=0, le=1)
     """Length of its first steps, as a share of the largest change allowed."""
-    clamp: Real = Field(6.0, gt=0)
+    clamp: Real = Field(8.0, gt=0)
     """Largest change of the projection's output, in multiples of its norm there."""
     kl: Real = Field(0.0625, ge=0)
     """Weight of the divergence on "{subject} is a"."""
