@@ -39,6 +39,8 @@ class FactsEval(Strict):
     """Also score text that the model writes: generated answers and the n-gram entropy."""
     max_tokens: Whole | None = Field(None, ge=1, le=512)
     """Tokens of a generated answer; omitted: eight more than the longest target has, at least 16."""
+    neighbour_tokens: Whole = Field(8, ge=1, le=512)
+    """Most tokens of the base's answer to a neighbour's prompt, all of which have to stay."""
     text: str | None = None
     """A text file, one passage a line, whose perplexity is scored; omitted: one that comes with the workbench."""
     chat_template: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.factsuite.build import build, export_facts
+from workbench.factsuite.suite import build, export_facts
 from workbench.factsuite.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, wanted
 
 __all__ = ["EDITS", "PREFIX", "Wanted", "build", "edited_for", "export_facts", "facts_of_edits", "wanted"]

@@ -19,7 +19,6 @@ from workbench.suites import Suite
 from workbench.weights.digests import json_digest, read_json
 
 FORMAT = "facts-1"
-ANSWER_TOKENS = 8  # of a neighbour's answer
 LONG, TEXTS = 100, 32  # tokens and number of the continuations whose n-grams are counted
 MIN_EFFECT = 0.05
 _SPARED: tuple[FactKind, ...] = ("preferred-paraphrase", "preferred-neighbours")
@@ -127,8 +126,8 @@ def _passages(wanted: Wanted) -> list[str]:
 
 def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
     """The base's answers to neighbours' prompts: kept in the cache by the base's weights, dtype and tokenizer."""
-    chat = wanted.options.chat_template
-    file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), ANSWER_TOKENS, chat])}.json"
+    chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
+    file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
     known: Mapping[str, str] | None = read_json(file)
     if known is None:
         if device is None:
@@ -140,18 +139,11 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
         from workbench.evaluate.answers import greedy_answers
 
         def told(done: int, total: int) -> None:
-            events(
-                {
-                    "stage": "score",
-                    "configuration": "base",
-                    "done": done,
-                    "total": total,
-                    "text": f"{wanted.suite}: answers to keep",
-                }
-            )
+            text = f"{wanted.suite}: answers that are to stay"
+            events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
 
         model = materialize(base, device, events=events)
-        known = greedy_answers(model, base.tokenizer_path, prompts, tokens=ANSWER_TOKENS, chat_template=chat, told=told)
+        known = greedy_answers(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
         write_whole(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
     if not known:
         raise WorkbenchError(
