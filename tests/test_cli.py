@@ -24,6 +24,8 @@ COMMANDS = {
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
     "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",
+    "facts check": "--device --json --model --quiet --recipe",
+    "facts import": "--json --limit --out --rebuild-neighbours",
     "methods": "--json",
     "plan": "--json --runs-dir --set",
     "recipe check": "--set",
