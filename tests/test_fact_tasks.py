@@ -128,7 +128,7 @@ def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monk
         raise AssertionError("no model is loaded")
 
     monkeypatch.setattr("workbench.engine.materialize", never)
-    monkeypatch.setattr("workbench.evaluate.answers.greedy_answers", never)
+    monkeypatch.setattr("workbench.evaluate.answers.answers_to_keep", never)
     monkeypatch.setattr("workbench.factsuite.suite._tokenizer", never)
     assert plan_of(world, device=None).digest == plan_of(world).digest
     rows = document("compare", "edit")["rows"]

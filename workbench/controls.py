@@ -11,7 +11,7 @@ from workbench.bricks import Brick, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.evalfields import FactsEval, InlineEval
 from workbench.evaluate import build_plan
-from workbench.factsuite import EDITS, PREFIX, Wanted, build, edited_for, facts_of_edits, wanted
+from workbench.factsuite import EDITS, PREFIX, Wanted, build, checkpoints, edited_for, facts_of_edits, sequential, wanted
 from workbench.grow.remap import GrownWeights
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
@@ -59,7 +59,7 @@ class Entry:
         specs = written_specs(self.resolved).values()
         bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
         return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest,
-                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved))  # fmt: skip
+                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved), _first(self.resolved.recipe))  # fmt: skip
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
@@ -72,6 +72,11 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     return output_specs(model.weights.specs, resolved.dtype)
 
 
+def _first(recipe: Recipe) -> int | None:
+    """How many facts the edit step that does not take all takes."""
+    return next((n for step in recipe.steps if isinstance(step, EditMethod) and (n := getattr(step, "first", None))), None)
+
+
 def bytes_of(brick: Brick | Resolved) -> int:
     """Bytes on disk of a brick's weights; of a recipe as a brick, those of its bricks."""
     if isinstance(brick, Resolved):
@@ -80,9 +85,12 @@ def bytes_of(brick: Brick | Resolved) -> int:
 
 
 def lineup(
-    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = ()
-) -> list[Entry]:
+    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
+    sequences: bool = True,
+) -> list[Entry]:  # fmt: skip
     """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
+
+    `sequences`: also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
 
     Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
     """
@@ -94,7 +102,9 @@ def lineup(
     _check_bases(named)
     found = _controls(named) if controls and named else []
     # A recipe that is another one's brick keeps its own place where it is asked for itself.
-    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named, *others]
+    before = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in named}
+    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys),
+               *(e for entry in named for e in (*before[entry.name], entry)), *others]  # fmt: skip
     _check_tokenizers(entries[0], others)
     by_name: dict[str, Entry] = {}
     for entry in entries:
@@ -105,6 +115,13 @@ def lineup(
                 "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder.",
             )
     return list(by_name.values())
+
+
+def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[Entry]:
+    for item in recipe.fields.eval:
+        if isinstance(item, FactsEval) and item.sequential is not None:
+            for n, part in checkpoints(recipe, item):
+                yield Entry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
 
 
 def _check_bases(named: Sequence[Entry]) -> None:
@@ -191,10 +208,11 @@ def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) ->
         if not isinstance(suite, Wanted):
             found.setdefault(suite.suite, suite)
             continue
-        name = next((n for n, other in found.items() if isinstance(other, Wanted) and other.digest == suite.digest), suite.suite)
+        same_facts = (n for n, other in found.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
+        name = next(same_facts, suite.suite)
         other = found.setdefault(name, suite)
-        if not isinstance(other, Wanted) or (other.digest, _options(other)) != (suite.digest, _options(suite)):
-            same = isinstance(other, Wanted) and other.digest == suite.digest
+        if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
+            same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
             raise WorkbenchError(
                 f"facts: {suite.source} is listed with different options"
                 if same
@@ -226,7 +244,7 @@ def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> It
     for recipe in () if named else recipes:
         for i, item in enumerate(recipe.fields.eval):
             if isinstance(item, FactsEval):
-                yield wanted(item, project)
+                yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
             elif isinstance(item, InlineEval):
                 yield inline_suite(recipe.name, i, item)
             elif item == EDITS:
@@ -245,8 +263,13 @@ def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
     yield from found
 
 
-def _options(facts: Wanted) -> dict[str, Any]:
-    return facts.options.model_dump(exclude={"facts"})
+def _identity(facts: Wanted) -> tuple[str, bool]:
+    """Wanted of one file: one suite, and one more for facts one after another."""
+    return facts.digest, bool(facts.cohorts)
+
+
+def _options(facts: Wanted) -> tuple[Any, ...]:
+    return facts.options.model_dump(exclude={"facts"}), facts.cohorts
 
 
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:

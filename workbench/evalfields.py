@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from workbench.fields import Strict, Whole
 from workbench.suiteparts import FactKind
@@ -24,6 +24,17 @@ class InlineEval(Strict):
     """Put every prompt into the tokenizer's chat template."""
     backend: Literal["hf", "vllm", "server"] = "hf"
     """What scores: the live model, or vLLM or a completions server on the written checkpoint."""
+
+
+class SequentialEval(Strict):
+    """Checkpoints of an edit that takes facts one after another."""
+
+    checkpoints: tuple[Annotated[int, Field(strict=True, ge=1)], ...] = (1, 10, 100, 1000)
+    """Numbers of facts, from the start of the file, after which the edit is scored; those below the edit's own, which is the last."""
+    cohort: Whole | None = Field(None, ge=1)
+    """Facts of the first and of the last cohort; omitted: a batch of the edit, at least ten."""
+    sample: Whole = Field(50, ge=1)
+    """Facts of the uniform sample of all facts so far."""
 
 
 class FactsEval(Strict):
@@ -45,6 +56,14 @@ class FactsEval(Strict):
     """A text file, one passage a line, whose perplexity is scored; omitted: one that comes with the workbench."""
     chat_template: bool = False
     """Put every prompt into the tokenizer's chat template."""
+    sequential: SequentialEval | None = None
+    """Score the edit after its first 1, 10, 100, 1000 facts too: `{}`, or with the fields below."""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> FactsEval:
+        if self.sequential is not None and self.limit is not None:
+            raise ValueError("`limit` and `sequential` both choose facts: give one")
+        return self
 
 
 def _kind(value: Any) -> str:

@@ -45,6 +45,7 @@ class FactTasks(BaseModel):
         tasks: Kind -> task.
         source: The facts file, for people.
         digest: Of the file's facts: a configuration that was edited for them has it in `edits`. Not given: of any edit.
+        cohorts: Number of facts taught -> first, last and sample -> ids of the facts that are looked at then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,3 +53,4 @@ class FactTasks(BaseModel):
     tasks: dict[FactKind, str]
     source: str = ""
     digest: str | None = None
+    cohorts: dict[int, dict[str, tuple[str, ...]]] = {}

@@ -47,11 +47,14 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
 
 
 def _facts(document: Row) -> None:
-    """One line an edit: how many of its facts the configurations that hold it still answer."""
-    from workbench.report.edits import fact_suites
+    """Facts one after another as a table; one line an edit: how many of its facts the configurations that hold it still answer."""
+    from workbench.report.edits import fact_suites, step_rows
     from workbench.report.reading import view_of
 
     for suite in fact_suites(document, view_of(document)):
+        if suite.steps:
+            heads, rows = step_rows(suite)
+            out.table(heads, rows, right=range(3, len(heads)))
         for left in suite.survivals:
             out.say(f"{suite.source}: {left.sentence()}")
 

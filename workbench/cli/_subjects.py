@@ -69,7 +69,7 @@ def open_subjects(
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
-    entries = lineup(loaded, controls, hub, models.values())
+    entries = lineup(loaded, controls, hub, models.values(), sequences=not suite)
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from workbench.tables import Table
 
 # Kinds whose items are right (1) or wrong (0) answers with the edit's target.
 SURVIVING: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "generated-paraphrase", "portability")
+# Kinds that are shown after the first n facts.
+FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 
 
 def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Sequence[Sequence[Scores]]) -> list[dict[str, Any]]:
@@ -31,7 +34,7 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
         clusters = {item["cluster"] for kind, t in tables.items() if kind in SURVIVING for item in t.items}
         found.append({
             "suite": name, "source": suite.facts.source, "facts": len(clusters), "tasks": dict(suite.facts.tasks),
-            "survival": list(_survivals(tables, suite.facts, entries)),
+            "survival": list(_survivals(tables, suite.facts, entries)), "sequence": list(_sequence(tables, suite.facts, entries)),
         })  # fmt: skip
     return found
 
@@ -41,6 +44,10 @@ def _survivals(
 ) -> Iterator[dict[str, Any]]:
     """One entry a configuration that has the edit alone: what the configurations with this edit, and those without any, still know."""
     alone = [entry for entry in entries if _alone(entry[0].configuration, facts)]
+    most = max((entry[0].configuration.first or math.inf for entry in alone), default=0)
+    alone = [
+        entry for entry in alone if (entry[0].configuration.first or math.inf) == most
+    ]  # checkpoints are no edits of their own
     fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
     alone = [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
     for reference in alone:
@@ -54,6 +61,32 @@ def _survivals(
         if rows:
             without = [entry[0].configuration.name for entry in entries if not _edited(entry[0].configuration, facts)]
             yield {"alone": reference[0].configuration.name, "rows": rows, "without": [name for name in without if name in rows]}
+
+
+def _sequence(
+    tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
+) -> Iterator[dict[str, Any]]:
+    """Scores on the first cohort, the last one and a sample of all facts so far, of the base and of every number of facts taught."""
+    total = max(facts.cohorts, default=0)
+    for entry in entries:
+        c = entry[0].configuration
+        n = c.first or total
+        if (c.role == "base" or _edited(c, facts)) and n in facts.cohorts:
+            cohorts = {name: _on(tables, c, set(ids)) for name, ids in facts.cohorts[n].items()}
+            yield {"configuration": c.name, "facts": 0 if c.role == "base" else n, "cohorts": cohorts}
+
+
+def _on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Scores by kind on the items of some facts."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in FOLLOWED:
+        table = tables.get(kind)
+        rows = [i for i, item in enumerate(table.items) if item["cluster"] in ids] if table else []
+        if table is not None and rows and c.digest in table.values:
+            values = table.values[c.digest][rows]
+            low, high = score_interval(values, codes(table.cluster[rows].tolist()))
+            found[kind] = {"value": float(values.mean()), "low": low, "high": high, "n": len(rows)}
+    return found
 
 
 def _alone(c: Configuration, facts: FactTasks) -> bool:

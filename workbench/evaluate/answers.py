@@ -20,7 +20,7 @@ _ULPS = 4
 Told = Callable[[int, int], None]
 
 
-def greedy_answers(
+def answers_to_keep(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int, chat_template: bool = False, batch_size: int = 32, told: Told | None = None
 ) -> dict[str, str]:  # fmt: skip
     """Prompt -> what the model continues it with, up to a line break, a full stop or the end of text.

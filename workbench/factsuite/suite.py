@@ -59,14 +59,16 @@ def _suite(wanted: Wanted, kinds: Sequence[FactKind]) -> Suite:
         limit={named["entropy"]: TEXTS} if "entropy" in named else None,
         min_effect=MIN_EFFECT,
         roles=dict.fromkeys(named.values(), "other"),
-        facts=FactTasks(tasks=named, source=wanted.source, digest=wanted.digest),
+        facts=FactTasks(
+            tasks=named, source=wanted.source, digest=wanted.digest, cohorts={n: dict(c) for n, c in wanted.cohorts.items()}
+        ),
         chat_template=wanted.options.chat_template,
     )
 
 
 def _key(wanted: Wanted, base: Resolved) -> str:
     """Of all that the tasks' files depend on."""
-    options = wanted.options.model_dump(mode="json", exclude={"facts", "text", "limit"})
+    options = wanted.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
     shown = [definition(wanted.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
     return json_digest(
         [FORMAT, wanted.stem, [f.document() for f in wanted.facts], options, _passages(wanted), base.key, code(), shown]
@@ -136,14 +138,14 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
                 "`workbench eval` finds them out, with the same recipes and suites.",
             )
         from workbench.engine import materialize
-        from workbench.evaluate.answers import greedy_answers
+        from workbench.evaluate.answers import answers_to_keep
 
         def told(done: int, total: int) -> None:
             text = f"{wanted.suite}: answers that are to stay"
             events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
 
         model = materialize(base, device, events=events)
-        known = greedy_answers(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
+        known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
         write_whole(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
     if not known:
         raise WorkbenchError(

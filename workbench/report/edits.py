@@ -24,6 +24,7 @@ HEADINGS = {
     "entropy": ("n-gram entropy", "bits"),
     "text": ("Text", "bits per byte, lower is better"),
 }
+COHORTS = {"first": "first cohort", "last": "last batch", "sample": "sample of all so far"}
 FIRST = ("efficacy", "paraphrase", "neighbours", "generated", "portability")
 
 
@@ -74,10 +75,21 @@ class Survival:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A configuration after its edit has taken so many facts, on one cohort of them: scores by kind."""
+
+    configuration: str
+    facts: int
+    cohort: str
+    scores: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
 class FactSuite:
     """One facts file.
 
     Attributes:
+        steps: Facts one after another: by configuration and cohort.
         columns: (kind, task), those of most interest first.
         rows: Configurations that were scored on it.
     """
@@ -88,6 +100,12 @@ class FactSuite:
     columns: tuple[tuple[str, Task], ...]
     rows: tuple[Configuration, ...]
     survivals: tuple[Survival, ...]
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Kinds that the steps have."""
+        return tuple(dict.fromkeys(kind for step in self.steps for kind in step.scores))
 
 
 def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
@@ -99,11 +117,9 @@ def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
         rows = tuple(c for c in view.configurations if any(task.name in c.scores for _, task in columns))
         if columns and rows:
             survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
-            found.append(
-                FactSuite(
-                    str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0), columns, rows, survivals
-                )
-            )
+            steps = tuple(_steps(entry.get("sequence") or ()))
+            name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
+            found.append(FactSuite(name, source, facts, columns, rows, survivals, steps))
     return found
 
 
@@ -127,6 +143,25 @@ def survival_rows(survival: Survival) -> tuple[list[str], list[list[str]]]:
         for c, kept in survival.rows
     ]
     return header, rows
+
+
+def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of facts one after another."""
+    header = ["Configuration", "Facts", "Cohort", *(heading(kind)[0] for kind in suite.followed)]
+    rows = [[s.configuration, count(s.facts), COHORTS.get(s.cohort, s.cohort), *(_share(s.scores.get(kind)) for kind in suite.followed)]
+            for s in suite.steps]  # fmt: skip
+    return header, rows
+
+
+def _share(e: Estimate | None) -> str:
+    return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
+
+
+def _steps(found: Iterable[Mapping[str, Any]]) -> Iterable[Step]:
+    for row in found:
+        for cohort, scores in row["cohorts"].items():
+            estimates = {str(k): Estimate(v["value"], v.get("low"), v.get("high"), n=v.get("n")) for k, v in scores.items()}
+            yield Step(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:

@@ -199,6 +199,11 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
         parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
         for left in suite.survivals:
             parts += [f"### What is left of {escape(left.alone)}", escape(left.sentence()), table(*edits.survival_rows(left))]
+        if suite.steps:
+            parts += [
+                f"### Facts one after another: {escape(suite.source or suite.name)}",
+                table(*edits.step_rows(suite), left=3),
+            ]
     text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
     return ["## Facts", text, *parts] if parts else []
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.report import flips, forest, marks, numbers, scatter, wording
-from workbench.report.edits import fact_suites, heading
+from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
@@ -118,6 +118,7 @@ def _helpers() -> dict[str, Any]:
         "size": numbers.size,
         "detectable": marks.detectable,
         "heading": heading,
+        "cohort_words": COHORTS,
         "what": wording.what,
         "tip": marks.tip,
         "bracket": marks.bracket,
