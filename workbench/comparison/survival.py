@@ -44,10 +44,8 @@ def _survivals(
 ) -> Iterator[dict[str, Any]]:
     """One entry a configuration that has the edit alone: what the configurations with this edit, and those without any, still know."""
     alone = [entry for entry in entries if _alone(entry[0].configuration, facts)]
-    most = max((entry[0].configuration.first or math.inf for entry in alone), default=0)
-    alone = [
-        entry for entry in alone if (entry[0].configuration.first or math.inf) == most
-    ]  # checkpoints are no edits of their own
+    most = max((_taken(entry[0].configuration) for entry in alone), default=0)
+    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # checkpoints are no edits of their own
     fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
     alone = [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
     for reference in alone:
@@ -94,6 +92,11 @@ def _alone(c: Configuration, facts: FactTasks) -> bool:
     return _edited(c, facts) and c.role != "average" and (c.role == "brick" or not c.parents)
 
 
+def _taken(c: Configuration) -> float:
+    """How many facts of the file the edit has taken, as far as it does not take all."""
+    return c.first or math.inf
+
+
 def _edited(c: Configuration, facts: FactTasks) -> bool:
     return facts.digest in c.edits if facts.digest else bool(c.edits)
 
@@ -103,7 +106,7 @@ def _belongs(entry: Sequence[Scores], reference: Sequence[Scores], alone: Sequen
     c = entry[0].configuration
     if not _edited(c, facts):
         return True
-    if any(entry is other for other in alone):
+    if any(entry is other for other in alone) or _taken(c) < _taken(reference[0].configuration):
         return False
     mine = [other for other in alone if _names(other) & {*c.parents, *(f"{name}-edited" for name in _names(entry))}]
     return any(other is reference for other in mine) if mine else len(alone) == 1
