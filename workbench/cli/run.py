@@ -138,11 +138,13 @@ def _tasks(resolved: Resolved) -> str:
     """lm-eval's task names of the recipe's first suite."""
     from workbench.controls import suites_of
     from workbench.errors import WorkbenchError
+    from workbench.suites import Suite
 
     try:
-        return ",".join(suites_of([resolved.recipe], [], resolved.recipe.project)[0].tasks)
+        found = suites_of([resolved.recipe], [], resolved.recipe.project)
     except WorkbenchError:
         return "TASK"
+    return next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), "TASK")
 
 
 def _row(step: dict[str, Any]) -> list[str]:

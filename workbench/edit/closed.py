@@ -107,9 +107,9 @@ class ClosedForm(EditMethod):
             read_prompts(project / self.preserve, self.preserve)
 
     def read(self, project: Path) -> list[Fact]:
-        """The facts, sorted by id: the result does not depend on the file's order."""
+        """The facts: of a joint solve sorted by id, so that the result does not depend on the file's order; else in that order."""
         found = read_facts(project / self.facts, self.facts)[: self.first]
-        return sorted(found, key=lambda fact: fact.id)
+        return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Tokens of the parts of the work, before anything is cached."""
