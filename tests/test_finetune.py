@@ -13,7 +13,9 @@ from project import CPU, Project
 from tiny import files_of, tensors_of
 
 from workbench.compose import compose
-from workbench.edit.tuning import below, rows_of, token_losses
+from workbench.edit.parts import Parts
+from workbench.edit.rows import padded
+from workbench.edit.tuning import below, row_losses, rows_of, token_losses
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.layout import Model
@@ -142,38 +144,25 @@ def test_max_change(project: Project) -> None:
     assert tensors_of(lora)["base_model.model.model.layers.2.mlp.down_proj.lora_A.weight"].shape == (8, 48)
 
 
-class Plain(torch.nn.Module):
-    """A model whose forward computes all logits."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-        self.device = inner.device
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return self.inner(input_ids=input_ids, attention_mask=attention_mask)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
-def test_losses_of_target_tokens(family: str, model_of: Callable[..., Path]) -> None:
+def test_losses_of_target_tokens(family: str, project: Project, model_of: Callable[..., Path]) -> None:
     """Of padded rows, at target positions only, against each row alone with all its logits."""
-    from transformers import AutoTokenizer
-
     base = model_of(family)
-    model, tokenizer = live(base), AutoTokenizer.from_pretrained(base)
+    context = context_of(project, base)
     facts = [Fact(row["id"], row["prompt"], None, row["target"]) for row in FACTS]
-    rows = rows_of(facts, tokenizer, 64)
+    rows = rows_of(facts, context.tokenizer, 64)
+    parts = Parts.of(context)
+    means = row_losses(parts, rows, 4)
     with torch.no_grad():
-        losses, wanted = token_losses(model, rows)
-        whole, _ = token_losses(Plain(model), rows)
+        losses = token_losses(parts, padded(rows, CPU))
+        start = 0
         for i, (prompt, target) in enumerate(encoded(base)):
-            logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+            logits = context.model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
             alone = -logits.log_softmax(-1)[range(len(target)), target]
-            torch.testing.assert_close(losses[i][wanted[i]], alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(losses, whole, atol=1e-5, rtol=1e-5)
-    assert wanted.sum() == sum(len(target) for _, target in encoded(base))
-    assert not losses[~wanted].any()
-    assert losses.shape[1] == 5, "positions before the last token of prompts of two and four tokens, to the end"
+            torch.testing.assert_close(losses[start : start + len(target)], alone, atol=1e-5, rtol=1e-5)
+            assert means[i] == pytest.approx(alone.mean().item(), abs=1e-5)
+            start += len(target)
+    assert start == len(losses)
 
 
 def test_order_of_facts(project: Project) -> None:
@@ -227,10 +216,12 @@ def test_losses_in_the_record(project: Project) -> None:
         assert found[row["id"]] == pytest.approx(wanted, abs=2e-4)
 
 
-def context_of(project: Project, progress: Callable[[int, int, str], None] = lambda *_: None) -> MethodContext:
+def context_of(
+    project: Project, base: Path | None = None, progress: Callable[[int, int, str], None] = lambda *_: None
+) -> MethodContext:
     from transformers import AutoTokenizer
 
-    base = project.path / "base"
+    base = base or project.path / "base"
     model = live(base)
     layout = Model(Checkpoint(base, "base"), json.loads((base / "config.json").read_text("utf-8")))
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -247,7 +238,7 @@ def test_no_trace_on_the_model(project: Project) -> None:
     """Weights and hooks are as before, also after an error in the middle."""
     write(project)
     seen: list[tuple[int, int]] = []
-    context = context_of(project, lambda done, total, _: seen.append((done, total)))
+    context = context_of(project, progress=lambda done, total, _: seen.append((done, total)))
     before = {n: t.clone() for n, t in context.model.state_dict().items()}
     step(layers=[0, 3], epochs=2, stop=0, mode={"sequential": {"batch": 2}}).solve(context)
     assert seen == [(i, 6) for i in range(1, 7)]
@@ -294,19 +285,18 @@ def test_refused(fields: str, message: str | None, project: Project) -> None:
 
 
 def test_a_target_beyond_the_context(project: Project) -> None:
-    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
+    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 63)}])
     with pytest.raises(WorkbenchError) as caught:
         solve(project)
-    expected = "edit finetune: facts.jsonl:2: prompt and target have 65 tokens (2 and 62); the model takes 64"
+    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens; the model takes 64 together"
     assert caught.value.message == expected
-    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 61)}])
+    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
     solve(project, ", epochs: 1")
 
 
 def test_a_loss_that_is_no_number(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     write(project)
-    broken = (torch.tensor([float("nan")]), torch.tensor([True]))
-    monkeypatch.setattr("workbench.edit.tuning.token_losses", lambda *_: broken)
+    monkeypatch.setattr("workbench.edit.tuning.token_losses", lambda *_: torch.tensor([float("nan")]))
     with pytest.raises(WorkbenchError, match=r"edit finetune: the loss is nan in epoch 1") as caught:
         solve(project, ", learning_rate: 0.05")
     assert caught.value.hint == "Lower learning_rate (0.05)."

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field, model_validator
 
 from workbench.edit.fields import Layers, Mode
-from workbench.edit.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fact_losses, fit, rows_of
+from workbench.edit.parts import Parts
+from workbench.edit.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fit, row_losses, rows_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.fields import Real, Whole
-from workbench.layout import Layout, Model
-from workbench.names import live_module
+from workbench.layout import Model
 from workbench.registry import Edit, EditMethod, MethodContext, register
 from workbench.weights.parallel import one_thread
 
@@ -80,27 +80,23 @@ class Finetune(EditMethod):
         return {"facts": sum(batches), "steps": self.epochs * sum(-(-n // self.batch_size) for n in batches)}
 
     def solve(self, context: MethodContext) -> Edit:
-        """Hang an update on each layer's module, train the updates, take them off again and return them."""
+        """Hang an update on each layer's projection, train the updates, take them off again and return them."""
         facts = self._read(context.project)
-        layout = context.layout.layout
-        layers = self._layers(layout)
-        live = dict(context.model.named_modules())
-        modules = [live_module(layout.mlp_out(layer), live) for layer in layers]
+        parts = Parts.of(context)
+        layers = self._layers(parts)
         context.model.requires_grad_(False)
         updates: list[Update] = []
         try:
-            # One after the other: where a later module is refused, those before it are taken off.
-            for module in modules:
-                updates.append(self._update(live[module], context.seed))
+            for layer in layers:
+                updates.append(self._update(parts.out(layer), context.seed))
             with one_thread():
-                record = self._train(context, facts, updates)
+                record = self._train(context, parts, facts, updates)
         finally:
             for update in updates:
                 update.remove()
         # Under the live names, which are what PEFT looks for.
-        factors = {f"{module}.weight": update.factors() for module, update in zip(modules, updates, strict=True)}
-        conv1d = type(live[modules[0]]).__name__ == "Conv1D"
-        return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=conv1d, facts=facts)
+        factors = {f"{parts.modules[layer]}.weight": u.factors() for layer, u in zip(layers, updates, strict=True)}
+        return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=facts)
 
     def _read(self, project: Path) -> list[Fact]:
         """The facts in the file's order. Errors: as `read_facts`; fewer than `first`."""
@@ -116,11 +112,10 @@ class Finetune(EditMethod):
         parts: Sequence[Sequence[Fact]] = [facts] if self.mode == "joint" else list(chunks(facts, self.mode.sequential.batch))
         return [sorted(part, key=lambda fact: fact.id) for part in parts]
 
-    def _layers(self, layout: Layout) -> list[int]:
+    def _layers(self, parts: Parts) -> list[int]:
         if self.layers == "auto":
-            return [round(AUTO_DEPTH * (layout.depth - 1))]
-        if bad := [i for i in self.layers if not 0 <= i < layout.depth]:
-            raise WorkbenchError(f"edit finetune: layer {bad[0]} does not exist; the model has 0..{layout.depth - 1}", None, 2)
+            return [round(AUTO_DEPTH * (parts.depth - 1))]
+        parts.check_layers(self.layers, "edit finetune")
         return sorted(set(self.layers))
 
     def _update(self, module: torch.nn.Module, seed: int) -> Update:
@@ -128,18 +123,21 @@ class Finetune(EditMethod):
             return DenseUpdate(module, self.max_change)
         return LowRankUpdate(module, self.rank or 8, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
-    def _train(self, context: MethodContext, facts: list[Fact], updates: list[Update]) -> dict[str, Any]:
+    def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[Update]) -> dict[str, Any]:
         limit = getattr(context.model.config.get_text_config(), "max_position_embeddings", None)
-        batches = [rows_of(batch, context.tokenizer, limit) for batch in self._batches(facts)]
+        batches = self._batches(facts)
+        rows = [rows_of(batch, context.tokenizer, limit) for batch in batches]
         schedule = Schedule(self.epochs, self.batch_size, self.learning_rate or STEPS[self.form], self.stop)
         order = torch.Generator().manual_seed(context.seed)
         runs: list[dict[str, Any]] = []
-        for number, rows in enumerate(batches):
+        for number, part in enumerate(rows):
 
             def progress(done: int, total: int, text: str, before: int = number * self.epochs) -> None:
-                context.progress(before + done, len(batches) * total, text)
+                context.progress(before + done, len(rows) * total, text)
 
-            runs.append(fit(context.model, rows, updates, schedule, order, progress))
+            runs.append(fit(parts, part, updates, schedule, order, progress))
+        losses = row_losses(parts, [row for part in rows for row in part], self.batch_size)
+        ids = [fact.id for batch in batches for fact in batch]
         return {
             "facts": len(facts),
             "order": "dependent",
@@ -147,5 +145,5 @@ class Finetune(EditMethod):
             "steps": sum(run["steps"] for run in runs),
             "loss": max(run["loss"] for run in runs),
             "largest_change": max(update.largest() for update in updates),
-            "losses": fact_losses(context.model, [row for rows in batches for row in rows], self.batch_size),
+            "losses": {fact: round(loss, 4) for fact, loss in zip(ids, losses, strict=True)},
         }

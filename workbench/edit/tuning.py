@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from workbench.edit.parts import Parts
+from workbench.edit.passes import logits_at, run
+from workbench.edit.rows import Padded, Row, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.weights.lowrank import Factors
@@ -18,23 +20,7 @@ from workbench.weights.lowrank import Factors
 if TYPE_CHECKING:
     from torch import nn
 
-IGNORED = -100
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One fact as tokens.
-
-    Attributes:
-        id: The fact's.
-        tokens: Prompt, target and, where the tokenizer has one, end of text.
-        start: Where the target starts in `tokens`.
-    """
-
-    id: str
-    tokens: tuple[int, ...]
-    start: int
 
 
 @dataclass(frozen=True)
@@ -175,64 +161,40 @@ def below(bound: float) -> float:
 
 
 def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Row]:
-    """Facts as tokens. Errors, with file and line: a prompt or target without tokens, more tokens than the model has positions."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    """Facts as tokens, the end of text among their targets where the tokenizer has one.
+
+    Errors, with file and line: a prompt or target without tokens, more tokens than the model has positions.
+    """
+    end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     found = []
     for fact in facts:
-        prompt = tokenizer(fact.text)["input_ids"]
-        target = tokenizer(fact.continuation, add_special_tokens=False)["input_ids"]
-        where = f"edit finetune: {fact.place}: " if fact.place else "edit finetune: "
+        prompt: tuple[int, ...] = tuple(tokenizer(fact.text)["input_ids"])
+        target: tuple[int, ...] = tuple(tokenizer(fact.continuation, add_special_tokens=False)["input_ids"])
         if not prompt or not target:
-            text = fact.continuation if prompt else fact.text
+            shown = fact.continuation if prompt else fact.text
             raise WorkbenchError(
-                f"{where}{text!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
+                f"{fact.place}: {shown!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
             )
-        tokens = (*prompt, *target, *end)
-        if limit is not None and len(tokens) > limit:
+        if limit is not None and len(prompt) + len(target) > limit:
             raise WorkbenchError(
-                f"{where}prompt and target have {len(tokens)} tokens ({len(prompt)} and {len(target)}); the model takes {limit}",
-                "Shorten the target, or cut it into several facts.",
+                f"{fact.place}: prompt and target have {len(prompt)} and {len(target)} tokens; the model takes {limit} together",
+                "Shorten the target, or split it into several facts.",
             )
-        found.append(Row(fact.id, tokens, len(prompt)))
+        last = len(prompt) - 1
+        wanted = (*target, *end)
+        found.append(Row((*prompt, *wanted[:-1]), last, last, wanted, (last, last + 1)))
     return found
 
 
-def token_losses(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each target token.
-
-    Args:
-        model: A live causal model.
-        rows: A batch, padded on the right here.
-
-    Returns:
-        Losses [row, position], 0 where there is no target; and which positions have one, bool of the same shape. Positions are those
-        that predict a target token of at least one row: the vocabulary projection runs on no other, where the model lets us choose.
-    """
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        end = len(row.tokens)
-        tokens[i, :end] = torch.tensor(row.tokens)
-        mask[i, :end] = 1
-        labels[i, row.start : end] = torch.tensor(row.tokens[row.start :])
-    wanted = labels[:, 1:] != IGNORED
-    # As indices, not as a slice: a slice is not contiguous, and the projection would copy its matrix for each row.
-    positions = wanted.any(0).nonzero().flatten()
-    device = model.device
-    inputs: dict[str, Any] = {"input_ids": tokens.to(device), "attention_mask": mask.to(device)}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits = model(**inputs, logits_to_keep=positions.to(device)).logits
-    else:
-        logits = model(**inputs).logits[:, positions]
-    targets = labels[:, positions + 1].to(device)
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return losses.view(targets.shape), wanted[:, positions].to(device)
+def token_losses(parts: Parts, batch: Padded) -> Tensor:
+    """Cross-entropy of each target token of a batch, [place]: the vocabulary projection runs on these places alone."""
+    with logits_at(parts, batch.places):
+        logits = run(parts, batch).logits[0]
+    return torch.nn.functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
 
 
 def fit(
-    model: Any,
+    parts: Parts,
     rows: Sequence[Row],
     updates: Sequence[Update],
     schedule: Schedule,
@@ -242,7 +204,8 @@ def fit(
     """Epochs over all rows in shuffled batches with Adam, until every batch's loss is below `stop`.
 
     Args:
-        model: Frozen; the updates hang on it.
+        parts: Of a frozen model; the updates hang on it.
+        rows: What is learned.
         order: Draws the order of the rows of every epoch.
         progress: (epoch, epochs, text)
 
@@ -254,9 +217,8 @@ def fit(
     for epoch in range(1, schedule.epochs + 1):
         worst = 0.0
         shuffled = [rows[i] for i in torch.randperm(len(rows), generator=order).tolist()]
-        for batch in chunks(shuffled, schedule.batch_size):
-            losses, wanted = token_losses(model, batch)
-            loss = losses.sum() / wanted.sum()
+        for chosen in chunks(shuffled, schedule.batch_size):
+            loss = token_losses(parts, padded(chosen, parts.model.device)).mean()
             value = loss.item()
             if not math.isfinite(value):
                 hint = f"Lower learning_rate ({schedule.learning_rate:g})."
@@ -277,13 +239,13 @@ def fit(
 
 
 @torch.no_grad()
-def fact_losses(model: Any, rows: Sequence[Row], batch_size: int) -> dict[str, float]:
-    """Fact id -> mean cross-entropy of its target tokens, end of text included."""
-    found = {}
-    for batch in chunks(rows, batch_size):
-        losses, wanted = token_losses(model, batch)
-        for row, loss in zip(batch, (losses.sum(1) / wanted.sum(1)).tolist(), strict=True):
-            found[row.id] = round(loss, 4)
+def row_losses(parts: Parts, rows: Sequence[Row], batch_size: int) -> list[float]:
+    """Mean cross-entropy of each row's target tokens, end of text included."""
+    found: list[float] = []
+    for chosen in chunks(rows, batch_size):
+        batch = padded(chosen, parts.model.device)
+        losses = token_losses(parts, batch)
+        found += [losses[batch.owner == i].mean().item() for i in range(len(chosen))]
     return found
 
 
