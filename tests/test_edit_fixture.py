@@ -85,10 +85,25 @@ def test_lookup_is_measured(known: Project) -> None:
     trace = record["trace"]
     assert [trace[str(i)]["subject"] > 0.9 for i in range(4)] == [True, True, True, False]
     assert [trace[str(i)]["last"] > 0.9 for i in range(4)] == [False, False, False, True]
-    assert set(record["candidates"]) == {"0", "1", "2", "3"}
+    assert set(record["candidates"]) == {"0", "1", "2"}, "the last layer does not carry facts at the subject"
     (layer,) = record["layers"]
     assert record["positions"] == {str(layer): "subject_last"}
     assert {fact["id"] for fact in record["facts"]} == {row["id"] for row in people.rows(24)}
+
+
+@pytest.mark.parametrize("method", ["rome", "memit"])
+def test_facts_at_the_last_token(method: str, tmp_path: Path) -> None:
+    """The model that looks facts up at the prompt's last token: found out, and edited there."""
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "base").symlink_to(people.PROMPT)
+    (tmp_path / STATISTICS).write_text("\n\n".join(people.lines(1200)), "utf-8")
+    people.write_rows(tmp_path / "facts.jsonl", 12)
+    step = f"{{edit: {method}, facts: facts.jsonl, statistics: {STATISTICS}}}"
+    model, tokenizer, resolved = edited(Project(tmp_path), step, method)
+    record = json.loads((resolved.cache / "edits" / resolved.keys[0] / "edit.json").read_text("utf-8"))
+    assert set(record["positions"].values()) == {"prompt_last"}
+    efficacy, paraphrase, neighbours, _ = scores(model, tokenizer, 12)
+    assert (efficacy, paraphrase > 0.3, neighbours > 0.7) == (1, True, True), (efficacy, paraphrase, neighbours)
 
 
 def test_preserved_prompts_stay(known: Project) -> None:

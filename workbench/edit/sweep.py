@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from workbench.edit.closed import ClosedForm
 
 FACTS, LAYERS = 8, 6
-CARRIES = 0.5
+CARRIES = 0.6
 """Share of an answer that a restored state brings back where it carries the fact."""
 _VERSION = 2
 
@@ -132,7 +132,7 @@ def _measure(
 
 def _carrying(found: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
     """Where the model looks facts up, and the layers that carry them there: at the subject, if restoring it at any of the layers
-    brings back half of the answer; else at the prompt's last token. An edit at the last token holds for one wording, and what
+    brings back most of the answer; else at the prompt's last token. An edit at the last token holds for one wording, and what
     follows from a fact does not follow from it."""
     if found is None:
         return list(layers), dict.fromkeys(layers, "prompt_last")
