@@ -159,7 +159,7 @@ def _tried(
             shares["paraphrase"] = float(other.float().mean())
         if neighbours:
             shares["unchanged"] = float((_answers(context, parts, neighbours) == before).float().mean())
-    parts_of_score = [shares[name] for name in ("efficacy", "paraphrase", "unchanged") if name in shares]
+    parts_of_score = [shares[name] for name in ("converged", "efficacy", "paraphrase", "unchanged") if name in shares]
     harmonic = len(parts_of_score) / sum(1 / max(value, 1e-3) for value in parts_of_score)
     numbers = {**shares, "score": harmonic, "margin": float(loss.mean())}
     return {"position": position, **{name: round(value, 4) for name, value in numbers.items()}}
