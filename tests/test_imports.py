@@ -29,7 +29,7 @@ ORDER = [
     "solving compose",
     "planning",
     "engine",
-    "extract measure",
+    "extract measure rebase",
     "taskfiles suites scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck",
     "controls factcheck models scorecard scoring starter",
