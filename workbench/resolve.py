@@ -24,12 +24,21 @@ from workbench.fit import buffers_left_out, check_brick, check_recipe, check_ste
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import EditMethod, MergeMethod
+from workbench.registry import EditMethod, MemoryMethod, MergeMethod
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.weights.checkpoint import Checkpoint, is_stand_in
 from workbench.weights.digests import digests_known, file_digest, json_digest, stamp
+
+
+@dataclass(frozen=True)
+class MemoryAt:
+    """A memory directory at a version, and the digest of what it does there."""
+
+    path: Path
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Resolved:
         unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
         deferred: Checks that need tensors of which only headers are here; `run` makes them.
+        memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
     """
 
     recipe: Recipe
@@ -55,6 +65,7 @@ class Resolved:
     unties: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
     deferred: list[str] = field(default_factory=list)
+    memory: MemoryAt | None = None
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -156,7 +167,7 @@ class Resolved:
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
-            elif isinstance(step, EditMethod):
+            elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             keys.append(json_digest(parts))
@@ -179,7 +190,8 @@ class Resolved:
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
-        return json_digest([last, output.dtype if output.form == "checkpoint" else None])
+        plain = [last, output.dtype if output.form != "adapter" else None]
+        return json_digest([*plain, self.memory.digest] if self.memory else plain)
 
     @property
     def run_key(self) -> str:
@@ -192,7 +204,7 @@ class Resolved:
     @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the configuration's floats; None keeps the base's, which an adapter's `dtype` leaves alone."""
-        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form == "checkpoint" else None
+        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
         return getattr(torch, name) if name else None
 
     @property
@@ -295,6 +307,12 @@ def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path,
             2,
         )
     inner = resolve(load_recipe(path), hub, chain)
+    if memory := inner.recipe.memory:
+        raise WorkbenchError(
+            f"brick '{name}': {target} ends in `edit: {memory.name}`, whose memory is no delta of the base's weights",
+            "Merge its other steps, and put the memory last in this recipe.",
+            2,
+        )
     with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are one base"):
         if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
             raise WorkbenchError(

@@ -298,7 +298,7 @@ class _Descent:
     def _worst(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Largest loss over the plain prompts of each group, and whether all of their targets are on top."""
         owner = self.owner[self.plain]
-        worst = torch.full((self.groups,), -torch.inf, device=loss.device).index_reduce(0, owner, loss[self.plain], "amax")
+        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
 
