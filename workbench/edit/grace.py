@@ -230,7 +230,8 @@ def _reach(context: MethodContext, module: nn.Module, fact: Fact, row: _Row, key
     rows += [context.tokenizer(text)["input_ids"] + row.answer[:-1] for text in texts if text.strip() and text != fact.text]
     rows = [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
     if not rows:
-        return 0.5 * keys.norm(dim=1).cpu()
+        half: Tensor = 0.5 * keys.norm(dim=1).cpu()
+        return half
     ids, mask = _padded(rows, context.device)
     with torch.no_grad(), reading(module) as seen:
         context.model(input_ids=ids, attention_mask=mask)
