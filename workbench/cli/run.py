@@ -72,6 +72,15 @@ def run(
     if result["adapter"]:
         _say_adapter(result, resolved, runs)
         return
+    if result["directory"]:
+        out.line(result["directory"])
+        out.say(
+            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
+        )
+        out.say(f'load:   workbench.load("{result["directory"]}")')
+        out.say(f"facts:  workbench memory ls {result['directory']}")
+        out.say(f"score:  workbench eval {recipe}")
+        return
     out.line(result["model"])
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
@@ -138,11 +147,13 @@ def _tasks(resolved: Resolved) -> str:
     """lm-eval's task names of the recipe's first suite."""
     from workbench.controls import suites_of
     from workbench.errors import WorkbenchError
+    from workbench.suites import Suite
 
     try:
-        return ",".join(suites_of([resolved.recipe], [], resolved.recipe.project)[0].tasks)
+        found = suites_of([resolved.recipe], [], resolved.recipe.project)
     except WorkbenchError:
         return "TASK"
+    return next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), "TASK")
 
 
 def _row(step: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from workbench.edit.parts import Parts
 from workbench.edit.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fit, row_losses, rows_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
+from workbench.facts.conflicts import require_consistent
 from workbench.fields import Real, Whole
 from workbench.layout import Model
 from workbench.registry import Edit, EditMethod, MethodContext, register
@@ -74,8 +75,8 @@ class Finetune(EditMethod):
         return [self.facts]
 
     def check(self, project: Path) -> None:
-        """Read the facts once."""
-        self._read(project)
+        """Read the facts once; they do not contradict each other."""
+        require_consistent(self._read(project))
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Facts and the most steps of the optimizer."""

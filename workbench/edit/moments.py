@@ -1,6 +1,6 @@
 """Second moments of what a feed-forward output projection reads on running text: the metric in which an edit is small.
 
-10 vectors for each input suffice for the mean of k kᵀ (Gupta et al. 2025, FastMEMIT); ROME and MEMIT took 100,000 articles. Sums are
+10 vectors for each input suffice for the mean of k kᵀ (FastMEMIT takes 10, ENCORE 5); ROME and MEMIT took 100,000 articles. Sums are
 kept in float64 and saved while they grow, so that an interrupted collection goes on where it was.
 """
 
@@ -70,7 +70,7 @@ def moments(
 
     Errors: too little text.
     """
-    texts, digest = _texts(context, source)
+    texts, digest = statistics_source(context, source)
     places = {layer: _place(context, parts, layer, digest, per_input) for layer in layers}
     missing = [layer for layer in layers if not places[layer].with_suffix(".factors.safetensors").is_file()]
     if missing:
@@ -78,7 +78,8 @@ def moments(
     return {layer: _load(places[layer], source) for layer in layers}
 
 
-def _texts(context: MethodContext, source: str | None) -> tuple[list[str], str]:
+def statistics_source(context: MethodContext, source: str | None) -> tuple[list[str], str]:
+    """Texts that statistics are taken on, and their digest."""
     if source is None:
         texts = statistics_texts()
     elif Path(source).suffix == ".jsonl":
@@ -237,4 +238,4 @@ def _load(place: Path, source: str | None) -> Moments:
     return Moments(vectors, values, int(tokens), {"tokens": int(tokens), "text": source or "bundled", "key": place.name})
 
 
-__all__ = ["PER_INPUT", "Moments", "moments"]
+__all__ = ["PER_INPUT", "Moments", "moments", "statistics_source"]

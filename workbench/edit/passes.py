@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.attention import head_sees
 from workbench.edit.parts import Parts, Stopped, first_of, hooked, shaped
 from workbench.edit.rows import Padded
 from workbench.errors import WorkbenchError
@@ -32,75 +33,19 @@ def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Te
 
 def run(parts: Parts, batch: Padded) -> Any:
     """A forward pass; None where a hook has ended it."""
+    inputs = batch.inputs() if batch.inputs else {"attention_mask": batch.mask, "use_cache": False}
     try:
-        return parts.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+        return parts.model(input_ids=batch.tokens, **inputs)
     except Stopped:
         return None
 
 
-@contextmanager
-def from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
-    """Passes over one batch that run `layer` and those above it alone: what enters it is computed once, and layers below hand on.
-
-    Exact: layers below do not depend on what happens above them. Saves their share of every step.
-    """
-    entering: list[Tensor] = []
-
-    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entering.append((args[0] if args else kwargs["hidden_states"]).detach())
-        raise Stopped
-
-    handle = parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            run(parts, batch)
-    finally:
-        handle.remove()
-    tuples = _gives_tuples(parts, batch)
-
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, None, None) if tuples else hidden
-
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((entering[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entering[0]})
-
-    below = list(parts.layers[:layer])
-    handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        for module in below:
-            module.forward = hand_on
-        yield
-    finally:
-        handle.remove()
-        for module in below:
-            module.__dict__.pop("forward", None)
-
-
-def _gives_tuples(parts: Parts, batch: Padded) -> bool:
-    found: list[bool] = []
-
-    def see(_module: Any, _args: Any, output: Any) -> None:
-        found.append(isinstance(output, tuple))
-        raise Stopped
-
-    with torch.no_grad(), hooked(parts.layers[0], after=see):
-        run(parts, batch)
-    return found[0]
-
-
-@contextmanager
-def logits_at(parts: Parts, places: Tensor) -> Iterator[None]:
-    """The head sees a few places alone: logits are [1, place, vocabulary]. What follows the head (soft caps, scales) is element-wise."""
+def logits_at(parts: Parts, places: Tensor) -> AbstractContextManager[None]:
+    """The head sees a few places alone: logits are [1, place, vocabulary]. Errors: a model without a head."""
     head = parts.model.get_output_embeddings()
     if head is None:
         raise WorkbenchError(f"{type(parts.model).__name__} has no output head", "Edits need a causal language model.")
-
-    def narrow(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].reshape(-1, args[0].shape[-1])[places][None], *args[1:])
-
-    with hooked(head, before=narrow):
-        yield
+    return head_sees(head, places)
 
 
 @contextmanager

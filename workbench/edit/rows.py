@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,7 @@ class Padded:
         places: Flat indices into [row · position] of all positions that predict a target token, row by row.
         wanted: The tokens that they should predict.
         owner: Row of each of them.
+        inputs: What the model is given beside the tokens, where that is not the mask.
     """
 
     tokens: Tensor
@@ -59,6 +60,7 @@ class Padded:
     places: Tensor
     wanted: Tensor
     owner: Tensor
+    inputs: Callable[[], dict[str, Any]] | None = None
 
 
 def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "") -> Row:
@@ -137,5 +139,5 @@ def padded(rows: Sequence[Row], device: torch.device) -> Padded:
         wanted += row.target
         owner += [i] * len(row.target)
     lookup = torch.tensor([row.lookup for row in rows])
-    flat = [torch.tensor(values, dtype=torch.long, device=device) for values in (places, wanted, owner)]
-    return Padded(tokens.to(device), mask.to(device), lookup.to(device), *flat)
+    at, answer, whose = (torch.tensor(values, dtype=torch.long, device=device) for values in (places, wanted, owner))
+    return Padded(tokens.to(device), mask.to(device), lookup.to(device), at, answer, whose)

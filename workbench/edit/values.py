@@ -7,7 +7,7 @@ output, so that norms and multipliers behind the projection are part of what is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from workbench.edit.parts import Parts
-from workbench.edit.passes import added, from_layer, keys_and_values, logits_at, run, target_log_probabilities
+from workbench.edit.passes import added, keys_and_values, logits_at, run, target_log_probabilities
 from workbench.edit.rows import Padded, Position, Row, padded, row_of, vocabulary_key
+from workbench.edit.upper import upper
 from workbench.facts import Fact
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
@@ -51,15 +52,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Value:
-    """One fact's key and wanted change.
+    """The key and the wanted change of a group of facts that share a lookup.
 
     Attributes:
-        key: [d_in], mean over contexts, float32: the one that numerator and denominator of the solve share.
+        key: [d_in], mean over facts and contexts, float32: the one that numerator and denominator of the solve share.
         change: δ [d_out], float32.
-        output: [d_out], what the projection gave before, mean over contexts.
-        loss: −mean log p(target) of the plain prompt with δ, nats a token.
+        output: [d_out], what the projection gave before, mean over facts and contexts.
+        loss: −mean log p(target) of the plain prompt with δ, nats a token; of the worst of the facts.
         before: The same without δ.
-        top: Whether every target token is on top there.
+        top: Whether every target token is on top there, for all facts.
         steps: Taken.
     """
 
@@ -72,92 +73,130 @@ class Value:
     steps: int
 
 
+Group = tuple[Fact, ...]
+
+
+def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
+    """Facts that are looked up at one place share one value: those of one subject, where the subject is the place."""
+    if position == "prompt_last":
+        return [(fact,) for fact in facts]
+    found: dict[str, list[Fact]] = {}
+    for fact in facts:
+        found.setdefault(fact.subject or f"\0{fact.id}", []).append(fact)
+    return [tuple(group) for group in found.values()]
+
+
 def values(
-    context: MethodContext, parts: Parts, layer: int, facts: Sequence[Fact], position: Position, contexts: Sequence[str],
+    context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str],
     settings: Settings, weights_key: str, what: str = "values",
 ) -> list[Value]:  # fmt: skip
-    """Keys and values of facts at one layer, in the order of the facts. What the cache has is not optimised again.
+    """Keys and values of facts at one layer, one a group. What the cache has is not optimised again.
 
     Args:
         context: Model, tokenizer, cache, progress.
         parts: Where it writes.
         layer: The layer.
-        facts: The facts.
-        position: Where facts are looked up.
+        groups: The facts.
+        position: Where they are looked up.
         contexts: Texts in front of prompts; the prompt alone always comes first.
         settings: Of the optimisation.
         weights_key: Digest of the weights that the model has now.
         what: How progress calls it.
     """
     common = [_VERSION, weights_key, layer, position, list(contexts), asdict(settings), vocabulary_key(context)]
-    files = [context.cache / "values" / f"{json_digest([*common, f.prompt, f.subject, f.target])}.safetensors" for f in facts]
-    order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(facts[i].text))
-    done = len(facts) - len(order)
-    for start in range(0, len(order), AT_ONCE):
-        chunk = order[start : start + AT_ONCE]
-        context.progress(done + start, len(facts), f"{what} at layer {layer}")
-        for i, value in zip(
-            chunk, _optimise(context, parts, layer, [facts[i] for i in chunk], position, contexts, settings), strict=True
-        ):
+    keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
+    files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
+    order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
+    done, at = len(groups) - len(order), 0
+    while at < len(order):
+        chunk = _chunk(groups, order[at:])
+        context.progress(done + at, len(groups), f"{what} at layer {layer}")
+        found = _optimise(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
+        for i, value in zip(chunk, found, strict=True):
             _save(value, files[i])
-    context.progress(len(facts), len(facts), f"{what} at layer {layer}")
+        at += len(chunk)
+    context.progress(len(groups), len(groups), f"{what} at layer {layer}")
     return [_load(file) for file in files]
 
 
+def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
+    """The next groups that are optimised together: at least one, about AT_ONCE facts."""
+    chunk, size = [order[0]], len(groups[order[0]])
+    for i in order[1:]:
+        if size + len(groups[i]) > AT_ONCE:
+            break
+        chunk.append(i)
+        size += len(groups[i])
+    return chunk
+
+
 def keys_of(
-    context: MethodContext, parts: Parts, layer: int, facts: Sequence[Fact], position: Position, contexts: Sequence[str]
+    context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Keys [fact, d_in] and outputs [fact, d_out] of the model as it is, means over the contexts."""
+    """Keys [group, d_in] and outputs [group, d_out] of the model as it is: means over facts and contexts."""
     found = []
-    for start in range(0, len(facts), AT_ONCE):
-        part = facts[start : start + AT_ONCE]
-        rows = [row_of(f, context.tokenizer, position, before) for f in part for before in ("", *contexts)]
-        keys, outputs = keys_and_values(parts, layer, padded(rows, context.device))
-        shape = (len(part), len(contexts) + 1, -1)
-        found.append((keys.reshape(shape).mean(1), outputs.reshape(shape).mean(1)))
+    order = list(range(len(groups)))
+    while order:
+        chunk = _chunk(groups, order)
+        order = order[len(chunk) :]
+        rows, whose = _rows([groups[i] for i in chunk], context, position, contexts)
+        found.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), whose, len(chunk)))
     return torch.cat([k for k, _ in found]), torch.cat([o for _, o in found])
 
 
-def anchor_of(outputs: Tensor) -> Tensor:
-    """The typical norm of an output at lookups: the median over contexts and facts."""
-    found: Tensor = outputs.norm(dim=-1).median()
-    return found
+def _rows(
+    groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str]
+) -> tuple[list[Row], Tensor]:
+    """All facts of all groups behind all contexts, and the group that each row belongs to."""
+    rows = [row_of(f, context.tokenizer, position, before) for group in groups for f in group for before in ("", *contexts)]
+    sizes = torch.tensor([len(group) * (len(contexts) + 1) for group in groups])
+    return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(context.device)
+
+
+def _means(tensors: tuple[Tensor, Tensor], whose: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(whose, minlength=groups)[:, None]
+    first, second = (
+        torch.zeros(groups, t.shape[1], device=t.device).index_add(0, whose, t[: len(whose)]) / counts for t in tensors
+    )
+    return first, second
 
 
 def _optimise(
     context: MethodContext,
     parts: Parts,
     layer: int,
-    facts: Sequence[Fact],
+    groups: Sequence[Group],
     position: Position,
     contexts: Sequence[str],
     settings: Settings,
 ) -> list[Value]:
-    """δ for a few facts at once, by Adam."""
-    each = len(contexts) + 1
-    rows = [row_of(f, context.tokenizer, position, before) for f in facts for before in ("", *contexts)]
-    owner = torch.arange(len(facts), device=context.device).repeat_interleave(each)
-    essence = _essence(facts, context, position) if settings.kl else []
+    """δ for a few groups at once, by Adam."""
+    rows, whose = _rows(groups, context, position, contexts)
+    essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
     batch = padded([*rows, *essence], context.device)
-    whose = torch.cat([owner, torch.arange(len(facts), device=context.device)]) if essence else owner
-    keys, outputs = keys_and_values(parts, layer, batch)
-    anchor = outputs[: len(rows)].norm(dim=1).reshape(len(facts), each).mean(1)
-    parameters = list(parts.model.parameters())
-    trained = [p for p in parameters if p.requires_grad]
+    keys, outputs = _means(keys_and_values(parts, layer, batch), whose, len(groups))
+    owner = torch.cat([whose, torch.arange(len(groups), device=context.device)]) if essence else whose
+    trained = [p for p in parts.model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
+    plain = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
     try:
-        with from_layer(parts, layer, batch), logits_at(parts, _places(batch, len(rows))):
-            change, steps, losses = _descend(parts, layer, batch, whose, len(rows), each, anchor, settings)
+        with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
+            found = _Descent(parts, layer, small, owner, len(rows), plain, outputs.norm(dim=1), settings).run()
     finally:
         for p in trained:
             p.requires_grad_(True)
-    first, last, top = losses
-    shape = (len(facts), each, -1)
-    keys, outputs = (t[: len(rows)].reshape(shape).mean(1).cpu() for t in (keys, outputs))
     return [
-        Value(keys[i], change[i].cpu(), outputs[i], float(last[i]), float(first[i]), bool(top[i]), int(steps[i]))
-        for i in range(len(facts))
+        Value(
+            keys[i].cpu(),
+            found.change[i].cpu(),
+            outputs[i].cpu(),
+            float(found.loss[i]),
+            float(found.before[i]),
+            bool(found.top[i]),
+            int(found.steps[i]),
+        )
+        for i in range(len(groups))
     ]
 
 
@@ -166,70 +205,107 @@ def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) 
     last token, the key is another one and nothing would be changed there."""
     if position != "subject_last" or any(f.subject is None for f in facts):
         return []
-    return [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), context.tokenizer, position) for f in facts]
+    rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), context.tokenizer, position) for f in facts]
+    return [replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1]) for row in rows]
 
 
 def _places(batch: Padded, rows: int) -> Tensor:
-    """Places that predict targets; of the rows behind the first `rows` only the prompt's last."""
-    keep = batch.owner < rows
-    width = batch.tokens.shape[1]
-    last = [int(batch.mask[i].sum()) for i in range(rows, len(batch.lookup))]
-    ends = [batch.places[(batch.owner == rows + j).nonzero()[0, 0]] for j in range(len(last))]
-    assert all(int(e) < (rows + j + 1) * width for j, e in enumerate(ends))
-    return torch.cat([batch.places[keep], torch.stack(ends)]) if ends else batch.places[keep]
+    """Places that predict targets; of the rows behind the first `rows`, which have one target token, the prompts' last."""
+    return torch.cat([batch.places[batch.owner < rows], batch.places[batch.owner >= rows]])
 
 
-def _descend(
-    parts: Parts, layer: int, batch: Padded, whose: Tensor, rows: int, each: int, anchor: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Adam on δ; returns δ, steps taken, and (loss before, loss after, all tokens on top) of the plain prompts."""
-    facts = len(anchor)
-    radius = settings.clamp * anchor
-    width = _output_width(parts, layer)
-    change = torch.zeros(facts, width, device=anchor.device, requires_grad=True)
-    # Adam moves every coordinate by about its rate: √d of them make the step's length.
-    unit = radius[:, None] / width**0.5
-    optimizer = torch.optim.Adam([change], lr=settings.rate)
-    taken = torch.zeros(facts, device=anchor.device)
-    first = best_loss = None
-    kept = torch.zeros_like(change)
-    reference: Tensor | None = None
-    targets = batch.owner < rows
-    narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[targets], batch.wanted[targets], batch.owner[targets])
-    done = torch.zeros(facts, dtype=torch.bool, device=anchor.device)
-    for step in range(settings.steps + 1):
-        with added(parts, layer, batch, change * unit, whose):
-            logits = run(parts, batch).logits
-        count = len(narrow.places)
-        mean, top = target_log_probabilities(logits[:, :count], narrow, rows)
-        loss = -mean.reshape(facts, each).mean(1)
-        if step == 0:
-            first = -mean.detach().reshape(facts, each)[:, 0]
-            reference = logits[0, count:].detach().float().log_softmax(-1)
-        sure = top.reshape(facts, each).all(1) & (mean.detach().reshape(facts, each).exp().mean(1) >= settings.confidence)
-        newly = sure & ~done
-        state = (mean.detach().reshape(facts, each)[:, 0].neg(), top.reshape(facts, each)[:, 0])
-        best_loss = (
-            state if best_loss is None else (torch.where(done, best_loss[0], state[0]), torch.where(done, best_loss[1], state[1]))
+@dataclass(frozen=True)
+class _Found:
+    change: Tensor
+    steps: Tensor
+    before: Tensor
+    loss: Tensor
+    top: Tensor
+
+
+class _Descent:
+    """Adam on δ of several groups, each stopped by itself.
+
+    Args:
+        parts, layer: Where δ is added.
+        batch: Rows of the groups' facts; behind them one "{subject} is a" for each group, or none.
+        owner: [row], group.
+        rows: Number of rows before the latter.
+        plain: Rows without a context.
+        anchor: [group], norm that strengths are relative to.
+        settings: Of the optimisation.
+    """
+
+    def __init__(
+        self, parts: Parts, layer: int, batch: Padded, owner: Tensor, rows: int, plain: Tensor, anchor: Tensor, settings: Settings
+    ) -> None:
+        self.parts, self.layer, self.batch, self.owner, self.rows = parts, layer, batch, owner, rows
+        self.plain, self.anchor, self.settings = plain, anchor, settings
+        self.groups, self.width = len(anchor), _output_width(parts, layer)
+        self.radius = settings.clamp * anchor
+        # Adam moves every coordinate by about its rate: √d of them make the step's length.
+        self.unit = self.radius[:, None] / self.width**0.5
+        real = batch.owner < rows
+        self.narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[real], batch.wanted[real], batch.owner[real])
+
+    def run(self) -> _Found:
+        """Descend until every group is sure of its targets, or the steps are used up."""
+        change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
+        optimizer = torch.optim.Adam([change], lr=self.settings.rate)
+        done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
+        steps = torch.zeros(self.groups, device=self.anchor.device)
+        before: Tensor | None = None
+        reference = kept = loss = top = torch.zeros(0)
+        for step in range(self.settings.steps + 1):
+            with added(self.parts, self.layer, self.batch, change * self.unit, self.owner):
+                logits = run(self.parts, self.batch).logits
+            count = len(self.narrow.places)
+            mean, right = target_log_probabilities(logits[:, :count], self.narrow, self.rows)
+            now_loss, now_top = self._worst(-mean.detach(), right)
+            if before is None:
+                before, loss, top, kept = now_loss, now_loss, now_top, change.detach().clone()
+                reference = logits[0, count:].detach().float().log_softmax(-1)
+            loss, top = torch.where(done, loss, now_loss), torch.where(done, top, now_top)
+            kept = torch.where(done[:, None], kept, change.detach())
+            done = done | self._sure(mean.detach(), right)
+            if step == self.settings.steps or bool(done.all()):
+                break
+            total = self._mean(-mean) + self._price(change, logits[0, count:], reference)
+            (change.grad,) = torch.autograd.grad(total.sum(), change)
+            optimizer.step()
+            steps += (~done).float()
+            with torch.no_grad():
+                length = (change * self.unit).norm(dim=1)
+                change.mul_((self.radius / length.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+        assert before is not None
+        return _Found(kept * self.unit, steps, before, loss, top)
+
+    def _price(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
+        """Weight decay and divergence, for each group."""
+        price: Tensor = self.settings.decay * (change * self.unit).norm(dim=1).pow(2) / self.anchor.pow(2)
+        if not len(reference):
+            return price
+        now = logits.float().log_softmax(-1)
+        return price + self.settings.kl * kl_div(now, reference, reduction="none", log_target=True).sum(1)
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        """Mean over the rows of each group."""
+        owner = self.owner[: self.rows]
+        return torch.zeros(self.groups, device=rows.device).index_add(0, owner, rows) / torch.bincount(
+            owner, minlength=self.groups
         )
-        kept = torch.where(done[:, None], kept, change.detach())
-        done |= newly
-        if step == settings.steps or bool(done.all()):
-            break
-        total = loss + settings.decay * (change * unit).norm(dim=1).pow(2) / anchor.pow(2)
-        if reference is not None and len(reference):
-            now = logits[0, count:].float().log_softmax(-1)
-            total = total + settings.kl * kl_div(now, reference, reduction="none", log_target=True).sum(1)
-        (gradient,) = torch.autograd.grad(total.sum(), change)
-        change.grad = gradient
-        optimizer.step()
-        taken += (~done).float()
-        with torch.no_grad():
-            length = (change * unit).norm(dim=1, keepdim=True)
-            change.mul_((radius[:, None] / length.clamp(min=1e-12)).clamp(max=1.0))
-    assert first is not None
-    assert best_loss is not None
-    return kept * unit, taken, (first, *best_loss)
+
+    def _worst(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest loss over the plain prompts of each group, and whether all of their targets are on top."""
+        owner = self.owner[self.plain]
+        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
+        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
+        return worst, wrong == 0
+
+    def _sure(self, mean: Tensor, right: Tensor) -> Tensor:
+        """Groups whose targets are on top behind every context, with the wanted probability on average."""
+        wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
+        return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
 
 
 def _output_width(parts: Parts, layer: int) -> int:
