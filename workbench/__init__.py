@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.api import LoadedRecipe, load_recipe
+    from workbench.api import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.errors import WorkbenchError
 
-__all__ = ["LoadedRecipe", "WorkbenchError", "load_recipe"]
+__all__ = ["LoadedRecipe", "WorkbenchError", "load", "load_recipe", "load_tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on use: `workbench --help` must not pay for torch."""
-    if name in ("LoadedRecipe", "load_recipe"):
+    if name in ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"):
         from workbench import api
 
         return getattr(api, name)

@@ -5,6 +5,7 @@ recipe = workbench.load_recipe("recipes/starter-ties.yaml")
 print(recipe.plan())
 recipe.run(device="auto")
 model = recipe.model()
+model = workbench.load("runs/NAME-KEY/configuration")
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from workbench import recipe as recipes
 from workbench.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workbench.planning import Plan
 
@@ -69,3 +70,34 @@ class LoadedRecipe:
 def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:
     """Read and validate a recipe; `settings` override fields, as `--set` does: "mix.density=0.3"."""
     return LoadedRecipe(recipes.load_recipe(path, settings))
+
+
+def load(path: str | Path, version: int | None = None, device: str = "auto") -> PreTrainedModel:
+    """A configuration on disk as a live transformers model, its memory attached: `forward` and `generate` answer with the memory's facts.
+
+    Args:
+        path: A configuration directory, a run directory, or a model directory.
+        version: Of the memory; the newest if omitted.
+        device: auto, cpu, cuda or cuda:N.
+
+    Errors: nothing of that kind there, a base that is gone or has changed, a version that does not exist.
+    """
+    from workbench.engine import materialize, pick_device
+
+    return materialize(_opened(path, version), pick_device(device))
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a configuration, run or model directory."""
+    from transformers import AutoTokenizer
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_opened(path, None).tokenizer_path, trust_remote_code=False)
+    return found
+
+
+def _opened(path: str | Path, version: int | None) -> Resolved:
+    from workbench.models import resolve_model
+    from workbench.recipe import find_project
+
+    place = Path(path)
+    return resolve_model(str(place), find_project(place.resolve() / "here"), version=version)[1]

@@ -19,10 +19,11 @@ from workbench.grow.preserve import check_preserved
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
+from workbench.memories import SavedMemory, solve_memory
 from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
-from workbench.registry import EditMethod, GrowMethod, Measured, MergeContext, MergeMethod, methods
-from workbench.resolve import Resolved
+from workbench.registry import EditMethod, GrowMethod, Measured, MemoryMethod, MergeContext, MergeMethod, methods
+from workbench.resolve import MemoryAt, Resolved
 from workbench.solving import solve_edit
 from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import json_digest, read_json, write_json
@@ -44,12 +45,14 @@ class Composition:
         steps: One record a step.
         edits: Step id -> directory of the edit's adapter, in the cache.
         reports: Step id -> what a merge method has to say once its tensors have been computed.
+        memory: What acts on the live model beside the weights.
     """
 
     model: Model
     steps: list[dict[str, Any]]
     edits: dict[str, Path] = field(default_factory=dict)
     reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+    memory: MemoryAt | None = None
 
     def records(self) -> list[dict[str, Any]]:
         """The steps' records with the methods' reports: to be asked for when the weights are written."""
@@ -85,7 +88,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
     reports: dict[str, Callable[[], dict[str, Any]]] = {}
-    recipe = resolved.recipe
+    recipe, memory = resolved.recipe, resolved.memory
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
@@ -114,13 +117,17 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
-            place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
+            place = solve_edit(resolved, step, i, current, device, events)
             edits[step_id] = place
             edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
             factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}
             assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
+        elif isinstance(step, MemoryMethod):
+            saved = SavedMemory(solve_memory(resolved, step, step_id, resolved.keys[i], current, device, events))
+            memory = MemoryAt(saved.path, saved.log.version, saved.digest())
+            record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
             growth = step.expand(current)
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
@@ -128,7 +135,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         records.append(record)
     if changes_result(recipe.fields.output):
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
-    return Composition(current, records, edits, reports)
+    return Composition(current, records, edits, reports, memory)
 
 
 def measure(

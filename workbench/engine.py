@@ -21,13 +21,15 @@ from workbench.compose import Composition, check_growth, compose
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
 from workbench.livemodels import Events, compute, live_model, no_events
+from workbench.memories import attach_memory
 from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
 from workbench.runs import Run, move_run, run_for
+from workbench.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.solving import copy_edit
 from workbench.versions import installed
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
-from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 from workbench.weights.writer import output_specs, write_checkpoint
 
@@ -85,7 +87,7 @@ def execute(
     """
     started = time.time()
     run = run_of(resolved, runs)
-    is_adapter = resolved.recipe.fields.output.form == "adapter"
+    form = resolved.recipe.fields.output.form
     if out is not None:
         _check_out(out)
     with run.lock(), exact():
@@ -97,11 +99,11 @@ def execute(
             events({"stage": "run", "text": "finished before: nothing to do"})
     run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
-        _leave(run.adapter if is_adapter else run.model, out)
-    record = run.record
-    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": None if is_adapter else str(out or run.model),
-            "adapter": str(out or run.adapter) if is_adapter else None, "configuration": None if is_adapter else record["output"]["digest"],
-            "steps": record["steps"], "seconds": round(time.time() - started, 2),
+        _leave(run.result, out)
+    record, place = run.record, str(out or run.result)
+    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": place if form == "checkpoint" else None,
+            "adapter": place if form == "adapter" else None, "directory": place if form == "configuration" else None,
+            "configuration": None if form == "adapter" else record["output"]["digest"], "steps": record["steps"], "seconds": round(time.time() - started, 2),
             "peak_bytes": peak_bytes()}  # fmt: skip
 
 
@@ -117,28 +119,17 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         checks = check_growth(resolved, device, log)
         composition = compose(resolved, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
-        if resolved.recipe.fields.output.form == "adapter":
-            output = _write_adapter(resolved, run, composition, device, threads, log)
-            _record_inputs(resolved, record)
-            record |= {"steps": _steps(resolved, composition, checks), "output": output}
-            _finish(resolved, run, composition, record, run.adapter)
-            run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
-            log({"stage": "run", "text": "done"})
-            return
-        digests = write_checkpoint(
-            composition.model.weights, run.partial, dtype=resolved.dtype,
-            shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
-            progress=lambda done, total: log({"stage": "write", "done": done, "total": total}))  # fmt: skip
+        form = resolved.recipe.fields.output.form
+        write = {"adapter": _write_adapter, "checkpoint": _write_model, "configuration": _write_configuration}[form]
+        output = write(resolved, run, composition, device, threads, log)
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
     _record_inputs(resolved, record)
-    specs = output_specs(composition.model.weights.specs, resolved.dtype)
-    digest = weights_digest(specs, digests, composition.model.config)
-    record |= {"steps": _steps(resolved, composition, checks), "output": {"digest": digest, "tensors": digests, "parameters": sum(s.numel for s in specs.values()),
-                                          "bytes": sum(s.nbytes for s in specs.values())}}  # fmt: skip
-    _finish(resolved, run, composition, record, run.model)
-    remember_digest(resolved, digest)
+    record |= {"steps": _steps(resolved, composition, checks), "output": output}
+    _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
+    if form != "adapter":
+        remember_digest(resolved, output["digest"])
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
@@ -157,6 +148,53 @@ def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
     record["inputs"]["base"]["digest"] = resolved.base_digest
     for name, brick in record["inputs"]["bricks"].items():
         brick["digest"] = resolved.digests[name]
+
+
+def _write_model(
+    resolved: Resolved,
+    run: Run,
+    composition: Composition,
+    device: torch.device,
+    threads: int,
+    events: Events,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """The result as a checkpoint; returns the record's "output"."""
+    digests = write_checkpoint(
+        composition.model.weights, out or run.partial, dtype=resolved.dtype,
+        shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
+        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
+    specs = output_specs(composition.model.weights.specs, resolved.dtype)
+    return {"digest": weights_digest(specs, digests, composition.model.config), "tensors": digests,
+            "parameters": sum(s.numel for s in specs.values()), "bytes": sum(s.nbytes for s in specs.values())}  # fmt: skip
+
+
+def _write_configuration(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+) -> dict[str, Any]:
+    """The memory, and the checkpoint unless that is the base as it is; returns the record's "output"."""
+    assert composition.memory is not None
+    specs = output_specs(composition.model.weights.specs, resolved.dtype)
+    output: dict[str, Any] = {
+        "digest": resolved.base_digest,
+        "tensors": {},
+        "parameters": sum(s.numel for s in specs.values()),
+        "bytes": 0,
+    }
+    if not refers_to_base(resolved):
+        output = _write_model(resolved, run, composition, device, threads, events, run.partial / MODEL)
+        write_config(composition.model.config, resolved, run.partial / MODEL)
+    shutil.rmtree(run.partial / MEMORY, ignore_errors=True)
+    shutil.copytree(composition.memory.path, run.partial / MEMORY)
+    output["digest"] = with_memory(output["digest"], composition)
+    output["memory"] = composition.memory.digest
+    write_record(run.partial, resolved, output["digest"])
+    return output
+
+
+def with_memory(digest: str, composition: Composition) -> str:
+    """A configuration's digest: its weights', and its memory's where it has one."""
+    return json_digest([digest, composition.memory.digest]) if composition.memory else digest
 
 
 def _write_adapter(
@@ -224,10 +262,11 @@ def configuration_digest(
     if known:
         return str(known["digest"]), None
     with exact():
-        model = compose(resolved, device, events).model
+        composition = compose(resolved, device, events)
+        model = composition.model
         tensors = compute(model, resolved.dtype, device)
     digests = {name: tensor_digest(t) for name, t in tensors.items()}
-    digest = weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config)
+    digest = with_memory(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
     remember_digest(resolved, digest)
     return digest, tensors
 
@@ -240,10 +279,12 @@ def remember_digest(resolved: Resolved, digest: str) -> None:
 def materialize(
     resolved: Resolved, device: torch.device, tensors: dict[str, torch.Tensor] | None = None, events: Events = no_events
 ) -> PreTrainedModel:
-    """The configuration as a live transformers model in the dtype that would be written, without touching the disk."""
+    """The configuration as a live transformers model in the dtype that would be written, its memory attached, without touching the disk."""
     with exact():
-        model = compose(resolved, device, events).model
-        return live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+        composition = compose(resolved, device, events)
+        model, memory = composition.model, composition.memory
+        live = live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+    return attach_memory(live, memory.path, resolved.tokenizer_path, memory.version) if memory else live
 
 
 @contextmanager
@@ -254,8 +295,12 @@ def swap(model: PreTrainedModel, resolved: Resolved) -> Iterator[PreTrainedModel
         model: From `materialize`: a configuration whose parameters have the same names and shapes.
         resolved: The other configuration; computed in its output dtype, held in the model's, on the model's device.
 
-    Errors: other parameters, as after a grow step.
+    Errors: other parameters, as after a grow step; a memory.
     """
+    if resolved.recipe.memory or resolved.memory:
+        raise WorkbenchError(
+            f"recipe {resolved.recipe.name}: its memory is no set of weights that could be exchanged", "Use `materialize`."
+        )
     other = materialize(resolved, next(model.parameters()).device).to(model.dtype)
     mine, theirs = (dict(m.named_parameters()) for m in (model, other))
     if differing := sorted(

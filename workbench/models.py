@@ -14,6 +14,7 @@ from workbench.livemodels import check_decoder
 from workbench.recipe import from_data
 from workbench.resolve import Resolved, resolve
 from workbench.runs import RECORD
+from workbench.saved import is_configuration, open_configuration
 from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -29,16 +30,23 @@ def is_model(reference: str) -> bool:
     )
 
 
-def resolve_model(reference: str, project: Path, hub: Hub = FETCH) -> tuple[str, Resolved]:
+def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> tuple[str, Resolved]:
     """A model and its name: the folder's, or the repository's. Its key and digest are those of a recipe without steps on it.
 
     Args:
-        reference: A directory, a run directory with a model in it, or a hub id with an optional @revision.
+        reference: A directory, a run directory with a model or a configuration in it, a configuration directory, or a hub id with an
+            optional @revision.
         project: Whose cache keeps digests.
+        version: Of a configuration's memory; the newest if omitted.
 
     Errors: an adapter, neither adapter nor checkpoint, pickles, quantised weights, a hub that cannot be reached.
     """
     label, place = f"model {reference}", Path(reference).expanduser()
+    if found := next((p for p in (place, place / "configuration") if is_configuration(p)), None):
+        whole = found.resolve()
+        return (whole.parent if (whole.parent / RECORD).is_file() else whole).name, open_configuration(whole, version, hub)
+    if version is not None:
+        raise WorkbenchError(f"{label}: holds no memory, and so no version {version}", "Leave the version out.", 2)
     if (place / RECORD).is_file():
         if not (place / "model").is_dir():
             raise WorkbenchError(

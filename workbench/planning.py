@@ -12,9 +12,10 @@ from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
-from workbench.registry import EditMethod, GrowMethod, MergeMethod
+from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
+from workbench.saved import refers_to_base
 from workbench.standins import space_problems
 from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
@@ -88,9 +89,10 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             if step.laws.needs != "tensor":
                 row |= {"needs": step.laws.needs, "inputs": step.inputs()}
                 live = max(live, step.measure_bytes(resolved.base))
-        elif isinstance(step, EditMethod):
+        elif isinstance(step, (EditMethod, MemoryMethod)):
             row["inputs"] = step.inputs()
-            if not resolved.headers_only and (resolved.cache / "edits" / resolved.keys[i] / "edit.json").is_file():
+            kept = Path("memories", "memory.json") if isinstance(step, MemoryMethod) else Path("edits", "edit.json")
+            if not resolved.headers_only and (resolved.cache / kept.parent / resolved.keys[i] / kept.name).is_file():
                 cached.append(step_id)
             else:
                 live = max(live, 8 * numel)
@@ -101,6 +103,8 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    if refers_to_base(resolved):
+        write = 0
     if resolved.recipe.fields.output.form == "adapter":
         used = [resolved.bricks[name] for name in resolved.parents]
         adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]

@@ -16,7 +16,7 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.evalfields import EvalEntry, FactsEval, InlineEval
 from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
-from workbench.registry import VERBS, EditMethod, GrowMethod, MergeMethod, Step, methods
+from workbench.registry import VERBS, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -25,8 +25,9 @@ DType = Literal["float32", "float16", "bfloat16"]
 class Output(Strict):
     """What `run` writes."""
 
-    form: Literal["checkpoint", "adapter"] = "checkpoint"
-    """A Hugging Face checkpoint directory, or a PEFT adapter of the base."""
+    form: Literal["checkpoint", "adapter", "configuration"] = "checkpoint"
+    """A Hugging Face checkpoint directory, or a PEFT adapter of the base; of a recipe that ends in a memory always a configuration
+    directory, the memory beside the weights."""
     rank: Whole | Literal["exact"] | None = None
     """Of an adapter: "exact" (the default) joins the bricks' factors without loss, a number cuts every update to that rank."""
     dtype: DType | None = None
@@ -155,6 +156,12 @@ class Recipe:
         """The configuration's name."""
         return self.fields.name or (self.path.stem if self.path else "recipe")
 
+    @property
+    def memory(self) -> MemoryMethod | None:
+        """The memory that the recipe ends in, if it does."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, MemoryMethod) else None
+
     @cached_property
     def step_ids(self) -> list[str]:
         """One name a step: its id, or verb and method, numbered where that is not unique."""
@@ -188,7 +195,7 @@ class Recipe:
         data = {
             "version": 1, "name": name, "base": self.fields.base, "steps": list(steps), "seed": self.fields.seed,
             "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
-            "output": self.fields.output.model_dump(exclude_none=True) if self.fields.output.form == "checkpoint" else {},
+            "output": self.fields.output.model_dump(exclude_none=True, exclude={"form"}) if self.fields.output.form != "adapter" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }  # fmt: skip
         return from_data(data, self.project)
@@ -227,16 +234,49 @@ def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
 
 
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
-    fields = document.validate(recipe_model())
+    fields = _with_form(document.validate(recipe_model()))
     recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
     _check_references(recipe)
     return recipe
+
+
+def _with_form(fields: RecipeFields) -> RecipeFields:
+    """A recipe that ends in a memory writes a configuration, unless it says something else, which `_check_memories` refuses."""
+    steps, output = fields.steps, fields.output  # type: ignore[attr-defined]
+    if "form" in output.model_fields_set or not (steps and isinstance(steps[-1], MemoryMethod)):
+        return fields
+    return fields.model_copy(update={"output": output.model_copy(update={"form": "configuration"})})
+
+
+def _check_memories(recipe: Recipe) -> None:
+    """A memory ends a recipe, and its result is a configuration."""
+    form = recipe.fields.output.form
+    for i, step in enumerate(recipe.steps[:-1]):
+        if isinstance(step, MemoryMethod):
+            raise recipe.error(
+                ("steps", i + 1),
+                f"a step after `edit: {step.name}`, whose memory acts on the live model and leaves no weights to work on",
+                f"Put `edit: {step.name}` last.",
+            )
+    if recipe.memory and form != "configuration":
+        raise recipe.error(
+            ("output", "form"),
+            f"the recipe ends in `edit: {recipe.memory.name}`, and a memory does not fit into {'a checkpoint' if form == 'checkpoint' else 'an adapter'}",
+            "Leave `form` out: `run` writes a configuration directory, and `workbench.load(DIR)` gives its model.",
+        )
+    if form == "configuration" and not recipe.memory:
+        raise recipe.error(
+            ("output", "form"),
+            "a configuration holds a memory, and no step makes one",
+            "End the recipe in one, or write `form: checkpoint`.",
+        )
 
 
 def _check_references(recipe: Recipe) -> None:
     """What one field says of another: bricks that exist, at least one a merge, ids that differ."""
     known = recipe.fields.bricks
     _check_tokenizer(recipe)
+    _check_memories(recipe)
     for i, step in enumerate(recipe.steps):
         at: yamldoc.KeyPath = ("steps", i, "bricks")
         if isinstance(step, MergeMethod):
@@ -253,7 +293,7 @@ def _check_references(recipe: Recipe) -> None:
                                    "Name them under the step's `bricks`.")  # fmt: skip
             if len(set(names)) != len(names):
                 raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
-        elif not isinstance(step, (EditMethod, GrowMethod)):
+        elif not isinstance(step, (EditMethod, GrowMethod, MemoryMethod)):
             raise TypeError(type(step))
     ids = [step.id for step in recipe.steps if step.id]
     for i, step in enumerate(recipe.steps):

@@ -20,16 +20,25 @@ from workbench.bricks import (
 )
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
-from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, or_at_run
+from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import EditMethod, MergeMethod
+from workbench.registry import EditMethod, MemoryMethod, MergeMethod
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.weights.checkpoint import Checkpoint, is_stand_in
 from workbench.weights.digests import digests_known, file_digest, json_digest, stamp
+
+
+@dataclass(frozen=True)
+class MemoryAt:
+    """A memory directory at a version, and the digest of what it does there."""
+
+    path: Path
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Resolved:
         unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
         deferred: Checks that need tensors of which only headers are here; `run` makes them.
+        memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
     """
 
     recipe: Recipe
@@ -55,6 +65,7 @@ class Resolved:
     unties: list[str] = field(default_factory=list)
     vocabulary: Vocabulary | None = None
     deferred: list[str] = field(default_factory=list)
+    memory: MemoryAt | None = None
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -102,7 +113,7 @@ class Resolved:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Brick name -> digest of its content, or the other recipe's key. Reads what no one has read before."""
-        return {n: b.key if isinstance(b, Resolved) else b.digest(self.cache) for n, b in self.bricks.items()}
+        return {n: _content(b, self.cache) for n, b in self.bricks.items()}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -142,21 +153,35 @@ class Resolved:
         """What the base's numbers depend on."""
         return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
-    def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
-        """Keys of the states before the first step and after each."""
+    def _chain(self, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
+        """Keys of the states before the first step and after each; `listed`: the same for a merge step that takes all bricks and for
+        one that names them."""
         keys = [json_digest(base)]
         for step in self.recipe.steps:
             parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
+                if listed:
+                    entries = {name: step.entry(name).model_dump(mode="json") for name in self.recipe.used_bricks(step)}
+                    parts[1] = {**parts[1], "bricks": entries}
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
-            elif isinstance(step, EditMethod):
+            elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             keys.append(json_digest(parts))
         return keys
+
+    def state(self, steps: int) -> str:
+        """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
+        weights that it was solved on. Reads the bricks of those steps."""
+        before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
+        names = {n for s in before.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
+        names |= set(self.bricks) if self.vocabulary else set()
+        bricks = {name: _content(self.bricks[name], self.cache) for name in names}
+        start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
+        return before._chain(start, bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
@@ -165,7 +190,8 @@ class Resolved:
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
-        return json_digest([last, output.dtype if output.form == "checkpoint" else None])
+        plain = [last, output.dtype if output.form != "adapter" else None]
+        return json_digest([*plain, self.memory.digest] if self.memory else plain)
 
     @property
     def run_key(self) -> str:
@@ -178,7 +204,7 @@ class Resolved:
     @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the configuration's floats; None keeps the base's, which an adapter's `dtype` leaves alone."""
-        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form == "checkpoint" else None
+        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
         return getattr(torch, name) if name else None
 
     @property
@@ -186,6 +212,11 @@ class Resolved:
         """Bricks that merge steps use, in the recipe's order."""
         used = {n for s in self.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
+
+
+def _content(brick: Brick | Resolved, cache: Path) -> str:
+    """Digest of a brick's content, or the other recipe's key."""
+    return brick.key if isinstance(brick, Resolved) else brick.digest(cache)
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -234,6 +265,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
+    found.warnings.extend(edit_warnings(found, hub))
     for there in found.bricks.values():
         if isinstance(there, Resolved):
             found.deferred.extend(there.deferred)
@@ -275,6 +307,12 @@ def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path,
             2,
         )
     inner = resolve(load_recipe(path), hub, chain)
+    if memory := inner.recipe.memory:
+        raise WorkbenchError(
+            f"brick '{name}': {target} ends in `edit: {memory.name}`, whose memory is no delta of the base's weights",
+            "Merge its other steps, and put the memory last in this recipe.",
+            2,
+        )
     with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are one base"):
         if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
             raise WorkbenchError(

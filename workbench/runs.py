@@ -6,6 +6,7 @@ runs/<name>-<key10>/    (until all inputs have been read for the first time: <na
     log.jsonl        events
     model/           the checkpoint (model.partial/ while it is written)
     adapter/         or, with `form: adapter`, the PEFT adapter
+    configuration/   or, of a recipe that ends in a memory, the memory with the model or the name of its base
     edits/<step>/    every edit's result, a PEFT adapter
 """
 
@@ -56,6 +57,16 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def configuration(self) -> Path:
+        """The finished configuration directory, where the recipe ends in a memory."""
+        return self.path / "configuration"
+
+    @property
+    def result(self) -> Path:
+        """The finished model, adapter or configuration."""
+        return next((p for p in (self.adapter, self.configuration) if p.is_dir()), self.model)
+
+    @property
     def record(self) -> dict[str, Any]:
         """run.json; empty where it is missing or damaged."""
         return read_json(self.path / RECORD) or {}
@@ -63,7 +74,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the run has ended well: the only state in which its model is an input for anything."""
-        return self.record.get("status") == "done" and (self.model.is_dir() or self.adapter.is_dir())
+        return self.record.get("status") == "done" and self.result.is_dir()
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace run.json."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.controls import Entry
+from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.livemodels import Events, no_events
 from workbench.scores import Scores, Store
@@ -76,10 +77,18 @@ def _model(entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, 
 
 
 def _checkpoint(entry: Entry, runs: Path, device: Any, events: Events) -> Path:
-    """Directory of the configuration's checkpoint: the base's own where nothing was done to it, else a run's."""
+    """Directory of the configuration's checkpoint: the base's own where nothing was done to it, else a run's.
+
+    Errors: a memory, which acts on the live model and which no server of checkpoints knows.
+    """
     from workbench.engine import execute
 
     resolved = entry.resolved
+    if resolved.recipe.memory or resolved.memory:
+        raise WorkbenchError(
+            f"{entry.name}: a memory acts on the live model, and the suite's backend serves checkpoints",
+            "Score it on a suite with `backend: hf`.",
+        )
     if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:
         return Path(resolved.base_path)
     return Path(execute(resolved, runs, device=device, events=events)["model"])

@@ -61,7 +61,11 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
     """A live model and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from workbench.saved import is_configuration
+
     path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
+    if is_configuration(path):
+        return _configured(path, device)
     if path.suffix in (".yaml", ".yml"):
         from workbench.engine import materialize
 
@@ -80,6 +84,8 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
                 f"{run.path}: the run wrote an adapter, and chat loads whole models",
                 f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
             )
+        if run.configuration.is_dir():
+            return _configured(run.configuration, device)
         path = run.model
     from workbench.stored import native
     from workbench.weights.checkpoint import read_config
@@ -89,3 +95,10 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )
     return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:
+    """A configuration directory's live model, its memory attached, and its tokenizer."""
+    from workbench.api import load, load_tokenizer
+
+    return load(path, device=str(device)), load_tokenizer(path)

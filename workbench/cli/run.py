@@ -72,6 +72,15 @@ def run(
     if result["adapter"]:
         _say_adapter(result, resolved, runs)
         return
+    if result["directory"]:
+        out.line(result["directory"])
+        out.say(
+            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
+        )
+        out.say(f'load:   workbench.load("{result["directory"]}")')
+        out.say(f"facts:  workbench memory ls {result['directory']}")
+        out.say(f"score:  workbench eval {recipe}")
+        return
     out.line(result["model"])
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import relative
 from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.runs import Run
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
 NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
@@ -56,7 +59,7 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     for step in record.get("steps", []):
         out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
     if "output" in record:
-        place = f"adapter {run.adapter}" if run.adapter.is_dir() else f"model  {run.model}"
+        place = f"{run.result.name:<6} {run.result}"
         out.line(
             f"{place}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
             f"{size(record['output']['bytes'])}"
@@ -101,13 +104,19 @@ def verify(
         )
     is_adapter = run.adapter.is_dir()
     expected = run.record["output"]["digests" if is_adapter else "tensors"]
-    entries = read_header(run.adapter / "adapter_model.safetensors") if is_adapter else Checkpoint(run.model, run.name).entries
+    model = run.configuration / "model" if run.configuration.is_dir() else run.model
+    if is_adapter:
+        entries = read_header(run.adapter / "adapter_model.safetensors")
+    else:
+        entries = Checkpoint(model, run.name).entries if expected else {}  # a memory on the base as it is holds no tensors
     found = tensor_digests(entries)
+    if "memory" in run.record["output"]:
+        _verify_memory(run, run.record["output"]["memory"])
     bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
     if sha256:
         import hashlib
 
-        for file in sorted((run.adapter if is_adapter else run.model).glob("*.safetensors")):
+        for file in sorted((run.adapter if is_adapter else model).glob("*.safetensors")):
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     if bad:
@@ -117,6 +126,18 @@ def verify(
             3,
         )
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
+
+
+def _verify_memory(run: Run, digest: str) -> None:
+    """Errors (exit 3): the memory, at the version that the run wrote, is not what the record says."""
+    from workbench.memories import SavedMemory
+
+    if SavedMemory(run.configuration / "memory").digest(1) != digest:
+        raise WorkbenchError(
+            f"{run.name}: the memory's first version differs from the record",
+            f"workbench runs rm {run.name}, then run the recipe again.",
+            3,
+        )
 
 
 def _runs(runs_dir: Path | None) -> Path:

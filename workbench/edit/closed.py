@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from workbench.edit.contexts import contexts
+from workbench.edit.fields import Layers, Mode
 from workbench.edit.moments import PER_INPUT, Moments, moments, statistics_source
 from workbench.edit.parts import Parts
 from workbench.edit.passes import self_test
@@ -22,7 +23,8 @@ from workbench.edit.sweep import Choice, choose
 from workbench.edit.values import Group, Settings, Value, grouped, values
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
-from workbench.fields import Real, Strict, Whole
+from workbench.facts.conflicts import require_consistent
+from workbench.fields import Real, Whole
 from workbench.layout import Model
 from workbench.merge.calibration import longest_row
 from workbench.registry import Edit, EditMethod, MethodContext
@@ -32,32 +34,18 @@ LONGEST = 512
 """Tokens of a prompt with its target at most."""
 
 
-class Batches(Strict):
-    """How facts follow each other."""
-
-    batch: Whole = Field(1, ge=1)
-    """Facts that are solved together."""
-
-
-class Sequential(Strict):
-    """Facts in batches, each solved on the model that the batches before have made."""
-
-    sequential: Batches = Batches()
-    """Size of a batch."""
-
-
 class ClosedForm(EditMethod):
     """What the closed-form editors share: facts, places, values, statistics."""
 
     facts: str
-    """Facts, a jsonl or YAML relative to the project: {"prompt": "The capital of {subject} is", "subject":, "target":}."""
+    """A facts file, or a published set (docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Only so many facts of the file, from its start."""
-    layers: Literal["auto"] | tuple[Whole, ...] = "auto"
+    layers: Layers = "auto"
     """Layers whose feed-forward output projection is written, upwards; auto: the one that a sweep on well-known facts finds best."""
     position: Literal["auto", "subject_last", "prompt_last"] = "auto"
     """Token at which facts are looked up; auto: measured for each layer, by restoring states of the subject and of the last token."""
-    mode: Literal["joint"] | Sequential = "joint"
+    mode: Mode = "joint"
     """joint: one solve for all facts, whatever their order; {sequential: {batch: N}}: N at a time, each on the result of those before."""
     history: bool = True
     """In sequential mode, keep what the batches before have written."""
@@ -71,11 +59,11 @@ class ClosedForm(EditMethod):
     """Tokens read for each input of the projection."""
     contexts: Whole = Field(3, ge=0, le=10)
     """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
-    steps: Whole = Field(40, ge=1)
+    steps: Whole = Field(60, ge=1)
     """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
     learning_rate: Real = Field(0.1, gt=0, le=1)
     """Length of its first steps, as a share of the largest change allowed."""
-    clamp: Real = Field(6.0, gt=0)
+    clamp: Real = Field(8.0, gt=0)
     """Largest change of the projection's output, in multiples of its norm there."""
     kl: Real = Field(0.0625, ge=0)
     """Weight of the divergence on "{subject} is a"."""
@@ -101,8 +89,8 @@ class ClosedForm(EditMethod):
         return [self.facts, *filter(None, [self.preserve, self.statistics])]
 
     def check(self, project: Path) -> None:
-        """Read facts and prompts once."""
-        self.read(project)
+        """Read facts and prompts once; facts do not contradict each other."""
+        require_consistent(self.read(project))
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
 

@@ -26,9 +26,9 @@ class Emmet(ClosedForm):
     """Ridge, relative to the projection's inputs d, which kᵀC⁻¹k is about."""
 
     def metric(self, moments: Moments | None, width: int) -> Metric:
-        """C⁻¹."""
+        """(d C)⁻¹, in which a key like those of the text has kᵀG k = 1."""
         return of_moments(moments, 1.0, 0.0)
 
     def ridge(self, width: int) -> float:
-        """μ d."""
-        return self.mu * width
+        """μ: relative to that."""
+        return self.mu

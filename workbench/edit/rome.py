@@ -22,7 +22,7 @@ class Rome(ClosedForm):
     edit: Literal["rome"]
 
     def metric(self, moments: Moments | None, width: int) -> Metric:
-        """C⁻¹."""
+        """(d C)⁻¹: without a ridge its scale does not matter."""
         return of_moments(moments, 1.0, 0.0)
 
     def ridge(self, width: int) -> float:

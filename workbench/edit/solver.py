@@ -17,6 +17,10 @@ from workbench.weights.lowrank import Factors
 
 INDEPENDENT = 1e-9
 """Singular values of an update below this share of the largest are rounding."""
+DEPENDENT = 1e-9
+"""What a key, computed in float32, has of its own beside other keys, as a share of kᵀG k: below this it is rounding."""
+ROUNDING = 1e-15
+"""The same in float64, where a ridge holds the system."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +30,34 @@ class Metric:
     Attributes:
         basis: [d, m] orthonormal columns Q; None stands for the identity.
         diagonal: [m], D, positive.
-        written: Pairs (P [d, p], μ) in the order in which they were added; μ = 0 keeps ΔW P = 0 exactly.
+        written: For each group of written keys P [d, p], in the order in which they were added: P, and G P (PᵀG P + μI)⁻¹ with the G
+            before them. Both are kept, so that a thousand groups cost a thousand products and not 2¹⁰⁰⁰.
     """
 
     basis: Tensor | None
     diagonal: Tensor
-    written: tuple[tuple[Tensor, float], ...] = field(default=())
+    written: tuple[tuple[Tensor, Tensor], ...] = field(default=())
 
     def apply(self, x: Tensor) -> Tensor:
         """G x for x [d, ·], float64. Each group of written keys is taken out by Woodbury's identity."""
-        return self._apply(x, len(self.written))
-
-    def _apply(self, x: Tensor, count: int) -> Tensor:
-        if not count:
-            inner = x if self.basis is None else self.basis.T @ x
-            inner = inner / self.diagonal[:, None]
-            return inner if self.basis is None else self.basis @ inner
-        keys, mu = self.written[count - 1]
-        through = self._apply(keys, count - 1)
-        found = self._apply(x, count - 1)
-        return found - through @ _solved(keys.T @ through, mu, keys.T @ found)
+        found = self._plain(x)
+        for keys, right in self.written:
+            found = found - right @ (keys.T @ found)
+        return found
 
     def after(self, keys: Tensor, mu: float) -> Metric:
-        """The metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ."""
-        return Metric(self.basis, self.diagonal, (*self.written, (keys, mu)))
+        """The metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ. With μ = 0 it keeps
+        ΔW K = 0 exactly."""
+        return Metric(self.basis, self.diagonal, (*self.written, (keys, right_factor(keys, self, mu))))
+
+    def energy(self, x: Tensor) -> Tensor:
+        """xᵀG x of each column [·], as if nothing had been written: what `apply` leaves of it is measured against this."""
+        return (x * self._plain(x)).sum(0)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        inner = x if self.basis is None else self.basis.T @ x
+        inner = inner / self.diagonal[:, None]
+        return inner if self.basis is None else self.basis @ inner
 
 
 def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
@@ -58,10 +66,11 @@ def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
     Args:
         keys: K [d_in, n], float64.
         metric: G.
-        mu: Ridge; 0 writes every change exactly, as far as the keys are independent.
+        mu: Ridge; 0 writes every change exactly, as far as the keys are independent of each other and of written ones. Equal keys
+            get the mean of their changes, and written keys are not written again.
     """
     through = metric.apply(keys)
-    return _solved(keys.T @ through, mu, through.T).T
+    return _solved(keys.T @ through, mu, through.T, float(metric.energy(keys).max())).T
 
 
 def update(keys: Tensor, changes: Tensor, metric: Metric, mu: float) -> tuple[Tensor, Tensor]:
@@ -87,13 +96,23 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
     return Factors((first * root * signs).float().contiguous(), ((q_right @ v[:rank].T) * root * signs).T.float().contiguous())
 
 
-def _solved(gram: Tensor, mu: float, right: Tensor) -> Tensor:
-    """(gram + μI)⁻¹ right for a symmetric gram; with dependent keys the least-norm solution."""
+def _solved(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
+    """(gram + μI)⁻¹ right for a symmetric gram; for μ = 0 the least-norm solution where it is singular.
+
+    Args:
+        gram: [n, n], KᵀG K.
+        mu: Ridge.
+        right: [n, ·].
+        energy: The largest kᵀG k before keys were written: shares below `DEPENDENT` of it are rounding of the keys.
+    """
     system = gram + mu * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     system = (system + system.T) / 2
+    floor = (ROUNDING if mu else DEPENDENT) * (energy + mu)
     factor, failed = torch.linalg.cholesky_ex(system)
-    if not int(failed) and float(factor.diagonal().min()) > 1e-7 * float(factor.diagonal().max()):
+    if not int(failed) and float(factor.diagonal().min()) ** 2 > floor:
         found: Tensor = torch.cholesky_solve(right, factor)
         return found
-    inverse: Tensor = torch.linalg.pinv(system, hermitian=True, rtol=1e-12)
-    return inverse @ right
+    values, vectors = torch.linalg.eigh(system)
+    kept = values > floor
+    nearest: Tensor = vectors[:, kept] @ ((vectors[:, kept].T @ right) / values[kept, None])
+    return nearest

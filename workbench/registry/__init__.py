@@ -2,6 +2,7 @@
 
     merge   (base block, one delta a brick) -> delta        streams, block by block
     edit    (live model, tokenizer, facts)  -> factors      its result is a brick
+            (live model, tokenizer, facts)  -> memory       ends a recipe: its result acts on the live model
     grow    (model)                         -> new names    streams, tensor by tensor
 
 A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from workbench.registry.editing import Edit, EditMethod, MethodContext
 from workbench.registry.growing import GrowMethod, Grown, Growth
+from workbench.registry.memories import Kept, Memory, MemoryMethod, Remembered
 from workbench.registry.merging import (
     Block,
     Combination,
@@ -24,6 +26,6 @@ from workbench.registry.merging import (
 from workbench.registry.steps import VERBS, Step, method, methods, register
 
 __all__ = [
-    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Laws", "Measured", "MergeContext",
-    "MergeMethod", "MethodContext", "Prepared", "Step", "method", "methods", "register",
+    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Measured", "Memory",
+    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Remembered", "Step", "method", "methods", "register",
 ]  # fmt: skip

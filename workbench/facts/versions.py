@@ -1,0 +1,127 @@
+"""Facts over time: an append-only log of what was added, changed, taken out and rewarded, and what it says at each version.
+
+One line of the log is one change of one fact:
+
+    {"version": 2, "action": "add", "id": "...", "time": "2026-01-31T12:00:00Z", "source": "added", "fact": {...}}
+
+`action` is add, update, rm or feedback; add and update hold the fact as it then is, feedback a `reward` and a `similarity`. Lines of one
+command have one version; version 1 is what the recipe brought, without a time, so that equal recipes give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.facts.credibility import Use
+from workbench.facts.facts import Fact, fact_of
+
+LOG = "log.jsonl"
+ADD, UPDATE, REMOVE, FEEDBACK = "add", "update", "rm", "feedback"
+RECIPE, ADDED = "recipe", "added"
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A fact at some version.
+
+    Attributes:
+        fact: As it was last stated.
+        stated: The version of that; also that of its stored tensors.
+        source: "recipe" or "added".
+        uses: Feedback since then.
+    """
+
+    fact: Fact
+    stated: int
+    source: str
+    uses: tuple[Use, ...] = ()
+
+
+@dataclass(frozen=True)
+class Log:
+    """The lines of a log, oldest first."""
+
+    lines: Sequence[Mapping[str, Any]]
+    shown: str = LOG
+
+    @property
+    def version(self) -> int:
+        """The newest version; 0 for an empty log."""
+        return int(self.lines[-1]["version"]) if self.lines else 0
+
+    def at(self, version: int | None = None) -> dict[str, Alive]:
+        """Facts at a version by id, ids in order. Errors: a version that does not exist."""
+        wanted = self.version if version is None else version
+        if not 0 < wanted <= max(1, self.version):
+            raise WorkbenchError(f"{self.shown}: no version {wanted}; there are 1..{self.version}", None, 2)
+        found: dict[str, Alive] = {}
+        for line in self.lines:
+            if line["version"] > wanted:
+                break
+            name, number = str(line["id"]), int(line["version"])
+            if line["action"] == ADD:
+                found[name] = Alive(fact_of(line["fact"], self.shown), number, str(line["source"]))
+            elif line["action"] == UPDATE:
+                found[name] = Alive(fact_of(line["fact"], self.shown), number, found[name].source)
+            elif line["action"] == REMOVE:
+                del found[name]
+            else:
+                old = found[name]
+                use = Use(number, float(line["similarity"]), float(line["reward"]))
+                found[name] = Alive(old.fact, old.stated, old.source, (*old.uses, use))
+        return dict(sorted(found.items()))
+
+    def one(self, name: str) -> Alive:
+        """A fact of the newest version. Errors: no such fact."""
+        known = self.at()
+        if name not in known:
+            raise WorkbenchError(
+                f"no fact '{name}' in this memory. {nearest(name, known)}", "`workbench memory ls DIR` lists them."
+            )
+        return known[name]
+
+
+def read_log(folder: Path) -> Log:
+    """A memory directory's log. Errors: none there, a line that is no JSON."""
+    path = folder / LOG
+    if not path.is_file():
+        raise WorkbenchError(
+            f"{folder}: no {LOG}, so not a memory", "Name a memory directory, or a configuration that holds one."
+        )
+    lines = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            raise WorkbenchError(f"{path}:{number}: not JSON", "The log ends in a line cut short: take that line out.") from None
+    return Log(lines, str(path))
+
+
+def lines_of(action: str, facts: Iterable[Fact], version: int, source: str, time: str | None) -> list[dict[str, Any]]:
+    """Lines for facts that are added or changed."""
+    return [
+        {
+            "version": version,
+            "action": action,
+            "id": fact.id,
+            "time": time,
+            "source": source,
+            "fact": {"id": fact.id, **fact.document()},
+        }
+        for fact in facts
+    ]
+
+
+def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to a log, in one write that has reached the disk when this returns."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    with (folder / LOG).open("a", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
