@@ -6,7 +6,9 @@ The world: 400 people, each with a city, a firm and a field (24 values each). A 
 form. Every value belongs to one of six groups (a city to a region, a firm to a trade, a field to a faculty); a person's region, trade and
 faculty follow from city, firm and field. Half of the people never stand in a question in the training text, another half never with a group.
 
-The models: `SUBJECT` finds a fact at the last token of the subject, `PROMPT` at the last token of the prompt.
+The models: the feed-forwards of `SUBJECT` find a fact at the tokens of the subject, those of `PROMPT` at the last token of the prompt.
+About people it was never told a group of, `SUBJECT` mostly derives the group from the value (0.87 of the prompts, chance 0.17), `PROMPT`
+half of the time (0.50): what portability can reach.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Second moments of what a feed-forward output projection reads on running text: the metric in which an edit is small.
 
-10 vectors for each input suffice for the mean of k kᵀ (Gupta et al. 2025, FastMEMIT); ROME and MEMIT took 100,000 articles. Sums are
+10 vectors for each input suffice for the mean of k kᵀ (FastMEMIT takes 10, ENCORE 5); ROME and MEMIT took 100,000 articles. Sums are
 kept in float64 and saved while they grow, so that an interrupted collection goes on where it was.
 """
 

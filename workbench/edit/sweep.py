@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from workbench.edit.closed import ClosedForm
 
 FACTS, LAYERS = 8, 6
-_VERSION = 1
+CARRIES = 0.6
+"""Share of an answer that a restored state brings back where it carries the fact."""
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def _measure(
     """Trace, then edit the pilot facts at each layer."""
     context.progress(0, len(layers), "where facts are looked up")
     found = trace(context, parts, pilot, layers)
-    positions = {layer: _position(method, found, layer) for layer in layers}
+    if method.layers == "auto" and method.position == "auto":
+        layers, positions = _carrying(found, layers)
+    else:
+        positions = {layer: _position(method, found, layer) for layer in layers}
     record: dict[str, Any] = {
         "layers": list(layers),
         "positions": {str(i): p for i, p in positions.items()},
@@ -123,6 +128,19 @@ def _measure(
         "positions": {str(best): positions[best]},
         "candidates": {str(i): r for i, r in rows.items()},
     }
+
+
+def _carrying(found: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
+    """Where the model looks facts up, and the layers that carry them there: at the subject, if restoring it at any of the layers
+    brings back most of the answer; else at the prompt's last token. An edit at the last token holds for one wording, and what
+    follows from a fact does not follow from it."""
+    if found is None:
+        return list(layers), dict.fromkeys(layers, "prompt_last")
+    at_subject = [layer for layer in layers if found.recovered[layer]["subject"] >= CARRIES]
+    at_last = [layer for layer in layers if found.recovered[layer]["last"] >= CARRIES]
+    position: Position = "subject_last" if at_subject else "prompt_last"
+    kept = at_subject or at_last or list(layers)
+    return kept, dict.fromkeys(kept, position)
 
 
 def _position(method: ClosedForm, found: Trace | None, layer: int) -> Position:

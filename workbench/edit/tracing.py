@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.edit.bundled import known_facts
 from workbench.edit.parts import Parts, Stopped, first_of, hooked, shaped, with_first
 from workbench.edit.passes import logits_at, run
 from workbench.edit.rows import Padded, Position, Row, padded, row_of
@@ -49,20 +50,22 @@ class Trace:
 def trace(
     context: MethodContext, parts: Parts, facts: Sequence[Fact], layers: Sequence[int], what: What = "block"
 ) -> Trace | None:
-    """Trace facts that have a subject; None where there are not two of them.
+    """Trace facts that have a subject; None where there are none.
 
     Args:
         context: Model and tokenizer.
         parts: Where the layers are.
-        facts: The facts; their subjects corrupt each other. The answer is the model's own next token.
+        facts: The facts; each one's subject is corrupted with that of the next, a lone one's with one of the bundled facts. The answer
+            is the model's own next token.
         layers: Which to restore.
         what: Restore a block's output, or what its feed-forward part gives.
     """
     chosen = [f for f in facts if f.subject is not None]
     rows = [_prompt(row_of(f, context.tokenizer, "subject_last")) for f in chosen]
-    pairs = [(row, _swapped(row, rows[(i + 1) % len(rows)])) for i, row in enumerate(rows)]
+    others = rows[1:] + rows[:1] if len(rows) > 1 else [row_of(known_facts()[0], context.tokenizer, "subject_last")] * len(rows)
+    pairs = [(row, _swapped(row, other)) for row, other in zip(rows, others, strict=True)]
     pairs = [(clean, other) for clean, other in pairs if clean.tokens != other.tokens]
-    if len(pairs) < 2:
+    if not pairs:
         return None
     clean, corrupted = (padded([pair[side] for pair in pairs], context.device) for side in (0, 1))
     with torch.no_grad():
