@@ -173,6 +173,11 @@ class _Solve:
             rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
             self._layer(layer, position, found.get(layer), weights_key)
+        if not self.factors:
+            raise WorkbenchError(
+                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
+                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
         factors = {
             f"{self.parts.modules[layer]}.weight": factors_of(
                 torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0)
