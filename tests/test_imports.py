@@ -30,7 +30,7 @@ ORDER = [
     "solving compose saved",
     "planning",
     "engine",
-    "extract measure",
+    "extract measure rebase",
     "taskfiles suites scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck factsuite",
     "controls factcheck models scorecard scoring starter",
