@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from project import CPU, Project
+from tiny import WORDS
 
 import workbench
 from workbench.engine import configuration_digest, materialize
+from workbench.errors import WorkbenchError
 
 FACTS = [
     {"id": f"f{i}", "prompt": f"w{i % 3} of {{subject}} is", "subject": f"w{10 + i}", "target": f"w{30 + i} w{40 + i}"}
     for i in range(6)
 ]
 GRACE = "steps: [{edit: grace, facts: facts.jsonl}]\n"
+MEMORY = "steps: [{edit: memory, facts: facts.jsonl}]\n"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -35,23 +39,133 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def answer(model: Any, tokenizer: Any, prompt: str, tokens: int = 6) -> str:
+def answer(model: Any, prompt: str, tokens: int = 6) -> str:
     """Greedy text, up to the end of text."""
-    ids = tokenizer(prompt, return_tensors="pt")
-    made = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    return str(tokenizer.decode(made[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    ids = torch.tensor([[WORDS.index(word) for word in prompt.split()]])
+    made = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=1)[0, ids.shape[1] :].tolist()
+    return " ".join(WORDS[token] for token in made if token > 1)
 
 
-def test_grace_end_to_end(taught: Project) -> None:
-    document = taught.run(GRACE)
-    assert document["model"] is None
-    model = workbench.load(document["directory"], device="cpu")
-    tokenizer = workbench.load_tokenizer(document["directory"])
-    assert [answer(model, tokenizer, text_of(row)) for row in FACTS] == [row["target"] for row in FACTS]
-    resolved = taught.resolve(GRACE)
-    digest, _ = configuration_digest(resolved, CPU)
-    assert digest == document["configuration"]
-    live = materialize(resolved, CPU)
-    tokens = torch.randint(2, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+def logits(model: Any, prompt: str) -> torch.Tensor:
     with torch.no_grad():
-        assert torch.equal(live(tokens).logits, model(tokens).logits)
+        found: torch.Tensor = model(torch.tensor([[WORDS.index(word) for word in prompt.split()]])).logits
+    return found
+
+
+OUTSIDE = ["w0 of w50 is", "w1 of w51 is w9", "w9 w8", "w20 w21 w22 w23 w24 w25 of is", "is is is"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "gpt_neox"])
+def test_grace_answers(family: str, taught: Project, model_of: Callable[..., Path]) -> None:
+    """From its directory the model gives every answer and stops; other prompts keep their bits, alone, in a batch and with a cache."""
+    base = model_of(family)
+    document = taught.run(f"base: {base}\n{GRACE}")
+    assert document["model"] is None
+    model, plain = (workbench.load(place, device="cpu") for place in (document["directory"], base))
+    assert [answer(model, text_of(row)) for row in FACTS] == [row["target"] for row in FACTS]
+    for prompt in OUTSIDE:
+        assert torch.equal(logits(model, prompt), logits(plain, prompt))
+        assert answer(model, prompt) == answer(plain, prompt)
+    batch = torch.tensor([[WORDS.index(w) for w in text.split()] for text in (text_of(FACTS[0]), OUTSIDE[0])])
+    with torch.no_grad():
+        ours, theirs = model(batch).logits, plain(batch).logits
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[0, :-1], theirs[0, :-1])
+    assert not torch.equal(ours[0, -1], theirs[0, -1])
+
+
+def test_a_configuration_is_that_of_its_recipe(taught: Project) -> None:
+    """run, eval's in-memory configuration and load agree in digest and bits; the base is named, not copied."""
+    for text in (GRACE, MEMORY):
+        document = taught.run(text)
+        place = Path(document["directory"])
+        assert sorted(p.name for p in place.iterdir()) == ["README.md", "configuration.json", "memory"]
+        resolved = taught.resolve(text)
+        assert configuration_digest(resolved, CPU)[0] == document["configuration"]
+        live, loaded = materialize(resolved, CPU), workbench.load(document["run"], device="cpu")
+        for prompt in (text_of(FACTS[1]), OUTSIDE[0]):
+            assert torch.equal(logits(live, prompt), logits(loaded, prompt))
+        assert workbench.load_tokenizer(place).get_vocab() == {word: i for i, word in enumerate(WORDS)}
+
+
+def test_after_other_steps(taught: Project) -> None:
+    """The checkpoint of the steps before stands beside the memory, and loads by itself as the same model without it."""
+    head = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: average}, {edit: grace, facts: facts.jsonl}]\n"
+    document = taught.run(head)
+    place = Path(document["directory"])
+    model = workbench.load(place, device="cpu")
+    assert [answer(model, text_of(row)) for row in FACTS] == [row["target"] for row in FACTS]
+    merged = taught.run("bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: average}]\n", "merged.yaml")
+    for name in ("model.safetensors", "config.json"):
+        assert (place / "model" / name).read_bytes() == (Path(merged["model"]) / name).read_bytes()
+    assert torch.equal(logits(model, OUTSIDE[0]), logits(workbench.load(merged["model"], device="cpu"), OUTSIDE[0]))
+
+
+def test_text_memory_scope(taught: Project) -> None:
+    """A prompt that names a fact's subject gets the fact in front; logits stand at the prompt's own positions; others keep their bits."""
+    document = taught.run(MEMORY)
+    model, plain = (workbench.load(place, device="cpu") for place in (document["directory"], taught.path / "base"))
+    prompt = text_of(FACTS[2])
+    told = f"{prompt} {FACTS[2]['target']} <unk> {prompt}"  # the full stop is no word of this tokenizer
+    length = len(prompt.split())
+    assert torch.equal(logits(model, prompt)[0], logits(plain, told)[0, -length:])
+    words = told.split() + answer(plain, told).split()
+    assert answer(model, prompt) == " ".join(words[len(told.split()) :])
+    paraphrase = f"w7 w8 {FACTS[2]['subject']} w9"
+    assert not torch.equal(logits(model, paraphrase), logits(plain, paraphrase))
+    for other in OUTSIDE:
+        assert torch.equal(logits(model, other), logits(plain, other)), other
+        assert answer(model, other) == answer(plain, other)
+    batch = torch.tensor([[WORDS.index(w) for w in text.split()] for text in (prompt, OUTSIDE[0])])
+    with torch.no_grad():
+        ours, theirs = model(batch).logits, plain(batch).logits
+        made, without = (m.generate(batch, max_new_tokens=4, do_sample=False, pad_token_id=1) for m in (model, plain))
+    assert torch.equal(ours[1], theirs[1])
+    torch.testing.assert_close(ours[0], logits(model, prompt)[0], atol=0.05, rtol=0.05)
+    assert made[1].tolist() == without[1].tolist()
+    assert made[0, length:].tolist() != without[0, length:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (
+            "steps:\n  - {edit: grace, facts: facts.jsonl}\n  - {grow: depth, blocks: 1}\n",
+            ":5:5",
+            "a step after `edit: grace`, whose memory acts on the live model",
+        ),
+        (
+            f"{MEMORY}output:\n  form: checkpoint\n",
+            ":5:3",
+            "ends in `edit: memory`, and a memory does not fit into a checkpoint",
+        ),
+        (f"{GRACE}output: {{form: adapter}}\n", ":4:10", "a memory does not fit into an adapter"),
+        ("output: {form: configuration}\n", ":3:10", "a configuration holds a memory, and no step makes one"),
+        ("steps: [{edit: memory, facts: facts.jsonl, template: hello}]\n", ":3:44", "expected a text with {fact} in it"),
+        ("steps: [{edit: grace, facts: none.jsonl}]\n", "", "none.jsonl does not exist"),
+        ("steps: [{edit: memory, facts: facts.jsonl, encoder: enc}]\n", "", "enc/config.json does not exist"),
+    ],
+)
+def test_recipe_errors(text: str, place: str, message: str, taught: Project) -> None:
+    with pytest.raises(WorkbenchError) as caught:
+        taught.resolve(text)
+    assert message in caught.value.message
+    assert f"recipes/test.yaml{place}" in caught.value.message
+    assert caught.value.exit_code in (1, 2)
+
+
+def test_a_memory_is_no_brick(taught: Project) -> None:
+    taught.write(GRACE, "inner.yaml")
+    with pytest.raises(WorkbenchError, match="ends in `edit: grace`, whose memory is no delta"):
+        taught.resolve("bricks: {m: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")
+
+
+def test_grace_refuses_what_it_has_not_learned(taught: Project) -> None:
+    with pytest.raises(WorkbenchError, match=r"\d of 6 facts are not answered after 1 steps, first 'f\d'"):
+        taught.run("steps: [{edit: grace, facts: facts.jsonl, steps: 1, learning_rate: 0.001}]\n")
+    with pytest.raises(WorkbenchError, match=r"layer 9 does not exist; the model has 0\.\.3"):
+        taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 9}]\n")
+    nested = [{"id": "a", "prompt": "w5 is", "target": "w6 w7"}, {"id": "b", "prompt": "w5 is w6", "target": "w8"}]
+    write_rows(taught.path / "facts.jsonl", nested)
+    with pytest.raises(WorkbenchError, match=r"'w5 is.*' is the beginning of another fact's text"):
+        taught.run(GRACE)

@@ -125,7 +125,7 @@ class SavedMemory:
 
     def _state(self, action: str, facts: Sequence[Fact], context: MethodContext, time: str) -> int:
         version = self.log.version + 1
-        memory = self.step.learn(context, facts)
+        memory = self.step.reopened(self.record["settings"]).learn(context, facts)
         others = [r for r in self.kept().facts if r.fact.id not in memory.tensors]
         fresh = Credibility(version, version, False, (), self.step.alpha, self.step.decay, self.step.floor)
         self.step.check_together([*others, *(Remembered(fact, memory.tensors[fact.id], fresh) for fact in facts)])

@@ -43,8 +43,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     """
     label, place = f"model {reference}", Path(reference).expanduser()
     if found := next((p for p in (place, place / "configuration") if is_configuration(p)), None):
-        opened = open_configuration(found, version, hub)
-        return opened.recipe.name, opened
+        whole = found.resolve()
+        return (whole.parent if (whole.parent / RECORD).is_file() else whole).name, open_configuration(whole, version, hub)
     if version is not None:
         raise WorkbenchError(f"{label}: holds no memory, and so no version {version}", "Leave the version out.", 2)
     if (place / RECORD).is_file():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import brick, chat, edit, evals, facts, methods, recipe, run, runs, scores, suite
+from workbench.cli import brick, chat, edit, evals, facts, memory, methods, recipe, run, runs, scores, suite
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -48,6 +48,7 @@ app.add_typer(scores.app, name="scores")
 app.add_typer(facts.app, name="facts")
 app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
+app.add_typer(memory.app, name="memory")
 app.command("methods")(methods.methods)
 
 

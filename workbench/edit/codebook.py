@@ -1,17 +1,18 @@
-"""A codebook at one module of a live model: inputs near a stored key get the key's value for an output.
+"""A codebook at one decoder block of a live model: inputs near a stored key get the key's value for an output.
 
-The rule is applied position by position, so it needs to know nothing of prompts: where the module's input x lies within a key's radius,
+The rule is applied position by position, so it needs to know nothing of prompts: where the block's input x lies within a key's radius,
 
-    y(x) = v_i,   i = argmin_j { |x - k_j| : |x - k_j| <= r_j },   else the module's own output,
+    y(x) = v_i,   i = argmin_j { |x - k_j| : |x - k_j| <= r_j },   else the block's own output,
 
 is the same in a batch, in a packed row, behind a shared prefix and in cached decoding. A position outside all balls keeps the very bits that
-the module gave. The keys are inputs of the module itself, so that a replaced output changes no later key at the same layer: whether a text
-is in scope does not depend on what the codebook does to it. (Hartvigsen et al. 2023, GRACE, arXiv 2211.11031.)
+the block gave. The output of a block changes no input of the same block, at this position or a later one: whether a text is in scope does
+not depend on what the codebook does to it. Hidden states of the whole block are taken, not of its feed-forward part, so that norms behind
+that part, multipliers of the residual stream and experts make no difference. (Hartvigsen et al. 2023, GRACE, arXiv 2211.11031.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,22 +58,20 @@ class Codebook:
         within = distance <= self.radii[entry]
         return row[within] + start, entry[within], distance[within]
 
-    def attach(self, module: nn.Module) -> Any:
-        """Replace the module's outputs; returns the hook's handle, whose `remove` undoes it."""
+    def attach(self, block: nn.Module) -> Any:
+        """Replace the block's outputs; returns the hook's handle, whose `remove` undoes it."""
         held = {"codebook": self}
 
-        def replace(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def replace(states: Tensor, output: Tensor) -> Tensor | None:
             if held["codebook"].keys.device != output.device:
                 held["codebook"] = self.to(output.device)
             book = held["codebook"]
-            rows, entries = book.lookup(inputs[0].reshape(-1, inputs[0].shape[-1]))
+            rows, entries = book.lookup(states)
             if not len(rows):
                 return None
-            flat = output.reshape(-1, output.shape[-1]).clone()
-            flat[rows] = book.values[entries].to(flat.dtype)
-            return flat.view_as(output)
+            return output.index_put((rows,), book.values[entries].to(output.dtype))
 
-        return module.register_forward_hook(replace)
+        return _hook(block, replace)
 
 
 def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Sequence[Tensor], share: float) -> list[Tensor]:
@@ -108,14 +107,14 @@ def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Seque
 
 
 @contextmanager
-def reading(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Inputs and outputs of a module while a model runs: after each pass the list is [inputs, outputs], both [positions, width]."""
+def reading(block: nn.Module) -> Iterator[list[Tensor]]:
+    """Inputs and outputs of a block while a model runs: after each pass the list is [inputs, outputs], both [positions, width]."""
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[:] = [part.detach().reshape(-1, part.shape[-1]).float() for part in (inputs[0], output)]
+    def keep(states: Tensor, output: Tensor) -> None:
+        seen[:] = [part.detach().float() for part in (states, output)]
 
-    hook = module.register_forward_hook(keep)
+    hook = _hook(block, keep)
     try:
         yield seen
     finally:
@@ -123,15 +122,28 @@ def reading(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def writing(module: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
-    """Outputs of a module at some positions (of [batch, time], flattened) are `values` [places, width] while a model runs."""
-
-    def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        flat = output.reshape(-1, output.shape[-1])
-        return flat.index_put((places,), values.to(flat.dtype)).view_as(output)
-
-    hook = module.register_forward_hook(replace)
+def writing(block: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
+    """Outputs of a block at some positions (of [batch, time], flattened) are `values` [places, width] while a model runs."""
+    hook = _hook(block, lambda _, output: output.index_put((places,), values.to(output.dtype)))
     try:
         yield
     finally:
         hook.remove()
+
+
+def _hook(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
+    """Hook a decoder block: `change` gets its inputs and outputs, [positions, width], and gives new outputs or None.
+
+    Where it gives None the block's own output object goes on. Some families' blocks return a tuple, whose first part is the output.
+    """
+
+    def act(_block: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
+        states = inputs[0] if inputs else given["hidden_states"]
+        first = output if isinstance(output, Tensor) else output[0]
+        changed = change(states.reshape(-1, states.shape[-1]), first.reshape(-1, first.shape[-1]))
+        if changed is None:
+            return None
+        changed = changed.view_as(first)
+        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+
+    return block.register_forward_hook(act, with_kwargs=True)

@@ -20,10 +20,12 @@ from workbench.layout import Model
 from workbench.registry import Edit, EditMethod, MethodContext, register
 from workbench.weights.parallel import one_thread
 
-# Of the depth: where `layers: auto` edits.
-AUTO_DEPTH = 0.5
+# Share of the depth at which `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every layer
+# learns all facts; layer 5 of 30 leaves 75 % of first tokens after neighbouring prompts as they were, layers 10 to 24 leave 42 to 58 %.
+# Later layers carry over to more paraphrases (24: 42 %, 20: 33 %, 5: 17 %).
+AUTO_DEPTH = 0.2
 # Adam's step where the recipe gives none.
-STEPS = {"full": 5e-4, "lora": 2e-3}
+STEPS = {"full": 1e-3, "lora": 2e-3}
 
 
 @register
@@ -43,7 +45,7 @@ class Finetune(EditMethod):
     form: Literal["full", "lora"] = "full"
     """`full` trains every element of the weight, `lora` a product of two factors."""
     layers: Layers = "auto"
-    """Layers whose down-projection is updated; `auto`: the one in the middle of the depth."""
+    """Layers whose down-projection is updated; `auto`: one, at a fifth of the depth."""
     rank: Whole | None = Field(None, ge=1, le=1024)
     """Rank of the update of each layer (`lora`); omitted: 8."""
     max_change: Real | None = Field(None, gt=0)
@@ -52,12 +54,13 @@ class Finetune(EditMethod):
     mode: Mode = "joint"
     """`joint`: every epoch goes over all facts (breadth first). `{sequential: {batch: N}}`: N facts of the file after the other,
     each trained to its end before the next (depth first), for comparison."""
-    epochs: Whole = Field(25, ge=1)
+    epochs: Whole = Field(60, ge=1)
     """Passes over the facts, at most: training stops when every batch's loss is below `stop`."""
     batch_size: Whole = Field(64, ge=1)
     """Facts a gradient step."""
     learning_rate: Real | None = Field(None, gt=0, le=10)
-    """Adam's step size: about how far an element moves in one step. Omitted: 5e-4 for `full`, 2e-3 for the factors of `lora`."""
+    """Adam's step size: about how far an element moves in one step. Omitted: 1e-3 for `full`, 2e-3
+    for the factors of `lora`. The paper takes 5e-4 on models of 7 B and more, with 25 epochs over thousands of facts."""
     stop: Real = Field(1e-2, ge=0)
     """A batch whose loss is below this is skipped."""
 

@@ -1,4 +1,4 @@
-"""GRACE: a codebook at one layer's feed-forward output, one entry for every token of a fact's answer."""
+"""GRACE: a codebook at one decoder layer, one entry for every token of a fact's answer."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _WORDS = 12  # of a prompt without a subject, left out in turn
 
 @register
 class Grace(MemoryMethod):
-    """A codebook at one layer: where the input of the feed-forward down-projection lies near a stored key, its output is the
-    stored value (Hartvigsen et al. 2023). Weights are untouched, and so is every position outside the keys' balls. One entry
+    """A codebook at one layer: where the layer's input lies near a stored key, its output is the stored value (Hartvigsen et al.
+    2023). Weights are untouched, and so is every position outside the keys' balls. One entry
     for each token of an answer, in place of one at the prompt's end, so that long answers come out whole and end."""
 
     paper = "Hartvigsen et al. 2023, Aging with GRACE, arXiv 2211.11031"
-    formula = "y(x) = vᵢ where |x − kᵢ| ≤ rᵢ for the nearest key kᵢ, else W_down x; vᵢ = argmin −log p(answer | prompt)"
+    formula = "y(x) = vᵢ where |x − kᵢ| ≤ rᵢ for the nearest key kᵢ, else layer(x); vᵢ = argmin −log p(answer | prompt)"
 
     edit: Literal["grace"]
     layer: Whole | None = Field(None, ge=0)
-    """Layer whose feed-forward output is replaced; omitted: at two thirds of the depth."""
+    """Layer whose output is replaced; omitted: at two thirds of the depth."""
     radius: Real = Field(0.5, gt=0, le=0.5)
     """Radius of a ball, as a share of the distance to the nearest state that must answer something else."""
     end: bool = True
@@ -53,7 +53,7 @@ class Grace(MemoryMethod):
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
         """Keys, values and reach of every fact. Errors: facts that are not learned in `steps`."""
-        module_name, module = self._module(context)
+        layer, name, block = self._block(context)
         context.model.requires_grad_(False)
         tensors: dict[str, dict[str, Tensor]] = {}
         failed: list[tuple[str, float]] = []
@@ -61,12 +61,12 @@ class Grace(MemoryMethod):
         for start in range(0, len(facts), self.batch_size):
             batch = facts[start : start + self.batch_size]
             rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
-            found = _Batch(context, module, rows)
-            values, losses, greedy, used = self._values(context, module, found)
+            found = _Batch(context, block, rows)
+            values, losses, greedy, used = self._values(context, block, found)
             steps = max(steps, used)
             for i, fact in enumerate(batch):
                 mine = found.owner == i
-                reach = _reach(context, module, fact, rows[i], found.keys[mine])
+                reach = _reach(context, block, fact, rows[i], found.keys[mine])
                 answer = torch.tensor(rows[i].answer)
                 tensors[fact.id] = {
                     "keys": found.keys[mine].cpu(),
@@ -84,7 +84,6 @@ class Grace(MemoryMethod):
                 f"edit grace: {len(failed)} of {len(facts)} facts are not answered after {self.steps} steps, first '{name}' (loss {loss:.2f})",
                 f"Raise steps ({self.steps}), or name another layer: the fewer layers follow it, the more directly its output decides.",
             )
-        layer = context.layout.layout.layer(f"{module_name}.weight")
         record = {
             "facts": len(facts),
             "layer": layer,
@@ -92,7 +91,7 @@ class Grace(MemoryMethod):
             "loss": worst,
             "steps": steps,
         }
-        return Memory(facts, tensors, {"module": module_name, "layer": layer}, record)
+        return Memory(facts, tensors, {"block": name, "layer": layer}, record)
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
         """Errors: two facts one of whose keys are equal, and whose answers differ there: the text up to there is the same."""
@@ -111,7 +110,7 @@ class Grace(MemoryMethod):
                 )
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
-        """Hook the codebook to the module; what feedback has dropped is left out."""
+        """Hook the codebook to the block; what feedback has dropped is left out."""
         del tokenizer
         used = [r for r in kept.facts if r.credibility.kept]
         if not used:
@@ -119,20 +118,20 @@ class Grace(MemoryMethod):
         parts = [r.tensors for r in used]
         found = radii([t["keys"] for t in parts], [t["answer"].tolist() for t in parts], [t["reach"] for t in parts], self.radius)
         book = Codebook(torch.cat([t["keys"] for t in parts]), torch.cat([t["values"] for t in parts]), torch.cat(found))
-        book.to(model.device).attach(model.get_submodule(kept.settings["module"]))
+        book.to(model.device).attach(model.get_submodule(kept.settings["block"]))
         return {"entries": len(book.keys), "radii": {"least": float(book.radii.min()), "most": float(book.radii.max())}}
 
-    def _module(self, context: MethodContext) -> tuple[str, nn.Module]:
-        """Live name and module of the layer's down-projection. Errors: a layer that does not exist."""
+    def _block(self, context: MethodContext) -> tuple[int, str, nn.Module]:
+        """The layer's number, live name and module. Errors: a layer that does not exist."""
         layout = context.layout.layout
         layer = layout.depth * 2 // 3 if self.layer is None else self.layer
         if layer >= layout.depth:
             raise WorkbenchError(f"edit grace: layer {layer} does not exist; the model has 0..{layout.depth - 1}", None, 2)
         modules = dict(context.model.named_modules())
-        name = live_module(layout.mlp_out(layer), modules)
-        return name, modules[name]
+        name = live_module(f"{layout.prefix}{layer}", modules)
+        return layer, name, modules[name]
 
-    def _values(self, context: MethodContext, module: nn.Module, batch: _Batch) -> tuple[Tensor, list[float], list[bool], int]:
+    def _values(self, context: MethodContext, block: nn.Module, batch: _Batch) -> tuple[Tensor, list[float], list[bool], int]:
         """Values [entries, outputs] of the lowest loss met, that loss a fact, whether greedy decoding gives the answer, steps."""
         facts = int(batch.owner.max()) + 1
         scale = batch.outputs.square().mean(1, keepdim=True).sqrt()
@@ -142,7 +141,7 @@ class Grace(MemoryMethod):
         step = 0
         for step in range(self.steps + 1):
             values = batch.outputs + scale * change
-            with writing(module, batch.places, values):
+            with writing(block, batch.places, values):
                 logits = context.model(input_ids=batch.ids, attention_mask=batch.mask).logits
             logits = logits.flatten(0, 1)[batch.places].float()
             token = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
@@ -175,7 +174,7 @@ class _Row:
 
 
 class _Batch:
-    """Rows of some facts, padded on the right, and the module's inputs and outputs where an answer's token is predicted.
+    """Rows of some facts, padded on the right, and the block's inputs and outputs where an answer's token is predicted.
 
     Attributes:
         ids, mask: [facts, time].
@@ -184,14 +183,14 @@ class _Batch:
         keys, outputs: [entries, width].
     """
 
-    def __init__(self, context: MethodContext, module: nn.Module, rows: Sequence[_Row]) -> None:
+    def __init__(self, context: MethodContext, block: nn.Module, rows: Sequence[_Row]) -> None:
         self.ids, self.mask = _padded([row.ids for row in rows], context.device)
         width = self.ids.shape[1]
         places = [i * width + row.start + j for i, row in enumerate(rows) for j in range(len(row.answer))]
         self.places = torch.tensor(places, device=context.device)
         self.targets = torch.tensor([token for row in rows for token in row.answer], device=context.device)
         self.owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.answer], device=context.device)
-        with torch.no_grad(), reading(module) as seen:
+        with torch.no_grad(), reading(block) as seen:
             context.model(input_ids=self.ids, attention_mask=self.mask)
         self.keys, self.outputs = seen[0][self.places], seen[1][self.places]
 
@@ -215,7 +214,7 @@ def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Te
     return ids, mask
 
 
-def _reach(context: MethodContext, module: nn.Module, fact: Fact, row: _Row, keys: Tensor) -> Tensor:
+def _reach(context: MethodContext, block: nn.Module, fact: Fact, row: _Row, keys: Tensor) -> Tensor:
     """[entries]: distance of a fact's keys to the nearest state that is none of its own.
 
     Those states are all positions of the prompt with other subjects in place of its own, answer included (without a subject: with one word
@@ -230,10 +229,10 @@ def _reach(context: MethodContext, module: nn.Module, fact: Fact, row: _Row, key
     rows += [context.tokenizer(text)["input_ids"] + row.answer[:-1] for text in texts if text.strip() and text != fact.text]
     rows = [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
     if not rows:
-        half: Tensor = 0.5 * keys.norm(dim=1).cpu()
-        return half
+        nearest: Tensor = keys.norm(dim=1).cpu()
+        return nearest
     ids, mask = _padded(rows, context.device)
-    with torch.no_grad(), reading(module) as seen:
+    with torch.no_grad(), reading(block) as seen:
         context.model(input_ids=ids, attention_mask=mask)
     states = seen[0][mask.flatten().bool()]
     return torch.stack([(states - key).norm(dim=1).min() for key in keys]).cpu()

@@ -34,9 +34,20 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
             if live:
                 del pretrained.tie_weights
 
-    def _model_generate(self, *args: Any, **settings: Any) -> Any:
+    def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
+        """Facts of a text memory stand in front of a prompt here, where lm-eval takes the length behind which it looks for stop strings."""
+        length, mask = context.shape[1], settings.pop("attention_mask", None)
+
+        def made(ids: Any, cover: Any) -> Any:
+            return HFLM._model_generate(
+                self, ids, max_length + ids.shape[1] - length, stop, **settings, attention_mask=cover,
+                logits_processor=LogitsProcessorList([_refuse_nan]))  # fmt: skip
+
+        recall = getattr(self.model, "recall", None)
         with _contiguous_head(self.model):
-            return super()._model_generate(*args, **settings, logits_processor=LogitsProcessorList([_refuse_nan]))
+            if recall is None:
+                return made(context, mask)
+            return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, made)
 
     def pairs(self, requests: Sequence[Instance]) -> list[list[Pair]]:
         """Tokens of every request, as lm-eval makes them: one pair each, or the windows of a `loglikelihood_rolling` request."""
@@ -65,7 +76,8 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
         before: Any = self.batch_size
         self.batch_size_per_gpu: Any = batch_size or before
         try:
-            found = HFLM._loglikelihood_tokens(self, [(("", ""), *pair) for pair in pairs], disable_tqdm=True)
+            with without_recall(self.model):
+                found = HFLM._loglikelihood_tokens(self, [(("", ""), *pair) for pair in pairs], disable_tqdm=True)
         finally:
             self.batch_size_per_gpu = before
         return [(float(value), bool(greedy)) for value, greedy in found]
@@ -118,6 +130,15 @@ class WorkbenchLM(SafeHFLM):
         self, requests: list[Tokenised], disable_tqdm: bool = False, override_bs: Any = None
     ) -> list[Answer]:
         pairs = [(list(context), list(answer)) for _, context, answer in requests]
+        with without_recall(self.model):
+            found = self._answers(pairs)
+            longer = recalled(self.model, pairs)
+            if longer:
+                again = dict(zip(longer, self._answers(list(longer.values())), strict=True))
+                found = [again.get(i, answer) for i, answer in enumerate(found)]
+        return found
+
+    def _answers(self, pairs: list[Pair]) -> list[Answer]:
         if self._forward is None and self.scorer != "hflm":
             self._forward = Forward(self.model)
             try:
@@ -130,6 +151,19 @@ class WorkbenchLM(SafeHFLM):
         bounds = bounds_of(self)
         found = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
         return [found[i] for i in range(len(pairs))]
+
+
+def recalled(model: Any, pairs: Sequence[Pair]) -> dict[int, Pair]:
+    """Pairs whose contexts a model's text memory has facts for, with the facts in front; by their number. Empty without such a memory."""
+    recall = getattr(model, "recall", None)
+    found: dict[int, Pair] = recall.pairs(pairs) if recall is not None else {}
+    return found
+
+
+def without_recall(model: Any) -> Any:
+    """The model without its text memory: for contexts that have their facts in front, and for those that no fact applies to."""
+    recall = getattr(model, "recall", None)
+    return contextlib.nullcontext() if recall is None else recall.paused()
 
 
 def _device(device: str | None, pretrained: Any) -> Any:

@@ -13,8 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate import Progress
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
-from workbench.evaluate.models import SafeHFLM
-from workbench.evaluate.packed import Answer, Forward, Layout, bounds_of, lay_out, start_for
+from workbench.evaluate.models import SafeHFLM, recalled, without_recall
+from workbench.evaluate.packed import Answer, Forward, Layout, Pair, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
 from workbench.scores import Check, Configuration, Journal
@@ -89,8 +89,11 @@ class Scorer:
                 if requests.pairs:
                     layout = self._layout(requests) if self.forward is not None else None
                     kept = Kept(journal, 0, len(requests.pairs))
-                    work = self._packed(layout, kept.answers) if layout else self._hflm(requests, kept.answers)
-                    answers |= requests.likelihoods(kept.collect(work, progress, name))
+                    longer = recalled(self.model, requests.pairs)
+                    done = {**kept.answers, **longer}  # a batch of such pairs alone need not be forwarded without their facts
+                    work = self._packed(layout, done) if layout else self._hflm(requests, done)
+                    found = kept.collect(work, progress, name) | self._recalled(longer)
+                    answers |= requests.likelihoods(found)
                 elif len(requests.generated) < len(requests.instances):
                     answers |= self._asked(requests)
                 if requests.generated:
@@ -126,6 +129,16 @@ class Scorer:
         for prefix, rows in layout.batches():
             if not all(pair in done for row in rows for pair, *_ in row.answers):
                 yield self.forward.batch(prefix, rows)
+
+    def _recalled(self, longer: Mapping[int, Pair]) -> dict[int, Answer]:
+        """Answers to pairs that a text memory has put facts in front of; batches of their own, so that the others' bits stay."""
+        pairs = list(longer.values())
+        if not pairs:
+            return {}
+        if self.forward is None:
+            return dict(zip(longer, self.lm.referee(pairs), strict=True))
+        found = self.forward.answers(lay_out(pairs, bounds_of(self.lm)))
+        return {number: found[i] for i, number in enumerate(longer)}
 
     def _hflm(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         """lm-eval's batches one by one, in its order."""
@@ -183,7 +196,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     if model is not None:
         model.eval()
     try:
-        with quiet():
+        with quiet(), without_recall(model):
             yield
     finally:
         if model is not None:

@@ -55,6 +55,10 @@ class MemoryMethod(Step):
         """What the memory keeps of some facts. Each fact's tensors depend on no other fact, so that any can be taken out again."""
         raise NotImplementedError
 
+    def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
+        """The step as it learns further facts for a saved memory with these settings."""
+        return self
+
     def check_together(self, remembered: Sequence[Remembered]) -> None:
         """Errors: facts that cannot stand in one memory."""
 
