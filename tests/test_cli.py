@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
     "edit rebase": "--device --json --onto --out --quiet --remeasure --set",
+    "edit trace": "--count --device --html --json --layers --quiet",
     "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",
     "facts check": "--device --json --model --quiet --recipe",
     "facts import": "--json --limit --out --rebuild-neighbours",
