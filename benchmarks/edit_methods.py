@@ -101,7 +101,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=100, help="facts, the first ones that convert without conflicts")
-    parser.add_argument("--neighbours", type=int, default=3, help="neighbours a fact, where the file has so many")
+    parser.add_argument("--neighbours", type=int, default=1, help="neighbours a fact: the file's own, filled up from its other rows")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows; all if not given")
     parser.add_argument("--single", type=int, metavar="K", help="also edit the first K facts each alone")
     parser.add_argument(
