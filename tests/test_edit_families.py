@@ -23,6 +23,7 @@ from workbench.edit.closed import ClosedForm
 from workbench.edit.parts import Parts, hooked
 from workbench.edit.passes import added, keys_and_values, logits_at, run, score
 from workbench.edit.rows import Padded, padded, row_of
+from workbench.edit.ultraedit import UltraEdit
 from workbench.edit.values import AT_ONCE, Settings, grouped
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
@@ -194,6 +195,20 @@ def check(context: MethodContext, name: str, expected: Tensor, keys: Tensor) -> 
         _, new = keys_and_values(parts, LAYER, batch_of(context, facts))
     predicted = (expected @ keys).T
     assert float((new - old - predicted).abs().max()) <= 1e-4 * float(predicted.abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ultraedit_lowers_the_loss(family: str, context_for: Callable[[str], MethodContext]) -> None:
+    """One step of the gradient method, in every family; the live model shows what the record says."""
+    context = context_for(family)
+    parts = Parts.of(context)
+    edit = UltraEdit.model_validate({"edit": "ultraedit", "facts": "facts.jsonl", "rounds": 1, "strength": 0.3}).solve(context)
+    batch = padded([row_of(f, context.tokenizer, "prompt_last") for f in edit.facts], CPU)
+    before = score(parts, batch)[0]
+    with parts.changed(updates(edit, parts)):
+        after = score(parts, batch)[0]
+    assert float(after.mean()) > float(before.mean())
+    assert [f["loss"] for f in edit.record["facts"]] == pytest.approx((-after).tolist(), abs=1e-3)
 
 
 # -- the part of a batch that a change can reach
