@@ -15,6 +15,10 @@ from workbench.registry import methods
 D_IN, D_OUT = 48, 32
 TOLERANCE = 1e-9
 CLOSED = ["rome", "memit", "emmet", "alphaedit", "encore", "ultraedit"]
+STRENGTHS: dict[str, dict[str, float]] = {
+    "rome": {}, "memit": {"lambda": 0.1}, "emmet": {"mu": 0.01}, "alphaedit": {"energy": 0.5, "l2": 0.002},
+    "encore": {"lambda": 0.1, "eta": 0.002},
+}  # fmt: skip
 RIDGES = [name for name in CLOSED if name != "rome"]
 
 
@@ -33,8 +37,7 @@ def preset(name: str) -> tuple[Metric, float]:
     if name == "ultraedit":
         return Metric(None, torch.ones(D_IN, dtype=torch.float64)), 1.0
     values, vectors = torch.linalg.eigh(covariance())
-    extra = {"alphaedit": {"energy": 0.5}}.get(name, {})
-    method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **extra})
+    method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **STRENGTHS[name]})
     assert isinstance(method, ClosedForm)
     return method.metric(Moments(vectors, values, 1000, {}), D_IN), method.ridge(D_IN)
 
@@ -57,9 +60,9 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
         system = torch.cat([torch.cat([c, fixed], 1), torch.cat([fixed.T, torch.zeros(count, count, dtype=torch.float64)], 1)], 0)
         return solve(system, torch.cat([torch.zeros(D_IN, D_OUT, dtype=torch.float64), wanted.T], 0))[:D_IN].T
     if name == "memit":
-        return changes @ keys.T @ inv(0.05 * D_IN * c + before + gram)
+        return changes @ keys.T @ inv(0.1 * D_IN * c + before + gram)
     if name == "emmet":
-        mu = 0.02 * D_IN
+        mu = 0.01 * D_IN
         c = c + before / mu
         return changes @ inv(keys.T @ inv(c) @ keys + mu * torch.eye(keys.shape[1], dtype=torch.float64)) @ keys.T @ inv(c)
     if name == "alphaedit":
@@ -67,9 +70,9 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
         small = u[:, values.flip(0).cumsum(0).flip(0) <= 0.5 * values.sum()]
         assert 0 < small.shape[1] < D_IN
         p = small @ small.T
-        return solve(p @ (gram + before) + 0.01 * trace * eye, p @ keys @ changes.T).T
+        return solve(p @ (gram + before) + 0.002 * trace * eye, p @ keys @ changes.T).T
     if name == "encore":
-        return changes @ keys.T @ inv(0.05 * D_IN * c + 1e-4 * trace * eye + before + gram)
+        return changes @ keys.T @ inv(0.1 * D_IN * c + 0.002 * trace * eye + before + gram)
     assert name == "ultraedit"
     return solve(keys @ keys.T + before + eye, keys @ changes.T).T
 
@@ -123,7 +126,7 @@ def test_preserved_keys_have_a_weight(weight: float) -> None:
     """As `preserve_weight` is handed on: against 1 for a fact."""
     metric, mu = preset("memit")
     kept, keys, changes = random(D_IN, 20, seed=4), random(D_IN, 12, seed=2), random(D_OUT, 12, seed=3)
-    expected = changes @ keys.T @ inv(0.05 * D_IN * covariance() + weight * kept @ kept.T + keys @ keys.T)
+    expected = changes @ keys.T @ inv(0.1 * D_IN * covariance() + weight * kept @ kept.T + keys @ keys.T)
     assert difference(product(keys, changes, metric.after(kept, mu / weight), mu), expected) <= TOLERANCE
 
 
