@@ -101,7 +101,12 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=100, help="facts, the first ones that convert without conflicts")
-    parser.add_argument("--neighbours", type=int, default=3, help="neighbours a fact, where the file has so many")
+    parser.add_argument(
+        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=1, help="neighbours a fact: the file's own, filled up from its other rows"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows; all if not given")
     parser.add_argument("--single", type=int, metavar="K", help="also edit the first K facts each alone")
     parser.add_argument(
@@ -123,9 +128,16 @@ def options() -> argparse.Namespace:
 
 def starter(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """CounterFact facts on the starter base."""
-    facts = published(given.facts, given.count, given.neighbours)
+    facts = published(given.facts, given.count, given.neighbours, given.skip)
     project = make_project(folder, PROJECT / STARTER, facts)
-    document = {"base": STARTER, "facts": len(facts), "file": given.facts.name, "prompts": prompts(facts), "limit": given.limit}
+    document = {
+        "base": STARTER,
+        "facts": len(facts),
+        "skip": given.skip,
+        "file": given.facts.name,
+        "prompts": prompts(facts),
+        "limit": given.limit,
+    }
     document |= measured(project, recipes(project, given, "facts.jsonl", {}, ["retention"]), given)
     if given.single:
         chosen = {"rome", "memit", "emmet", "finetune"} & set(given.methods or METHODS)

@@ -46,7 +46,7 @@ COMMANDS = {
     "runs rm": "--runs-dir --yes",
     "runs show": "--json --runs-dir",
     "runs verify": "--runs-dir --sha256",
-    "scores export": "--include-path --num-fewshot --out",
+    "scores export": "--base --device --include-path --num-fewshot --out",
     "scores import": "--cluster --json --name --quiet --runs-dir --suite",
     "scores ls": "--json --runs-dir",
     "suite check": "--base --json --limit --verbose",

@@ -126,6 +126,10 @@ class ClosedForm(EditMethod):
         """μ of the preset."""
         raise NotImplementedError
 
+    def spread_ridge(self, width: int) -> float:
+        """μ of what the keys of a fact differ from their mean by."""
+        return self.ridge(width)
+
     def solve(self, context: MethodContext) -> Edit:
         """Values, then factors; the model is left as it was."""
         facts = self.read(context.project)
@@ -225,7 +229,7 @@ class _Solve:
         changes = torch.stack([v.change for v in found]).double().T
         # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
         spread = torch.cat([v.spread for v in found]).double().T
-        metric = metric.after(spread, mu) if bool(spread.any()) else metric
+        metric = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
         right = right_factor(keys, metric, mu).T
         if method.mode == "joint":
             changes = self._refined(layer, position, groups, keys, changes, right, now)
