@@ -19,7 +19,7 @@ from workbench.edit.passes import score, self_test
 from workbench.edit.preserving import preserved_keys, read_prompts
 from workbench.edit.rows import Position, check_rows, padded, row_of
 from workbench.edit.solver import Metric, factors_of, right_factor
-from workbench.edit.sweep import Choice, choose
+from workbench.edit.sweep import FACTS, LAYERS, Choice, choose
 from workbench.edit.values import AT_ONCE, Group, Settings, Value, grouped, values
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
@@ -100,17 +100,19 @@ class ClosedForm(EditMethod):
         return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens of the parts of the work, before anything is cached."""
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
         facts = self.read(project)
-        row = 12  # tokens of a prompt with its target and half a context
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
         width = int(model.weights.specs[model.layout.mlp_out(0)].cols)
-        layers = min(6, model.layout.depth) if self.layers == "auto" else len(self.layers)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, model.layout.depth) if auto else len(self.layers)
         work = {
             "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
-            "sweep": layers * 8 * row * self.steps // 2 if self.layers == "auto" else 0,
-            "values": len(facts) * (self.contexts + 1) * row * self.steps // 2 * (1 if self.layers == "auto" else layers),
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
         }  # fmt: skip
-        return {"layers": self.layers, "work": work, "tokens": sum(work.values()) - work["facts"]}
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
 
     def settings(self) -> Settings:
         """How values are optimised."""
