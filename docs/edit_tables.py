@@ -9,7 +9,10 @@ from typing import Any
 from cells import MISSING, SIGNS, interval, measured, results, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
-FIXTURE = "benchmarks/results/edit-fixture.json"
+FIXTURES = {
+    "benchmarks/results/edit-fixture.json": "The model that finds facts at the subject",
+    "benchmarks/results/edit-fixture-prompt.json": "The model that finds facts at the prompt's last token",
+}
 MERGE = "benchmarks/results/edit-merge.json"
 SPEED = "benchmarks/results/edit.json"
 
@@ -158,22 +161,28 @@ def _fields(row: Row) -> str:
 
 
 def fixture_block(project: Path) -> str:
-    """The same methods on the trained fixture, over the number of facts: a table a kind of score."""
-    found = results(project, FIXTURE)
+    """The same methods on the trained fixtures, over the number of facts: a table a kind of score."""
+    parts = [part for name, title in FIXTURES.items() for part in _fixture(results(project, name), name, title)]
+    return "\n\n".join(parts) or MISSING
+
+
+def _fixture(found: Row | None, file: str, title: str) -> list[str]:
     if found is None:
-        return MISSING
+        return []
     numbers = found["numbers"]
     names = list(dict.fromkeys(row["row"] for part in numbers for row in part["rows"]))
     parts = []
     for kind, heading in STRICT.items():
         cells = [[_name({"row": name}), *(_at(part, name, kind) for part in numbers)] for name in names]
         if any(cell not in ("", "–") for line in cells for cell in line[1:]):
-            parts.append(table([heading, *(f"{part['facts']} facts" for part in numbers)], cells, left=1))
+            parts.append(
+                table([heading, *(f"{part['facts']} fact{'s' if part['facts'] > 1 else ''}" for part in numbers)], cells, left=1)
+            )
     note = (
-        "Facts at once, in percent of prompts with 95 % intervals; strict scores. Paraphrases include the question form, neighbours the subject's other attributes. "
-        f"–: the method refuses these facts. {measured(found)} The source: [{FIXTURE}](../{FIXTURE})."
+        f"{title}, facts at once; in percent of prompts with 95 % intervals, strict scores. Paraphrases include the question form, neighbours the subject's other attributes. "
+        f"–: the method refuses these facts. {measured(found)} The source: [{file}](../{file})."
     )
-    return "\n\n".join([*parts, note])
+    return [*parts, note]
 
 
 def _at(part: Row, name: str, kind: str) -> str:
