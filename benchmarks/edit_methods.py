@@ -103,6 +103,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=100, help="facts, the first ones that convert without conflicts")
     parser.add_argument(
+        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+    )
+    parser.add_argument(
         "--neighbours", type=int, default=1, help="neighbours a fact: the file's own, filled up from its other rows"
     )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows; all if not given")
@@ -132,9 +135,16 @@ def options() -> argparse.Namespace:
 
 def starter(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """CounterFact facts on the starter base."""
-    facts = published(given.facts, given.count, given.neighbours)
+    facts = published(given.facts, given.count, given.neighbours, given.skip)
     project = make_project(folder, PROJECT / STARTER, facts)
-    document = {"base": STARTER, "facts": len(facts), "file": given.facts.name, "prompts": prompts(facts), "limit": given.limit}
+    document = {
+        "base": STARTER,
+        "facts": len(facts),
+        "skip": given.skip,
+        "file": given.facts.name,
+        "prompts": prompts(facts),
+        "limit": given.limit,
+    }
     document |= measured(project, recipes(project, given, "facts.jsonl", {}, ["retention"]), given)
     if given.single:
         chosen = {"rome", "memit", "emmet", "finetune"} & set(given.methods or METHODS)
@@ -310,10 +320,10 @@ def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, 
     """CPU seconds by part. Values and statistics that a method found in the cache count as they took where they were computed."""
     held = clocked(project / "seconds.json")
     most: dict[str, tuple[float, str]] = {}
-    for row, entry in found.items():
+    for name, entry in found.items():
         for part, seconds in held.get(entry.resolved.key, {}).items():
             if part == "statistics" or part.startswith("values"):
-                most[part] = max(most.get(part, (0.0, row)), (seconds, row))
+                most[part] = max(most.get(part, (0.0, name)), (seconds, name))
     for row in rows:
         parts = dict(held.get(found[row["row"]].resolved.key, {})) if row["row"] in found else {}
         shared = {}

@@ -49,7 +49,7 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
     """
     c, eye = covariance(), torch.eye(D_IN, dtype=torch.float64)
     gram, before = keys @ keys.T, written @ written.T
-    scale = c.trace() / D_IN
+    trace = c.trace()
     if name == "rome":  # the optimality conditions of min tr(ΔW C ΔWᵀ) under ΔW K = R and ΔW K₁ = 0
         fixed = torch.cat([keys, written], 1)
         wanted = torch.cat([changes, torch.zeros(D_OUT, written.shape[1], dtype=torch.float64)], 1)
@@ -57,9 +57,9 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
         system = torch.cat([torch.cat([c, fixed], 1), torch.cat([fixed.T, torch.zeros(count, count, dtype=torch.float64)], 1)], 0)
         return solve(system, torch.cat([torch.zeros(D_IN, D_OUT, dtype=torch.float64), wanted.T], 0))[:D_IN].T
     if name == "memit":
-        return changes @ keys.T @ inv(0.1 * D_IN * c + before + gram)
+        return changes @ keys.T @ inv(0.05 * D_IN * c + before + gram)
     if name == "emmet":
-        mu = 0.01 * D_IN
+        mu = 0.02 * D_IN
         c = c + before / mu
         return changes @ inv(keys.T @ inv(c) @ keys + mu * torch.eye(keys.shape[1], dtype=torch.float64)) @ keys.T @ inv(c)
     if name == "alphaedit":
@@ -67,9 +67,9 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
         small = u[:, values.flip(0).cumsum(0).flip(0) <= 0.5 * values.sum()]
         assert 0 < small.shape[1] < D_IN
         p = small @ small.T
-        return solve(p @ (gram + before) + 0.1 * scale * eye, p @ keys @ changes.T).T
+        return solve(p @ (gram + before) + 0.01 * trace * eye, p @ keys @ changes.T).T
     if name == "encore":
-        return changes @ keys.T @ inv(0.1 * D_IN * c + 0.1 * scale * eye + before + gram)
+        return changes @ keys.T @ inv(0.05 * D_IN * c + 1e-4 * trace * eye + before + gram)
     assert name == "ultraedit"
     return solve(keys @ keys.T + before + eye, keys @ changes.T).T
 
@@ -123,7 +123,7 @@ def test_preserved_keys_have_a_weight(weight: float) -> None:
     """As `preserve_weight` is handed on: against 1 for a fact."""
     metric, mu = preset("memit")
     kept, keys, changes = random(D_IN, 20, seed=4), random(D_IN, 12, seed=2), random(D_OUT, 12, seed=3)
-    expected = changes @ keys.T @ inv(0.1 * D_IN * covariance() + weight * kept @ kept.T + keys @ keys.T)
+    expected = changes @ keys.T @ inv(0.05 * D_IN * covariance() + weight * kept @ kept.T + keys @ keys.T)
     assert difference(product(keys, changes, metric.after(kept, mu / weight), mu), expected) <= TOLERANCE
 
 

@@ -61,8 +61,8 @@ class ClosedForm(EditMethod):
     """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
     steps: Whole = Field(60, ge=1)
     """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
-    learning_rate: Real = Field(0.1, gt=0, le=1)
-    """Length of its first steps, as a share of the largest change allowed."""
+    learning_rate: Real = Field(0.25, gt=0, le=10)
+    """Length of a step, in multiples of the norm of the projection's output there."""
     clamp: Real = Field(8.0, gt=0)
     """Largest change of the projection's output, in multiples of its norm there."""
     kl: Real = Field(0.0625, ge=0)
@@ -124,6 +124,10 @@ class ClosedForm(EditMethod):
         """μ of the preset."""
         raise NotImplementedError
 
+    def spread_ridge(self, width: int) -> float:
+        """μ of what the keys of a fact differ from their mean by."""
+        return self.ridge(width)
+
     def solve(self, context: MethodContext) -> Edit:
         """Values, then factors; the model is left as it was."""
         facts = self.read(context.project)
@@ -173,6 +177,11 @@ class _Solve:
             rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
             self._layer(layer, position, found.get(layer), weights_key)
+        if not self.factors:
+            raise WorkbenchError(
+                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
+                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
         factors = {
             f"{self.parts.modules[layer]}.weight": factors_of(
                 torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0)
@@ -216,6 +225,9 @@ class _Solve:
             return metric
         keys = torch.stack([v.key for v in found]).double().T
         changes = torch.stack([v.change for v in found]).double().T
+        # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
+        spread = torch.cat([v.spread for v in found]).double().T
+        metric = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
         right = right_factor(keys, metric, mu).T
         if method.mode == "joint":
             changes = self._refined(layer, position, groups, keys, changes, right, now)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Stand in for a fact's subject: a text about something else must not lie in the fact's ball.
 OTHERS = ("it", "the house", "London", "Maria Santos", "a large company", "the old river", "music", "Apollo 11")
+_SAME = 1e-3  # of a key's length: keys that are nearer to each other are those of one text
 _WORDS = 12  # of a prompt without a subject, left out in turn
 
 
@@ -94,19 +95,18 @@ class Grace(MemoryMethod):
         return Memory(facts, tensors, {"block": name, "layer": layer}, record)
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
-        """Errors: two facts one of whose keys are equal, and whose answers differ there: the text up to there is the same."""
+        """Errors: two facts with one key whose answers differ there: the text up to there is the same, or is not told apart."""
         keys = [r.tensors["keys"] for r in remembered]
         answers = [r.tensors["answer"].tolist() for r in remembered]
         if not keys:
             return
-        owners = [r.fact for r, found in zip(remembered, keys, strict=True) for _ in found]
-        for radius, fact in zip(
-            torch.cat(radii(keys, answers, [r.tensors["reach"] for r in remembered], 1.0)).tolist(), owners, strict=True
-        ):
-            if radius == 0:
+        owners = [(r.fact, key) for r, found in zip(remembered, keys, strict=True) for key in found]
+        far = [torch.full((len(found),), torch.inf) for found in keys]
+        for nearest, (fact, key) in zip(torch.cat(radii(keys, answers, far, 1.0)).tolist(), owners, strict=True):
+            if nearest < _SAME * float(key.norm()):
                 raise WorkbenchError(
-                    f"fact '{fact.id}': {fact.text!r} is the beginning of another fact's text, which goes on with something else",
-                    "One codebook holds one answer a text: change the answer with `workbench memory update`, or leave one of the two out.",
+                    f"fact '{fact.id}': {fact.text!r} and another fact have one beginning, and go on with different words",
+                    "One codebook holds one answer a text: change it with `workbench memory update`, or leave one of the two out.",
                 )
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 
 from workbench.edit.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
-from workbench.edit.textmemory import FACT, Store, attach
+from workbench.edit.textmemory import FACTS, Store, attach
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.fields import Real, Whole
@@ -46,14 +46,14 @@ class TextMemory(MemoryMethod):
     """Likeness from which a fact applies; omitted: what tells paraphrases best from neighbours and from other facts' prompts."""
     most: Whole = Field(1, ge=1)
     """Facts that are put in front of a prompt, at most."""
-    template: str = "{fact}\n"
-    """How one of them stands there."""
+    template: str = "New fact: {facts}\nPrompt: "
+    """What stands there; `{facts}` are the facts as sentences, the one that applies best last."""
 
     @field_validator("template")
     @classmethod
     def _template(cls, value: str) -> str:
-        if FACT not in value:
-            raise ValueError(f"expected a text with {FACT} in it, found {value!r}")
+        if FACTS not in value:
+            raise ValueError(f"expected a text with {FACTS} in it, found {value!r}")
         return value
 
     def inputs(self) -> list[str]:
