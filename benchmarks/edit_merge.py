@@ -67,10 +67,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "edit-merge.json")
     given = parser.parse_args()
     one_thread()
-    facts = sorted(published(given.facts, given.count, 1), key=lambda fact: fact.id)
+    facts = sorted(published(given.facts, given.count, 1, given.skip), key=lambda fact: fact.id)
     with tempfile.TemporaryDirectory() as scratch:
         project = make_project((given.folder or Path(scratch)).resolve(), PROJECT / STARTER, facts)
-        document = {"base": STARTER, "facts": len(facts), "file": given.facts.name, "skills": list(SKILLS), "limit": given.limit}
+        document = {
+            "base": STARTER,
+            "facts": len(facts),
+            "file": given.facts.name,
+            "skip": given.skip,
+            "skills": list(SKILLS),
+            "limit": given.limit,
+        }
         document["merges"] = {name: MERGES[name] for name in given.merges}
         write_results(given.out, {**document, **measured(Bench(project, given), facts)})
 

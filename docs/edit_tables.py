@@ -109,9 +109,10 @@ def _cost(row: Row) -> list[str]:
 
 
 def _legend(found: Row) -> str:
-    asked = found["prompts"]
+    asked, skip = found["prompts"], found.get("skip")
+    behind = f" behind its first {skip}" if skip else ""
     return (
-        f"{found['facts']} facts of `{found['file']}` at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
+        f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
         "prompts, with 95 % intervals. Strict: every token of the answer is the most probable one; neighbours: the base's own answer stays; generated: written by the model, ended by "
         "itself. Retention: points on the suite `retention`, interval at Holm's level over the rows; − worse, = equivalent, ? cannot tell."
         + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
@@ -260,7 +261,8 @@ def _places(found: Row) -> list[tuple[str, Row]]:
 def _growth(name: str, part: Row) -> str:
     linear, few, many = part["linear"][name], part["rows"][0]["facts"], part["rows"][-1]["facts"]
     memory = linear["solve_bytes_a_fact"]
-    told = "" if memory is None else f", and the solve's peak grows by {memory / 1e3:.1f} kB a fact"
+    grown = "does not grow" if memory is None or memory <= 0 else f"grows by {memory / 1e3:.1f} kB a fact"
+    told = "" if memory is None else f", and the solve's peak {grown}"
     return f"`{name}`: {many} facts take {linear['both']:.2f} times what {few} take, by the ratio of their numbers (1: linear){told}."
 
 
