@@ -269,7 +269,7 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
 
 def forgetting_block(project: Path) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
-    found = _read(project, FORGETTING)
+    found = results(project, FORGETTING)
     if found is None:
         return MISSING
     tasks = list(found["rows"][0]["scores"])
@@ -278,7 +278,7 @@ def forgetting_block(project: Path) -> str:
     for row in found["rows"]:
         weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
         rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
-    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {_measured(found)}"
+    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
 
 
