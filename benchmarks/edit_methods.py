@@ -4,6 +4,7 @@
     python benchmarks/edit_methods.py --single 100             each fact edited alone as well
     python benchmarks/edit_methods.py --curve                  efficacy against unchanged neighbours, over strengths
     python benchmarks/edit_methods.py --fixture                1, 10, 100 and 1000 facts on the trained fixture
+    python benchmarks/edit_methods.py --fixture prompt         the same on the one that finds facts at the prompt's last token
     python benchmarks/edit_methods.py --count 4 --limit 20     a quick look
 
 One recipe a method (`METHODS`), scored by the workbench's own tasks of facts and the suite `retention`: teacher-forced strict greedy
@@ -11,7 +12,7 @@ answers (efficacy, paraphrase, neighbours: the base's own answer must stay), tok
 of Meng et al. 2022), greedy text with a natural stop, n-gram entropy, perplexity of a fixed text. Intervals are 95 %.
 
 With --folder DIR the project stays, and a later call solves and scores only what is missing. CPU seconds are those of one thread.
-Results go to benchmarks/results/edit-methods.json; --fixture writes benchmarks/results/edit-fixture.json.
+Results go to benchmarks/results/edit-methods.json; --fixture writes edit-fixture.json or edit-fixture-prompt.json beside it.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "grace": {"edit": "grace"},
     "memory": {"edit": "memory"},
 }
-# More fields for the fixture, whose projections read 256 numbers and whose text is its own.
+# More fields for the fixture: its own text, and as many steps as a model of 0.6 M parameters needs.
 FIXTURE: dict[str, dict[str, Any]] = {
     **{name: {"statistics": "text.txt"} for name in ("rome", "memit", "emmet", "alphaedit", "encore")},
-    "finetune": {"epochs": 100, "learning_rate": 2e-3},
-    "finetune-lora": {"epochs": 100, "learning_rate": 1e-2},
+    "finetune": {"layers": [2], "epochs": 100, "learning_rate": 2e-3},
+    "finetune-lora": {"layers": [2], "epochs": 100, "learning_rate": 3e-3},
 }
 KINDS = ["efficacy", "preferred", "paraphrase", "preferred-paraphrase", "neighbours", "preferred-neighbours", "portability",
          "generated", "entropy", "text"]  # fmt: skip
@@ -89,7 +90,7 @@ def main() -> None:
         folder = (given.folder or Path(scratch)).resolve()
         if given.fixture:
             document = fixture(folder, given)
-            name = "edit-fixture"
+            name = "edit-fixture" if given.fixture == "subject" else "edit-fixture-prompt"
         else:
             document = starter(folder, given)
             name = "edit-methods"
@@ -112,7 +113,13 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--curve", action="store_true", help="also trade efficacy against neighbours: strengths of memit and rome"
     )
-    parser.add_argument("--fixture", action="store_true", help="the trained fixture instead of the starter base")
+    parser.add_argument(
+        "--fixture",
+        nargs="?",
+        const="subject",
+        choices=["subject", "prompt"],
+        help="a trained fixture instead of the starter base",
+    )
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="numbers of facts on the fixture")
     parser.add_argument("--no-entropy", action="store_true", help="without the long texts whose n-grams are counted")
     parser.add_argument("--dtype", help="what is written and scored; the base's own if not given")
@@ -156,13 +163,14 @@ def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     found = []
     for number in given.numbers:
         facts = people.facts(number)
-        project = make_project(folder, people.SUBJECT, facts, f"people-{number}.jsonl")
+        model = people.SUBJECT if given.fixture == "subject" else people.PROMPT
+        project = make_project(folder, model, facts, f"people-{number}.jsonl")
         (project / "text.txt").write_text("\n\n".join(people.lines(LINES, seed=1)), "utf-8")
         (project / "told.txt").write_text("\n".join(people.lines(400, seed=3)), "utf-8")
         named = recipes(project, given, f"people-{number}.jsonl", FIXTURE, [], f"-{number}")
         found.append({"facts": number, "prompts": prompts(facts), **measured(project, named, given)})
         print(f"{number} facts done", flush=True)
-    return {"base": "tests/fixtures/people/subject", "limit": given.limit, "numbers": found}
+    return {"base": f"tests/fixtures/people/{given.fixture}", "limit": given.limit, "numbers": found}
 
 
 def prompts(facts: Sequence[Fact]) -> dict[str, int]:
@@ -312,10 +320,10 @@ def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, 
     """CPU seconds by part. Values and statistics that a method found in the cache count as they took where they were computed."""
     held = clocked(project / "seconds.json")
     most: dict[str, tuple[float, str]] = {}
-    for row, entry in found.items():
+    for name, entry in found.items():
         for part, seconds in held.get(entry.resolved.key, {}).items():
             if part == "statistics" or part.startswith("values"):
-                most[part] = max(most.get(part, (0.0, row)), (seconds, row))
+                most[part] = max(most.get(part, (0.0, name)), (seconds, name))
     for row in rows:
         parts = dict(held.get(found[row["row"]].resolved.key, {})) if row["row"] in found else {}
         shared = {}

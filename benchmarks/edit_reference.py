@@ -52,7 +52,7 @@ def value_of(context: MethodContext, parts: Parts, layer: int, fact: Fact, befor
         now = logits[len(rows), essence.start].log_softmax(-1)
         reference = now.detach() if reference is None else reference
         top = bool(right[0])
-        if step == settings.steps or (bool(right.all()) and float(mean.exp().mean()) >= settings.confidence):
+        if step == settings.steps or (bool(right.all()) and float(mean.detach().exp().mean()) >= settings.confidence):
             break
         loss = -mean.mean() + settings.decay * (change * unit).norm().pow(2) / anchor.pow(2)
         loss = loss + settings.kl * kl_div(now, reference, reduction="sum", log_target=True)

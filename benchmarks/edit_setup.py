@@ -117,7 +117,13 @@ def part_of(event: Mapping[str, Any]) -> str:
     if text.startswith(("values", "refining")):
         whole = "refining" if text.startswith("refining") else text
         return "solve" if event["done"] == event["total"] else whole
-    for start, part in (("where facts", "trace"), ("sweep", "sweep"), ("statistics", "statistics"), ("loss", "training")):
+    for start, part in (
+        ("where facts", "trace"),
+        ("trace", "trace"),
+        ("sweep", "sweep"),
+        ("statistics", "statistics"),
+        ("loss", "training"),
+    ):
         if text.startswith(start):
             return part
     return "solve"

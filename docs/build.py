@@ -33,6 +33,7 @@ MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 CORE = "benchmarks/results/core-space.json"
 SCORING = "benchmarks/results/eval.json"
+FORGETTING = "benchmarks/results/forgetting.json"
 PAGE = "docs/results.md"
 # The bricks of `make demo`.
 THREE = ("add", "reverse", "triage")
@@ -266,6 +267,21 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
     return table(heads, lines, left=1)
 
 
+def forgetting_block(project: Path) -> str:
+    """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
+    found = results(project, FORGETTING)
+    if found is None:
+        return MISSING
+    tasks = list(found["rows"][0]["scores"])
+    heads = [f"{task} (n = {found['rows'][0]['scores'][task]['n']})" for task in tasks]
+    rows = []
+    for row in found["rows"]:
+        weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
+        rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
+    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
+    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
+
+
 def skills_block(project: Path) -> str:
     """The brick library: what each brick teaches, how it was trained, its held-out score beside the base's."""
     cards = [card for _, card in library(project)]
@@ -344,6 +360,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "scoring": scoring_block,
     "skills": skills_block,
     **edit_tables.BLOCKS,
+    "forgetting": forgetting_block,
 }
 
 

@@ -9,7 +9,10 @@ from typing import Any
 from cells import MISSING, SIGNS, interval, measured, results, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
-FIXTURE = "benchmarks/results/edit-fixture.json"
+FIXTURES = {
+    "benchmarks/results/edit-fixture.json": "The model that finds facts at the subject",
+    "benchmarks/results/edit-fixture-prompt.json": "The model that finds facts at the prompt's last token",
+}
 MERGE = "benchmarks/results/edit-merge.json"
 SPEED = "benchmarks/results/edit.json"
 
@@ -106,9 +109,10 @@ def _cost(row: Row) -> list[str]:
 
 
 def _legend(found: Row) -> str:
-    asked = found["prompts"]
+    asked, skip = found["prompts"], found.get("skip")
+    behind = f" behind its first {skip}" if skip else ""
     return (
-        f"{found['facts']} facts of `{found['file']}` at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
+        f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
         "prompts, with 95 % intervals. Strict: every token of the answer is the most probable one; neighbours: the base's own answer stays; generated: written by the model, ended by "
         "itself. Retention: points on the suite `retention`, interval at Holm's level over the rows; − worse, = equivalent, ? cannot tell."
         + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
@@ -158,22 +162,28 @@ def _fields(row: Row) -> str:
 
 
 def fixture_block(project: Path) -> str:
-    """The same methods on the trained fixture, over the number of facts: a table a kind of score."""
-    found = results(project, FIXTURE)
+    """The same methods on the trained fixtures, over the number of facts: a table a kind of score."""
+    parts = [part for name, title in FIXTURES.items() for part in _fixture(results(project, name), name, title)]
+    return "\n\n".join(parts) or MISSING
+
+
+def _fixture(found: Row | None, file: str, title: str) -> list[str]:
     if found is None:
-        return MISSING
+        return []
     numbers = found["numbers"]
     names = list(dict.fromkeys(row["row"] for part in numbers for row in part["rows"]))
     parts = []
     for kind, heading in STRICT.items():
         cells = [[_name({"row": name}), *(_at(part, name, kind) for part in numbers)] for name in names]
         if any(cell not in ("", "–") for line in cells for cell in line[1:]):
-            parts.append(table([heading, *(f"{part['facts']} facts" for part in numbers)], cells, left=1))
+            parts.append(
+                table([heading, *(f"{part['facts']} fact{'s' if part['facts'] > 1 else ''}" for part in numbers)], cells, left=1)
+            )
     note = (
-        "Facts at once, in percent of prompts with 95 % intervals; strict scores. Paraphrases include the question form, neighbours the subject's other attributes. "
-        f"–: the method refuses these facts. {measured(found)} The source: [{FIXTURE}](../{FIXTURE})."
+        f"{title}, facts at once; in percent of prompts with 95 % intervals, strict scores. Paraphrases include the question form, neighbours the subject's other attributes. "
+        f"–: the method refuses these facts. {measured(found)} The source: [{file}](../{file})."
     )
-    return "\n\n".join([*parts, note])
+    return [*parts, note]
 
 
 def _at(part: Row, name: str, kind: str) -> str:
@@ -251,7 +261,8 @@ def _places(found: Row) -> list[tuple[str, Row]]:
 def _growth(name: str, part: Row) -> str:
     linear, few, many = part["linear"][name], part["rows"][0]["facts"], part["rows"][-1]["facts"]
     memory = linear["solve_bytes_a_fact"]
-    told = "" if memory is None else f", and the solve's peak grows by {memory / 1e3:.1f} kB a fact"
+    grown = "does not grow" if memory is None or memory <= 0 else f"grows by {memory / 1e3:.1f} kB a fact"
+    told = "" if memory is None else f", and the solve's peak {grown}"
     return f"`{name}`: {many} facts take {linear['both']:.2f} times what {few} take, by the ratio of their numbers (1: linear){told}."
 
 

@@ -118,7 +118,7 @@ def test_fixture_has_a_column_for_each_number_of_facts(build: ModuleType, tmp_pa
     many = {"facts": 1000, "rows": [{"row": "rome", "error": "refused"}, {"row": "memit", "scores": {"efficacy": share(0.7)}}]}
     (efficacy,) = rows_of(filled(build, tmp_path, "edit-fixture", {"numbers": [few, many]}))
     assert efficacy == [
-        ["efficacy", "1 facts", "1000 facts"],
+        ["efficacy", "1 fact", "1000 facts"],
         ["base, not edited", "0 [−10, 10]", ""],
         ["`rome`", "90 [80, 100]", "–"],
         ["`memit`", "", "70 [60, 80]"],

@@ -1,4 +1,4 @@
-"""`edit trace`: where a model looks facts up, layer by layer. A report: no method reads it."""
+"""`edit trace`: where a model looks facts up, layer by layer. A report that decides nothing."""
 
 from __future__ import annotations
 

@@ -137,7 +137,9 @@ def _text(metric: str, value: float | None) -> str:
         return f"{value:.3g}"
     if metric == "cosine":
         return f"{value:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")
-    return f"{100 * value:.1f}" if metric in ("conflict", "zeros", "recovered") or value >= 0.0995 else f"{100 * value:.2f}"
+    if metric == "recovered":
+        return f"{round(100 * value, 1) + 0.0:.1f}"  # no "-0.0"
+    return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
 
 
 def _percent(value: float | None) -> str:

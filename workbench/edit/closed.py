@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,12 +15,12 @@ from workbench.edit.contexts import contexts
 from workbench.edit.fields import Layers, Mode
 from workbench.edit.moments import PER_INPUT, Moments, moments, statistics_source
 from workbench.edit.parts import Parts
-from workbench.edit.passes import self_test
+from workbench.edit.passes import score, self_test
 from workbench.edit.preserving import preserved_keys, read_prompts
 from workbench.edit.rows import Position, check_rows, padded, row_of
 from workbench.edit.solver import Metric, factors_of, right_factor
-from workbench.edit.sweep import Choice, choose
-from workbench.edit.values import Group, Settings, Value, grouped, values
+from workbench.edit.sweep import FACTS, LAYERS, Choice, choose
+from workbench.edit.values import AT_ONCE, Group, Settings, Value, grouped, values
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
@@ -100,17 +100,19 @@ class ClosedForm(EditMethod):
         return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens of the parts of the work, before anything is cached."""
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
         facts = self.read(project)
-        row = 12  # tokens of a prompt with its target and half a context
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
         width = int(model.weights.specs[model.layout.mlp_out(0)].cols)
-        layers = min(6, model.layout.depth) if self.layers == "auto" else len(self.layers)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, model.layout.depth) if auto else len(self.layers)
         work = {
             "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
-            "sweep": layers * 8 * row * self.steps // 2 if self.layers == "auto" else 0,
-            "values": len(facts) * (self.contexts + 1) * row * self.steps // 2 * (1 if self.layers == "auto" else layers),
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
         }  # fmt: skip
-        return {"layers": self.layers, "work": work, "tokens": sum(work.values()) - work["facts"]}
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
 
     def settings(self) -> Settings:
         """How values are optimised."""
@@ -283,25 +285,26 @@ class _Solve:
         method = self.method
         for round_ in range(method.refine):
             with self.parts.changed({layer: (changes @ right).float()}):
+                left = [i for i, said in enumerate(self._said(groups)) if not said]
+                if not left:
+                    break
                 key = json_digest([now, "refined", round_, tensor_digest((changes @ right).float())])
+                some = [groups[i] for i in left]
                 more = values(
-                    self.context,
-                    self.parts,
-                    layer,
-                    groups,
-                    position,
-                    self.before,
-                    method.settings(),
-                    key,
-                    f"refining {round_ + 1}",
+                    self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
                 )
-            extra = torch.stack([v.change for v in more]).double().T
-            if not bool(extra.any()):
-                break
-            changes = changes + extra
+            changes = changes.clone()
+            changes[:, left] += torch.stack([v.change for v in more]).double().T
         return changes
 
-
-def outcomes(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fact id -> its record."""
-    return {fact["id"]: fact for fact in record["facts"]}
+    def _said(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether the model as it is says all targets of a group, after the plain prompts."""
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last") for group in groups for fact in group]
+        top = torch.cat(
+            [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
+        )
+        found, at = [], 0
+        for group in groups:
+            found.append(bool(top[at : at + len(group)].all()))
+            at += len(group)
+        return found

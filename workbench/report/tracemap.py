@@ -10,8 +10,8 @@ from workbench.tracetable import OUTPUTS, WORDS, TraceTable
 
 LEAD = (
     "Each prompt is run with another fact's subject in place of its own, and one layer's states are restored to those of the clean run. "
-    "Shown: how much of the lost probability of the model's own answer comes back. A trace tells where states carry a fact; it does not "
-    "tell at which layer an edit works best, and no method reads it."
+    "Shown: how much of the lost probability of the model's own answer comes back. A trace tells where states carry a fact, not at which "
+    "layer an edit works best: that is what a sweep of edits finds, and this page decides nothing."
 )
 
 
