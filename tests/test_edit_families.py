@@ -20,6 +20,7 @@ from torch import Tensor
 from workbench.compose import compose
 from workbench.edit import upper, values
 from workbench.edit.closed import ClosedForm
+from workbench.edit.contexts import contexts
 from workbench.edit.parts import Parts, hooked
 from workbench.edit.passes import added, keys_and_values, logits_at, run, score
 from workbench.edit.rows import Padded, padded, row_of
@@ -165,6 +166,32 @@ def test_ridge_methods_equal_their_closed_form(name: str, family: str, context_f
         p = small @ small.T
         expected = torch.linalg.solve(p @ keys @ keys.T + 0.002 * trace * eye, p @ keys @ changes.T).T
     check(context, name, expected, keys)
+
+
+@pytest.mark.parametrize("history", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_contexts_are_least_squares_over_all_keys(
+    family: str, history: bool, context_for: Callable[[str], MethodContext]
+) -> None:
+    """Behind three beginnings MEMIT is the ridge regression over the keys behind all of them, each with a third of the weight; with
+    history the second batch holds all keys of the first, without it none."""
+    context = context_for(family)
+    fields = {"contexts": 2, **STRENGTHS["memit"], "mode": {"sequential": {"batch": 2}}, "history": history}
+    _, _, c = solved(context, "memit")
+    parts, facts = Parts.of(context), method("memit", **fields).read(context.project)
+    before = ("", *contexts((context.project / "text.txt").read_text("utf-8").split("\n\n"), 2))
+    total, earlier = torch.zeros(32, len(c), dtype=torch.float64), torch.zeros(len(c), 0, dtype=torch.float64)
+    edit = method("memit", **fields).solve(context)
+    for start in (0, 2):
+        rows = [row_of(f, context.tokenizer, "subject_last", text) for f in facts[start : start + 2] for text in before]
+        with parts.changed({LAYER: total.float()}):
+            read = keys_and_values(parts, LAYER, padded(rows, CPU))[0].double().T / 3**0.5
+        wanted = edit.tensors[f"{LAYER}.changes"][start : start + 2].double().T.repeat_interleave(3, 1) / 3**0.5
+        held = earlier @ earlier.T if history else 0
+        total = total + wanted @ read.T @ torch.linalg.pinv(0.1 * len(c) * c + held + read @ read.T, hermitian=True)
+        earlier = torch.cat([earlier, read], 1)
+    (update,) = updates(edit, parts).values()
+    assert float((update - total).abs().max()) <= 1e-4 * float(total.abs().max())
 
 
 def solved(context: MethodContext, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -229,8 +229,8 @@ class _Solve:
         changes = torch.stack([v.change for v in found]).double().T
         # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
         spread = torch.cat([v.spread for v in found]).double().T
-        metric = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
-        right = right_factor(keys, metric, mu).T
+        with_spread = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
+        right = right_factor(keys, with_spread, mu).T
         if method.mode == "joint":
             changes = self._refined(layer, position, groups, keys, changes, right, now)
         self._add(layer, changes, right)
@@ -244,7 +244,7 @@ class _Solve:
                     "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
                     "written": round(share, 4),
                 }  # fmt: skip
-        return metric.after(keys, mu) if method.history else metric
+        return with_spread.after(keys, mu) if method.history else metric
 
     def _written(self, layer: int) -> Any:
         """The model with what is written to this layer so far; layers below are written already."""
