@@ -310,6 +310,8 @@ def _record(entry: Entry) -> dict[str, Any]:
     (record,) = compose(entry.resolved, CPU).records()
     facts = record.get("facts")
     found: dict[str, Any] = {"layers": record.get("layers", record.get("layer")), "positions": record.get("positions")}
+    if "position" in record:
+        found["positions"] = {str(layer): record["position"] for layer in record["layers"]}
     if isinstance(facts, list):
         found["skipped"] = sum(bool(fact.get("skipped")) for fact in facts)
     found["updates"] = [asdict(size) for size in sizes(entry.resolved)]

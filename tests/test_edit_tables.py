@@ -101,8 +101,8 @@ def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:
         {"row": "memit", "fields": {"preserve": "preserve.jsonl", "preserve_weight": 10.0}, "preserved": 40, "scores": scores},
     ]
     alone, traded = rows_of(filled(build, tmp_path, "edit-methods", {**methods_document(), "single": single, "curve": curve}))[3:]
-    assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", "", ""]
-    assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1", "2.5"]
+    assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", ""]
+    assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1"]
     assert [row[:2] for row in traded[1:]] == [
         ["base, not edited", ""],
         ["`memit`", "`lambda: 0.3`"],
