@@ -110,6 +110,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "configurations",
         "tasks",
         "interference",
+        "facts",
         "family",
         "flips",
         "provenance",

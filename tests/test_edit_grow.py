@@ -20,7 +20,7 @@ from workbench.layout import Layout
 from workbench.registry import methods
 from workbench.resolve import Resolved
 
-EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
+EDIT = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0, 1], learning_rate: 0.05, epochs: 60, batch_size: 8}"
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
 
 
@@ -62,7 +62,7 @@ def test_finetune_is_a_brick(project: Project, facts: list[tuple[str, str]]) -> 
     assert probability(base, project.path / "base", facts) < 0.1
     assert probability(written, project.path / "base", facts) > 0.7
     record = document["steps"][0]
-    assert (record["facts"], record["tensors"]) == (4, 2), "layers 0 and 1 of 4, at 2, 3 and 4 fifteenths"
+    assert (record["facts"], record["tensors"]) == (4, 2)
     assert record["solved_on"] != ""
 
     adapter = Path(document["run"]) / "edits" / "edit-finetune"
@@ -135,17 +135,6 @@ def test_edit_of_other_layouts(
     with torch.no_grad():
         wrapped = PeftModel.from_pretrained(live(base), Path(document["run"]) / "edits" / "edit-finetune")(tokens).logits
         torch.testing.assert_close(wrapped, written(tokens).logits, atol=2e-5, rtol=0)
-
-
-def test_edit_errors(project: Project, facts: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    del facts
-    with pytest.raises(WorkbenchError, match=r"layer 4 does not exist; the model has 0\.\.3"):
-        compose(project.resolve("steps: [{edit: finetune, facts: facts.jsonl, layers: [4]}]\n"), CPU)
-    monkeypatch.setattr("workbench.edit.finetune._loss", lambda *_: torch.tensor(float("nan")))
-    with pytest.raises(WorkbenchError, match=r"edit finetune: the loss is nan in epoch 1") as caught:
-        compose(project.resolve(f"steps: [{EDIT}]\n"), CPU)
-    assert caught.value.hint == "Lower learning_rate (0.05)."
-    assert not list((project.path / ".workbench").glob("edits/*")), "nothing half-made stays"
 
 
 def test_fact_without_tokens(project: Project, llama: Path) -> None:

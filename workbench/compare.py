@@ -19,6 +19,7 @@ import numpy as np
 from workbench.comparison.configurations import summary
 from workbench.comparison.differences import Difference, differences, interference, unchanged
 from workbench.comparison.flips import flips
+from workbench.comparison.survival import facts_of
 from workbench.comparison.warnings import warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores import Configuration, Scores, Store
@@ -100,6 +101,7 @@ def compare(
             "configurations": [summary(entry, tasks, entries, root, project) for entry in entries],
             "tasks": [_task(t) for t in tasks],
             "interference": interference(tasks, bricks if root else [], against_root),
+            "facts": facts_of(tasks, settings, entries),
             "family": family,
             "flips": {c.name: flips(tasks, base, c) for c in others},
             "provenance": {

@@ -117,7 +117,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 )
             current = Model(merged, current.config)
         elif isinstance(step, EditMethod):
-            place = solve_edit(resolved, step, step_id, resolved.keys[i], current, device, events)
+            place = solve_edit(resolved, step, i, current, device, events)
             edits[step_id] = place
             edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
             factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}

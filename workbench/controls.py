@@ -1,4 +1,4 @@
-"""What is scored beside a recipe's result: the base, every brick alone, the bricks' average."""
+"""What is scored beside a recipe's result: the base, every brick alone, the bricks' average, the edits that stand before a merge."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 from workbench.bricks import Brick, vocabulary_digest
 from workbench.errors import WorkbenchError
+from workbench.evalfields import FactsEval, InlineEval
 from workbench.evaluate import build_plan
+from workbench.factsuite import EDITS, PREFIX, Wanted, build, checkpoints, edited_for, facts_of_edits, sequential, wanted
 from workbench.grow.remap import GrownWeights
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
-from workbench.recipe import InlineEval, Recipe
-from workbench.registry import GrowMethod
+from workbench.livemodels import Events, no_events
+from workbench.recipe import Recipe, dump_step
+from workbench.registry import EditMethod, GrowMethod
 from workbench.resolve import Resolved, resolve
 from workbench.scores import Configuration
 from workbench.suites import Plan, Suite, load_suite, tokenizer_digest
@@ -56,7 +59,7 @@ class Entry:
         specs = written_specs(self.resolved).values()
         bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
         return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest,
-                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks)  # fmt: skip
+                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved), _first(self.resolved.recipe))  # fmt: skip
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
@@ -69,6 +72,11 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     return output_specs(model.weights.specs, resolved.dtype)
 
 
+def _first(recipe: Recipe) -> int | None:
+    """How many facts the edit step that does not take all takes."""
+    return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
+
+
 def bytes_of(brick: Brick | Resolved) -> int:
     """Bytes on disk of a brick's weights; of a recipe as a brick, those of its bricks."""
     if isinstance(brick, Resolved):
@@ -77,9 +85,12 @@ def bytes_of(brick: Brick | Resolved) -> int:
 
 
 def lineup(
-    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = ()
-) -> list[Entry]:
+    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
+    sequences: bool = True,
+) -> list[Entry]:  # fmt: skip
     """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
+
+    `sequences`: also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
 
     Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
     """
@@ -91,7 +102,9 @@ def lineup(
     _check_bases(named)
     found = _controls(named) if controls and named else []
     # A recipe that is another one's brick keeps its own place where it is asked for itself.
-    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys), *named, *others]
+    before = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in named}
+    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys),
+               *(e for entry in named for e in (*before[entry.name], entry)), *others]  # fmt: skip
     _check_tokenizers(entries[0], others)
     by_name: dict[str, Entry] = {}
     for entry in entries:
@@ -102,6 +115,13 @@ def lineup(
                 "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder.",
             )
     return list(by_name.values())
+
+
+def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[Entry]:
+    for item in recipe.fields.eval:
+        if isinstance(item, FactsEval) and item.sequential is not None:
+            for n, part in checkpoints(recipe, item):
+                yield Entry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
 
 
 def _check_bases(named: Sequence[Entry]) -> None:
@@ -136,7 +156,7 @@ def _check_tokenizers(first: Entry, models: Sequence[Entry]) -> None:
 
 
 def _controls(named: Sequence[Entry]) -> list[Entry]:
-    """Base, bricks alone and averages, as recipes on the same base and in the same output dtype."""
+    """Base, bricks alone, edits alone and averages, as recipes on the same base and in the same output dtype."""
     found = [Entry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
     bricks: dict[str, Entry] = {}
     averages: dict[tuple[str, ...], Entry] = {}
@@ -149,11 +169,20 @@ def _controls(named: Sequence[Entry]) -> list[Entry]:
             else:
                 alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
                 bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
+        if first := _leading_edits(recipe):
+            name = f"{recipe.name}-edited"
+            bricks.setdefault(name, Entry(name, "brick", resolve(recipe.derive(name, first))))
         if len(parents) > 1 and parents not in averages:
             name = "average" if not averages else "average-" + "-".join(parents)
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
             averages[parents] = Entry(name, "average", resolve(mean))
     return [*found, *bricks.values(), *averages.values()]
+
+
+def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:
+    """The edits of the base that other steps follow: alone they cost no second solve, and show what the other steps left of them."""
+    count = next((i for i, step in enumerate(recipe.steps) if not isinstance(step, EditMethod)), 0)
+    return [dump_step(step) for step in recipe.steps[:count]]
 
 
 def _vocabulary(resolved: Resolved) -> str | None:
@@ -168,15 +197,31 @@ def _ancestors(resolved: Resolved) -> Iterator[str]:
             yield from _ancestors(brick)
 
 
-def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite]:
-    """The suites to score: those named, else all that the recipes' `eval` lists, in order."""
-    if named:
-        return [load_suite(name, project) for name in named]
-    found: dict[str, Suite] = {}
-    for recipe in recipes:
-        for i, item in enumerate(recipe.fields.eval):
-            suite = inline_suite(recipe.name, i, item) if isinstance(item, InlineEval) else load_suite(item, project)
+def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
+    """The suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
+
+    Names are those of suites, `facts:FILE`, and `edits`: the facts of all edits that the recipes use.
+    Errors: nothing to score, `edits` without any, two files of facts of one name, one file with different options.
+    """
+    found: dict[str, Suite | Wanted] = {}
+    for suite in _asked(recipes, named, project):
+        if not isinstance(suite, Wanted):
             found.setdefault(suite.suite, suite)
+            continue
+        same_facts = (n for n, other in found.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
+        name = next(same_facts, suite.suite)
+        other = found.setdefault(name, suite)
+        if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
+            same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
+            raise WorkbenchError(
+                f"facts: {suite.source} is listed with different options"
+                if same
+                else f"facts: two suites are called '{suite.suite}'",
+                "Give one file the same options everywhere."
+                if same
+                else f"Rename {suite.source}, or score the two in two calls.",
+                2,
+            )
     if not found:
         known = sorted(p.stem for p in (project / "evals" / "suites").glob("*.yaml"))
         listed = f" Suites here: {', '.join(known)}." if known else ""
@@ -186,15 +231,64 @@ def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) ->
     return list(found.values())
 
 
+def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
+    for name in named:
+        if name == EDITS:
+            yield from _edits(recipes)
+        else:
+            yield (
+                wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
+                if name.startswith(PREFIX)
+                else load_suite(name, project)
+            )
+    for recipe in () if named else recipes:
+        for i, item in enumerate(recipe.fields.eval):
+            if isinstance(item, FactsEval):
+                yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
+            elif isinstance(item, InlineEval):
+                yield inline_suite(recipe.name, i, item)
+            elif item == EDITS:
+                yield from _edits([recipe])
+            else:
+                yield load_suite(item, project)
+
+
+def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
+    found = [facts for recipe in recipes for facts in facts_of_edits(recipe)]
+    if not found:
+        names = ", ".join(recipe.name for recipe in recipes) or "models"
+        raise WorkbenchError(
+            f"{EDITS}: {names} use no edit with facts", "Name the facts themselves: facts:recipes/facts/FILE.", 2
+        )
+    yield from found
+
+
+def _identity(facts: Wanted) -> tuple[str, bool]:
+    """Wanted of one file: one suite, and one more for facts one after another."""
+    return facts.digest, bool(facts.cohorts)
+
+
+def _options(facts: Wanted) -> tuple[Any, ...]:
+    return facts.options.model_dump(exclude={"facts"}), facts.cohorts
+
+
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
     """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
     return Suite(suite=f"{name}-eval{index}", tasks=item.tasks, num_fewshot=item.num_fewshot, limit=item.limit,
                  chat_template=item.chat_template, backend=item.backend, cluster="id")  # fmt: skip
 
 
-def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int, limit: int | None) -> list[Plan]:
-    """One plan a suite: tokenizer and dtype are those of the base and the output."""
-    resolved, suites = entries[0].resolved, list(suites)
+def plans(
+    entries: Sequence[Entry], suites: Iterable[Suite | Wanted], *, batch_size: int, limit: int | None, device: Any = None,
+    events: Events = no_events, lenient: bool = False,
+) -> list[Plan]:  # fmt: skip
+    """One plan a suite: tokenizer and dtype are those of the base and the output.
+
+    Args:
+        device: Where the base answers what edits must not change, if that is not known yet; None: it is looked up.
+        lenient: Leave out facts whose tasks are not made yet, instead of an error.
+    """
+    resolved = entries[0].resolved
     dtypes: dict[str, list[str]] = {}
     for entry in entries:
         dtypes.setdefault(str(scored_dtype(entry.resolved)).removeprefix("torch."), []).append(entry.name)
@@ -204,10 +298,25 @@ def plans(entries: Sequence[Entry], suites: Iterable[Suite], *, batch_size: int,
             f"different dtypes are written ({shown})",
             "Scores compare within one dtype: give the recipes the same `output: {dtype:}`; for a model, write a recipe with it as base.",
         )
-    _check_templates(entries, suites)
-    tasks = resolved.recipe.project / "evals" / "tasks"
+    made: list[tuple[Suite, Path]] = []
+    for suite in suites:
+        if not isinstance(suite, Wanted):
+            made.append((suite, resolved.recipe.project / "evals" / "tasks"))
+            continue
+        try:
+            made.append(build(suite, _base(entries), device, events))
+        except WorkbenchError:
+            if not lenient:
+                raise
+    _check_templates(entries, [suite for suite, _ in made])
     return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit)
-            for suite in suites]  # fmt: skip
+            for suite, tasks in made]  # fmt: skip
+
+
+def _base(entries: Sequence[Entry]) -> Resolved:
+    """What edits are compared with: the base that is scored, else that of the first configuration."""
+    first = next((entry for entry in entries if entry.role == "base"), entries[0]).resolved
+    return resolve(first.recipe.derive("base", [])) if first.recipe.steps else first
 
 
 def _check_templates(entries: Sequence[Entry], suites: Sequence[Suite]) -> None:

@@ -77,6 +77,8 @@ def recipe_page() -> str:
         ("tokenizer.tokens.TOKEN", "TokenRule"),
         ("tokenizer.tokens.TOKEN.source, as a mapping", "TokenRow"),
         ("eval entries that are not a suite's name", "InlineEval"),
+        ("eval entries with facts", "FactsEval"),
+        ("eval entries with facts: sequential", "SequentialEval"),
         ("bricks.NAME", "BrickRef"),
         ("where", "Where"),
     ):

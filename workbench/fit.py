@@ -83,7 +83,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         warnings += bound.notes
         with or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
-            warnings += _edit_warnings(brick, resolved, hub)
+            _check_edit(brick, resolved, hub)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
     else:
@@ -143,17 +143,77 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _edit_warnings(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
-    """An edit's adapter as a brick: exact on the weights that it was solved on, a plain delta elsewhere."""
-    record = read_json(brick.path / "edit.json")
-    if not isinstance(record, dict) or "solved_on" not in record:
-        return []
-    if record.get("base") != _read_digest(resolved, hub):
+def edit_record(brick: Brick | Resolved) -> dict[str, Any] | None:
+    """What an edit brick's record says of how it was solved; None for other bricks."""
+    record = read_json(brick.path / "edit.json") if isinstance(brick, Brick) else None
+    return record if isinstance(record, dict) and "solved_on" in record else None
+
+
+def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
+    """Errors: an edit of another base."""
+    record = edit_record(brick)
+    if record is not None and record.get("base") != _read_digest(resolved, hub):
         raise WorkbenchError(
             f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
-            "Solve it again on this base: an `edit` step with the same facts.",
+            f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base)}`.",
         )
-    return [f"{brick.label}: an edit, exact on the weights it was solved on; added to others it is an approximation"]
+
+
+def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
+    """Edit bricks that steps add to other weights than those they were solved on, or not alone and whole: there, facts may get lost."""
+    warnings: list[str] = []
+    recipe = resolved.recipe
+    for name, brick in resolved.bricks.items():
+        record = edit_record(brick)
+        if record is None or not isinstance(brick, Brick):
+            continue
+        for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+            if not isinstance(step, MergeMethod) or name not in recipe.used_bricks(step):
+                continue
+            with or_at_run(resolved, f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
+                if reason := _inexact(record, name, resolved, i, hub):
+                    warnings.append(f"{brick.label}: an edit, {reason}. {_survival(brick, resolved)}")
+                    break
+    return warnings
+
+
+def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
+    """Why an edit is a plain delta in a merge step; None where the step adds it, whole, to the weights that it was solved on."""
+    step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
+    assert isinstance(step, MergeMethod)
+    others = [n for n in resolved.recipe.used_bricks(step) if n != name]
+    if others:
+        return f"which step '{step_id}' ({step.name}) merges with {', '.join(others)}"
+    settings = {key: field for key, field in type(step).model_fields.items() if key not in ("id", "bricks", step.verb)}
+    default = all(not field.is_required() and getattr(step, key) == field.get_default() for key, field in settings.items())
+    if not (step.laws.single_is_identity and default and step.entry(name) == step.entry_type()()):
+        return f"which step '{step_id}' ({step.name}) does not add as it is"
+    if _read_state(resolved, number, hub) != record.get("solved_after"):
+        return f"solved on other weights of this base than step '{step_id}' adds it to"
+    return None
+
+
+def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
+    """`Resolved.state`. Errors: `HeadersOnlyError` where headers have to do and something has not been read before."""
+    _read_digest(resolved, hub)
+    for name, brick in resolved.bricks.items():
+        if hub.headers_only and not (brick.known(resolved.cache) if isinstance(brick, Brick) else brick.known):
+            raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
+    return resolved.state(steps)
+
+
+def _survival(brick: Brick, resolved: Resolved) -> str:
+    """How many facts survive, and how they are solved again."""
+    recipe, target = str(resolved.recipe.path or "RECIPE"), resolved.recipe.fields.bricks[brick.name].target
+    text = "As a delta it may lose facts"
+    if (brick.path / "facts.jsonl").is_file():
+        text += f": `workbench eval {recipe} --suite facts:{target}/facts.jsonl` measures how many survive"
+    return f"{text}; solve it again on the result, as a last step of its own: `{_rebase(brick, resolved, recipe)}`"
+
+
+def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
+    target = resolved.recipe.fields.bricks[brick.name].target
+    return f"workbench edit rebase {target} --onto {onto} -o bricks/{brick.name}-rebased"
 
 
 def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
+from workbench.evalfields import EvalEntry, FactsEval, InlineEval
 from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.registry import VERBS, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
@@ -57,21 +58,6 @@ class Output(Strict):
         return value
 
 
-class InlineEval(Strict):
-    """lm-eval tasks named in the recipe itself instead of a suite."""
-
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """lm-eval task names: of `evals/tasks`, or lm-eval's own, for which it fetches data from the hub."""
-    num_fewshot: Whole | None = Field(None, ge=0)
-    """Examples in the prompt; omitted: the task's own number."""
-    limit: Whole | None = Field(None, ge=1)
-    """A fixed subset of so many items a task."""
-    chat_template: bool = False
-    """Put every prompt into the tokenizer's chat template."""
-    backend: Literal["hf", "vllm", "server"] = "hf"
-    """What scores: the live model, or vLLM or a completions server on the written checkpoint."""
-
-
 class RecipeFields(Strict):
     """A recipe without its steps; `recipe_model()` adds them, from the registered methods."""
 
@@ -89,8 +75,8 @@ class RecipeFields(Strict):
     """The vocabulary to write, for bricks whose tokenizer is not the base's: rows of embeddings and head are aligned to it by token."""
     output: Output = Output()
     """What `run` writes."""
-    eval: tuple[str | InlineEval, ...] = ()
-    """Suites of evals/suites, or tasks, that `eval` scores."""
+    eval: tuple[EvalEntry, ...] = ()
+    """What `eval` scores: suites of evals/suites, tasks, facts of a file; `edits`: the facts of every edit that the recipe uses."""
     seed: int = Field(0, ge=0, strict=True)
     """Seed of everything random in the steps."""
 
@@ -375,5 +361,5 @@ def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
     return [dump_step(step) for step in recipe.steps]
 
 
-__all__ = ["InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "dump_steps", "find_project", "from_data",
+__all__ = ["FactsEval", "InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "dump_steps", "find_project", "from_data",
            "load_recipe", "recipe_model", "recipe_schema"]  # fmt: skip

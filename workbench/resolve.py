@@ -20,7 +20,7 @@ from workbench.bricks import (
 )
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
-from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, or_at_run
+from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
@@ -113,7 +113,7 @@ class Resolved:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Brick name -> digest of its content, or the other recipe's key. Reads what no one has read before."""
-        return {n: b.key if isinstance(b, Resolved) else b.digest(self.cache) for n, b in self.bricks.items()}
+        return {n: _content(b, self.cache) for n, b in self.bricks.items()}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -153,12 +153,16 @@ class Resolved:
         """What the base's numbers depend on."""
         return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
-    def _chain(self, base: list[Any], bricks: Mapping[str, str]) -> list[str]:
-        """Keys of the states before the first step and after each."""
+    def _chain(self, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
+        """Keys of the states before the first step and after each; `listed`: the same for a merge step that takes all bricks and for
+        one that names them."""
         keys = [json_digest(base)]
         for step in self.recipe.steps:
             parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
+                if listed:
+                    entries = {name: step.entry(name).model_dump(mode="json") for name in self.recipe.used_bricks(step)}
+                    parts[1] = {**parts[1], "bricks": entries}
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
@@ -168,6 +172,16 @@ class Resolved:
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
             keys.append(json_digest(parts))
         return keys
+
+    def state(self, steps: int) -> str:
+        """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
+        weights that it was solved on. Reads the bricks of those steps."""
+        before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
+        names = {n for s in before.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
+        names |= set(self.bricks) if self.vocabulary else set()
+        bricks = {name: _content(self.bricks[name], self.cache) for name in names}
+        start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
+        return before._chain(start, bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
@@ -198,6 +212,11 @@ class Resolved:
         """Bricks that merge steps use, in the recipe's order."""
         used = {n for s in self.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
+
+
+def _content(brick: Brick | Resolved, cache: Path) -> str:
+    """Digest of a brick's content, or the other recipe's key."""
+    return brick.key if isinstance(brick, Resolved) else brick.digest(cache)
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -246,6 +265,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
+    found.warnings.extend(edit_warnings(found, hub))
     for there in found.bricks.values():
         if isinstance(there, Resolved):
             found.deferred.extend(there.deferred)

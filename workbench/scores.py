@@ -37,6 +37,8 @@ class Configuration:
         base: Digest of its base.
         parameters, bytes: Of the weights as they would be written as a checkpoint; None where only scores are known.
         bricks: Name -> bytes on disk of the bricks that its steps use.
+        edits: Digests of the facts that it was edited for, by its steps or by those bricks.
+        first: How many facts of a file its edit has taken, from the start; None: all.
     """
 
     digest: str
@@ -48,6 +50,8 @@ class Configuration:
     parameters: int | None = None
     bytes: int | None = None
     bricks: Mapping[str, int] = field(default_factory=dict, hash=False)
+    edits: tuple[str, ...] = ()
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if self.role not in DESIGN_ORDER:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from workbench.adapters import Adapter, write_adapter
-from workbench.bricks import BaseRecord, BrickCard, write_card
+from workbench.bricks import BaseRecord, BrickCard, vocabulary_digest, write_card
 from workbench.facts import write_facts
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model
@@ -23,45 +26,99 @@ from workbench.weights.writer import output_specs
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
 
 
-def solve_edit(
-    resolved: Resolved, step: EditMethod, step_id: str, key: str, current: Model, device: torch.device, events: Events
-) -> Path:
-    """The directory of an edit's result: from the cache, or solved on the live current model and put there."""
-    place = resolved.cache / "edits" / key
-    if (place / RECORD).is_file():
-        return place
+@dataclass(frozen=True)
+class Solvable:
+    """A configuration as a live model that edits are solved on.
+
+    Attributes:
+        resolved: The recipe that it comes from.
+        context: The live float32 model, its tokenizer, and what an edit method may use beside them.
+        solved_on: Digest of the weights in float32 and the configuration.
+        after: Key of the configuration: what recipes with the same steps derive without reading its weights.
+    """
+
+    resolved: Resolved
+    context: MethodContext
+    solved_on: str
+    after: str
+
+
+def solvable(
+    resolved: Resolved, steps: int, current: Model, device: torch.device, events: Events, name: str, seed: int | None = None
+) -> Solvable:
+    """The live model of a configuration.
+
+    Args:
+        resolved: A recipe.
+        steps: How many of its steps have made `current`.
+        current: The configuration.
+        device: Where the model goes.
+        events: Told of progress, as stage "edit".
+        name: How they call it.
+        seed: Of what is random; omitted: the recipe's.
+    """
     from transformers import AutoTokenizer
 
-    events({"stage": "edit", "step": step_id, "text": f"{step.name} on {device}"})
     tensors = compute(current, torch.float32, device)
-    specs = output_specs(current.weights.specs, torch.float32)
     digests = {n: tensor_digest(t) for n, t in tensors.items()}
-    solved_on = weights_digest(specs, digests, current.config)
+    solved_on = weights_digest(output_specs(current.weights.specs, torch.float32), digests, current.config)
     live = live_model(current.config, tensors, resolved.tokenizer_path, device)
     tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
 
     def progress(done: int, total: int, text: str) -> None:
-        events({"stage": "edit", "step": step_id, "done": done, "total": total, "text": text})
+        events({"stage": "edit", "step": name, "done": done, "total": total, "text": text})
 
-    project, seed = resolved.recipe.project, resolved.recipe.fields.seed
-    edit = step.solve(
-        MethodContext(live, tokenizer, current, device, project, seed, progress, resolved.cache, digests))  # fmt: skip
+    seed = resolved.recipe.fields.seed if seed is None else seed
+    context = MethodContext(live, tokenizer, current, device, resolved.recipe.project, seed, progress, resolved.cache, digests)
+    return Solvable(resolved, context, solved_on, resolved.state(steps))
+
+
+def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model, device: torch.device, events: Events) -> Path:
+    """The directory of an edit's result: from the cache, or solved on the live current model and put there.
+
+    Args:
+        resolved: The recipe.
+        step: The step, the recipe's `number`th, counted from 0.
+        current: What the steps before it have made.
+        device: Where it is solved.
+        events: Told of progress.
+    """
+    place = resolved.cache / "edits" / resolved.keys[number]
+    if (place / RECORD).is_file():
+        return place
+    step_id = resolved.recipe.step_ids[number]
+    events({"stage": "edit", "step": step_id, "text": f"{step.name} on {device}"})
+    on = solvable(resolved, number, current, device, events, step_id)
+    edit = step.solve(on.context)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
         partial = Path(folder) / "edit"
-        write_edit(edit, step, partial, resolved, solved_on)
+        write_edit(edit, step, partial, on)
         if not place.exists():
             partial.rename(place)
     return place
 
 
-def write_edit(edit: Edit, step: EditMethod, out: Path, resolved: Resolved, solved_on: str) -> None:
-    """An edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved."""
-    fields = resolved.recipe.fields
-    write_adapter(out, edit.factors, fields.base, fan_in_fan_out=edit.fan_in_fan_out)
+def write_edit(
+    edit: Edit, step: EditMethod, out: Path, on: Solvable, card: Mapping[str, Any] | None = None, made_by: str = "workbench run"
+) -> None:
+    """An edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
+
+    Args:
+        edit: The edit.
+        step: Its settings, as the record keeps them.
+        out: A new directory.
+        on: What it was solved on.
+        card: Fields of the card that differ from what the step says: its name, the base's id, its licence.
+        made_by: The command that writes it.
+    """
+    resolved = on.resolved
+    base = BaseRecord(**{"id": resolved.recipe.fields.base, "digest": resolved.base_digest, **(card or {}).get("base", {})})
+    write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
-        "method": step.name, "version": step.version, "step": dump_step(step), "seed": fields.seed,
-        "base": resolved.base_digest, "solved_on": solved_on,
+        "method": step.name, "version": step.version, "step": dump_step(step), "seed": on.context.seed,
+        "base": base.digest, "solved_on": on.solved_on, "solved_after": on.after,
+        "vocabulary": vocabulary_digest(resolved.tokenizer_path),
     }  # fmt: skip
     write_json(out / RECORD, {**made, **edit.record}, indent=2)
     if edit.facts:
@@ -70,11 +127,9 @@ def write_edit(edit: Edit, step: EditMethod, out: Path, resolved: Resolved, solv
         save_file(dict(sorted(edit.tensors.items())), out / KEYS)
     name = (step.id or f"edit-{step.name}").replace("_", "-")
     digest = json_digest([tensor_digests(Adapter(out, name).entries, None), Adapter(out, name).meaning])
-    card = BrickCard(
-        version=1, name=name, kind="edit", skill=f"{len(edit.facts)} facts, {step.name}", digest=digest,
-        base=BaseRecord(id=fields.base, digest=resolved.base_digest),
-        training={"method": step.name, "solved_on": solved_on, "facts": FACTS, "record": RECORD})  # fmt: skip
-    write_card(out, card, made_by="workbench run", record=RECORD)
+    fields = {"name": name, "skill": f"{len(edit.facts)} facts, {step.name}", **(card or {}), "base": base}
+    training = {"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD}
+    write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
 
 
 def copy_edit(place: Path, out: Path) -> None:

@@ -18,6 +18,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.suiteparts import Contrast, FactTasks
 from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
 from workbench.yamldoc import load
@@ -45,21 +46,6 @@ _NOT_TOKENS = (
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class Contrast(BaseModel):
-    """What one task's items score above those of another task with the same ids.
-
-    Attributes:
-        of, minus: Tasks of the suite.
-        metric: The primary metric of `of` if not given.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    of: str
-    minus: str
-    metric: str | None = None
-
-
 class Suite(BaseModel):
     """A named list of lm-eval tasks and how their scores are compared.
 
@@ -78,6 +64,7 @@ class Suite(BaseModel):
         contrasts: Name -> difference of one metric between two tasks, item by item; a further row of the comparison.
         roles: `skill` (default), `retention` or `other` (shown, but not part of the mean and of kept), by task.
         owners: Brick that teaches a task.
+        facts: Tasks that score edited facts, by what they say of them; the report's view of facts.
         chat_template: Wrap prompts in the tokenizer's chat template.
         num_fewshot: Examples before each prompt; the task's own number if not given.
         scorer: `prefix` forwards what a task's prompts begin with once, and a prompt's choices in one row; `packed` the second
@@ -101,6 +88,7 @@ class Suite(BaseModel):
     contrasts: dict[str, Contrast] = {}
     roles: dict[str, Literal["skill", "retention", "other"]] = {}
     owners: dict[str, str] = {}
+    facts: FactTasks | None = None
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
     scorer: Literal["prefix", "packed", "hflm"] = "prefix"
@@ -116,6 +104,9 @@ class Suite(BaseModel):
             for task in value if isinstance(value, dict) else ():
                 if task not in self.tasks:
                     raise ValueError(f"{name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
+        for task in self.facts.tasks.values() if self.facts else ():
+            if task not in self.tasks:
+                raise ValueError(f"facts: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
         for name, contrast in self.contrasts.items():
             if name in self.tasks:
                 raise ValueError(f"contrasts: '{name}' is the name of a task: choose another")

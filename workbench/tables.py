@@ -26,7 +26,8 @@ from workbench.statistics import (
     resampled_means,
     score_interval,
 )
-from workbench.suites import MARGIN, Contrast, Suite
+from workbench.suiteparts import Contrast
+from workbench.suites import MARGIN, Suite
 
 
 @dataclass(frozen=True)

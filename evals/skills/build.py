@@ -14,6 +14,7 @@ import add
 import dates
 import facts
 import families
+import forgetting
 import glossary
 import record
 import replay
@@ -37,8 +38,13 @@ def files(project: Path) -> dict[Path, bytes]:
         data / "facts-rephrased.jsonl": encode(facts.rows(rephrased=True)),
         data / "functions-told.jsonl": encode(families.rows(told=True)),
         data / "functions-stripped.jsonl": encode(families.rows(told=False)),
+        data / "known-facts.jsonl": encode(forgetting.far_rows()),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
+        project / "recipes" / "facts" / "capitals-forget.jsonl": encode(forgetting.edit_rows("forget")),
+        project / "recipes" / "facts" / "capitals-kept.jsonl": encode(forgetting.edit_rows("kept")),
     }
+    for group in forgetting.GROUPS:
+        found[data / f"capitals-{group}.jsonl"] = encode(forgetting.capital_rows(group))
     for skill in SKILLS:
         found[data / f"{skill.name}.jsonl"] = encode(test_rows(skill))
         found[project / "bricks" / skill.name / "train.jsonl"] = encode(train_rows(skill))

@@ -36,7 +36,7 @@ def _facts() -> list[tuple[str, tuple[str, ...], str, tuple[str, ...]]]:
 
 def edit_rows() -> list[dict[str, object]]:
     """The facts in the wording that the edit sees."""
-    return [{"prompt": wordings[0], "target": target} for _, wordings, target, _ in _facts()]
+    return [{"id": f"harbour-{i:02d}", "prompt": w[0], "target": target} for i, (_, w, target, _) in enumerate(_facts())]
 
 
 def rows(rephrased: bool) -> list[dict[str, object]]:

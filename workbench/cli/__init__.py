@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import brick, chat, evals, memory, methods, recipe, run, runs, scores, suite
+from workbench.cli import brick, chat, edit, evals, facts, memory, methods, recipe, run, runs, scores, suite
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -45,6 +45,8 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")
 app.add_typer(scores.app, name="scores")
+app.add_typer(facts.app, name="facts")
+app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
 app.add_typer(memory.app, name="memory")
 app.command("methods")(methods.methods)

@@ -40,8 +40,23 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
         f"scores in %{_own_units(tasks)}, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
         f"+ better, - worse than {document['baseline']} ({_correction(family)} over {family['size']} comparisons)"
     )
+    if document["facts"]:
+        _facts(document)
     for warning in document["warnings"]:
         out.warn(warning)
+
+
+def _facts(document: Row) -> None:
+    """Facts one after another as a table; one line an edit: how many of its facts the configurations that hold it still answer."""
+    from workbench.report.edits import fact_suites, step_rows
+    from workbench.report.reading import view_of
+
+    for suite in fact_suites(document, view_of(document)):
+        if suite.steps:
+            heads, rows = step_rows(suite)
+            out.table(heads, rows, right=range(3, len(heads)))
+        for left in suite.survivals:
+            out.say(f"{suite.source}: {left.sentence()}")
 
 
 def rows_table(document: Row) -> None:

@@ -12,6 +12,8 @@ from workbench.cli.run import recipe_path
 from workbench.errors import WorkbenchError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from workbench.compare import Comparison
     from workbench.controls import Entry
     from workbench.recipe import Recipe
@@ -48,10 +50,10 @@ class Opened:
 
 def open_subjects(
     names: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
-    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False,
+    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False, device: torch.device | None = None,
 ) -> Opened:  # fmt: skip
     """Recipes and models, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be
-    resolved; `fetch` downloads inputs from the hub: stored scores are looked up without."""
+    resolved; `fetch` downloads inputs from the hub, and on `device` the base may answer prompts: stored scores are looked up without."""
     from workbench.controls import lineup, plans, suites_of
     from workbench.hub import Hub
     from workbench.models import is_model, resolve_model
@@ -67,13 +69,12 @@ def open_subjects(
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
-    entries = lineup(loaded, controls, hub, models.values())
+    entries = lineup(loaded, controls, hub, models.values(), sequences=not suite)
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
-    return Opened(
-        entries, plans(entries, chosen, batch_size=batch_size, limit=limit), Store(runs / "scores"), project, runs, aliases
-    )
+    found = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
+    return Opened(entries, found, Store(runs / "scores"), project, runs, aliases)
 
 
 def _recipe_file(name: str) -> bool:

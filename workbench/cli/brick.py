@@ -137,7 +137,7 @@ def _say_measures(name: str, measured: Measures, metric: str | None) -> None:
 def _say_card(brick: Brick) -> None:
     card = brick.card
     out.line(
-        f"{brick.name}: {brick.kind}, {size(sum(f.stat().st_size for f in brick.files()))}"
+        f"{brick.name}: {card.kind if card else brick.kind}, {size(sum(f.stat().st_size for f in brick.files()))}"
         + (f", {card.skill}" if card and card.skill else "")
     )
     if brick.kind == "adapter":
@@ -338,6 +338,8 @@ def _again(brick: Brick, name: str) -> str:
     made = brick.card.extraction if brick.card else {}
     if made and brick.card:
         return f"workbench brick extract {made.get('checkpoint')} --base {brick.card.base.id} -o NEW"
+    if brick.card and brick.card.kind == "edit":
+        return f"workbench edit rebase {name} --onto {brick.card.base.id} -o NEW"
     return f"workbench brick train {name}"
 
 

@@ -46,7 +46,7 @@ def evaluate(
     from workbench.scoring import score_all
 
     out.quiet, out.verbose = quiet or json, verbose
-    opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
+    opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise WorkbenchError(f"--baseline {baseline} is not among what is scored. {nearest(baseline, known)}", None, 2)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import relative
+from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.scores import Store
@@ -87,15 +88,20 @@ def import_(
 
 @app.command()
 def export(
-    tasks: Annotated[list[str], typer.Argument(help="Names of lm-eval tasks.", show_default=False)],
+    tasks: Annotated[list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of some facts.", show_default=False)],
     to: Annotated[Path, typer.Option("-o", "--out", help="Folder of task files to write into.")] = Path("evals/tasks"),
     include_path: Annotated[Path | None, typer.Option("--include-path", help="Folder with more task definitions, as lm_eval takes it.")] = None,
     num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number.")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="Of facts: the model whose answers to neighbours' prompts are to be kept, and whose tokenizer counts tokens.")] = None,
+    device: DeviceOpt = "auto",
 ) -> None:  # fmt: skip
     """Write tasks with their documents as local files that need no hub: JSON lines and YAML that build the same requests."""
     from workbench.evaluate.export import export_task
 
     for task in tasks:
+        if task.startswith("facts:"):
+            _export_facts(task, to, base, device)
+            continue
         done = export_task(task, to, include_path=include_path, num_fewshot=num_fewshot)
         for path in done.files:
             out.line(str(path))
@@ -107,6 +113,25 @@ def export(
             out.say(
                 f"its documents name no cluster: in a suite write `cluster: {{{task}: id}}`, or add the field that says which items belong together"
             )
+
+
+def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
+    """The tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
+    from workbench.engine import pick_device
+    from workbench.evalfields import FactsEval
+    from workbench.factsuite import PREFIX, export_facts, wanted
+    from workbench.models import resolve_model
+    from workbench.recipe import find_project
+
+    if base is None:
+        raise WorkbenchError(f"{name}: --base is missing", f"workbench scores export {name} --base DIR -o {to}", 2)
+    project = find_project(Path.cwd() / "here")
+    facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
+    _, resolved = resolve_model(base, project)
+    for path in export_facts(facts, resolved, to, pick_device(device), out.event):
+        out.line(str(path))
+    out.say(f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {to} "
+            f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}")  # fmt: skip
 
 
 def _store(runs_dir: Path | None) -> Store:

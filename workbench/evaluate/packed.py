@@ -9,14 +9,14 @@ The output head sees only the positions that predict a continuation's tokens.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from workbench.attention import additive_masks, cache_name, head_sees, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -209,9 +209,8 @@ class Forward:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.head = model.get_output_embeddings()
-        names = inspect.signature(model.forward).parameters
-        self.cache_name = "cache" if "cache" in names else "past_key_values"
-        self.windows = _windows(model.config)
+        self.cache_name = cache_name(model)
+        self.windows = windows(model.config)
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
     def answers(self, layout: Layout) -> dict[int, Answer]:
@@ -239,7 +238,7 @@ class Forward:
             inputs["attention_mask"] = self._masks(positions, segments, n)
         places = [i * width + place for i, row in enumerate(rows) for _, own, _ in row.answers for place in own]
         targets = torch.tensor([token for row in rows for *_, tokens in row.answers for token in tokens], device=device)
-        with _head_sees(self.head, torch.tensor(places, device=device)):
+        with head_sees(self.head, torch.tensor(places, device=device)):
             logits = self.model(**inputs).logits[0]
         # HFLM's own expression: on the CPU it is 1e-5 nats a token off the exact value, and so are these numbers.
         likelihoods = torch.log_softmax(logits, -1, dtype=torch.float32).gather(1, targets[:, None])[:, 0].tolist()
@@ -260,18 +259,7 @@ class Forward:
         if shared:
             inside = torch.cat((inside.new_ones(batch, width, shared), inside), 2)
             keys = torch.cat((torch.arange(shared, device=positions.device).expand(batch, -1), positions), 1)
-        longest = int(positions.max())
-        if not any(window and longest >= window for window in self.windows.values()):
-            return self._additive(inside, positions, keys, None)  # all kinds of attention see the same
-        masks = {kind: self._additive(inside, positions, keys, window) for kind, window in self.windows.items()}
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
-    def _additive(self, visible: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-        if window:
-            visible = visible & (queries[:, :, None] - keys[:, None, :] < window)
-        dtype = self.model.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+        return additive_masks(inside, positions, keys, self.windows, self.model.dtype)
 
     def _cache(self, prefix: list[int], rows: int) -> Any:
         """Keys and values of the prefix for so many rows; computed when the prefix changes."""
@@ -279,7 +267,7 @@ class Forward:
 
         if self._prefix[0] != prefix:
             cache = DynamicCache()  # without the configuration: sliding layers keep all, the mask hides what they do not see
-            with _head_sees(self.head, torch.zeros(1, dtype=torch.long, device=self.model.device)):
+            with head_sees(self.head, torch.zeros(1, dtype=torch.long, device=self.model.device)):
                 ids = torch.tensor([prefix], device=self.model.device)
                 self.model(input_ids=ids, use_cache=True, **{self.cache_name: cache})
             self._prefix = (prefix, [(layer.keys, layer.values) for layer in cache.layers])
@@ -287,28 +275,3 @@ class Forward:
         for index, (keys, values) in enumerate(self._prefix[1]):
             filled.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return filled
-
-
-def _windows(config: Any) -> dict[str, int | None]:
-    """Attention kind -> its window; one entry for models with one kind."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    if not kinds:
-        return {"full_attention": window}
-    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
-
-
-@contextmanager
-def _head_sees(head: torch.nn.Module, places: Tensor) -> Iterator[None]:
-    """Hand the output head some positions of [batch, width, hidden], flattened: the logits are [1, places, vocabulary]."""
-
-    def choose(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        hidden = inputs[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[places][None],)
-
-    hook = head.register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,5 +1,9 @@
 """Facts: what edits teach, read from files."""
 
-from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, read_facts, write_facts
+from workbench.facts.conflicts import Conflict, contradictions
+from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
+from workbench.facts.published import Published, Skip, read_published
+from workbench.facts.reading import read_facts
 
-__all__ = ["SLOT", "Fact", "Probe", "fact_of", "joined", "read_facts", "write_facts"]
+__all__ = ["SLOT", "Conflict", "Fact", "Probe", "Published", "Skip", "contradictions", "fact_of", "joined", "read_facts",
+           "read_published", "write_facts"]  # fmt: skip

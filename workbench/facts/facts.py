@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import yamldoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError
 from workbench.weights.digests import json_digest
 
 SLOT = "{subject}"
-_EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
+EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
 @dataclass(frozen=True)
@@ -95,65 +94,9 @@ def _probe_document(probe: Probe) -> dict[str, str]:
     return {"prompt": probe.prompt, **({"target": probe.target} if probe.target is not None else {})}
 
 
-def read_facts(path: Path, shown: str) -> list[Fact]:
-    """The facts of a jsonl or YAML file, in its order.
-
-    Args:
-        path: The file: one JSON object a line, or a YAML list of mappings.
-        shown: How errors call it.
-
-    Errors, each with file and line: missing file, not JSON, a missing, empty or unknown field, a subject that is not in the prompt or
-    more than once, two targets for one prompt, two facts of one id, no facts. The same fact twice counts once.
-    """
-    try:
-        rows = list(_rows(path, shown))
-    except FileNotFoundError:
-        near = [p.name for p in path.parent.iterdir() if p.suffix in (".jsonl", ".yaml", ".yml")] if path.parent.is_dir() else []
-        raise WorkbenchError(f"{shown}: no such facts file", nearest(path.name, near) if near else None) from None
-    facts: dict[str, Fact] = {}
-    ids: dict[str, Fact] = {}
-    for place, row in rows:
-        fact = fact_of(row, place)
-        first = facts.get(fact.text)
-        if first is not None and first.target != fact.target:
-            raise WorkbenchError(
-                f"{place}: the prompt of {first.place} again, with another target ({first.target!r}, here {fact.target!r})",
-                "Keep one target a prompt.",
-            )
-        if first is not None:
-            continue
-        if fact.id in ids:
-            raise WorkbenchError(f"{place}: the id '{fact.id}' of {ids[fact.id].place} again", "Give every fact its own id.")
-        ids[fact.id] = facts[fact.text] = fact
-    if not facts:
-        raise WorkbenchError(
-            f"{shown}: no facts", 'Add lines such as {"prompt": "The capital of Atlantis is", "target": "Poseidonis"}'
-        )
-    return list(facts.values())
-
-
 def write_facts(path: Path, facts: list[Fact]) -> None:
     """Write facts as a jsonl that `read_facts` reads back equal."""
     path.write_text("".join(json.dumps(fact.document(), ensure_ascii=False) + "\n" for fact in facts), "utf-8")
-
-
-def _rows(path: Path, shown: str) -> Iterator[tuple[str, Any]]:
-    """(place, plain data) of every fact."""
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        data = yamldoc.load(path).data
-        if not isinstance(data, list):
-            raise WorkbenchError(f"{shown}: expected a list of facts, found {type(data).__name__}", _EXPECTED)
-        yield from ((f"{shown}, fact {number}", row) for number, row in enumerate(data, 1))
-        return
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{shown}:{number}", json.loads(line)
-        except ValueError as error:
-            raise WorkbenchError(f"{shown}:{number}: not JSON ({error})", "One object a line.") from None
 
 
 def fact_of(row: Any, place: str) -> Fact:
@@ -161,15 +104,17 @@ def fact_of(row: Any, place: str) -> Fact:
     for key in ("prompt", "target"):
         if not isinstance(row, Mapping) or not isinstance(row.get(key), str) or not row[key].strip():
             found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise WorkbenchError(f"{place}: expected a text in '{key}', found {found or 'nothing'}", _EXPECTED)
+            if isinstance(row, Mapping) and key in row and not isinstance(row[key], str):
+                found = f"{row[key]!r}"  # YAML reads 1950 and 2026-01-01 as a number and a date
+            raise WorkbenchError(f"{place}: expected a text in '{key}', found {found or 'nothing'}", EXPECTED)
     for key in ("subject", "target_true", "relation"):
         if row.get(key) is not None and (not isinstance(row[key], str) or not row[key].strip()):
-            raise WorkbenchError(f"{place}: expected a text in '{key}', found {row[key]!r}", _EXPECTED)
+            raise WorkbenchError(f"{place}: expected a text in '{key}', found {row[key]!r}", EXPECTED)
     subject: str | None = row.get("subject")
     prompt = _prompt(row["prompt"], subject, place)
     given = row.get("id")
     if given is not None and not isinstance(given, (str, int)):
-        raise WorkbenchError(f"{place}: expected a text or a number in 'id', found {given!r}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected a text or a number in 'id', found {given!r}", EXPECTED)
     name = str(given) if given is not None else json_digest([prompt, subject])[:8]
     paraphrases = tuple(_filled(text, subject, place) for text in _texts(row, "paraphrases", place))
     return Fact(
@@ -183,12 +128,12 @@ def _prompt(prompt: str, subject: str | None, place: str) -> str:
     slots = prompt.count(SLOT)
     if subject is None:
         if slots:
-            raise WorkbenchError(f"{place}: the prompt has {SLOT}, and there is no 'subject'", _EXPECTED)
+            raise WorkbenchError(f"{place}: the prompt has {SLOT}, and there is no 'subject'", EXPECTED)
         return prompt
     if slots == 1:
         return prompt
     if slots:
-        raise WorkbenchError(f"{place}: expected {SLOT} once in the prompt, found it {slots} times", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected {SLOT} once in the prompt, found it {slots} times", EXPECTED)
     count = prompt.count(subject)
     if count != 1:
         found = "is not in the prompt" if not count else f"stands {count} times in the prompt"
@@ -200,7 +145,7 @@ def _prompt(prompt: str, subject: str | None, place: str) -> str:
 
 def _filled(text: str, subject: str | None, place: str) -> str:
     if SLOT in text and subject is None:
-        raise WorkbenchError(f"{place}: a paraphrase has {SLOT}, and there is no 'subject'", _EXPECTED)
+        raise WorkbenchError(f"{place}: a paraphrase has {SLOT}, and there is no 'subject'", EXPECTED)
     return text.replace(SLOT, subject or "")
 
 
@@ -208,14 +153,14 @@ def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
     value = row.get(key) or []
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise WorkbenchError(f"{place}: expected a list of texts in '{key}', found {value!r}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected a list of texts in '{key}', found {value!r}", EXPECTED)
     return value
 
 
 def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
     value = row.get(key) or []
     if not isinstance(value, list):
-        raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", EXPECTED)
     for entry in value:
         prompt, target = (entry, None) if isinstance(entry, str) else (None, None)
         if isinstance(entry, Mapping):
@@ -223,5 +168,5 @@ def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
         needs = key == "portability" and target is None
         if not isinstance(prompt, str) or not prompt.strip() or needs or not (target is None or isinstance(target, str)):
             wanted = '{"prompt", "target"}' if key == "portability" else 'a prompt, or {"prompt", "target"},'
-            raise WorkbenchError(f"{place}: expected {wanted} in '{key}', found {entry!r}", _EXPECTED)
+            raise WorkbenchError(f"{place}: expected {wanted} in '{key}', found {entry!r}", EXPECTED)
         yield Probe(prompt, target)

@@ -72,7 +72,7 @@ class Stack:
             head = disk.get(live_head) or next(
                 (n for n in weights.specs if n.split(".")[-2:-1] in (["lm_head"], ["embed_out"])), None
             )
-        prefix = _prefix(model, context.base.layout.depth)
+        prefix = stack_prefix(model, context.base.layout.depth)
         names = [name for name, _ in model.named_parameters() if name != live_head]
         around = [name for name in names if not name.startswith(f"{prefix}.")]
         tensor: Callable[[str], Tensor] | None = partial(load, weights, dtype=torch.float32, device=context.device)
@@ -161,7 +161,7 @@ class Stack:
         return (hidden, None, None) if self._tuples else hidden
 
 
-def _prefix(model: PreTrainedModel, depth: int) -> str:
+def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     """Live name of the decoder layers: the list of as many modules as the model is deep, nearest to the root."""
     found: list[str] = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:

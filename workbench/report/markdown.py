@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import flips, marks, scatter, wording
+from workbench.report import edits, flips, marks, scatter, wording
 from workbench.report.facts import facts, self_check
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
 from workbench.report.view import VERDICTS, Configuration, Estimate, Task, View
@@ -34,6 +34,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_interference(view),
         *_kept(view),
         *_forgetting(view),
+        *_edits(document, view),
         *_flips(document, view),
         *_configurations(view),
         "## Provenance",
@@ -189,6 +190,22 @@ def _kept(view: View) -> list[str]:
         "Chance-corrected score over that of the best parent alone, with 95 % interval.",
         table(["Configuration", "Mean", *tasks], rows),
     ]
+
+
+def _edits(document: Mapping[str, Any], view: View) -> list[str]:
+    """Scores on edited facts, and what is left of each edit."""
+    parts = []
+    for suite in edits.fact_suites(document, view):
+        parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
+        for left in suite.survivals:
+            parts += [f"### What is left of {escape(left.alone)}", escape(left.sentence()), table(*edits.survival_rows(left))]
+        if suite.steps:
+            parts += [
+                f"### Facts one after another: {escape(suite.source or suite.name)}",
+                table(*edits.step_rows(suite), left=3),
+            ]
+    text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
+    return ["## Facts", text, *parts] if parts else []
 
 
 def _flips(document: Mapping[str, Any], view: View) -> list[str]:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.report import flips, forest, marks, numbers, scatter, wording
+from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
@@ -91,6 +92,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "packed": flips.pack(document, view),
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
         "columns": 5 + len(view.tasks),
+        "fact_suites": fact_suites(document, view),
         "facts": facts(view),
         "command": view.provenance.get("command"),
         "suites": suites(view),
@@ -115,6 +117,8 @@ def _helpers() -> dict[str, Any]:
         "amount": numbers.amount,
         "size": numbers.size,
         "detectable": marks.detectable,
+        "heading": heading,
+        "cohort_words": COHORTS,
         "what": wording.what,
         "tip": marks.tip,
         "bracket": marks.bracket,

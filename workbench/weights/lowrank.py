@@ -33,6 +33,21 @@ class Factors:
         """The update of rank 0: none."""
         return cls(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
 
+    @classmethod
+    def of_dense(cls, delta: Tensor) -> Factors:
+        """A matrix as a product of itself with the identity on its smaller side: exact to the bit, at rank min(rows, cols).
+
+        It is smaller than the product only below rank rows · cols / (rows + cols); above, this is the smallest exact one.
+
+        Args:
+            delta: [rows, cols].
+        """
+        rows, cols = delta.shape
+        delta = delta.float().contiguous()
+        if rows <= cols:
+            return cls(torch.eye(rows, device=delta.device), delta)
+        return cls(delta, torch.eye(cols, device=delta.device))
+
     def transposed(self) -> Factors:
         """The same update of a weight that is stored [in, out] (Conv1D)."""
         return Factors(self.right.T.contiguous(), self.left.T.contiguous())

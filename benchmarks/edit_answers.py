@@ -1,0 +1,82 @@
+"""What a live model answers, in process: strict greedy, token by token, and mean log-likelihoods of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.edit.parts import Parts
+from workbench.edit.passes import score
+from workbench.edit.rows import Row, padded
+from workbench.facts import Fact, joined
+from workbench.registry import MethodContext
+from workbench.statistics import score_interval
+
+Pair = tuple[str, str]
+"""A prompt and its answer."""
+AT_ONCE = 32
+
+
+def told(context: MethodContext, parts: Parts, pairs: Sequence[Pair]) -> tuple[list[float], list[bool]]:
+    """Mean log-likelihood of a token of each answer, and whether every token of it is the likeliest one."""
+    rows = [_row(context.tokenizer, *pair) for pair in pairs]
+    means, right = [0.0] * len(rows), [False] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+    for start in range(0, len(order), AT_ONCE):
+        chosen = order[start : start + AT_ONCE]
+        mean, top = score(parts, padded([rows[i] for i in chosen], context.device))
+        for i, value, good in zip(chosen, mean.tolist(), top.tolist(), strict=True):
+            means[i], right[i] = value, good
+    return means, right
+
+
+def _row(tokenizer: Any, prompt: str, answer: str) -> Row:
+    before = tuple(tokenizer(prompt)["input_ids"])
+    target = tuple(tokenizer(joined(prompt, answer), add_special_tokens=False)["input_ids"])
+    last = len(before) - 1
+    return Row((*before, *target[:-1]), last, last, target, (last, last + 1))
+
+
+class Asked:
+    """Facts with all that is asked of them, and what the model says now of prompts whose answers must stay."""
+
+    def __init__(self, context: MethodContext, facts: Sequence[Fact]) -> None:
+        from workbench.evaluate.answers import answers_to_keep
+
+        self.context, self.facts, self.parts = context, list(facts), Parts.of(context)
+        prompts = list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
+        kept = answers_to_keep(context.model, context.tokenizer, prompts, tokens=8) if prompts else {}
+        self.asked: dict[str, list[tuple[int, Pair]]] = {
+            "efficacy": [(i, (f.text, f.target)) for i, f in enumerate(facts)],
+            "paraphrase": [(i, (text, f.target)) for i, f in enumerate(facts) for text in f.paraphrases],
+            "neighbours": [
+                (i, (p.prompt, kept[p.prompt])) for i, f in enumerate(facts) for p in f.neighbours if p.prompt in kept
+            ],
+        }
+
+    def answers(self, kinds: Iterable[str] = ("efficacy", "paraphrase", "neighbours")) -> dict[str, list[bool]]:
+        """Kind -> whether the model as it is answers each of its prompts so."""
+        return {
+            kind: told(self.context, self.parts, [pair for _, pair in self.asked[kind]])[1] for kind in kinds if self.asked[kind]
+        }
+
+    def shares(self, answers: dict[str, list[bool]]) -> dict[str, dict[str, float]]:
+        """Kind -> share with its 95 % interval; prompts of one fact are one cluster."""
+        return {kind: share(right, [i for i, _ in self.asked[kind]]) for kind, right in answers.items()}
+
+    def of(self, number: int) -> Asked:
+        """The same of one of the facts alone."""
+        one = object.__new__(Asked)
+        one.context, one.parts, one.facts = self.context, self.parts, [self.facts[number]]
+        one.asked = {kind: [(0, pair) for i, pair in pairs if i == number] for kind, pairs in self.asked.items()}
+        return one
+
+
+def share(right: Sequence[bool], cluster: Sequence[int]) -> dict[str, float]:
+    """A share with its 95 % interval over clusters."""
+    values = np.asarray(right, np.float64)
+    _, index = np.unique(np.asarray(cluster), return_inverse=True)
+    low, high = score_interval(values, index)
+    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}

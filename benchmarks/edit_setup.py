@@ -1,0 +1,213 @@
+"""What the edit benchmarks share: a project folder on a base, the CPU seconds of an edit's parts, a live model to edit in process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from workbench.adapters import Adapter
+from workbench.compose import compose
+from workbench.edit.parts import Parts
+from workbench.facts import Fact, write_facts
+from workbench.facts.importing import import_facts
+from workbench.livemodels import compute, live_model
+from workbench.recipe import from_data
+from workbench.registry import Edit, MethodContext
+from workbench.resolve import Resolved, resolve
+from workbench.weights.digests import tensor_digest
+
+PROJECT = Path(__file__).resolve().parents[1]
+STARTER = "bricks/starter/base"
+COUNTERFACT = Path("../shared/data/editing/counterfact_1000.json")
+CPU = torch.device("cpu")
+LINES = 12  # of events an evaluation shows, about
+EVERY = 5.0  # seconds between two notes of how long an edit has taken
+
+
+def published(path: Path, count: int, neighbours: int, skip: int = 0) -> list[Fact]:
+    """Facts of a published file, behind the first `skip` ones that convert and do not contradict each other. Errors: no such file, too few facts."""
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file. Name a CounterFact file with --facts FILE (docs/facts.md lists the formats).")
+    found = import_facts(path, path.name, skip + count, neighbours)
+    if len(found.facts) < skip + count:
+        raise SystemExit(f"{path}: {len(found.facts)} facts convert without conflicts, expected {skip + count}")
+    print(f"{count} facts of {path.name}, {len(found.skipped)} rows skipped", flush=True)
+    return found.facts[skip:]
+
+
+def make_project(folder: Path, base: Path, facts: Iterable[Fact], name: str = "facts.jsonl") -> Path:
+    """A project: `base`, evals, bricks of the starter and a facts file. What an earlier call has left in its cache and scores stays."""
+    (folder / "recipes").mkdir(parents=True, exist_ok=True)
+    for link, target in (("base", base), ("bricks", PROJECT / "bricks"), ("evals", PROJECT / "evals")):
+        if not (folder / link).is_symlink():
+            (folder / link).symlink_to(target.resolve(), target_is_directory=True)
+    write_facts(folder / name, list(facts))
+    return folder
+
+
+def write_recipe(project: Path, name: str, document: Mapping[str, Any]) -> Path:
+    """A recipe on the project's base."""
+    path = project / "recipes" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"version": 1, "base": "base", **document}, sort_keys=False), "utf-8")
+    return path
+
+
+@dataclass
+class Clock:
+    """Listens to events: prints some of them, and adds up the CPU seconds between them by what they say is being done.
+
+    Attributes:
+        file: Recipe key -> part -> CPU seconds; an interrupted solve goes on where it was, and so do its seconds.
+        key: Whose events are heard.
+        seconds: Part -> CPU seconds so far.
+    """
+
+    file: Path
+    key: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    part: str = "load"
+    last: float = field(default_factory=time.process_time)
+    kept: float = field(default_factory=time.monotonic)
+    shown: str = ""
+
+    def __post_init__(self) -> None:
+        self.seconds = dict(clocked(self.file).get(self.key, {}))
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """An event: what has gone by since the last one belongs to the part that ran until now."""
+        if event.get("stage") == "edit" and "done" in event:
+            self.note(part_of(event))
+        show(event, self)
+
+    def note(self, following: str) -> None:
+        """Book the seconds of the part that ends here."""
+        now = time.process_time()
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.last
+        self.last, self.part = now, following
+        if time.monotonic() - self.kept > EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Keep what is booked."""
+        known = {**clocked(self.file), self.key: {k: round(v, 3) for k, v in self.seconds.items()}}
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(known, indent=1), "utf-8")
+        partial.rename(self.file)
+        self.kept = time.monotonic()
+
+
+def clocked(file: Path) -> dict[str, dict[str, float]]:
+    """Recipe key -> part -> CPU seconds, of the calls so far."""
+    found: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return found
+
+
+def part_of(event: Mapping[str, Any]) -> str:
+    """What runs after an event of an edit: "values at layer 14", "statistics", "sweep", "trace", "refining", "solve", "training"."""
+    text = str(event.get("text", ""))
+    if text.startswith(("values", "refining")):
+        whole = "refining" if text.startswith("refining") else text
+        return "solve" if event["done"] == event["total"] else whole
+    for start, part in (
+        ("where facts", "trace"),
+        ("trace", "trace"),
+        ("sweep", "sweep"),
+        ("statistics", "statistics"),
+        ("loss", "training"),
+    ):
+        if text.startswith(start):
+            return part
+    return "solve"
+
+
+def show(event: Mapping[str, Any], clock: Clock | None = None) -> None:
+    """Print an event; of those that count, about LINES."""
+    text = str(event.get("text", ""))
+    done, total = event.get("done"), event.get("total")
+    if done is not None and total and done != total and done % max(1, total // LINES):
+        return
+    line = f"  {event.get('configuration') or event.get('step') or ''} {text} {f'{done}/{total}' if total else ''}"
+    if clock is None or line != clock.shown:
+        print(line, flush=True)
+    if clock is not None:
+        clock.shown = line
+
+
+@dataclass(frozen=True)
+class Size:
+    """A low-rank update beside the weight that it changes."""
+
+    tensor: str
+    rank: int
+    relative: float
+    """‖ΔW‖ / ‖W‖, Frobenius norms."""
+
+
+def sizes(resolved: Resolved) -> list[Size]:
+    """The updates of a recipe's edits. Weights are the base's: for recipes that edit it first."""
+    found = []
+    for step, place in compose(resolved, CPU).edits.items():
+        bound = Adapter(place, step).bind(resolved.base.weights.specs, resolved.base)
+        for name in sorted(bound.places):
+            factors = bound.factors(name, CPU)
+            assert factors is not None
+            left, right = factors.left.double(), factors.right.double()
+            change = float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+            found.append(Size(name, factors.rank, change / float(_tensor(resolved, name).norm())))
+    return found
+
+
+def _tensor(resolved: Resolved, name: str) -> torch.Tensor:
+    spec = resolved.base.weights.specs[name]
+    out = torch.empty(spec.rows, spec.cols)
+    resolved.base.weights.open(name, CPU).read(0, spec.rows, out)
+    return out
+
+
+def live_context(project: Path, recipe: Mapping[str, Any] | None = None, threads: int = 1) -> MethodContext:
+    """What an edit gets on a recipe of the project, or on its base: the engine's way, kept in process."""
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(threads)
+    resolved = resolve(from_data({"version": 1, "name": "bench", "base": "base", **(recipe or {"steps": []})}, project))
+    model = compose(resolved, CPU, show).model
+    tensors = compute(model, torch.float32, CPU)
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    live = live_model(model.config, tensors, resolved.tokenizer_path, CPU)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    return MethodContext(live, tokenizer, model, CPU, project, 0, lambda *_: None, resolved.cache, digests)
+
+
+@contextmanager
+def edited(context: MethodContext, parts: Parts, edit: Edit) -> Iterator[None]:
+    """The live model with an edit inside the block, its own weights after."""
+    layers = {f"{module}.weight": layer for layer, module in enumerate(parts.modules)}
+    layers |= {tensor: layer for layer, tensor in enumerate(parts.tensors)}
+    updates = {}
+    for name, factors in edit.factors.items():
+        product = (factors.left @ factors.right).float()
+        updates[layers[name]] = product.T if parts.transposed else product
+    with parts.changed(updates):
+        yield
+
+
+def one_thread() -> None:
+    """CPU seconds are those of one thread; no bars of transformers between the lines."""
+    from transformers.utils import logging
+
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+def drop(path: Path) -> None:
+    """Remove a cache folder, so that work is done again."""
+    shutil.rmtree(path, ignore_errors=True)

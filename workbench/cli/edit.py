@@ -1,0 +1,156 @@
+"""`edit rebase|trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.cli._output import out
+
+if TYPE_CHECKING:
+    from workbench.resolve import Resolved
+    from workbench.tracetable import TraceTable
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Edits: solve them again on other weights, see where facts are looked up."
+)
+SHOWN = 10
+
+
+@app.command()
+def rebase(
+    brick: Annotated[str, typer.Argument(help="An edit brick: its directory, its name in bricks/, or a run's edits/STEP.", show_default=False)],
+    onto: Annotated[str, typer.Option("--onto", metavar="RECIPE_OR_MODEL", help="Recipe whose result, or model directory, it is solved on.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the new brick.", show_default=False)],
+    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure layers and positions that the step leaves to `auto` again; else the brick's own are kept.")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the brick's step; may be repeated.")] = None,
+    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Solve an edit brick again, with its own facts and settings, on a merged or changed model."""
+    from workbench.engine import pick_device
+    from workbench.rebase import rebase as run
+
+    out.quiet = json or quiet
+    name, resolved, base = _configuration(onto)
+    folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
+    found = run(
+        folder,
+        name,
+        resolved,
+        to,
+        device=pick_device(device),
+        base=base,
+        remeasure=remeasure,
+        settings=settings or (),
+        events=out.event,
+    )
+    if json:
+        out.json(found)
+        return
+    out.line(found["brick"])
+    for line in _said(found):
+        out.line(line)
+    _say_use(found, onto, resolved)
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A recipe, whose result is traced, a model directory or a hub id.", metavar="RECIPE_OR_MODEL", show_default=False)],
+    facts: Annotated[Path, typer.Argument(help="Facts with a subject, a jsonl or YAML.", show_default=False)],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many facts, the first ones.")] = 20,
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers to restore, 0,4,8 or a slice 4:20; default: all.")] = None,
+    html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps to this HTML file.")] = None,
+    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Causal tracing: how much of an answer comes back when one layer's states are restored, as a table and as heat maps.
+
+    A report for people. It decides nothing: `layers: auto` of an edit is found by a sweep of edits.
+    """
+    from workbench.engine import pick_device
+    from workbench.tracetable import trace_table
+
+    out.quiet = json or quiet
+    name, resolved, _ = _configuration(model)
+    table = trace_table(
+        resolved, name, facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
+    )
+    if json:
+        out.json(table.document())
+    else:
+        _say_trace(table)
+    if html:
+        from workbench.report.tracemap import render_trace
+
+        out.say(str(render_trace(table, html)))
+
+
+def _say_trace(table: TraceTable) -> None:
+    from workbench.cli._heat import grid
+    from workbench.tracetable import OUTPUTS, WORDS
+
+    found = table.traces["block"]
+    out.line(
+        f"{table.model}: {found.facts} facts of {table.file}; probability of the model's own answer {found.clean:.3f}, "
+        f"with another subject {found.corrupted:.3f}"
+    )
+    for what, title in OUTPUTS.items():
+        out.line("")
+        cells: dict[int | None, dict[str, Any]] = {
+            layer: dict.fromkeys(WORDS, at) for layer, at in table.traces[what].recovered.items()
+        }
+        grid(f"recovered by restoring {title}, %", WORDS, cells, lambda at, place: at[place], "recovered")
+
+
+def _said(found: dict[str, Any]) -> list[str]:
+    """What changed, in lines."""
+    said = found["said"]
+    old = (
+        "the old brick does not fit"
+        if said["before"] is None
+        else f"{100 * said['before']:.1f} % with the old brick added as a delta"
+    )
+    lines = [
+        f"{found['facts']} facts, {found['method']}, solved on {found['onto']} ({found['solved_on'][:12]})"
+        + "".join(f", {key} {_text(value)} as before" for key, value in found["kept"].items()),
+        f"said (greedy, all of the target): {100 * said['without']:.1f} % without, {old}, {100 * said['after']:.1f} % rebased",
+    ]
+    if lost := found["not_said"]:
+        lines.append(f"not said: {', '.join(lost[:SHOWN])}" + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""))
+    return lines
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _say_use(found: dict[str, Any], onto: str, resolved: Resolved) -> None:
+    """The lines of a recipe that add the brick where it is exact."""
+    name = Path(found["brick"]).name
+    where = f"as a last step of {onto}" if resolved.recipe.steps else f"first in a recipe with base: {onto}"
+    out.say(f"use:    bricks: {{{name}: {found['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
+    if found["unlisted"]:
+        out.say(f"        list the bricks of step {', '.join(found['unlisted'])} then: it takes all that the recipe has")
+    out.say(f"show:   workbench brick show {found['brick']}")
+
+
+def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
+    """A recipe or a model: its name, as a resolved recipe, and what a card calls it as a base; None: what the recipe calls it."""
+    from workbench.cli.run import recipe_path
+    from workbench.hub import Hub
+    from workbench.models import resolve_model
+    from workbench.recipe import find_project, load_recipe
+    from workbench.resolve import resolve
+
+    hub, path = Hub(events=out.event), recipe_path(reference)
+    if path.suffix in (".yaml", ".yml"):
+        loaded = load_recipe(path)
+        return loaded.name, resolve(loaded, hub), None
+    project = find_project(Path.cwd() / "here")
+    name, resolved = resolve_model(reference, project, hub)
+    base = resolved.recipe.fields.base
+    if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
+        return name, resolved, str(Path(reference))
+    return name, resolved, str(Path(base).relative_to(project)) if Path(base).is_relative_to(project) else None

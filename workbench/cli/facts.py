@@ -1,0 +1,126 @@
+"""`facts check|import`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.cli._output import out
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.factcheck import Finding
+    from workbench.recipe import Recipe
+    from workbench.resolve import Resolved
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published ones.")
+FileArg = Annotated[
+    Path, typer.Argument(help="A facts file (jsonl, YAML), or a published one: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.", show_default=False),
+]  # fmt: skip
+SHOWN = 10
+
+
+@app.command()
+def check(
+    file: FileArg,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Also look for these facts in its edit bricks and other edit steps, and ask its base which targets it gives already.")] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="RECIPE_OR_MODEL", help="Ask this recipe's result, model directory or hub id instead of the base.")] = None,
+    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Find contradictions, duplicates, targets that a model gives already, facts that other bricks teach. Exit 3 if a fact fails."""
+    from workbench.cli.run import recipe_path
+    from workbench.engine import pick_device
+    from workbench.factcheck import check_facts
+    from workbench.recipe import load_recipe
+
+    out.quiet = json or quiet
+    loaded = load_recipe(recipe_path(str(recipe))) if recipe else None
+    asked = _model(model, loaded)
+    report = check_facts(file, str(file), recipe=loaded, model=asked, device=pick_device(device), events=out.event)
+    if json:
+        out.json(report.document())
+    elif report.findings:
+        _table(report.findings)
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
+    looked = "" if asked else "; no model was asked (--model)"
+    if not json:
+        out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
+    if report.failed:
+        first, more = report.failed[0], f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
+        raise WorkbenchError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair, 3)
+
+
+def _table(findings: list[Finding]) -> None:
+    """All that fails, and the first warnings of each kind."""
+    rows, warnings = [], Counter[str]()
+    for finding in findings:
+        warnings[finding.kind] += finding.status == "warning"
+        if finding.status == "failed" or warnings[finding.kind] <= SHOWN:
+            mark = "FAILED" if finding.status == "failed" else "warning"
+            rows.append([finding.place, finding.kind, mark, finding.found, finding.repair])
+    out.table(["place", "kind", "", "found", "repair"], rows)
+    if more := [f"{count - SHOWN} {kind}" for kind, count in warnings.items() if count > SHOWN]:
+        out.say(f"warnings not shown: {', '.join(more)}; --json lists all")
+
+
+def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved] | None:
+    """What is asked, with its name: what --model names, else the recipe's base."""
+    from workbench.cli.run import recipe_path
+    from workbench.hub import Hub
+    from workbench.models import resolve_model
+    from workbench.recipe import find_project, load_recipe
+    from workbench.resolve import resolve
+
+    hub = Hub(events=out.event)
+    if reference is None:
+        return ("the base", resolve(recipe.derive("base", []), hub)) if recipe else None
+    path = recipe_path(reference)
+    if path.suffix in (".yaml", ".yml"):
+        named = load_recipe(path)
+        return named.name, resolve(named, hub)
+    return resolve_model(reference, recipe.project if recipe else find_project(Path.cwd() / "here"), hub)
+
+
+@app.command("import")
+def import_(
+    file: FileArg,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="The jsonl to write; omitted: print it.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many facts, the first ones.")] = None,
+    neighbours: Annotated[int, typer.Option("--rebuild-neighbours", min=0, metavar="N", help="Fill up neighbours to N a fact: other subjects of the file with the same relation and true answer that are not edited themselves.")] = 0,
+    json: JsonOpt = False,
+) -> None:  # fmt: skip
+    """Convert a published facts file to jsonl, and list the rows that become no fact."""
+    from workbench.facts import write_facts
+    from workbench.facts.importing import import_facts
+
+    out.quiet = json
+    if to is not None and to.exists():
+        raise WorkbenchError(f"{to}: exists", "Choose another name: nothing is overwritten.")
+    read = import_facts(file, str(file), limit, neighbours)
+    if to is not None:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_facts(to, read.facts)
+    if json:
+        skipped = [{"place": skip.place, "reason": skip.reason} for skip in read.skipped]
+        out.json({"format": read.format, "facts": len(read.facts), "out": str(to) if to else None, "skipped": skipped})
+        return
+    for line in [str(to)] if to is not None else [dumps(fact.document(), ensure_ascii=False) for fact in read.facts]:
+        out.line(line)
+    for skip in read.skipped[:SHOWN]:
+        out.say(f"skipped: {skip.place}: {skip.reason}")
+    more = len(read.skipped) - SHOWN
+    out.say(
+        f"{len(read.facts)} facts of {file} ({read.format}), {len(read.skipped)} skipped"
+        + ("; --json lists all" if more > 0 else "")
+    )
+    if neighbours:
+        full = sum(len(fact.neighbours) >= neighbours for fact in read.facts)
+        total = sum(len(fact.neighbours) for fact in read.facts)
+        out.say(f"{total} neighbours; {full} facts have {neighbours} or more" + ("" if limit else ". All facts of the file are edited, so that few subjects are left: --limit leaves some"))  # fmt: skip
+    if to is not None:
+        out.say(f"next: workbench facts check {to}")

@@ -1,0 +1,37 @@
+"""AlphaEdit: facts written into directions that text hardly uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workbench.edit.closed import ClosedForm
+from workbench.edit.metrics import of_null_space
+from workbench.edit.moments import Moments
+from workbench.edit.solver import Metric
+from workbench.fields import Real
+from workbench.registry import register
+
+
+@register
+class AlphaEdit(ClosedForm):
+    """Ridge regression inside the span of C's smallest eigenvectors, with a term for keys that are written already (Fang et al.
+    2025)."""
+
+    paper = "Fang et al. 2025, AlphaEdit, arXiv 2410.02355"
+    formula = "ΔW = R KᵀP (P(KKᵀ + K₁K₁ᵀ)P + L I)⁻¹ P"
+
+    edit: Literal["alphaedit"]
+    energy: Real = Field(0.3, gt=0, le=1)
+    """Share of C's trace that the directions that are written may carry."""
+    l2: Real = Field(0.01, gt=0)
+    """L, relative to the trace of C, which the squared norm of a key is about."""
+
+    def metric(self, moments: Moments | None, width: int) -> Metric:
+        """U (L I)⁻¹ Uᵀ."""
+        return of_null_space(moments, self.energy, self.l2)
+
+    def ridge(self, width: int) -> float:
+        """1: a fact counts as one vector."""
+        return 1.0

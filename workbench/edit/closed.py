@@ -1,0 +1,310 @@
+"""The closed-form editors: recipe fields that they share, and the way from facts to factors. A preset says its metric and ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from workbench.edit.contexts import contexts
+from workbench.edit.fields import Layers, Mode
+from workbench.edit.moments import PER_INPUT, Moments, moments, statistics_source
+from workbench.edit.parts import Parts
+from workbench.edit.passes import score, self_test
+from workbench.edit.preserving import preserved_keys, read_prompts
+from workbench.edit.rows import Position, check_rows, padded, row_of
+from workbench.edit.solver import Metric, factors_of, right_factor
+from workbench.edit.sweep import FACTS, LAYERS, Choice, choose
+from workbench.edit.values import AT_ONCE, Group, Settings, Value, grouped, values
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact, read_facts
+from workbench.facts.conflicts import require_consistent
+from workbench.fields import Real, Whole
+from workbench.layout import Model
+from workbench.merge.calibration import longest_row
+from workbench.registry import Edit, EditMethod, MethodContext
+from workbench.weights.digests import json_digest, tensor_digest
+
+LONGEST = 512
+"""Tokens of a prompt with its target at most."""
+
+
+class ClosedForm(EditMethod):
+    """What the closed-form editors share: facts, places, values, statistics."""
+
+    facts: str
+    """A facts file, or a published set (docs/facts.md), relative to the project."""
+    first: Whole | None = Field(None, ge=1)
+    """Only so many facts of the file, from its start."""
+    layers: Layers = "auto"
+    """Layers whose feed-forward output projection is written, upwards; auto: the one that a sweep on well-known facts finds best."""
+    position: Literal["auto", "subject_last", "prompt_last"] = "auto"
+    """Token at which facts are looked up; auto: measured for each layer, by restoring states of the subject and of the last token."""
+    mode: Mode = "joint"
+    """joint: one solve for all facts, whatever their order; {sequential: {batch: N}}: N at a time, each on the result of those before."""
+    history: bool = True
+    """In sequential mode, keep what the batches before have written."""
+    preserve: str | None = None
+    """Prompts whose keys must not move: a jsonl of {"text":} or {"prompt":}, or of facts, whose neighbours are taken."""
+    preserve_weight: Real = Field(1.0, gt=0)
+    """Weight of each of them, against 1 for a fact."""
+    statistics: str | None = None
+    """Text for second moments: a jsonl or a plain text, relative to the project; omitted: the text that comes with the workbench."""
+    tokens_per_input: Whole = Field(PER_INPUT, ge=1)
+    """Tokens read for each input of the projection."""
+    contexts: Whole = Field(3, ge=0, le=10)
+    """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
+    steps: Whole = Field(60, ge=1)
+    """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
+    learning_rate: Real = Field(0.25, gt=0, le=10)
+    """Length of a step, in multiples of the norm of the projection's output there."""
+    clamp: Real = Field(8.0, gt=0)
+    """Largest change of the projection's output, in multiples of its norm there."""
+    kl: Real = Field(0.0625, ge=0)
+    """Weight of the divergence on "{subject} is a"."""
+    decay: Real = Field(0.0, ge=0)
+    """Weight of the squared change, relative to the output's norm."""
+    confidence: Real = Field(0.9, gt=0, lt=1)
+    """Mean probability of the target at which a value is done."""
+    unconverged: Literal["refuse", "skip"] = "refuse"
+    """What to do with facts for which no value makes the model say the target: stop before any weight changes, or leave them out."""
+    refine: Whole = Field(1, ge=0)
+    """Rounds in which facts that the solved model does not say yet get a larger change, with the same keys; joint mode."""
+
+    needs_statistics: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _layers(self) -> Self:
+        if self.layers != "auto" and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            raise ValueError(f"expected auto, or layers that differ, found {list(self.layers)}")
+        return self
+
+    def inputs(self) -> list[str]:
+        """Facts, prompts to preserve, text for statistics."""
+        return [self.facts, *filter(None, [self.preserve, self.statistics])]
+
+    def check(self, project: Path) -> None:
+        """Read facts and prompts once; facts do not contradict each other."""
+        require_consistent(self.read(project))
+        if self.preserve:
+            read_prompts(project / self.preserve, self.preserve)
+
+    def read(self, project: Path) -> list[Fact]:
+        """The facts: of a joint solve sorted by id, so that the result does not depend on the file's order; else in that order."""
+        found = read_facts(project / self.facts, self.facts)[: self.first]
+        return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
+
+    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
+        facts = self.read(project)
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
+        width = int(model.weights.specs[model.layout.mlp_out(0)].cols)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, model.layout.depth) if auto else len(self.layers)
+        work = {
+            "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
+        }  # fmt: skip
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
+
+    def settings(self) -> Settings:
+        """How values are optimised."""
+        return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence)
+
+    def metric(self, moments: Moments | None, width: int) -> Metric:
+        """G of the preset. `moments` is there where `needs_statistics`."""
+        raise NotImplementedError
+
+    def ridge(self, width: int) -> float:
+        """μ of the preset."""
+        raise NotImplementedError
+
+    def spread_ridge(self, width: int) -> float:
+        """μ of what the keys of a fact differ from their mean by."""
+        return self.ridge(width)
+
+    def solve(self, context: MethodContext) -> Edit:
+        """Values, then factors; the model is left as it was."""
+        facts = self.read(context.project)
+        check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
+        parts = Parts.of(context)
+        choice = self._choice(context, parts, facts)
+        return _Solve(self, context, parts, facts, choice).run()
+
+    def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
+        if self.layers != "auto":
+            parts.check_layers(self.layers, f"edit {self.name}")
+        return choose(self, context, parts, facts)
+
+
+@dataclass
+class _Solve:
+    """One run of a closed-form editor.
+
+    Attributes:
+        method, context, parts, facts, choice: What is solved, on what, where.
+        updates: Layer -> ΔW [out, in] so far, float64.
+        factors: Layer -> columns R and rows Aᵀ of it.
+        tensors: Keys and changes by layer, for the brick.
+        outcome: Fact id -> what its record says.
+    """
+
+    method: ClosedForm
+    context: MethodContext
+    parts: Parts
+    facts: Sequence[Fact]
+    choice: Choice
+    updates: dict[int, Tensor] = field(default_factory=dict)
+    factors: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self) -> Edit:
+        """Layer by layer, batch by batch."""
+        method, context, parts = self.method, self.context, self.parts
+        weights_key = json_digest(sorted(context.digests.items()))
+        self.before = contexts(statistics_source(context, method.statistics)[0], method.contexts)
+        layers = sorted(self.choice.layers)
+        found = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+        ratios = {}
+        for layer in layers:
+            position = self.choice.positions[layer]
+            rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
+            ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
+            self._layer(layer, position, found.get(layer), weights_key)
+        if not self.factors:
+            raise WorkbenchError(
+                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
+                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
+        factors = {
+            f"{self.parts.modules[layer]}.weight": factors_of(
+                torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0)
+            )
+            for layer, pairs in self.factors.items()
+        }
+        if parts.transposed:
+            factors = {name: update.transposed() for name, update in factors.items()}
+        record = {
+            **self.choice.record, "order": "free" if method.mode == "joint" and len(layers) == 1 else "dependent",
+            "block_ratio": ratios, "statistics": {str(layer): m.record for layer, m in found.items()},
+            "rank": {name: update.rank for name, update in factors.items()}, "facts": self._facts(),
+        }  # fmt: skip
+        return Edit(factors, record, parts.transposed, list(self.facts), self.tensors)
+
+    def _facts(self) -> list[dict[str, Any]]:
+        return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
+
+    def _layer(self, layer: int, position: Position, found: Moments | None, weights_key: str) -> None:
+        """Write one layer, with the layers below as they are written already."""
+        method = self.method
+        metric = method.metric(found, self.parts.width(layer))
+        if method.preserve:
+            keys = preserved_keys(self.context, self.parts, layer, position, self.before, method.preserve)
+            metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
+        groups = grouped(self.facts, position)
+        size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
+        with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
+            for start in range(0, len(groups), size):
+                metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
+
+    def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: Metric, weights_key: str) -> Metric:
+        """Solve for a batch on the model as it is by now; returns the metric for the batches behind it."""
+        method, width = self.method, self.parts.width(layer)
+        mu = method.ridge(width)
+        now = json_digest([weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
+        with self._written(layer):
+            found = values(self.context, self.parts, layer, groups, position, self.before, method.settings(), now)
+        groups, found = self._converged(groups, found, layer, position)
+        if not groups:
+            return metric
+        keys = torch.stack([v.key for v in found]).double().T
+        changes = torch.stack([v.change for v in found]).double().T
+        # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
+        spread = torch.cat([v.spread for v in found]).double().T
+        metric = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
+        right = right_factor(keys, metric, mu).T
+        if method.mode == "joint":
+            changes = self._refined(layer, position, groups, keys, changes, right, now)
+        self._add(layer, changes, right)
+        for name, tensor in (("keys", keys.T), ("changes", changes.T)):
+            old = self.tensors.get(f"{layer}.{name}")
+            self.tensors[f"{layer}.{name}"] = torch.cat([old, tensor.float()]) if old is not None else tensor.float().contiguous()
+        reached = (changes @ (right @ keys)).norm(dim=0) / changes.norm(dim=0).clamp(min=1e-12)
+        for group, value, share in zip(groups, found, reached.tolist(), strict=True):
+            for fact in group:
+                self.outcome[fact.id] = {
+                    "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
+                    "written": round(share, 4),
+                }  # fmt: skip
+        return metric.after(keys, mu) if method.history else metric
+
+    def _written(self, layer: int) -> Any:
+        """The model with what is written to this layer so far; layers below are written already."""
+        return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
+
+    def _add(self, layer: int, changes: Tensor, right: Tensor) -> None:
+        update = changes @ right
+        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
+        self.factors.setdefault(layer, []).append((changes, right))
+
+    def _converged(
+        self, groups: Sequence[Group], found: Sequence[Value], layer: int, position: str
+    ) -> tuple[list[Group], list[Value]]:
+        """The groups whose value makes the model say the targets. Errors: others, unless they are to be skipped."""
+        bad = [(group, value) for group, value in zip(groups, found, strict=True) if not value.top]
+        if bad and self.method.unconverged == "refuse":
+            shown = "; ".join(f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats a token)" for group, value in bad[:4])
+            raise WorkbenchError(
+                f"edit {self.method.name}: no value at layer {layer}, {position}, makes the model say the target of {len(bad)} of "
+                f"{len(groups)} facts: {shown}{' …' if len(bad) > 4 else ''}. No weight was changed",
+                "Leave them out with `unconverged: skip`, name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
+        for group, value in bad:
+            for fact in group:
+                self.outcome[fact.id] = {
+                    "layer": layer,
+                    "loss": round(value.loss, 4),
+                    "before": round(value.before, 4),
+                    "skipped": True,
+                }
+        kept = [(group, value) for group, value in zip(groups, found, strict=True) if value.top]
+        return [group for group, _ in kept], [value for _, value in kept]
+
+    def _refined(
+        self, layer: int, position: Position, groups: Sequence[Group], keys: Tensor, changes: Tensor, right: Tensor, now: str
+    ) -> Tensor:
+        """Larger changes for facts that the solved model does not say yet; keys, and with them the right factor, stay."""
+        method = self.method
+        for round_ in range(method.refine):
+            with self.parts.changed({layer: (changes @ right).float()}):
+                left = [i for i, said in enumerate(self._said(groups)) if not said]
+                if not left:
+                    break
+                key = json_digest([now, "refined", round_, tensor_digest((changes @ right).float())])
+                some = [groups[i] for i in left]
+                more = values(
+                    self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
+                )
+            changes = changes.clone()
+            changes[:, left] += torch.stack([v.change for v in more]).double().T
+        return changes
+
+    def _said(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether the model as it is says all targets of a group, after the plain prompts."""
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last") for group in groups for fact in group]
+        top = torch.cat(
+            [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
+        )
+        found, at = [], 0
+        for group in groups:
+            found.append(bool(top[at : at + len(group)].all()))
+            at += len(group)
+        return found

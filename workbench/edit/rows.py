@@ -1,0 +1,143 @@
+"""Facts as rows of tokens: contexts before the prompt, the place where a fact is looked up, the target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact
+from workbench.weights.digests import json_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from workbench.registry import MethodContext
+
+Position = Literal["subject_last", "prompt_last"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt, or a prompt and its target, as tokens.
+
+    Attributes:
+        tokens: All of them; the last target token is left out where no one asks what follows it.
+        lookup: Index of the token at which the fact is looked up.
+        start: Index of the first token whose successor is a target token: the prompt's last.
+        target: The target's tokens.
+        span: First token of the subject and the one after its last.
+    """
+
+    tokens: tuple[int, ...]
+    lookup: int
+    start: int
+    target: tuple[int, ...]
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows padded on the right, where a causal model cannot see the padding.
+
+    Attributes:
+        tokens: [row, position].
+        mask: [row, position], 1 where a token stands.
+        lookup: [row], position of the lookup.
+        places: Flat indices into [row · position] of all positions that predict a target token, row by row.
+        wanted: The tokens that they should predict.
+        owner: Row of each of them.
+        inputs: What the model is given beside the tokens, where that is not the mask.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    lookup: Tensor
+    places: Tensor
+    wanted: Tensor
+    owner: Tensor
+    inputs: Callable[[], dict[str, Any]] | None = None
+
+
+def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "") -> Row:
+    """A fact's prompt and target as tokens.
+
+    Args:
+        fact: The fact.
+        tokenizer: A fast one: the subject's tokens are found by their character offsets.
+        position: Where it is looked up; without a subject at the prompt's last token.
+        before: A context in front of the prompt.
+
+    Errors: no fast tokenizer, a prompt or target without tokens, a subject without a token of its own.
+    """
+    text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
+    prompt, offsets = tokens_of(tokenizer, text)
+    target = tuple(tokenizer(fact.continuation, add_special_tokens=False)["input_ids"])
+    if not prompt or not target:
+        shown = fact.continuation if prompt else text
+        raise WorkbenchError(
+            f"{fact.place}: {shown!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
+        )
+    last = len(prompt) - 1
+    span = (last, last + 1)
+    if fact.span is not None:
+        first, end = fact.span[0] + shift, fact.span[1] + shift
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > first]
+        if not inside:
+            raise WorkbenchError(
+                f"{fact.place}: the subject {fact.subject!r} has no token of its own",
+                "Word the subject in what the tokenizer knows.",
+            )
+        span = (inside[0], inside[-1] + 1)
+    lookup = span[1] - 1 if position == "subject_last" else last
+    return Row((*prompt, *target[:-1]), lookup, last, target, span)
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and their character offsets. Errors: a tokenizer that does not know offsets."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise WorkbenchError(
+            f"{type(tokenizer).__name__} does not tell which characters a token stands for, by which edits find the subject",
+            "Save the base with its fast tokenizer (tokenizer.json).",
+        )
+    found: Any = tokenizer(text, return_offsets_mapping=True)
+    return found["input_ids"], [tuple(pair) for pair in found["offset_mapping"]]
+
+
+def vocabulary_key(context: MethodContext) -> str:
+    """Digest of the tokenizer's vocabulary and rules."""
+    return json_digest(context.tokenizer.backend_tokenizer.to_str())
+
+
+def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+    """Errors, before any work: facts that `row_of` refuses, or that are longer than `longest` tokens."""
+    for fact in facts:
+        row = row_of(fact, tokenizer, "subject_last")
+        if len(row.target) > longest // 2 or len(row.tokens) > longest:
+            raise WorkbenchError(
+                f"{fact.place}: prompt and target are {row.start + 1 + len(row.target)} tokens; {longest} fit, and half as many of a target",
+                "Shorten it, or split it into several facts.",
+            )
+
+
+def padded(rows: Sequence[Row], device: torch.device) -> Padded:
+    """Rows side by side."""
+    width = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    places: list[int] = []
+    wanted: list[int] = []
+    owner: list[int] = []
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.tokens)] = torch.tensor(row.tokens)
+        mask[i, : len(row.tokens)] = 1
+        places += [i * width + row.start + j for j in range(len(row.target))]
+        wanted += row.target
+        owner += [i] * len(row.target)
+    lookup = torch.tensor([row.lookup for row in rows])
+    at, answer, whose = (torch.tensor(values, dtype=torch.long, device=device) for values in (places, wanted, owner))
+    return Padded(tokens.to(device), mask.to(device), lookup.to(device), at, answer, whose)

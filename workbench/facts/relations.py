@@ -1,0 +1,138 @@
+"""What is known of relations: wordings, Wikidata ids, and which relation is the inverse of which."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from workbench.facts.facts import SLOT, Fact
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation that many facts files use.
+
+    Attributes:
+        name: How conflicts call it.
+        wikidata: Its property id, which CounterFact and MQuAKE give as relation.
+        wordings: Prompts that ask for it, besides "The NAME of {subject} is" and its like, see `_usual`.
+        single: Whether a subject has one value: one capital, but several children.
+    """
+
+    name: str
+    wikidata: str
+    wordings: tuple[str, ...] = ()
+    single: bool = True
+
+
+RELATIONS = (
+    Relation("capital", "P36", ("{subject}'s capital city is", "{subject}'s capital city,", "The capital city of {subject} is",
+                                "The name of the capital city of {subject} is", "{subject}, which has the capital city",
+                                "{subject}, which has the capital", "What is the capital city of {subject}?")),
+    Relation("capital of", "P1376", ("{subject} is the capital of", "{subject} is the capital city of", "{subject}, the capital of",
+                                     "The country whose capital is {subject} is")),
+    Relation("father", "P22"),
+    Relation("mother", "P25"),
+    Relation("child", "P40", ("{subject} is the parent of", "{subject} has a child named"), single=False),
+    Relation("spouse", "P26", ("{subject} is married to", "The person married to {subject} is", "Who is {subject} married to?")),
+    Relation("sibling", "P3373", ("{subject} is a sibling of",), single=False),
+    Relation("author", "P50", ("{subject} was written by", "{subject}, written by", "Who wrote {subject}?")),
+    Relation("notable work", "P800", ("{subject} is the author of", "{subject} wrote", "{subject} is famous for",
+                                      "{subject} is known for"), single=False),
+    Relation("creator", "P170", ("{subject} was created by", "{subject} is created by", "{subject}, created by",
+                                 "The creater of {subject} is")),
+    Relation("creation", "", ("{subject} is the creator of", "{subject} created"), single=False),
+    Relation("founder", "P112", ("{subject} was founded by", "Who founded {subject}?"), single=False),
+    Relation("founded organisation", "", ("{subject} is the founder of", "{subject} founded"), single=False),
+    Relation("owner", "P127", ("{subject} is owned by", "{subject} owner", "{subject}'s owner"), single=False),
+    Relation("property", "P1830", ("{subject} is the owner of", "{subject} owns"), single=False),
+    Relation("doctoral advisor", "P184", single=False),
+    Relation("doctoral student", "P185", single=False),
+    Relation("chief executive officer", "P169", ("The CEO of {subject} is", "{subject}'s CEO is", "Who is the CEO of {subject}?")),
+    Relation("chief executive officer of", "", ("{subject} is the chief executive officer of", "{subject} is the CEO of")),
+    Relation("president", ""),
+    Relation("president of", "", ("{subject} is the president of",)),
+    Relation("twin city", "P190", ("{subject} is a twin city of", "What is the twin city of {subject}? It is"), single=False),
+    Relation("predecessor", "P1365", ("{subject} replaced", "{subject} was preceded by")),
+    Relation("successor", "P1366", ("{subject} was replaced by", "{subject} was succeeded by")),
+    Relation("previous", "P155", ("{subject} follows", "{subject} is preceded by")),
+    Relation("next", "P156", ("{subject} is followed by", "{subject} precedes")),
+)  # fmt: skip
+_SEVERAL = frozenset(relation.name for relation in RELATIONS if not relation.single)
+# Relation, its inverse, whether A -one-> B rules out B -other-> C, and the same the other way round: a capital belongs to one
+# country, a mother may have other children, and a child's father is another one than its mother.
+INVERSES = (
+    ("capital", "capital of", True, True), ("father", "child", False, False), ("mother", "child", False, False),
+    ("spouse", "spouse", True, True), ("author", "notable work", False, True),
+    ("creator", "creation", False, True), ("creator", "notable work", False, True),
+    ("founder", "founded organisation", False, False), ("owner", "property", False, False),
+    ("doctoral advisor", "doctoral student", False, False), ("chief executive officer", "chief executive officer of", True, True),
+    ("president", "president of", True, True),
+    ("predecessor", "successor", True, True), ("previous", "next", True, True),
+)  # fmt: skip
+
+
+def folded(text: str) -> str:
+    """A text as two files may both mean it: Unicode form, capitals, white space and the last punctuation mark aside."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return plain.rstrip(" .,:;?!") or plain
+
+
+def keys_of(fact: Fact) -> tuple[str, ...]:
+    """Names of what a fact asks of its subject: known relations first, then the relation as the file gives it."""
+    given = folded(fact.relation)
+    return tuple(dict.fromkeys((*_names(fact), given)))
+
+
+def single_keys_of(fact: Fact) -> tuple[str, ...]:
+    """The names under which two targets contradict: known relations of one value, and the relation as the file gives it."""
+    given = folded(fact.relation)
+    return (*(name for name in _names(fact) if name not in _SEVERAL), given)
+
+
+def _names(fact: Fact) -> list[str]:
+    known = _known()
+    return [known[text] for text in (folded(fact.relation), folded(fact.prompt)) if text in known]
+
+
+def inverses() -> dict[str, dict[str, bool]]:
+    """Relation -> its inverses in the table, and whether one value of the inverse rules out others."""
+    found: dict[str, dict[str, bool]] = {}
+    for one, other, forth, back in INVERSES:
+        found.setdefault(one, {})[other] = forth
+        found.setdefault(other, {})[one] = back
+    return found
+
+
+def wordings(facts: Iterable[Fact]) -> dict[str, set[str]]:
+    """Relation -> its prompts, folded, with their slot: the table's and those of the facts."""
+    found = {relation.name: {folded(text) for text in _wordings(relation)} for relation in RELATIONS}
+    for fact in facts:
+        if fact.subject is not None:
+            for key in keys_of(fact):
+                found.setdefault(key, set()).add(folded(fact.prompt))
+    return found
+
+
+@cache
+def _known() -> dict[str, str]:
+    """Wikidata ids, names and prompts -> name of the relation."""
+    found: dict[str, str] = {}
+    for relation in RELATIONS:
+        texts = [*_wordings(relation), relation.name, *([relation.wikidata] if relation.wikidata else [])]
+        found |= {folded(text): relation.name for text in texts}
+    return found
+
+
+def _wordings(relation: Relation) -> list[str]:
+    return [*relation.wordings, *_usual(relation.name)]
+
+
+def _usual(name: str) -> list[str]:
+    """The prompts that most relations named by a noun have; "capital of" is no noun."""
+    if name.endswith(" of"):
+        return []
+    return [f"The {name} of {SLOT} is", f"{SLOT}'s {name} is", f"The name of the {name} of {SLOT} is", f"What is the {name} of {SLOT}?",
+            f"Who is the {name} of {SLOT}?", f"The {name} of {SLOT} is called"]  # fmt: skip

@@ -1,0 +1,110 @@
+"""Rows of a facts file as plain data, with their places: jsonl, YAML, or a JSON list as benchmarks publish them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import yamldoc
+from workbench.errors import WorkbenchError, nearest
+
+SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry of a file.
+
+    Attributes:
+        number: Counted from 1.
+        place: file:line, or the row's number where several rows share a line.
+        data: What stands there; nothing is promised of its type.
+    """
+
+    number: int
+    place: str
+    data: Any
+
+
+def read_rows(path: Path, shown: str, expected: str) -> list[Row]:
+    """The rows of a file, in its order.
+
+    Args:
+        path: `.yaml`, `.yml`: a list. `.json`: a list, or one value a line. Anything else: one JSON value a line.
+        shown: How errors call it.
+        expected: A sentence with an example of a row, for errors.
+
+    Errors: missing, a directory, not UTF-8, not JSON or YAML, not a list.
+    """
+    if path.is_dir():
+        raise WorkbenchError(f"{shown}: is a directory, expected a facts file", f"One of {', '.join(SUFFIXES)}.")
+    if not path.is_file():
+        near = [p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES] if path.parent.is_dir() else []
+        raise WorkbenchError(f"{shown}: no such facts file", nearest(path.name, near) if near else None)
+    if path.suffix in (".yaml", ".yml"):
+        return _of_yaml(path, shown, expected)
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(f"{shown}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return _numbered(_of_list(text, shown), shown)
+    return [Row(number, f"{shown}:{line}", data) for number, (line, data) in enumerate(_of_lines(text, shown), 1)]
+
+
+def _of_yaml(path: Path, shown: str, expected: str) -> list[Row]:
+    document = yamldoc.load(path, shown)
+    if not isinstance(document.data, list):
+        raise WorkbenchError(f"{shown}: expected a list of facts, found {type(document.data).__name__}", expected)
+    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.data)]
+
+
+def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            hint = "One object a line, or in a .json file a list: [{…}, {…}]."
+            raise WorkbenchError(f"{shown}:{number}: not JSON ({error})", hint) from None
+
+
+def _of_list(text: str, shown: str) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every element of a JSON list."""
+    decoder, line, before = json.JSONDecoder(), 1, 0
+    at = _blank(text, text.index("[") + 1)
+    while text[at : at + 1] != "]":
+        line, before = line + text.count("\n", before, at), at
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except ValueError as error:
+            raise WorkbenchError(f"{shown}:{line}: not JSON ({error})", "A list of objects: [{…}, {…}].") from None
+        yield line, value
+        at = _blank(text, end)
+        if text[at : at + 1] == ",":
+            at = _blank(text, at + 1)
+        elif text[at : at + 1] != "]":
+            line += text.count("\n", before, at)
+            found = repr(text[at : at + 10]) if at < len(text) else "the end of the file"
+            raise WorkbenchError(f"{shown}:{line}: expected , or ] behind an entry, found {found}", "Is the file cut off?")
+
+
+def _blank(text: str, at: int) -> int:
+    """The next place that is not white space."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _numbered(found: Iterator[tuple[int, Any]], shown: str) -> list[Row]:
+    """Rows with places that tell them apart: the line where every row has its own, else the number of the row."""
+    entries = list(found)
+    own_lines = len({line for line, _ in entries}) == len(entries)
+    return [
+        Row(number, f"{shown}:{line}" if own_lines else f"{shown}, row {number}", data)
+        for number, (line, data) in enumerate(entries, 1)
+    ]

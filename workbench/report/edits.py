@@ -1,0 +1,193 @@
+"""The report's view of edited facts: a table of their tasks, and how many facts survive in each configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.report.numbers import MISSING, PERCENT, count, listed
+from workbench.report.view import Configuration, Estimate, Task, View
+
+# Kind -> heading, and how it is measured.
+HEADINGS = {
+    "efficacy": ("Efficacy", "teacher-forced"),
+    "preferred": ("Target preferred", "token-mean likelihood"),
+    "paraphrase": ("Paraphrase", "teacher-forced"),
+    "preferred-paraphrase": ("Preferred, paraphrase", "token-mean likelihood"),
+    "neighbours": ("Neighbours unchanged", "the base's answer"),
+    "neighbours-right": ("Neighbours right", "the stated answer"),
+    "preferred-neighbours": ("Preferred, neighbours", "token-mean likelihood"),
+    "portability": ("Portability", "teacher-forced"),
+    "generated": ("Generated", "natural stop"),
+    "generated-paraphrase": ("Generated, paraphrase", "natural stop"),
+    "entropy": ("n-gram entropy", "bits"),
+    "text": ("Text", "bits per byte, lower is better"),
+}
+COHORTS = {"first": "first cohort", "last": "last batch", "sample": "sample of all so far"}
+FIRST = ("efficacy", "paraphrase", "neighbours", "generated", "portability")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of `of` facts or prompts that the edit alone answers right, the number and share that a configuration answers right."""
+
+    kept: int
+    of: int
+    share: Estimate | None
+
+    @property
+    def text(self) -> str:
+        """Such as "18 of 20"."""
+        return f"{count(self.kept)} of {count(self.of)}"
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What is left of one edit.
+
+    Attributes:
+        alone: The configuration that has the edit alone.
+        kinds: Columns.
+        rows: Configurations in the order of the report, by kind.
+        without: Those of them that do not hold the edit.
+    """
+
+    alone: str
+    kinds: tuple[str, ...]
+    rows: tuple[tuple[Configuration, dict[str, Kept]], ...]
+    without: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """What the first column says of the configurations that hold the edit, in words."""
+        kind = self.kinds[0]
+        known = next(kept[kind].of for _, kept in self.rows if kind in kept)
+        told = [
+            f"{c.name} {count(k.kept)}{_percent(k)}"
+            for c, kept in self.rows
+            if c.name not in self.without and (k := kept.get(kind))
+        ]
+        if not told:
+            return (
+                f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}); nothing that holds it was scored."
+            )
+        return f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}). Of these answer right: {listed(told)}."
+
+
+@dataclass(frozen=True)
+class Step:
+    """A configuration after its edit has taken so many facts, on one cohort of them: scores by kind."""
+
+    configuration: str
+    facts: int
+    cohort: str
+    scores: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class FactSuite:
+    """One facts file.
+
+    Attributes:
+        steps: Facts one after another: by configuration and cohort.
+        control_missing: An edit was scored as a part of something else, but not alone.
+        columns: (kind, task), those of most interest first.
+        rows: Configurations that were scored on it.
+    """
+
+    name: str
+    source: str
+    facts: int
+    columns: tuple[tuple[str, Task], ...]
+    rows: tuple[Configuration, ...]
+    survivals: tuple[Survival, ...]
+    steps: tuple[Step, ...] = ()
+    control_missing: bool = False
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Kinds that the steps have."""
+        return tuple(dict.fromkeys(kind for step in self.steps for kind in step.scores))
+
+
+def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
+    """The suites of facts of a comparison document; none in a document without."""
+    found = []
+    for entry in document.get("facts") or ():
+        named = {str(kind): view.task(str(task)) for kind, task in (entry.get("tasks") or {}).items()}
+        columns = tuple((kind, task) for kind in _ordered(named) if (task := named[kind]) is not None)
+        rows = tuple(c for c in view.configurations if any(task.name in c.scores for _, task in columns))
+        if columns and rows:
+            survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
+            steps = tuple(_steps(entry.get("sequence") or ()))
+            name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
+            found.append(FactSuite(name, source, facts, columns, rows, survivals, steps, bool(entry.get("control_missing"))))
+    return found
+
+
+def heading(kind: str) -> tuple[str, str]:
+    """A column's heading and its second line."""
+    return HEADINGS.get(kind, (kind, ""))
+
+
+def markdown_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of scores."""
+    header = ["Configuration", *(f"{heading(kind)[0]} ({heading(kind)[1]})" for kind, _ in suite.columns)]
+    rows = [[c.name, *(_level(c.scores.get(task.name), task) for _, task in suite.columns)] for c in suite.rows]
+    return header, rows
+
+
+def survival_rows(survival: Survival) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of what is left of an edit."""
+    header = ["Configuration", *(heading(kind)[0] for kind in survival.kinds)]
+    rows = [
+        [c.name, *(f"{k.text}{_percent(k)}" if (k := kept.get(kind)) else MISSING for kind in survival.kinds)]
+        for c, kept in survival.rows
+    ]
+    return header, rows
+
+
+def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of facts one after another."""
+    header = ["Configuration", "Facts", "Cohort", *(heading(kind)[0] for kind in suite.followed)]
+    rows = [[s.configuration, count(s.facts), COHORTS.get(s.cohort, s.cohort), *(_share(s.scores.get(kind)) for kind in suite.followed)]
+            for s in suite.steps]  # fmt: skip
+    return header, rows
+
+
+def _share(e: Estimate | None) -> str:
+    return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
+
+
+def _steps(found: Iterable[Mapping[str, Any]]) -> Iterable[Step]:
+    for row in found:
+        for cohort, scores in row["cohorts"].items():
+            estimates = {str(k): Estimate(v["value"], v.get("low"), v.get("high"), n=v.get("n")) for k, v in scores.items()}
+            yield Step(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
+
+
+def _ordered(kinds: Iterable[str]) -> list[str]:
+    given = list(kinds)
+    return [*(k for k in FIRST if k in given), *(k for k in given if k not in FIRST)]
+
+
+def _survival(part: Mapping[str, Any], view: View) -> Survival | None:
+    found = part.get("rows") or {}
+    rows = tuple((c, {str(k): _kept(v) for k, v in found[c.name].items()}) for c in view.configurations if c.name in found)
+    kinds = _ordered(dict.fromkeys(kind for _, kept in rows for kind, k in kept.items() if k.of))
+    return Survival(str(part["alone"]), tuple(kinds), rows, tuple(map(str, part.get("without") or ()))) if kinds else None
+
+
+def _kept(value: Mapping[str, Any]) -> Kept:
+    share = Estimate(value["value"], value.get("low"), value.get("high")) if value.get("value") is not None else None
+    return Kept(int(value["kept"]), int(value["of"]), share)
+
+
+def _percent(kept: Kept) -> str:
+    if kept.share is None:
+        return ""
+    return f" ({PERCENT.score(kept.share.value)} % {PERCENT.levels(kept.share.low, kept.share.high)})"
+
+
+def _level(e: Estimate | None, task: Task) -> str:
+    return MISSING if e is None else f"{task.unit.score(e.value)} {task.unit.levels(e.low, e.high)}".strip()
