@@ -52,7 +52,18 @@ def test_plan_and_run(world: Project) -> None:
     assert planned["problems"] == []
     assert planned["cached"] == []
     ran = document("run", "recipes/all.yaml")
-    assert list(ran) == ["run", "key", "status", "model", "adapter", "directory", "configuration", "steps", "seconds", "peak_bytes"]
+    assert list(ran) == [
+        "run",
+        "key",
+        "status",
+        "model",
+        "adapter",
+        "directory",
+        "configuration",
+        "steps",
+        "seconds",
+        "peak_bytes",
+    ]
     assert ran["status"] == "done"
     assert ran["key"] == planned["key"]
     assert (Path(ran["model"]) / "model.safetensors").stat().st_size > planned["write_bytes"]
