@@ -285,12 +285,12 @@ def test_refused(fields: str, message: str | None, project: Project) -> None:
 
 
 def test_a_target_beyond_the_context(project: Project) -> None:
-    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 63)}])
+    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
     with pytest.raises(WorkbenchError) as caught:
         solve(project)
-    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens; the model takes 64 together"
+    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens, end of text included; the model takes 64 together"
     assert caught.value.message == expected
-    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
+    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 61)}])
     solve(project, ", epochs: 1")
 
 
