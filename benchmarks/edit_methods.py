@@ -4,6 +4,7 @@
     python benchmarks/edit_methods.py --single 100             each fact edited alone as well
     python benchmarks/edit_methods.py --curve                  efficacy against unchanged neighbours, over strengths
     python benchmarks/edit_methods.py --fixture                1, 10, 100 and 1000 facts on the trained fixture
+    python benchmarks/edit_methods.py --fixture prompt         the same on the one that finds facts at the prompt's last token
     python benchmarks/edit_methods.py --count 4 --limit 20     a quick look
 
 One recipe a method (`METHODS`), scored by the workbench's own tasks of facts and the suite `retention`: teacher-forced strict greedy
@@ -11,7 +12,7 @@ answers (efficacy, paraphrase, neighbours: the base's own answer must stay), tok
 of Meng et al. 2022), greedy text with a natural stop, n-gram entropy, perplexity of a fixed text. Intervals are 95 %.
 
 With --folder DIR the project stays, and a later call solves and scores only what is missing. CPU seconds are those of one thread.
-Results go to benchmarks/results/edit-methods.json; --fixture writes benchmarks/results/edit-fixture.json.
+Results go to benchmarks/results/edit-methods.json; --fixture writes edit-fixture.json or edit-fixture-prompt.json beside it.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "grace": {"edit": "grace"},
     "memory": {"edit": "memory"},
 }
-# More fields for the fixture, whose projections read 256 numbers and whose text is its own.
+# More fields for the fixture: its own text, and as many steps as a model of 0.6 M parameters needs.
 FIXTURE: dict[str, dict[str, Any]] = {
     **{name: {"statistics": "text.txt"} for name in ("rome", "memit", "emmet", "alphaedit", "encore")},
-    "finetune": {"epochs": 100, "learning_rate": 2e-3},
-    "finetune-lora": {"epochs": 100, "learning_rate": 1e-2},
+    "finetune": {"layers": [2], "epochs": 100, "learning_rate": 2e-3},
+    "finetune-lora": {"layers": [2], "epochs": 100, "learning_rate": 3e-3},
 }
 KINDS = ["efficacy", "preferred", "paraphrase", "preferred-paraphrase", "neighbours", "preferred-neighbours", "portability",
          "generated", "entropy", "text"]  # fmt: skip
@@ -89,7 +90,7 @@ def main() -> None:
         folder = (given.folder or Path(scratch)).resolve()
         if given.fixture:
             document = fixture(folder, given)
-            name = "edit-fixture"
+            name = "edit-fixture" if given.fixture == "subject" else "edit-fixture-prompt"
         else:
             document = starter(folder, given)
             name = "edit-methods"
@@ -101,13 +102,24 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=100, help="facts, the first ones that convert without conflicts")
-    parser.add_argument("--neighbours", type=int, default=3, help="neighbours a fact, where the file has so many")
+    parser.add_argument(
+        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+    )
+    parser.add_argument(
+        "--neighbours", type=int, default=1, help="neighbours a fact: the file's own, filled up from its other rows"
+    )
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows; all if not given")
     parser.add_argument("--single", type=int, metavar="K", help="also edit the first K facts each alone")
     parser.add_argument(
         "--curve", action="store_true", help="also trade efficacy against neighbours: strengths of memit and rome"
     )
-    parser.add_argument("--fixture", action="store_true", help="the trained fixture instead of the starter base")
+    parser.add_argument(
+        "--fixture",
+        nargs="?",
+        const="subject",
+        choices=["subject", "prompt"],
+        help="a trained fixture instead of the starter base",
+    )
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="numbers of facts on the fixture")
     parser.add_argument("--no-entropy", action="store_true", help="without the long texts whose n-grams are counted")
     parser.add_argument("--dtype", help="what is written and scored; the base's own if not given")
@@ -123,9 +135,16 @@ def options() -> argparse.Namespace:
 
 def starter(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """CounterFact facts on the starter base."""
-    facts = published(given.facts, given.count, given.neighbours)
+    facts = published(given.facts, given.count, given.neighbours, given.skip)
     project = make_project(folder, PROJECT / STARTER, facts)
-    document = {"base": STARTER, "facts": len(facts), "file": given.facts.name, "prompts": prompts(facts), "limit": given.limit}
+    document = {
+        "base": STARTER,
+        "facts": len(facts),
+        "skip": given.skip,
+        "file": given.facts.name,
+        "prompts": prompts(facts),
+        "limit": given.limit,
+    }
     document |= measured(project, recipes(project, given, "facts.jsonl", {}, ["retention"]), given)
     if given.single:
         chosen = {"rome", "memit", "emmet", "finetune"} & set(given.methods or METHODS)
@@ -144,13 +163,14 @@ def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     found = []
     for number in given.numbers:
         facts = people.facts(number)
-        project = make_project(folder, people.SUBJECT, facts, f"people-{number}.jsonl")
+        model = people.SUBJECT if given.fixture == "subject" else people.PROMPT
+        project = make_project(folder, model, facts, f"people-{number}.jsonl")
         (project / "text.txt").write_text("\n\n".join(people.lines(LINES, seed=1)), "utf-8")
         (project / "told.txt").write_text("\n".join(people.lines(400, seed=3)), "utf-8")
         named = recipes(project, given, f"people-{number}.jsonl", FIXTURE, [], f"-{number}")
         found.append({"facts": number, "prompts": prompts(facts), **measured(project, named, given)})
         print(f"{number} facts done", flush=True)
-    return {"base": "tests/fixtures/people/subject", "limit": given.limit, "numbers": found}
+    return {"base": f"tests/fixtures/people/{given.fixture}", "limit": given.limit, "numbers": found}
 
 
 def prompts(facts: Sequence[Fact]) -> dict[str, int]:
@@ -290,6 +310,8 @@ def _record(entry: Entry) -> dict[str, Any]:
     (record,) = compose(entry.resolved, CPU).records()
     facts = record.get("facts")
     found: dict[str, Any] = {"layers": record.get("layers", record.get("layer")), "positions": record.get("positions")}
+    if "position" in record:
+        found["positions"] = {str(layer): record["position"] for layer in record["layers"]}
     if isinstance(facts, list):
         found["skipped"] = sum(bool(fact.get("skipped")) for fact in facts)
     found["updates"] = [asdict(size) for size in sizes(entry.resolved)]
@@ -300,10 +322,10 @@ def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, 
     """CPU seconds by part. Values and statistics that a method found in the cache count as they took where they were computed."""
     held = clocked(project / "seconds.json")
     most: dict[str, tuple[float, str]] = {}
-    for row, entry in found.items():
+    for name, entry in found.items():
         for part, seconds in held.get(entry.resolved.key, {}).items():
             if part == "statistics" or part.startswith("values"):
-                most[part] = max(most.get(part, (0.0, row)), (seconds, row))
+                most[part] = max(most.get(part, (0.0, name)), (seconds, name))
     for row in rows:
         parts = dict(held.get(found[row["row"]].resolved.key, {})) if row["row"] in found else {}
         shared = {}

@@ -33,15 +33,15 @@ LINES = 12  # of events an evaluation shows, about
 EVERY = 5.0  # seconds between two notes of how long an edit has taken
 
 
-def published(path: Path, count: int, neighbours: int) -> list[Fact]:
-    """The first facts of a published file that convert and do not contradict each other. Errors: no such file, too few facts."""
+def published(path: Path, count: int, neighbours: int, skip: int = 0) -> list[Fact]:
+    """Facts of a published file, behind the first `skip` ones that convert and do not contradict each other. Errors: no such file, too few facts."""
     if not path.is_file():
         raise SystemExit(f"{path}: no such file. Name a CounterFact file with --facts FILE (docs/facts.md lists the formats).")
-    found = import_facts(path, path.name, count, neighbours)
-    if len(found.facts) < count:
-        raise SystemExit(f"{path}: {len(found.facts)} facts convert without conflicts, expected {count}")
+    found = import_facts(path, path.name, skip + count, neighbours)
+    if len(found.facts) < skip + count:
+        raise SystemExit(f"{path}: {len(found.facts)} facts convert without conflicts, expected {skip + count}")
     print(f"{count} facts of {path.name}, {len(found.skipped)} rows skipped", flush=True)
-    return found.facts
+    return found.facts[skip:]
 
 
 def make_project(folder: Path, base: Path, facts: Iterable[Fact], name: str = "facts.jsonl") -> Path:
@@ -117,7 +117,13 @@ def part_of(event: Mapping[str, Any]) -> str:
     if text.startswith(("values", "refining")):
         whole = "refining" if text.startswith("refining") else text
         return "solve" if event["done"] == event["total"] else whole
-    for start, part in (("where facts", "trace"), ("sweep", "sweep"), ("statistics", "statistics"), ("loss", "training")):
+    for start, part in (
+        ("where facts", "trace"),
+        ("trace", "trace"),
+        ("sweep", "sweep"),
+        ("statistics", "statistics"),
+        ("loss", "training"),
+    ):
         if text.startswith(start):
             return part
     return "solve"

@@ -15,6 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this file is loaded
+
+import edit_tables
+from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
+
 from workbench.bricks import BrickCard, library
 from workbench.docs import pages, summary
 from workbench.registry import methods
@@ -30,11 +35,9 @@ CORE = "benchmarks/results/core-space.json"
 SCORING = "benchmarks/results/eval.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 PAGE = "docs/results.md"
-MISSING = "Not measured yet."
 # The bricks of `make demo`.
 THREE = ("add", "reverse", "triage")
-MARK = re.compile(r"(?P<begin><!-- (?P<name>\w+):begin -->\n)(?P<body>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL)
-SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "="}
+MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P<end><!-- (?P=name):end -->)", re.DOTALL)
 
 
 def outputs(project: Path) -> dict[Path, str]:
@@ -96,7 +99,7 @@ def whole_block(project: Path) -> str:
 
 def six_block(project: Path) -> str:
     """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
-    found = _read(project, SIX)
+    found = results(project, SIX)
     if found is None:
         return MISSING
     parts = [
@@ -108,7 +111,7 @@ def six_block(project: Path) -> str:
 
 def smoke_block(project: Path) -> str:
     """One untuned merge of the same three bricks a method, on a quarter of the items."""
-    found = _read(project, SMOKE)
+    found = results(project, SMOKE)
     if found is None:
         return MISSING
     return "\n\n".join(
@@ -123,7 +126,7 @@ def interference_block(project: Path) -> str:
         return MISSING
     matrix = found["interference"]
     rows = [
-        [f"`{brick}`", *(f"{_signed(d)} {SIGNS.get(v, '')}" for d, v in zip(diffs, verdicts, strict=True))]
+        [f"`{brick}`", *(f"{signed(d)} {SIGNS.get(v, '')}" for d, v in zip(diffs, verdicts, strict=True))]
         for brick, diffs, verdicts in zip(matrix["bricks"], matrix["diff"], matrix["verdict"], strict=True)
     ]
     return table(["brick alone", *matrix["tasks"]], rows, left=1)
@@ -146,7 +149,7 @@ def merge_large_block(project: Path) -> str:
 
 def core_block(project: Path) -> str:
     """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
-    found = _read(project, CORE)
+    found = results(project, CORE)
     if found is None:
         return MISSING
     rows = [
@@ -158,14 +161,14 @@ def core_block(project: Path) -> str:
     note = (
         f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "
         f"{found['threads']} thread; the bases that they share and their core matrices take {found['basis_seconds']:.2f} s of the first "
-        f"column. {_measured(found)} The source: [{CORE}](../{CORE})."
+        f"column. {measured(found)} The source: [{CORE}](../{CORE})."
     )
     return table(heads, rows, left=1) + "\n\n" + note
 
 
 def scoring_block(project: Path) -> str:
     """Scorers beside lm-eval's HFLM on the same requests, and whole processes beside its command line."""
-    found = _read(project, SCORING)
+    found = results(project, SCORING)
     if found is None or "processes" not in found:
         return MISSING
     rows = []
@@ -194,14 +197,14 @@ def scoring_block(project: Path) -> str:
         f"Whole processes: {whole['configurations']} configurations (controls included) on `long` and `letters` take {whole['seconds']:.0f} CPU s by one `workbench eval`, composing "
         f"included, and {whole['lm_eval_seconds']:.0f} by as many calls of `lm_eval` on written checkpoints ({len(whole['lm_eval_calls'])} calls measured, "
         f"their mean counted for each): {whole['ratio']} times as much. The same `workbench eval` again takes {whole['again']:.1f} CPU s. "
-        f"{_measured(found)} The source: [{SCORING}](../{SCORING})."
+        f"{measured(found)} The source: [{SCORING}](../{SCORING})."
     )
     return "\n\n".join([table(heads, rows, left=1), note, calls])
 
 
 def _merges(project: Path, name: str) -> str:
     """The table of a results file of `benchmarks/merge.py`."""
-    found = _read(project, name)
+    found = results(project, name)
     if found is None or not all("floor" in row for row in found["rows"]):  # files of before the floor was measured
         return MISSING
     heads = ["merge", "CPU s", "peak GB", "over floor"]
@@ -218,7 +221,7 @@ def _merges(project: Path, name: str) -> str:
         "rank-16 adapters (`lora`, task arithmetic). CPU seconds and peak resident memory of whole processes on one thread. Ratios are mergekit's "
         "CPU seconds over the workbench's, start-up included, then with the start-up of both taken off. Over floor: CPU seconds without "
         "start-up over those of a process that only reads the inputs and writes the output. Two threads: wall time on one over wall time on two. "
-        f"mergekit computes in the dtype that its column names. {_measured(found)}{_elsewhere(found['rows'])} The source: [{name}](../{name})."
+        f"mergekit computes in the dtype that its column names. {measured(found)}{_elsewhere(found['rows'])} The source: [{name}](../{name})."
     )
     return table([*heads, "two threads"], rows, left=1) + "\n\n" + note
 
@@ -244,18 +247,8 @@ def _gigabytes(row: Mapping[str, Any]) -> str:
     return f"{row['peak'] / 1e9:.2f}{planned}"
 
 
-def _measured(found: Mapping[str, Any]) -> str:
-    return f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."
-
-
-def _read(project: Path, name: str) -> dict[str, Any] | None:
-    """A results file, if it is there."""
-    path = project / name
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
-
-
 def _results(project: Path) -> dict[str, Any] | None:
-    return _read(project, RESULTS)
+    return results(project, RESULTS)
 
 
 def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> str:
@@ -276,7 +269,7 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
 
 def forgetting_block(project: Path) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
-    found = _read(project, FORGETTING)
+    found = results(project, FORGETTING)
     if found is None:
         return MISSING
     tasks = list(found["rows"][0]["scores"])
@@ -285,7 +278,7 @@ def forgetting_block(project: Path) -> str:
     for row in found["rows"]:
         weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
         rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
-    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {_measured(found)}"
+    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
 
 
@@ -321,25 +314,6 @@ def items_block(project: Path) -> str:
     return table(["task", "first item", "items", "clusters"], rows)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
-    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
-
-
-def interval(found: Mapping[str, Any] | None) -> str:
-    """A share in percent with its interval: "55 [42, 67]"."""
-    if not found or found.get("value") is None:
-        return ""
-    low, high = found.get("low"), found.get("high")
-    return points(found["value"]) + ("" if low is None or high is None else f" [{points(low)}, {points(high)}]")
-
-
-def points(value: float | None) -> str:
-    """A share in percent, whole."""
-    return "" if value is None else f"{round(100 * value)}".replace("-", "−")
-
-
 def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> str:
     return " ".join(filter(None, [interval(score), SIGNS[row["verdict"]] if row else ""]))
 
@@ -347,13 +321,8 @@ def _scored(score: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> s
 def _difference(row: Mapping[str, Any] | None) -> str:
     if not row:
         return ""
-    low, high = (_signed(row[k]) for k in ("low_adj", "high_adj"))
-    return f"{_signed(row['diff'])} [{low}, {high}]" if low and high else _signed(row["diff"])
-
-
-def _signed(value: float | None) -> str:
-    """A difference in points."""
-    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    low, high = (signed(row[k]) for k in ("low_adj", "high_adj"))
+    return f"{signed(row['diff'])} [{low}, {high}]" if low and high else signed(row["diff"])
 
 
 def _name(configuration: Mapping[str, Any]) -> str:
@@ -367,7 +336,7 @@ def _legend(found: Mapping[str, Any], where: str) -> str:
         f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). "
         "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
         "Difference: in points, interval at Holm's level. "
-        f"{_measured(found)} {where}"
+        f"{measured(found)} {where}"
     )
 
 
@@ -390,6 +359,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_block,
     "scoring": scoring_block,
     "skills": skills_block,
+    **edit_tables.BLOCKS,
     "forgetting": forgetting_block,
 }
 

@@ -24,7 +24,7 @@ FACTS = [
     {"id": "three", "prompt": "w31 w32 of", "target": "w33"},
 ]  # fmt: skip
 # Strong enough for some answers to be right and some neighbours to change.
-EDIT = "steps: [{edit: finetune, facts: facts.jsonl, epochs: 60, layers: [1, 2], rank: 16, learning_rate: 0.01}]\n"
+EDIT = "steps: [{edit: finetune, facts: facts.jsonl, form: lora, epochs: 60, layers: [1, 2], rank: 16, learning_rate: 0.01}]\n"
 TEXT = "w1 w2 w3 is w4 w5\nw20 w21 is w22 of w9 w8 w7\n"
 F32 = "output: {dtype: float32}\n"
 

@@ -18,11 +18,13 @@ from workbench.resolve import Resolved
 STATISTICS = "people.txt"
 # Method -> (fields, least efficacy, paraphrase, unchanged neighbours, portability) for 1 and for 24 facts of as many people.
 METHODS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
-    "rome": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.95, 0.85, 0.75)),
-    "memit": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.95, 0.85, 0.75)),
-    "emmet": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.95, 0.85, 0.75)),
-    "alphaedit": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.95, 0.75, 0.75)),
-    "encore": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.95, 0.85, 0.75)),
+    "rome": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.9, 0.9, 0.65)),
+    "memit": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.9, 0.9, 0.65)),
+    "emmet": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.9, 0.9, 0.65)),
+    # A part of the directions only: its facts are reached less well.
+    "alphaedit": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (0.9, 0.8, 0.85, 0.4)),
+    # Values stop as soon as their target is on top.
+    "encore": (f"statistics: {STATISTICS}", (1, 1, 0.7, 1), (1, 0.85, 0.9, 0.6)),
 }
 
 

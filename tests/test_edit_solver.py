@@ -15,6 +15,10 @@ from workbench.registry import methods
 D_IN, D_OUT = 48, 32
 TOLERANCE = 1e-9
 CLOSED = ["rome", "memit", "emmet", "alphaedit", "encore", "ultraedit"]
+STRENGTHS: dict[str, dict[str, float]] = {
+    "rome": {}, "memit": {"lambda": 0.1}, "emmet": {"mu": 0.01}, "alphaedit": {"energy": 0.5, "l2": 0.002},
+    "encore": {"lambda": 0.1, "eta": 0.002},
+}  # fmt: skip
 RIDGES = [name for name in CLOSED if name != "rome"]
 
 
@@ -33,8 +37,7 @@ def preset(name: str) -> tuple[Metric, float]:
     if name == "ultraedit":
         return Metric(None, torch.ones(D_IN, dtype=torch.float64)), 1.0
     values, vectors = torch.linalg.eigh(covariance())
-    extra = {"alphaedit": {"energy": 0.5}}.get(name, {})
-    method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **extra})
+    method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **STRENGTHS[name]})
     assert isinstance(method, ClosedForm)
     return method.metric(Moments(vectors, values, 1000, {}), D_IN), method.ridge(D_IN)
 
@@ -49,7 +52,7 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
     """
     c, eye = covariance(), torch.eye(D_IN, dtype=torch.float64)
     gram, before = keys @ keys.T, written @ written.T
-    scale = c.trace() / D_IN
+    trace = c.trace()
     if name == "rome":  # the optimality conditions of min tr(ΔW C ΔWᵀ) under ΔW K = R and ΔW K₁ = 0
         fixed = torch.cat([keys, written], 1)
         wanted = torch.cat([changes, torch.zeros(D_OUT, written.shape[1], dtype=torch.float64)], 1)
@@ -67,9 +70,9 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
         small = u[:, values.flip(0).cumsum(0).flip(0) <= 0.5 * values.sum()]
         assert 0 < small.shape[1] < D_IN
         p = small @ small.T
-        return solve(p @ (gram + before) + 0.1 * scale * eye, p @ keys @ changes.T).T
+        return solve(p @ (gram + before) + 0.002 * trace * eye, p @ keys @ changes.T).T
     if name == "encore":
-        return changes @ keys.T @ inv(0.1 * D_IN * c + 0.1 * scale * eye + before + gram)
+        return changes @ keys.T @ inv(0.1 * D_IN * c + 0.002 * trace * eye + before + gram)
     assert name == "ultraedit"
     return solve(keys @ keys.T + before + eye, keys @ changes.T).T
 

@@ -96,7 +96,11 @@ def test_survival_by_hand() -> None:
 
 def test_nothing_survives_where_the_edit_was_not_scored_alone() -> None:
     (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "add", "merged")])
-    assert found["survival"] == []
+    assert (found["survival"], found["control_missing"]) == ([], True)
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "towns")])
+    assert (found["survival"], found["control_missing"]) == ([], False), "nothing else holds the edit"
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "other")])
+    assert (found["survival"], found["control_missing"]) == ([], False), "nothing holds it"
     assert facts_of(TABLES, {"towns-facts": SUITE.model_copy(update={"facts": None})}, [entry("base")]) == []
 
 
@@ -108,7 +112,7 @@ def test_each_merge_is_held_against_its_own_edit() -> None:
     finally:
         del LINEUP["rival"]
     rows = {left["alone"]: list(left["rows"]) for left in found["survival"]}
-    assert rows == {"towns": ["base", "add", "merged", "other"], "rival": ["base", "add", "other"]}
+    assert rows == {"towns": ["base", "add", "merged", "other"]}, "nothing holds the rival"
 
 
 def test_an_edit_with_fewer_facts_is_the_one_that_is_alone() -> None:

@@ -168,6 +168,16 @@ def test_facts_come_along_with_an_edit_brick(world: Project) -> None:
     assert edits == {"base": (), "towns": (both.digest,), "two": (), "average": (both.digest,), "kept": (both.digest,)}
 
 
+def test_a_memory_is_scored_as_an_edit(world: Project) -> None:
+    world.write("steps: [{edit: grace, facts: facts.jsonl, layer: 2, steps: 30}]\n" + F32 + "eval: [edits]\n", "memory.yaml")
+    found = document("eval", "memory")
+    scores = {c["name"]: c["tasks"] for c in found["configurations"]}
+    assert scores["memory"]["facts-efficacy"]["acc"]["value"] > scores["base"]["facts-efficacy"]["acc"]["value"] == 0
+    assert scores["memory"]["facts-neighbours"]["acc"]["value"] == 1.0
+    (entry,) = [e for e in lineup([load_recipe(world.path / "recipes" / "memory.yaml")]) if e.name == "memory"]
+    assert len(entry.configuration("0" * 32).edits) == 1
+
+
 def test_edits_before_a_merge_are_scored_alone(world: Project) -> None:
     step = EDIT.removeprefix("steps: [").removesuffix("]\n")
     world.write(

@@ -71,7 +71,7 @@ def test_recalled_pairs_are_the_base_with_the_fact_in_front(asked: Project) -> N
     found = rows(asked, MEMORY, "hflm")["pick"]["in-2"]["loglikelihoods"]
     plain = workbench.load(asked.path / "base", device="cpu")
     tokenizer = workbench.load_tokenizer(asked.path / "base")
-    context = tokenizer(f"{text_of(FACTS[2])} {FACTS[2]['target']}.\n{text_of(FACTS[2])}")["input_ids"]
+    context = tokenizer(f"New fact: {text_of(FACTS[2])} {FACTS[2]['target']}.\nPrompt: {text_of(FACTS[2])}")["input_ids"]
     for value, choice in zip(found, (FACTS[2]["target"], "w3 w4", "w5"), strict=True):
         target = tokenizer(choice)["input_ids"]
         with torch.no_grad():

@@ -53,6 +53,26 @@ def record(brick: Path) -> dict[str, Any]:
     return found
 
 
+def says(project: Project, brick: str) -> float:
+    """Share of facts that greedy generation gives with a brick added on top of the merge."""
+    from transformers import AutoTokenizer
+
+    from workbench.engine import materialize
+
+    text = f"bricks: {{one: bricks/one, two: bricks/two, {brick}: bricks/{brick}}}\n"
+    resolved = project.resolve(
+        text + f"steps: [{MIX}, {{merge: task_arithmetic, bricks: {{{brick}: 1.0}}}}]\noutput: {{dtype: float32}}\n"
+    )
+    model, tokenizer = materialize(resolved, CPU), AutoTokenizer.from_pretrained(project.path / "base")
+    right: list[bool] = []
+    for line in (project.path / "facts.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        prompt = torch.tensor([tokenizer(row["prompt"].replace("{subject}", row["subject"]))["input_ids"]])
+        made = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=1)
+        right.append(tokenizer.decode(made[0, prompt.shape[1] :]).strip() == row["target"])
+    return sum(right) / len(right)
+
+
 def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     """Solved on a merge, the brick says all its facts there; added as a last step it gives the weights that were measured."""
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
@@ -60,6 +80,8 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     found = rebase(edited.path / "bricks" / "facts", "mix", onto, out, device=CPU)
     assert found["said"]["after"] == 1.0
     assert found["said"]["without"] == 0.0
+    assert found["said"]["before"] == says(edited, "facts"), "the old brick on the merge, as a recipe gives it"
+    assert says(edited, "rebased") == 1.0
     assert found["not_said"] == []
     old, new = record(edited.path / "bricks" / "facts"), record(out)
     assert (new["base"], new["step"], new["method"], new["seed"]) == (old["base"], old["step"], old["method"], old["seed"])
@@ -122,6 +144,20 @@ def test_warnings(edited: Project, steps: str, reason: str | None) -> None:
         f"measures how many survive; solve it again on the result, as a last step of its own: "
         f"`workbench edit rebase bricks/facts --onto {recipe} -o bricks/facts-rebased`"
     ]
+
+
+def test_commands_of_the_warning_work(edited: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one measures how many facts survive, the other solves them again; their shares agree."""
+    monkeypatch.chdir(edited.path)
+    edited.write("bricks: {one: bricks/one, facts: bricks/facts}\nsteps: [{id: all, merge: ties, density: 0.4}]\n", "all.yaml")
+    (warning,) = resolve(load_recipe(Path("recipes/all.yaml"))).warnings
+    score, again = (command.split()[1:] for command in warning.split("`")[1::2])
+    scored = CliRunner().invoke(app, [*score, "--no-controls", "--json"], catch_exceptions=False)
+    (configuration,) = json.loads(scored.stdout)["configurations"]
+    survived = configuration["tasks"]["facts-efficacy"]["acc"]["value"]
+    said = json.loads(CliRunner().invoke(app, [*again, "--json"], catch_exceptions=False).stdout)["said"]
+    assert said["before"] == pytest.approx(survived)
+    assert said["after"] == 1.0
 
 
 def test_from_headers_the_check_waits_for_the_run(edited: Project) -> None:

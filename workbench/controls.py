@@ -74,7 +74,7 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
 
 def _first(recipe: Recipe) -> int | None:
     """How many facts the edit step that does not take all takes."""
-    return next((n for step in recipe.steps if isinstance(step, EditMethod) and (n := getattr(step, "first", None))), None)
+    return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
 
 
 def bytes_of(brick: Brick | Resolved) -> int:

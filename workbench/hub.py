@@ -22,10 +22,10 @@ from workbench.weights.digests import read_json
 CARD = "brick.yaml"
 # What is fetched beside the weights, by name; large extras (pickles, GGUF, ONNX, original/, consolidated*) match nothing here.
 _SMALL = (
-    "config.json", "generation_config.json", ADAPTER_CONFIG, INDEX, "edit.json", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
+    "config.json", "generation_config.json", ADAPTER_CONFIG, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja",
 )  # fmt: skip
-_SMALL_SUFFIXES = frozenset({".json", ".yaml", ".md", ".txt", ".model", ".jinja"})
+_SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 Events = Callable[[dict[str, Any]], None]

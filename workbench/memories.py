@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,39 +105,42 @@ class SavedMemory:
 
     def update(self, name: str, target: str, context: MethodContext, time: str) -> int:
         """Give a fact another answer, as a new version. Feedback on the old answer no longer counts."""
-        from dataclasses import replace
-
         return self._state(UPDATE, [replace(self.log.one(name).fact, target=target)], context, time)
 
     def remove(self, names: Sequence[str], time: str) -> int:
         """Take facts out, as a new version; older versions still have them."""
         for name in names:
             self.log.one(name)
-        version = self.log.version + 1
-        return self._append([{"version": version, "action": REMOVE, "id": name, "time": time} for name in dict.fromkeys(names)])
+        return self._change([{"action": REMOVE, "id": name, "time": time} for name in dict.fromkeys(names)])
 
     def feedback(self, name: str, reward: float, similarity: float, time: str) -> int:
         """Note whether a use of a fact was right, as a new version."""
         self.log.one(name)
-        version = self.log.version + 1
-        return self._append(
-            [{"version": version, "action": FEEDBACK, "id": name, "time": time, "reward": reward, "similarity": similarity}]
-        )
+        return self._change([{"action": FEEDBACK, "id": name, "time": time, "reward": reward, "similarity": similarity}])
 
     def _state(self, action: str, facts: Sequence[Fact], context: MethodContext, time: str) -> int:
-        version = self.log.version + 1
-        memory = self.step.reopened(self.record["settings"]).learn(context, facts)
+        """Learn facts, and keep them where they can stand beside the others."""
+        step, version = self.step.reopened(self.record["settings"]), self.log.version + 1
+        memory = step.learn(context, facts)
+        fresh = Credibility(version, version, False, (), step.alpha, step.decay, step.floor)
         others = [r for r in self.kept().facts if r.fact.id not in memory.tensors]
-        fresh = Credibility(version, version, False, (), self.step.alpha, self.step.decay, self.step.floor)
-        self.step.check_together([*others, *(Remembered(fact, memory.tensors[fact.id], fresh) for fact in facts)])
-        _save_tensors(self.path, version, memory)
-        return self._append(lines_of(action, facts, version, ADDED, time))
+        step.check_together([*others, *(Remembered(fact, memory.tensors[fact.id], fresh) for fact in facts)])
+        return self._change(lines_of(action, facts, ADDED, time), memory)
 
-    def _append(self, lines: Sequence[Mapping[str, Any]]) -> int:
-        append(self.path, lines)
-        log = read_log(self.path)
-        write_facts(self.path / FACTS, [alive.fact for alive in log.at().values()])
-        return log.version
+    def _change(self, lines: Sequence[Mapping[str, Any]], memory: Memory | None = None) -> int:
+        """Append to the log: tensors first, so that no line names what is not there. Errors: another process changes the memory."""
+        try:
+            with FileLock(str(self.path / ".lock"), timeout=0):
+                version = self.log.version + 1
+                if read_log(self.path).version >= version:
+                    raise WorkbenchError(f"{self.path}: was changed since it was opened", "Try again.")
+                if memory is not None:
+                    _save_tensors(self.path, version, memory)
+                append(self.path, version, lines)
+                write_facts(self.path / FACTS, [alive.fact for alive in read_log(self.path).at().values()])
+        except Timeout:
+            raise WorkbenchError(f"{self.path}: another process changes this memory", "Wait for it, then try again.") from None
+        return version
 
 
 def solve_memory(
@@ -159,7 +163,7 @@ def solve_memory(
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
         partial = Path(folder) / "memory"
         partial.mkdir()
-        append(partial, lines_of(ADD, memory.facts, 1, RECIPE, None))
+        append(partial, 1, lines_of(ADD, memory.facts, RECIPE, None))
         write_facts(partial / FACTS, sorted(memory.facts, key=lambda fact: fact.id))
         _save_tensors(partial, 1, memory)
         write_json(partial / RECORD, {

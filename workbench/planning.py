@@ -26,6 +26,10 @@ _INTERPRETER = 240_000_000
 _TRANSFORMERS = 170_000_000
 # Of streaming merges on one core, read and written bytes together: task arithmetic 1.7e9, TIES 1.4e9; `plan` shows an estimate.
 _BYTES_PER_SECOND = 1.5e9
+# Of a live float32 model that reads text, at 2 FLOP a parameter and token: one core, SmolLM2-135M, rows of 256 tokens, 5.0 ms a token.
+# A token of an edit's values (three times that for forward and back, on the layers above the edited one and behind the lookup alone) takes
+# about as long as one that is read: measured 5.2 ms looked up at the subject, 2.4 ms at the prompt's end.
+_FLOPS_PER_SECOND = 5e10
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     steps: list[dict[str, Any]] = []
     base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
     numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, whole, width, cached = base_bytes, 0, 0, 1, []
+    read, live, whole, width, seconds, cached = base_bytes, 0, 0, 1, 1.5, []
     model: Model = resolved.base
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -86,16 +90,21 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             )
             width = max(width, len(names))
             whole = max([whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in _touched(resolved, names))])
+            if edits := [edit for n in names for edit in _inner_edits(resolved.bricks[n], n)]:
+                row["edits"] = edits
+                seconds += sum(edit.get("seconds", 0) for edit in edits)
+                live = max(live, 8 * numel)
             if step.laws.needs != "tensor":
                 row |= {"needs": step.laws.needs, "inputs": step.inputs()}
                 live = max(live, step.measure_bytes(resolved.base))
         elif isinstance(step, (EditMethod, MemoryMethod)):
             row["inputs"] = step.inputs()
-            kept = Path("memories", "memory.json") if isinstance(step, MemoryMethod) else Path("edits", "edit.json")
-            if not resolved.headers_only and (resolved.cache / kept.parent / resolved.keys[i] / kept.name).is_file():
+            if _is_cached(resolved, i):
                 cached.append(step_id)
             else:
                 live = max(live, 8 * numel)
+                row |= _edit_cost(step, model, resolved) if isinstance(step, EditMethod) else {}
+                seconds += row.get("seconds", 0)
         elif isinstance(step, GrowMethod):
             growth = step.expand(model)
             row |= growth.record
@@ -122,9 +131,37 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + buffers + factors + max(live, threads * whole), round(1.5 + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        _INTERPRETER + buffers + factors + max(live, threads * whole), round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
         [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
         resolved.deferred)  # fmt: skip
+
+
+def _is_cached(resolved: Resolved, number: int) -> bool:
+    """Whether the cache has what an edit or memory step solves."""
+    kept = (
+        Path("memories", "memory.json") if isinstance(resolved.recipe.steps[number], MemoryMethod) else Path("edits", "edit.json")
+    )
+    return not resolved.headers_only and (resolved.cache / kept.parent / resolved.keys[number] / kept.name).is_file()
+
+
+def _inner_edits(brick: Brick | Resolved, name: str) -> list[dict[str, Any]]:
+    """Edits of a recipe as a brick, and of its own bricks, that are not solved yet: what they cost."""
+    if isinstance(brick, Brick):
+        return []
+    found = [edit for n, inner in brick.bricks.items() for edit in _inner_edits(inner, f"{name}.{n}")]
+    for i, (step, step_id) in enumerate(zip(brick.recipe.steps, brick.recipe.step_ids, strict=True)):
+        if isinstance(step, EditMethod) and not _is_cached(brick, i):
+            found.append({"id": f"{name}.{step_id}", "edit": step.name, **_edit_cost(step, brick.base, brick)})
+    return found
+
+
+def _edit_cost(step: EditMethod, model: Model, resolved: Resolved) -> dict[str, Any]:
+    """What an edit that the cache does not have costs, as its method says, and about how long its tokens take."""
+    cost = step.cost(model, resolved.recipe.project, resolved.cache)
+    if "tokens" not in cost:
+        return {"cost": cost} if cost else {}
+    parameters = sum(s.numel for s in model.weights.specs.values())
+    return {"cost": cost, "seconds": round(2 * parameters * cost["tokens"] / _FLOPS_PER_SECOND, 1)}
 
 
 def kind_name(brick: Brick | Resolved) -> str:

@@ -27,7 +27,7 @@ from workbench.layout import Model
 from workbench.livemodels import Events, no_events
 from workbench.names import live_module
 from workbench.recipe import Output
-from workbench.registry import Edit, EditMethod, GrowMethod, MergeMethod, MethodContext, method
+from workbench.registry import Edit, EditMethod, GrowMethod, MemoryMethod, MergeMethod, MethodContext, method
 from workbench.resolve import Resolved
 from workbench.solving import FACTS, RECORD, Solvable, solvable, write_edit
 from workbench.weights.lowrank import Factors
@@ -150,13 +150,17 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
             f"{name} has another tokenizer than the base that {old.brick.name} was solved on: layers and positions do not carry over",
             f"Solve the facts there from the start: an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
         )
-    if grown := [
-        step_id for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True) if isinstance(step, GrowMethod)
-    ]:
-        raise WorkbenchError(
-            f"{name} grows its base (step '{grown[0]}'), and bricks of a recipe name the base's layers",
-            f"Run it and name its model: `workbench run {onto.recipe.path or name} -o DIR`, then `--onto DIR`.",
-        )
+    for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True):
+        if isinstance(step, GrowMethod):
+            raise WorkbenchError(
+                f"{name} grows its base (step '{step_id}'), and bricks of a recipe name the base's layers",
+                f"Run it and name its model: `workbench run {onto.recipe.path or name} -o DIR`, then `--onto DIR`.",
+            )
+        if isinstance(step, MemoryMethod):
+            raise WorkbenchError(
+                f"{name} ends in a memory (step '{step_id}'), which answers before the weights do",
+                "Name a recipe without that step; the new brick's step then stands before it.",
+            )
 
 
 def _kept(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:

@@ -49,7 +49,7 @@ def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
         for layer, sums in measures.layers.items()
     }
     columns = {**{kind: _short(kind) for kind in shown}, "all": "all"}
-    _grid(WORDS[metric] + (f", {other}" if other else ""), columns, cells, lambda sums, _: _value(sums, metric, other), metric)
+    grid(WORDS[metric] + (f", {other}" if other else ""), columns, cells, lambda sums, _: _value(sums, metric, other), metric)
     ends = [
         f"{end} {_text(metric, v)}"
         for end in measures.ends
@@ -65,28 +65,37 @@ def by_brick(measures: Measures, metric: str) -> None:
     cells: dict[int | None, dict[str, Sums | None]] = {
         layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
     }
-    _grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
+    grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
 
 
-def _grid(
+def grid(
     title: str,
     columns: Mapping[str, str],
-    cells: Mapping[int | None, Mapping[str, Sums | None]],
-    value: Callable[[Sums | None, str], float | None],
+    cells: Mapping[int | None, Mapping[str, Any]],
+    value: Callable[[Any, str], float | None],
     metric: str,
 ) -> None:
+    """Layers by columns, one tinted number a cell.
+
+    Args:
+        title: A line above.
+        columns: Column -> its head.
+        cells: Layer -> column -> what `value` takes a number from; what stands outside the layers (None) is left out.
+        value: (cell, column) -> the number; None: a dot.
+        metric: How numbers are written.
+    """
     values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
     middle = 0.5 if metric == "conflict" else 0.0
     top = max((abs(v - middle) for row in values.values() for v in row if v is not None), default=0.0) or 1.0
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    grid.add_column("layer")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("layer")
     for head in columns.values():
-        grid.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True)
     for layer, row in values.items():
-        grid.add_row(str(layer), *_cells(row, metric, middle, top))
+        table.add_row(str(layer), *_cells(row, metric, middle, top))
     out.data.print(Text(title, style="bold"))
     if values:
-        out.data.print(grid)
+        out.data.print(table)
 
 
 def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
@@ -128,6 +137,8 @@ def _text(metric: str, value: float | None) -> str:
         return f"{value:.3g}"
     if metric == "cosine":
         return f"{value:+.3f}".replace("-0.000", "0.000").replace("+0.000", "0.000")
+    if metric == "recovered":
+        return f"{round(100 * value, 1) + 0.0:.1f}"  # no "-0.0"
     return f"{100 * value:.1f}" if metric in ("conflict", "zeros") or value >= 0.0995 else f"{100 * value:.2f}"
 
 

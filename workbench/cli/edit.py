@@ -12,6 +12,7 @@ from workbench.cli._output import out
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved
+    from workbench.tracetable import TraceTable
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Edits: solve them again on other weights, see where facts are looked up."
@@ -53,6 +54,54 @@ def rebase(
     for line in _said(found):
         out.line(line)
     _say_use(found, onto, resolved)
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="A recipe, whose result is traced, a model directory or a hub id.", metavar="RECIPE_OR_MODEL", show_default=False)],
+    facts: Annotated[Path, typer.Argument(help="Facts with a subject, a jsonl or YAML.", show_default=False)],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many facts, the first ones.")] = 20,
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers to restore, 0,4,8 or a slice 4:20; default: all.")] = None,
+    html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps to this HTML file.")] = None,
+    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Causal tracing: how much of an answer comes back when one layer's states are restored, as a table and as heat maps.
+
+    A report for people. It decides nothing: `layers: auto` of an edit is found by a sweep of edits.
+    """
+    from workbench.engine import pick_device
+    from workbench.tracetable import trace_table
+
+    out.quiet = json or quiet
+    name, resolved, _ = _configuration(model)
+    table = trace_table(
+        resolved, name, facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
+    )
+    if json:
+        out.json(table.document())
+    else:
+        _say_trace(table)
+    if html:
+        from workbench.report.tracemap import render_trace
+
+        out.say(str(render_trace(table, html)))
+
+
+def _say_trace(table: TraceTable) -> None:
+    from workbench.cli._heat import grid
+    from workbench.tracetable import OUTPUTS, WORDS
+
+    found = table.traces["block"]
+    out.line(
+        f"{table.model}: {found.facts} facts of {table.file}; probability of the model's own answer {found.clean:.3f}, "
+        f"with another subject {found.corrupted:.3f}"
+    )
+    for what, title in OUTPUTS.items():
+        out.line("")
+        cells: dict[int | None, dict[str, Any]] = {
+            layer: dict.fromkeys(WORDS, at) for layer, at in table.traces[what].recovered.items()
+        }
+        grid(f"recovered by restoring {title}, %", WORDS, cells, lambda at, place: at[place], "recovered")
 
 
 def _said(found: dict[str, Any]) -> list[str]:

@@ -29,8 +29,10 @@ def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, j
     else:
         out.line(f"{found.recipe} -> {runs / (found.run or f'{found.recipe}-…')}")
         out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
+        for edit in (edit for step in found.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+            out.line(f"{edit['id']}: {_cost(edit)}")
         out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}, "
-                 f"about {found.seconds:.0f} s" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
+                 f"about {duration(found.seconds)}" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
                  + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
         if found.downloads:
             fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
@@ -154,6 +156,25 @@ def _tasks(resolved: Resolved) -> str:
     except WorkbenchError:
         return "TASK"
     return next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), "TASK")
+
+
+def _cost(step: dict[str, Any]) -> str:
+    """What an edit that is not solved yet takes: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
+    cost = step["cost"]
+    work, sweep = cost.get("work", {}), cost.get("sweep")
+    parts = [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
+    parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
+    parts += [f"values of {work['facts']} facts"] if "facts" in work else []
+    parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
+    return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "40 s", "6 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _row(step: dict[str, Any]) -> list[str]:

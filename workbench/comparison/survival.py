@@ -21,7 +21,8 @@ FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighb
 
 
 def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Sequence[Sequence[Scores]]) -> list[dict[str, Any]]:
-    """One entry a suite that scores facts: tasks by kind, the number of facts, and what survives of each edit.
+    """One entry a suite that scores facts: tasks by kind, the number of facts, whether an edit was scored but not alone, what survives of
+    each edit that something else holds, and scores after the first n facts.
 
     Args:
         entries: Scores of each configuration over all suites, as `configurations_of` gives them.
@@ -32,22 +33,20 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
             continue
         tables = {kind: t for kind, task in suite.facts.tasks.items() for t in tasks if (t.name, t.suite.suite) == (task, name)}
         clusters = {item["cluster"] for kind, t in tables.items() if kind in SURVIVING for item in t.items}
+        alone = _all_alone(entries, suite.facts)
+        held = any(_edited(entry[0].configuration, suite.facts) for entry in entries)
         found.append({
             "suite": name, "source": suite.facts.source, "facts": len(clusters), "tasks": dict(suite.facts.tasks),
-            "survival": list(_survivals(tables, suite.facts, entries)), "sequence": list(_sequence(tables, suite.facts, entries)),
+            "control_missing": held and not alone,
+            "survival": list(_survivals(tables, suite.facts, entries, alone)), "sequence": list(_sequence(tables, suite.facts, entries)),
         })  # fmt: skip
     return found
 
 
 def _survivals(
-    tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
+    tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]], alone: Sequence[Sequence[Scores]]
 ) -> Iterator[dict[str, Any]]:
     """One entry a configuration that has the edit alone: what the configurations with this edit, and those without any, still know."""
-    alone = [entry for entry in entries if _alone(entry[0].configuration, facts)]
-    most = max((_taken(entry[0].configuration) for entry in alone), default=0)
-    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # checkpoints are no edits of their own
-    fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
-    alone = [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
     for reference in alone:
         rows = {
             entry[0].configuration.name: kept
@@ -56,9 +55,20 @@ def _survivals(
             and _belongs(entry, reference, alone, facts)
             and (kept := _kept(tables, reference[0].configuration, entry[0].configuration))
         }
-        if rows:
-            without = [entry[0].configuration.name for entry in entries if not _edited(entry[0].configuration, facts)]
-            yield {"alone": reference[0].configuration.name, "rows": rows, "without": [name for name in without if name in rows]}
+        without = [
+            e[0].configuration.name for e in entries if not _edited(e[0].configuration, facts) and e[0].configuration.name in rows
+        ]
+        if len(without) < len(rows):  # something holds the edit
+            yield {"alone": reference[0].configuration.name, "rows": rows, "without": without}
+
+
+def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Sequence[Scores]]:
+    """The configurations that have the edit alone: of all that it teaches, and of as few other facts as there are."""
+    alone = [entry for entry in entries if _alone(entry[0].configuration, facts)]
+    most = max((_taken(entry[0].configuration) for entry in alone), default=0)
+    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # checkpoints are no edits of their own
+    fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
+    return [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
 
 
 def _sequence(

@@ -23,10 +23,10 @@ class AlphaEdit(ClosedForm):
     formula = "ΔW = R KᵀP (P(KKᵀ + K₁K₁ᵀ)P + L I)⁻¹ P"
 
     edit: Literal["alphaedit"]
-    energy: Real = Field(0.1, gt=0, le=1)
+    energy: Real = Field(0.3, gt=0, le=1)
     """Share of C's trace that the directions that are written may carry."""
-    l2: Real = Field(0.1, gt=0)
-    """L, relative to the mean eigenvalue of C."""
+    l2: Real = Field(0.01, gt=0)
+    """L, relative to the trace of C, which the squared norm of a key is about."""
 
     def metric(self, moments: Moments | None, width: int) -> Metric:
         """U (L I)⁻¹ Uᵀ."""

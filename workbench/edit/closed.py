@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,12 +15,12 @@ from workbench.edit.contexts import contexts
 from workbench.edit.fields import Layers, Mode
 from workbench.edit.moments import PER_INPUT, Moments, moments, statistics_source
 from workbench.edit.parts import Parts
-from workbench.edit.passes import self_test
+from workbench.edit.passes import score, self_test
 from workbench.edit.preserving import preserved_keys, read_prompts
 from workbench.edit.rows import Position, check_rows, padded, row_of
 from workbench.edit.solver import Metric, factors_of, right_factor
-from workbench.edit.sweep import Choice, choose
-from workbench.edit.values import Group, Settings, Value, grouped, values
+from workbench.edit.sweep import FACTS, LAYERS, Choice, choose
+from workbench.edit.values import AT_ONCE, Group, Settings, Value, grouped, values
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
@@ -61,8 +61,8 @@ class ClosedForm(EditMethod):
     """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
     steps: Whole = Field(60, ge=1)
     """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
-    learning_rate: Real = Field(0.1, gt=0, le=1)
-    """Length of its first steps, as a share of the largest change allowed."""
+    learning_rate: Real = Field(0.25, gt=0, le=10)
+    """Length of a step, in multiples of the norm of the projection's output there."""
     clamp: Real = Field(8.0, gt=0)
     """Largest change of the projection's output, in multiples of its norm there."""
     kl: Real = Field(0.0625, ge=0)
@@ -100,17 +100,19 @@ class ClosedForm(EditMethod):
         return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens of the parts of the work, before anything is cached."""
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
         facts = self.read(project)
-        row = 12  # tokens of a prompt with its target and half a context
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
         width = int(model.weights.specs[model.layout.mlp_out(0)].cols)
-        layers = min(6, model.layout.depth) if self.layers == "auto" else len(self.layers)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, model.layout.depth) if auto else len(self.layers)
         work = {
             "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
-            "sweep": layers * 8 * row * self.steps // 2 if self.layers == "auto" else 0,
-            "values": len(facts) * (self.contexts + 1) * row * self.steps // 2 * (1 if self.layers == "auto" else layers),
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
         }  # fmt: skip
-        return {"layers": self.layers, "work": work, "tokens": sum(work.values()) - work["facts"]}
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
 
     def settings(self) -> Settings:
         """How values are optimised."""
@@ -123,6 +125,10 @@ class ClosedForm(EditMethod):
     def ridge(self, width: int) -> float:
         """μ of the preset."""
         raise NotImplementedError
+
+    def spread_ridge(self, width: int) -> float:
+        """μ of what the keys of a fact differ from their mean by."""
+        return self.ridge(width)
 
     def solve(self, context: MethodContext) -> Edit:
         """Values, then factors; the model is left as it was."""
@@ -173,6 +179,11 @@ class _Solve:
             rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
             self._layer(layer, position, found.get(layer), weights_key)
+        if not self.factors:
+            raise WorkbenchError(
+                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
+                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
         factors = {
             f"{self.parts.modules[layer]}.weight": factors_of(
                 torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0)
@@ -216,7 +227,10 @@ class _Solve:
             return metric
         keys = torch.stack([v.key for v in found]).double().T
         changes = torch.stack([v.change for v in found]).double().T
-        right = right_factor(keys, metric, mu).T
+        # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
+        spread = torch.cat([v.spread for v in found]).double().T
+        with_spread = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
+        right = right_factor(keys, with_spread, mu).T
         if method.mode == "joint":
             changes = self._refined(layer, position, groups, keys, changes, right, now)
         self._add(layer, changes, right)
@@ -230,7 +244,7 @@ class _Solve:
                     "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
                     "written": round(share, 4),
                 }  # fmt: skip
-        return metric.after(keys, mu) if method.history else metric
+        return with_spread.after(keys, mu) if method.history else metric
 
     def _written(self, layer: int) -> Any:
         """The model with what is written to this layer so far; layers below are written already."""
@@ -271,25 +285,26 @@ class _Solve:
         method = self.method
         for round_ in range(method.refine):
             with self.parts.changed({layer: (changes @ right).float()}):
+                left = [i for i, said in enumerate(self._said(groups)) if not said]
+                if not left:
+                    break
                 key = json_digest([now, "refined", round_, tensor_digest((changes @ right).float())])
+                some = [groups[i] for i in left]
                 more = values(
-                    self.context,
-                    self.parts,
-                    layer,
-                    groups,
-                    position,
-                    self.before,
-                    method.settings(),
-                    key,
-                    f"refining {round_ + 1}",
+                    self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
                 )
-            extra = torch.stack([v.change for v in more]).double().T
-            if not bool(extra.any()):
-                break
-            changes = changes + extra
+            changes = changes.clone()
+            changes[:, left] += torch.stack([v.change for v in more]).double().T
         return changes
 
-
-def outcomes(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Fact id -> its record."""
-    return {fact["id"]: fact for fact in record["facts"]}
+    def _said(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether the model as it is says all targets of a group, after the plain prompts."""
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last") for group in groups for fact in group]
+        top = torch.cat(
+            [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
+        )
+        found, at = [], 0
+        for group in groups:
+            found.append(bool(top[at : at + len(group)].all()))
+            at += len(group)
+        return found

@@ -22,7 +22,7 @@ class Emmet(ClosedForm):
     formula = "ΔW = R (KᵀC⁻¹K + μI)⁻¹ KᵀC⁻¹"
 
     edit: Literal["emmet"]
-    mu: Real = Field(0.01, ge=0)
+    mu: Real = Field(0.02, ge=0)
     """Ridge, relative to the projection's inputs d, which kᵀC⁻¹k is about."""
 
     def metric(self, moments: Moments | None, width: int) -> Metric:

@@ -22,10 +22,10 @@ class Encore(ClosedForm):
     formula = "ΔW = R Kᵀ (λC + ηI + K₁K₁ᵀ + KKᵀ)⁻¹"
 
     edit: Literal["encore"]
-    lam: Real = Field(0.1, alias="lambda", gt=0)
+    lam: Real = Field(0.05, alias="lambda", gt=0)
     """Weight of text against facts, relative to the projection's inputs d."""
-    eta: Real = Field(0.1, ge=0)
-    """Penalty on the change's norm, relative to the mean eigenvalue of C."""
+    eta: Real = Field(1e-4, ge=0)
+    """Penalty on the change's norm, relative to the trace of C."""
     confidence: Real = Field(0.6, gt=0, lt=1)
     """Mean probability of the target at which a value is done: little more than the most probable."""
 

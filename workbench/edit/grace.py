@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file, save_file
 
 from workbench.edit.codebook import Codebook, radii, reading, writing
 from workbench.errors import WorkbenchError
@@ -16,6 +18,7 @@ from workbench.facts import Fact
 from workbench.fields import Real, Whole
 from workbench.names import live_module
 from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
+from workbench.weights.digests import json_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 # Stand in for a fact's subject: a text about something else must not lie in the fact's ball.
 OTHERS = ("it", "the house", "London", "Maria Santos", "a large company", "the old river", "music", "Apollo 11")
+_KEPT = ("keys", "values", "reach", "answer")
+_SAME = 1e-3  # of a key's length: keys that are nearer to each other are those of one text
 _WORDS = 12  # of a prompt without a subject, left out in turn
 
 
@@ -52,61 +57,66 @@ class Grace(MemoryMethod):
     """Facts whose values are found together."""
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
-        """Keys, values and reach of every fact. Errors: facts that are not learned in `steps`."""
+        """Keys, values and reach of every fact. Facts are taken by id, so that their order in the file does not matter; batches that an
+        interrupted call has finished are in the cache. Errors: facts that are not learned in `steps`."""
         layer, name, block = self._block(context)
         context.model.requires_grad_(False)
         tensors: dict[str, dict[str, Tensor]] = {}
-        failed: list[tuple[str, float]] = []
-        worst, steps = 0.0, 0
-        for start in range(0, len(facts), self.batch_size):
-            batch = facts[start : start + self.batch_size]
-            rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
-            found = _Batch(context, block, rows)
-            values, losses, greedy, used = self._values(context, block, found)
-            steps = max(steps, used)
-            for i, fact in enumerate(batch):
-                mine = found.owner == i
-                reach = _reach(context, block, fact, rows[i], found.keys[mine])
-                answer = torch.tensor(rows[i].answer)
-                tensors[fact.id] = {
-                    "keys": found.keys[mine].cpu(),
-                    "values": values[mine].cpu(),
-                    "reach": reach,
-                    "answer": answer,
-                }
-                worst = max(worst, losses[i])
-                if not greedy[i]:
-                    failed.append((fact.id, losses[i]))
-            context.progress(min(len(facts), start + self.batch_size), len(facts), f"loss {worst:.3f}")
-        if failed:
-            name, loss = max(failed, key=lambda pair: pair[1])
+        losses: dict[str, float] = {}
+        ordered = sorted(facts, key=lambda fact: fact.id)
+        steps = 0
+        for start in range(0, len(ordered), self.batch_size):
+            batch = ordered[start : start + self.batch_size]
+            found = self._remembered(context, block, batch)
+            tensors |= {fact.id: {key: found[f"{i}/{key}"] for key in _KEPT} for i, fact in enumerate(batch)}
+            losses |= {fact.id: loss for fact, loss in zip(batch, found["loss"].tolist(), strict=True)}
+            steps = max(steps, int(found["steps"]))
+            context.progress(len(tensors), len(ordered), f"loss {max(losses.values()):.3f}")
+        if failed := [fact.id for fact in ordered if not math.isfinite(losses[fact.id])]:
             raise WorkbenchError(
-                f"edit grace: {len(failed)} of {len(facts)} facts are not answered after {self.steps} steps, first '{name}' (loss {loss:.2f})",
+                f"edit grace: {len(failed)} of {len(facts)} facts are not answered after {self.steps} steps, first '{failed[0]}'",
                 f"Raise steps ({self.steps}), or name another layer: the fewer layers follow it, the more directly its output decides.",
             )
-        record = {
-            "facts": len(facts),
-            "layer": layer,
-            "entries": sum(len(t["answer"]) for t in tensors.values()),
-            "loss": worst,
-            "steps": steps,
-        }
+        entries = sum(len(found["answer"]) for found in tensors.values())
+        record = {"facts": len(facts), "layer": layer, "entries": entries, "loss": max(losses.values()), "steps": steps}
         return Memory(facts, tensors, {"block": name, "layer": layer}, record)
 
+    def _remembered(self, context: MethodContext, block: nn.Module, batch: Sequence[Fact]) -> dict[str, Tensor]:
+        """What is learned of a batch, "NUMBER/NAME" and its losses (infinite: not learned) and steps; from the cache where it is there."""
+        rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
+        others = [_foreign(fact, row, context.tokenizer) for fact, row in zip(batch, rows, strict=True)]
+        fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor"})
+        tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, others, strict=True)]
+        key = json_digest([sorted(context.digests.items()), context.layout.config, self.version, fields, tokens])
+        place = context.cache / "grace" / f"{key}.safetensors"
+        if place.is_file():
+            return load_file(place)
+        states = _Batch(context, block, rows)
+        values, losses, learned, steps = self._values(context, block, states)
+        found = {"loss": torch.tensor(losses).masked_fill(~torch.tensor(learned), torch.inf), "steps": torch.tensor(steps)}
+        for i, foreign in enumerate(others):
+            mine = states.owner == i
+            reach = _reach(context, block, foreign, states.keys[mine])
+            parts = (states.keys[mine].cpu(), values[mine].cpu(), reach, torch.tensor(rows[i].answer))
+            found |= {f"{i}/{name}": part for name, part in zip(_KEPT, parts, strict=True)}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found, partial := place.with_suffix(f".{os.getpid()}"))
+        partial.replace(place)
+        return found
+
     def check_together(self, remembered: Sequence[Remembered]) -> None:
-        """Errors: two facts one of whose keys are equal, and whose answers differ there: the text up to there is the same."""
+        """Errors: two facts with one key whose answers differ there: the text up to there is the same, or is not told apart."""
         keys = [r.tensors["keys"] for r in remembered]
         answers = [r.tensors["answer"].tolist() for r in remembered]
         if not keys:
             return
-        owners = [r.fact for r, found in zip(remembered, keys, strict=True) for _ in found]
-        for radius, fact in zip(
-            torch.cat(radii(keys, answers, [r.tensors["reach"] for r in remembered], 1.0)).tolist(), owners, strict=True
-        ):
-            if radius == 0:
+        owners = [(r.fact, key) for r, found in zip(remembered, keys, strict=True) for key in found]
+        far = [torch.full((len(found),), torch.inf) for found in keys]
+        for nearest, (fact, key) in zip(torch.cat(radii(keys, answers, far, 1.0)).tolist(), owners, strict=True):
+            if nearest < _SAME * float(key.norm()):
                 raise WorkbenchError(
-                    f"fact '{fact.id}': {fact.text!r} is the beginning of another fact's text, which goes on with something else",
-                    "One codebook holds one answer a text: change the answer with `workbench memory update`, or leave one of the two out.",
+                    f"fact '{fact.id}': {fact.text!r} and another fact have one beginning, and go on with different words",
+                    "One codebook holds one answer a text: change it with `workbench memory update`, or leave one of the two out.",
                 )
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
@@ -214,24 +224,25 @@ def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Te
     return ids, mask
 
 
-def _reach(context: MethodContext, block: nn.Module, fact: Fact, row: _Row, keys: Tensor) -> Tensor:
-    """[entries]: distance of a fact's keys to the nearest state that is none of its own.
-
-    Those states are all positions of the prompt with other subjects in place of its own, answer included (without a subject: with one word
-    left out), and the positions of the fact's own text before the prompt's end.
-    """
+def _foreign(fact: Fact, row: _Row, tokenizer: Any) -> list[list[int]]:
+    """Rows of tokens none of whose states is the fact's own: the prompt with other subjects in place of its own, answer included (without a
+    subject: with one word left out), and the fact's own text before the prompt's end."""
     if fact.span is not None:
         texts = [fact.prompt.replace("{subject}", other) for other in OTHERS]
     else:
         words = fact.text.split(" ")
         texts = [" ".join(words[:i] + words[i + 1 :]) for i in range(min(len(words), _WORDS))] if len(words) > 1 else []
-    rows = [row.ids[: row.start]] if row.start else []
-    rows += [context.tokenizer(text)["input_ids"] + row.answer[:-1] for text in texts if text.strip() and text != fact.text]
-    rows = [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
-    if not rows:
+    rows = [row.ids[: row.start]]
+    rows += [[*tokenizer(text)["input_ids"], *row.answer[:-1]] for text in texts if text.strip() and text != fact.text]
+    return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
+
+
+def _reach(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:
+    """[entries]: distance of a fact's keys to the nearest state of its foreign rows; without such rows the keys' lengths."""
+    if not foreign:
         nearest: Tensor = keys.norm(dim=1).cpu()
         return nearest
-    ids, mask = _padded(rows, context.device)
+    ids, mask = _padded(foreign, context.device)
     with torch.no_grad(), reading(block) as seen:
         context.model(input_ids=ids, attention_mask=mask)
     states = seen[0][mask.flatten().bool()]

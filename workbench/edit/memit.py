@@ -23,7 +23,7 @@ class Memit(ClosedForm):
     formula = "ΔW = R Kᵀ (λC + K₁K₁ᵀ + KKᵀ)⁻¹"
 
     edit: Literal["memit"]
-    lam: Real = Field(0.1, alias="lambda", gt=0)
+    lam: Real = Field(0.05, alias="lambda", gt=0)
     """Weight of text against facts, relative to the projection's inputs d: MEMIT's own λ is this times d."""
 
     def metric(self, moments: Moments | None, width: int) -> Metric:

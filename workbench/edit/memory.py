@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 
 from workbench.edit.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
-from workbench.edit.textmemory import FACT, Store, attach
+from workbench.edit.textmemory import FACTS, Store, attach
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.fields import Real, Whole
@@ -43,17 +43,18 @@ class TextMemory(MemoryMethod):
     """Directory of a sentence encoder (transformers' AutoModel, mean pooling), relative to the project; omitted: the model's own
     token embeddings, matched token by token."""
     threshold: Real | None = Field(None, ge=0, le=1)
-    """Likeness from which a fact applies; omitted: what tells paraphrases best from neighbours and from other facts' prompts."""
+    """Likeness from which a fact applies; omitted: what tells paraphrases (without any, the bare subject) best from neighbours
+    and from other facts' prompts."""
     most: Whole = Field(1, ge=1)
     """Facts that are put in front of a prompt, at most."""
-    template: str = "{fact}\n"
-    """How one of them stands there."""
+    template: str = "New fact: {facts}\nPrompt: "
+    """What stands there; `{facts}` are the facts as sentences, the one that applies best last."""
 
     @field_validator("template")
     @classmethod
     def _template(cls, value: str) -> str:
-        if FACT not in value:
-            raise ValueError(f"expected a text with {FACT} in it, found {value!r}")
+        if FACTS not in value:
+            raise ValueError(f"expected a text with {FACTS} in it, found {value!r}")
         return value
 
     def inputs(self) -> list[str]:
@@ -65,7 +66,10 @@ class TextMemory(MemoryMethod):
         return self.model_copy(update={"encoder": settings["encoder"]})
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
-        """What the encoder keeps of each fact, and how like the fact its own paraphrases and neighbours are."""
+        """What the encoder keeps of each fact, and how like the fact its own paraphrases and neighbours are.
+
+        A fact without paraphrases is in scope where its subject is named: the subject alone then stands for one.
+        """
         folder = str((context.project / self.encoder).resolve()) if self.encoder else None
         encoder = _encoder(folder, context.model, context.tokenizer)
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -76,7 +80,8 @@ class TextMemory(MemoryMethod):
                     f"fact '{fact.id}': {fact.text!r} has no tokens in the base's vocabulary",
                     "Word the fact in what the tokenizer knows.",
                 )
-            probes = {"inside": fact.paraphrases, "outside": [p.prompt for p in fact.neighbours]}
+            inside = fact.paraphrases or ((fact.subject,) if fact.subject else ())
+            probes = {"inside": inside, "outside": [p.prompt for p in fact.neighbours]}
             alike = encoder.against([kept])
             measured = {name: torch.tensor([float(alike(text)) for text in texts]) for name, texts in probes.items()}
             tensors[fact.id] = {**kept, **measured}
@@ -96,7 +101,7 @@ class TextMemory(MemoryMethod):
     def _limit(self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]) -> tuple[float, dict[str, Any]]:
         """The threshold, and what it was chosen on.
 
-        In scope are the facts' own prompts (likeness 1) and paraphrases, out of scope their neighbours and the prompts of other facts with
+        In scope are the facts' own prompts (likeness 1) and paraphrases or subjects, out of scope their neighbours and the prompts of other facts with
         other subjects. `left_out` are the shares put right for facts that the threshold was not chosen on: each fact in turn.
         """
         if self.threshold is not None:

@@ -10,7 +10,7 @@ FLOOR = 1e-7
 
 
 def of_moments(moments: Moments | None, strength: float, ridge: float) -> Metric:
-    """(λ d C + η tr(C)/d I)⁻¹.
+    """(λ d C + η tr(C) I)⁻¹.
 
     kᵀC⁻¹k is about d for a key k like those of the text, so that λ = 1 weighs a fact like d vectors of text in its own direction:
     MEMIT's λ of 15,000 to 20,000 on models with d of 6,400 to 16,384.
@@ -22,11 +22,11 @@ def of_moments(moments: Moments | None, strength: float, ridge: float) -> Metric
     """
     assert moments is not None, "the method asks for statistics"
     values = moments.values.clamp(min=FLOOR * moments.scale)
-    return Metric(moments.vectors, strength * len(values) * values + ridge * moments.scale)
+    return Metric(moments.vectors, len(values) * (strength * values + ridge * moments.scale))
 
 
 def of_null_space(moments: Moments | None, energy: float, ridge: float) -> Metric:
-    """U (L tr(C)/d I)⁻¹ Uᵀ over the eigenvectors U of C that carry the last `energy` of its trace.
+    """U (L tr(C) I)⁻¹ Uᵀ over the eigenvectors U of C that carry the last `energy` of its trace.
 
     AlphaEdit's threshold on eigenvalues is absolute (0.02); a share of the trace means the same on every model.
     """
@@ -34,4 +34,4 @@ def of_null_space(moments: Moments | None, energy: float, ridge: float) -> Metri
     share = moments.values.cumsum(0) / moments.values.sum()
     count = max(1, int((share <= energy).sum()))
     basis = moments.vectors[:, :count]
-    return Metric(basis, moments.values.new_full((count,), ridge * moments.scale))
+    return Metric(basis, moments.values.new_full((count,), ridge * float(moments.values.sum())))

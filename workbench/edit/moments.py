@@ -106,34 +106,36 @@ def _collect(
 ) -> None:
     """Run text through the layers up to the highest one and add up k kᵀ."""
     needed = per_input * max(parts.width(layer) for layer in places)
+    rows = _enough(list(_rows(context, texts)), needed, per_input, source)
+    what = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
     sums, done, row = _resume(places, parts, context.device)
     saved = time.monotonic()
     batch: list[list[int]] = []
-    for number, tokens in enumerate(_rows(context, texts)):
-        if number < row:
-            continue
+    for number, tokens in enumerate(rows[row:], row):
         batch.append(tokens)
-        if sum(map(len, batch)) + done >= needed or len(batch) * LENGTH >= BATCH_TOKENS:
+        if number + 1 == len(rows) or len(batch) * LENGTH >= BATCH_TOKENS:
             done += _add(parts, sums, batch, context.device)
             row, batch = number + 1, []
-            context.progress(
-                min(done, needed), needed, f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
-            )
+            context.progress(min(done, needed), needed, what)
             if time.monotonic() - saved > _SAVE_EVERY:
                 _save_sums(places, sums, done, row)
                 saved = time.monotonic()
-        if done >= needed:
-            break
-    if batch and done < needed:
-        done += _add(parts, sums, batch, context.device)
-    if done < needed:
-        raise WorkbenchError(
-            f"statistics: {source or 'the bundled text'} has {done:,} tokens, expected {needed:,} ({per_input} for each of "
-            f"{needed // per_input:,} inputs)",
-            "Name more text in `statistics: FILE` (a jsonl of texts or a plain text), or set `tokens_per_input` lower.",
-        )
     for layer, place in places.items():
         _factor(sums[layer] / done, done, place)
+
+
+def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
+    """The first rows that hold so many tokens. Errors, before any of them is run: too few."""
+    total = 0
+    for number, row in enumerate(rows, 1):
+        total += len(row)
+        if total >= needed:
+            return rows[:number]
+    raise WorkbenchError(
+        f"statistics: {source or 'the bundled text'} has {total:,} tokens, expected {needed:,} ({per_input} for each of "
+        f"{needed // per_input:,} inputs)",
+        "Name more text in `statistics: FILE` (a jsonl of texts or a plain text), or set `tokens_per_input` lower.",
+    )
 
 
 def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -25,6 +25,10 @@ class Rome(ClosedForm):
         """(d C)⁻¹: without a ridge its scale does not matter."""
         return of_moments(moments, 1.0, 0.0)
 
+    def spread_ridge(self, width: int) -> float:
+        """Small: the mean key gets its value exactly, the keys behind single contexts nearly."""
+        return 0.05
+
     def ridge(self, width: int) -> float:
         """None: values are written exactly."""
         return 0.0

@@ -21,7 +21,7 @@ from workbench.errors import WorkbenchError
 from workbench.registry import Remembered
 
 Pair = tuple[list[int], list[int]]
-FACT = "{fact}"
+FACTS = "{facts}"
 _QUERY = 64  # last tokens of a prompt that are looked up
 
 
@@ -34,7 +34,7 @@ class Store:
         encoder: Compares them with prompts.
         threshold: Likeness from which a fact applies.
         most: Facts that are put in front of a prompt, at most.
-        template: One fact in context; `{fact}` is its text.
+        template: What stands in front of a prompt; `{facts}` are the facts as sentences, one blank between them.
     """
 
     facts: Sequence[Remembered]
@@ -61,7 +61,8 @@ class Store:
 
     def context(self, query: str) -> str:
         """The text to put in front of a prompt, the best fact last; empty where none applies."""
-        return "".join(self.template.replace(FACT, sentence(r)) for r in reversed(self.recall(query)))
+        found = self.recall(query)
+        return self.template.replace(FACTS, " ".join(sentence(r) for r in reversed(found))) if found else ""
 
 
 def sentence(remembered: Remembered) -> str:

@@ -23,6 +23,26 @@ from workbench.registry import MethodContext
 
 What = Literal["block", "feed_forward"]
 Place = Literal["subject", "subject_last", "last"]
+PLACES: tuple[Place, ...] = ("subject", "subject_last", "last")
+
+
+@dataclass(frozen=True)
+class TracedFact:
+    """One fact's probabilities of the model's own answer.
+
+    Attributes:
+        fact: The fact's id.
+        answer: The token that the model gives.
+        clean: Its probability.
+        corrupted: The same with another subject's tokens.
+        restored: Layer -> the same with that layer's states restored at `subject`, `subject_last`, `last`.
+    """
+
+    fact: str
+    answer: int
+    clean: float
+    corrupted: float
+    restored: dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +54,14 @@ class Trace:
         clean: Mean probability of the model's own answer.
         corrupted: The same with another subject's tokens.
         recovered: Layer -> share recovered by restoring that layer at `subject`, `subject_last`, `last`.
+        rows: What each fact adds to that.
     """
 
     facts: int
     clean: float
     corrupted: float
     recovered: dict[int, dict[str, float]]
+    rows: tuple[TracedFact, ...] = ()
 
     def position(self, layer: int) -> Position:
         """Where a layer carries a fact: at the subject where that brings back at least as much as the prompt's last token."""
@@ -63,26 +85,37 @@ def trace(
     chosen = [f for f in facts if f.subject is not None]
     rows = [_prompt(row_of(f, context.tokenizer, "subject_last")) for f in chosen]
     others = rows[1:] + rows[:1] if len(rows) > 1 else [row_of(known_facts()[0], context.tokenizer, "subject_last")] * len(rows)
-    pairs = [(row, _swapped(row, other)) for row, other in zip(rows, others, strict=True)]
-    pairs = [(clean, other) for clean, other in pairs if clean.tokens != other.tokens]
-    if not pairs:
+    triples = [(fact, row, _swapped(row, other)) for fact, row, other in zip(chosen, rows, others, strict=True)]
+    triples = [(fact, clean, other) for fact, clean, other in triples if clean.tokens != other.tokens]
+    if not triples:
         return None
-    clean, corrupted = (padded([pair[side] for pair in pairs], context.device) for side in (0, 1))
+    traced, rows = [fact for fact, _, _ in triples], [row for _, row, _ in triples]
+    clean, corrupted = padded(rows, context.device), padded([other for _, _, other in triples], context.device)
     with torch.no_grad():
         before = _next(parts, clean)
         answer = before.argmax(-1)
-        high = before.gather(1, answer[:, None]).sum()
-        low = _next(parts, corrupted).gather(1, answer[:, None]).sum()
+        high = before.gather(1, answer[:, None])[:, 0]
+        low = _next(parts, corrupted).gather(1, answer[:, None])[:, 0]
         states = _states(parts, clean, layers, what)
-        recovered: dict[int, dict[str, float]] = {}
-        for layer in layers:
-            recovered[layer] = {}
-            for place in ("subject", "subject_last", "last"):
-                where = _where([pair[0] for pair in pairs], place, clean)
+        restored: dict[int, dict[str, Tensor]] = {}
+        for number, layer in enumerate(layers):
+            context.progress(number, len(layers), f"trace: {what.replace('_', '-')} {layer}")
+            restored[layer] = {}
+            for place in PLACES:
+                where = _where(rows, place, clean)
                 with hooked(_module(parts, layer, what), after=_restorer(states[layer], where, corrupted)):
-                    got = _next(parts, corrupted).gather(1, answer[:, None]).sum()
-                recovered[layer][place] = float((got - low) / (high - low).clamp(min=1e-9))
-    return Trace(len(pairs), float(high) / len(pairs), float(low) / len(pairs), recovered)
+                    restored[layer][place] = _next(parts, corrupted).gather(1, answer[:, None])[:, 0]
+    gap = (high.sum() - low.sum()).clamp(min=1e-9)
+    recovered = {
+        layer: {place: float((got.sum() - low.sum()) / gap) for place, got in at.items()} for layer, at in restored.items()
+    }
+    found = tuple(
+        TracedFact(
+            fact.id, int(answer[i]), float(high[i]), float(low[i]),
+            {layer: {place: float(got[i]) for place, got in at.items()} for layer, at in restored.items()})
+        for i, fact in enumerate(traced)
+    )  # fmt: skip
+    return Trace(len(traced), float(high.mean()), float(low.mean()), recovered, found)
 
 
 def _prompt(row: Row) -> Row:

@@ -1,6 +1,8 @@
 """Values: the change of a feed-forward output at a fact's lookup that makes the model say the target.
 
-ROME's optimisation (2202.05262, eq. 4) for many facts at once. δ is added to the output projection itself, not to the block's
+ROME's optimisation (2202.05262, eq. 4) for many facts at once, by steps of one length along the gradient: Adam moves all coordinates
+alike and ends at 1.5 to 2.3 times the norm for the same probability (16 CounterFact facts on the starter base, layer 7: 1.3 to 1.9 times
+the norm of the projection's output against 2.9), and the norm is what disturbs everything else. δ is added to the output projection itself, not to the block's
 output, so that norms and multipliers behind the projection are part of what is optimised. Finished values are kept in the cache.
 """
 
@@ -26,7 +28,8 @@ from workbench.weights.digests import json_digest
 
 AT_ONCE = 8
 """Facts that are optimised together; the saved unit. Each has its own δ, so the number does not change results beyond rounding."""
-_VERSION = 1
+_VERSION = 2
+_MOMENTUM = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Settings:
 
     Attributes:
         steps: At most.
-        rate: Length of Adam's first steps, as a share of the largest allowed ‖δ‖.
-        clamp: Largest ‖δ‖, as a multiple of the anchor: the typical norm of the projection's output at lookups.
+        rate: Length of a step, as a multiple of the anchor: the norm of the projection's output at the lookup.
+        clamp: Largest ‖δ‖, as a multiple of the anchor.
         kl: Weight of KL(before ‖ after) on "{subject} is a".
         decay: Weight of (‖δ‖ / anchor)².
         confidence: A fact is done when every context has all target tokens on top, with this mean probability.
@@ -56,6 +59,7 @@ class Value:
 
     Attributes:
         key: [d_in], mean over facts and contexts, float32: the one that numerator and denominator of the solve share.
+        spread: [row, d_in], what the keys of the facts behind the contexts differ from it by, each divided by the root of their number.
         change: δ [d_out], float32.
         output: [d_out], what the projection gave before, mean over facts and contexts.
         loss: −mean log p(target) of the plain prompt with δ, nats a token; of the worst of the facts.
@@ -65,6 +69,7 @@ class Value:
     """
 
     key: Tensor
+    spread: Tensor
     change: Tensor
     output: Tensor
     loss: float
@@ -170,11 +175,13 @@ def _optimise(
     contexts: Sequence[str],
     settings: Settings,
 ) -> list[Value]:
-    """δ for a few groups at once, by Adam."""
+    """δ for a few groups at once."""
     rows, whose = _rows(groups, context, position, contexts)
     essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
     batch = padded([*rows, *essence], context.device)
-    keys, outputs = _means(keys_and_values(parts, layer, batch), whose, len(groups))
+    read, given = keys_and_values(parts, layer, batch)
+    keys, outputs = _means((read, given), whose, len(groups))
+    spread = (read[: len(rows)] - keys[whose]) / torch.bincount(whose).sqrt()[whose, None]
     owner = torch.cat([whose, torch.arange(len(groups), device=context.device)]) if essence else whose
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     for p in trained:
@@ -189,6 +196,7 @@ def _optimise(
     return [
         Value(
             keys[i].cpu(),
+            spread[whose == i].cpu(),
             found.change[i].cpu(),
             outputs[i].cpu(),
             float(found.loss[i]),
@@ -224,7 +232,7 @@ class _Found:
 
 
 class _Descent:
-    """Adam on δ of several groups, each stopped by itself.
+    """Descent on δ of several groups, each stopped by itself.
 
     Args:
         parts, layer: Where δ is added.
@@ -242,22 +250,20 @@ class _Descent:
         self.parts, self.layer, self.batch, self.owner, self.rows = parts, layer, batch, owner, rows
         self.plain, self.anchor, self.settings = plain, anchor, settings
         self.groups, self.width = len(anchor), _output_width(parts, layer)
-        self.radius = settings.clamp * anchor
-        # Adam moves every coordinate by about its rate: √d of them make the step's length.
-        self.unit = self.radius[:, None] / self.width**0.5
+        self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
         real = batch.owner < rows
         self.narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[real], batch.wanted[real], batch.owner[real])
 
     def run(self) -> _Found:
         """Descend until every group is sure of its targets, or the steps are used up."""
         change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
-        optimizer = torch.optim.Adam([change], lr=self.settings.rate)
+        velocity = torch.zeros_like(change)
         done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
         steps = torch.zeros(self.groups, device=self.anchor.device)
         before: Tensor | None = None
         reference = kept = loss = top = torch.zeros(0)
         for step in range(self.settings.steps + 1):
-            with added(self.parts, self.layer, self.batch, change * self.unit, self.owner):
+            with added(self.parts, self.layer, self.batch, change, self.owner):
                 logits = run(self.parts, self.batch).logits
             count = len(self.narrow.places)
             mean, right = target_log_probabilities(logits[:, :count], self.narrow, self.rows)
@@ -271,18 +277,19 @@ class _Descent:
             if step == self.settings.steps or bool(done.all()):
                 break
             total = self._mean(-mean) + self._price(change, logits[0, count:], reference)
-            (change.grad,) = torch.autograd.grad(total.sum(), change)
-            optimizer.step()
+            (gradient,) = torch.autograd.grad(total.sum(), change)
             steps += (~done).float()
             with torch.no_grad():
-                length = (change * self.unit).norm(dim=1)
+                velocity.mul_(_MOMENTUM).add_(gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12), alpha=1 - _MOMENTUM)
+                change.sub_(self.step * velocity)
+                length = change.norm(dim=1)
                 change.mul_((self.radius / length.clamp(min=1e-12)).clamp(max=1.0)[:, None])
         assert before is not None
-        return _Found(kept * self.unit, steps, before, loss, top)
+        return _Found(kept, steps, before, loss, top)
 
     def _price(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
         """Weight decay and divergence, for each group."""
-        price: Tensor = self.settings.decay * (change * self.unit).norm(dim=1).pow(2) / self.anchor.pow(2)
+        price: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
         if not len(reference):
             return price
         now = logits.float().log_softmax(-1)
@@ -318,12 +325,14 @@ def _save(value: Value, file: Path) -> None:
     numbers = torch.tensor([value.loss, value.before, float(value.top), float(value.steps)], dtype=torch.float64)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    save_file({"key": value.key, "change": value.change, "output": value.output, "numbers": numbers}, partial)
+    save_file(
+        {"key": value.key, "spread": value.spread, "change": value.change, "output": value.output, "numbers": numbers}, partial
+    )
     partial.rename(file)
 
 
 def _load(file: Path) -> Value:
     with safe_open(file, "pt") as stored:
-        key, change, output, numbers = (stored.get_tensor(n) for n in ("key", "change", "output", "numbers"))
+        key, spread, change, output, numbers = (stored.get_tensor(n) for n in ("key", "spread", "change", "output", "numbers"))
     loss, before, top, steps = numbers.tolist()
-    return Value(key, change, output, loss, before, bool(top), int(steps))
+    return Value(key, spread, change, output, loss, before, bool(top), int(steps))

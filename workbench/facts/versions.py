@@ -103,24 +103,17 @@ def read_log(folder: Path) -> Log:
     return Log(lines, str(path))
 
 
-def lines_of(action: str, facts: Iterable[Fact], version: int, source: str, time: str | None) -> list[dict[str, Any]]:
-    """Lines for facts that are added or changed."""
+def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:
+    """Lines, but for the version, of facts that are added or changed."""
     return [
-        {
-            "version": version,
-            "action": action,
-            "id": fact.id,
-            "time": time,
-            "source": source,
-            "fact": {"id": fact.id, **fact.document()},
-        }
+        {"action": action, "id": fact.id, "time": time, "source": source, "fact": {**fact.document(), "id": fact.id}}
         for fact in facts
     ]
 
 
-def append(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def append(folder: Path, version: int, lines: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to a log, in one write that has reached the disk when this returns."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(json.dumps({"version": version, **line}, ensure_ascii=False) + "\n" for line in lines)
     with (folder / LOG).open("a", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()

@@ -11,7 +11,7 @@ from workbench.evalfields import FactsEval, SequentialEval
 from workbench.facts import Fact
 from workbench.factsuite.wanted import Wanted, facts_digest, ranked, read_step, wanted
 from workbench.recipe import Recipe, dump_step
-from workbench.registry import EditMethod
+from workbench.registry import Step
 
 FEWEST = 10  # facts of a cohort, where batches are smaller
 
@@ -38,10 +38,10 @@ def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recip
         yield n, recipe.derive(f"{recipe.name}-first-{n}", steps, recipe.fields.bricks)
 
 
-def _step(recipe: Recipe, facts: Wanted) -> tuple[EditMethod, int]:
+def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
     """The edit step that teaches these facts, and how many of them."""
     for step in recipe.steps:
-        if not isinstance(step, EditMethod) or facts_digest(read_step(step, recipe.project)) != facts.digest:
+        if facts_digest(read_step(step, recipe.project)) != facts.digest:
             continue
         if "first" not in type(step).model_fields:
             raise WorkbenchError(

@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.evalfields import FactsEval
 from workbench.facts import Fact, read_facts
 from workbench.recipe import Recipe, load_recipe
-from workbench.registry import EditMethod
+from workbench.registry import Step
 from workbench.resolve import Resolved
 from workbench.solving import FACTS
 from workbench.weights.digests import json_digest
@@ -88,7 +88,7 @@ def wanted(options: FactsEval, project: Path) -> Wanted:
 def facts_of_edits(recipe: Recipe) -> Iterator[Wanted]:
     """The facts of every edit step of a recipe, then those of its edit bricks, then those of recipes that are its bricks."""
     for step in recipe.steps:
-        if isinstance(step, EditMethod) and (named := facts_file(step)):
+        if named := facts_file(step):
             yield wanted(FactsEval(facts=named), recipe.project)
     for ref in recipe.fields.bricks.values():
         target = recipe.project / ref.target
@@ -105,7 +105,7 @@ def edited_for(resolved: Resolved) -> tuple[str, ...]:
 
 def _edited_for(resolved: Resolved) -> Iterator[str]:
     for step in resolved.recipe.steps:
-        if isinstance(step, EditMethod) and facts_file(step):
+        if facts_file(step):
             yield facts_digest(read_step(step, resolved.recipe.project))
     for name in resolved.parents:
         brick = resolved.bricks[name]
@@ -115,13 +115,13 @@ def _edited_for(resolved: Resolved) -> Iterator[str]:
             yield facts_digest(read_facts(file, str(file)))
 
 
-def facts_file(step: EditMethod) -> str | None:
-    """The facts file that an edit step names."""
-    named = getattr(step, "facts", None)
+def facts_file(step: Step) -> str | None:
+    """The facts file that an edit step names, of the weights or of a memory."""
+    named = getattr(step, "facts", None) if step.verb == "edit" else None
     return named if isinstance(named, str) else None
 
 
-def read_step(step: EditMethod, project: Path) -> list[Fact]:
+def read_step(step: Step, project: Path) -> list[Fact]:
     """All facts of the file that an edit step names; none where it names none."""
     named = facts_file(step)
     return read_facts(project / named, named) if named else []

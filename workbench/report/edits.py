@@ -90,6 +90,7 @@ class FactSuite:
 
     Attributes:
         steps: Facts one after another: by configuration and cohort.
+        control_missing: An edit was scored as a part of something else, but not alone.
         columns: (kind, task), those of most interest first.
         rows: Configurations that were scored on it.
     """
@@ -101,6 +102,7 @@ class FactSuite:
     rows: tuple[Configuration, ...]
     survivals: tuple[Survival, ...]
     steps: tuple[Step, ...] = ()
+    control_missing: bool = False
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -119,7 +121,7 @@ def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
             survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
             steps = tuple(_steps(entry.get("sequence") or ()))
             name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
-            found.append(FactSuite(name, source, facts, columns, rows, survivals, steps))
+            found.append(FactSuite(name, source, facts, columns, rows, survivals, steps, bool(entry.get("control_missing"))))
     return found
 
 

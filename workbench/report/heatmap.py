@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ class Map:
 
 
 @dataclass(frozen=True)
-class _Metric:
+class Metric:
+    """What a map shows and how."""
+
     title: str
     caption: str
     value: Callable[[dict[str, Any]], float | None]
@@ -54,12 +56,22 @@ class _Metric:
 
 def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
     """Write the page and return its path. The file is replaced whole, needs no other file and makes no request."""
-    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     others = list(measures.total.meetings)
     columns, rows = _totals(name, measures)
+    return write_maps(
+        out, title=f"{name} beside {', '.join(others)}" if others else name,
+        eyebrow=f"brick on {Path(base).name if Path(base).is_absolute() else base}", lead=_lead(measures), columns=columns, rows=rows,
+        groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)])  # fmt: skip
+
+
+def write_maps(
+    out: Path, *, title: str, eyebrow: str, lead: str, columns: list[str], rows: list[list[str]], groups: list[list[Map]]
+) -> Path:
+    """Write a page of heat maps below a table and return its path. The file is replaced whole, needs no other file and makes no request."""
+    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = env.get_template("heatmap.html.j2").render(
-        title=f"{name} beside {', '.join(others)}" if others else name, base=Path(base).name if Path(base).is_absolute() else base, lead=_lead(measures),
-        columns=columns, rows=rows, groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)], style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
+        title=title, eyebrow=eyebrow, lead=lead, columns=columns, rows=rows, groups=groups,
+        style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text.encode())
     return out
@@ -91,28 +103,28 @@ def _own(found: dict[str, Any]) -> list[str]:
     return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
 
 
-def _metrics(others: list[str]) -> list[list[_Metric]]:
+def _metrics(others: list[str]) -> list[list[Metric]]:
     """The brick's own maps; then, for each other brick, how it meets it."""
-    norm = _Metric(
+    norm = Metric(
         "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
     )
     return [[norm], *map(_meeting, others)]
 
 
-def _meeting(other: str) -> list[_Metric]:
+def _meeting(other: str) -> list[Metric]:
     def of(key: str) -> Callable[[dict[str, Any]], float | None]:
         return lambda d: d["others"].get(other, {}).get(key)
 
     return [
-        _Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
-        _Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
+        Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
+        Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
                 of("conflict"), _number, "down", 0.05, 0.5, "up"),
-        _Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
+        Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
                 of("overlap"), _number, "up", 0.05),
     ]  # fmt: skip
 
 
-def _map(measures: Measures, metric: _Metric) -> Map:
+def _map(measures: Measures, metric: Metric) -> Map:
     documents = {place: sums.document() for place, sums in measures.cells.items()}
     values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
     top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
@@ -121,15 +133,29 @@ def _map(measures: Measures, metric: _Metric) -> Map:
     ends = ", ".join(f"{end} {metric.text(values[None, end])}" for end in measures.ends if (None, end) in values)
     both = metric.middle > 0 or any(v < 0 for v in values.values())
     low = metric.text(metric.middle - top if both else 0.0)
-    drawing, width = _drawing(values, kinds, layers, metric, top)
+    drawing, width = drawing_of(values, kinds, layers, metric, top)
     scale = f"both {metric.tint}" if both else metric.tint
     return Map(metric.title, metric.caption, low, metric.text(metric.middle + top), scale, drawing, max(width, NARROWEST), ends)
 
 
-def _drawing(
-    values: dict[tuple[int | None, str], float], kinds: list[str], layers: list[int], metric: _Metric, top: float
+def drawing_of(
+    values: Mapping[tuple[int | None, str], float],
+    kinds: Sequence[str],
+    layers: Sequence[int],
+    metric: Metric,
+    top: float,
+    notes: Mapping[tuple[int | None, str], str] | None = None,
 ) -> tuple[Markup, int]:
-    """Kinds below each other, layers from left to right; the drawing and its width."""
+    """Kinds below each other, layers from left to right; the drawing and its width.
+
+    Args:
+        values: (layer, kind) -> value; where there is none, nothing was changed.
+        kinds: Rows.
+        layers: Columns.
+        metric: How a value is written, and tinted.
+        top: Distance from the metric's middle that gets the darkest tint.
+        notes: What the hover text says behind the value.
+    """
     wide = len(layers) <= WIDE_COLUMNS
     width = 46 if wide else 18
     left = 7 * max((len(kind) for kind in kinds), default=1) + 12
@@ -142,19 +168,22 @@ def _drawing(
         parts.append(svg("text", kind, class_="k", x=left - 8, y=y + HEIGHT / 2 + 3))
         for j, layer in enumerate(layers):
             x = left + j * width
-            parts.append(_cell(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, width, wide, metric, top))
+            note = (notes or {}).get((layer, kind), "")
+            parts.append(_cell(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, width, wide, metric, top, note))
     across = left + len(layers) * width
     down = TOP + len(kinds) * HEIGHT
     return svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title), across
 
 
-def _cell(value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: _Metric, top: float) -> Markup:
+def _cell(
+    value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: Metric, top: float, note: str
+) -> Markup:
     box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
     if value is None:
         return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
     tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / top)
     parts = [
-        svg("title", f"{where}: {metric.text(value)}"),
+        svg("title", f"{where}: {metric.text(value)}{note}"),
         svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
     ]
     if wide:

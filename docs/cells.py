@@ -1,0 +1,46 @@
+"""Markdown tables, and how numbers stand in their cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MISSING = "Not measured yet."
+SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "="}
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+
+
+def interval(found: Mapping[str, Any] | None) -> str:
+    """A share in percent with its interval: "55 [42, 67]"."""
+    if not found or found.get("value") is None:
+        return ""
+    low, high = found.get("low"), found.get("high")
+    return points(found["value"]) + ("" if low is None or high is None else f" [{points(low)}, {points(high)}]")
+
+
+def points(value: float | None) -> str:
+    """A share in percent, whole."""
+    return "" if value is None else f"{round(100 * value)}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference in points."""
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def measured(found: Mapping[str, Any]) -> str:
+    """By which command, where and when a results file was measured."""
+    return f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."
+
+
+def results(project: Path, name: str) -> dict[str, Any] | None:
+    """A results file, if it is there."""
+    path = project / name
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None

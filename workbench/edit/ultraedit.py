@@ -1,0 +1,312 @@
+"""UltraEdit: changes of feed-forward outputs read off a gradient, written by ridge regression; no subject, no statistics of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from workbench.edit.fields import Layers, Mode
+from workbench.edit.parts import Parts, hooked
+from workbench.edit.passes import logits_at, run, target_log_probabilities
+from workbench.edit.rows import Padded, Row, check_rows, padded, row_of
+from workbench.edit.solver import Metric, factors_of, right_factor
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact, read_facts
+from workbench.facts.conflicts import require_consistent
+from workbench.fields import Real, Whole
+from workbench.layout import Model
+from workbench.merge.calibration import longest_row
+from workbench.registry import Edit, EditMethod, MethodContext, register
+from workbench.weights.lowrank import Factors
+
+LONGEST = 512
+"""Tokens of a prompt with its target at most."""
+AUTO_DEPTH = (0.6, 0.9)
+"""Share of the depth that `layers: auto` writes: the paper takes layers 18 to 26 of 28 (GPT-J), 29 and 30 of 32 (Mistral)."""
+AT_ONCE = 8
+"""Facts that are run together."""
+PRIOR = 16
+"""Rows that the running mean and deviation start from: mean 0, one deviation for all coordinates, that of the rows themselves. Without
+them a lone row is its own mean and nothing is left of it, and a few rows are little more than signs."""
+
+
+@register
+class UltraEdit(EditMethod):
+    """One backward pass says how each feed-forward output should change where a target's tokens are predicted; inputs and gradients
+    are scaled by their mean and deviation over all facts so far, and the changes written by ridge regression (Gu et al. 2025).
+    Repeated on the edited model until it says the facts; a step after which it says them less is halved."""
+
+    paper = "Gu et al. 2025, UltraEdit, arXiv 2505.14679"
+    formula = "ΔWᵀ = (HᵀH + cI)⁻¹ HᵀV,  v = −η s (‖ĥ‖²/d) ĝ"
+
+    edit: Literal["ultraedit"]
+    facts: str
+    """A facts file, or a published set (docs/facts.md), relative to the project."""
+    first: Whole | None = Field(None, ge=1)
+    """Only so many facts of the file, from its start."""
+    layers: Layers = "auto"
+    """Layers whose feed-forward output projection is written; auto: those between 0.6 and 0.9 of the depth."""
+    mode: Mode = "joint"
+    """joint: all facts in one turn, whatever their order; {sequential: {batch: N}}: N a turn, each on the result of those before."""
+    history: bool = True
+    """In sequential mode, a term for inputs of the turns before, which keeps what they have written; the paper has none."""
+    strength: Real = Field(2.0, gt=0)
+    """η: length of a step of all layers together, in multiples of the outputs' root mean square s."""
+    rounds: Whole = Field(20, ge=1)
+    """Steps of a turn, at most; 1 is the paper's."""
+    confidence: Real = Field(0.5, gt=0, lt=1)
+    """Mean probability of a target at which a fact is said; it is on top besides."""
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"expected auto, or layers that differ, found {list(self.layers)}")
+        return self
+
+    def inputs(self) -> list[str]:
+        """The facts."""
+        return [self.facts]
+
+    def check(self, project: Path) -> None:
+        """Read the facts once; they do not contradict each other."""
+        require_consistent(self.read(project))
+
+    def read(self, project: Path) -> list[Fact]:
+        """The facts: of a joint solve sorted by id, so that the result does not depend on the file's order; else in that order."""
+        found = read_facts(project / self.facts, self.facts)[: self.first]
+        return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
+
+    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+        """Tokens that are run forward and back, where half of the rounds do."""
+        facts = len(self.read(project))
+        return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
+
+    def solve(self, context: MethodContext) -> Edit:
+        """Turn by turn; the model is left as it was. Errors: a loss that is no finite number."""
+        facts = self.read(context.project)
+        check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
+        parts = Parts.of(context)
+        if self.layers != "auto":
+            parts.check_layers(self.layers, f"edit {self.name}")
+        layers = upper_middle(parts.depth) if self.layers == "auto" else sorted(self.layers)
+        return _Solve(self, context, parts, layers).run(facts)
+
+
+def upper_middle(depth: int) -> list[int]:
+    """Layers whose middle lies within AUTO_DEPTH; at least one."""
+    found = [i for i in range(depth) if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
+    return found or [depth * 2 // 3]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Mean and deviation of every coordinate over all rows so far (Chan's parallel form of Welford's sums), float64.
+
+    Attributes:
+        count: Rows.
+        mean: [d].
+        squares: [d], sums of squared distances from the mean.
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Running:
+        """Of rows [n, d]."""
+        mean = rows.mean(0)
+        return cls(len(rows), mean, (rows - mean).square().sum(0))
+
+    def joined(self, other: Running) -> Running:
+        """Of the rows of both."""
+        total, apart = self.count + other.count, other.mean - self.mean
+        squares = self.squares + other.squares + apart.square() * (self.count * other.count / total)
+        return Running(total, self.mean + apart * (other.count / total), squares)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows [n, d] less the mean, in deviations, with PRIOR rows more in both."""
+        common = (self.squares / self.count + self.mean.square()).mean()
+        whole = self.joined(Running(PRIOR, torch.zeros_like(self.mean), (PRIOR * common).expand_as(self.mean)))
+        deviation = (whole.squares / whole.count).sqrt()
+        return (rows - whole.mean) / deviation.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a projection does where targets are predicted: inputs H [n, d_in], outputs and their gradients [n, d_out], float64."""
+
+    inputs: Tensor
+    outputs: Tensor
+    gradients: Tensor
+
+
+@dataclass
+class _Solve:
+    """One run of the editor.
+
+    Attributes:
+        method, context, parts, layers: What is solved, on what, where.
+        updates: Layer -> ΔW [out, in] so far, float64.
+        running: Layer -> running statistics of its inputs and of its gradients.
+        metrics: Layer -> the identity, with a term for inputs that are written already.
+        pairs: Layer -> factors of its steps so far.
+    """
+
+    method: UltraEdit
+    context: MethodContext
+    parts: Parts
+    layers: list[int]
+    updates: dict[int, Tensor] = field(default_factory=dict)
+    running: dict[int, tuple[Running, Running]] = field(default_factory=dict)
+    metrics: dict[int, Metric] = field(default_factory=dict)
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def run(self, facts: Sequence[Fact]) -> Edit:
+        """All turns, one after the other."""
+        method, parts = self.method, self.parts
+        size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
+        trained = [p for p in parts.model.parameters() if p.requires_grad]
+        for p in trained:
+            p.requires_grad_(False)
+        outcome: list[dict[str, Any]] = []
+        try:
+            for start in range(0, len(facts), size):
+                outcome += self._turn(facts[start : start + size], start, len(facts))
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
+        factors = {f"{parts.modules[layer]}.weight": self._factors(layer) for layer in self.layers}
+        if parts.transposed:
+            factors = {name: update.transposed() for name, update in factors.items()}
+        record = {
+            "layers": self.layers, "order": "free" if method.mode == "joint" else "dependent",
+            "rank": {name: update.rank for name, update in factors.items()}, "facts": outcome,
+        }  # fmt: skip
+        return Edit(factors, record, parts.transposed, list(facts))
+
+    def _factors(self, layer: int) -> Factors:
+        """ΔW as a product of its own rank; zeros where the model says all facts already."""
+        update, pairs = self.updates[layer], self.pairs[layer]
+        if 0 < sum(left.shape[1] for left, _ in pairs) < min(update.shape):
+            return factors_of(torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0))
+        size = min(update.shape)
+        identity = torch.eye(size, dtype=update.dtype, device=update.device)
+        return factors_of(identity, update) if size == update.shape[0] else factors_of(update, identity)
+
+    def _turn(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
+        """Steps for some facts until all of them are said; returns their records."""
+        method = self.method
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last") for fact in facts]
+        strength, steps = method.strength / len(self.layers), 0
+        seen, means, top = self._pass(rows)
+        before = means
+        self._start(seen, means)
+        for tried in range(method.rounds):
+            self.context.progress(done, total, f"round {tried + 1}, loss {-float(means.mean()):.3f}")
+            if bool((top & (means.exp() >= method.confidence)).all()):
+                break
+            kept, pairs = dict(self.updates), {layer: self._step(layer, seen[layer], strength) for layer in self.layers}
+            self.updates = {layer: kept[layer] + left @ right for layer, (left, right) in pairs.items()}
+            new_seen, new_means, new_top = self._pass(rows)
+            if float(new_means.mean()) > float(means.mean()):  # not where it is no number
+                seen, means, top, steps = new_seen, new_means, new_top, steps + 1
+                for layer, pair in pairs.items():
+                    self.pairs[layer].append(pair)
+            else:
+                self.updates, strength = kept, strength / 2
+        if method.mode != "joint" and method.history:
+            for layer in self.layers:
+                self.metrics[layer] = self._metric(layer).after(seen[layer].inputs.T, ridge(seen[layer]))
+        self.context.progress(done + len(facts), total, f"loss {-float(means.mean()):.3f}")
+        return [
+            {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": said}
+            for fact, loss, first, said in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
+        ]
+
+    def _start(self, seen: Mapping[int, Seen], means: Tensor) -> None:
+        """Take the facts of a turn into the running statistics, once. Errors: a loss that is no finite number."""
+        if not bool(torch.isfinite(means).all()):
+            raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
+        for layer in self.layers:
+            rows = seen[layer].inputs, seen[layer].gradients
+            new = Running.of(rows[0]), Running.of(rows[1])
+            old = self.running.get(layer)
+            self.running[layer] = new if old is None else (old[0].joined(new[0]), old[1].joined(new[1]))
+            self.updates.setdefault(layer, rows[0].new_zeros(rows[1].shape[1], rows[0].shape[1]))
+            self.pairs.setdefault(layer, [])
+
+    def _step(self, layer: int, seen: Seen, strength: float) -> tuple[Tensor, Tensor]:
+        """ΔW of one layer as its factors V [out, n] and Aᵀ [n, in]."""
+        of_inputs, of_gradients = self.running[layer]
+        inputs, gradients = of_inputs.scaled(seen.inputs), of_gradients.scaled(seen.gradients)
+        scale = strength * seen.outputs.square().mean().sqrt()
+        changes = -scale * inputs.square().mean(1, keepdim=True) * gradients
+        return changes.T, right_factor(seen.inputs.T, self._metric(layer), ridge(seen)).T
+
+    def _metric(self, layer: int) -> Metric:
+        width, device = self.parts.width(layer), self.context.device
+        return self.metrics.get(layer) or Metric(None, torch.ones(width, dtype=torch.float64, device=device))
+
+    def _pass(self, rows: Sequence[Row]) -> tuple[dict[int, Seen], Tensor, Tensor]:
+        """Forward and back on the model with what is written so far: what every layer does at the targets, and for each row the mean
+        log-probability of its target's tokens and whether all of them are on top."""
+        found = []
+        with self.parts.changed({layer: update.float() for layer, update in self.updates.items()}):
+            for start in range(0, len(rows), AT_ONCE):
+                found.append(seen_at(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
+        means = torch.cat([means for _, means, _ in found])
+        seen = {layer: _joined([part[layer] for part, _, _ in found]) for layer in self.layers}
+        return seen, means, torch.cat([top for _, _, top in found])
+
+
+def ridge(seen: Seen) -> float:
+    """c: the mean square of an input, so that it means the same on every model."""
+    return float(seen.inputs.square().mean())
+
+
+def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, Seen], Tensor, Tensor]:
+    """Inputs and outputs of projections where targets are predicted, with the gradients of the targets' summed cross-entropy; beside
+    them mean log-probability of each row's target and whether it is on top.
+
+    Args:
+        parts: Of a model whose parameters want no gradient.
+        layers: Which projections.
+        batch: The rows.
+    """
+    probes: dict[int, Tensor] = {}
+    states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def see(layer: int) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            probes[layer] = torch.zeros_like(output, requires_grad=True)
+            inside, outside = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
+            states[layer] = inside, outside
+            return output + probes[layer]
+
+        return hook
+
+    with torch.enable_grad(), ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(hooked(parts.out(layer), after=see(layer)))
+        stack.enter_context(logits_at(parts, batch.places))
+        logits = run(parts, batch).logits
+        loss = torch.nn.functional.cross_entropy(logits[0].float(), batch.wanted, reduction="sum")
+        gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
+    means, top = target_log_probabilities(logits.detach(), batch, len(batch.lookup))
+    seen = {
+        layer: Seen(*states[layer], gradient.reshape(-1, gradient.shape[-1])[batch.places].double())
+        for layer, gradient in zip(layers, gradients, strict=True)
+    }
+    return seen, means, top
+
+
+def _joined(parts: Sequence[Seen]) -> Seen:
+    return Seen(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))
