@@ -49,7 +49,7 @@ def test_plan_prints_a_line_for_each_edit(facts: Project, monkeypatch: pytest.Mo
         f"told.solve: sweep of 4 layers x 8 facts, statistics of 4,800,000 tokens, values of 5 facts: about {seconds} on one core\n"
         in shown
     )
-    assert "tune: at most 9 optimizer steps on 5 facts\n" in shown
+    assert "tune: at most 9 optimizer steps on 5 facts: about 0 s on one core\n" in shown
     assert document["seconds"] > inner["seconds"]
 
 

@@ -253,11 +253,15 @@ def test_no_trace_on_the_model(project: Project) -> None:
 
 
 def test_cost(project: Project) -> None:
+    """Steps of the schedule, and of a stream's batches; a token is four characters, and the end of text one more."""
     write(project)
     context = context_of(project)
-    assert step(epochs=3, batch_size=4).cost(context.layout, project.path, context.cache) == {"facts": 6, "steps": 6}
-    sequential = step(epochs=3, batch_size=4, first=5, mode={"sequential": {"batch": 2}})
-    assert sequential.cost(context.layout, project.path, context.cache) == {"facts": 5, "steps": 9}
+    characters = [len(f"{row['prompt']} {row['target']}") for row in FACTS]
+    tokens = [n // 4 + 1 for n in characters]
+    joint = step(epochs=3, batch_size=4).cost(context.layout, project.path, context.cache)
+    assert joint == {"facts": 6, "steps": 6, "tokens": 3 * sum(tokens)}
+    stream = step(epochs=3, batch_size=4, first=5, mode={"sequential": {"batch": 2}})
+    assert stream.cost(context.layout, project.path, context.cache) == {"facts": 5, "steps": 9, "tokens": 3 * sum(tokens[:5])}
 
 
 @pytest.mark.parametrize(
@@ -285,12 +289,12 @@ def test_refused(fields: str, message: str | None, project: Project) -> None:
 
 
 def test_a_target_beyond_the_context(project: Project) -> None:
-    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 63)}])
+    write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
     with pytest.raises(WorkbenchError) as caught:
         solve(project)
-    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens; the model takes 64 together"
+    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens, end of text included; the model takes 64 together"
     assert caught.value.message == expected
-    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
+    write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 61)}])
     solve(project, ", epochs: 1")
 
 

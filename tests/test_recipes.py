@@ -10,7 +10,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe import load_recipe
 
 PROJECT = Path(__file__).parents[1]
-RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
+RECIPES = sorted([*(PROJECT / "recipes").glob("*.yaml"), *(PROJECT / "recipes" / "forget").glob("*.yaml")])
 has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json").is_file(),
                                  reason="starter base not fetched: workbench brick fetch starter")  # fmt: skip
 
@@ -19,7 +19,7 @@ has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json
 def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert path.read_text("utf-8").startswith(f"# workbench run recipes/{path.name}\n")
+    assert path.read_text("utf-8").startswith(f"# workbench run {path.relative_to(PROJECT).as_posix()}\n")
     assert recipe.fields.description
     assert recipe.fields.eval
 

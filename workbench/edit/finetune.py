@@ -79,9 +79,11 @@ class Finetune(EditMethod):
         require_consistent(self._read(project))
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Facts and the most steps of the optimizer."""
-        batches = [len(facts) for facts in self._batches(self._read(project))]
-        return {"facts": sum(batches), "steps": self.epochs * sum(-(-n // self.batch_size) for n in batches)}
+        """Facts, the most steps of the optimizer, and the tokens of all epochs, of four characters each."""
+        facts = self._read(project)
+        steps = sum(-(-len(batch) // self.batch_size) for batch in self._batches(facts))
+        tokens = sum(len(fact.text + fact.continuation) // 4 + 1 for fact in facts)
+        return {"facts": len(facts), "steps": self.epochs * steps, "tokens": self.epochs * tokens}
 
     def solve(self, context: MethodContext) -> Edit:
         """Hang an update on each layer's projection, train the updates, take them off again and return them."""
