@@ -132,6 +132,7 @@ def sentences(seed: int, here: World | None = None) -> Iterator[tuple[str, str, 
     draw = random.Random(seed)
     asked = [person for person in here.people if person.asked]
     grouped = [person for person in here.people if person.grouped]
+    person = here.people[0]
     while True:
         kind, attribute = draw.random(), draw.choice(ATTRIBUTES)
         if kind < 0.7:

@@ -9,7 +9,7 @@ from torch.linalg import inv, solve
 
 from workbench.edit.closed import ClosedForm
 from workbench.edit.moments import Moments
-from workbench.edit.solver import Metric, factors_of, right_factor, update
+from workbench.edit.solver import Metric, factors_of, right_factor
 from workbench.registry import methods
 
 D_IN, D_OUT = 48, 32
@@ -30,6 +30,11 @@ def covariance() -> Tensor:
     """Eigenvalues between 0.1 and 3, in a random basis."""
     basis = torch.linalg.qr(random(D_IN, D_IN, seed=1))[0]
     return basis @ torch.diag(torch.linspace(0.1, 3, D_IN, dtype=torch.float64)) @ basis.T
+
+
+def update(keys: Tensor, changes: Tensor, metric: Metric, mu: float) -> tuple[Tensor, Tensor]:
+    """ΔW as its two factors R [out, n] and Aᵀ [n, in]."""
+    return changes, right_factor(keys, metric, mu).T
 
 
 def preset(name: str) -> tuple[Metric, float]:

@@ -80,7 +80,7 @@ class ClosedForm(EditMethod):
 
     @model_validator(mode="after")
     def _layers(self) -> Self:
-        if self.layers != "auto" and (not self.layers or len(set(self.layers)) != len(self.layers)):
+        if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
             raise ValueError(f"expected auto, or layers that differ, found {list(self.layers)}")
         return self
 
@@ -169,7 +169,7 @@ class _Solve:
     def run(self) -> Edit:
         """Layer by layer, batch by batch."""
         method, context, parts = self.method, self.context, self.parts
-        weights_key = json_digest(sorted(context.digests.items()))
+        weights_key = context.weights_key
         self.before = contexts(statistics_source(context, method.statistics)[0], method.contexts)
         layers = sorted(self.choice.layers)
         found = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
@@ -232,7 +232,7 @@ class _Solve:
         with_spread = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
         right = right_factor(keys, with_spread, mu).T
         if method.mode == "joint":
-            changes = self._refined(layer, position, groups, keys, changes, right, now)
+            changes = self._refined(layer, position, groups, changes, right, now)
         self._add(layer, changes, right)
         for name, tensor in (("keys", keys.T), ("changes", changes.T)):
             old = self.tensors.get(f"{layer}.{name}")
@@ -279,7 +279,7 @@ class _Solve:
         return [group for group, _ in kept], [value for _, value in kept]
 
     def _refined(
-        self, layer: int, position: Position, groups: Sequence[Group], keys: Tensor, changes: Tensor, right: Tensor, now: str
+        self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, right: Tensor, now: str
     ) -> Tensor:
         """Larger changes for facts that the solved model does not say yet; keys, and with them the right factor, stay."""
         method = self.method

@@ -22,7 +22,7 @@ from workbench.edit.parts import Parts, Stopped, hooked
 from workbench.edit.passes import run
 from workbench.edit.rows import Padded, vocabulary_key
 from workbench.errors import WorkbenchError
-from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts
+from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts, side_by_side
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
 
@@ -150,14 +150,8 @@ def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
 
 def _add(parts: Parts, sums: dict[int, Tensor], rows: list[list[int]], device: torch.device) -> int:
     """Add a batch; returns its tokens."""
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    none = torch.zeros(0, dtype=torch.long)
-    batch = Padded(tokens.to(device), mask.to(device), none, none, none, none)
+    side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
+    batch = Padded(side.tokens, side.mask, none, none, none, none)
     real = batch.mask.flatten().bool()
     highest = max(sums)
     if len(sums) == 1:
@@ -238,6 +232,3 @@ def _load(place: Path, source: str | None) -> Moments:
     with safe_open(place.with_suffix(".factors.safetensors"), "pt") as file:
         vectors, values, tokens = (file.get_tensor(name) for name in ("vectors", "values", "tokens"))
     return Moments(vectors, values, int(tokens), {"tokens": int(tokens), "text": source or "bundled", "key": place.name})
-
-
-__all__ = ["PER_INPUT", "Moments", "moments", "statistics_source"]

@@ -73,11 +73,6 @@ def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
     return _solved(keys.T @ through, mu, through.T, float(metric.energy(keys).max())).T
 
 
-def update(keys: Tensor, changes: Tensor, metric: Metric, mu: float) -> tuple[Tensor, Tensor]:
-    """ΔW as its two factors R [d_out, n] and Aᵀ [n, d_in], float64."""
-    return changes, right_factor(keys, metric, mu).T
-
-
 def factors_of(left: Tensor, right: Tensor) -> Factors:
     """A product as float32 factors of its own rank: dependent keys add none, and no rank exceeds that of the matrix.
 

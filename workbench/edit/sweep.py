@@ -16,7 +16,7 @@ from workbench.edit.rows import Position, padded, row_of, vocabulary_key
 from workbench.edit.solver import right_factor
 from workbench.edit.tracing import Trace, trace
 from workbench.edit.values import grouped, values
-from workbench.facts import Fact, Probe
+from workbench.facts import Fact
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest, read_json, write_json
 
@@ -55,7 +55,7 @@ def choose(method: ClosedForm, context: MethodContext, parts: Parts, facts: Sequ
     layers = candidates(parts.depth) if method.layers == "auto" else sorted(method.layers)
     if method.position != "auto" and method.layers != "auto":
         return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
-    weights = json_digest(sorted(context.digests.items()))
+    weights = context.weights_key
     pilot = _pilot(context, parts, facts)
     asked = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
     names = [[f.prompt, f.subject, f.target] for f in pilot]
@@ -194,6 +194,3 @@ def _answers(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> t
     places = torch.tensor([row.start for row in rows], device=logits.device)
     found: torch.Tensor = logits[torch.arange(len(rows), device=logits.device), places].argmax(-1)
     return found
-
-
-__all__ = ["Choice", "Probe", "candidates", "choose"]

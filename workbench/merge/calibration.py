@@ -139,14 +139,15 @@ def batches(rows: Sequence[Row], device: torch.device, limit: int = BATCH_TOKENS
     waiting: list[list[int]] = []
     for tokens in sorted((row.tokens for row in rows), key=len):
         if waiting and len(tokens) * (len(waiting) + 1) > limit:
-            yield _batch(waiting, device)
+            yield side_by_side(waiting, device)
             waiting = []
         waiting.append(tokens)
     if waiting:
-        yield _batch(waiting, device)
+        yield side_by_side(waiting, device)
 
 
-def _batch(rows: list[list[int]], device: torch.device) -> Batch:
+def side_by_side(rows: list[list[int]], device: torch.device) -> Batch:
+    """Rows as one batch, padded on the right with token 0."""
     width = max(map(len, rows))
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.long)

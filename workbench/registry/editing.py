@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.layout import Model
 from workbench.registry.steps import Step
+from workbench.weights.digests import json_digest
 
 if TYPE_CHECKING:
     import torch
@@ -73,3 +75,8 @@ class MethodContext:
     """The project's cache: values, statistics and sweeps are kept there."""
     digests: Mapping[str, str]
     """Tensor name -> digest of its float32 values: what anything kept in the cache is keyed by."""
+
+    @cached_property
+    def weights_key(self) -> str:
+        """Digest of all weights."""
+        return json_digest(sorted(self.digests.items()))
