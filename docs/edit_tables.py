@@ -19,7 +19,7 @@ SPEED = "benchmarks/results/edit.json"
 Row = Mapping[str, Any]
 # Kind -> heading; the strict scores first.
 STRICT = {"efficacy": "efficacy", "paraphrase": "paraphrases", "neighbours": "neighbours unchanged", "portability": "portability",
-          "generated": "generated answer"}  # fmt: skip
+          "begun": "generated text begins with the answer", "generated": "is the answer"}  # fmt: skip
 PREFERRED = {
     "preferred": "target preferred (ES)",
     "preferred-paraphrase": "on paraphrases (PS)",
@@ -114,7 +114,7 @@ def _legend(found: Row) -> str:
     return (
         f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
         "prompts, with 95 % intervals. Strict: every token of the answer is the most probable one; neighbours: the base's own answer stays; generated: written by the model, ended by "
-        "itself. Retention: points on the suite `retention`, interval at Holm's level over the rows; − worse, = equivalent, ? cannot tell."
+        "itself, a line's end or a full stop. Retention: points on the suite `retention`, interval at Holm's level over the rows; − worse, = equivalent, ? cannot tell."
         + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
     )
 

@@ -166,6 +166,11 @@ def test_grace_refuses_what_it_has_not_learned(taught: Project) -> None:
         taught.run("steps: [{edit: grace, facts: facts.jsonl, steps: 1, learning_rate: 0.001}]\n")
     with pytest.raises(WorkbenchError, match=r"layer 9 does not exist; the model has 0\.\.3"):
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 9}]\n")
+    with pytest.raises(
+        WorkbenchError, match=r"at layer 0 the input where an answer begins .* for 6 of 6 facts, first 'f0'"
+    ) as blind:
+        taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 0}]\n")
+    assert "layer: 1" in str(blind.value.hint)
     nested = [{"id": "a", "prompt": "w5 is", "target": "w6 w7"}, {"id": "b", "prompt": "w5 is w6", "target": "w8"}]
     write_rows(taught.path / "facts.jsonl", nested)
     with pytest.raises(WorkbenchError, match=r"'w5 is.*' and another fact have one beginning"):

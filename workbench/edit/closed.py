@@ -71,6 +71,8 @@ class ClosedForm(EditMethod):
     """Weight of the squared change, relative to the output's norm."""
     confidence: Real = Field(0.9, gt=0, lt=1)
     """Mean probability of the target at which a value is done."""
+    end_of_text: bool = False
+    """Whether a value makes the model end the text behind the target as well, so that what it writes stops there."""
     unconverged: Literal["refuse", "skip"] = "refuse"
     """What to do with facts for which no value makes the model say the target: stop before any weight changes, or leave them out."""
     refine: Whole = Field(1, ge=0)
@@ -116,7 +118,7 @@ class ClosedForm(EditMethod):
 
     def settings(self) -> Settings:
         """How values are optimised."""
-        return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence)
+        return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence, self.end_of_text)
 
     def metric(self, moments: Moments | None, width: int) -> Metric:
         """G of the preset. `moments` is there where `needs_statistics`."""
@@ -299,7 +301,8 @@ class _Solve:
 
     def _said(self, groups: Sequence[Group]) -> list[bool]:
         """Whether the model as it is says all targets of a group, after the plain prompts."""
-        rows = [row_of(fact, self.context.tokenizer, "prompt_last") for group in groups for fact in group]
+        end = self.method.end_of_text
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last", end=end) for group in groups for fact in group]
         top = torch.cat(
             [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
         )

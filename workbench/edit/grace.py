@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +76,12 @@ class Grace(MemoryMethod):
             raise WorkbenchError(
                 f"edit grace: {len(failed)} of {len(facts)} facts are not answered after {self.steps} steps, first '{failed[0]}'",
                 f"Raise steps ({self.steps}), or name another layer: the fewer layers follow it, the more directly its output decides.",
+            )
+        if blind := [fact.id for fact in ordered if _blind(tensors[fact.id])]:
+            raise WorkbenchError(
+                f"edit grace: at layer {layer} the input where an answer begins is the same for other subjects, for {len(blind)} of "
+                f"{len(facts)} facts, first '{blind[0]}': no ball holds the fact and leaves the others out",
+                f"Name a later layer (layer: {min(layer + 1, context.layout.layout.depth - 1)}), where the position has seen the subject.",
             )
         entries = sum(len(found["answer"]) for found in tensors.values())
         record = {"facts": len(facts), "layer": layer, "entries": entries, "loss": max(losses.values()), "steps": steps}
@@ -235,6 +241,11 @@ def _foreign(fact: Fact, row: _Row, tokenizer: Any) -> list[list[int]]:
     rows = [row.ids[: row.start]]
     rows += [[*tokenizer(text)["input_ids"], *row.answer[:-1]] for text in texts if text.strip() and text != fact.text]
     return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
+
+
+def _blind(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state that must answer something else lies on the key of the answer's first token."""
+    return float(tensors["reach"][0]) < _SAME * float(tensors["keys"][0].norm())
 
 
 def _reach(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Padded:
     inputs: Callable[[], dict[str, Any]] | None = None
 
 
-def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "") -> Row:
+def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> Row:
     """A fact's prompt and target as tokens.
 
     Args:
@@ -71,6 +71,7 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
         tokenizer: A fast one: the subject's tokens are found by their character offsets.
         position: Where it is looked up; without a subject at the prompt's last token.
         before: A context in front of the prompt.
+        end: Whether the end of text is one more token of the target, where the tokenizer has one.
 
     Errors: no fast tokenizer, a prompt or target without tokens, a subject without a token of its own.
     """
@@ -82,11 +83,13 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
         raise WorkbenchError(
             f"{fact.place}: {shown!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
         )
+    if end and tokenizer.eos_token_id is not None:
+        target = (*target, int(tokenizer.eos_token_id))
     last = len(prompt) - 1
     span = (last, last + 1)
     if fact.span is not None:
-        first, end = fact.span[0] + shift, fact.span[1] + shift
-        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > first]
+        first, stop = fact.span[0] + shift, fact.span[1] + shift
+        inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
         if not inside:
             raise WorkbenchError(
                 f"{fact.place}: the subject {fact.subject!r} has no token of its own",

@@ -43,6 +43,7 @@ class Settings:
         kl: Weight of KL(before ‖ after) on "{subject} is a".
         decay: Weight of (‖δ‖ / anchor)².
         confidence: A fact is done when every context has all target tokens on top, with this mean probability.
+        end: Whether the end of text belongs to the target.
     """
 
     steps: int
@@ -51,6 +52,7 @@ class Settings:
     kl: float
     decay: float
     confidence: float
+    end: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,11 @@ def keys_of(
 
 
 def _rows(
-    groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str]
+    groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str], end: bool = False
 ) -> tuple[list[Row], Tensor]:
     """All facts of all groups behind all contexts, and the group that each row belongs to."""
-    rows = [row_of(f, context.tokenizer, position, before) for group in groups for f in group for before in ("", *contexts)]
+    every = [(fact, before) for group in groups for fact in group for before in ("", *contexts)]
+    rows = [row_of(fact, context.tokenizer, position, before, end) for fact, before in every]
     sizes = torch.tensor([len(group) * (len(contexts) + 1) for group in groups])
     return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(context.device)
 
@@ -176,7 +179,7 @@ def _optimise(
     settings: Settings,
 ) -> list[Value]:
     """δ for a few groups at once."""
-    rows, whose = _rows(groups, context, position, contexts)
+    rows, whose = _rows(groups, context, position, contexts, settings.end)
     essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
     batch = padded([*rows, *essence], context.device)
     read, given = keys_and_values(parts, layer, batch)

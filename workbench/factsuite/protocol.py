@@ -9,7 +9,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evalfields import FactsEval, SequentialEval
 from workbench.facts import Fact
-from workbench.factsuite.wanted import Wanted, facts_digest, ranked, read_step, wanted
+from workbench.factsuite.wanted import Wanted, ranked, read_step, wanted
 from workbench.recipe import Recipe, dump_step
 from workbench.registry import Step
 
@@ -41,7 +41,8 @@ def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recip
 def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
     """The edit step that teaches these facts, and how many of them."""
     for step in recipe.steps:
-        if facts_digest(read_step(step, recipe.project)) != facts.digest:
+        taught = read_step(step, recipe.project)
+        if [fact.document() for fact in taught] != [fact.document() for fact in facts.everything]:  # cohorts follow their order
             continue
         if "first" not in type(step).model_fields:
             raise WorkbenchError(

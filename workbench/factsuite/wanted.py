@@ -128,5 +128,5 @@ def read_step(step: Step, project: Path) -> list[Fact]:
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """Of facts as documents: the same for a file and for the copy that a brick keeps."""
-    return json_digest([fact.document() for fact in facts])
+    """Of a set of facts as documents: the same for a file and for the copy that a brick keeps, sorted by id."""
+    return json_digest([fact.document() for fact in sorted(facts, key=lambda fact: fact.id)])
