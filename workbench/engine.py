@@ -288,12 +288,15 @@ def materialize(
 
 
 @contextmanager
-def swap(model: PreTrainedModel, resolved: Resolved) -> Iterator[PreTrainedModel]:
+def swap(
+    model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Tensor] | None = None
+) -> Iterator[PreTrainedModel]:
     """Turn a live model into another configuration in place, for a `with` block; then it has its own weights again, bit for bit.
 
     Args:
         model: From `materialize`: a configuration whose parameters have the same names and shapes.
         resolved: The other configuration; computed in its output dtype, held in the model's, on the model's device.
+        tensors: Of the other configuration, where they are computed already.
 
     Errors: other parameters, as after a grow step; a memory.
     """
@@ -301,7 +304,7 @@ def swap(model: PreTrainedModel, resolved: Resolved) -> Iterator[PreTrainedModel
         raise WorkbenchError(
             f"recipe {resolved.recipe.name}: its memory is no set of weights that could be exchanged", "Use `materialize`."
         )
-    other = materialize(resolved, next(model.parameters()).device).to(model.dtype)
+    other = materialize(resolved, next(model.parameters()).device, tensors).to(model.dtype)
     mine, theirs = (dict(m.named_parameters()) for m in (model, other))
     if differing := sorted(
         {n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or mine[n].shape != theirs[n].shape}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.evalfields import EvalEntry, FactsEval, InlineEval
 from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.registry import VERBS, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
+from workbench.searchfields import SearchFields
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -77,8 +78,10 @@ class RecipeFields(Strict):
     """What `run` writes."""
     eval: tuple[EvalEntry, ...] = ()
     """What `eval` scores: suites of evals/suites, tasks, facts of a file; `edits`: the facts of every edit that the recipe uses."""
+    search: SearchFields | None = None
+    """Which fields `workbench search` tries, and what for; no other command looks at it."""
     seed: int = Field(0, ge=0, strict=True)
-    """Seed of everything random in the steps."""
+    """Seed of everything random in the steps, and of a search."""
 
 
 def _check_verb(value: Any) -> Any:
@@ -186,6 +189,10 @@ class Recipe:
         if self.document:
             return self.document.error(path, message, hint)
         return WorkbenchError(f"recipe {self.name}: {message}", hint, 2)
+
+    def without_search(self) -> Recipe:
+        """The same recipe as it stands, for everything but the search."""
+        return replace(self, fields=self.fields.model_copy(update={"search": None}))
 
     def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
         """A recipe on the same base with other steps, for controls: the base, a brick alone, their average."""

@@ -214,6 +214,13 @@ class Plan:
         """The same plan with another scorer; its scores are not compared with this one's."""
         return replace(self, scorer=scorer)
 
+    def part(self, items: Mapping[str, Sequence[Item]]) -> Plan:
+        """The same plan on some of its items, in the order of the data: a plan of its own, since batches are other ones."""
+        wanted = {task: {item.id for item in items[task]} for task in self.suite.tasks}
+        chosen = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in wanted.items()}
+        ids = {task: [item.id for item in found] for task, found in chosen.items()}
+        return replace(self, items=chosen, facts=[*self.facts, ids])
+
     def primary(self, task: str) -> str:
         """Headline metric of a task."""
         return self.suite.primary.get(task, self.metrics[task][0])

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import brick, chat, edit, evals, facts, memory, methods, recipe, run, runs, scores, suite
+from workbench.cli import brick, chat, edit, evals, facts, memory, methods, recipe, run, runs, scores, search, suite
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -40,6 +40,7 @@ app.command("run")(run.run)
 app.command("eval")(evals.evaluate)
 app.command("compare")(evals.compare)
 app.command("report")(evals.report)
+app.command("search")(search.search)
 app.command("chat")(chat.chat)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")

@@ -82,7 +82,7 @@ class Output:
             self._last = (stage, name, text)
         elif self.talk.is_terminal:
             self._advance(head + text, int(event["done"]), int(event["total"]))
-        elif self.verbose or (event["done"] == event["total"] and stage in ("score", "train", "edit")):
+        elif self.verbose or stage == "search" or (event["done"] == event["total"] and stage in ("score", "train", "edit")):
             self.say(f"{head}{text}")
 
     def _advance(self, text: str, done: int, total: int) -> None:

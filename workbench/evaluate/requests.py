@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from workbench.evaluate.models import SafeHFLM
 
 GENERATED = "generate_until"
-_prepared: dict[str, dict[str, Requests]] = {}  # of the plan in use, by its digest
+_KEPT = 16
+_prepared: dict[str, dict[str, Requests]] = {}  # of the plans used last, by their digests: a search scores a few in turn
 
 
 @dataclass
@@ -76,7 +77,8 @@ def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
     if key not in _prepared:
         with quiet(), seeded():
             found = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}
-        _prepared.clear()
+        while len(_prepared) >= _KEPT:
+            del _prepared[next(iter(_prepared))]
         _prepared[key] = found
     return _prepared[key]
 

@@ -1,0 +1,71 @@
+"""`search`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
+from workbench.cli._output import out
+from workbench.cli.run import relative
+
+
+def search(
+    recipe: RecipeArg, settings: SetOpt = None,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Candidates in all, those of earlier calls included; default: the recipe's.")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="90s, 30m or 2h in all, earlier calls included; default: the recipe's.")] = None,
+    storage: Annotated[Path | None, typer.Option("--storage", metavar="FILE", help="A journal of this name, or FILE.db for SQLite; default: in the search's folder.")] = None,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the winner's recipe there.")] = None,
+    device: DeviceOpt = "auto", batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False,
+    quiet: QuietOpt = False, verbose: VerboseOpt = False,
+) -> None:  # fmt: skip
+    """Try values of the fields under a recipe's `search`, in memory, and test the best ones on items that no candidate has seen.
+
+    The same command goes on after an interruption; several processes share the work.
+    """
+    from workbench.engine import pick_device
+    from workbench.recipe import load_recipe
+    from workbench.search.run import prepare, run
+    from workbench.search.winner import conclude
+
+    out.quiet, out.verbose = quiet or json, verbose
+    loaded = load_recipe(recipe, settings or ())
+    found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
+                    trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
+    run(found)
+    document = conclude(found, to)
+    if json:
+        out.json(document)
+        return
+    _table(document)
+    for name, path in document["recipes"].items():
+        out.say(f"{name}: workbench run {relative(Path(path))}")
+
+
+def _table(document: Mapping[str, Any]) -> None:
+    """What was tested, on search and test items; then the verdict."""
+    names = [objective["name"] for objective in document["objectives"]]
+    heads = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
+    rows = [[row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))] for row in document["test"]["rows"]]
+    out.table(heads, rows, right=range(1, len(heads)))
+    done = [t for t in document["trials"] if t["arm"] == "search"]
+    given_up = sum(bool(t.get("stopped")) for t in done)
+    out.line(f"{len(done)} candidates ({given_up} given up early), sampler {document['sampler']}; {document['items']['search']} items "
+             f"to search, {document['items']['test']} to test")  # fmt: skip
+    for name, against in document["test"]["against"].items():
+        for line in against:
+            out.line(_verdict(name, document["best_control"], line, len(names)))
+
+
+def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
+    on = f" on {line['objective']}" if objectives > 1 else ""
+    return (f"{name} against {control}{on}: {line['verdict']} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
+            f"so that search items flattered it by {line['optimism']:+.3f})")  # fmt: skip
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    ends: Sequence[Any] = (found["low"], found["high"])
+    return f"{found['diff']:+.3f}" + ("" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]")

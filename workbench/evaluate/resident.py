@@ -1,0 +1,132 @@
+"""Scores one live model whose weights are exchanged in place: requests, tokenizer, layouts and the check of the scorer are made once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.instance import Instance
+
+from workbench.evaluate import Progress, summarise
+from workbench.evaluate.check import RefusedError
+from workbench.evaluate.packed import bounds_of, lay_out, start_for
+from workbench.evaluate.requests import GENERATED, Requests
+from workbench.evaluate.scorer import Scorer
+from workbench.scores import Configuration, Rows, Scores, Store
+from workbench.suites import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GOLD = "gold"
+"""Metric of an item beside those of its task: log-probability of the right answer in nats, among the choices, or a token of a text."""
+
+
+class Resident:
+    """A live model that holds one configuration after the other.
+
+    Args:
+        model: In the plans' dtype, on its device.
+        store: Where scores are kept, by plan and configuration.
+    """
+
+    def __init__(self, model: PreTrainedModel, store: Store) -> None:
+        self.model, self.store = model, store
+        self._scorers: dict[str, Scorer] = {}
+
+    def scored(self, plan: Plan, configuration: Configuration, *, gold: bool = False, progress: Progress | None = None) -> Scores:
+        """Scores of the configuration whose weights the model holds now, and from now on the store.
+
+        Args:
+            gold: Also the log-probability of the right answers, as the metric GOLD, where a task has right answers.
+        """
+        scorer = self._scorer(plan, configuration)
+        scorer.configuration = configuration
+        done: dict[str, Any] = {}
+        for task in plan.suite.tasks:
+            done[task] = {**scorer.task(task, None, progress), "check": None}
+            if gold:
+                for row, value in zip(done[task]["rows"], _gold(scorer, scorer.requests[task], done[task]["rows"]), strict=True):
+                    if value is not None:
+                        row["metrics"][GOLD] = value
+        scores = summarise(scorer.plan, configuration, done)
+        self.store.write(scorer.plan, scores, {t: r["rows"] for t, r in done.items()}, {t: r["items"] for t, r in done.items()})
+        return scores
+
+    def known(self, plan: Plan, digest: str) -> Rows | None:
+        """Stored rows of a configuration under a plan."""
+        settled = self.store.settled(plan)
+        return self.store.rows(self.store.read(settled, digest)) if self.store.has(settled, digest) else None
+
+    def _scorer(self, plan: Plan, configuration: Configuration) -> Scorer:
+        """The plan's scorer, compared with lm-eval's own loop when it is made."""
+        settled = self.store.settled(plan)
+        if settled.digest not in self._scorers:
+            self.store.write_plan(settled)
+            scorer = Scorer(settled, configuration, self.model)
+            try:
+                scorer.check()
+            except RefusedError as error:
+                self.store.refuse(plan, f"{configuration.name}: {error}")
+                return self._scorer(plan, configuration)
+            self._scorers[settled.digest] = scorer
+        return self._scorers[settled.digest]
+
+
+def _gold(scorer: Scorer, requests: Requests, rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """GOLD of every item; None where a task has no right answer to look at."""
+    kind = scorer.plan.kinds[requests.name]
+    if kind == "multiple_choice":
+        return [_among(row, scorer.plan, requests, i) for i, row in enumerate(rows)]
+    if kind != GENERATED:
+        return [None] * len(rows)
+    firsts = {instance.doc_id: instance for instance in reversed(requests.instances)}
+    asked = [firsts[i] for i in range(len(rows))]
+    delimiter = str(getattr(requests.task.config, "target_delimiter", " "))
+    texts = [_text(requests.task.doc_to_target(instance.doc)) for instance in asked]
+    made = [
+        Instance("loglikelihood", instance.doc, (str(instance.args[0]), text if text[:1].isspace() else delimiter + text), 0)
+        for instance, text in zip(asked, texts, strict=True)
+        if text
+    ]
+    pairs = iter(_likelihoods(scorer, made))
+    return [next(pairs) if text else None for text in texts]
+
+
+def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
+    """Mean log-likelihood of a token of each continuation."""
+    if not instances:
+        return []
+    pairs = [pair for (pair,) in scorer.lm.pairs(instances)]
+    with scorer._scoring():
+        if scorer.forward is None:
+            found = scorer.lm.referee(pairs)
+        else:
+            bounds = bounds_of(scorer.lm)
+            answers = scorer.forward.answers(lay_out(pairs, bounds, start_for(scorer.plan.scorer, pairs, bounds)))
+            found = [answers[i] for i in range(len(pairs))]
+    return [float(value) / len(answer) for (value, _), (_, answer) in zip(found, pairs, strict=True)]
+
+
+def _among(row: dict[str, Any], plan: Plan, requests: Requests, number: int) -> float | None:
+    """Log-probability of the right choice among the choices."""
+    values = row["loglikelihoods"]
+    doc = next(instance.doc for instance in requests.instances if instance.doc_id == number)
+    gold = requests.task.doc_to_target(doc)
+    if isinstance(gold, str):
+        choices = list(requests.task.doc_to_choice(doc))
+        gold = choices.index(gold) if gold in choices else None
+    right = [g for g in (gold if isinstance(gold, (list, tuple)) else [gold]) if isinstance(g, int) and 0 <= g < len(values)]
+    if not right:
+        return None
+    return _log_sum([values[g] for g in right]) - _log_sum(values)
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    top = max(values)
+    return top + math.log(sum(math.exp(v - top) for v in values))
+
+
+def _text(target: Any) -> str:
+    return str(target[0]) if isinstance(target, (list, tuple)) and target else "" if isinstance(target, (list, tuple)) else str(target)

@@ -1,0 +1,60 @@
+"""What needs no search: the base, each brick, their average, task arithmetic at a few lambdas, a mean weighted as LM-Cocktail weighs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from workbench.controls import Entry, lineup
+from workbench.recipe import Recipe
+from workbench.registry import MergeMethod
+from workbench.resolve import resolve
+from workbench.search.objective import Answers, Objective
+
+LAMBDAS = (0.3, 0.6, 1.0)
+"""Of task arithmetic, and of the candidates that a search with lambda as a dimension tries first."""
+TEMPERATURE = 5.0
+"""LM-Cocktail's (Xiao et al. 2023, arXiv 2311.13534)."""
+COCKTAIL = "cocktail"
+
+
+def baselines(recipe: Recipe) -> list[Entry]:
+    """The controls of a search, the recipe as it is written among them."""
+    plain = recipe.without_search()
+    found = lineup([plain], sequences=False)
+    bricks = _bricks(plain)
+    for lam in LAMBDAS if len(bricks) > 1 else ():
+        step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
+        name = f"task-arithmetic-{lam:g}"
+        found.append(Entry(name, "average", resolve(recipe.derive(name, [step], bricks))))
+    keys: set[str] = set()
+    return [e for e in found if e.resolved.key not in keys and not keys.add(e.resolved.key)]  # type: ignore[func-returns-value]
+
+
+def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> Entry | None:
+    """The mean of the bricks, each weighted by the log-probability that it gives to the right answers of the first items:
+    w = softmax(log p / T). None where a brick was not scored alone, or no task has right answers to look at."""
+    bricks = _bricks(recipe)
+    keys = list(dict.fromkeys(term.key for objective in objectives for term in objective.terms))
+    if len(bricks) < 2 or not all(name in seen for name in bricks):
+        return None
+    usable = [key for key in keys if all(any(metric in row["metrics"] for row in seen[name].rows[key]) for name in bricks)]
+    if not usable:
+        return None
+    gold = [float(np.mean([_mean(seen[name], key, metric) for key in usable])) for name in bricks]
+    shares = [math.exp((value - max(gold)) / TEMPERATURE) for value in gold]
+    weights = {name: round(share / sum(shares), 4) for name, share in zip(bricks, shares, strict=True)}
+    step = {"merge": "linear", "bricks": weights}
+    return Entry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))
+
+
+def _mean(answers: Answers, key: tuple[str, str], metric: str) -> float:
+    return float(np.mean([row["metrics"][metric] for row in answers.rows[key] if metric in row["metrics"]]))
+
+
+def _bricks(recipe: Recipe) -> list[str]:
+    """Of the first merge step; none where nothing is merged."""
+    step = next((step for step in recipe.steps if isinstance(step, MergeMethod)), None)
+    return recipe.used_bricks(step) if step else []

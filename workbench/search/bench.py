@@ -1,0 +1,223 @@
+"""Candidates in memory: the base stays resident, one candidate after the other takes its place, is scored stage by stage, and is undone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+
+from workbench.controls import Entry
+from workbench.livemodels import Events
+from workbench.recipe import Recipe
+from workbench.resolve import resolve
+from workbench.scores import Configuration, Store
+from workbench.search.objective import Answers, Key
+from workbench.suites import Item, Plan
+from workbench.weights.digests import json_digest, tensor_digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workbench.evaluate.resident import Resident
+
+Stop = Callable[[int, Answers], bool]
+"""(stage, what was seen) -> whether the candidate is given up."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The items of a search.
+
+    Attributes:
+        search: A list of plans, one a suite, for each stage: the items that it adds.
+        test: One plan a suite, of items that no candidate sees.
+    """
+
+    search: tuple[tuple[Plan, ...], ...]
+    test: tuple[Plan, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of all plans."""
+        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test)])
+
+    @property
+    def items(self) -> dict[str, int]:
+        """How many items candidates may see, and how many are kept for the test."""
+        return {"search": sum(map(_count, self.search)), "test": _count(self.test)}
+
+
+def _count(plans: Sequence[Plan]) -> int:
+    return sum(len(items) for plan in plans for items in plan.items.values())
+
+
+def stages_of(plans: Sequence[Plan], share: float, counts: Sequence[int]) -> Stages:
+    """Split every task's items by a hash of their ids, and the search half into stages.
+
+    Args:
+        share: Of the items that go to the test.
+        counts: Items of a task after each stage; whatever is left after the last one belongs to it.
+    """
+    split = [{task: _split(items, share) for task, items in plan.items.items()} for plan in plans]
+    longest = max(len(seen) for tasks in split for seen, _ in tasks.values())
+    ends = [c for c in counts if c < longest][: len(counts) - 1] + [longest]
+    stages = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        parts = [plan.part({task: seen[start:end] for task, (seen, _) in tasks.items()}) for plan, tasks in zip(plans, split, strict=True)]
+        stages.append(tuple(parts))
+    test = tuple(plan.part({task: kept for task, (_, kept) in tasks.items()}) for plan, tasks in zip(plans, split, strict=True))
+    return Stages(tuple(stages), test)
+
+
+def _split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
+    """Search and test items, each in the order of a hash; at least one of both where there are two."""
+    order = sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(f"search {item.id}".encode()), item.id))
+    kept = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 else 0
+    return order[kept:], order[:kept]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What became of a candidate.
+
+    Attributes:
+        digest: Of its weights.
+        answers: On the items that it has seen.
+        stage: The last one, counted from 0.
+        stopped: Whether it was given up there.
+        seconds: "compose" and "score".
+    """
+
+    digest: str
+    answers: Answers
+    stage: int
+    stopped: bool
+    seconds: Mapping[str, float]
+
+
+class Bench:
+    """Scores candidates of one base.
+
+    Args:
+        recipe: The search's.
+        stages: Its items.
+        store: Where their scores are kept, by weights: equal weights are scored once.
+        device: Where the model lives.
+        gold: Whether the first stage also looks at the log-probability of right answers.
+    """
+
+    def __init__(self, recipe: Recipe, stages: Stages, store: Store, device: torch.device, events: Events, gold: bool) -> None:
+        self.recipe, self.stages, self.store = recipe, stages, store
+        self.device, self.events, self.gold = device, events, gold
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The base, in the dtype that candidates are scored in; loaded when the first candidate has to be."""
+        from workbench.engine import materialize
+
+        self.events({"stage": "search", "text": "loading the base"})
+        return materialize(resolve(self.recipe.derive("base", [])), self.device)
+
+    @cached_property
+    def resident(self) -> Resident:
+        """What scores the live model."""
+        from workbench.evaluate.resident import Resident
+
+        return Resident(self.model, self.store)
+
+    def digest(self) -> str:
+        """Of the live model as it stands."""
+        return json_digest({name: tensor_digest(p.detach()) for name, p in self.model.named_parameters()})
+
+    def score(self, entry: Entry, stop: Stop | None = None) -> Seen:
+        """Score a candidate stage by stage, until it has seen all items or is given up.
+
+        Errors: what its weights' computation raises, log-likelihoods that are no numbers.
+        """
+        with self._live(entry) as live:
+            rows: dict[Key, list[Any]] = {}
+            clusters: dict[Key, list[str]] = {}
+            for number, plans in enumerate(self.stages.search):
+                for plan in plans:
+                    self._add(live, plan, rows, clusters, gold=self.gold and number == 0)
+                answers = Answers(rows, clusters)
+                last = number == len(self.stages.search) - 1
+                if not last and stop and stop(number, answers):
+                    return Seen(live.digest, answers, number, True, live.seconds)
+        return Seen(live.digest, Answers(rows, clusters), len(self.stages.search) - 1, False, live.seconds)
+
+    def test(self, entry: Entry) -> tuple[Configuration, Answers]:
+        """Score a configuration on the items that no candidate has seen."""
+        with self._live(entry) as live:
+            rows: dict[Key, list[Any]] = {}
+            clusters: dict[Key, list[str]] = {}
+            for plan in self.stages.test:
+                self._add(live, plan, rows, clusters, gold=False)
+        return entry.configuration(live.digest), Answers(rows, clusters)
+
+    def answers(self, digest: str) -> Answers | None:
+        """What the store has of weights that have seen all search items."""
+        rows: dict[Key, list[Any]] = {}
+        clusters: dict[Key, list[str]] = {}
+        for plans in self.stages.search:
+            for plan in plans:
+                settled = self.store.settled(plan)
+                if not self.store.has(settled, digest):
+                    return None
+                _append(plan, self.store.rows(self.store.read(settled, digest)), rows, clusters)
+        return Answers(rows, clusters)
+
+    @contextmanager
+    def _live(self, entry: Entry) -> Iterator[_Live]:
+        """A candidate whose weights take the base's place when they are first needed, and are taken out at the end."""
+        with ExitStack() as stack:
+            yield _Live(self, entry, stack)
+
+    def _add(self, live: _Live, plan: Plan, rows: dict[Key, list[Any]], clusters: dict[Key, list[str]], *, gold: bool) -> None:
+        settled = self.store.settled(plan)
+        if not self.store.has(settled, live.digest):
+            live.enter()
+            started = time.perf_counter()
+            self.resident.scored(plan, live.entry.configuration(live.digest), gold=gold)
+            live.seconds["score"] += time.perf_counter() - started
+            settled = self.store.settled(plan)
+        _append(plan, self.store.rows(self.store.read(settled, live.digest)), rows, clusters)
+
+
+class _Live:
+    """One candidate on the bench."""
+
+    def __init__(self, bench: Bench, entry: Entry, stack: ExitStack) -> None:
+        from workbench.engine import configuration_digest
+
+        self.entry, self._bench, self._stack, self._entered = entry, bench, stack, False
+        started = time.perf_counter()
+        self.digest, self._tensors = configuration_digest(entry.resolved, bench.device)
+        self.seconds = {"compose": time.perf_counter() - started, "score": 0.0}
+
+    def enter(self) -> None:
+        """Exchange the base's weights for the candidate's."""
+        from workbench.engine import swap
+
+        if not self._entered:
+            started = time.perf_counter()
+            model = self._bench.model
+            self.seconds["load"] = time.perf_counter() - started
+            started = time.perf_counter()
+            self._stack.enter_context(swap(model, self.entry.resolved, self._tensors))
+            self._tensors, self._entered = None, True
+            self.seconds["compose"] += time.perf_counter() - started
+
+
+def _append(plan: Plan, found: Mapping[str, Sequence[Any]], rows: dict[Key, list[Any]], clusters: dict[Key, list[str]]) -> None:
+    """Rows of a plan behind those of the stages before."""
+    for task, items in plan.items.items():
+        key = (plan.suite.suite, task)
+        rows.setdefault(key, []).extend(found.get(task, []))
+        clusters.setdefault(key, []).extend(item.cluster for item in items)

@@ -1,0 +1,74 @@
+"""How long a search has been running, over interruptions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from workbench.weights.digests import read_json, write_json
+
+
+class Clock:
+    """Time spent on a search: this call's, and that of calls which have ended. Calls that run beside this one do not count.
+
+    Args:
+        folder: Of the search.
+        budget: Seconds; None: no end.
+    """
+
+    def __init__(self, folder: Path, budget: float | None) -> None:
+        self.budget = budget
+        self._folder = folder / "calls"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file = self._folder / f"{uuid.uuid4().hex}.json"
+        self._lock = FileLock(self._file.with_suffix(".lock"))
+        self._done = 0
+
+    def __enter__(self) -> Clock:
+        self._before = sum(self._ended(file) for file in self._folder.glob("*.json"))
+        self._lock.acquire()
+        self._start = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.tick(0)
+        self._lock.release()
+        self._file.with_suffix(".lock").unlink(missing_ok=True)
+
+    def tick(self, candidates: int = 1) -> None:
+        """Note that some more candidates are done."""
+        self._done += candidates
+        write_json(self._file, {"seconds": round(time.monotonic() - self._start, 3)})
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._before + time.monotonic() - self._start
+
+    def over(self) -> bool:
+        """Whether the budget is used up."""
+        return self.budget is not None and self.spent >= self.budget
+
+    def left(self, done: int, total: int | None) -> str:
+        """About how long it goes on, by this call's candidates so far: "40 s", "3 min"; empty where nothing tells."""
+        ends = []
+        if self.budget is not None:
+            ends.append(self.budget - self.spent)
+        if total is not None and self._done:
+            ends.append((time.monotonic() - self._start) / self._done * (total - done))
+        if not ends or min(ends) <= 0:
+            return ""
+        seconds = min(ends)
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+    def _ended(self, file: Path) -> float:
+        try:
+            with FileLock(file.with_suffix(".lock")).acquire(timeout=0):
+                file.with_suffix(".lock").unlink(missing_ok=True)
+                return float((read_json(file) or {}).get("seconds", 0.0))
+        except Timeout:
+            return 0.0

@@ -1,0 +1,182 @@
+"""What a search makes best: means over tasks of a suite, compared candidate by candidate on the items that both have seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.recipe import Recipe
+from workbench.scores import Row
+from workbench.searchfields import SEPARATOR
+from workbench.statistics import FEW_CLUSTERS, TINY, paired, upper_t
+from workbench.suites import Plan
+
+Key = tuple[str, str]
+"""Suite and task."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One metric of one task."""
+
+    key: Key
+    metric: str
+    sign: float
+    """-1 where lower is better."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean of some metrics; a lower-is-better metric counts negative where others stand beside it."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+    @property
+    def lower(self) -> bool:
+        """Whether less is better: of a single metric that is so."""
+        return len(self.terms) == 1 and self.terms[0].sign < 0
+
+    def shown(self, value: float) -> float:
+        """A value (higher is better) in the metric's own direction."""
+        return -value if self.lower else value
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a configuration scored on the items that it has seen so far.
+
+    Attributes:
+        rows: Suite and task -> one row an item, in the order in which items are seen.
+        clusters: The same order.
+    """
+
+    rows: Mapping[Key, Sequence[Row]]
+    clusters: Mapping[Key, Sequence[str]]
+
+    @property
+    def items(self) -> int:
+        """Seen, over all tasks."""
+        return sum(map(len, self.rows.values()))
+
+    def values(self, key: Key, metric: str, count: int | None = None) -> Floats:
+        """One metric of the first `count` items of a task."""
+        return np.array([row["metrics"][metric] for row in self.rows[key][:count]], np.float64)
+
+    def has(self, key: Key, metric: str) -> bool:
+        """Whether every item of a task has a metric."""
+        return all(metric in row["metrics"] for row in self.rows[key])
+
+    def value(self, objective: Objective) -> float:
+        """An objective on all items seen; higher is better."""
+        return float(np.mean([term.sign * self.values(term.key, term.metric).mean() for term in objective.terms]))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The difference of an objective between two configurations on the items that both have seen.
+
+    Attributes:
+        diff: Mean over the terms of the mean paired differences.
+        se: Cluster-robust; terms are independent.
+        df: Degrees of freedom of the interval's t quantile.
+        clusters: Of the term with the fewest.
+    """
+
+    diff: float
+    se: float
+    df: float
+    clusters: int
+
+    def interval(self, level: float = 0.05) -> tuple[float, float]:
+        """Two-sided, of confidence 1 - level. Without any changed item (0, 0); without an error estimate infinite."""
+        if self.se < TINY and abs(self.diff) < TINY:
+            return 0.0, 0.0
+        half = upper_t(level / 2, self.df) * self.se if self.se >= TINY else math.inf
+        return self.diff - half, self.diff + half
+
+    def verdict(self, level: float = 0.05) -> str:
+        """better | worse | cannot tell."""
+        low, high = self.interval(level)
+        if self.clusters < FEW_CLUSTERS or low <= 0 <= high:
+            return "cannot tell"
+        return "better" if low > 0 else "worse"
+
+
+def gap(before: Answers, after: Answers, objective: Objective) -> Gap:
+    """How much better `after` is, on the items that both have seen."""
+    return _combined(before, after, [(t.key, t.metric, t.sign) for t in objective.terms])
+
+
+def gold_gap(before: Answers, after: Answers, objectives: Sequence[Objective], metric: str) -> Gap | None:
+    """The same for the log-probability of right answers over the objectives' tasks; None where no task has it."""
+    keys = dict.fromkeys(term.key for objective in objectives for term in objective.terms)
+    usable = [(key, metric, 1.0) for key in keys if before.has(key, metric) and after.has(key, metric)]
+    return _combined(before, after, usable) if usable else None
+
+
+def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, float]]) -> Gap:
+    diffs, errors, df, fewest = [], [], 0.0, math.inf
+    for key, metric, sign in terms:
+        n = min(len(before.rows[key]), len(after.rows[key]))
+        pair = paired(sign * before.values(key, metric, n), sign * after.values(key, metric, n), after.clusters[key][:n])
+        diffs.append(pair.diff)
+        errors.append(pair.se if not pair.unchanged else 0.0)
+        df += pair.df
+        fewest = min(fewest, pair.clusters)
+    se = math.sqrt(sum(e * e for e in errors)) / len(terms)
+    return Gap(float(np.mean(diffs)), se, df, int(fewest))
+
+
+def objectives_of(recipe: Recipe, plans: Sequence[Plan]) -> list[Objective]:
+    """The objectives of a recipe's search, over the plans that score it.
+
+    Errors, before anything is loaded: a suite, task or metric that is not there, a metric that is no mean over items.
+    """
+    assert recipe.fields.search is not None
+    names = recipe.fields.search.objectives or (plans[0].suite.suite,)
+    found = [_objective(recipe, name, plans) for name in names]
+    if len({o.terms for o in found}) < len(found):
+        raise _error(recipe, f"two objectives are the same: {', '.join(names)}")
+    return found
+
+
+def _objective(recipe: Recipe, name: str, plans: Sequence[Plan]) -> Objective:
+    head, *rest = name.split(SEPARATOR)
+    by_suite = {plan.suite.suite: plan for plan in plans}
+    if head not in by_suite:
+        holders = [plan for plan in plans if head in plan.suite.tasks]
+        if len(holders) != 1 or len(rest) > 1:
+            known = [*by_suite, *(task for plan in plans for task in plan.suite.tasks)]
+            raise _error(recipe, f"no suite or task '{head}' is scored by `eval`. {nearest(head, known)}")
+        by_suite, rest, head = {holders[0].suite.suite: holders[0]}, [head, *rest], holders[0].suite.suite
+    plan = by_suite[head]
+    if not rest:
+        skills = [task for task in plan.suite.tasks if plan.suite.role_of(task) == "skill"] or list(plan.suite.tasks)
+        return Objective(name, tuple(_term(recipe, name, plan, task, plan.primary(task)) for task in skills))
+    task = rest[0]
+    if task not in plan.suite.tasks:
+        raise _error(recipe, f"suite '{head}' has no task '{task}'. {nearest(task, plan.suite.tasks)}")
+    metric = rest[1] if len(rest) > 1 else plan.primary(task)
+    if metric not in plan.metrics[task] and metric != plan.primary(task):
+        raise _error(recipe, f"task '{task}' has no metric '{metric}'. {nearest(metric, plan.metrics[task])}")
+    return Objective(name, (_term(recipe, name, plan, task, metric),))
+
+
+def _term(recipe: Recipe, name: str, plan: Plan, task: str, metric: str) -> Term:
+    if metric in plan.ratios.get(task, {}):
+        raise _error(
+            recipe, f"'{name}': {metric} of '{task}' is a ratio of sums, and candidates are compared item by item",
+            "Name tasks whose metric is a mean over items: acc, exact_match.",
+        )  # fmt: skip
+    return Term((plan.suite.suite, task), metric, -1.0 if metric in plan.lower.get(task, ()) else 1.0)
+
+
+def _error(recipe: Recipe, message: str, hint: str | None = None) -> WorkbenchError:
+    return recipe.error(("search", "objective"), message, hint)

@@ -1,0 +1,242 @@
+"""A search from a recipe to its result: controls, candidates, and the test of the winner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.controls import Entry, plans, suites_of
+from workbench.errors import WorkbenchError
+from workbench.evaluate.resident import GOLD
+from workbench.livemodels import Events, no_events
+from workbench.recipe import Recipe
+from workbench.resolve import Resolved, resolve
+from workbench.scores import Store
+from workbench.search.baselines import LAMBDAS, baselines, cocktail
+from workbench.search.bench import Bench, Seen, Stages, stages_of
+from workbench.search.clock import Clock
+from workbench.search.objective import Answers, Objective, objectives_of
+from workbench.search.race import Rival, beaten_by, estimate, front
+from workbench.search.samplers import sampler_name
+from workbench.search.space import Space, Values
+from workbench.search.study import Arm, Study, Trial, check_storage
+from workbench.searchfields import seconds
+from workbench.standins import CACHE
+from workbench.suites import Plan
+from workbench.weights.digests import json_digest
+
+
+@dataclass
+class Search:
+    """A search that is ready to run: everything is checked, nothing is loaded.
+
+    Attributes:
+        recipe, space, objectives: What is searched, and what for.
+        plans: Of all suites of `eval`.
+        stages: Items that candidates see, and those of the test.
+        sampler: The sampler's name.
+        folder: Where the study and the result lie.
+        key: Digest of what decides scores and draws.
+        bench: Where candidates are scored.
+        trials, budget: How long: candidates, seconds.
+    """
+
+    recipe: Recipe
+    space: Space
+    objectives: list[Objective]
+    plans: list[Plan]
+    stages: Stages
+    sampler: str
+    folder: Path
+    key: str
+    bench: Bench
+    trials: int | None
+    budget: float | None
+    storage: Path | None = None
+    events: Events = no_events
+    controls: list[Rival] = field(default_factory=list)
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def level(self) -> float:
+        """Error rate of the intervals that give a candidate up."""
+        return self.space.fields.fidelity.level
+
+
+def prepare(
+    recipe: Recipe, *, runs: Path, device: torch.device, batch_size: int = 32, limit: int | None = None, trials: int | None = None,
+    budget: str | None = None, storage: Path | None = None, events: Events = no_events,
+) -> Search:  # fmt: skip
+    """Check a recipe's search. No model is loaded, unless `eval` asks for facts whose base answers are not known.
+
+    Errors: no search, a dimension, sampler or objective that does not exist, an empty range, steps that cannot be searched, a storage
+    of another search, nothing to score.
+    """
+    space = Space(recipe)
+    fields = space.fields
+    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
+        raise recipe.error(("search",), "memories and growth make models of other shapes, and candidates take the base's place in memory",
+                           "Search the merge in a recipe of its own, and name that under `bricks`.")  # fmt: skip
+    resolved = resolve(recipe.without_search())
+    entry = Entry(recipe.name, "configuration", resolved)
+    made = plans([entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events)
+    if written := [p.suite.suite for p in made if p.suite.backend != "hf"]:
+        raise recipe.error(("eval",), f"suite '{written[0]}' scores written checkpoints, a search scores in memory", "Use a suite with `backend: hf`.")
+    objectives = objectives_of(recipe, made)
+    sampler = sampler_name(space, len(objectives))
+    stages = replace(
+        stages_of(_asked(made, objectives), fields.test, fields.fidelity.items), test=stages_of(made, fields.test, fields.fidelity.items).test
+    )
+    key = _key(space, resolved, objectives, stages, sampler)
+    folder = runs / "search" / f"{recipe.name}-{key[:8]}"
+    if storage is not None:
+        check_storage(storage, key)
+    store = Store(recipe.project / CACHE / "search")
+    bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
+    given = trials if trials is not None else fields.number if budget is None else fields.trials
+    limit_s = budget if budget is not None else fields.budget
+    return Search(recipe, space, objectives, made, stages, sampler, folder, key, bench, given, _seconds(limit_s), storage, events)
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else seconds(text)
+    except ValueError as error:
+        raise WorkbenchError(f"--budget {text}: {error}", "--budget 30m", 2) from None
+
+
+def _asked(made: Sequence[Plan], objectives: Sequence[Objective]) -> list[Plan]:
+    """The plans' tasks that some objective looks at."""
+    keys = {term.key for objective in objectives for term in objective.terms}
+    found = []
+    for plan in made:
+        tasks = tuple(task for task in plan.suite.tasks if (plan.suite.suite, task) in keys)
+        if tasks:
+            suite = plan.suite.model_copy(update={"tasks": tasks, "contrasts": {}})
+            found.append(replace(plan, suite=suite, items={task: plan.items[task] for task in tasks}))
+    return found
+
+
+def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, sampler: str) -> str:
+    """Not of how many candidates there are: a search can go on for longer."""
+    fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
+    return json_digest([1, resolved.key, space.recipe.fields.seed, fields, sampler, [o.name for o in objectives], stages.key])
+
+
+def run(search: Search) -> None:
+    """Score controls and candidates until there are enough, or the time is used up."""
+    study = open_study(search)
+    try:
+        with Clock(search.folder, search.budget) as clock:
+            score_controls(search)
+            number = search.trials
+            arms: list[tuple[Arm, int | None]] = [("search", number), ("random", search.space.fields.random)]
+            for arm, most in arms:
+                while not clock.over() and (trial := study.claim(arm, most)) is not None:
+                    started = time.perf_counter()
+                    scores, result = score_trial(search, study, trial)
+                    result["seconds"]["all"] = round(time.perf_counter() - started, 3)
+                    study.finish(trial, scores, result)
+                    clock.tick()
+                    tell(search, study, clock)
+    finally:
+        study.close()
+
+
+def open_study(search: Search) -> Study:
+    """The study of a search, on disk."""
+    return Study(search.folder, search.space, sampler=search.sampler, objectives=len(search.objectives), seed=search.recipe.fields.seed,
+                 key=search.key, storage=search.storage, lambdas=LAMBDAS)  # fmt: skip
+
+
+def score_controls(search: Search) -> None:
+    """Score what needs no search on all search items; what the store has is not scored again."""
+    wanted = baselines(search.recipe) if search.space.fields.controls else baselines(search.recipe)[:1]
+    seen: dict[str, Answers] = {}
+    for number, entry in enumerate(wanted, 1):
+        search.events({"stage": "search", "text": f"control {number}/{len(wanted)}: {entry.name}"})
+        seen[entry.name] = _control(search, entry)
+    if search.space.fields.controls and (mixed := cocktail(search.recipe, seen, search.objectives, GOLD)):
+        _control(search, mixed)
+
+
+def _control(search: Search, entry: Entry) -> Answers:
+    found = search.bench.score(entry)
+    search.entries[entry.name] = entry
+    search.controls.append(Rival.of(entry.name, found.answers, search.objectives))
+    return found.answers
+
+
+def score_trial(search: Search, study: Study, trial: Trial) -> tuple[list[float] | None, dict[str, Any]]:
+    """Scores of a candidate and what is kept of it; None where its weights or scores are no numbers."""
+    rivals = front([*search.controls, *finished(search, study)])
+    beaten: list[Rival] = []
+
+    def stop(stage: int, answers: Answers) -> bool:
+        gold = search.bench.gold and stage == 0
+        found = beaten_by(answers, rivals, search.objectives, search.level, gold)
+        beaten[:] = [found] if found else []
+        return found is not None
+
+    try:
+        seen = search.bench.score(candidate(search, trial.name, trial.values), stop)
+    except WorkbenchError as error:
+        return None, {"error": error.message, "seconds": {}}
+    return _result(search, seen, beaten)
+
+
+def candidate(search: Search, name: str, values: Values) -> Entry:
+    """A candidate as a configuration."""
+    recipe = search.space.recipe_of(values, f"{search.recipe.name}-{name}")
+    return Entry(recipe.name, "configuration", resolve(recipe))
+
+
+def _result(search: Search, seen: Seen, beaten: Sequence[Rival]) -> tuple[list[float], dict[str, Any]]:
+    scores = [seen.answers.value(objective) for objective in search.objectives]
+    if seen.stopped:
+        scores = estimate(seen.answers, beaten[0], search.objectives)
+    return scores, {
+        "digest": seen.digest, "stage": seen.stage, "stopped": seen.stopped, "items": seen.answers.items,
+        "beaten_by": beaten[0].name if seen.stopped else None, "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
+    }  # fmt: skip
+
+
+def finished(search: Search, study: Study, arms: Sequence[Arm] = ("search", "random")) -> list[Rival]:
+    """Candidates that have seen all search items."""
+    found = []
+    for record in (r for arm in arms for r in study.finished(arm)):
+        if record["scores"] is not None and not record["stopped"] and (answers := search.bench.answers(record["digest"])):
+            found.append(Rival(record["name"], answers, tuple(record["scores"])))
+    return found
+
+
+def tell(search: Search, study: Study, clock: Clock) -> None:
+    """An event: how many candidates are done, the best so far, the time left."""
+    done = study.finished("search") + study.finished("random")
+    total = None if search.trials is None else search.trials + search.space.fields.random
+    last = done[-1]
+    shown = "failed" if last["scores"] is None else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
+    head = f"{last['name']}: {shown}{' (given up)' if last.get('stopped') else ''}"
+    best = front([*search.controls, *finished(search, study)])
+    text = f"{head}; best {_best(search, best)}"
+    if left := clock.left(len(done), total):
+        text += f"; {left} left"
+    event: dict[str, Any] = {"stage": "search", "text": text}
+    search.events({**event, "done": len(done), "total": total} if total else event)
+
+
+def _best(search: Search, best: Sequence[Rival]) -> str:
+    if len(search.objectives) > 1:
+        return f"front of {len(best)}"
+    (first,) = best[:1]
+    return f"{search.objectives[0].shown(first.scores[0]):.3f} ({first.name})"
+
+
+def values_of(search: Search, study: Study, name: str) -> Values:
+    """Values of a finished candidate, by its name."""
+    return next(r["values"] for arm in ("search", "random") for r in study.finished(arm) if r["name"] == name)  # type: ignore[arg-type]
