@@ -231,7 +231,7 @@ class OneGroup:
         self.spec = TensorSpec(tuple(delta.shape), delta.dtype)
         self.elements = elements
 
-    device = CPU
+    device, memo = CPU, None
 
     def blocks(self) -> Any:
         for start, stop in self.spec.blocks(self.elements):

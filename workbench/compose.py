@@ -97,7 +97,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 for name in recipe.used_bricks(step)
             }
             found = measure(resolved, step, step_id, bricks, device, events)
-            merged = MergedWeights(current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value)
+            merged = MergedWeights(
+                current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value, resolved.memo
+            )
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),

@@ -288,9 +288,7 @@ def materialize(
 
 
 @contextmanager
-def swap(
-    model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Tensor] | None = None
-) -> Iterator[PreTrainedModel]:
+def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Tensor] | None = None) -> Iterator[PreTrainedModel]:
     """Turn a live model into another configuration in place, for a `with` block; then it has its own weights again, bit for bit.
 
     Args:

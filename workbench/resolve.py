@@ -24,7 +24,7 @@ from workbench.fit import buffers_left_out, check_brick, check_recipe, check_ste
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import EditMethod, MemoryMethod, MergeMethod
+from workbench.registry import EditMethod, Memo, MemoryMethod, MergeMethod
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
@@ -55,6 +55,7 @@ class Resolved:
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
         deferred: Checks that need tensors of which only headers are here; `run` makes them.
         memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
+        memo: What compositions of the same base and bricks keep for each other, in a search.
     """
 
     recipe: Recipe
@@ -66,6 +67,7 @@ class Resolved:
     vocabulary: Vocabulary | None = None
     deferred: list[str] = field(default_factory=list)
     memory: MemoryAt | None = None
+    memo: Memo | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def downloads(self) -> list[Download]:

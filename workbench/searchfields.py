@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -83,7 +84,7 @@ class Fidelity(Strict):
     """How much of the search items a candidate sees before it is given up."""
 
     items: tuple[Whole, ...] = (25, 75, 225)
-    """Items of each task after which a candidate is compared with the best so far, item by item; the last number, or all there are, is all."""
+    """Items of each task after which a candidate is compared with the best so far, item by item; after the last number, or all that there are, it is scored in full."""
     gold: bool = True
     """On the first items also compare the log-probability of the right answers, which tells candidates apart with fewer items."""
     level: Real = Field(0.05, gt=0, lt=1)
@@ -92,7 +93,7 @@ class Fidelity(Strict):
     @field_validator("items")
     @classmethod
     def _rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or value[0] < 2 or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        if not value or value[0] < 2 or any(a >= b for a, b in pairwise(value)):
             raise ValueError(f"expected numbers that rise, from 2 on, found {list(value)}")
         return value
 

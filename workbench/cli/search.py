@@ -42,14 +42,17 @@ def search(
         return
     _table(document)
     for name, path in document["recipes"].items():
-        out.say(f"{name}: workbench run {relative(Path(path))}")
+        out.say(f"{name}: workbench run {relative(loaded.project / path)}")
 
 
 def _table(document: Mapping[str, Any]) -> None:
     """What was tested, on search and test items; then the verdict."""
     names = [objective["name"] for objective in document["objectives"]]
     heads = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
-    rows = [[row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))] for row in document["test"]["rows"]]
+    rows = [
+        [row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))]
+        for row in document["test"]["rows"]
+    ]
     out.table(heads, rows, right=range(1, len(heads)))
     done = [t for t in document["trials"] if t["arm"] == "search"]
     given_up = sum(bool(t.get("stopped")) for t in done)

@@ -129,4 +129,10 @@ def _log_sum(values: Sequence[float]) -> float:
 
 
 def _text(target: Any) -> str:
-    return str(target[0]) if isinstance(target, (list, tuple)) and target else "" if isinstance(target, (list, tuple)) else str(target)
+    return (
+        str(target[0])
+        if isinstance(target, (list, tuple)) and target
+        else ""
+        if isinstance(target, (list, tuple))
+        else str(target)
+    )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.merge.selection import selected
-from workbench.registry import Block, Combination, Group, MergeMethod
+from workbench.registry import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import TensorSpec
@@ -43,6 +43,7 @@ class CoreGroup:
         self.tensor, self.survey = self.group.tensor, self.group.survey
         self.model, self.notes = self.group.model, self.group.notes
         self.device, self.seed, self.keys = self.group.device, self.group.seed, self.group.keys
+        self.memo: Memo | None = None  # core matrices are in a basis that all bricks share
         self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), torch.float32)
 
     @property
@@ -108,6 +109,9 @@ def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
     """A tensor as a core-space method sees it; None where the step merges it whole: see `takes_core`, or a brick has no factors."""
     if not takes_core(method, group):
         return None
+    known = ("core", group.tensor, *group.keys)
+    if group.memo is not None and (kept := group.memo.get(known)):
+        return CoreGroup(group, *kept)
     found = group.factors()
     factors = [f for f in found if f is not None]
     if len(factors) < len(found):
@@ -115,6 +119,8 @@ def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
     left = _basis(torch.cat([f.left for f in factors], 1).double())
     right = _basis(torch.cat([f.right for f in factors], 0).double().T).T
     cores = [((left.T @ f.left.double()) @ (f.right.double() @ right.T)).float() for f in factors]
+    if group.memo is not None:
+        group.memo.keep(known, (left, right, cores))
     return CoreGroup(group, left, right, cores)
 
 

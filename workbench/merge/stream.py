@@ -16,7 +16,7 @@ from workbench.layout import Model
 from workbench.merge.combination import CombinedSource, Operand
 from workbench.merge.core import core_group, core_update, whole_tensors
 from workbench.merge.selection import RowReader, SelectionSource
-from workbench.registry import Block, Combination, Group, MergeMethod
+from workbench.registry import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.sparse import Rows, Selection
@@ -60,6 +60,7 @@ class MergedWeights:
             that the sums' last bits depend neither on their names nor on how the recipe lists them.
         seed: The recipe's, for methods that draw random numbers.
         measured: What the method's `measure` found, where it needs more than tensors.
+        memo: What compositions before this one have found of the same bricks.
 
     Attributes:
         notes: What the method has noted of the tensors computed so far.
@@ -74,11 +75,13 @@ class MergedWeights:
         keys: Mapping[str, str] | None = None,
         seed: int = 0,
         measured: Any = None,
+        memo: Memo | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
         self._seed = seed
+        self._memo = memo
         self._keys = {name: (keys or {}).get(name, name) for name in bricks}
         order = sorted(bricks, key=lambda name: (self._keys[name], name)) if method.laws.permutation_invariant else bricks
         self._bricks = {name: bricks[name] for name in order}
@@ -163,7 +166,9 @@ class MergedWeights:
         assert origin is not None
         spec = self.specs[name]
         keys = [self._keys[name] for name in self._bricks]
-        return TensorGroup(origin, spec, self._bricks, keys, self._method, self._base, device, self._seed, notes=self.notes)
+        return TensorGroup(
+            origin, spec, self._bricks, keys, self._method, self._base, device, self._seed, notes=self.notes, memo=self._memo
+        )
 
     def _survey(self, device: torch.device) -> Any:
         if not self._surveyed and type(self._method).survey is MergeMethod.survey:
@@ -218,6 +223,7 @@ class TensorGroup:
     seed: int
     survey: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
+    memo: Memo | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

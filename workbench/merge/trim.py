@@ -34,9 +34,25 @@ def keep_count(numel: int, density: float) -> int:
 
 
 def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
-    """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more."""
+    """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more.
+
+    A trim does not depend on the brick's weight: with a memo the tensor is read for densities that no composition has had before.
+    """
+    counts = [keep_count(group.spec.numel, density) for density in densities]
+    memo = group.memo
+    if memo is None:
+        return _trims(group, densities, counts)
+    known = [("trim", group.tensor, key, count) for key, count in zip(group.keys, counts, strict=True)]
+    kept = [memo.get(key) for key in known]
+    if any(trim is None for trim in kept):
+        kept = list(_trims(group, densities, counts))
+        for key, trim in zip(known, kept, strict=True):
+            memo.keep(key, trim)
+    return kept
+
+
+def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> list[Trim]:
     numel = group.spec.numel
-    counts = [keep_count(numel, density) for density in densities]
     if not numel:
         return [Trim(INFINITE)] * len(counts)
     if numel <= _SMALL:

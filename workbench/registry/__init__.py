@@ -19,6 +19,7 @@ from workbench.registry.merging import (
     Group,
     Laws,
     Measured,
+    Memo,
     MergeContext,
     MergeMethod,
     Prepared,
@@ -26,6 +27,6 @@ from workbench.registry.merging import (
 from workbench.registry.steps import VERBS, Step, method, methods, register
 
 __all__ = [
-    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Measured", "Memory",
+    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Measured", "Memo", "Memory",
     "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Remembered", "Step", "method", "methods", "register",
 ]  # fmt: skip

@@ -184,6 +184,25 @@ class Block:
 Prepared: TypeAlias = "Combination | Selection | Callable[[Block], Tensor]"
 
 
+class Memo:
+    """What methods find of a brick's tensor whatever its weight, kept while one composition after the other is made of the same base
+    and bricks. A method asks by name, tensor, brick's key and whatever else decides the value."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def get(self, key: tuple[Any, ...]) -> Any:
+        """What was kept; None if nothing was."""
+        return self._found.get(key)
+
+    def keep(self, key: tuple[Any, ...], value: Any) -> None:
+        """Keep a value for later compositions."""
+        self._found[key] = value
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 class Group(Protocol):
     """One tensor as a merge method sees it before it computes."""
 
@@ -201,6 +220,8 @@ class Group(Protocol):
     """The recipe's."""
     keys: list[str]
     """One key a brick, of its content: what random masks are drawn from."""
+    memo: Memo | None
+    """Where what does not depend on weights is kept for the next composition; None where there is none."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import xxhash
 from workbench.controls import Entry
 from workbench.livemodels import Events
 from workbench.recipe import Recipe
+from workbench.registry import Memo
 from workbench.resolve import resolve
 from workbench.scores import Configuration, Store
 from workbench.search.objective import Answers, Key
@@ -62,14 +63,17 @@ def stages_of(plans: Sequence[Plan], share: float, counts: Sequence[int]) -> Sta
 
     Args:
         share: Of the items that go to the test.
-        counts: Items of a task after each stage; whatever is left after the last one belongs to it.
+        counts: Items of a task after each stage; what is left after the last one is not used.
     """
     split = [{task: _split(items, share) for task, items in plan.items.items()} for plan in plans]
     longest = max(len(seen) for tasks in split for seen, _ in tasks.values())
-    ends = [c for c in counts if c < longest][: len(counts) - 1] + [longest]
+    ends = list(dict.fromkeys(min(count, longest) for count in counts))
     stages = []
     for start, end in zip([0, *ends], ends, strict=False):
-        parts = [plan.part({task: seen[start:end] for task, (seen, _) in tasks.items()}) for plan, tasks in zip(plans, split, strict=True)]
+        parts = [
+            plan.part({task: seen[start:end] for task, (seen, _) in tasks.items()})
+            for plan, tasks in zip(plans, split, strict=True)
+        ]
         stages.append(tuple(parts))
     test = tuple(plan.part({task: kept for task, (_, kept) in tasks.items()}) for plan, tasks in zip(plans, split, strict=True))
     return Stages(tuple(stages), test)
@@ -115,6 +119,8 @@ class Bench:
     def __init__(self, recipe: Recipe, stages: Stages, store: Store, device: torch.device, events: Events, gold: bool) -> None:
         self.recipe, self.stages, self.store = recipe, stages, store
         self.device, self.events, self.gold = device, events, gold
+        # Candidates differ in their steps alone: what merges find of a brick's tensor holds for the next candidate.
+        self.memo = Memo()
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -198,7 +204,8 @@ class _Live:
 
         self.entry, self._bench, self._stack, self._entered = entry, bench, stack, False
         started = time.perf_counter()
-        self.digest, self._tensors = configuration_digest(entry.resolved, bench.device)
+        self.resolved = replace(entry.resolved, memo=bench.memo)
+        self.digest, self._tensors = configuration_digest(self.resolved, bench.device)
         self.seconds = {"compose": time.perf_counter() - started, "score": 0.0}
 
     def enter(self) -> None:
@@ -210,7 +217,7 @@ class _Live:
             model = self._bench.model
             self.seconds["load"] = time.perf_counter() - started
             started = time.perf_counter()
-            self._stack.enter_context(swap(model, self.entry.resolved, self._tensors))
+            self._stack.enter_context(swap(model, self.resolved, self._tensors))
             self._tensors, self._entered = None, True
             self.seconds["compose"] += time.perf_counter() - started
 

@@ -53,7 +53,11 @@ def beaten_by(
             return rival
         if gold and len(objectives) == 1:
             difference = gold_gap(rival.answers, answers, objectives, GOLD)
-            if difference is not None and difference.interval(level)[1] < 0 and gap(rival.answers, answers, objectives[0]).diff <= 0:
+            if (
+                difference is not None
+                and difference.interval(level)[1] < 0
+                and gap(rival.answers, answers, objectives[0]).diff <= 0
+            ):
                 return rival
     return None
 

@@ -67,6 +67,11 @@ class Search:
         """Error rate of the intervals that give a candidate up."""
         return self.space.fields.fidelity.level
 
+    def shown(self, path: Path) -> str:
+        """A path as people call it: from the project, where it lies in it."""
+        path, project = path.resolve(), self.recipe.project.resolve()
+        return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
+
 
 def prepare(
     recipe: Recipe, *, runs: Path, device: torch.device, batch_size: int = 32, limit: int | None = None, trials: int | None = None,
@@ -83,14 +88,24 @@ def prepare(
         raise recipe.error(("search",), "memories and growth make models of other shapes, and candidates take the base's place in memory",
                            "Search the merge in a recipe of its own, and name that under `bricks`.")  # fmt: skip
     resolved = resolve(recipe.without_search())
+    if resolved.unties:
+        raise recipe.error(("search",), f"{resolved.unties[0]} unties the head, and candidates take the base's place in memory",
+                           "Search without that brick, or bake the untied head into the base: `workbench run` writes it.")  # fmt: skip
     entry = Entry(recipe.name, "configuration", resolved)
-    made = plans([entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events)
+    made = plans(
+        [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
+    )
     if written := [p.suite.suite for p in made if p.suite.backend != "hf"]:
-        raise recipe.error(("eval",), f"suite '{written[0]}' scores written checkpoints, a search scores in memory", "Use a suite with `backend: hf`.")
+        raise recipe.error(
+            ("eval",),
+            f"suite '{written[0]}' scores written checkpoints, a search scores in memory",
+            "Use a suite with `backend: hf`.",
+        )
     objectives = objectives_of(recipe, made)
     sampler = sampler_name(space, len(objectives))
     stages = replace(
-        stages_of(_asked(made, objectives), fields.test, fields.fidelity.items), test=stages_of(made, fields.test, fields.fidelity.items).test
+        stages_of(_asked(made, objectives), fields.test, fields.fidelity.items),
+        test=stages_of(made, fields.test, fields.fidelity.items).test,
     )
     key = _key(space, resolved, objectives, stages, sampler)
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
@@ -206,10 +221,10 @@ def _result(search: Search, seen: Seen, beaten: Sequence[Rival]) -> tuple[list[f
     }  # fmt: skip
 
 
-def finished(search: Search, study: Study, arms: Sequence[Arm] = ("search", "random")) -> list[Rival]:
+def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:
     """Candidates that have seen all search items."""
     found = []
-    for record in (r for arm in arms for r in study.finished(arm)):
+    for record in study.finished(*arms):
         if record["scores"] is not None and not record["stopped"] and (answers := search.bench.answers(record["digest"])):
             found.append(Rival(record["name"], answers, tuple(record["scores"])))
     return found
@@ -217,10 +232,14 @@ def finished(search: Search, study: Study, arms: Sequence[Arm] = ("search", "ran
 
 def tell(search: Search, study: Study, clock: Clock) -> None:
     """An event: how many candidates are done, the best so far, the time left."""
-    done = study.finished("search") + study.finished("random")
+    done = study.finished()
     total = None if search.trials is None else search.trials + search.space.fields.random
     last = done[-1]
-    shown = "failed" if last["scores"] is None else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
+    shown = (
+        "failed"
+        if last["scores"] is None
+        else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
+    )
     head = f"{last['name']}: {shown}{' (given up)' if last.get('stopped') else ''}"
     best = front([*search.controls, *finished(search, study)])
     text = f"{head}; best {_best(search, best)}"
@@ -235,8 +254,3 @@ def _best(search: Search, best: Sequence[Rival]) -> str:
         return f"front of {len(best)}"
     (first,) = best[:1]
     return f"{search.objectives[0].shown(first.scores[0]):.3f} ({first.name})"
-
-
-def values_of(search: Search, study: Study, name: str) -> Values:
-    """Values of a finished candidate, by its name."""
-    return next(r["values"] for arm in ("search", "random") for r in study.finished(arm) if r["name"] == name)  # type: ignore[arg-type]

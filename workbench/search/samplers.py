@@ -33,11 +33,11 @@ def sampler_name(space: Space, objectives: int) -> str:
         raise _error(space, "cmaes draws numbers for one objective", "sampler: auto")
     if asked == "gp" and space.conditional:
         raise _error(space, "gp needs every dimension with every method, and some belong to one alone", "sampler: tpe")
-    if asked == "grid":
-        if space.conditional or (bad := [d.name for d in dimensions if isinstance(d.domain, Range) and not d.whole and d.domain.step is None]):
-            names = "" if space.conditional else f": {bad[0]} has none"
-            raise _error(space, f"grid needs a `step` for every range, and every dimension with every method{names}",
-                         "STEP.FIELD: {low: 0, high: 1, step: 0.25}")  # fmt: skip
+    endless = [d.name for d in dimensions if isinstance(d.domain, Range) and not d.whole and d.domain.step is None]
+    if asked == "grid" and (endless or space.conditional):
+        found = f"{endless[0]} has none" if endless else "some belong to one alone"
+        raise _error(space, f"grid needs a `step` for every range, and every dimension with every method: {found}",
+                     "STEP.FIELD: {low: 0, high: 1, step: 0.25}")  # fmt: skip
     if asked != "auto":
         return asked
     if space.conditional:
@@ -55,7 +55,9 @@ def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler
     start = space.written()
     made: dict[str, Any] = {
         "random": lambda: RandomSampler(seed=own),
-        "tpe": lambda: TPESampler(seed=own, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True),
+        "tpe": lambda: TPESampler(
+            seed=own, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True
+        ),
         "gp": lambda: GPSampler(seed=own, n_startup_trials=STARTUP),
         # Its own state, random numbers included, is kept in the study: one seed for all.
         "cmaes": lambda: CmaEsSampler(seed=seed, x0=dict(start) if start else None),

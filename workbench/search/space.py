@@ -193,7 +193,9 @@ class Space:
             return False
         # `average` lists its bricks and gives them no weights.
         weighed = not (dimension.path[0] == "bricks" and len(dimension.path) > 1) or _weighs(kind)
-        return weighed and (len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in _fields_of(kind.entry_type()))
+        return weighed and (
+            len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in _fields_of(kind.entry_type())
+        )
 
     def _choose(self, step: dict[str, Any], dimension: Dimension, method: str) -> None:
         step[str(dimension.path[0])] = method
@@ -261,7 +263,9 @@ class Space:
             value = {step.verb: step.name, **step.model_dump(mode="json", by_alias=True)}
             if dimension.path[0] == "bricks" and isinstance(step, MergeMethod):
                 given = value.get("bricks") or {}
-                value["bricks"] = {name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in self.recipe.used_bricks(step)}
+                value["bricks"] = {
+                    name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in self.recipe.used_bricks(step)
+                }
         for part in dimension.path:
             if isinstance(value, (int, float)) and part == "knots":
                 return value  # the same at every knot

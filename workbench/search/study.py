@@ -21,6 +21,7 @@ from workbench.search.samplers import grid, make_sampler, starts, suggest
 from workbench.search.space import Space
 
 Arm = Literal["search", "random"]
+ARMS: tuple[Arm, ...] = ("search", "random")
 JOURNAL = "journal.log"
 _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
 
@@ -76,8 +77,10 @@ class Study:
         with self._locked():
             check_storage(self.file, key)
             store = _open(self.file)
-            for arm in ("search", "random"):
-                study = optuna.create_study(storage=store, study_name=arm, directions=["maximize"] * objectives, load_if_exists=True)
+            for arm in ARMS:
+                study = optuna.create_study(
+                    storage=store, study_name=arm, directions=["maximize"] * objectives, load_if_exists=True
+                )
                 if not study.trials and _KEY not in study.user_attrs:
                     study.set_user_attr(_KEY, key)
                     for values in starts(space, lambdas) if arm == "search" and sampler != "grid" else ():
@@ -105,7 +108,9 @@ class Study:
                 if self.sampler == "grid" and arm == "search" and len(begun) >= _size(grid(self.space)):
                     return None
             at = left.number if left else next((t.number for t in found if t.state == TrialState.WAITING), len(found))
-            study.sampler = make_sampler("random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), at)
+            study.sampler = make_sampler(
+                "random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), at
+            )
             trial = optuna.Trial(study, left._trial_id) if left else study.ask()
             trial.set_user_attr(_OWNER, self._worker)
             values = trial.user_attrs.get(_VALUES) or suggest(trial, self.space)
@@ -121,27 +126,21 @@ class Study:
         else:
             study.tell(trial._trial, list(scores))
 
-    def finished(self, arm: Arm) -> list[dict[str, Any]]:
-        """Every candidate that is done, in order: arm, number, name, values, scores (None: failed), and its result."""
+    def finished(self, *arms: Arm) -> list[dict[str, Any]]:
+        """Every candidate of some arms (all if none is named) that is done, in order: arm, number, name, values, scores (None: failed), and
+        its result."""
         done = (TrialState.COMPLETE, TrialState.FAIL)
-        return [self._record(arm, t) for t in self._studies[arm].get_trials(deepcopy=False) if t.state in done]
+        return [
+            self._record(arm, t) for arm in arms or ARMS for t in self._studies[arm].get_trials(deepcopy=False) if t.state in done
+        ]
 
     def importances(self) -> list[dict[str, float]]:
         """For every objective dimension -> share of the spread of scores that it explains (PED-ANOVA); empty where too few are done."""
-        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
         study = self._studies["search"]
         done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
         if len(done) < 4:
             return [{} for _ in study.directions]
-        found = []
-        for i in range(len(study.directions)):
-            try:
-                shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=lambda t, i=i: -t.values[i])  # low is good
-            except (ValueError, RuntimeError):  # all scores alike, or no dimension that all candidates have
-                shares = {}
-            found.append({name: round(float(share), 4) for name, share in shares.items()})
-        return found
+        return [_importances(study, i) for i in range(len(study.directions))]
 
     def _record(self, arm: Arm, t: FrozenTrial) -> dict[str, Any]:
         name = f"{'trial' if arm == 'search' else 'random'}-{t.number}"
@@ -169,14 +168,29 @@ class Study:
             yield
 
 
+def _importances(study: optuna.Study, objective: int) -> dict[str, float]:
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    def less_is_better(trial: FrozenTrial) -> float:
+        return -float(trial.values[objective])
+
+    try:
+        shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=less_is_better)
+    except (ValueError, RuntimeError):  # all scores alike, or no dimension that all candidates have
+        return {}
+    return {name: round(float(share), 4) for name, share in shares.items()}
+
+
 def check_storage(file: Path, key: str) -> None:
     """Errors: a storage whose candidates are those of another search, or that no search has written."""
     if not file.exists():
         return
     try:
         summaries = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(_open(file))}
-    except Exception as error:  # noqa: BLE001  what a foreign file raises is up to Optuna and its database
-        raise WorkbenchError(f"{file}: no storage of a search ({type(error).__name__})", "Name another file with --storage.") from error
+    except Exception as error:  # what a foreign file raises is up to Optuna and its database
+        raise WorkbenchError(
+            f"{file}: no storage of a search ({type(error).__name__})", "Name another file with --storage."
+        ) from error
     known = summaries.get("search", {}).get(_KEY)
     if known is not None and known != key:
         raise WorkbenchError(

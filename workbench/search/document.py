@@ -1,0 +1,129 @@
+"""The document of a search: what `search --json` prints and reports are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.compare import compare
+from workbench.search.objective import Gap, Objective, gap
+from workbench.search.run import Search, finished
+from workbench.search.study import Study
+
+if TYPE_CHECKING:
+    from workbench.search.winner import Tested
+
+
+def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that a search has found.
+
+    Args:
+        tested: On test items; controls first.
+        recipes: Candidate -> file of its recipe, from the project.
+    """
+    controls, found = ([t for t in tested if t.part == part] for part in ("control", "found"))
+    # Chosen on search items, before any test item is looked at.
+    best = max(controls, key=lambda t: sum(t.rival.scores)).name
+    several = len(search.objectives) > 1
+    return {
+        "version": 1,
+        "name": search.recipe.name,
+        "key": search.key,
+        "directory": search.shown(search.folder),
+        "command": f"workbench search {search.shown(search.recipe.path)}" if search.recipe.path else None,
+        "sampler": search.sampler,
+        "seed": search.recipe.fields.seed,
+        "objectives": [
+            {"name": o.name, "lower": o.lower, "terms": [[*t.key, t.metric] for t in o.terms]} for o in search.objectives
+        ],
+        "space": {d.name: d.domain.model_dump(mode="json") for d in search.space.dimensions},
+        "items": search.stages.items,
+        "stages": [sum(len(items) for plan in stage for items in plan.items.values()) for stage in search.stages.search],
+        "controls": [{"name": t.name, "scores": _shown(search.objectives, t.rival.scores)} for t in controls],
+        "trials": [_trial(search.objectives, record) for record in study.finished()],
+        "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
+        "winner": None if several else found[0].name,
+        "recipes": dict(recipes),
+        "best_control": best,
+        **({"front": [t.name for t in found], "hypervolume": hypervolumes(search, study)} if several else {}),
+        "test": _test(search, tested, best),
+    }
+
+
+def _trial(objectives: Sequence[Objective], record: Mapping[str, Any]) -> dict[str, Any]:
+    scores = record["scores"]
+    return {**record, "scores": None if scores is None else _shown(objectives, scores)}
+
+
+def _shown(objectives: Sequence[Objective], scores: Sequence[float]) -> list[float]:
+    return [round(o.shown(s), 6) for o, s in zip(objectives, scores, strict=True)]
+
+
+def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]:
+    """Scores on test items beside those on search items, candidates against the best control, and the comparison task by task."""
+    control = next(t for t in tested if t.name == best)
+    return {
+        "baseline": best,
+        "rows": [_row(search.objectives, t) for t in tested],
+        "against": {t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
+        "comparison": _compared(search, tested, control),
+    }
+
+
+def _row(objectives: Sequence[Objective], tested: Tested) -> dict[str, Any]:
+    after = [tested.answers.value(objective) for objective in objectives]
+    return {"name": tested.name, "part": tested.part, "digest": tested.configuration.digest,
+            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after)}  # fmt: skip
+
+
+def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
+    """For every objective the paired difference from the best control on test items, and by how much search items flattered it.
+
+    What was chosen among many on the search items looks better there than it is; the control, on the same items, was not. So optimism is
+    the difference on search items less that on test items: how hard the two halves are cancels.
+    """
+    found = []
+    for objective in objectives:
+        test, seen = gap(control.answers, tested.answers, objective), gap(control.rival.answers, tested.rival.answers, objective)
+        found.append({"objective": objective.name, "test": _gap(test), "search": _gap(seen), "verdict": test.verdict(),
+                      "optimism": round(seen.diff - test.diff, 6)})  # fmt: skip
+    return found
+
+
+def _gap(found: Gap) -> dict[str, Any]:
+    ends = [round(end, 6) if math.isfinite(end) else None for end in found.interval()]
+    return {"diff": round(found.diff, 6), "low": ends[0], "high": ends[1], "clusters": found.clusters}
+
+
+def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dict[str, Any]:
+    """The comparison of all that was tested, on test items."""
+    store = search.bench.store
+    plans = [store.settled(plan) for plan in search.stages.test]
+    scores = [store.read(plan, t.configuration.digest).called(t.configuration) for t in tested for plan in plans]
+    return compare(store, scores, baseline=baseline.configuration.name, project=search.recipe.project).document()
+
+
+def hypervolumes(search: Search, study: Study) -> list[float]:
+    """Of two objectives: the area that the front covers after each candidate, above the worst scores of controls and candidates."""
+    if len(search.objectives) != 2:
+        return []
+    rivals = {rival.name: rival for rival in finished(search, study, "search")}
+    points = [rival.scores for rival in search.controls]
+    floor = [min(p[i] for p in [*points, *(r.scores for r in rivals.values())]) for i in range(2)]
+    found = []
+    for record in study.finished("search"):
+        if record["name"] in rivals:
+            points.append(rivals[record["name"]].scores)
+        found.append(round(area(points, floor), 6))
+    return found
+
+
+def area(points: Sequence[Sequence[float]], floor: Sequence[float]) -> float:
+    """Of what lies below some point in both coordinates and above the floor."""
+    total, height = 0.0, floor[1]
+    for x, y in sorted(points, key=lambda p: (-p[0], -p[1])):
+        if y > height:
+            total += (x - floor[0]) * (y - height)
+            height = y
+    return total
