@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=50, help="facts, the first ones that convert without conflicts")
     parser.add_argument(
+        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+    )
+    parser.add_argument(
         "--methods", nargs="+", default=["memit"], choices=["memit", "rome", "emmet", "alphaedit", "encore", "finetune"]
     )
     parser.add_argument("--merges", nargs="+", default=list(MERGES), choices=list(MERGES))
