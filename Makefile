@@ -15,7 +15,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test check run eval report bricks data docs bench clean
+.PHONY: help setup demo test check run eval search report bricks data docs bench clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -47,6 +47,9 @@ run: bricks/starter/base/config.json  ## write the model of RECIPE
 
 eval: bricks/starter/base/config.json  ## score RECIPE and its controls
 	@$(WB) eval $(RECIPE)
+
+search: bricks/starter/base/config.json  ## search the starter recipe: best weights of three skills
+	@$(WB) search recipes/starter-search.yaml
 
 report: bricks/starter/base/config.json  ## write the report of every scored recipe
 	@$(WB) report

@@ -79,6 +79,10 @@ def recipe_page() -> str:
         ("eval entries that are not a suite's name", "InlineEval"),
         ("eval entries with facts", "FactsEval"),
         ("eval entries with facts: sequential", "SequentialEval"),
+        ("search", "SearchFields"),
+        ("search.fidelity", "Fidelity"),
+        ("search.space.DIMENSION, a range", "ListedRange"),
+        ("search.space.DIMENSION, choices", "ListedChoices"),
         ("bricks.NAME", "BrickRef"),
         ("where", "Where"),
     ):

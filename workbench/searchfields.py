@@ -76,7 +76,12 @@ class ListedChoices(_Listed, Choices):
     """Choices, or a list of them."""
 
 
-Dimension = Annotated[Annotated[ListedRange, Tag("range")] | Annotated[ListedChoices, Tag("choices")], Discriminator(_kind)]
+Dimension = Annotated[
+    Annotated[ListedRange, Tag("range")]
+    | Annotated[ListedChoices, Tag("choices")]
+    | Annotated[tuple[Value, ...], Field(min_length=2), Tag("list")],  # for the schema: a list becomes one of the two above
+    Discriminator(_kind),
+]
 """`[low, high]` of two numbers, `{low:, high:, log:, step:}`, a list of choices, or `{choices: [...]}`, which two numbers need."""
 
 
