@@ -171,8 +171,8 @@ def drawing(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
     up = _Frame(values(lambda p: p.y, lambda p: p.y_ends), HEIGHT - BOTTOM, TOP)
     parts = [*_grid(across, up, x, y), _line(points, across, up, x.lower)]
     placed = _labels([(p, across.at(p.x), up.at(p.y)) for p in points])
-    # controls first, so that the named ones lie on top
-    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (not p.control, p.front))]
+    # points without a name first, then controls, so that the named ones lie on top
+    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (p.named, not p.control, p.front))]
     parts += placed
     return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
                aria_label=f"{title}: {y.label} against {x.label}")  # fmt: skip
@@ -218,7 +218,7 @@ def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
 
 def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     """Names beside their points, the front's and the named ones first; a name without room is left to the hover text."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
     for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].front, q[0].control)):
         text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
