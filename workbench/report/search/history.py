@@ -30,7 +30,7 @@ from workbench.report.svg import joined, svg
 
 HEIGHT, GROUND = 250, 20  # of the scores; of the row of failed candidates below them
 LABEL, LONGEST = 16, 22  # height of a control's label, letters of its name
-NARROWEST = 520
+NARROWEST, FEW = 520, 330  # with many candidates, and with a few
 
 
 def history(view: SearchView) -> list[Figure]:
@@ -64,7 +64,8 @@ def _history(view: SearchView, objective: Objective) -> Figure:
     below = [*grid, *_numbers(x, last, height + ground), *lines, stretched(*steps, height=TOP + height)]
     drawn = [*below, *_failed(view, x, height + ground), *marks]
     drawing = plot(f"Scores of {objective.name} by number of the candidate", height, ground + AXIS, drawn, gutter, labels)
-    return Figure(objective.name, f"{objective.measure} by number of the candidate; {objective.direction}.", drawing, NARROWEST)
+    caption = f"{objective.measure} by number of the candidate; {objective.direction}."
+    return Figure(objective.name, caption, drawing, min(NARROWEST, FEW + 8 * last))
 
 
 def _numbers(x: Scale, last: int, height: int) -> list[Markup]:

@@ -191,7 +191,7 @@ def _verdicts(view: SearchView, chosen: Sequence[Tested], objective: Objective) 
     words = {"better": f"better than {view.best_control}: ", "worse": f"worse than {view.best_control}: "}
     order = [*words, *(v for v in groups if v not in words)]
     clauses = [words.get(v, f"{v}: ") + listed(groups[v]) for v in order if v in groups]
-    return f"On {objective.name}: {'; '.join(clauses)}." if clauses else ""
+    return f"On {objective.name}, {'; '.join(clauses)}." if clauses else ""
 
 
 def _random(view: SearchView) -> str:
