@@ -60,7 +60,7 @@ def open_subjects(
     from workbench.recipe import find_project, load_recipe
     from workbench.scores import Store
 
-    references = [name for name in dict.fromkeys(names) if not _recipe_file(name) and is_model(name)]
+    references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
     loaded = [load_recipe(_recipe(name), settings or ()) for name in names if name not in references]
     if lenient:
         loaded = _comparable(loaded)
@@ -77,9 +77,10 @@ def open_subjects(
     return Opened(entries, found, Store(runs / "scores"), project, runs, aliases)
 
 
-def _recipe_file(name: str) -> bool:
+def recipe_named(name: str) -> Path | None:
+    """The recipe's file that a word of the command line means; None where it means none."""
     path = recipe_path(name)
-    return path.is_file() and path.suffix in (".yaml", ".yml")
+    return path if path.is_file() and path.suffix in (".yaml", ".yml") else None
 
 
 def _recipe(name: str) -> Path:

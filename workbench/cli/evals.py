@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,8 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._subjects import compare_scores, eval_command, imported_scores, open_subjects
+from workbench.cli._searchpage import searched, write_pages
+from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects
 from workbench.cli.run import relative
 from workbench.errors import WorkbenchError, nearest
 
@@ -102,31 +104,51 @@ def report(
     to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path("reports/report.html"),
     batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
-    """Write the comparison as one offline HTML page, Markdown and JSON."""
+    """Write the comparison as one offline HTML page, Markdown and JSON; beside it the page of a recipe's finished search."""
     from workbench.report import render
-    from workbench.scoring import stored
 
     out.quiet = quiet
     if imported := imported_scores(names or [], suite, runs_dir):
         scores, store, project = imported
-        against: str | None = baseline or scores[0].configuration.name
+        against = baseline or scores[0].configuration.name
+        document: Mapping[str, Any] | None = compare_scores(store, scores, against, project).document()
+        pages: dict[str, dict[str, Any]] = {}
     else:
         every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
         if not every:
             raise WorkbenchError("no recipes/ here and none given", "workbench report recipes/NAME.yaml", 2)
-        opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names)
-        store, project, against = opened.store, opened.project, opened.baseline(baseline)
-        scores, missing = stored(opened.entries, opened.plans, store, against)
+        pages, unsearched = searched(every, settings, runs_dir)
         hint = eval_command(names or [], suite, settings, limit, batch_size)
-        if names and (lacking := [e.name for e in opened.entries if e.name in missing and e.role == "configuration"]):
-            raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", hint)
-        if not scores:
-            raise WorkbenchError("nothing is scored yet", hint)
-        if missing:
-            out.say(f"not scored on every suite: {', '.join(missing)}")
-    document = compare_scores(store, scores, against, project).document()
-    for path in render(document, to):
+        opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names)
+        document = _compared(opened, names, baseline, hint, pages, unsearched)
+    written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
+    for path in written:
         out.line(str(relative(path)))
+
+
+def _compared(
+    opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
+) -> Mapping[str, Any] | None:  # fmt: skip
+    """The comparison of what is scored. None where nothing of what was asked for is, and `pages` shows its searches.
+
+    Errors: recipes that are named and neither scored nor searched; nothing is scored.
+    """
+    from workbench.scoring import stored
+
+    against = opened.baseline(baseline)
+    scores, missing = stored(opened.entries, opened.plans, opened.store, against)
+    asked = [e.name for e in opened.entries if e.role == "configuration"]
+    if names and (lacking := [name for name in asked if name in missing and name not in pages]):
+        also = [f"workbench search {name} shows its search alone" for name in lacking if name in unsearched]
+        raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", "; ".join([hint, *also]))
+    shown = {s.configuration.name for s in scores}
+    if pages and (not scores or (names and not shown.intersection(asked))):
+        return None
+    if not scores:
+        raise WorkbenchError("nothing is scored yet", hint)
+    if missing:
+        out.say(f"not scored on every suite: {', '.join(missing)}")
+    return compare_scores(opened.store, scores, against, opened.project).document()
 
 
 def _documents(scores: list[Scores]) -> Any:

@@ -23,14 +23,14 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *([f"> **{escape(view.partial)}**"] if view.partial else []),
         *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
         *(escape(s) for s in wording.summary(view)),
-        _bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
+        bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
         "Scores in percent of items, the mean corrected for chance; brackets are 95 % intervals.",
         *_undecided(view),
         *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
         f"## Differences against {escape(view.baseline)}",
-        _differences(view),
+        differences(view),
         *_interference(view),
         *_kept(view),
         *_forgetting(view),
@@ -38,12 +38,12 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_flips(document, view),
         *_configurations(view),
         "## Provenance",
-        _bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
+        bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
         *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
         *_checks(view),
         "## How to read the numbers",
-        _bullets(f"**{term}**: {escape(text)}" for term, text in wording.glossary(view)),
-        *(["## Warnings", _bullets(escape(w) for w in view.warnings)] if view.warnings else []),
+        bullets(f"**{term}**: {escape(text)}" for term, text in wording.glossary(view)),
+        *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -67,7 +67,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """A list of lines that are escaped already."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -126,7 +127,8 @@ def _checks(view: View) -> list[str]:
     return ["## Self-check", escape(self_check(view)), *([table(header, rows, left=3)] if rows else [])]
 
 
-def _differences(view: View) -> str:
+def differences(view: View) -> str:
+    """Every difference of the comparison as a table."""
     header = [
         "Configuration",
         "Task",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,23 +39,26 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
     """
     document = finite(document)
     view = view_of(document)
-    stem = out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
-    texts = (
-        html(document, view),
-        markdown(document, view),
-        json.dumps(document, ensure_ascii=False, indent=1) + "\n",
-    )
+    return write_files(out, html(document, view), markdown(document, view), document)
+
+
+def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
+    """Writes HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
+    texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_name(stem + suffix) for suffix in SUFFIXES]
-    for path, text in zip(paths, texts, strict=True):
-        write_whole(path, text.encode())
+    paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
+    for path, whole in zip(paths, texts, strict=True):
+        write_whole(path, whole.encode())
     return paths
+
+
+def stem(out: Path) -> str:
+    """The name that the three files share."""
+    return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
 def html(document: Mapping[str, Any], view: View) -> str:
     """The page as text. All values of the document pass through the template's escaping."""
-    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    script = '"use strict";\n(() => {\n' + "".join(map(asset, SCRIPTS)) + "})();\n"
     flip_counts = flips.counts(document, view)
     base = view.configuration(view.baseline)
     context = {
@@ -98,11 +101,20 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "suites": suites(view),
         "created": created(view),
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
-        "style": Markup(asset("report.css")),  # noqa: S704 - a file of this package
-        "script": Markup(script),  # noqa: S704 - a file of this package
+    }
+    return filled("report.html.j2", context, SCRIPTS, ("report.css",))
+
+
+def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """A template as text, with the number formats and marks of all reports, and with scripts and styles of the templates folder in it."""
+    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
+    parts = {
+        "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
+        "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return env.get_template("report.html.j2").render(context, **_helpers())
+    return env.get_template(template).render(context, **parts, **_helpers())
 
 
 def _helpers() -> dict[str, Any]:

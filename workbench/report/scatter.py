@@ -32,6 +32,8 @@ class Point:
     y_ends: tuple[float, float] | None
     x_ends: tuple[float, float] | None
     front: bool = False
+    named: bool = True
+    """Whether its name stands beside it where there is room."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """What an axis shows: stored value to shown value, words, and whether less is better."""
 
     label: str
@@ -60,14 +62,14 @@ class _Axis:
 
 def scatters(view: View) -> list[Scatter]:
     """Skills against retention where there is a retention task; skills against parameters where these differ."""
-    mean = _Axis("mean over skills", POINTS.scale)
+    mean = Axis("mean over skills", POINTS.scale)
     found = []
     if view.retention:
         axis, level = _retention(view.retention)
         found.append(_scatter(view, "Skills and retention", axis, mean, level))
     counts = {c.parameters for c in view.configurations if c.parameters is not None}
     if len(counts) > 1:
-        axis = _Axis("parameters", lower=True, text=amount)
+        axis = Axis("parameters", lower=True, text=amount)
         found.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
     return [s for s in found if s is not None]
 
@@ -77,11 +79,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
 
 
-def _retention(tasks: Sequence[Task]) -> tuple[_Axis, Callable[[Configuration], Estimate | None]]:
+def _retention(tasks: Sequence[Task]) -> tuple[Axis, Callable[[Configuration], Estimate | None]]:
     """Shares: the task's score, or the mean of chance-corrected scores over several. Else the first task in its own unit."""
     shares = [t for t in tasks if t.unit == POINTS]
     if len(shares) > 1:
-        axis = _Axis("mean over " + listed(t.name for t in shares), POINTS.scale)
+        axis = Axis("mean over " + listed(t.name for t in shares), POINTS.scale)
 
         def mean(c: Configuration) -> Estimate | None:
             levels = [c.scores[t.name].corrected for t in shares if t.name in c.scores]
@@ -91,14 +93,14 @@ def _retention(tasks: Sequence[Task]) -> tuple[_Axis, Callable[[Configuration], 
         return axis, mean
     task = shares[0] if shares else tasks[0]
     unit = f", {task.unit.word}" if task.unit != POINTS and task.unit.word else ""
-    return _Axis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
+    return Axis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
 
 
 def _exact(value: int | None) -> Estimate | None:
     return None if value is None else Estimate(float(value), None, None)
 
 
-def _scatter(view: View, title: str, x: _Axis, y: _Axis, level: Callable[[Configuration], Estimate | None]) -> Scatter | None:
+def _scatter(view: View, title: str, x: Axis, y: Axis, level: Callable[[Configuration], Estimate | None]) -> Scatter | None:
     points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
         return None
@@ -109,22 +111,22 @@ def _scatter(view: View, title: str, x: _Axis, y: _Axis, level: Callable[[Config
         f"The front joins what no other configuration beats on both: {listed(names)}. "
         "Bars are 95 % intervals; neighbours whose bars overlap may change places on other items."
     )
-    return Scatter(title, caption, names, _drawing(points, x, y, title))
+    return Scatter(title, caption, names, drawing(points, x, y, title))
 
 
-def _point(c: Configuration, x: Estimate | None, x_axis: _Axis, y_axis: _Axis) -> Point | None:
+def _point(c: Configuration, x: Estimate | None, x_axis: Axis, y_axis: Axis) -> Point | None:
     if x is None or x.value is None or c.mean is None or c.mean.value is None:
         return None
     tip = f"{c.name}\n{_said(x_axis, x)}\n{_said(y_axis, c.mean)}"
     return Point(c.name, c.is_control, x.value, c.mean.value, tip, _ends(c.mean), _ends(x))
 
 
-def _said(axis: _Axis, e: Estimate) -> str:
+def _said(axis: Axis, e: Estimate) -> str:
     ends = f" [{_written(axis, e.low)}, {_written(axis, e.high)}]" if e.low is not None and e.high is not None else ""
     return f"{axis.label.capitalize()} {_written(axis, e.value)}{ends}"
 
 
-def _written(axis: _Axis, value: float | None) -> str:
+def _written(axis: Axis, value: float | None) -> str:
     if value is None:
         return MISSING
     if axis.text is not None:
@@ -159,7 +161,9 @@ class _Frame:
         return list(ticks(self.low, self.high, scale))
 
 
-def _drawing(points: Sequence[Point], x: _Axis, y: _Axis, title: str) -> Markup:
+def drawing(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
+    """Points, names beside them, and the border of what the front's points beat."""
+
     def values(of: Callable[[Point], float], ends: Callable[[Point], tuple[float, float] | None]) -> list[float]:
         return [of(p) for p in points] + [v for p in points if not p.control for v in ends(p) or ()]
 
@@ -167,14 +171,14 @@ def _drawing(points: Sequence[Point], x: _Axis, y: _Axis, title: str) -> Markup:
     up = _Frame(values(lambda p: p.y, lambda p: p.y_ends), HEIGHT - BOTTOM, TOP)
     parts = [*_grid(across, up, x, y), _line(points, across, up, x.lower)]
     placed = _labels([(p, across.at(p.x), up.at(p.y)) for p in points])
-    # controls first, so that the named ones lie on top
-    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (not p.control, p.front))]
+    # points without a name first, then controls, so that the named ones lie on top
+    parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (p.named, not p.control, p.front))]
     parts += placed
     return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
                aria_label=f"{title}: {y.label} against {x.label}")  # fmt: skip
 
 
-def _grid(across: _Frame, up: _Frame, x: _Axis, y: _Axis) -> list[Markup]:
+def _grid(across: _Frame, up: _Frame, x: Axis, y: Axis) -> list[Markup]:
     floor, parts = HEIGHT - BOTTOM, []
     for frame, axis in ((across, x), (up, y)):
         shown = frame.ticks(axis.scale)
@@ -214,9 +218,9 @@ def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
 
 def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     """Names beside their points, the front's and the named ones first; a name without room is left to the hover text."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in points]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
-    for p, x, y in sorted(points, key=lambda q: (not q[0].front, q[0].control)):
+    for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].front, q[0].control)):
         text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
         wide = LETTER * len(text)
         for at, base, anchor in ((x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 10, "middle"), (x, y + 20, "middle"),

@@ -1,0 +1,85 @@
+"""Which of `report`'s recipes have a finished search, and the pages of these searches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.cli._output import out
+from workbench.cli._subjects import recipe_named
+from workbench.cli.run import relative
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from workbench.recipe import Recipe
+
+RESULT = "search.json"
+KEYS = ("name", "objectives", "space", "trials", "test")
+KEY_LETTERS = 8  # of the key, in the folder's name
+
+
+def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The newest finished search of each recipe that has `search`, by the recipe's name; and the names of the other recipes that have it.
+
+    Errors: a search.json that is none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    without = []
+    for recipe in _recipes(names, settings):
+        folders = (runs_dir or recipe.project / "runs") / "search"
+        pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
+        for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
+            document = _document(file, recipe)
+            if document["name"] == recipe.name:
+                found[recipe.name] = document
+                break
+        else:
+            without.append(recipe.name)
+            if any(folders.glob(pattern)):
+                out.say(f"the search of {recipe.name} is not finished: {_again(recipe)} goes on with it")
+    return found, without
+
+
+def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
+    """Write a page for each search beside the report: <out>-search, or of several <out>-search-NAME; returns their paths."""
+    from workbench.report.page import stem
+    from workbench.report.search import render
+
+    paths = []
+    for name, document in found.items():
+        tail = f"-{name}" if len(found) > 1 else ""
+        paths += render(document, to.with_name(f"{stem(to)}-search{tail}.html"))
+    return paths
+
+
+def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
+    """Recipes among the names that have `search`."""
+    from workbench.recipe import load_recipe
+
+    files = [file for name in names if (file := recipe_named(name)) is not None]
+    return [recipe for file in dict.fromkeys(files) if (recipe := load_recipe(file, settings or ())).fields.search is not None]
+
+
+def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WorkbenchError(f"{relative(file)}: expected a search's result as JSON, found {error}", _again(recipe)) from error
+    lacking = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
+    if lacking:
+        message = (
+            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}, found no {', '.join(lacking)}"
+        )
+        raise WorkbenchError(message, _again(recipe))
+    return document
+
+
+def _again(recipe: Recipe) -> str:
+    return f"workbench search {relative(recipe.path) if recipe.path else recipe.name}"
+
+
+def _literal(name: str) -> str:
+    """A name as a part of a pattern for files."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,7 @@
+"""The report of a search: one offline HTML page, Markdown, and the search's document as JSON."""
+
+from __future__ import annotations
+
+from workbench.report.search.page import render
+
+__all__ = ["render"]

@@ -1,0 +1,169 @@
+"""What the drawings of a search share: scales, marks of candidates, a plot with its scale at the left.
+
+X positions are percentages of the plot's width and y positions are pixels, so that a plot follows the width of the page
+without scaling letters and marks. Lines lie in a drawing of their own, 1000 wide, that is stretched without its strokes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from workbench.report.forest import decimals, ticks
+from workbench.report.numbers import MINUS, fixed
+from workbench.report.search.view import Candidate, Objective, SearchView
+from workbench.report.search.wording import tip
+from workbench.report.svg import joined, svg
+
+TOP, AXIS = 8, 26
+WIDE = 1000.0
+LETTER = 6.6  # rough width of a letter in pixels
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its heading and words; `narrowest` is its least width in pixels."""
+
+    title: str
+    caption: str
+    drawing: Markup
+    narrowest: int = 0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to shares of a length, linear or by logarithm; `low` and `high` are in the values' own units."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Iterable[float], *, log: bool = False, room: float = 0.06) -> Scale:
+        """Over all values, with some room at both ends; around a single value as much room as it is large."""
+        found = list(values) or [0.0, 1.0]
+        low, high = min(found), max(found)
+        if log and low > 0:
+            factor = (high / low) ** room if high > low else 2.0
+            return cls(low / factor, high * factor, True)
+        space = room * (high - low) if high > low else abs(high) * 0.1 or 1.0
+        return cls(low - space, high + space)
+
+    def share(self, value: float) -> float:
+        """0 at the low end, 1 at the high one; values outside stop there."""
+        inside = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(inside / self.low) / math.log(self.high / self.low)
+        return (inside - self.low) / (self.high - self.low)
+
+    def across(self, value: float) -> str:
+        """X position in per cent."""
+        return f"{100 * self.share(value):.3f}%"
+
+    def up(self, value: float, height: float) -> float:
+        """Y position in pixels below the top of a plot of this height."""
+        return round(TOP + height * (1 - self.share(value)), 1)
+
+    def ticks(self, unit: float = 1.0) -> tuple[float, ...]:
+        """About five places whose values times `unit` are round numbers; by logarithm 1, 2 and 5 of every power, or the powers alone."""
+        if not self.log:
+            return ticks(self.low, self.high, unit)
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        powers = [10.0**k for k in range(first, last + 1)]
+        fine = [m * p for p in powers for m in (1, 2, 5)]
+        inside = [[v for v in found if self.low <= v <= self.high] for found in (powers, fine)]
+        return tuple(inside[0] if len(inside[0]) > 3 else inside[1]) or (self.low, self.high)
+
+    def texts(self, places: Sequence[float], unit: float = 1.0) -> list[str]:
+        """How ticks are written."""
+        if self.log:
+            return [f"{v:.3g}".replace("e-0", "e-").replace("-", MINUS) for v in places]
+        digits = decimals(v * unit for v in places)
+        return [fixed(v * unit, digits) for v in places]
+
+
+def scores_scale(view: SearchView, objective: Objective, controls: Iterable[float] = ()) -> Scale:
+    """Over the scores of all candidates, estimates too, and some controls."""
+    return Scale.over([*controls, *(c.scores[objective.index] for c in view.candidates if c.scores)])
+
+
+def cut(text: str, most: int) -> str:
+    """A label of at most so many letters."""
+    return text if len(text) <= most else text[: most - 1] + ELLIPSIS
+
+
+def room(texts: Iterable[str]) -> int:
+    """Width in pixels that labels need."""
+    return math.ceil(LETTER * max((len(t) for t in texts), default=1)) + 12
+
+
+def plot(label: str, height: int, below: int, marks: Sequence[Markup], gutter: Markup, right: Markup = Markup("")) -> Markup:  # noqa: B008
+    """A plot between its labels: `gutter` at the left and, where there is one, `right`."""
+    middle = svg("svg", joined(*marks), class_="plot", width="100%", height=TOP + height + below, role="img", aria_label=label)
+    return Markup('<div class="chart">{}{}{}</div>').format(gutter, middle, right)
+
+
+def left_scale(scale: Scale, height: int, unit: float, below: int = AXIS) -> tuple[Markup, list[Markup]]:
+    """A vertical scale: its numbers, for beside the plot, and its lines, for the plot."""
+    places = scale.ticks(unit)
+    texts = scale.texts(places, unit)
+    wide = room(texts)
+    numbers, lines = [], []
+    for value, text in zip(places, texts, strict=True):
+        y = scale.up(value, height)
+        numbers.append(svg("text", text, class_="tick y", x=wide - 8, y=y + 4))
+        lines.append(svg("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
+    return svg("svg", joined(*numbers), class_="gutter", width=wide, height=TOP + height + below, aria_hidden="true"), lines
+
+
+def bottom_scale(scale: Scale, height: int, unit: float = 1.0, places: Sequence[float] | None = None) -> list[Markup]:
+    """A horizontal scale below a plot, with its lines."""
+    shown = scale.ticks(unit) if places is None else places
+    floor = TOP + height
+    parts = []
+    for value, text in zip(shown, scale.texts(shown, unit), strict=True):
+        x = scale.across(value)
+        parts.append(svg("line", class_="grid", x1=x, x2=x, y1=TOP, y2=floor))
+        parts.append(svg("text", text, class_="tick", x=x, y=floor + 17))
+    return parts
+
+
+def stretched(*paths: Markup, height: float) -> Markup:
+    """Lines whose x runs from 0 to 1000 over the whole width; strokes keep their width."""
+    return svg("svg", joined(*paths), class_="lines", width="100%", height=height, viewBox=f"0 0 {WIDE:.0f} {height:g}",
+               preserveAspectRatio="none")  # fmt: skip
+
+
+def mark(candidate: Candidate, x: str, y: float, view: SearchView) -> Markup:
+    """A candidate: filled where it has seen all items, hollow where it was given up, a diamond in the random arm; the chosen ones larger."""
+    shape = ("diamond" if candidate.random else "round") + ("" if candidate.complete else "-hollow")
+    kind = "mark candidate" + (" chosen" if candidate.name in view.chosen else "") + (" random" if candidate.random else "")
+    return svg("g", joined(
+        svg("title", tip(candidate, view)), svg("circle", class_="hit", cx=x, cy=y, r=8), svg("use", href=f"#c-{shape}", x=x, y=y),
+    ), class_=kind)  # fmt: skip
+
+
+def in_order(view: SearchView) -> list[Candidate]:
+    """Candidates with a score, in the order in which they are drawn: the given-up ones below, the chosen ones on top."""
+    return sorted((c for c in view.candidates if c.scores), key=lambda c: (c.name in view.chosen, c.complete))
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places of labels, at least `gap` apart where there is room, near the places asked for and in their order."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    gap = min(gap, (high - low) / max(len(places) - 1, 1))
+    found = [min(max(places[i], low), high) for i in order]
+    for k in range(1, len(found)):
+        found[k] = max(found[k], found[k - 1] + gap)
+    if found:
+        found[-1] = min(found[-1], high)
+    for k in range(len(found) - 2, -1, -1):
+        found[k] = min(found[k], found[k + 1] - gap)
+    placed = [0.0] * len(places)
+    for i, place in zip(order, found, strict=True):
+        placed[i] = round(place, 1)
+    return placed

@@ -1,0 +1,135 @@
+"""Dimensions one by one: shares of the spread of scores, and each dimension against the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from workbench.report.numbers import PERCENT
+from workbench.report.search.chart import (
+    AXIS,
+    TOP,
+    Figure,
+    Scale,
+    bottom_scale,
+    cut,
+    in_order,
+    left_scale,
+    mark,
+    plot,
+    room,
+    scores_scale,
+)  # fmt: skip
+from workbench.report.search.view import Candidate, Dimension, Objective, SearchView, number, written
+from workbench.report.svg import joined, svg
+
+HEIGHT, ROW, BAR = 170, 30, 26
+LONGEST = 20
+SPREAD = 0.6  # of a row's height: points of one choice lie apart
+GOLDEN = 0.618034
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Importances under one objective: dimensions, their shares as text, and the bars."""
+
+    objective: str
+    rows: tuple[tuple[str, str], ...]
+    drawing: Markup
+
+
+def importances(view: SearchView) -> list[Bars]:
+    """One set of bars an objective that has them; the longest bar is the whole width."""
+    found = []
+    for name, shares in view.importances.items():
+        longest = max((share for _, share in shares), default=0.0) or 1.0
+        bars = [
+            svg("rect", class_="bar", x=0, y=BAR * i + 6, width=f"{100 * max(share, 0.0) / longest:.2f}%", height=BAR - 12, rx=2)
+            for i, (_, share) in enumerate(shares)
+        ]
+        drawing = svg("svg", joined(*bars), class_="plot", width="100%", height=BAR * len(shares), role="img",
+                      aria_label=f"Importances of dimensions for {name}")  # fmt: skip
+        found.append(Bars(name, tuple((dimension, PERCENT.worded(share).lstrip("+")) for dimension, share in shares), drawing))
+    return found
+
+
+def curves(view: SearchView) -> list[tuple[Objective, list[Figure]]]:
+    """By objective, a panel for each dimension that some candidate with a score has."""
+    found = []
+    for objective in view.objectives:
+        panels = [(_numeric if d.numeric else _strips)(view, objective, d) for d in view.dimensions]
+        if shown := [p for p in panels if p is not None]:
+            found.append((objective, shown))
+    return found
+
+
+def has(candidate: Candidate, dimension: Dimension) -> bool:
+    """Whether a dimension exists for a candidate."""
+    value = candidate.values.get(dimension.name)
+    if dimension.numeric:
+        return number(value) is not None
+    return value is not None and written(value) in dimension.choices
+
+
+def _best(view: SearchView, objective: Objective) -> float | None:
+    """The best control's score."""
+    found = next((c.scores for c in view.controls if c.name == view.best_control), ())
+    return found[objective.index] if objective.index < len(found) else None
+
+
+def _numeric(view: SearchView, objective: Objective, d: Dimension) -> Figure | None:
+    """Value against score, with the best control's score as a line."""
+    candidates = [c for c in in_order(view) if has(c, d)]
+    if not candidates:
+        return None
+    best = _best(view, objective)
+    y = scores_scale(view, objective, [] if best is None else [best])
+    x = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in candidates)], log=d.log, room=0.04)
+    gutter, grid = left_scale(y, HEIGHT, objective.unit.scale)
+    drawn = [*grid, *bottom_scale(x, HEIGHT)]
+    if best is not None:
+        at = y.up(best, HEIGHT)
+        drawn.append(svg("line", class_="control-line best", x1=0, x2="100%", y1=at, y2=at))
+    for c in candidates:
+        if c.scores:
+            drawn.append(mark(c, x.across(float(c.values[d.name])), y.up(c.scores[objective.index], HEIGHT), view))
+    drawing = plot(f"{objective.name} against {d.name}", HEIGHT, AXIS, drawn, gutter)
+    return Figure(d.name, _count(view, len(candidates)) + (" · logarithmic" if d.log else ""), drawing)
+
+
+def _strips(view: SearchView, objective: Objective, d: Dimension) -> Figure | None:
+    """A row for each choice; the score runs from left to right."""
+    candidates = [c for c in in_order(view) if has(c, d)]
+    if not candidates:
+        return None
+    best = _best(view, objective)
+    x = scores_scale(view, objective, [] if best is None else [best])
+    height = ROW * len(d.choices)
+    texts = [cut(choice, LONGEST) for choice in d.choices]
+    wide = room(texts)
+    names, rows = [], []
+    for i, (choice, text) in enumerate(zip(d.choices, texts, strict=True)):
+        middle = TOP + ROW * i + ROW / 2
+        label = svg("text", text, class_="tick y", x=wide - 8, y=middle + 4)
+        names.append(svg("g", joined(svg("title", choice), label), class_="mark"))
+        rows.append(svg("line", class_="grid", x1=0, x2="100%", y1=middle, y2=middle))
+    if best is not None:
+        at = x.across(best)
+        rows.append(svg("line", class_="control-line best", x1=at, x2=at, y1=TOP, y2=TOP + height))
+    marks = [mark(c, x.across(c.scores[objective.index]), _row(c, d), view) for c in candidates if c.scores]
+    gutter = svg("svg", joined(*names), class_="gutter", width=wide, height=TOP + height + AXIS)
+    drawn = [*bottom_scale(x, height, objective.unit.scale), *rows, *marks]
+    drawing = plot(f"{objective.name} by choice of {d.name}", height, AXIS, drawn, gutter)
+    return Figure(d.name, _count(view, len(candidates)), drawing)
+
+
+def _row(candidate: Candidate, d: Dimension) -> float:
+    """Height in its choice's row: apart from the others by its number, so that equal scores do not cover each other."""
+    middle = TOP + ROW * (d.choices.index(written(candidate.values[d.name])) + 0.5)
+    return round(middle + ROW * SPREAD * ((candidate.number * GOLDEN) % 1 - 0.5), 1)
+
+
+def _count(view: SearchView, found: int) -> str:
+    every = sum(c.scores is not None for c in view.candidates)
+    return f"{found} of {every} candidates" if found < every else f"{every} candidates"

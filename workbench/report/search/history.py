@@ -1,0 +1,137 @@
+"""Scores by the number of the candidate, and the area that a front covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from workbench.report.numbers import raw
+from workbench.report.search.chart import (
+    AXIS,
+    TOP,
+    WIDE,
+    Figure,
+    Scale,
+    bottom_scale,
+    cut,
+    in_order,
+    left_scale,
+    mark,
+    plot,
+    room,
+    scores_scale,
+    spread,
+    stretched,
+)  # fmt: skip
+from workbench.report.search.view import Candidate, Objective, SearchView
+from workbench.report.search.wording import tip
+from workbench.report.svg import joined, svg
+
+HEIGHT, GROUND = 250, 20  # of the scores; of the row of failed candidates below them
+LABEL, LONGEST = 16, 22  # height of a control's label, letters of its name
+NARROWEST, FEW = 520, 330  # with many candidates, and with a few
+
+
+def history(view: SearchView) -> list[Figure]:
+    """One drawing an objective: candidates in their order, the best so far, the controls."""
+    if not view.candidates:
+        return []
+    return [_history(view, objective) for objective in view.objectives]
+
+
+def best_so_far(candidates: Sequence[Candidate], objective: Objective) -> list[tuple[int, float]]:
+    """(number, score) of every candidate that is better than all before it; those that were given up do not count."""
+    found: list[tuple[int, float]] = []
+    for c in sorted(candidates, key=lambda c: c.number):
+        if c.complete and c.scores and (not found or objective.better(c.scores[objective.index], found[-1][1])):
+            found.append((c.number, c.scores[objective.index]))
+    return found
+
+
+def _history(view: SearchView, objective: Objective) -> Figure:
+    controls = [c for c in view.controls if objective.index < len(c.scores)]
+    height = max(HEIGHT, LABEL * len(controls))
+    ground = GROUND if any(c.failed for c in view.candidates) else 0
+    y = scores_scale(view, objective, (c.scores[objective.index] for c in controls))
+    last = max(c.number for c in view.candidates)
+    x = Scale(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last)
+    gutter, grid = left_scale(y, height, objective.unit.scale, ground + AXIS)
+    labels, lines = _controls(view, objective, y, height, ground)
+    steps = [_steps(best_so_far(arm, objective), x, y, height, last, kind)
+             for arm, kind in ((view.drawn, "best random"), (view.searched, "best"))]  # fmt: skip
+    marks = [mark(c, x.across(c.number), y.up(c.scores[objective.index], height), view) for c in in_order(view) if c.scores]
+    below = [*grid, *_numbers(x, last, height + ground), *lines, stretched(*steps, height=TOP + height)]
+    drawn = [*below, *_failed(view, x, height + ground), *marks]
+    drawing = plot(f"Scores of {objective.name} by number of the candidate", height, ground + AXIS, drawn, gutter, labels)
+    caption = f"{objective.measure} by number of the candidate; {objective.direction}."
+    return Figure(objective.name, caption, drawing, min(NARROWEST, FEW + 8 * last))
+
+
+def _numbers(x: Scale, last: int, height: int) -> list[Markup]:
+    """The scale of numbers: whole ones alone."""
+    places = [v for v in Scale(0, max(last, 1)).ticks() if v == round(v) and v <= last]
+    return bottom_scale(x, height, places=places)
+
+
+def _controls(view: SearchView, objective: Objective, y: Scale, height: int, ground: int) -> tuple[Markup, list[Markup]]:
+    """Names and scores at the right, kept apart, and a line for each over the plot."""
+    controls = [c for c in view.controls if objective.index < len(c.scores)]
+    if not controls:
+        return Markup(""), []
+    texts = [f"{cut(c.name, LONGEST)} {objective.unit.score(c.scores[objective.index])}" for c in controls]
+    places = [y.up(c.scores[objective.index], height) for c in controls]
+    labels, lines = [], []
+    for control, text, place, at in zip(controls, texts, places, spread(places, LABEL, TOP, TOP + height), strict=True):
+        kind = "control-line best" if control.name == view.best_control else "control-line"
+        lines.append(svg("line", class_=kind, x1=0, x2="100%", y1=place, y2=place))
+        labels.append(svg("line", class_=kind, x1=0, x2=14, y1=place, y2=at))
+        title = svg("title", f"{control.name}\n{objective.measure}: {objective.unit.score(control.scores[objective.index])}")
+        labels.append(svg("g", joined(title, svg("text", text, x=18, y=at + 4)), class_=f"mark {kind}"))
+    return svg("svg", joined(*labels), class_="gutter labels", width=room(texts) + 14, height=TOP + height + ground + AXIS), lines
+
+
+def _steps(best: Sequence[tuple[int, float]], x: Scale, y: Scale, height: int, last: int, kind: str) -> Markup:
+    """The best so far as a step line that goes on to the last candidate."""
+    if not best:
+        return Markup("")
+    places = [(round(WIDE * x.share(number), 1), y.up(score, height)) for number, score in best]
+    path = f"M{places[0][0]:g} {places[0][1]:g}" + "".join(f"H{a:g}V{b:g}" for a, b in places[1:])
+    return svg("path", class_=kind, d=f"{path}H{WIDE * x.share(last):.1f}")
+
+
+def _failed(view: SearchView, x: Scale, floor: int) -> list[Markup]:
+    """Ticks on the ground."""
+    parts = []
+    for c in view.candidates:
+        if c.failed:
+            at = x.across(c.number)
+            line = svg("line", class_="failed", x1=at, x2=at, y1=TOP + floor - 9, y2=TOP + floor)
+            hit = svg("circle", class_="hit", cx=at, cy=TOP + floor - 5, r=8)
+            parts.append(svg("g", joined(svg("title", tip(c, view)), hit, line), class_="mark"))
+    return parts
+
+
+def hypervolume(view: SearchView) -> Figure | None:
+    """Of two objectives: the area that the front covers after each candidate."""
+    found = view.hypervolume
+    if len(view.objectives) != 2 or len(found) < 2:
+        return None
+    unit = raw(max(abs(v) for v in found))
+    height, last = HEIGHT, len(found) - 1
+    y, x = Scale.over([0.0, *found], room=0.04), Scale(-0.02 * last, 1.02 * last)
+    gutter, grid = left_scale(y, height, 1.0)
+    points = [(i, v) for i, v in enumerate(found) if i == 0 or v != found[i - 1]]
+    marks = []
+    for i, value in points:
+        title = svg("title", f"After {i + 1} candidates\nArea {unit.score(value)}")
+        at, above = x.across(i), y.up(value, height)
+        dots = (svg("circle", class_="hit", cx=at, cy=above, r=8), svg("circle", class_="knot", cx=at, cy=above, r=2.5))
+        marks.append(svg("g", joined(title, *dots), class_="mark"))
+    line = stretched(_steps(points, x, y, height, last, "best"), height=TOP + height)
+    drawn = [*grid, *_numbers(x, last, height), line, *marks]
+    text = (
+        "Area of what the front is better than in both objectives, above the worst score of each, after each candidate; it begins "
+        "with what the controls cover."
+    )
+    return Figure("Hypervolume", text, plot("Hypervolume by number of the candidate", height, AXIS, drawn, gutter), 300)

@@ -1,0 +1,81 @@
+"""Renders the document of a search to HTML, Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.report import facts, forest, numbers
+from workbench.report.page import filled, write_files
+from workbench.report.reading import finite
+from workbench.report.search import dimensions, history, parallel, pareto, wording
+from workbench.report.search.markdown import markdown
+from workbench.report.search.reading import search_of
+from workbench.report.search.view import SearchView, written
+from workbench.report.view import View
+
+SCRIPTS = ("report.js",)
+STYLES = ("report.css", "search.css")
+
+
+def render(document: Mapping[str, Any], out: Path) -> list[Path]:
+    """Writes <out>.html, <out>.md and <out>.json and returns their paths in that order.
+
+    `document` is what `search` writes as search.json, `out` may end in one of the three suffixes. Each file is replaced whole. The
+    HTML needs no other file and makes no request; the JSON is the document, with NaN and infinities as null.
+    """
+    document = finite(document)
+    view = search_of(document)
+    return write_files(out, html(view), markdown(view), document)
+
+
+def html(view: SearchView) -> str:
+    """The page as text. All values of the document pass through the template's escaping."""
+    comparison = view.comparison if view.comparison is not None and view.comparison.rows else None
+    context = {
+        "search": view,
+        "title": wording.title(view),
+        "headline": wording.headline(view),
+        "sentences": wording.sentences(view),
+        "suites": facts.suites(view.comparison) if view.comparison else [],
+        "created": facts.created(view.comparison) if view.comparison else "",
+        "partial": view.comparison.partial if view.comparison else None,
+        "warnings": view.comparison.warnings if view.comparison else (),
+        "groups": [group for group in (_tested(view, "candidate", "random"), _tested(view, "control")) if group],
+        "notes": lambda tested: wording.notes(tested, view),
+        "difference": lambda tested, objective: wording.difference(tested, view, objective),
+        "fate": lambda candidate: wording.fate(candidate, view),
+        "score": wording.score,
+        "written": written,
+        "missing": numbers.MISSING,
+        "histories": history.history(view),
+        "bars": dimensions.importances(view),
+        "parallel": parallel.parallel(view),
+        "curves": dimensions.curves(view),
+        "pareto": pareto.pareto(view),
+        "hypervolume": history.hypervolume(view),
+        "facts": wording.facts(view),
+        "given_up": any(c.stopped for c in view.candidates),
+        "failed": any(c.failed for c in view.candidates),
+        "forest": comparison is not None,
+        **(_comparison(comparison) if comparison is not None else {}),
+    }
+    return filled("search.html.j2", context, SCRIPTS, STYLES)
+
+
+def _tested(view: SearchView, *kinds: str) -> list[Any]:
+    """The chosen ones first, controls with the best one first."""
+    found = [t for t in view.tested if t.kind in kinds]
+    return sorted(found, key=lambda t: (t.name not in view.chosen, t.name != view.best_control))
+
+
+def _comparison(view: View) -> dict[str, Any]:
+    """What the panels of differences need."""
+    return {
+        "view": view,
+        "panels": forest.panels(view),
+        "own_units": any(t.unit.scale != numbers.POINTS.scale for t in view.tasks),
+        "lower": [t.name for t in view.tasks if t.lower],
+        "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
+    }

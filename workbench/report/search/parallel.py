@@ -1,0 +1,165 @@
+"""Parallel coordinates: an axis a dimension and an axis an objective, a line a candidate, coloured by its score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from workbench.report.numbers import MISSING
+from workbench.report.search.chart import TOP, WIDE, Figure, Scale, cut, room, scores_scale, stretched
+from workbench.report.search.dimensions import has
+from workbench.report.search.view import Candidate, Dimension, Objective, SearchView, number, written
+from workbench.report.search.wording import tip
+from workbench.report.svg import joined, svg
+
+HEAD, HEIGHT, FOOT = 30, 260, 10
+LEAST, HEADING, LONGEST = 96, 24, 16  # pixels between axes; letters of an axis's name and of a choice
+SHADES, MANY = 6, 80
+BUNDLE = 0.5  # of the distance of two choices: lines of one choice lie apart by their score
+
+
+@dataclass(frozen=True)
+class Line:
+    """A vertical axis: where a candidate meets it (None: it does not have this dimension), and its labels."""
+
+    name: str
+    place: Callable[[Candidate], float | None]
+    labels: tuple[tuple[float, str], ...]
+    score: bool = False
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The drawing with the scores that the palest and the strongest colour stand for: those of candidates that have seen all items."""
+
+    figure: Figure
+    worst: str
+    best: str
+    objective: Objective
+    clipped: bool
+    """Whether some scores lie beyond the palest colour's."""
+
+
+def parallel(view: SearchView) -> Parallel | None:
+    """None where there is no dimension, or fewer than two candidates have a score."""
+    drawn = [c for c in view.candidates if c.scores]
+    axes = [_dimension(d, view, drawn) for d in view.dimensions if any(has(c, d) for c in drawn)]
+    if not axes or not view.objectives or len(drawn) < 2:
+        return None
+    axes += [_objective(view, o) for o in view.objectives]
+    first = view.objectives[0]
+    full = [c for c in drawn if c.complete]
+    levels = sorted((c.scores[0] for c in (full if len(full) > 1 else drawn) if c.scores), reverse=first.lower)
+    worst, best = levels[0], levels[-1]
+    # the best on top, the chosen ones above all
+    order = sorted((c for c in drawn if c.scores), key=lambda c: (c.name in view.chosen, _goodness(c, first, worst, best)))
+    paths = [_path(c, axes, view, shade(_goodness(c, first, worst, best))) for c in order]
+    whole = HEAD + TOP + HEIGHT + FOOT
+    content = joined(stretched(*paths, height=whole), *(_axis(axis, i, len(axes)) for i, axis in enumerate(axes)))
+    drawing = svg("svg", content, class_="parallel many" if len(drawn) > MANY else "parallel", width="100%", height=whole, role="img",
+                  aria_label=f"Parallel coordinates of {len(drawn)} candidates over {len(axes) - len(view.objectives)} dimensions")  # fmt: skip
+    apart = max([LEAST, *(room([cut(a.name, HEADING)]) + 4 for a in axes)])
+    left = max(0, room(text for _, text in axes[0].labels) - apart // 2)  # the first axis's labels stand in the margin
+    padded = Markup('<div style="padding-left:{}px">{}</div>').format(left, drawing)
+    figure = Figure("Parallel coordinates", _caption(view, drawn), padded, len(axes) * apart + left)
+    clipped = any(first.better(worst, c.scores[0]) for c in drawn if c.scores)
+    return Parallel(figure, first.unit.score(worst), first.unit.score(best), first, clipped)
+
+
+def shade(goodness: float) -> int:
+    """One of six colours, from 0 at the worst score to 5 at the best."""
+    return min(int(goodness * SHADES), SHADES - 1)
+
+
+def _goodness(c: Candidate, objective: Objective, worst: float, best: float) -> float:
+    value = c.scores[objective.index] if c.scores else worst
+    return min(max((value - worst) / (best - worst), 0.0), 1.0) if best != worst else 1.0
+
+
+def _caption(view: SearchView, drawn: Sequence[Candidate]) -> str:
+    text = "A line is a candidate: its values, then its score."
+    if any(not all(has(c, d) for d in view.dimensions) for c in drawn):
+        text += " A dashed part passes an axis that the candidate does not have: a field of another method."
+    if any(c.stopped for c in drawn):
+        text += " Thin lines were given up; their scores are estimates."
+    failed = sum(c.failed for c in view.candidates)
+    return text + (f" {failed} failed {'candidate is' if failed == 1 else 'candidates are'} left out." if failed else "")
+
+
+def _y(share: float) -> float:
+    return round(HEAD + TOP + HEIGHT * (1 - share), 1)
+
+
+def _dimension(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Line:
+    if not d.numeric:
+        return _choices(d, view, drawn)
+    scale = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in drawn if has(c, d))], log=d.log, room=0.0)
+    places = scale.ticks()
+    labels = tuple((_y(scale.share(v)), text) for v, text in zip(places, scale.texts(places), strict=True))
+
+    def place(c: Candidate) -> float | None:
+        value = number(c.values.get(d.name))
+        return None if value is None else _y(scale.share(value))
+
+    return Line(d.name, place, labels)
+
+
+def _choices(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Line:
+    """Lines of one choice as a bundle, in the order of their scores."""
+    middles = {choice: _y(1 - (i + 0.5) / len(d.choices)) for i, choice in enumerate(d.choices)}
+    wide = HEIGHT / len(d.choices) * BUNDLE
+    places: dict[str, float] = {}
+    first = view.objectives[0]
+    for choice, middle in middles.items():
+        mine = [c for c in drawn if has(c, d) and written(c.values[d.name]) == choice and c.scores]
+        mine.sort(key=lambda c: c.scores[0] if c.scores else 0.0, reverse=not first.lower)
+        for i, c in enumerate(mine):
+            places[c.name] = round(middle + wide * ((i + 0.5) / len(mine) - 0.5), 1)
+    return Line(d.name, lambda c: places.get(c.name), tuple((y, cut(choice, LONGEST)) for choice, y in middles.items()))
+
+
+def _objective(view: SearchView, o: Objective) -> Line:
+    """The score's axis; better is up."""
+    scale = scores_scale(view, o)
+    places = scale.ticks(o.unit.scale)
+
+    def share(value: float) -> float:
+        return 1 - scale.share(value) if o.lower else scale.share(value)
+
+    labels = tuple((_y(share(v)), text) for v, text in zip(places, scale.texts(places, o.unit.scale), strict=True))
+    return Line(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
+
+
+def _path(c: Candidate, axes: Sequence[Line], view: SearchView, color: int) -> Markup:
+    """Solid from axis to neighbouring axis, dashed where an axis between them does not exist for the candidate."""
+    met = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
+    solid = dashed = ""
+    for (i, a), (j, b) in pairwise(met):
+        part = f"M{_x(i, len(axes)):g} {a:g}L{_x(j, len(axes)):g} {b:g}"
+        if j == i + 1:
+            solid += part
+        else:
+            dashed += part
+    parts = [svg("title", tip(c, view))]
+    parts += [svg("path", class_="reach", d=solid + dashed)]
+    parts += [svg("path", d=solid)] if solid else []
+    parts += [svg("path", class_="jump", d=dashed)] if dashed else []
+    kind = "mark line" + (" chosen" if c.name in view.chosen else "") + (" given-up" if c.stopped else "")
+    return svg("g", joined(*parts), class_=f"{kind} s{color}")
+
+
+def _x(index: int, number_of: int) -> float:
+    return round(WIDE * (index + 0.5) / number_of, 1)
+
+
+def _axis(axis: Line, index: int, number_of: int) -> Markup:
+    x = f"{_x(index, number_of) / 10:g}%"
+    name = svg(
+        "g", joined(svg("title", axis.name), svg("text", cut(axis.name, HEADING), class_="heading", x=x, y=16)), class_="mark"
+    )
+    line = svg("line", class_="axis", x1=x, x2=x, y1=_y(1.0), y2=_y(0.0))
+    labels = [svg("text", text or MISSING, class_="tick", x=x, y=y + 4, dx=-6) for y, text in axis.labels]
+    return joined(line, name, *labels)

@@ -1,0 +1,163 @@
+"""Reads the document of a search: absent keys become None or empty; raises KeyError where something that must have a name has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workbench.report.numbers import POINTS, raw
+from workbench.report.reading import view_of
+from workbench.report.search.view import Against, Candidate, Control, Dimension, Objective, SearchView, Tested, number, written
+from workbench.report.view import View
+
+
+def search_of(document: Mapping[str, Any]) -> SearchView:
+    """The view of a search's document, whose numbers are finite."""
+    test = document.get("test") or {}
+    controls = tuple(Control(str(c["name"]), _scores(c.get("scores")) or ()) for c in document.get("controls") or ())
+    candidates = tuple(_candidate(t) for t in document.get("trials") or ())
+    rows: Sequence[Mapping[str, Any]] = test.get("rows") or ()
+    objectives = _objectives(document.get("objectives") or (), controls, candidates, rows)
+    folder = str(document.get("directory") or "")
+    tested = tuple(_tested(rows, {c.name for c in controls}, test.get("against") or {}, len(objectives)))
+    view = SearchView(
+        name=str(document["name"]),
+        key=str(document.get("key") or ""),
+        directory=folder,
+        sampler=str(document.get("sampler") or ""),
+        seed=document.get("seed"),
+        objectives=objectives,
+        dimensions=tuple(_dimension(str(name), domain) for name, domain in (document.get("space") or {}).items()),
+        search_items=(document.get("items") or {}).get("search"),
+        test_items=(document.get("items") or {}).get("test"),
+        stages=tuple(document.get("stages") or ()),
+        controls=controls,
+        candidates=candidates,
+        importances={str(k): _shares(v) for k, v in (document.get("importances") or {}).items() if v},
+        winner=document.get("winner"),
+        front=tuple(str(name) for name in document.get("front") or ()),
+        best_control=document.get("best_control"),
+        recipes={str(k): _in_project(str(v), folder) for k, v in (document.get("recipes") or {}).items()},
+        tested=tested,
+        hypervolume=tuple(v for v in document.get("hypervolume") or () if v is not None),
+        comparison=_comparison(test.get("comparison"), str(document["name"]), tested),
+        command=str(document.get("command") or ""),
+    )
+    return view if view.command else replace(view, command=_command(view))
+
+
+def _in_project(path: str, folder: str) -> str:
+    """A recipe's path as a command in the project takes it, where the search's folder lies in the project."""
+    parent, _, name = path.rpartition("/")
+    return f"{folder}/{name}" if "/" in folder and parent.endswith(f"/{folder}") else path
+
+
+def _objectives(
+    found: Iterable[Mapping[str, Any]], controls: Sequence[Control], candidates: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]
+) -> tuple[Objective, ...]:  # fmt: skip
+    """With their units: percent where every score is a share and more is better, else the metric's own. Estimates do not count."""
+    made = []
+    for i, objective in enumerate(found):
+        levels = [c.scores[i] for c in controls if i < len(c.scores)]
+        levels += [c.scores[i] for c in candidates if c.complete and c.scores and i < len(c.scores)]
+        levels += [v for row in rows for half in ("search", "test") if (v := _at(row.get(half), i)) is not None]
+        lower = bool(objective.get("lower"))
+        share = not lower and all(0 <= v <= 1 for v in levels)
+        unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
+        terms = tuple("/".join(map(str, term)) for term in objective.get("terms") or ())
+        made.append(Objective(str(objective["name"]), i, lower, unit, terms))
+    return tuple(made)
+
+
+def _dimension(name: str, domain: Mapping[str, Any]) -> Dimension:
+    if domain.get("choices"):
+        return Dimension(name, tuple(written(v) for v in domain["choices"]))
+    low, high = number(domain.get("low")), number(domain.get("high"))
+    low = 0.0 if low is None else low
+    return Dimension(name, (), low, low + 1.0 if high is None else high, bool(domain.get("log")) and low > 0)
+
+
+def _candidate(trial: Mapping[str, Any]) -> Candidate:
+    arm = str(trial.get("arm") or "search")
+    found = int(trial.get("number") or 0)
+    seconds = trial.get("seconds") or {}
+    return Candidate(
+        name=str(trial.get("name") or f"{'random' if arm == 'random' else 'trial'}-{found}"),
+        arm=arm,
+        number=found,
+        values={str(k): v for k, v in (trial.get("values") or {}).items()},
+        scores=_scores(trial.get("scores")),
+        stopped=bool(trial.get("stopped")),
+        items=trial.get("items"),
+        beaten_by=trial.get("beaten_by"),
+        error=trial.get("error"),
+        seconds=seconds.get("all") if isinstance(seconds, Mapping) else None,
+        digest=str(trial.get("digest") or ""),
+    )
+
+
+def _scores(found: Sequence[float | None] | None) -> tuple[float, ...] | None:
+    """Scores; None where one of them is absent."""
+    values = [v for v in found or () if v is not None]
+    return tuple(values) if found and len(values) == len(found) else None
+
+
+def _shares(found: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Importances, the largest first."""
+    return tuple(sorted(((str(k), float(v)) for k, v in found.items() if v is not None), key=lambda kv: -kv[1]))
+
+
+def _tested(
+    rows: Sequence[Mapping[str, Any]], controls: set[str], against: Mapping[str, Any], objectives: int
+) -> Iterable[Tested]:  # fmt: skip
+    """Rows in their order: controls stand before candidates, so that of two rows of one name the first is the control."""
+    names: set[str] = set()
+    weights: dict[str, str] = {}
+    for row in rows:
+        name, digest = str(row["name"]), str(row.get("digest") or "")
+        control = name in controls and name not in names
+        kind = "control" if control else "random" if name.startswith("random-") else "candidate"
+        names.add(name)
+        lines = [] if control else [_against(line) for line in against.get(name) or ()]
+        halves = ([_at(row.get(half), i) for i in range(objectives)] for half in ("search", "test", "optimism"))
+        search, test, optimism = (tuple(half) for half in halves)
+        twin = None if control or not digest else weights.get(digest)
+        yield Tested(name, kind, digest, search, test, optimism,
+                     tuple(lines[i] if i < len(lines) else None for i in range(objectives)), twin)  # fmt: skip
+        if control and digest:
+            weights.setdefault(digest, name)
+
+
+def _against(line: Mapping[str, Any]) -> Against:
+    test, search = line.get("test") or {}, line.get("search") or {}
+    diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
+    return Against(
+        str(line.get("objective") or ""), diff, low, high, clusters, line.get("verdict"), search.get("diff"), line.get("optimism")
+    )
+
+
+def _at(values: Sequence[float | None] | None, index: int) -> float | None:
+    return values[index] if values and index < len(values) else None
+
+
+def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[Tested]) -> View | None:
+    """The comparison on test items, candidates under the names that the search gives them: NAME-trial-3 is trial-3 here."""
+    if not found or not found.get("configurations"):
+        return None
+    taken = {str(c["name"]) for c in found["configurations"]}
+    short = {f"{name}-{t.name}": t.name for t in tested if t.kind != "control" and t.name not in taken}
+    called = {
+        **found,
+        "baseline": short.get(str(found.get("baseline")), found.get("baseline")),
+        "configurations": [{**c, "name": short.get(str(c["name"]), c["name"])} for c in found["configurations"]],
+        "rows": [{**r, "configuration": short.get(str(r["configuration"]), r["configuration"])} for r in found.get("rows") or ()],
+    }
+    return view_of(called)
+
+
+def _command(view: SearchView) -> str:
+    """The command line, from the recipe's path and how many candidates there are."""
+    known = view.comparison.configuration(view.name) if view.comparison else None
+    count = len(view.searched)
+    return f"workbench search {(known and known.recipe) or view.name}" + (f" --trials {count}" if count else "")
