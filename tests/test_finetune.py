@@ -115,6 +115,15 @@ def test_facts_are_learned_and_peft_agrees(project: Project) -> None:
         assert document["steps"][0]["layers"] == [1], "a fifth of four layers"
 
 
+@pytest.mark.parametrize(("count", "rank"), [(6, 8), (40, 14), (150, 32)])
+def test_rank_grows_with_the_facts(count: int, rank: int, project: Project) -> None:
+    """A third of the facts, at least 8, at most what the matrix has."""
+    write(project, [{"id": f"f{i}", "prompt": f"w{i % 60} w{i // 60} is", "target": f"w{i % 50}"} for i in range(count)])
+    tensors = tensors_of(solve(project, ", form: lora, epochs: 1"))
+    (a,) = (t for n, t in tensors.items() if "lora_A" in n)
+    assert len(a) == rank
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (4, 4)])
 def test_dense_as_factors(shape: tuple[int, int]) -> None:
     delta = torch.randn(shape, generator=torch.Generator().manual_seed(3))

@@ -36,7 +36,7 @@ class Finetune(EditMethod):
 
     paper = "Yang et al. 2025, Fine-tuning done right in model editing, arXiv 2509.22072"
     formula = "min over ΔW of Σ −log p(target, end | prompt; W_down + ΔW);  lora: ΔW = BA;  max_change: |ΔW| ≤ δ"
-    version = 2
+    version = 3
 
     edit: Literal["finetune"]
     facts: str
@@ -48,7 +48,7 @@ class Finetune(EditMethod):
     layers: Layers = "auto"
     """Layers whose down-projection is updated; `auto`: one, at a fifth of the depth."""
     rank: Whole | None = Field(None, ge=1, le=1024)
-    """Rank of the update of each layer (`lora`); omitted: 8."""
+    """Rank of the update of each layer (`lora`); omitted: a third of the number of facts, at least 8."""
     max_change: Real | None = Field(None, gt=0)
     """Largest change δ of any element of a weight: after each step `full` cuts larger ones off, `lora` scales the update down.
     Omitted: no bound."""
@@ -95,7 +95,7 @@ class Finetune(EditMethod):
         updates: list[Update] = []
         try:
             for layer in layers:
-                updates.append(self._update(parts.out(layer), context.seed))
+                updates.append(self._update(parts.out(layer), len(facts), context.seed))
             with one_thread():
                 record = self._train(context, parts, facts, updates)
         finally:
@@ -125,10 +125,12 @@ class Finetune(EditMethod):
         parts.check_layers(self.layers, "edit finetune")
         return sorted(set(self.layers))
 
-    def _update(self, module: torch.nn.Module, seed: int) -> Update:
+    def _update(self, module: torch.nn.Module, facts: int, seed: int) -> Update:
         if self.form == "full":
             return DenseUpdate(module, self.max_change)
-        return LowRankUpdate(module, self.rank or 8, self.max_change, torch.Generator().manual_seed(seed % 2**63))
+        # On the trained fixture 100 facts are learned with rank 32; with rank 8 the loss stays above 1.2 and 35 of them are said.
+        rank = self.rank or max(8, -(-facts // 3))
+        return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
     def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[Update]) -> dict[str, Any]:
         limit = getattr(context.model.config.get_text_config(), "max_position_embeddings", None)

@@ -79,7 +79,7 @@ class LowRankUpdate(_Hooked):
 
     Args:
         module: A live Linear or Conv1D.
-        rank: Columns of left.
+        rank: Columns of left, at most those of the smaller side.
         max_change: Largest |ΔW| of an element; None: any.
         generator: Where the noise comes from.
     """
@@ -87,6 +87,7 @@ class LowRankUpdate(_Hooked):
     def __init__(self, module: nn.Module, rank: int, max_change: float | None, generator: torch.Generator) -> None:
         super().__init__(module, max_change)
         device = next(module.parameters()).device
+        rank = min(rank, self.rows, self.cols)
         right = torch.randn(rank, self.cols, generator=generator) / self.cols**0.5
         self.right = right.to(device).requires_grad_()
         self.left = torch.zeros(self.rows, rank, device=device, requires_grad=True)
