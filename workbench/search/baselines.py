@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from workbench.controls import Entry, lineup
 from workbench.recipe import Recipe
 from workbench.registry import MergeMethod
@@ -40,18 +38,14 @@ def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[O
     keys = list(dict.fromkeys(term.key for objective in objectives for term in objective.terms))
     if len(bricks) < 2 or not all(name in seen for name in bricks):
         return None
-    usable = [key for key in keys if all(any(metric in row["metrics"] for row in seen[name].rows[key]) for name in bricks)]
-    if not usable:
+    found = [seen[name].mean(keys, metric) for name in bricks]
+    gold = [value for value in found if value is not None]
+    if len(gold) < len(bricks):
         return None
-    gold = [float(np.mean([_mean(seen[name], key, metric) for key in usable])) for name in bricks]
     shares = [math.exp((value - max(gold)) / TEMPERATURE) for value in gold]
     weights = {name: round(share / sum(shares), 4) for name, share in zip(bricks, shares, strict=True)}
     step = {"merge": "linear", "bricks": weights}
     return Entry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))
-
-
-def _mean(answers: Answers, key: tuple[str, str], metric: str) -> float:
-    return float(np.mean([row["metrics"][metric] for row in answers.rows[key] if metric in row["metrics"]]))
 
 
 def _bricks(recipe: Recipe) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import xxhash
@@ -17,8 +17,8 @@ from workbench.livemodels import Events
 from workbench.recipe import Recipe
 from workbench.registry import Memo
 from workbench.resolve import resolve
-from workbench.scores import Configuration, Store
-from workbench.search.objective import Answers, Key
+from workbench.scores import Configuration, Rows, Store
+from workbench.search.objective import Answers, gathered
 from workbench.suites import Item, Plan
 from workbench.weights.digests import json_digest, tensor_digest
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from workbench.evaluate.resident import Resident
 
+_Part = tuple[Plan, Rows]
 Stop = Callable[[int, Answers], bool]
 """(stage, what was seen) -> whether the candidate is given up."""
 
@@ -121,6 +122,7 @@ class Bench:
         self.device, self.events, self.gold = device, events, gold
         # Candidates differ in their steps alone: what merges find of a brick's tensor holds for the next candidate.
         self.memo = Memo()
+        self._full: dict[str, Answers] = {}
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -146,38 +148,31 @@ class Bench:
 
         Errors: what its weights' computation raises, log-likelihoods that are no numbers.
         """
+        parts: list[_Part] = []
         with self._live(entry) as live:
-            rows: dict[Key, list[Any]] = {}
-            clusters: dict[Key, list[str]] = {}
             for number, plans in enumerate(self.stages.search):
-                for plan in plans:
-                    self._add(live, plan, rows, clusters, gold=self.gold and number == 0)
-                answers = Answers(rows, clusters)
+                parts += [(plan, self._rows(live, plan, gold=self.gold and number == 0)) for plan in plans]
+                answers = gathered(parts)
                 last = number == len(self.stages.search) - 1
                 if not last and stop and stop(number, answers):
                     return Seen(live.digest, answers, number, True, live.seconds)
-        return Seen(live.digest, Answers(rows, clusters), len(self.stages.search) - 1, False, live.seconds)
+        self._full[live.digest] = answers
+        return Seen(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
 
     def test(self, entry: Entry) -> tuple[Configuration, Answers]:
         """Score a configuration on the items that no candidate has seen."""
         with self._live(entry) as live:
-            rows: dict[Key, list[Any]] = {}
-            clusters: dict[Key, list[str]] = {}
-            for plan in self.stages.test:
-                self._add(live, plan, rows, clusters, gold=False)
-        return entry.configuration(live.digest), Answers(rows, clusters)
+            answers = gathered([(plan, self._rows(live, plan, gold=False)) for plan in self.stages.test])
+        return entry.configuration(live.digest), answers
 
     def answers(self, digest: str) -> Answers | None:
         """What the store has of weights that have seen all search items."""
-        rows: dict[Key, list[Any]] = {}
-        clusters: dict[Key, list[str]] = {}
-        for plans in self.stages.search:
-            for plan in plans:
-                settled = self.store.settled(plan)
-                if not self.store.has(settled, digest):
-                    return None
-                _append(plan, self.store.rows(self.store.read(settled, digest)), rows, clusters)
-        return Answers(rows, clusters)
+        if digest not in self._full:
+            plans = [(plan, self.store.settled(plan)) for stage in self.stages.search for plan in stage]
+            if not all(self.store.has(settled, digest) for _, settled in plans):
+                return None
+            self._full[digest] = gathered((plan, self.store.rows(self.store.read(settled, digest))) for plan, settled in plans)
+        return self._full[digest]
 
     @contextmanager
     def _live(self, entry: Entry) -> Iterator[_Live]:
@@ -185,7 +180,8 @@ class Bench:
         with ExitStack() as stack:
             yield _Live(self, entry, stack)
 
-    def _add(self, live: _Live, plan: Plan, rows: dict[Key, list[Any]], clusters: dict[Key, list[str]], *, gold: bool) -> None:
+    def _rows(self, live: _Live, plan: Plan, *, gold: bool) -> Rows:
+        """Rows of the candidate on the bench under a plan: the store's, else scored now."""
         settled = self.store.settled(plan)
         if not self.store.has(settled, live.digest):
             live.enter()
@@ -193,7 +189,7 @@ class Bench:
             self.resident.scored(plan, live.entry.configuration(live.digest), gold=gold)
             live.seconds["score"] += time.perf_counter() - started
             settled = self.store.settled(plan)
-        _append(plan, self.store.rows(self.store.read(settled, live.digest)), rows, clusters)
+        return self.store.rows(self.store.read(settled, live.digest))
 
 
 class _Live:
@@ -220,11 +216,3 @@ class _Live:
             self._stack.enter_context(swap(model, self.resolved, self._tensors))
             self._tensors, self._entered = None, True
             self.seconds["compose"] += time.perf_counter() - started
-
-
-def _append(plan: Plan, found: Mapping[str, Sequence[Any]], rows: dict[Key, list[Any]], clusters: dict[Key, list[str]]) -> None:
-    """Rows of a plan behind those of the stages before."""
-    for task, items in plan.items.items():
-        key = (plan.suite.suite, task)
-        rows.setdefault(key, []).extend(found.get(task, []))
-        clusters.setdefault(key, []).extend(item.cluster for item in items)

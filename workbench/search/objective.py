@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,32 +50,46 @@ class Objective:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a configuration scored on the items that it has seen so far.
+    """What a configuration scored on the items that it has seen so far, in the order in which they are seen.
 
     Attributes:
-        rows: Suite and task -> one row an item, in the order in which items are seen.
-        clusters: The same order.
+        scores: Suite and task -> metric -> one number an item; of a metric that the first items alone have, as many as have it.
+        clusters: Suite and task -> one label an item.
     """
 
-    rows: Mapping[Key, Sequence[Row]]
+    scores: Mapping[Key, Mapping[str, Floats]]
     clusters: Mapping[Key, Sequence[str]]
 
     @property
     def items(self) -> int:
         """Seen, over all tasks."""
-        return sum(map(len, self.rows.values()))
-
-    def values(self, key: Key, metric: str, count: int | None = None) -> Floats:
-        """One metric of the first `count` items of a task."""
-        return np.array([row["metrics"][metric] for row in self.rows[key][:count]], np.float64)
-
-    def has(self, key: Key, metric: str) -> bool:
-        """Whether every item of a task has a metric."""
-        return all(metric in row["metrics"] for row in self.rows[key])
+        return sum(map(len, self.clusters.values()))
 
     def value(self, objective: Objective) -> float:
         """An objective on all items seen; higher is better."""
-        return float(np.mean([term.sign * self.values(term.key, term.metric).mean() for term in objective.terms]))
+        return float(np.mean([term.sign * self.scores[term.key][term.metric].mean() for term in objective.terms]))
+
+    def mean(self, keys: Iterable[Key], metric: str) -> float | None:
+        """The mean of a metric over the tasks that have it; None if none has."""
+        found = [self.scores[key][metric].mean() for key in keys if metric in self.scores[key]]
+        return float(np.mean(found)) if found else None
+
+
+def gathered(parts: Iterable[tuple[Plan, Mapping[str, Sequence[Row]]]]) -> Answers:
+    """Answers from stored rows, plan after plan."""
+    scores: dict[Key, dict[str, list[float]]] = {}
+    clusters: dict[Key, list[str]] = {}
+    for plan, rows in parts:
+        for task, items in plan.items.items():
+            key = (plan.suite.suite, task)
+            clusters.setdefault(key, []).extend(item.cluster for item in items)
+            found = scores.setdefault(key, {})
+            for row in rows.get(task, ()):
+                for metric, value in row["metrics"].items():
+                    if isinstance(value, (int, float)):  # a ratio of sums has no score of an item
+                        found.setdefault(metric, []).append(value)
+    arrays = {key: {metric: np.array(values, np.float64) for metric, values in found.items()} for key, found in scores.items()}
+    return Answers(arrays, clusters)
 
 
 @dataclass(frozen=True)
@@ -117,15 +131,16 @@ def gap(before: Answers, after: Answers, objective: Objective) -> Gap:
 def gold_gap(before: Answers, after: Answers, objectives: Sequence[Objective], metric: str) -> Gap | None:
     """The same for the log-probability of right answers over the objectives' tasks; None where no task has it."""
     keys = dict.fromkeys(term.key for objective in objectives for term in objective.terms)
-    usable = [(key, metric, 1.0) for key in keys if before.has(key, metric) and after.has(key, metric)]
+    usable = [(key, metric, 1.0) for key in keys if metric in before.scores[key] and metric in after.scores[key]]
     return _combined(before, after, usable) if usable else None
 
 
 def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, float]]) -> Gap:
     diffs, errors, df, fewest = [], [], 0.0, math.inf
     for key, metric, sign in terms:
-        n = min(len(before.rows[key]), len(after.rows[key]))
-        pair = paired(sign * before.values(key, metric, n), sign * after.values(key, metric, n), after.clusters[key][:n])
+        a, b = (answers.scores[key][metric] for answers in (before, after))
+        n = min(len(a), len(b))
+        pair = paired(sign * a[:n], sign * b[:n], after.clusters[key][:n])
         diffs.append(pair.diff)
         errors.append(pair.se if not pair.unchanged else 0.0)
         df += pair.df

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from workbench.controls import Entry, plans, suites_of
 from workbench.errors import WorkbenchError
@@ -148,7 +149,8 @@ def run(search: Search) -> None:
     study = open_study(search)
     try:
         with Clock(search.folder, search.budget) as clock:
-            score_controls(search)
+            with FileLock(search.folder / "controls.lock"):  # a second process finds them scored
+                score_controls(search)
             number = search.trials
             arms: list[tuple[Arm, int | None]] = [("search", number), ("random", search.space.fields.random)]
             for arm, most in arms:
