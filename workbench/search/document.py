@@ -65,16 +65,18 @@ def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]
     control = next(t for t in tested if t.name == best)
     return {
         "baseline": best,
-        "rows": [_row(search.objectives, t) for t in tested],
+        "rows": [_row(search.objectives, t, control) for t in tested],
         "against": {t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
         "comparison": _compared(search, tested, control),
     }
 
 
-def _row(objectives: Sequence[Objective], tested: Tested) -> dict[str, Any]:
+def _row(objectives: Sequence[Objective], tested: Tested, control: Tested) -> dict[str, Any]:
+    """Scores on both halves; `optimism` of the other controls, which nothing has chosen, shows what the halves alone make."""
     after = [tested.answers.value(objective) for objective in objectives]
+    optimism = [line["optimism"] for line in _against(objectives, control, tested)]
     return {"name": tested.name, "part": tested.part, "digest": tested.configuration.digest,
-            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after)}  # fmt: skip
+            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after), "optimism": optimism}  # fmt: skip
 
 
 def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
