@@ -213,6 +213,13 @@ class _Solve:
             metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
         groups = grouped(self.facts, position)
         size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
+        width = self.parts.width(layer)
+        if method.ridge(width) == 0 and min(size, len(groups)) > width:
+            raise WorkbenchError(
+                f"edit {method.name}: {min(size, len(groups))} facts at once, and the projection of layer {layer} has {width} inputs: so many "
+                "values cannot all be written exactly. No weight was changed",
+                "Take `edit: memit`, which writes them as well as they fit beside text, or fewer facts.",
+            )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
             for start in range(0, len(groups), size):
                 metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
