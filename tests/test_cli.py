@@ -49,7 +49,7 @@ COMMANDS = {
     "scores export": "--base --device --include-path --num-fewshot --out",
     "scores import": "--cluster --json --name --quiet --runs-dir --suite",
     "scores ls": "--json --runs-dir",
-    "search": "--batch-size --budget --device --json --limit --out --quiet --runs-dir --set --storage --trials --verbose",
+    "search": "--batch-size --budget --device --engine --json --limit --out --quiet --runs-dir --set --storage --trials --verbose --workers",
     "suite check": "--base --json --limit --verbose",
     "suite ls": "--json",
     "suite show": "--base --json",

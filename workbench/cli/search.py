@@ -11,6 +11,7 @@ import typer
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
 from workbench.cli.run import relative
+from workbench.errors import WorkbenchError
 
 
 def search(
@@ -18,6 +19,8 @@ def search(
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Candidates in all, those of earlier calls included; default: the recipe's.")] = None,
     budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="90s, 30m or 2h in all, earlier calls included; default: the recipe's.")] = None,
     storage: Annotated[Path | None, typer.Option("--storage", metavar="FILE", help="A journal of this name, or FILE.db for SQLite; default: in the search's folder.")] = None,
+    engine: Annotated[str, typer.Option("--engine", help="local, or ray: spread over the cluster of RAY_ADDRESS, or over this machine.")] = "local",
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Of `--engine ray`; default: one a GPU, or one for every two CPUs.")] = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the winner's recipe there.")] = None,
     device: DeviceOpt = "auto", batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False,
     quiet: QuietOpt = False, verbose: VerboseOpt = False,
@@ -32,10 +35,20 @@ def search(
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
+    if engine not in ("local", "ray"):
+        raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
     loaded = load_recipe(recipe, settings or ())
     found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
                     trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
-    run(found)
+    if engine == "ray":
+        from workbench.search.cluster import Options, run_on_cluster
+
+        options = Options(
+            recipe.resolve(), tuple(settings or ()), found.folder.parent.parent.resolve(), device, batch_size, limit
+        )
+        run_on_cluster(found, options, workers)
+    else:
+        run(found)
     document = conclude(found, to)
     if json:
         out.json(document)

@@ -19,7 +19,7 @@ from workbench.recipe import Recipe
 from workbench.resolve import Resolved, resolve
 from workbench.scores import Store
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
-from workbench.search.bench import Bench, Seen, Stages, stages_of
+from workbench.search.bench import Bench, Stages, stages_of
 from workbench.search.clock import Clock
 from workbench.search.objective import Answers, Objective, objectives_of
 from workbench.search.race import Rival, beaten_by, estimate, front
@@ -116,10 +116,12 @@ def prepare(
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
-    return Search(recipe, space, objectives, made, stages, sampler, folder, key, bench, given, _seconds(limit_s), storage, events)
+    return Search(
+        recipe, space, objectives, made, stages, sampler, folder, key, bench, given, _duration(limit_s), storage, events
+    )
 
 
-def _seconds(text: str | None) -> float | None:
+def _duration(text: str | None) -> float | None:
     try:
         return None if text is None else seconds(text)
     except ValueError as error:
@@ -145,22 +147,17 @@ def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stag
 
 
 def run(search: Search) -> None:
-    """Score controls and candidates until there are enough, or the time is used up."""
+    """Score controls and candidates, one after the other, until there are enough or the time is used up."""
     study = open_study(search)
     try:
         with Clock(search.folder, search.budget) as clock:
             with FileLock(search.folder / "controls.lock"):  # a second process finds them scored
                 score_controls(search)
-            number = search.trials
-            arms: list[tuple[Arm, int | None]] = [("search", number), ("random", search.space.fields.random)]
-            for arm, most in arms:
+            for arm, most in arms(search):
                 while not clock.over() and (trial := study.claim(arm, most)) is not None:
                     started = time.perf_counter()
-                    scores, result = score_trial(search, study, trial)
-                    result["seconds"]["all"] = round(time.perf_counter() - started, 3)
-                    study.finish(trial, scores, result)
-                    clock.tick()
-                    tell(search, study, clock)
+                    attempt = attempted(search, candidate(search, trial.name, trial.values), rivals(search, study))
+                    keep(search, study, clock, trial, attempt, time.perf_counter() - started)
     finally:
         study.close()
 
@@ -171,56 +168,88 @@ def open_study(search: Search) -> Study:
                  key=search.key, storage=search.storage, lambdas=LAMBDAS)  # fmt: skip
 
 
+def arms(search: Search) -> list[tuple[Arm, int | None]]:
+    """What is drawn how often: by the sampler, then at random."""
+    return [("search", search.trials), ("random", search.space.fields.random)]
+
+
 def score_controls(search: Search) -> None:
     """Score what needs no search on all search items; what the store has is not scored again."""
-    wanted = baselines(search.recipe) if search.space.fields.controls else baselines(search.recipe)[:1]
-    seen: dict[str, Answers] = {}
+    wanted = controls(search)
     for number, entry in enumerate(wanted, 1):
         search.events({"stage": "search", "text": f"control {number}/{len(wanted)}: {entry.name}"})
-        seen[entry.name] = _control(search, entry)
-    if search.space.fields.controls and (mixed := cocktail(search.recipe, seen, search.objectives, GOLD)):
-        _control(search, mixed)
+        add_control(search, entry, search.bench.score(entry).answers)
+    if mixed := mixture(search):
+        add_control(search, mixed, search.bench.score(mixed).answers)
 
 
-def _control(search: Search, entry: Entry) -> Answers:
-    found = search.bench.score(entry)
+def controls(search: Search) -> list[Entry]:
+    """The controls of a search but for the one that is made from others' scores; the base alone where none are wanted."""
+    found = baselines(search.recipe)
+    return found if search.space.fields.controls else found[:1]
+
+
+def mixture(search: Search) -> Entry | None:
+    """The mean of the bricks weighted by what the controls have scored; None where controls are not wanted or nothing tells."""
+    seen = {rival.name: rival.answers for rival in search.controls}
+    return cocktail(search.recipe, seen, search.objectives, GOLD) if search.space.fields.controls else None
+
+
+def add_control(search: Search, entry: Entry, answers: Answers) -> None:
+    """Keep a control that has seen all search items."""
     search.entries[entry.name] = entry
-    search.controls.append(Rival.of(entry.name, found.answers, search.objectives))
-    return found.answers
+    search.controls.append(Rival.of(entry.name, answers, search.objectives))
 
 
-def score_trial(search: Search, study: Study, trial: Trial) -> tuple[list[float] | None, dict[str, Any]]:
-    """Scores of a candidate and what is kept of it; None where its weights or scores are no numbers."""
-    rivals = front([*search.controls, *finished(search, study)])
+@dataclass(frozen=True)
+class Attempt:
+    """What became of a candidate: its scores (None: it could not be scored), what is kept of it, and its answers where it has seen all items."""
+
+    scores: list[float] | None
+    result: dict[str, Any]
+    answers: Answers | None = None
+
+
+def attempted(search: Search, entry: Entry, known: Sequence[Rival]) -> Attempt:
+    """Score a candidate until it falls behind one of the rivals or has seen all search items."""
     beaten: list[Rival] = []
 
     def stop(stage: int, answers: Answers) -> bool:
         gold = search.bench.gold and stage == 0
-        found = beaten_by(answers, rivals, search.objectives, search.level, gold)
+        found = beaten_by(answers, known, search.objectives, search.level, gold)
         beaten[:] = [found] if found else []
         return found is not None
 
     try:
-        seen = search.bench.score(candidate(search, trial.name, trial.values), stop)
+        seen = search.bench.score(entry, stop)
     except WorkbenchError as error:
-        return None, {"error": error.message, "seconds": {}}
-    return _result(search, seen, beaten)
+        return Attempt(None, {"error": error.message, "stopped": False, "seconds": {}})
+    result = {
+        "digest": seen.digest, "stage": seen.stage, "stopped": seen.stopped, "items": seen.answers.items,
+        "beaten_by": beaten[0].name if seen.stopped else None, "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
+    }  # fmt: skip
+    if seen.stopped:
+        return Attempt(estimate(seen.answers, beaten[0], search.objectives), result)
+    return Attempt([seen.answers.value(objective) for objective in search.objectives], result, seen.answers)
+
+
+def rivals(search: Search, study: Study) -> list[Rival]:
+    """What a new candidate has to keep up with."""
+    return front([*search.controls, *finished(search, study)])
+
+
+def keep(search: Search, study: Study, clock: Clock, trial: Trial, attempt: Attempt, seconds: float) -> None:
+    """Put a candidate's scores into the study, and tell how it stands."""
+    attempt.result["seconds"]["all"] = round(seconds, 3)
+    study.finish(trial, attempt.scores, attempt.result)
+    clock.tick()
+    tell(search, study, clock)
 
 
 def candidate(search: Search, name: str, values: Values) -> Entry:
     """A candidate as a configuration."""
     recipe = search.space.recipe_of(values, f"{search.recipe.name}-{name}")
     return Entry(recipe.name, "configuration", resolve(recipe))
-
-
-def _result(search: Search, seen: Seen, beaten: Sequence[Rival]) -> tuple[list[float], dict[str, Any]]:
-    scores = [seen.answers.value(objective) for objective in search.objectives]
-    if seen.stopped:
-        scores = estimate(seen.answers, beaten[0], search.objectives)
-    return scores, {
-        "digest": seen.digest, "stage": seen.stage, "stopped": seen.stopped, "items": seen.answers.items,
-        "beaten_by": beaten[0].name if seen.stopped else None, "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
-    }  # fmt: skip
 
 
 def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:

@@ -77,7 +77,7 @@ class Space:
                 f"recipe {recipe.name} has no `search`", "Say what to try: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`.", 2
             )
         self.recipe, self.fields = recipe, fields
-        self.plain = _plain(recipe)
+        self.plain = plain_data(recipe)
         self.dimensions = [self._dimension(name, domain) for name, domain in fields.space.items()]
         # What names a step's method decides which of its other fields exist: it is drawn first.
         self.dimensions.sort(key=lambda dimension: not dimension.chooses_method)
@@ -290,7 +290,7 @@ def _weighs(kind: type[Any]) -> bool:
     return issubclass(kind.entry_type(), BrickEntry) and "dict" in str(kind.model_fields["bricks"].annotation)
 
 
-def _plain(recipe: Recipe) -> dict[str, Any]:
+def plain_data(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain data, as its file gives it."""
     if recipe.document is not None:
         found: dict[str, Any] = json.loads(json.dumps(recipe.document.data))

@@ -1,0 +1,226 @@
+"""A search over a Ray cluster: every worker holds base and bricks once and scores one candidate at a time. This file alone imports ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.controls import Entry
+from workbench.errors import WorkbenchError
+from workbench.recipe import from_data, load_recipe
+from workbench.resolve import resolve
+from workbench.search.clock import Clock
+from workbench.search.race import Rival
+from workbench.search.run import (
+    Attempt,
+    Search,
+    add_control,
+    arms,
+    attempted,
+    candidate,
+    controls,
+    keep,
+    mixture,
+    open_study,
+    prepare,
+    rivals,
+)
+from workbench.search.space import plain_data
+from workbench.search.study import Study, Trial
+
+LOSSES = 3
+"""Workers that may die over one candidate before it counts as failed: the next one would as well."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a worker needs to prepare the same search. All nodes see the project under the same path.
+
+    Attributes:
+        recipe: The recipe's file.
+        settings: What `--set` changed.
+        runs: Where runs stand.
+        device: "auto", "cpu", "cuda".
+        batch_size, limit: As for the search.
+    """
+
+    recipe: Path
+    settings: tuple[str, ...]
+    runs: Path
+    device: str
+    batch_size: int
+    limit: int | None
+
+
+class Worker:
+    """One process of the cluster, with the base in memory."""
+
+    def __init__(self, options: Options, threads: int) -> None:
+        from workbench.engine import pick_device
+
+        torch.set_num_threads(threads)
+        recipe = load_recipe(options.recipe, options.settings)
+        self.search = prepare(
+            recipe, runs=options.runs, device=pick_device(options.device), batch_size=options.batch_size, limit=options.limit
+        )
+
+    def score(self, name: str, role: str, data: dict[str, Any], known: Sequence[Rival]) -> Attempt:
+        """Score a configuration that is given as plain data; without rivals it sees all items."""
+        recipe = from_data(data, self.search.recipe.project)
+        return attempted(self.search, Entry(name, role, resolve(recipe)), known)
+
+
+def run_on_cluster(search: Search, options: Options, workers: int | None = None) -> None:
+    """Score controls and candidates on a Ray cluster: that of RAY_ADDRESS, or one on this machine.
+
+    A worker that is lost is replaced, and its candidate is scored again under its own number.
+
+    Args:
+        workers: How many; omitted: one a GPU of the cluster, or one for every two CPUs.
+
+    Errors: ray is not installed, no resources for a worker.
+    """
+    with _cluster() as ray:
+        pool = _Pool(ray, options, workers)
+        study = open_study(search)
+        try:
+            with Clock(search.folder, search.budget) as clock:
+                _score_controls(search, pool)
+                for arm, most in arms(search):
+                    _score_arm(search, study, clock, pool, arm, most)
+        finally:
+            study.close()
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError:
+        raise WorkbenchError("--engine ray: ray is not installed", "pip install 'brick-workbench[cluster]'") from None
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(log_to_driver=False, logging_level=40, include_dashboard=False)
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+class _Pool:
+    """Workers, and what each of them is doing."""
+
+    def __init__(self, ray: Any, options: Options, count: int | None) -> None:
+        self._ray, self._options = ray, options
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        count = count or gpus or max(1, cpus // 2)
+        self._threads = 1 if gpus else max(1, cpus // count)
+        if count > max(gpus, cpus):
+            raise WorkbenchError(
+                f"--workers {count}: the cluster has {cpus} CPUs and {gpus} GPUs", f"--workers {max(gpus, cpus, 1)}"
+            )
+        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": self._threads}
+        self._idle = [self._new() for _ in range(count)]
+        self._busy: dict[Any, tuple[Any, Any]] = {}
+
+    def _new(self) -> Any:
+        return self._ray.remote(Worker).options(**self._needs).remote(self._options, self._threads)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker waits."""
+        return bool(self._idle)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a worker works."""
+        return bool(self._busy)
+
+    def submit(self, entry: Entry, known: Sequence[Rival], ticket: Any) -> None:
+        """Give a configuration to a worker that waits; `ticket` comes back with the result."""
+        worker = self._idle.pop()
+        data = plain_data(entry.resolved.recipe)
+        data.pop("search", None)
+        self._busy[worker.score.remote(entry.name, entry.role, data, list(known))] = (worker, ticket)
+
+    def next(self) -> tuple[Any, Attempt | None]:
+        """The next ticket that is done and its result; None where the worker was lost."""
+        (done, *_), _ = self._ray.wait(list(self._busy), num_returns=1)
+        worker, ticket = self._busy.pop(done)
+        try:
+            found: Attempt = self._ray.get(done)
+        except self._ray.exceptions.RayActorError:
+            self._idle.append(self._new())
+            return ticket, None
+        except self._ray.exceptions.RayTaskError as error:
+            raise WorkbenchError(f"a worker of the cluster failed: {error.cause}", "WORKBENCH_DEBUG=1 shows where.") from error
+        self._idle.append(worker)
+        return ticket, found
+
+
+def _score_controls(search: Search, pool: _Pool) -> None:
+    """Controls on all workers; kept in their own order."""
+    wanted = controls(search)
+    found = _all(search, pool, wanted)
+    for entry in wanted:
+        add_control(search, entry, found[entry.name])
+    if mixed := mixture(search):
+        add_control(search, mixed, _all(search, pool, [mixed])[mixed.name])
+
+
+def _all(search: Search, pool: _Pool, entries: Sequence[Entry]) -> dict[str, Any]:
+    left, lost, found = list(entries), 0, {}
+    while left or pool.busy:
+        while left and pool.idle:
+            pool.submit(left[0], [], left.pop(0))
+        entry, attempt = pool.next()
+        if attempt is None:
+            search.events({"stage": "search", "text": f"{entry.name}: its worker was lost; scored again"})
+            left.append(entry)
+            lost += 1
+        elif attempt.scores is None:
+            raise WorkbenchError(f"control {entry.name}: {attempt.result['error']}")
+        else:
+            found[entry.name] = attempt.answers
+            search.events({"stage": "search", "text": f"control {len(found)}/{len(entries)}: {entry.name}"})
+        if lost > LOSSES * len(entries):
+            raise WorkbenchError(
+                f"{lost} workers of the cluster were lost over the controls", "Look at the cluster's memory: `ray status`."
+            )
+    return found
+
+
+def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any, most: int | None) -> None:
+    """Candidates of one arm, as many at a time as there are workers."""
+    lost: dict[str, int] = {}
+    again: list[Trial] = []
+    started: dict[str, float] = {}
+    ended = False
+    while True:
+        while pool.idle and (trial := again.pop() if again else None if ended else _claimed(study, clock, arm, most)) is not None:
+            started.setdefault(trial.name, time.perf_counter())
+            pool.submit(candidate(search, trial.name, trial.values), rivals(search, study), trial)
+        ended = ended or pool.idle
+        if not pool.busy:
+            return
+        trial, attempt = pool.next()
+        if attempt is None:
+            lost[trial.name] = lost.get(trial.name, 0) + 1
+            search.events({"stage": "search", "text": f"{trial.name}: its worker was lost; scored again"})
+            if lost[trial.name] < LOSSES:
+                again.append(trial)
+                continue
+            attempt = Attempt(None, {"error": f"{LOSSES} workers were lost over it", "stopped": False, "seconds": {}})
+        keep(search, study, clock, trial, attempt, time.perf_counter() - started[trial.name])
+
+
+def _claimed(study: Study, clock: Clock, arm: Any, most: int | None) -> Trial | None:
+    return None if clock.over() else study.claim(arm, most)
