@@ -35,7 +35,7 @@ def kill_one() -> None:
     """Kill the process of a worker once it is at work."""
     import psutil
 
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400
     while time.monotonic() < end:
         for process in psutil.process_iter(["cmdline"]):
             if (process.info["cmdline"] or [""])[0].startswith("ray::Worker.score"):
