@@ -241,7 +241,7 @@ def speed_block(project: Path) -> str:
     rows = [
         [f"`{name}`", title, str(row["facts"]), f"{row[name]['values']:.2f}", f"{row[name]['solve']:.2f}", _megabytes(row[name]["values_peak"]),
          _megabytes(row[name]["solve_peak"])]
-        for title, part in _places(found) for name in part["linear"] for row in part["rows"]
+        for title, part in _places(found) for name in part["linear"] for row in part["rows"] if name in row
     ]  # fmt: skip
     heads = ["edit", "model", "facts", "values, CPU s", "solve, CPU s", "values, peak MB", "solve, peak MB"]
     notes = [
@@ -259,7 +259,8 @@ def _places(found: Row) -> list[tuple[str, Row]]:
 
 
 def _growth(name: str, part: Row) -> str:
-    linear, few, many = part["linear"][name], part["rows"][0]["facts"], part["rows"][-1]["facts"]
+    linear, facts = part["linear"][name], [row["facts"] for row in part["rows"] if name in row]
+    few, many = facts[0], facts[-1]
     memory = linear["solve_bytes_a_fact"]
     grown = "does not grow" if memory is None or memory <= 0 else f"grows by {memory / 1e3:.1f} kB a fact"
     told = "" if memory is None else f", and the solve's peak {grown}"
