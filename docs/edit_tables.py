@@ -143,7 +143,11 @@ def _single(found: Row | None) -> list[str]:
              for name, row in found["rows"].items()]  # fmt: skip
     facts = next(iter(found["rows"].values()))["facts"] if found["rows"] else 0
     heads = ["edit", *(STRICT[kind] for kind in kinds), "refused"]
-    return [f"Each of {facts} facts edited alone, the base restored in between:", table(heads, rows, left=1)]
+    note = (
+        "Here and in the next table in float32, where no token of the base's answers to neighbours is left out as too close to call: "
+        "longer answers have to stay than in the first table."
+    )
+    return [f"Each of {facts} facts edited alone, the base restored in between:", table(heads, rows, left=1), note]
 
 
 def _curve(found: Sequence[Row] | None) -> list[str]:
