@@ -347,3 +347,10 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "lower is better: text, told, stripped" in found.err
     scores_table(result, [])
     assert "mean over skills" in capsys.readouterr().err
+
+
+def test_an_interval_without_ends_is_kept() -> None:
+    """One item of a metric without a range: JSON has no infinity, and what was stored is read again."""
+    metric = Metric.of([4.5], np.array([0]))
+    assert (metric.low, metric.high) == (-math.inf, math.inf)
+    assert Metric.model_validate_json(metric.model_dump_json()) == metric

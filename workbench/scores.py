@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from workbench.errors import WorkbenchError
 from workbench.statistics import ratio, ratio_interval, score_interval
@@ -76,6 +77,12 @@ class Metric(_Document):
     value: float
     low: float
     high: float
+
+    @field_validator("low", "high", mode="before")
+    @classmethod
+    def _endless(cls, value: Any, info: ValidationInfo) -> Any:
+        """An interval of a single cluster has no ends; JSON has no infinity and keeps null."""
+        return (-math.inf if info.field_name == "low" else math.inf) if value is None else value
 
     @classmethod
     def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
