@@ -291,7 +291,7 @@ def _peer(found: Row | None) -> list[str]:
     ]  # fmt: skip
     note = (
         f"{facts} facts in {len(blocks)} blocks, at layer {found['layer']}. The plain implementation (`benchmarks/edit_reference.py`) looks for the same values with the same steps, one fact after the other, "
-        f"through all layers and with logits at every position, and solves a system of the projection's width a fact. Median cosine of the two sides' values: {found['cosine']['median']}. "
+        f"through all layers and with logits at every position, and solves a system of the projection's width a fact. Median cosine of the two sides' values: {found['cosine']['median']:.2f}. "
         "Ratio with a 95 % bootstrap interval over blocks."
     )
     return [table(["on the starter base", "CPU s a fact", "plain implementation", "ratio"], rows, left=1), note]
