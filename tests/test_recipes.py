@@ -19,7 +19,8 @@ has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json
 def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert path.read_text("utf-8").startswith(f"# workbench run {path.relative_to(PROJECT).as_posix()}\n")
+    command = "search" if recipe.fields.search else "run"
+    assert path.read_text("utf-8").startswith(f"# workbench {command} {path.relative_to(PROJECT).as_posix()}\n")
     assert recipe.fields.description
     assert recipe.fields.eval
 
