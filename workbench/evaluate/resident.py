@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
@@ -13,7 +13,7 @@ from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import bounds_of, lay_out, start_for
 from workbench.evaluate.requests import GENERATED, Requests
 from workbench.evaluate.scorer import Scorer
-from workbench.scores import Configuration, Rows, Scores, Store
+from workbench.scores import Configuration, Row, Scores, Store
 from workbench.suites import Plan
 
 if TYPE_CHECKING:
@@ -47,17 +47,12 @@ class Resident:
         for task in plan.suite.tasks:
             done[task] = {**scorer.task(task, None, progress), "check": None}
             if gold:
-                for row, value in zip(done[task]["rows"], _gold(scorer, scorer.requests[task], done[task]["rows"]), strict=True):
+                for row, value in zip(done[task]["rows"], _gold(scorer, scorer.requests[task], done[task]), strict=True):
                     if value is not None:
                         row["metrics"][GOLD] = value
         scores = summarise(scorer.plan, configuration, done)
         self.store.write(scorer.plan, scores, {t: r["rows"] for t, r in done.items()}, {t: r["items"] for t, r in done.items()})
         return scores
-
-    def known(self, plan: Plan, digest: str) -> Rows | None:
-        """Stored rows of a configuration under a plan."""
-        settled = self.store.settled(plan)
-        return self.store.rows(self.store.read(settled, digest)) if self.store.has(settled, digest) else None
 
     def _scorer(self, plan: Plan, configuration: Configuration) -> Scorer:
         """The plan's scorer, compared with lm-eval's own loop when it is made."""
@@ -74,15 +69,15 @@ class Resident:
         return self._scorers[settled.digest]
 
 
-def _gold(scorer: Scorer, requests: Requests, rows: Sequence[dict[str, Any]]) -> list[float | None]:
+def _gold(scorer: Scorer, requests: Requests, done: Mapping[str, Sequence[Row]]) -> list[float | None]:
     """GOLD of every item; None where a task has no right answer to look at."""
     kind = scorer.plan.kinds[requests.name]
     if kind == "multiple_choice":
-        return [_among(row, scorer.plan, requests, i) for i, row in enumerate(rows)]
+        return [_among(row, item) for row, item in zip(done["rows"], done["items"], strict=True)]
     if kind != GENERATED:
-        return [None] * len(rows)
+        return [None] * len(done["rows"])
     firsts = {instance.doc_id: instance for instance in reversed(requests.instances)}
-    asked = [firsts[i] for i in range(len(rows))]
+    asked = [firsts[i] for i in range(len(done["rows"]))]
     delimiter = str(getattr(requests.task.config, "target_delimiter", " "))
     texts = [_text(requests.task.doc_to_target(instance.doc)) for instance in asked]
     made = [
@@ -109,18 +104,11 @@ def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
     return [float(value) / len(answer) for (value, _), (_, answer) in zip(found, pairs, strict=True)]
 
 
-def _among(row: dict[str, Any], plan: Plan, requests: Requests, number: int) -> float | None:
-    """Log-probability of the right choice among the choices."""
-    values = row["loglikelihoods"]
-    doc = next(instance.doc for instance in requests.instances if instance.doc_id == number)
-    gold = requests.task.doc_to_target(doc)
-    if isinstance(gold, str):
-        choices = list(requests.task.doc_to_choice(doc))
-        gold = choices.index(gold) if gold in choices else None
-    right = [g for g in (gold if isinstance(gold, (list, tuple)) else [gold]) if isinstance(g, int) and 0 <= g < len(values)]
-    if not right:
-        return None
-    return _log_sum([values[g] for g in right]) - _log_sum(values)
+def _among(row: Row, item: Row) -> float | None:
+    """Log-probability of the right choice, or of all right ones together, among the choices."""
+    values, gold = row["loglikelihoods"], item["gold"]
+    right = [g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int) and 0 <= g < len(values)]
+    return _log_sum([values[g] for g in right]) - _log_sum(values) if right else None
 
 
 def _log_sum(values: Sequence[float]) -> float:

@@ -38,7 +38,6 @@ class Search:
 
     Attributes:
         recipe, space, objectives: What is searched, and what for.
-        plans: Of all suites of `eval`.
         stages: Items that candidates see, and those of the test.
         sampler: The sampler's name.
         folder: Where the study and the result lie.
@@ -50,7 +49,6 @@ class Search:
     recipe: Recipe
     space: Space
     objectives: list[Objective]
-    plans: list[Plan]
     stages: Stages
     sampler: str
     folder: Path
@@ -116,9 +114,7 @@ def prepare(
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
-    return Search(
-        recipe, space, objectives, made, stages, sampler, folder, key, bench, given, _duration(limit_s), storage, events
-    )
+    return Search(recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), storage, events)
 
 
 def _duration(text: str | None) -> float | None:

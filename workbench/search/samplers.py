@@ -21,7 +21,10 @@ STARTUP = 10
 POPULATION = 12
 """Of NSGA-II: a search has some dozens of candidates, not thousands."""
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning says that greenlet would speed a search for the next point up
+warnings.filterwarnings(
+    "ignore", message="PedAnovaImportanceEvaluator computes"
+)  # for low targets: `study` gives it negative scores
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 

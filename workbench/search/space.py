@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.fields import BrickEntry
 from workbench.recipe import Recipe, from_data
 from workbench.registry import VERBS, MergeMethod, methods
-from workbench.searchfields import Range, SearchFields, Value
+from workbench.searchfields import Range, Value
 
 DIGITS = 4
 """Significant digits of a number that is drawn: a recipe that people read holds exactly what was scored."""
@@ -298,8 +298,3 @@ def plain_data(recipe: Recipe) -> dict[str, Any]:
     data = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["bricks"] = {name: {ref.kind: ref.target} for name, ref in recipe.fields.bricks.items()}
     return {"version": 1, **data}
-
-
-def fields_of(recipe: Recipe) -> SearchFields:
-    """A recipe's search. Errors: it has none."""
-    return Space(recipe).fields
