@@ -1,4 +1,5 @@
-"""What needs no search: the base, each brick, their average, task arithmetic at a few lambdas, a mean weighted as LM-Cocktail weighs."""
+"""What needs no search: the base, each brick, their average, the recipe as it stands and with each method of the space, task arithmetic at a
+few lambdas, a mean weighted as LM-Cocktail weighs."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from workbench.recipe import Recipe
 from workbench.registry import MergeMethod
 from workbench.resolve import resolve
 from workbench.search.objective import Answers, Objective
+from workbench.search.space import Space
 
 LAMBDAS = (0.3, 0.6, 1.0)
 """Of task arithmetic, and of the candidates that a search with lambda as a dimension tries first."""
@@ -18,11 +20,16 @@ TEMPERATURE = 5.0
 COCKTAIL = "cocktail"
 
 
-def baselines(recipe: Recipe) -> list[Entry]:
-    """The controls of a search, the recipe as it is written among them."""
+def baselines(space: Space) -> list[Entry]:
+    """The controls of a search, the recipe as it is written among them, and the same with each method that the space has."""
+    recipe = space.recipe
     plain = recipe.without_search()
     found = lineup([plain], sequences=False)
     bricks = _bricks(plain)
+    for values in space.other_methods():
+        (method,) = values.values()
+        other = space.recipe_of(values, f"{recipe.name}-{method}")
+        found.append(Entry(other.name, "configuration", resolve(other)))
     for lam in LAMBDAS if len(bricks) > 1 else ():
         step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
         name = f"task-arithmetic-{lam:g}"

@@ -181,7 +181,7 @@ def score_controls(search: Search) -> None:
 
 def controls(search: Search) -> list[Entry]:
     """The controls of a search but for the one that is made from others' scores; the base alone where none are wanted."""
-    found = baselines(search.recipe)
+    found = baselines(search.space)
     return found if search.space.fields.controls else found[:1]
 
 

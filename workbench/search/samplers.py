@@ -104,12 +104,10 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def starts(space: Space, lambdas: Sequence[float]) -> list[Values]:
-    """Candidates that are tried first: the recipe as it is written, and the same with other lambdas."""
-    written = space.written()
-    if written is None:
-        return []
-    found = [dict(written)]
-    for dimension in space.active(written):
+    """Candidates that are tried first: the recipe as it is written, the same with each other method of the space, and with other lambdas."""
+    found = [dict(values) for method in (None, *space.other_methods()) if (values := space.written(method))]
+    written = space.written() or {}
+    for dimension in space.active(written) if written else ():
         if dimension.path[-1] == "lambda" and isinstance(dimension.domain, Range):
             found += [{**written, dimension.name: dimension.round(value)} for value in lambdas if dimension.holds(value)]
     return [values for i, values in enumerate(found) if values not in found[:i]]

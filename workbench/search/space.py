@@ -115,15 +115,25 @@ class Space:
         """The candidate. Errors: values that the recipe does not take."""
         return from_data(self.document(values, name), self.recipe.project)
 
-    def written(self) -> Values | None:
-        """The values that the recipe itself has, where all of them lie inside the space."""
+    def written(self, method: Values | None = None) -> Values | None:
+        """The values that the recipe itself has, where all of them lie inside the space.
+
+        Args:
+            method: Of one step, instead of the recipe's own: fields that only this one has are at their defaults.
+        """
+        recipe = self.recipe_of(method) if method else self.recipe
         found = {}
-        for dimension in self.active({}):
-            value = self._get(dimension)
+        for dimension in self.active(method or {}):
+            value = self._get(dimension, recipe)
             if not dimension.holds(value):
                 return None
             found[dimension.name] = value
         return found
+
+    def other_methods(self) -> list[Values]:
+        """For every method that some step may have and does not have in the recipe: that choice."""
+        choosers = [d for d in self.dimensions if d.chooses_method]
+        return [{d.name: v} for d in choosers for v in d.domain.choices if v != self._get(d, self.recipe)]
 
     def _dimension(self, name: str, domain: Any) -> Dimension:
         parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
@@ -254,17 +264,17 @@ class Space:
         count = max(int(d.path[-1]) for d in self.dimensions if (d.step, d.path[:-1]) == before) + 1
         return [float(own) if isinstance(own, (int, float)) else 1.0] * max(2, count)
 
-    def _get(self, dimension: Dimension) -> Any:
-        """The recipe's own value, defaults filled in."""
+    def _get(self, dimension: Dimension, recipe: Recipe) -> Any:
+        """A recipe's own value, defaults filled in."""
         if dimension.step is None:
-            value: Any = json.loads(self.recipe.fields.model_dump_json(by_alias=True))
+            value: Any = json.loads(recipe.fields.model_dump_json(by_alias=True))
         else:
-            step = self.recipe.steps[dimension.step]
+            step = recipe.steps[dimension.step]
             value = {step.verb: step.name, **step.model_dump(mode="json", by_alias=True)}
             if dimension.path[0] == "bricks" and isinstance(step, MergeMethod):
                 given = value.get("bricks") or {}
                 value["bricks"] = {
-                    name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in self.recipe.used_bricks(step)
+                    name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in recipe.used_bricks(step)
                 }
         for part in dimension.path:
             if isinstance(value, (int, float)) and part == "knots":
