@@ -23,7 +23,7 @@ from workbench.engine import execute
 from workbench.errors import WorkbenchError
 from workbench.recipe import load_recipe
 from workbench.resolve import resolve
-from workbench.search.run import Search, finished, open_study, prepare, run
+from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
 from workbench.suites import Plan
 
@@ -72,6 +72,11 @@ def test_a_search(world: Project) -> None:
         "task-arithmetic-1",
         "cocktail",
     ]
+    for one in [t for t in [*found["controls"], *found["trials"]] if not t.get("stopped")]:
+        for score, ends in zip(one["scores"], one["intervals"], strict=True):
+            assert ends is None or ends[0] <= score <= ends[1]
+    control = next(c for c in found["controls"] if c["name"] == found["best_control"])
+    assert control["intervals"] == [[*control["scores"], *control["scores"]]], "it does not differ from itself"
     full = [t for t in found["trials"] if t["arm"] == "search" and not t["stopped"]]
     best = max(full, key=lambda t: t["scores"][0])
     assert found["winner"] == best["name"]
@@ -95,10 +100,14 @@ def test_a_search(world: Project) -> None:
 
 
 def test_the_base_is_put_back(world: Project) -> None:
-    search = search_of(world, "{mix.lambda: [0.2, 5], mix.merge: [ties, dare, task_arithmetic]}", ", trials: 12, sampler: random")
+    """After 100 candidates, bit by bit; each method of the space is a control too."""
+    space = "{mix.lambda: [0.2, 5], mix.merge: [ties, dare, task_arithmetic]}"
+    search = search_of(world, space, ", trials: 100, sampler: random")
     before = {name: p.detach().clone() for name, p in search.bench.model.named_parameters()}
     digest = search.bench.digest()
     run(search)
+    assert len(trials_of(search)) == 100
+    assert {"test", "test-dare", "test-task_arithmetic"} <= {c.name for c in search.controls}
     after = dict(search.bench.model.named_parameters())
     assert search.bench.digest() == digest
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
@@ -175,20 +184,20 @@ def kept(world: Project) -> Path:
 
 
 def test_a_killed_search_goes_on(world: Project) -> None:
-    """Kills at random moments: in the end the candidates are those of an uninterrupted search, each once."""
-    path = world.write(searched(SPACE, ", trials: 8, sampler: tpe"))
+    """Ten kills at random moments: in the end the candidates are those of an uninterrupted search, each once."""
+    path = world.write(searched(SPACE, ", trials: 12, sampler: tpe"))
     draw, environment = random.Random(3), {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(6):
+    for _ in range(10):
         process = subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], env=environment, cwd=world.path,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-        time.sleep(4 + 5 * draw.random())
+        time.sleep(4 + 3 * draw.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
     recipe = load_recipe(path)
     search = prepare(recipe, runs=world.path / "runs", device=CPU)
     run(search)
     after = trials_of(search)
-    assert [t["number"] for t in after] == list(range(8))
+    assert [t["number"] for t in after] == list(range(12))
     plain = replace(prepare(recipe, runs=world.path / "runs", device=CPU), folder=world.path / "runs" / "search" / "plain")
     run(plain)
     assert trials_of(plain) == after
@@ -204,6 +213,21 @@ def test_two_processes_share_a_search(world: Project) -> None:
     found = json.loads((kept(world) / "search.json").read_text())
     assert [t["number"] for t in found["trials"]] == list(range(9))
     assert all(t["scores"] for t in found["trials"])
+
+
+def test_the_random_arm_has_its_turn(world: Project) -> None:
+    """Where time alone ends a search, candidates of the sampler never end."""
+    search = search_of(world, rest=", budget: 1h, random: 2, controls: false")
+    assert arms(search) == [("random", 2), ("search", None)]
+    assert arms(replace(search, trials=5)) == [("search", 5), ("random", 2)]
+
+
+def test_the_command_repeats_the_search(world: Project) -> None:
+    """With what `--set` and `--limit` changed."""
+    world.write(searched(SPACE, ", trials: 2, sampler: random, controls: false"))
+    found = document("search", "recipes/test.yaml", "--set", "mix.density=0.7", "--limit", "30")
+    assert found["command"] == "workbench search recipes/test.yaml --set mix.density=0.7 --limit 30"
+    assert document(*found["command"].split()[1:])["trials"] == found["trials"]
 
 
 def test_sqlite(world: Project) -> None:

@@ -143,3 +143,9 @@ def test_time_of_earlier_calls_counts(tmp_path: Any) -> None:
         again._start -= 41
         assert again.over()
         assert again.left(3, None) == ""
+    with Clock(tmp_path, None) as third:
+        third._start -= 600
+        third.begin()
+        third._begun -= 20
+        third.tick(2)
+        assert third.left(2, 6) == "40 s", "by the time since the first candidate; controls took ten minutes"

@@ -224,6 +224,21 @@ def test_a_panel_for_each_dimension() -> None:
     assert sum(38 < y < 68 for y in rows) == 2
 
 
+def test_an_interval_is_drawn_around_its_score(tmp_path: Path) -> None:
+    """In every panel, and within its scale; in both tables as numbers."""
+    document = handmade()
+    document["trials"][2]["intervals"] = [[0.1, 0.95]]
+    ((_, (strips, lam, _)),) = curves(view_of(document))
+    x, y = Scale(1.0 - 0.08, 3.0 + 0.08).across(3.0), Scale.over([0.1, 0.95])
+    ends = f'x1="{x}" x2="{x}" y1="{y.up(0.1, 170)}" y2="{y.up(0.95, 170)}"'
+    assert f'<line class="whisker" {ends}' in str(lam.drawing)
+    assert f'x1="{y.across(0.1)}" x2="{y.across(0.95)}"' in str(strips.drawing)
+    page, text = rendered(document, tmp_path)
+    assert '<span class="sub">[10.0, 95.0]</span>' in page
+    assert r"| 60.0 \[10.0, 95.0\] |" in text
+    assert "whisker" not in rendered(handmade(), tmp_path)[0].partition("</style>")[2]
+
+
 def test_scales() -> None:
     log = Scale.over([0.001, 0.1], log=True, room=0.0)
     assert log.share(0.01) == pytest.approx(0.5)

@@ -122,3 +122,5 @@ def test_what_is_tried_first(project: Project) -> None:
     assert starts(space(project, "{mix.lambda: [0.5, 1.2], mix.density: [0.1, 0.9]}"), (0.3, 0.6, 1.0)) == [
         {"mix.lambda": 1.0, "mix.density": 0.5}, {"mix.lambda": 0.6, "mix.density": 0.5}]  # fmt: skip
     assert starts(space(project, "{mix.lambda: [2, 3]}"), (0.3,)) == [], "the recipe lies outside"
+    assert starts(space(project, "{mix.merge: [ties, task_arithmetic, dare], mix.density: [0.1, 0.9]}"), ()) == [
+        {"mix.merge": "ties", "mix.density": 0.5}, {"mix.merge": "task_arithmetic"}, {"mix.merge": "dare", "mix.density": 0.5}]  # fmt: skip

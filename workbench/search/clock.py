@@ -31,13 +31,17 @@ class Clock:
     def __enter__(self) -> Clock:
         self._before = sum(self._ended(file) for file in self._folder.glob("*.json"))
         self._lock.acquire()
-        self._start = time.monotonic()
+        self._start = self._begun = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.tick(0)
         self._lock.release()
         self._file.with_suffix(".lock").unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """The first candidate is next: what was before it tells nothing of how long candidates take."""
+        self._begun = time.monotonic()
 
     def tick(self, candidates: int = 1) -> None:
         """Note that some more candidates are done."""
@@ -59,7 +63,7 @@ class Clock:
         if self.budget is not None:
             ends.append(self.budget - self.spent)
         if total is not None and self._done:
-            ends.append((time.monotonic() - self._start) / self._done * (total - done))
+            ends.append((time.monotonic() - self._begun) / self._done * (total - done))
         if not ends or min(ends) <= 0:
             return ""
         seconds = min(ends)

@@ -92,6 +92,7 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
         try:
             with Clock(search.folder, search.budget) as clock:
                 _score_controls(search, pool)
+                clock.begin()
                 for arm, most in arms(search):
                     _score_arm(search, study, clock, pool, arm, most)
         finally:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.compare import compare
-from workbench.search.objective import Gap, Objective, gap
+from workbench.search.objective import Answers, Gap, Objective, gap
+from workbench.search.race import Rival
 from workbench.search.run import Search, finished
 from workbench.search.study import Study
 
@@ -24,14 +26,14 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
     """
     controls, found = ([t for t in tested if t.part == part] for part in ("control", "found"))
     # Chosen on search items, before any test item is looked at.
-    best = max(controls, key=lambda t: sum(t.rival.scores)).name
+    best = max((t.rival for t in controls), key=lambda rival: sum(rival.scores))
     several = len(search.objectives) > 1
     return {
         "version": 1,
         "name": search.recipe.name,
         "key": search.key,
         "directory": search.shown(search.folder),
-        "command": f"workbench search {search.shown(search.recipe.path)}" if search.recipe.path else None,
+        "command": _command(search),
         "sampler": search.sampler,
         "seed": search.recipe.fields.seed,
         "objectives": [
@@ -40,20 +42,50 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         "space": {d.name: d.domain.model_dump(mode="json") for d in search.space.dimensions},
         "items": search.stages.items,
         "stages": [sum(len(items) for plan in stage for items in plan.items.values()) for stage in search.stages.search],
-        "controls": [{"name": t.name, "scores": _shown(search.objectives, t.rival.scores)} for t in controls],
-        "trials": [_trial(search.objectives, record) for record in study.finished()],
+        "controls": [
+            {
+                "name": t.name,
+                "scores": _shown(search.objectives, t.rival.scores),
+                "intervals": _intervals(search, best, t.rival.answers),
+            }
+            for t in controls
+        ],
+        "trials": [_trial(search, best, record) for record in study.finished()],
         "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
         "winner": None if several else found[0].name,
         "recipes": dict(recipes),
-        "best_control": best,
+        "best_control": best.name,
         **({"front": [t.name for t in found], "hypervolume": hypervolumes(search, study)} if several else {}),
-        "test": _test(search, tested, best),
+        "test": _test(search, tested, best.name),
     }
 
 
-def _trial(objectives: Sequence[Objective], record: Mapping[str, Any]) -> dict[str, Any]:
+def _command(search: Search) -> str | None:
+    """What searches the same items of the same recipe again."""
+    recipe = search.recipe
+    if recipe.path is None:
+        return None
+    limit = [] if search.limit is None else ["--limit", str(search.limit)]
+    settings = [part for setting in recipe.settings for part in ("--set", setting)]
+    return shlex.join(["workbench", "search", search.shown(recipe.path), *settings, *limit])
+
+
+def _trial(search: Search, best: Rival, record: Mapping[str, Any]) -> dict[str, Any]:
     scores = record["scores"]
-    return {**record, "scores": None if scores is None else _shown(objectives, scores)}
+    found = {**record, "scores": None if scores is None else _shown(search.objectives, scores)}
+    whole = scores is not None and not record["stopped"]
+    answers = search.bench.answers(record["digest"]) if whole else None
+    return {**found, "intervals": _intervals(search, best, answers)} if answers else found
+
+
+def _intervals(search: Search, best: Rival, answers: Answers) -> list[list[float] | None]:
+    """For every objective where a configuration's score may lie if the best control's is taken as known: the 95 % interval of their paired
+    difference, added to the control's score. None without an error estimate."""
+    found: list[list[float] | None] = []
+    for objective, score in zip(search.objectives, best.scores, strict=True):
+        ends = [objective.shown(score + end) for end in gap(best.answers, answers, objective).interval()]
+        found.append([round(end, 6) for end in sorted(ends)] if all(map(math.isfinite, ends)) else None)
+    return found
 
 
 def _shown(objectives: Sequence[Objective], scores: Sequence[float]) -> list[float]:

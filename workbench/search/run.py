@@ -44,6 +44,7 @@ class Search:
         key: Digest of what decides scores and draws.
         bench: Where candidates are scored.
         trials, budget: How long: candidates, seconds.
+        limit: Items of a task that the call was given; None: the suites' own.
     """
 
     recipe: Recipe
@@ -56,6 +57,7 @@ class Search:
     bench: Bench
     trials: int | None
     budget: float | None
+    limit: int | None = None
     storage: Path | None = None
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
@@ -114,7 +116,9 @@ def prepare(
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
-    return Search(recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), storage, events)
+    return Search(
+        recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), limit, storage, events
+    )
 
 
 def _duration(text: str | None) -> float | None:
@@ -149,6 +153,7 @@ def run(search: Search) -> None:
         with Clock(search.folder, search.budget) as clock:
             with FileLock(search.folder / "controls.lock"):  # a second process finds them scored
                 score_controls(search)
+            clock.begin()
             for arm, most in arms(search):
                 while not clock.over() and (trial := study.claim(arm, most)) is not None:
                     started = time.perf_counter()
@@ -165,8 +170,9 @@ def open_study(search: Search) -> Study:
 
 
 def arms(search: Search) -> list[tuple[Arm, int | None]]:
-    """What is drawn how often: by the sampler, then at random."""
-    return [("search", search.trials), ("random", search.space.fields.random)]
+    """What is drawn how often: by the sampler, then at random; the random arm first where the sampler's ends with the time alone."""
+    found: list[tuple[Arm, int | None]] = [("search", search.trials), ("random", search.space.fields.random)]
+    return found if search.trials else found[::-1]
 
 
 def score_controls(search: Search) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from workbench.errors import WorkbenchError
 from workbench.search.space import Dimension, Space, Values
-from workbench.searchfields import Range
+from workbench.searchfields import Range, Value
 from workbench.weights.digests import json_digest
 
 FEW, MANY = 6, 20
@@ -88,19 +87,18 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for dimension in space.dimensions:
         if dimension in space.active(values):
-            found = trial._suggest(dimension.name, distribution(dimension))
-            values[dimension.name] = dimension.round(found) if isinstance(dimension.domain, Range) else found
+            values[dimension.name] = _drawn(trial, dimension)
     return values
 
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """A dimension in Optuna's words."""
-    domain = dimension.domain
+def _drawn(trial: optuna.Trial, dimension: Dimension) -> Value:
+    name, domain = dimension.name, dimension.domain
     if not isinstance(domain, Range):
-        return CategoricalDistribution(domain.choices)
+        found: Value = trial.suggest_categorical(name, domain.choices)
+        return found
     if dimension.whole:
-        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
-    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
+        return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
+    return dimension.round(trial.suggest_float(name, domain.low, domain.high, log=domain.log, step=domain.step))
 
 
 def starts(space: Space, lambdas: Sequence[float]) -> list[Values]:

@@ -50,7 +50,7 @@ class Scale:
         if log and low > 0:
             factor = (high / low) ** room if high > low else 2.0
             return cls(low / factor, high * factor, True)
-        space = room * (high - low) if high > low else abs(high) * 0.1 or 1.0
+        space = room * (high - low) if high > low else abs(high) * 0.1 or 0.1
         return cls(low - space, high + space)
 
     def share(self, value: float) -> float:
@@ -86,9 +86,9 @@ class Scale:
         return [fixed(v * unit, digits) for v in places]
 
 
-def scores_scale(view: SearchView, objective: Objective, controls: Iterable[float] = ()) -> Scale:
-    """Over the scores of all candidates, estimates too, and some controls."""
-    return Scale.over([*controls, *(c.scores[objective.index] for c in view.candidates if c.scores)])
+def scores_scale(view: SearchView, objective: Objective, more: Iterable[float] = ()) -> Scale:
+    """Over the scores of all candidates, estimates too, and some more."""
+    return Scale.over([*more, *(c.scores[objective.index] for c in view.candidates if c.scores)])
 
 
 def cut(text: str, most: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -78,22 +79,27 @@ def _best(view: SearchView, objective: Objective) -> float | None:
     return found[objective.index] if objective.index < len(found) else None
 
 
+def _drawn(candidates: Sequence[Candidate], objective: Objective, best: float | None) -> list[float]:
+    """What a panel shows beside scores: the best control and ends of intervals."""
+    return [*([] if best is None else [best]), *(end for c in candidates for end in c.interval(objective) or ())]
+
+
 def _numeric(view: SearchView, objective: Objective, d: Dimension) -> Figure | None:
     """Value against score, with the best control's score as a line."""
     candidates = [c for c in in_order(view) if has(c, d)]
     if not candidates:
         return None
     best = _best(view, objective)
-    y = scores_scale(view, objective, [] if best is None else [best])
+    y = scores_scale(view, objective, _drawn(candidates, objective, best))
     x = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in candidates)], log=d.log, room=0.04)
     gutter, grid = left_scale(y, HEIGHT, objective.unit.scale)
     drawn = [*grid, *bottom_scale(x, HEIGHT)]
     if best is not None:
         at = y.up(best, HEIGHT)
         drawn.append(svg("line", class_="control-line best", x1=0, x2="100%", y1=at, y2=at))
-    for c in candidates:
-        if c.scores:
-            drawn.append(mark(c, x.across(float(c.values[d.name])), y.up(c.scores[objective.index], HEIGHT), view))
+    places = [(c, x.across(float(c.values[d.name]))) for c in candidates if c.scores]
+    drawn += [_whisker(at, at, *(y.up(end, HEIGHT) for end in ends)) for c, at in places if (ends := c.interval(objective))]
+    drawn += [mark(c, at, y.up(c.scores[objective.index], HEIGHT), view) for c, at in places if c.scores]
     drawing = plot(f"{objective.name} against {d.name}", HEIGHT, AXIS, drawn, gutter)
     return Figure(d.name, _count(view, len(candidates)) + (" · logarithmic" if d.log else ""), drawing)
 
@@ -104,7 +110,7 @@ def _strips(view: SearchView, objective: Objective, d: Dimension) -> Figure | No
     if not candidates:
         return None
     best = _best(view, objective)
-    x = scores_scale(view, objective, [] if best is None else [best])
+    x = scores_scale(view, objective, _drawn(candidates, objective, best))
     height = ROW * len(d.choices)
     texts = [cut(choice, LONGEST) for choice in d.choices]
     wide = room(texts)
@@ -117,11 +123,18 @@ def _strips(view: SearchView, objective: Objective, d: Dimension) -> Figure | No
     if best is not None:
         at = x.across(best)
         rows.append(svg("line", class_="control-line best", x1=at, x2=at, y1=TOP, y2=TOP + height))
-    marks = [mark(c, x.across(c.scores[objective.index]), _row(c, d), view) for c in candidates if c.scores]
+    whole = [(_row(c, d), ends) for c in candidates if (ends := c.interval(objective))]
+    marks = [_whisker(x.across(low), x.across(high), at, at) for at, (low, high) in whole]
+    marks += [mark(c, x.across(c.scores[objective.index]), _row(c, d), view) for c in candidates if c.scores]
     gutter = svg("svg", joined(*names), class_="gutter", width=wide, height=TOP + height + AXIS)
     drawn = [*bottom_scale(x, height, objective.unit.scale), *rows, *marks]
     drawing = plot(f"{objective.name} by choice of {d.name}", height, AXIS, drawn, gutter)
     return Figure(d.name, _count(view, len(candidates)), drawing)
+
+
+def _whisker(left: str, right: str, upper: float, lower: float) -> Markup:
+    """A candidate's interval."""
+    return svg("line", class_="whisker", x1=left, x2=right, y1=upper, y2=lower)
 
 
 def _row(candidate: Candidate, d: Dimension) -> float:

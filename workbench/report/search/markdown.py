@@ -81,12 +81,15 @@ def _history(view: SearchView) -> list[str]:
         scores = [_score(c, view, i) for i in range(len(view.objectives))]
         told = "best so far" if (c.random, c.number) in best else ""
         rows.append([c.name, *values, *scores, count(c.items), ", ".join(p for p in (told, wording.fate(c, view)) if p)])
-    text = "≈ stands before estimates of candidates that were given up." if any(c.stopped for c in view.candidates) else ""
-    return ["## Candidates", table(heads, rows), text]
+    intervals = ["In brackets the 95 % interval of the paired difference from the best control, around the score."]
+    found = intervals if any(c.intervals for c in view.candidates) else []
+    found += ["≈ stands before estimates of candidates that were given up."] if any(c.stopped for c in view.candidates) else []
+    return ["## Candidates", table(heads, rows), " ".join(found)]
 
 
 def _score(c: Candidate, view: SearchView, index: int) -> str:
-    return ("≈ " if c.stopped else "") + wording.score(c, view.objectives[index])
+    objective = view.objectives[index]
+    return " ".join(p for p in ("≈" if c.stopped else "", wording.score(c, objective), wording.interval(c, objective)) if p)
 
 
 def _importances(view: SearchView) -> list[str]:

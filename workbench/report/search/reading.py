@@ -94,7 +94,13 @@ def _candidate(trial: Mapping[str, Any]) -> Candidate:
         error=trial.get("error"),
         seconds=seconds.get("all") if isinstance(seconds, Mapping) else None,
         digest=str(trial.get("digest") or ""),
+        intervals=tuple(_ends(ends) for ends in trial.get("intervals") or ()),
     )
+
+
+def _ends(found: Sequence[float | None] | None) -> tuple[float, float] | None:
+    low, high = found or (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _scores(found: Sequence[float | None] | None) -> tuple[float, ...] | None:

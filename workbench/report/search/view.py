@@ -63,6 +63,7 @@ class Candidate:
         items: How many it has seen.
         beaten_by: Why it was given up.
         error: Why it failed.
+        intervals: One an objective, around scores of all items: 95 %, from the paired difference from the best control.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Candidate:
     error: str | None
     seconds: float | None
     digest: str
+    intervals: tuple[tuple[float, float] | None, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -89,6 +91,10 @@ class Candidate:
     @property
     def random(self) -> bool:
         return self.arm == "random"
+
+    def interval(self, objective: Objective) -> tuple[float, float] | None:
+        """Of one objective."""
+        return self.intervals[objective.index] if objective.index < len(self.intervals) else None
 
 
 @dataclass(frozen=True)

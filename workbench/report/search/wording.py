@@ -94,6 +94,12 @@ def score(candidate: Candidate, objective: Objective) -> str:
     return objective.unit.score(found[objective.index]) if found and objective.index < len(found) else MISSING
 
 
+def interval(candidate: Candidate, objective: Objective) -> str:
+    """Its interval, such as "[70.1, 78.3]"; empty where there is none."""
+    found = candidate.interval(objective)
+    return f"[{', '.join(objective.unit.score(end) for end in found)}]" if found else ""
+
+
 def notes(tested: Tested, view: SearchView) -> str:
     """What a tested configuration is, in words below its name."""
     found = []
