@@ -317,7 +317,7 @@ def test_example_grow_method(project: Project) -> None:
     from transformers import AutoModelForCausalLM
 
     base = project.tensors("")
-    result = project.run("bricks: {one: bricks/one}\nsteps: [{grow: stack, drop: 1}, {merge: task_arithmetic}]")
+    result = project.run("bricks: {one: bricks/one}\nsteps: [{grow: solar, drop: 1}, {merge: task_arithmetic}]")
     grown = AutoModelForCausalLM.from_pretrained(result["model"])
     assert grown.config.num_hidden_layers == len(grown.model.layers) == 6
     norms = [base[f"model.layers.{i}.input_layernorm.weight"] for i in range(4)]
@@ -333,7 +333,7 @@ def test_example_grow_method(project: Project) -> None:
 def test_example_methods_are_listed() -> None:
     from workbench.docs import describe
 
-    for tag in ("merge:magmax", "edit:gradient", "grow:stack"):
+    for tag in ("merge:magmax", "edit:gradient", "grow:solar"):
         found = describe(registry.methods()[tag])
         assert found["text"]
         assert all(field["text"] for field in found["fields"])

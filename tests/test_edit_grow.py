@@ -11,12 +11,11 @@ import pytest
 import torch
 from project import CPU, Project
 from safetensors.torch import save_file
-from tiny import config, edit_json, files_of, save_model, tensors_of
+from tiny import files_of, save_model, tensors_of
 
 from workbench.compose import compose
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
-from workbench.layout import Layout
 from workbench.registry import methods
 from workbench.resolve import Resolved
 
@@ -186,90 +185,7 @@ def test_good_facts(tmp_path: Path) -> None:
     assert caught.value.hint == "Did you mean 'f.jsonl'?"
 
 
-# -- growth
-
-
-@pytest.mark.parametrize("place", ["blocks: 2", "after: [0, -1]"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_depth_preserves(family: str, place: str, project: Project, model_of: Callable[..., Path]) -> None:
-    """In float32: equal logits and cached generation, checked by `run` itself and once more on what it wrote."""
-    from transformers import AutoModelForCausalLM
-
-    base = model_of(family, torch.float32)
-    document = project.run(f"base: {base}\nsteps: [{{grow: depth, {place}}}]\n")
-    assert document["steps"][0]["check"] == {"max_logit_difference": 0.0, "same_generation": True}
-    grown, info = AutoModelForCausalLM.from_pretrained(document["model"], output_loading_info=True)
-    assert not any(info.values())
-    assert grown.config.num_hidden_layers == 6
-    tokens = torch.randint(2, 60, (2, 30), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert torch.equal(live(base)(tokens).logits, grown.float()(tokens).logits)
-
-
-def test_lists_over_layers_move_with_them() -> None:
-    """Layer types follow their layers; GPT-Neo's run-length encoding says the same as its list."""
-    expand = methods()["grow:depth"].model_validate({"grow": "depth", "after": [0, 2]})
-    for family, key in (("qwen2", "layer_types"), ("gemma2", "layer_types"), ("gpt_neo", "attention_layers")):
-        before = config(family).to_dict()
-        after = grow_config(expand, before)
-        old = before[key]
-        assert after[key] == [old[0], old[0], old[1], old[2], old[2], old[3]]
-        if family == "gpt_neo":
-            assert after["attention_types"] == [[after[key], 1]]
-    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(mlp_only_layers\), which move"):
-        grow_config(expand, {**config("llama").to_dict(), "mlp_only_layers": [2]})
-
-
-def grow_config(step: Any, data: dict[str, Any]) -> dict[str, Any]:
-    from workbench.layout import Model
-
-    names = ["embed.weight"] + [f"layers.{i}.{p}.weight" for i in range(4) for p in ("self_attn.o_proj", "mlp.down_proj")]
-    grown = step.expand(Model(type("W", (), {"specs": dict.fromkeys(names)})(), {"num_hidden_layers": 4, **data}))
-    return dict(grown.config)
-
-
-def test_order_of_the_grown_file(project: Project) -> None:
-    document = project.run("steps: [{grow: depth, after: [1], check: false}]\n")
-    names = list(tensors_of(Path(document["model"])))
-    layers = [int(n.split(".")[2]) for n in names if ".layers." in n]
-    assert sorted(set(layers)) == [0, 1, 2, 3, 4]
-    assert document["steps"][0]["new_layers"] == [2]
-    zeros = [n for n, t in tensors_of(Path(document["model"])).items() if not t.any()]
-    assert sorted(zeros) == ["model.layers.2.mlp.down_proj.weight", "model.layers.2.self_attn.o_proj.weight"]
-
-
-def test_broken_growth_fails(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Layout, "residual_writers", lambda *_: [])
-    with pytest.raises(WorkbenchError, match="step grow-depth: the grown model computes something else") as caught:
-        project.run("steps: [{grow: depth, blocks: 1}]\n")
-    assert caught.value.exit_code == 3
-    runs = list((project.path / "runs").iterdir())
-    assert len(runs) == 1
-    assert json.loads((runs[0] / "run.json").read_text("utf-8"))["status"] == "failed"
-    assert not (runs[0] / "model").exists()
-    assert project.run("steps: [{grow: depth, blocks: 1, check: false}]\n")["status"] == "done"
-
-
-def test_post_norm_models_are_caught(project: Project) -> None:
-    """OPT-350m normalises after the sum: an added block of zeros changes its function, which only the check can know."""
-    base = save_model(project.path / "post", "opt", dtype=torch.float32)
-    edit_json(base / "config.json", do_layer_norm_before=False)
-    with pytest.raises(WorkbenchError, match="computes something else"):
-        project.run("base: post\nsteps: [{grow: depth, blocks: 1}]\n")
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        ("{grow: depth, blocks: 5}", "5 blocks for 4 layers, at most one copy a layer"),
-        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has 0..3"),
-        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has 0..3"),
-    ],
-)
-def test_growth_errors(step: str, message: str, project: Project) -> None:
-    with pytest.raises(WorkbenchError, match=message) as caught:
-        compose(project.resolve(f"steps: [{step}]\n"), CPU)
-    assert caught.value.exit_code == 2
+# -- edits of grown models
 
 
 def test_grow_twice_and_edit(project: Project, facts: list[tuple[str, str]]) -> None:

@@ -308,7 +308,7 @@ def test_swap_and_back(project: Project) -> None:
     for name, parameter in model.named_parameters():
         assert before[name][0] == parameter.data_ptr()
         assert torch.equal(before[name][1], parameter)
-    grown = project.resolve("steps: [{grow: depth, blocks: 1, check: false}]\n", "grown.yaml")
+    grown = project.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters are not the live model's"), swap(model, grown):
         pass
 

@@ -26,7 +26,7 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
         (HEAD + ONE + "slices: [{sources: []}]\n", "expected exactly one of models, slices, modules; found models, slices"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, 2]}\n      - {model: one, layer_range: [0, 2], parameters: {weight: 1}}\n",
          "3:1 slices: layer_range ends at 2, the base has 4 layers"),
-        (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [1, 4]}\n", "5:23 slices.0.sources.0.layer_range: found [1, 4]: only [0, number of layers]"),
+        (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [1, 4]}\n", "5:23 slices.0.sources.0.layer_range: found [1, 4]: of a merge only [0, number of layers]"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, -1]}\n", "slices.0.sources.0.layer_range: found [0, -1]"),
         (HEAD + "slices:\n  - sources:\n      - {model: one, layer_range: [0, 4], parameters: {weight: 1}}\n", "2:1 base_model: base is not among the sources"),
         (HEAD + "slices:\n  - base_model: two\n    sources:\n      - {model: base, layer_range: [0, 4]}\n", "4:5 slices.0.base_model: differs from base_model base"),

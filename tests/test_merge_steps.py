@@ -91,7 +91,7 @@ def test_recipe_as_a_brick(project: Project, outer: str, monkeypatch: pytest.Mon
 def test_merge_after_grow(project: Project) -> None:
     """Bricks reach the layers that were there before, by their old names; a new layer stays as growth made it."""
     head = "bricks: {full: bricks/full, one: bricks/one}\nsteps: ["
-    grow, mix = "{grow: depth, after: [1], check: false}", "{merge: task_arithmetic, where: {layers: '1:3'}}"
+    grow, mix = "{grow: depth, after: [1], check: off}", "{merge: task_arithmetic, where: {layers: '1:3'}}"
     grown, merged, both = (project.tensors(head + steps + "]\n") for steps in (grow, mix, f"{grow}, {mix}"))
     moved = {0: 0, 1: 1, 3: 2, 4: 3}
     for name in both:
@@ -120,7 +120,7 @@ def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
 
 
 def test_brick_that_grows_is_refused(project: Project) -> None:
-    project.write("steps: [{grow: depth, blocks: 1, check: false}]\n", "grown.yaml")
+    project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match="recipe grown grows the base"):
         project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 

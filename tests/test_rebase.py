@@ -284,7 +284,7 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert caught.value.hint is not None
     assert caught.value.hint.endswith("Here fields of the step are set by `--set FIELD=VALUE`.")
     assert not (edited.path / "x").exists()
-    grown = edited.resolve("steps: [{grow: depth, blocks: 1, check: false}]\n", "grown.yaml")
+    grown = edited.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"grown grows its base \(step 'grow-depth'\)"):
         rebase(facts, "grown", grown, edited.path / "x", device=CPU)
     deaf = save_model(edited.path / "deaf")

@@ -15,13 +15,14 @@ from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import Adapter
 from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.errors import WorkbenchError
-from workbench.grow.preserve import check_preserved
+from workbench.grow.preserve import check_growth_on
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
 from workbench.memories import SavedMemory, solve_memory
 from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
+from workbench.recipe import Recipe
 from workbench.registry import EditMethod, GrowMethod, Measured, MemoryMethod, MergeContext, MergeMethod, methods
 from workbench.resolve import MemoryAt, Resolved
 from workbench.solving import solve_edit
@@ -100,6 +101,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             merged = MergedWeights(
                 current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value, resolved.memo
             )
+            check_reach(merged, bricks, resolved.base, recipe, i)
             if not merged.merged:
                 raise recipe.error(
                     ("steps", len(records), "where"),
@@ -133,11 +135,33 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, GrowMethod):
             growth = step.expand(current)
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
-            current = Model(GrownWeights(current.weights, growth), growth.config)
+            current = Model(GrownWeights(current.weights, growth, recipe.fields.seed), growth.config)
         records.append(record)
     if changes_result(recipe.fields.output):
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
     return Composition(current, records, edits, reports, memory)
+
+
+def check_reach(merged: MergedWeights, bricks: Mapping[str, Deltas], base: Model, recipe: Recipe, at: int) -> None:
+    """Errors: bricks of a merge step whose tensors a growth before has left out or changed in shape."""
+    step, names = recipe.steps[at], recipe.step_ids
+    grown = [name for s, name in zip(recipe.steps[:at], names, strict=False) if isinstance(s, GrowMethod)]
+    if not grown or not isinstance(step, MergeMethod):
+        return
+    left = {merged.origin(name) for name in merged.specs}
+    lost = [n for n in base.weights.specs if n not in left and (step.where is None or step.where.matches(n, base))]
+    for brick, delta in bricks.items():
+        if gone := [n for n in lost if delta.touches(n)]:
+            raise recipe.error(
+                ("steps", at), f"{names[at]}: brick '{brick}' changes {len(gone)} tensors that {grown[-1]} has left out ({gone[0]})",
+                "Merge it before that step, or keep those layers out of this step with `where`.",
+            )  # fmt: skip
+    changed = [n for n in merged.merged if merged.specs[n].shape != base.weights.specs[merged.origin(n) or ""].shape]
+    if changed:
+        raise recipe.error(
+            ("steps", at), f"{names[at]}: {grown[-1]} has changed the shape of {len(changed)} tensors that bricks reach ({changed[0]})",
+            "Merge before that step, or keep these tensors out of this step with `where`.",
+        )  # fmt: skip
 
 
 def measure(
@@ -174,7 +198,7 @@ def measure(
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
-    """Compare the live model before and after every grow step that claims to preserve the function.
+    """Compare the live model before and after every grow step with what the step declares.
 
     Returns:
         Step id -> what was measured. Errors: a difference (exit code 3).
@@ -182,23 +206,27 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
     found: dict[str, dict[str, Any]] = {}
     recipe = resolved.recipe
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        if not (isinstance(step, GrowMethod) and step.preserves and getattr(step, "check", True)):
+        if not (isinstance(step, GrowMethod) and step.check == "full"):
             continue
         known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
         record = read_json(known)
         if record is None:
-            events({"stage": "check", "step": step_id, "text": "logits and cached generation, before and after"})
-            before, after = (_live_after(resolved, count, device) for count in (i, i + 1))
-            record = check_preserved(before, after, step_id)
+            events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
+            model = _after(resolved, i, device)
+            before, after = (_live(resolved, m, device) for m in (model, _after(resolved, i + 1, device)))
+            record = check_growth_on(before, after, step, step.expand(model), model.weights.specs, step_id)
             write_json(known, record)
         found[step_id] = record
     return found
 
 
-def _live_after(resolved: Resolved, steps: int, device: torch.device) -> PreTrainedModel:
-    """The live float32 model after the first steps."""
+def _after(resolved: Resolved, steps: int, device: torch.device) -> Model:
+    """The weights after the first steps."""
     from dataclasses import replace
 
-    recipe = replace(resolved.recipe, steps=resolved.recipe.steps[:steps])
-    model = compose(replace(resolved, recipe=recipe), device).model
+    return compose(replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:steps])), device).model
+
+
+def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
+    """Weights as a live float32 model."""
     return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)

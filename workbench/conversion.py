@@ -52,15 +52,17 @@ class Run:
 
 def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
     """config.json as transformers reads it. Errors: an architecture that this transformers does not know."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            why = " ".join(str(error).split("\n", 1 if isinstance(error, StrictDataclassError) else 0)[-1].split())
             raise WorkbenchError(
-                f"config.json: transformers cannot read model_type {config.get('model_type')} ({str(error).splitlines()[0][:200]})",
+                f"config.json: transformers cannot read model_type {config.get('model_type')} ({why[:200]})",
                 "A newer transformers may know it.",
             ) from None
 

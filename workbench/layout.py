@@ -90,10 +90,14 @@ class Layout:
         """The weight of the layer's feed-forward down-projection."""
         return self._one(layer, _MLP_OUT, "feed-forward down-projection")
 
+    def attention_out(self, layer: int) -> str:
+        """The weight of the layer's attention output projection."""
+        return self._one(layer, _ATTENTION_OUT, "attention output projection")
+
     def residual_writers(self, layer: int) -> list[str]:
         """Every tensor, biases included, through which a layer adds to the residual stream."""
         modules = [
-            self._one(layer, _ATTENTION_OUT, "attention output projection").removesuffix(".weight"),
+            self.attention_out(layer).removesuffix(".weight"),
             self.mlp_out(layer).removesuffix(".weight"),
         ]
         return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]

@@ -1,45 +1,160 @@
-"""Does a grown model compute what it did? Compared on the live models, cached generation included."""
+"""Does a grown model compute what it did, and can all that was added learn? Found on the live models, cached generation included."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.conversion import live_names
 from workbench.errors import WorkbenchError
+from workbench.registry import GrowMethod, Growth
+from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 TOKENS = 24
 NEW_TOKENS = 12
+TOLERANCES = {"exact": 1e-6, "approximate": 1e-5}
+"""Largest difference of two logits in float32, as a share of the largest logit if that is above 1."""
+_STEP = 0.05
+"""Of the gradient step after which everything that was added has to have a gradient; the first one may stop at a factor of zeros."""
+
+
+def check_growth_on(
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    method: GrowMethod,
+    growth: Growth,
+    specs: Mapping[str, TensorSpec],
+    step: str,
+) -> dict[str, Any]:
+    """Check what a growth method declares of itself.
+
+    Args:
+        before, after: Live models in float32; `after` is changed by it.
+        specs: Of the weights before growth.
+
+    Returns:
+        What `preserved` and `gradients` found.
+
+    Errors: a promise that is not kept (exit code 3).
+    """
+    found = {} if method.preserves == "no" else preserved(before, after, TOLERANCES[method.preserves], step)
+    return {**found, **gradients(after, method, growth, specs, step)}
 
 
 @torch.no_grad()
-def check_preserved(before: PreTrainedModel, after: PreTrainedModel, step: str, seed: int = 0) -> dict[str, Any]:
-    """Compare logits on random tokens and greedy generation with a KV cache, which a wrong layer index would spoil.
+def preserved(before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, seed: int = 0) -> dict[str, Any]:
+    """Compare logits of the old vocabulary on random tokens, and greedy generation with a KV cache, which a wrong layer index would spoil.
 
     Returns:
         `{"max_logit_difference": float, "same_generation": True}`.
 
-    Raises:
-        WorkbenchError: logits differ by more than 1e-4, or a generated token does (exit code 3).
+    Errors: logits differ by more than the tolerance, or a generated token does (exit code 3).
     """
+    tokens = _tokens(before, seed)
     vocabulary = before.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, vocabulary, (2, TOKENS), generator=generator).to(before.device)
-    difference = float((before(tokens).logits.float() - after(tokens).logits.float()).abs().max())
-    generated = [
-        model.generate(tokens[:1], attention_mask=torch.ones_like(tokens[:1]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-                       do_sample=False, use_cache=True, pad_token_id=0)
-        for model in (before, after)
-    ]  # fmt: skip
-    same = torch.equal(generated[0], generated[1])
-    if not difference <= 1e-4 or not same:
+    old, new = (model(tokens).logits.float()[..., :vocabulary] for model in (before, after))
+    difference = float((old - new).abs().max())
+    same = torch.equal(_generated(before, tokens, []), _generated(after, tokens, _beyond(before, after)))
+    if not difference <= tolerance * max(1.0, float(old.abs().max())) or not same:
         raise WorkbenchError(
             f"step {step}: the grown model computes something else (logits differ by {difference:.2g}, "
             f"generation {'agrees' if same else 'differs'})",
-            "Report this architecture; `check: false` in the step writes the model all the same.",
+            "Report this architecture; `check: off` in the step writes the model all the same.",
             3,
         )
     return {"max_logit_difference": difference, "same_generation": same}
+
+
+def _tokens(model: PreTrainedModel, seed: int = 0) -> Tensor:
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocabulary, (2, TOKENS), generator=generator).to(model.device)
+
+
+def _beyond(before: PreTrainedModel, after: PreTrainedModel) -> list[int]:
+    """Tokens that the vocabulary did not have."""
+    old, new = (m.config.get_text_config().vocab_size for m in (before, after))
+    return list(range(old, new))
+
+
+def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
+    found: Tensor = model.generate(
+        tokens[:1], attention_mask=torch.ones_like(tokens[:1]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+        use_cache=True, pad_token_id=0, suppress_tokens=suppressed or None,
+    )  # fmt: skip
+    return found
+
+
+def gradients(
+    model: PreTrainedModel, method: GrowMethod, growth: Growth, specs: Mapping[str, TensorSpec], step: str
+) -> dict[str, Any]:
+    """Whether everything that growth has added has a gradient, at once or after one step, as the method says.
+
+    Returns:
+        `{"gradient": {"now": N, "after_one_step": M}}`: tensors with additions that have one; `{}` where nothing was added.
+
+    Errors: one that has none when the method says it has (exit code 3).
+    """
+    added = _added(model, growth, specs)
+    if not added or method.learns == "when_selected":
+        return {}
+    parameters = dict(model.named_parameters())
+    tokens = _tokens(model, seed=1)
+    counts: dict[str, int] = {}
+    dead: list[str] = []
+    for when in ("now", "after_one_step"):
+        model.zero_grad()
+        with torch.enable_grad():
+            model(tokens, labels=tokens).loss.backward()
+        dead = [name for name, mask in added.items() if not _alive(parameters[name].grad, mask)]
+        counts[when] = len(added) - len(dead)
+        if when == "now" and dead and method.learns == "after_one_step":
+            _learn(parameters, added)
+        elif not dead or method.learns == "now":
+            break
+    model.zero_grad()
+    if dead:
+        raise WorkbenchError(
+            f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), and could not be trained",
+            "Report this architecture; `check: off` in the step writes the model all the same.",
+            3,
+        )
+    return {"gradient": counts}
+
+
+def _added(model: PreTrainedModel, growth: Growth, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor | None]:
+    """Live parameter -> which of its elements are new; None: taken as a whole."""
+    masks: dict[str, NDArray[Any]] = {
+        n: mask for n, grown in growth.tensors.items() if (mask := grown.added(specs[grown.source])) is not None
+    }
+    live = live_names(growth.config, {n: g.spec(specs[g.source]) for n, g in growth.tensors.items()})
+    parameters = dict(model.named_parameters())
+    found: dict[str, Tensor | None] = {}
+    for name, mask in masks.items():
+        for place in live[name]:
+            if place in parameters:
+                same = tuple(parameters[place].shape) == mask.shape
+                found[place] = torch.from_numpy(mask).to(parameters[place].device) if same else None
+    return found
+
+
+def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:
+    return gradient is not None and bool((gradient if mask is None else gradient[mask]).any())
+
+
+@torch.no_grad()
+def _learn(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
+    """One gradient step of what was added, scaled so that it moves."""
+    for name, mask in added.items():
+        parameter, gradient = parameters[name], parameters[name].grad
+        if gradient is not None:
+            change = gradient if mask is None else gradient * mask
+            size = change.abs().max()
+            parameter.sub_(_STEP * change / size if size > 0 else change)

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from workbench.registry import Growth
+from workbench.registry import NEW, Axis, Grown, Growth
+from workbench.weights.digests import json_digest
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 
 class GrownWeights:
-    """New names over the current tensors. Bricks reach the tensors that were there before, under their old names."""
+    """New names over the current tensors. Bricks reach the tensors that were there before, under their old names.
 
-    def __init__(self, current: Weights, growth: Growth) -> None:
+    Args:
+        current: The weights before growth.
+        growth: What the method plans.
+        seed: Of what is drawn.
+    """
+
+    def __init__(self, current: Weights, growth: Growth, seed: int = 0) -> None:
         self._current = current
         self._growth = growth
+        self._seed = seed
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Shapes of the sources, under the grown names."""
-        return {name: self._current.specs[grown.source] for name, grown in self._growth.tensors.items()}
+        """Shapes under the grown names."""
+        return {name: grown.spec(self._current.specs[grown.source]) for name, grown in self._growth.tensors.items()}
 
     def origin(self, name: str) -> str | None:
         """The base's tensor for what was there before, None for what growth added."""
@@ -30,11 +41,80 @@ class GrownWeights:
         return None if grown.new else self._current.origin(grown.source)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The source tensor, or zeros."""
+        """The source tensor, as growth changes it."""
         grown = self._growth.tensors[name]
-        return _Zeros() if grown.zero else self._current.open(grown.source, device)
+        if grown.zero:
+            return _Zeros()
+        source = self._current.open(grown.source, device)
+        if not grown.reshaped and grown.scale == 1:
+            return source
+        return GrownSource(source, self._current.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
 
 
 class _Zeros:
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.zero_()
+
+
+class GrownSource:
+    """A tensor whose rows and columns come from another's. What is drawn depends on seed and row alone, not on blocks or device.
+
+    Args:
+        source, spec: What it is made from.
+        grown: How.
+        seed: Of the tensor.
+    """
+
+    def __init__(self, source: Source, spec: TensorSpec, grown: Grown, seed: int) -> None:
+        self._source, self._spec, self._grown, self._seed = source, spec, grown, seed
+        self._rows = grown.rows or Axis(np.arange(spec.rows))
+        cols = grown.cols
+        self._kept: tuple[Tensor, Tensor] | None = None
+        if cols is not None:
+            places = np.flatnonzero(~cols.added)
+            self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows start..stop in float32, or the tensor's own dtype for integers."""
+        index = self._rows.index[start:stop]
+        for at, count in _runs(index):
+            part = out[at : at + count]
+            if index[at] == NEW:
+                self._fill(part, start + at)
+            else:
+                self._copy(int(index[at]), part, start + at)
+        for axis, shape in ((self._rows.scale, (-1, 1)), (self._grown.cols.scale if self._grown.cols else None, (1, -1))):
+            if axis is not None:
+                rows = axis[start:stop] if shape == (-1, 1) else axis
+                out.mul_(torch.from_numpy(rows).to(out.device).view(shape))
+
+    def _copy(self, first: int, part: Tensor, row: int) -> None:
+        """Rows from the source, and what is added to them."""
+        if self._kept is None:
+            self._source.read(first, first + len(part), part)
+        else:
+            old = torch.empty(len(part), self._spec.cols, dtype=part.dtype, device=part.device)
+            self._source.read(first, first + len(part), old)
+            self._fill(part, row)
+            places, taken = (t.to(part.device) for t in self._kept)
+            part[:, places] = old[:, taken] * self._grown.scale if self._grown.scale != 1 else old[:, taken]
+            return
+        if self._grown.scale != 1:
+            part.mul_(self._grown.scale)
+
+    def _fill(self, part: Tensor, row: int) -> None:
+        part.fill_(self._grown.value)
+        if self._grown.std > 0:
+            for i, line in enumerate(part):
+                generator = torch.Generator().manual_seed(self._seed ^ (row + i))
+                line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=self._grown.std)
+
+
+def _runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """(start, length) of stretches that are added, or consecutive in the source."""
+    if not len(index):
+        return
+    added = index == NEW
+    breaks = np.flatnonzero((added[1:] != added[:-1]) | (~added[1:] & (index[1:] != index[:-1] + 1))) + 1
+    ends = [0, *breaks.tolist(), len(index)]
+    yield from ((a, b - a) for a, b in pairwise(ends))

@@ -14,6 +14,7 @@ from workbench.bricks import kinds_of
 from workbench.errors import WorkbenchError
 from workbench.importing.config import Config, Reference, read_config
 from workbench.importing.methods import Inputs, step_of
+from workbench.importing.stacks import is_stack, read_stack
 from workbench.importing.text import comment, recipe_text
 from workbench.importing.vocabulary import carry_vocabulary
 from workbench.layout import Model
@@ -50,19 +51,23 @@ def import_recipe(file: Path, to: Path | None = None) -> Imported:
     Errors: every field that does not carry over, at once, each at its line.
     """
     document = yamldoc.load(file)
-    config = read_config(document)
+    stack: dict[str, Any] | None = None
+    if is_stack(document.data):
+        config, stack = read_stack(document)
+    else:
+        config = read_config(document)
     places = _Places(config, file, find_project(to or Path.cwd() / "recipe.yaml"), to)
     base, base_path = places.base()
     model = _model(base_path)
     _check_layers(config, model)
-    inputs = _inputs(config, places, base, model)
+    inputs = None if stack else _inputs(config, places, base, model)
     dtype = _dtype(config)
     tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names, base)
     config.report.stop()
-    step = step_of(inputs)
+    step = step_of(inputs) if inputs else stack or {}
     config.report.stop()
-    used = [*(step["bricks"])]
-    data: dict[str, Any] = {"version": 1, "base": places.shown(base), "bricks": {name: places.brick(name) for name in used}}
+    used = {name: places.brick(name) for name in step.get("bricks", ())}
+    data: dict[str, Any] = {"version": 1, "base": places.shown(base), **({"bricks": used} if used else {})}
     data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
     head = [f"# workbench run {to or 'RECIPE.yaml'}", f"# Imported from {file.name}, mergekit's {config.method}."]
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
@@ -230,7 +235,7 @@ def _check_layers(config: Config, model: Model | None) -> None:
         config.report.note((), f"one slice over layers 0 to {config.layers}: taken as the whole model")
     elif model.layout.depth != config.layers:
         config.report.refuse(("slices",), f"layer_range ends at {config.layers}, the base has {model.layout.depth} layers: "
-                             "`grow` cannot cut layers out yet")  # fmt: skip
+                             "a merge keeps every layer; `passthrough` with slices cuts them")  # fmt: skip
 
 
 def _dtype(config: Config) -> str | None:

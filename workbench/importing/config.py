@@ -92,7 +92,7 @@ def read_config(document: yamldoc.Document) -> Config:
         found = "experts" in data if isinstance(data, dict) else False
         hint = "It looks like a mergekit-moe configuration." if found else "The file should be one that `mergekit-yaml` runs."
         raise document.error((), "expected a mergekit configuration with a merge_method", hint)
-    _note_unknown(report, (), data, TOP)
+    note_unknown(report, (), data, TOP)
     method = str(data["merge_method"])
     if method not in KNOWN:
         report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
@@ -139,7 +139,7 @@ def _body(report: Report, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str
     if len(inside) != 1:
         report.refuse(("modules", "default"), f"expected exactly one of models, slices; found {', '.join(inside) or 'none'}")
         return None
-    _note_unknown(report, ("modules", "default"), module, ("models", "slices", "parameters"))
+    note_unknown(report, ("modules", "default"), module, ("models", "slices", "parameters"))
     return ("modules", "default"), inside[0], module
 
 
@@ -150,7 +150,7 @@ def _models(report: Report, models: Any, at: yamldoc.KeyPath) -> list[Source]:
         if not isinstance(entry, dict) or "model" not in entry:
             report.refuse(path, "expected {model:, parameters:}")
             continue
-        _note_unknown(report, path, entry, ("model", "parameters"))
+        note_unknown(report, path, entry, ("model", "parameters"))
         reference = read_reference(report, entry["model"], (*path, "model"))
         if reference:
             sources.append(Source(reference, (*path, "model"), _scope(report, entry, path)))
@@ -162,14 +162,14 @@ def _models(report: Report, models: Any, at: yamldoc.KeyPath) -> list[Source]:
 def _slices(
     report: Report, slices: Any, at: yamldoc.KeyPath, base: Reference | None
 ) -> tuple[list[Source], Scope, Reference | None, int | None]:
-    """One slice over all layers is the whole model. Others stack layers anew, which no step does yet."""
+    """One slice over all layers is the whole model. Others stack layers anew, which a merge step does not do."""
     none: tuple[list[Source], Scope, Reference | None, int | None] = ([], (at, {}), base, None)
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
-        report.refuse(at, f"{count} slices: only one slice over all layers carries over; `grow` cannot stack slices yet")
+        report.refuse(at, f"{count} slices: of several slices only those of `passthrough`, of one model, carry over")
         return none
     path, output = (*at, 0), slices[0]
-    _note_unknown(report, path, output, ("sources", "base_model", "parameters", "residual_weight"))
+    note_unknown(report, path, output, ("sources", "base_model", "parameters", "residual_weight"))
     if output.get("residual_weight") is not None:
         report.note((*path, "residual_weight"), "mergekit reads and never uses it: left out")
     if output.get("base_model"):
@@ -183,12 +183,10 @@ def _slices(
         if not isinstance(entry, dict) or "model" not in entry or "layer_range" not in entry:
             report.refuse(where, "expected {model:, layer_range:, parameters:}")
             continue
-        _note_unknown(report, where, entry, ("model", "layer_range", "parameters"))
+        note_unknown(report, where, entry, ("model", "layer_range", "parameters"))
         span = entry["layer_range"]
         if not (isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span) and 0 == span[0] < span[1]):
-            report.refuse(
-                (*where, "layer_range"), f"found {span}: only [0, number of layers] carries over; `grow` cannot stack slices yet"
-            )
+            report.refuse((*where, "layer_range"), f"found {span}: of a merge only [0, number of layers] carries over")
             continue
         reference = read_reference(report, entry["model"], (*where, "model"))
         if reference:
@@ -204,7 +202,7 @@ def read_reference(report: Report, value: Any, at: yamldoc.KeyPath) -> Reference
     if isinstance(value, dict):
         if value.get("override_architecture"):
             report.refuse((*at, "override_architecture"), "the architecture is the checkpoint's own here")
-        _note_unknown(report, at, value, ("model", "lora", "override_architecture"))
+        note_unknown(report, at, value, ("model", "lora", "override_architecture"))
         parts = [_path(report, value[key], (*at, key)) if value.get(key) else None for key in ("model", "lora")]
     elif isinstance(value, str) and 1 <= len(value.split("+")) <= 2:
         parts = [_path(report, part, at) for part in value.split("+")]
@@ -236,7 +234,7 @@ def _scope(report: Report, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Sc
     return path, found if isinstance(found, dict) else {}
 
 
-def _note_unknown(report: Report, at: yamldoc.KeyPath, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def note_unknown(report: Report, at: yamldoc.KeyPath, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in found:
         if key not in known:
             report.note((*at, key), "mergekit has no such field and ignores it: left out")

@@ -11,7 +11,7 @@ A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` 
 from __future__ import annotations
 
 from workbench.registry.editing import Edit, EditMethod, MethodContext
-from workbench.registry.growing import GrowMethod, Grown, Growth
+from workbench.registry.growing import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves
 from workbench.registry.memories import Kept, Memory, MemoryMethod, Remembered
 from workbench.registry.merging import (
     Block,
@@ -27,6 +27,6 @@ from workbench.registry.merging import (
 from workbench.registry.steps import VERBS, Step, method, methods, register
 
 __all__ = [
-    "VERBS", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Measured", "Memo", "Memory",
-    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Remembered", "Step", "method", "methods", "register",
+    "NEW", "VERBS", "Axis", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
+    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Preserves", "Remembered", "Step", "method", "methods", "register",
 ]  # fmt: skip

@@ -1,0 +1,73 @@
+"""A new order of layers: names and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.conversion import parse_config
+from workbench.errors import WorkbenchError
+from workbench.layout import Layout
+from workbench.registry import Grown
+
+# Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
+_NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", "global_attn_every_n_layers", "full_attention_interval",
+             "moe_layer_freq")  # fmt: skip
+# Patterns that transformers reads only where the list beside them is absent.
+_PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
+             "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
+_DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Grown]) -> dict[str, Grown]:
+    """Tensors of a model whose layers are those of another one in some order, in file order.
+
+    Args:
+        order: For each new layer the old one.
+        make: (old name, new layer) -> the tensor there.
+    """
+    tensors: dict[str, Grown] = {}
+    stack = iter(enumerate(order))
+    for name in layout.names:
+        if layout.layer(name) is None:
+            tensors[name] = Grown(name)
+            continue
+        # The whole stack stands where its first tensor stood: file order stays embeddings, layers, norm, head.
+        for new, old in stack:
+            before, after = f"{layout.prefix}{old}.", f"{layout.prefix}{new}."
+            tensors |= {after + n.removeprefix(before): make(n, new) for n in layout.in_layer(old)}
+    return tensors
+
+
+def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: str) -> dict[str, Any]:
+    """config.json of that model: its depth, and every list with one entry a layer re-indexed. Errors: layers named by number."""
+    if "text_config" in config and not any(config.get(key) for key in _DEPTH):
+        return {**config, "text_config": reordered(config["text_config"], depth, order, step)}
+    config = _explicit(config, depth)
+    numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
+    if numbered:
+        raise WorkbenchError(
+            f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), which move",
+            "Grow a model without these fields.",
+        )
+    grown = dict(config)
+    for key, value in config.items():
+        if key in _DEPTH:
+            grown[key] = len(order)
+        elif isinstance(value, list) and len(value) == depth and key.endswith(("_types", "_layers", "layers")):
+            grown[key] = [value[old] for old in order]
+    if "attention_types" in config and "attention_layers" in config:  # GPT-Neo says it twice, once run-length encoded
+        grown["attention_types"] = [[grown["attention_layers"], 1]]
+    return grown
+
+
+def _explicit(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    """With the lists that patterns stand for, as transformers reads them."""
+    absent = {found for pattern, found in _PATTERNS.items() if config.get(pattern) is not None and config.get(found) is None}
+    if not absent:
+        return config
+    parsed = parse_config(config).to_dict()
+    return {
+        **config,
+        **{key: parsed[key] for key in sorted(absent) if isinstance(parsed.get(key), list) and len(parsed[key]) == depth},
+    }

@@ -1,0 +1,135 @@
+"""Where a decoder keeps what can be widened: one table of module names, checked against the model that transformers builds.
+
+Names are discovered where that can be proven: a matrix's orientation, the kind of a norm and every shape come from the model without
+weights that config.json describes. What the table does not know is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.conversion import live_names, skeleton
+from workbench.errors import WorkbenchError
+from workbench.layout import Model
+from workbench.weights.specs import TensorSpec
+
+# Leaf of a module -> how many matrices of that kind lie in it, one upon another.
+FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
+QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
+READERS = (*QUERIES, *KEYS, "qkv_proj", "lm_head", *FFN_IN)
+WRITERS = ("o_proj", "dense", "down_proj", "fc2")
+EMBEDDINGS = ("embed_tokens",)
+HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_HINT = "Supported: decoders whose parts workbench/grow/parts.py names. Report this architecture, or grow `depth`, which needs no such table."
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix on disk.
+
+    Attributes:
+        weight: Its name.
+        bias: Of its bias; None where there is none.
+        transposed: Whether it is stored [in, out] (Conv1D).
+        parts: How many matrices of a kind lie in it, one upon another along its outputs.
+    """
+
+    weight: str
+    bias: str | None
+    transposed: bool
+    parts: int = 1
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the module's name."""
+        return self.weight.removesuffix(".weight").rpartition(".")[2]
+
+
+class Parts:
+    """The parts of a model that `width` changes. Errors: an architecture that transformers cannot build, parts that the table lacks."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.specs = model, model.weights.specs
+        self.text = text_config(model.config)
+        self._live = skeleton(json.dumps(model.config, sort_keys=True))
+        self._names = live_names(model.config, self.specs)
+        self._modules = dict(self._live.named_modules())
+        self.parsed: Any = self._live.config.get_text_config()
+
+    def kind(self, name: str) -> str:
+        """Class of the live module that a tensor belongs to."""
+        live = self._names[name]
+        return type(self._modules[live[0].rpartition(".")[0]]).__name__ if live else ""
+
+    def linear(self, weight: str) -> Linear:
+        """A matrix by its weight's name."""
+        bias = f"{weight.removesuffix('.weight')}.bias"
+        found = Linear(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
+        return Linear(found.weight, found.bias, found.transposed, FFN_IN.get(found.leaf, 1))
+
+    def ffn(self, layer: int) -> tuple[list[Linear], Linear]:
+        """A layer's matrices into its neurons, and the one out of them."""
+        out = self.model.layout.mlp_out(layer)
+        parent = out.removesuffix(".weight").rpartition(".")[0]
+        inside = [
+            n
+            for n in self.model.layout.in_layer(layer)
+            if n.endswith(".weight") and n.rpartition(".")[0].rpartition(".")[0] == parent
+        ]
+        found = [self.linear(n) for n in inside if n != out and self.linear(n).leaf in FFN_IN]
+        strange = [n for n in inside if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
+        if not found or (strange and not parent.endswith(str(layer))):
+            raise WorkbenchError(
+                f"grow width: layer {layer}: no known matrix into the neurons beside {', '.join(strange) or out}", _HINT, 2
+            )
+        return found, self.linear(out)
+
+    def attention(self, layer: int) -> tuple[dict[str, Linear], Linear]:
+        """A layer's separate matrices of queries, keys and values, and the one behind them."""
+        out = self.linear(self.model.layout.attention_out(layer))
+        parent = out.weight.removesuffix(".weight").rpartition(".")[0]
+        found = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
+        if len(found) < 3:
+            raise WorkbenchError(f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(found) or 'none'} "
+                                 f"beside {out.weight}", _HINT, 2)  # fmt: skip
+        return found, out
+
+    def sizes(self, linear: Linear) -> tuple[int, int]:
+        """Outputs and inputs of a matrix."""
+        rows, cols = self.specs[linear.weight].shape
+        return (cols, rows) if linear.transposed else (rows, cols)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the text decoder."""
+    nested = config.get("text_config")
+    return dict(nested) if isinstance(nested, Mapping) and "hidden_size" in nested else dict(config)
+
+
+def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with other values of the text decoder."""
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping) and "hidden_size" in nested:
+        return {**config, "text_config": {**nested, **changes}}
+    return {**config, **changes}
+
+
+def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
+    """Errors: a tensor that transformers would build in another shape from this config.json."""
+    try:
+        model = skeleton(json.dumps(config, sort_keys=True))
+    except ValueError as error:
+        raise WorkbenchError(
+            f"grow {step}: transformers builds no model of these sizes ({' '.join(str(error).split())[:200]})", _HINT, 2
+        ) from None
+    live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, places in live_names(config, specs).items():
+        for place in places:
+            if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
+                raise WorkbenchError(
+                    f"grow {step}: {name} would be {list(specs[name].shape)}, and transformers builds {list(live[place])} for model_type "
+                    f"{config.get('model_type')}: its config.json cannot say this size", _HINT, 2)  # fmt: skip

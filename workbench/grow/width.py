@@ -1,0 +1,197 @@
+"""Width: more neurons, attention heads or channels in every layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from workbench.errors import WorkbenchError
+from workbench.fields import Whole
+from workbench.grow.parts import EMBEDDINGS, HEAD_NORMS, KEYS, NEURONS, READERS, WRITERS, Linear, Parts, check_shapes, with_text
+from workbench.layout import Model
+from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+
+_STD = 0.02
+"""Of drawn weights, where config.json has no initializer_range."""
+
+
+@register
+class Width(GrowMethod):
+    """Wider layers that compute the same function: what reads from new places is drawn at random or copied, what writes from new neurons
+    and heads is zero or shared (Chen et al. 2016, Net2Net; Chen et al. 2022, bert2BERT).
+
+    New channels (`hidden`) are zero wherever something writes to the residual stream; the norms, which see more channels with the same
+    sum of squares, are scaled by sqrt(d / D), and their epsilon by d / D. That needs RMS norms.
+    """
+
+    paper = "Chen et al. 2016, Net2Net, arXiv 1511.05641; Chen et al. 2022, bert2BERT, arXiv 2110.07143"
+    formula = "W_in ↦ [W_in; N(0, σ²)], W_out ↦ [W_out, 0]; hidden: W_out ↦ [W_out; 0], g ↦ g √(d/D), ε ↦ ε d/D"
+    preserves: ClassVar[Preserves] = "approximate"
+    learns: ClassVar[Learns] = "after_one_step"
+
+    grow: Literal["width"]
+    neurons: Whole | None = Field(None, ge=1)
+    """Neurons of every feed-forward layer, in all (intermediate_size)."""
+    how: Literal["random", "copy"] = "random"
+    """New neurons: random inputs and no output yet; or copies of old ones, whose output is shared among the copies in unequal parts,
+    so that they learn apart."""
+    key_value_heads: Whole | None = Field(None, ge=1)
+    """Key-value heads of every layer, in all; each brings its group of query heads."""
+    hidden: Whole | None = Field(None, ge=1)
+    """Channels of the residual stream, in all (hidden_size)."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Width:
+        if self.neurons is None and self.key_value_heads is None and self.hidden is None:
+            raise ValueError("expected at least one of `neurons`, `key_value_heads` and `hidden`")
+        return self
+
+    def expand(self, model: Model) -> Growth:
+        """Plan all that is asked for. Errors: a size that is no larger, parts that the architecture does not have, fused heads, other norms."""
+        plan = _Plan(Parts(model))
+        if self.neurons is not None:
+            plan.neurons(self.neurons, self.how == "copy")
+        if self.key_value_heads is not None:
+            plan.heads(self.key_value_heads)
+        if self.hidden is not None:
+            plan.hidden(self.hidden)
+        growth = plan.growth()
+        check_shapes(growth.config, {n: g.spec(model.weights.specs[g.source]) for n, g in growth.tensors.items()}, "width")
+        return growth
+
+
+class _Plan:
+    """Tensors and sizes as they change."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.tensors = {name: Grown(name) for name in parts.specs}
+        self.config: dict[str, Any] = {}
+        self.record: dict[str, Any] = {}
+        self.std = float(parts.text.get("initializer_range") or _STD)
+
+    def growth(self) -> Growth:
+        """The plan."""
+        changed = [n for n, g in self.tensors.items() if g.reshaped]
+        return Growth(self.tensors, with_text(self.parts.model.config, self.config), {**self.record, "widened": len(changed)})
+
+    def neurons(self, count: int, copied: bool) -> None:
+        """Every feed-forward layer has `count` neurons."""
+        layers = [self.parts.ffn(i) for i in range(self.parts.model.layout.depth)]
+        old = {self.parts.sizes(out)[1] for _, out in layers}
+        if len(old) > 1:
+            raise WorkbenchError(
+                f"grow width: layers have {' and '.join(map(str, sorted(old)))} neurons; `neurons` needs one number", None, 2
+            )
+        (before,) = old
+        _larger("neurons", before, count)
+        key = next((k for k in NEURONS if k in self.parts.text or getattr(self.parts.parsed, k, None) is not None), None)
+        if key is None:
+            raise WorkbenchError(
+                f"grow width: no field of config.json says how many neurons a layer has ({', '.join(NEURONS)})", None, 2
+            )
+        self.config[key] = count
+        self.record["neurons"] = [before, count]
+        into, out = _copies(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
+        for readers, writer in layers:
+            for reader in readers:
+                index = np.concatenate([np.where(into.index == NEW, NEW, into.index + i * before) for i in range(reader.parts)])
+                self._outputs(reader, Axis(index), std=self.std)
+            self._inputs(writer, out)
+
+    def heads(self, count: int) -> None:
+        """Every layer has `count` key-value heads and as many groups of query heads."""
+        parsed = self.parts.parsed
+        queries = int(parsed.num_attention_heads)
+        groups = int(getattr(parsed, "num_key_value_heads", None) or queries)
+        head = int(getattr(parsed, "head_dim", None) or parsed.hidden_size // queries)
+        _larger("key_value_heads", groups, count)
+        for layer in range(self.parts.model.layout.depth):
+            inner, out = self.parts.attention(layer)
+            for name, matrix in inner.items():
+                each = head if name in KEYS else head * (queries // groups)
+                self._outputs(matrix, Axis.padded(each * groups, each * count), std=self.std)
+            self._inputs(out, Axis.padded(head * queries, head * (queries // groups) * count))
+        if wide := [n for n in self.parts.specs if _leaf(n) in HEAD_NORMS and self.parts.specs[n].numel > head]:
+            raise WorkbenchError(
+                f"grow width: {wide[0]} normalises all heads together: more heads would change those that are there", None, 2
+            )
+        self.config |= {"num_attention_heads": queries // groups * count, "head_dim": head}
+        if "num_key_value_heads" in self.parts.text or groups != queries:
+            self.config["num_key_value_heads"] = count
+        self.record["key_value_heads"] = [groups, count]
+
+    def hidden(self, count: int) -> None:
+        """The residual stream has `count` channels."""
+        parts, parsed = self.parts, self.parts.parsed
+        before = int(parsed.hidden_size)
+        _larger("hidden", before, count)
+        eps = getattr(parsed, "rms_norm_eps", None)
+        if eps is None or str(parsed.model_type).startswith("gemma"):
+            why = (
+                "scales its embeddings by the width"
+                if eps is not None
+                else "has no RMS norms (rms_norm_eps), and a mean over more channels is another one"
+            )
+            raise WorkbenchError(
+                f"grow width: `hidden` does not go with model_type {parsed.model_type}: it {why}", "Grow `neurons` or `depth`.", 2
+            )
+        wider, share = Axis.padded(before, count), before / count
+        normed = {leaf[0] for name in parts.specs if (leaf := _leaf(name)) in HEAD_NORMS and "RMSNorm" in parts.kind(name)}
+        for name in parts.specs:
+            leaf = _leaf(name)
+            if leaf in HEAD_NORMS:
+                continue
+            if "RMSNorm" in parts.kind(name):
+                self._change(name, rows=wider, scale=math.sqrt(share), value=1.0)
+            elif leaf in EMBEDDINGS:
+                self._change(name, cols=wider)
+            elif leaf in READERS and name.endswith(".weight"):
+                # Norms of queries and keys share the epsilon: what they see is scaled with its root, and they give what they gave.
+                scale = math.sqrt(share) if leaf.endswith("_proj") and leaf[0] in normed else 1.0
+                self._inputs(parts.linear(name), wider, std=self.std, scale=scale)
+            elif leaf in WRITERS and name.endswith(".weight"):
+                self._outputs(parts.linear(name), wider)
+            elif not (name.endswith(".bias") and leaf in (*READERS, *WRITERS)):
+                raise WorkbenchError(f"grow width: {name} is no part that `hidden` knows", "Report this architecture.", 2)
+        head = getattr(parsed, "head_dim", None) or before // int(parsed.num_attention_heads)
+        self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
+        self.record["hidden"] = [before, count]
+
+    def _outputs(self, linear: Linear, axis: Axis, std: float = 0.0) -> None:
+        """Other outputs of a matrix, and of its bias."""
+        self._change(linear.weight, **{"cols" if linear.transposed else "rows": axis}, std=std)
+        if linear.bias is not None:
+            self._change(linear.bias, rows=axis)
+
+    def _inputs(self, linear: Linear, axis: Axis, std: float = 0.0, scale: float = 1.0) -> None:
+        """Other inputs of a matrix; `scale` is of its outputs, and of its bias."""
+        self._change(linear.weight, **{"rows" if linear.transposed else "cols": axis}, std=std, scale=scale)
+        if linear.bias is not None and scale != 1:
+            self._change(linear.bias, scale=scale)
+
+    def _change(self, name: str, **changes: Any) -> None:
+        self.tensors[name] = replace(self.tensors[name], **changes)
+
+
+def _copies(before: int, count: int) -> tuple[Axis, Axis]:
+    """Net2Net: places of copied neurons, and what each passes on; the shares of a neuron's copies add up to one and differ."""
+    index = np.concatenate([np.arange(before), np.arange(count - before) % before])
+    number = np.arange(count) // before + 1  # the first place of a neuron has 1, its first copy 2
+    total = np.bincount(index, weights=number, minlength=before)
+    return Axis(index), Axis(index, (number / total[index]).astype(np.float32))
+
+
+def _larger(field: str, before: int, count: int) -> None:
+    if count <= before:
+        raise WorkbenchError(
+            f"grow width: `{field}: {count}`: the model has {before}, and growth does not take away", f"{field}: {2 * before}", 2
+        )
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]
