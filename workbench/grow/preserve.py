@@ -44,7 +44,8 @@ def check_growth_on(
 
     Errors: a promise that is not kept (exit code 3).
     """
-    found = {} if method.preserves == "no" else preserved(before, after, TOLERANCES[method.preserves], step)
+    promise = method.promises()
+    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step)
     return {**found, **gradients(after, method, growth, specs, step)}
 
 

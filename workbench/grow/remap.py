@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.registry import NEW, Axis, Grown, Growth
 from workbench.weights.digests import json_digest
-from workbench.weights.specs import Source, TensorSpec, Weights
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, matrix
 
 
 class GrownWeights:
@@ -43,6 +43,12 @@ class GrownWeights:
     def open(self, name: str, device: torch.device) -> Source:
         """The source tensor, as growth changes it."""
         grown = self._growth.tensors[name]
+        if grown.parts:
+            opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
+            return _Joined(opened, [part.spec(self._current.specs[part.source]).rows for part in grown.parts])
+        return self._opened(grown, name, device)
+
+    def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
         if grown.zero:
             return _Zeros()
         source = self._current.open(grown.source, device)
@@ -54,6 +60,22 @@ class GrownWeights:
 class _Zeros:
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.zero_()
+
+
+class _Joined:
+    """Tensors one upon another."""
+
+    def __init__(self, parts: Sequence[Source], rows: Sequence[int]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(rows))
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                part.read(low - first, high - first, out[low - start : high - start])
+            first = end
 
 
 class GrownSource:
@@ -103,11 +125,26 @@ class GrownSource:
             part.mul_(self._grown.scale)
 
     def _fill(self, part: Tensor, row: int) -> None:
-        part.fill_(self._grown.value)
-        if self._grown.std > 0:
+        value, std = self._drawn
+        part.fill_(value)
+        if std > 0:
             for i, line in enumerate(part):
                 generator = torch.Generator().manual_seed(self._seed ^ (row + i))
-                line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=self._grown.std)
+                line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=std)
+
+    @cached_property
+    def _drawn(self) -> tuple[float, float]:
+        """Mean and standard deviation of what is added."""
+        if not self._grown.like:
+            return self._grown.value, self._grown.std
+        total = squares = torch.zeros((), dtype=torch.float64)
+        block = buffer(self._spec, torch.device("cpu"))
+        for start, stop in self._spec.blocks(BLOCK_ELEMENTS):
+            rows = matrix(block, start, stop, self._spec.cols)
+            self._source.read(start, stop, rows)
+            total, squares = total + rows.sum(dtype=torch.float64), squares + rows.double().square().sum()
+        mean = float(total) / self._spec.numel
+        return mean, max(0.0, float(squares) / self._spec.numel - mean * mean) ** 0.5
 
 
 def _runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -38,6 +38,10 @@ class GrowMethod(Step):
     check: Annotated[Literal["full", "off"], BeforeValidator(_said)] = "full"
     """full: compare logits, cached generation and gradients with the model before growth, at `run`; needs both in memory, in float32."""
 
+    def promises(self) -> Preserves:
+        """What holds with these fields."""
+        return self.preserves
+
     def expand(self, model: Model) -> Growth:
         """Plan the growth from names, shapes and configuration alone."""
         raise NotImplementedError
@@ -77,7 +81,9 @@ class Grown:
         rows, cols: Its rows and columns by those of the source (a vector has rows alone); None: as they are.
         value: Of rows and columns that are added; where `std` is above 0 they are drawn around it instead.
         std: Standard deviation of what is drawn.
+        like: Draw with the mean and the standard deviation of the source instead, which takes one more pass over it.
         scale: Factor of what is not added.
+        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`.
     """
 
     source: str
@@ -87,15 +93,20 @@ class Grown:
     cols: Axis | None = None
     value: float = 0.0
     std: float = 0.0
+    like: bool = False
     scale: float = 1.0
+    parts: tuple[Grown, ...] = ()
+    shape: tuple[int, ...] | None = None
 
     @property
     def reshaped(self) -> bool:
         """Whether its rows or columns are others than the source's."""
-        return self.rows is not None or self.cols is not None
+        return self.rows is not None or self.cols is not None or bool(self.parts)
 
     def spec(self, source: TensorSpec) -> TensorSpec:
         """Its shape and dtype."""
+        if self.shape is not None:
+            return TensorSpec(self.shape, source.dtype)
         if not self.reshaped:
             return source
         rows = source.rows if self.rows is None else len(self.rows.index)

@@ -1,0 +1,84 @@
+"""Mixture-of-experts architectures that transformers has, and which dense ones become one of them without a change of the function.
+
+One row each: names on disk as `save_pretrained` writes them, the fields of config.json that say sizes, and what has to hold so that
+experts which are all alike compute what one of them does (notes of the operators: docs/growing.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
+"""Of a dense gated feed-forward layer: `mlp.gate_proj` and so on."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A mixture-of-experts architecture.
+
+    Attributes:
+        model_type, architecture: As config.json says them.
+        router: The router's weight [experts, hidden] within a layer.
+        expert: Part -> name of an expert's matrix within a layer, `{e}` its number; empty where experts lie in one tensor.
+        fused: Name -> parts that lie in it one upon another, [experts, rows, cols].
+        experts, top_k: Fields of config.json.
+        sizes: Fields that hold the number of neurons of an expert.
+        fixed: Fields that have to have a value.
+        shared: Name of a shared expert's modules within a layer, whose output starts as zero; its size's field.
+        zeros: Further tensors [1, experts] that start as zeros.
+    """
+
+    model_type: str
+    architecture: str
+    router: str
+    experts: str
+    top_k: str = "num_experts_per_tok"
+    expert: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sizes: tuple[str, ...] = ("intermediate_size",)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    shared: tuple[str, str, str] | None = None
+    zeros: tuple[str, ...] = ()
+
+
+_CLASSIC = {part: f"mlp.experts.{{e}}.{part}.weight" for part in (GATE, UP, DOWN)}
+_NORMED = {"norm_topk_prob": True}
+TARGETS = {
+    target.model_type: target
+    for target in (
+        Target("mixtral", "MixtralForCausalLM", "block_sparse_moe.gate.weight", "num_local_experts",
+               expert={part: f"block_sparse_moe.experts.{{e}}.{w}.weight" for part, w in ((GATE, "w1"), (DOWN, "w2"), (UP, "w3"))}),
+        Target("qwen2_moe", "Qwen2MoeForCausalLM", "mlp.gate.weight", "num_experts", expert=_CLASSIC, sizes=("intermediate_size", "moe_intermediate_size"),
+               fixed={**_NORMED, "decoder_sparse_step": 1, "mlp_only_layers": []},
+               shared=("mlp.shared_expert", "mlp.shared_expert_gate.weight", "shared_expert_intermediate_size")),
+        Target("qwen3_moe", "Qwen3MoeForCausalLM", "mlp.gate.weight", "num_experts", expert=_CLASSIC, sizes=("intermediate_size", "moe_intermediate_size"),
+               fixed={**_NORMED, "decoder_sparse_step": 1, "mlp_only_layers": []}),
+        Target("flex_olmo", "FlexOlmoForCausalLM", "mlp.gate.weight", "num_experts", expert=_CLASSIC, fixed=_NORMED),
+        Target("granitemoe", "GraniteMoeForCausalLM", "block_sparse_moe.router.layer.weight", "num_local_experts",
+               fused={"block_sparse_moe.input_linear.weight": (GATE, UP), "block_sparse_moe.output_linear.weight": (DOWN,)}),
+        Target("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", "mlp.gate.weight", "moe_num_experts", "moe_k", expert=_CLASSIC,
+               sizes=("intermediate_size", "moe_intermediate_size"), fixed={"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 1},
+               zeros=("mlp.moe_statics.e_score_correction_bias",)),
+    )
+}  # fmt: skip
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "llama": {
+        "mixtral": lambda c: {"sliding_window": None},
+        "granitemoe": lambda c: {"attention_multiplier": _head_dim(c) ** -0.5},
+    },
+    "mistral": {"mixtral": lambda c: {}},
+    "qwen2": {"qwen2_moe": lambda c: {}},
+    "qwen3": {"qwen3_moe": lambda c: {}},
+    "olmo2": {"flex_olmo": lambda c: {}},
+    "granite": {"granitemoe": lambda c: {}},
+    "ernie4_5": {"ernie4_5_moe": lambda c: {"moe_layer_end_index": c["num_hidden_layers"] - 1}},
+}
+"""Dense architecture -> those that it can become, the usual one first, with the fields that the dense one decides."""
