@@ -63,6 +63,7 @@ def configs() -> dict[str, Callable[[], Any]]:
         "granite": lambda: t.GraniteConfig(residual_multiplier=0.22, embedding_multiplier=3.0, logits_scaling=2.0, **_GROUPED),
         "cohere": lambda: t.CohereConfig(logit_scale=1.0, **_GROUPED),
         "glm4": lambda: t.Glm4Config(head_dim=8, **_GROUPED),
+        "ernie4_5": lambda: t.Ernie4_5Config(head_dim=8, **_GROUPED),
     }  # fmt: skip
 
 

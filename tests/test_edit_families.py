@@ -38,7 +38,7 @@ PROJECTION = {
     "bloom": "transformer.h.1.mlp.dense_4h_to_h", "opt": "model.decoder.layers.1.fc2", "phi": "model.layers.1.mlp.fc2",
     "starcoder2": "model.layers.1.mlp.c_proj",
     **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "olmo", "olmo2", "olmo3", "stablelm",
-                     "smollm3", "granite", "cohere", "glm4"], "model.layers.1.mlp.down_proj"),
+                     "smollm3", "granite", "cohere", "ernie4_5", "glm4"], "model.layers.1.mlp.down_proj"),
 }  # fmt: skip
 FAMILIES = sorted(PROJECTION)
 # Random models want large changes. One that makes a target certain is not needed here: it has to be on top.
@@ -88,7 +88,7 @@ def updates(edit: Edit, parts: Parts) -> dict[int, Tensor]:
 
 def test_all_families_are_here() -> None:
     assert sorted(configs()) == FAMILIES
-    assert len(FAMILIES) == 25
+    assert len(FAMILIES) == 26
 
 
 @pytest.mark.parametrize("family", FAMILIES)

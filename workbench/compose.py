@@ -23,7 +23,18 @@ from workbench.memories import SavedMemory, solve_memory
 from workbench.merge.rows import AlignedDeltas
 from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
 from workbench.recipe import Recipe
-from workbench.registry import EditMethod, GrowMethod, Measured, MemoryMethod, MergeContext, MergeMethod, methods
+from workbench.registry import (
+    EditMethod,
+    GrowContext,
+    GrowMethod,
+    Grown,
+    Growth,
+    Measured,
+    MemoryMethod,
+    MergeContext,
+    MergeMethod,
+    methods,
+)
 from workbench.resolve import MemoryAt, Resolved
 from workbench.solving import solve_edit
 from workbench.vocabulary.align import Vocabulary
@@ -135,7 +146,10 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, GrowMethod):
             growth = step.expand(current)
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
-            current = Model(GrownWeights(current.weights, growth, recipe.fields.seed), growth.config)
+            parts = brick_weights(resolved, step, device, events)
+            of_growth = measure_growth(resolved, step, i, current, parts, device, events)
+            record |= of_growth.record
+            current = Model(GrownWeights(current.weights, growth, recipe.fields.seed, parts, of_growth.value), growth.config)
         records.append(record)
     if changes_result(recipe.fields.output):
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
@@ -162,6 +176,41 @@ def check_reach(merged: MergedWeights, bricks: Mapping[str, Deltas], base: Model
             ("steps", at), f"{names[at]}: {grown[-1]} has changed the shape of {len(changed)} tensors that bricks reach ({changed[0]})",
             "Merge before that step, or keep these tensors out of this step with `where`.",
         )  # fmt: skip
+
+
+def brick_weights(resolved: Resolved, step: GrowMethod, device: torch.device, events: Events) -> dict[str, Weights]:
+    """What each brick of a grow step makes of the base, by its weight."""
+    base, found = resolved.base, {}
+    for name in step.names():
+        alone = methods()["merge:task_arithmetic"].model_validate(
+            {"merge": "task_arithmetic", "bricks": {name: step.entry(name).model_dump(mode="json")["weight"]}}
+        )
+        assert isinstance(alone, MergeMethod)
+        found[name] = MergedWeights(
+            base, base, alone, {name: deltas(resolved.bricks[name], base, device, events, resolved.vocabulary)}
+        )
+    return dict(found)
+
+
+def measure_growth(
+    resolved: Resolved, step: GrowMethod, at: int, current: Model, bricks: Mapping[str, Weights], device: torch.device, events: Events
+) -> Measured:  # fmt: skip
+    """What a grow step measures on texts and live models."""
+    if not step.measures():
+        return Measured({})
+    from transformers import AutoTokenizer
+
+    def live(changes: Mapping[str, Grown]) -> PreTrainedModel:
+        gc.collect()  # the model before hangs in reference cycles
+        plan = Growth({name: changes.get(name, Grown(name)) for name in current.weights.specs}, current.config)
+        return _live(resolved, Model(GrownWeights(current.weights, plan, bricks=bricks), current.config), device)
+
+    def progress(done: int, total: int, text: str) -> None:
+        events({"stage": "measure", "step": resolved.recipe.step_ids[at], "done": done, "total": total, "text": text})
+
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    place = resolved.cache / "gates" / f"{resolved.keys[at]}.safetensors"
+    return step.measure(current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress))
 
 
 def measure(

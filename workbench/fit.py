@@ -19,7 +19,7 @@ from workbench.hub import Hub
 from workbench.layout import Model
 from workbench.merge.core import wants_core
 from workbench.recipe import Recipe
-from workbench.registry import EditMethod, MemoryMethod, MergeMethod
+from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod
 from workbench.ties import base_for
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
@@ -270,13 +270,13 @@ def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
     for i, step in enumerate(recipe.steps):
         missing = (
             [f for f in step.inputs() if not (recipe.project / f).is_file()]
-            if isinstance(step, (EditMethod, MemoryMethod, MergeMethod))
+            if isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod))
             else []
         )
         found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
-        if isinstance(step, (EditMethod, MemoryMethod, MergeMethod)) and not missing:
+        if isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod)) and not missing:
             try:
-                step.check(recipe.project)
+                (step.check_inputs if isinstance(step, GrowMethod) else step.check)(recipe.project)
             except WorkbenchError as error:
                 found.append(error)
     return found

@@ -16,7 +16,7 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.evalfields import EvalEntry, FactsEval, InlineEval
 from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
-from workbench.registry import VERBS, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
+from workbench.registry import VERBS, BrickStep, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
 from workbench.searchfields import SearchFields
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
@@ -179,8 +179,8 @@ class Recipe:
             taken.add(found[-1])
         return found
 
-    def used_bricks(self, step: MergeMethod) -> list[str]:
-        """Brick names of a merge step in order: those that it lists, or all of the recipe."""
+    def used_bricks(self, step: BrickStep) -> list[str]:
+        """Brick names of a merge or grow step in order: those that it lists, or, of a merge that lists none, all of the recipe."""
         names = step.names()
         return list(self.fields.bricks) if names is None else names
 
@@ -300,7 +300,11 @@ def _check_references(recipe: Recipe) -> None:
                                    "Name them under the step's `bricks`.")  # fmt: skip
             if len(set(names)) != len(names):
                 raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
-        elif not isinstance(step, (EditMethod, GrowMethod, MemoryMethod)):
+        elif isinstance(step, GrowMethod):
+            for name in step.names():
+                if name not in known:
+                    raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
+        elif not isinstance(step, (EditMethod, MemoryMethod)):
             raise TypeError(type(step))
     ids = [step.id for step in recipe.steps if step.id]
     for i, step in enumerate(recipe.steps):

@@ -24,7 +24,7 @@ from workbench.fit import buffers_left_out, check_brick, check_recipe, check_ste
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import EditMethod, Memo, MemoryMethod, MergeMethod
+from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
@@ -169,6 +169,11 @@ class Resolved:
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
+            elif isinstance(step, GrowMethod):
+                parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
+                parts += [self.recipe.fields.seed] if step.random else []
+                if files := step.inputs():
+                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
             elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
@@ -179,7 +184,7 @@ class Resolved:
         """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
         weights that it was solved on. Reads the bricks of those steps."""
         before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
-        names = {n for s in before.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
+        names = {n for s in before.recipe.steps if isinstance(s, BrickStep) for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
         bricks = {name: _content(self.bricks[name], self.cache) for name in names}
         start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
@@ -211,8 +216,8 @@ class Resolved:
 
     @property
     def parents(self) -> list[str]:
-        """Bricks that merge steps use, in the recipe's order."""
-        used = {n for s in self.recipe.steps if isinstance(s, MergeMethod) for n in self.recipe.used_bricks(s)}
+        """Bricks that merge and grow steps use, in the recipe's order."""
+        used = {n for s in self.recipe.steps if isinstance(s, BrickStep) for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
 
 

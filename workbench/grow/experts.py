@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,55 +13,133 @@ from pydantic import Field, model_validator
 
 from workbench.conversion import live_names, parse_config, skeleton
 from workbench.errors import WorkbenchError, nearest
-from workbench.fields import Real, Whole
+from workbench.fields import BrickEntry, Bricks, Real, Whole
+from workbench.grow.gates import ridge_gates
 from workbench.grow.parts import check_shapes
 from workbench.grow.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.layout import Model
-from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.merge.calibration import encode, longest_row, read_texts
+from workbench.registry import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Measured, Preserves, register
 
 _SHARED = 64
 """Neurons of a shared expert that an architecture cannot do without; its output starts as zero."""
 _ALWAYS = ("torch_dtype", "dtype")
 
 
+class ExpertEntry(BrickEntry):
+    """A brick's fields in an `experts` step."""
+
+    calibration: str | None = None
+    """Texts of the brick's own task, for the gate."""
+
+
 @register
 class Experts(GrowMethod):
-    """Every feed-forward layer becomes a mixture of experts that start as copies of it (Komatsuzaki et al. 2023, sparse upcycling).
+    """Every feed-forward layer becomes a mixture of experts: copies of it (Komatsuzaki et al. 2023, sparse upcycling), or what each brick
+    makes of the base's, beside the layer as it is (Sukhbaatar et al. 2024, Branch-Train-MiX).
 
     Experts that are all alike compute what one of them does, whichever the router takes, because the weights of those it takes add up to
-    one. The first expert keeps the layer's bricks; the others, and the router, are new.
+    one. The first copy, or the anchor, keeps the layer's bricks; the other experts, and the router, are new. What is outside of the
+    feed-forward layers is as the steps before have left it: the base's, or, after a merge with `where: {exclude: ["*.mlp.*"]}`, a mean.
     """
 
-    paper = "Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055; Nakamura et al. 2025, Drop-Upcycling, arXiv 2502.19261"
-    formula = "FFN(x) ↦ Σ over the top k of softmax(W_r x) renormalised · FFN_e(x), FFN_e = FFN"
+    paper = "Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055; Sukhbaatar et al. 2024, Branch-Train-MiX, arXiv 2403.07816; Nakamura et al. 2025, Drop-Upcycling, arXiv 2502.19261"
+    formula = "FFN(x) ↦ Σ over the top k of softmax(W_r x) renormalised · FFN_e(x), FFN_e = FFN, or that of θ₀ + wτ_e"
     preserves: ClassVar[Preserves] = "approximate"
     learns: ClassVar[Learns] = "when_selected"
+    random: ClassVar[bool] = True
 
     grow: Literal["experts"]
-    experts: Whole = Field(ge=2)
-    """Number of experts in every layer."""
+    experts: Whole | None = Field(None, ge=2)
+    """Number of copies of every layer."""
+    bricks: Bricks[ExpertEntry] | None = None
+    """Instead of `experts`: bricks that become an expert each. Brick name -> weight, or {weight:, calibration:}."""
+    anchor: bool = True
+    """With `bricks`: the layer as it is becomes the first expert."""
     top_k: Whole = Field(2, ge=1)
-    """How many of them a token takes."""
+    """How many experts a token takes."""
     into: str | None = None
     """Architecture of the result: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe, ernie4_5_moe; omitted: the usual one for the model."""
     redraw: Real = Field(0.0, ge=0, le=1)
-    """Share of the neurons of every expert but the first that are drawn anew, with mean and standard deviation of the old ones: experts
-    then differ, and the function changes (Drop-Upcycling: 0.5)."""
+    """Of copies: share of the neurons of every expert but the first that are drawn anew, with mean and standard deviation of the old ones:
+    experts then differ, and the function changes (Drop-Upcycling: 0.5)."""
+    gate: Literal["random", "ridge"] = "random"
+    """Rows of the router: drawn at random; or solved by ridge regression from what the router reads on each expert's texts."""
+    calibration: str | None = None
+    """With `gate: ridge`: texts for the anchor, a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
+    samples: Whole = Field(256, ge=5)
+    """Texts read of each file, evenly spaced; every fifth is held out, to count how often the router finds the expert."""
+    max_length: Whole = Field(512, ge=2)
+    """Tokens of a text at most."""
+    ridge: Real = Field(1e-2, gt=0)
+    """Added to the diagonal of the inputs' second moments, relative to its mean."""
+    temperature: Real = Field(0.1, gt=0)
+    """What the regression's values, about 0 and 1, are divided by: lower is more decided."""
     norm_topk_prob: bool = True
     """Whether the weights of the experts that a token takes add up to one."""
 
     @model_validator(mode="after")
     def _fits(self) -> Experts:
-        if self.top_k > self.experts:
-            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self.top_k}")
+        if (self.experts is None) == (not self.bricks):
+            raise ValueError("expected one of `experts: 4` and `bricks: {math: 1.0, code: 1.0}`")
+        if len(self.members()) < 2:
+            raise ValueError("expected at least two experts: one brick needs `anchor: true`")
+        if self.top_k > len(self.members()):
+            raise ValueError(f"expected top_k of at most {len(self.members())}, the number of experts; found {self.top_k}")
         if not self.norm_topk_prob:
             raise ValueError("norm_topk_prob: false multiplies what the experts give by the sum of the weights of those taken, which is below "
                              "one, so that the grown model would not compute what the dense one did")  # fmt: skip
+        if self.redraw and self.bricks:
+            raise ValueError("`redraw` is of copies; experts of bricks differ already")
+        if self.gate == "ridge":
+            if not self.bricks:
+                raise ValueError("`gate: ridge` tells bricks apart; copies are all alike")
+            if missing := [
+                name or "the anchor (the step's `calibration`)" for name in self.members() if self.texts(name) is None
+            ]:
+                raise ValueError(f"`gate: ridge` needs `calibration`, a jsonl of texts, for {', '.join(missing)}")
         return self
+
+    def members(self) -> list[str]:
+        """The experts of a layer: names of bricks, "" for the layer as it is."""
+        if self.experts is not None:
+            return [""] * self.experts
+        return [*([""] if self.anchor else []), *self.names()]
+
+    def texts(self, member: str) -> str | None:
+        """The file of an expert's texts."""
+        entry = self.entry(member)
+        return self.calibration if not member else entry.calibration if isinstance(entry, ExpertEntry) else None
+
+    def inputs(self) -> list[str]:
+        """The files of texts."""
+        return list(dict.fromkeys(f for m in self.members() if self.measures() and (f := self.texts(m))))
+
+    def check_inputs(self, project: Path) -> None:
+        """Errors: a line that is no text."""
+        for file in self.inputs():
+            read_texts(project / file, file)
 
     def promises(self) -> Preserves:
         """Experts that differ compute something else."""
-        return "no" if self.redraw else self.preserves
+        return "no" if self.redraw or self.bricks else self.preserves
+
+    def measures(self) -> bool:
+        """Of a gate that is solved."""
+        return self.gate == "ridge"
+
+    def measure(self, model: Model, context: GrowContext) -> Measured:
+        """The router's rows, layer by layer."""
+        target, _ = self._target(model)
+        plan = _Plan(self, model, target)
+        longest = longest_row(model.config, self.max_length)
+        rows = {m: encode(read_texts(context.project / f, f, self.samples), context.tokenizer, longest)
+                for m in self.members() if (f := self.texts(m)) is not None}  # fmt: skip
+        layers = range(model.layout.depth)
+        changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in rows}
+        found = ridge_gates(context, rows, changes, {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers},
+                            model, self.ridge, self.temperature)  # fmt: skip
+        return Measured(found.rows, {"gate": found.record})
 
     def expand(self, model: Model) -> Growth:
         """Plan names, sizes and router. Errors: an architecture without such a twin, layers that differ, parts that the twin does not have."""
@@ -77,7 +156,9 @@ class Experts(GrowMethod):
                 tensors |= plan.layer(layer)
         _check_places(config, tensors, model)
         check_shapes(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}, "experts")
-        return Growth(tensors, config, {"into": target.model_type, "experts": self.experts, "top_k": self.top_k})
+        return Growth(
+            tensors, config, {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
+        )
 
     def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
         """The architecture of the result and its config.json."""
@@ -97,7 +178,9 @@ class Experts(GrowMethod):
         config = {k: v for k, v in parsed.items() if k in known or k in _ALWAYS}
         neurons = int(parsed["intermediate_size"])
         config |= (
-            dict.fromkeys(target.sizes, neurons) | dict(target.fixed) | {target.experts: self.experts, target.top_k: self.top_k}
+            dict.fromkeys(target.sizes, neurons)
+            | dict(target.fixed)
+            | {target.experts: len(self.members()), target.top_k: self.top_k}
         )
         if target.shared:
             config[target.shared[2]] = min(_SHARED, neurons)
@@ -111,6 +194,8 @@ class _Plan:
     def __init__(self, step: Experts, model: Model, target: Target) -> None:
         self.step, self.model, self.target = step, model, target
         self.std = float(model.config.get("initializer_range") or 0.02)
+        self.members = step.members()
+        self.count = len(self.members)
 
     def dense(self, layer: int) -> dict[str, str]:
         """Part -> tensor of the dense layer."""
@@ -125,7 +210,7 @@ class _Plan:
                 None,
                 2,
             )
-        experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.step.experts)]
+        experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.count)]
         found = {
             prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
         }
@@ -145,11 +230,12 @@ class _Plan:
         return found
 
     def _expert(self, name: str, part: str, layer: int, number: int) -> Grown:
-        """A copy of the dense matrix; but for the first, with some neurons drawn anew, the same ones in all matrices of an expert."""
-        if number == 0 or not self.step.redraw:
-            return Grown(name, new=number > 0)
+        """A brick's matrix, or a copy of the dense one; but for the first, with some neurons drawn anew, the same ones in all matrices of an expert."""
+        member = self.members[number]
+        if member or number == 0 or not self.step.redraw:
+            return Grown(name, brick=member or None, new=bool(member) or number > 0)
         count = self.model.weights.specs[self.dense(layer)[GATE]].rows
-        generator = torch.Generator().manual_seed(layer * self.step.experts + number)
+        generator = torch.Generator().manual_seed(layer * self.count + number)
         index = np.arange(count)
         index[torch.randperm(count, generator=generator)[: round(self.step.redraw * count)].numpy()] = NEW
         axis = Axis(index)

@@ -23,12 +23,19 @@ class GrownWeights:
         current: The weights before growth.
         growth: What the method plans.
         seed: Of what is drawn.
+        bricks: What each brick makes of the base.
+        measured: Tensors that the method has measured, in place of what it plans.
     """
 
-    def __init__(self, current: Weights, growth: Growth, seed: int = 0) -> None:
+    def __init__(
+        self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self._current = current
         self._growth = growth
         self._seed = seed
+        self._bricks = bricks or {}
+        self._measured = measured or {}
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -43,6 +50,8 @@ class GrownWeights:
     def open(self, name: str, device: torch.device) -> Source:
         """The source tensor, as growth changes it."""
         grown = self._growth.tensors[name]
+        if name in self._measured:
+            return _Given(self._measured[name])
         if grown.parts:
             opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
             return _Joined(opened, [part.spec(self._current.specs[part.source]).rows for part in grown.parts])
@@ -51,7 +60,11 @@ class GrownWeights:
     def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
         if grown.zero:
             return _Zeros()
-        source = self._current.open(grown.source, device)
+        origin = self._current.origin(grown.source)
+        from_brick = grown.brick is not None and origin is not None  # a layer that growth has added is no brick's
+        source = (
+            self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else self._current.open(grown.source, device)
+        )
         if not grown.reshaped and grown.scale == 1:
             return source
         return GrownSource(source, self._current.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
@@ -60,6 +73,14 @@ class GrownWeights:
 class _Zeros:
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.zero_()
+
+
+class _Given:
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self._tensor[start:stop].reshape(out.shape))
 
 
 class _Joined:

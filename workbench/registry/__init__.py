@@ -11,7 +11,7 @@ A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` 
 from __future__ import annotations
 
 from workbench.registry.editing import Edit, EditMethod, MethodContext
-from workbench.registry.growing import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves
+from workbench.registry.growing import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves
 from workbench.registry.memories import Kept, Memory, MemoryMethod, Remembered
 from workbench.registry.merging import (
     Block,
@@ -24,9 +24,9 @@ from workbench.registry.merging import (
     MergeMethod,
     Prepared,
 )
-from workbench.registry.steps import VERBS, Step, method, methods, register
+from workbench.registry.steps import VERBS, BrickStep, Step, method, methods, register
 
 __all__ = [
-    "NEW", "VERBS", "Axis", "Block", "Combination", "Edit", "EditMethod", "Group", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
+    "NEW", "VERBS", "Axis", "Block", "BrickStep", "Combination", "Edit", "EditMethod", "Group", "GrowContext", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
     "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Preserves", "Remembered", "Step", "method", "methods", "register",
 ]  # fmt: skip

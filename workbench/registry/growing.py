@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
 from workbench.layout import Model
-from workbench.registry.steps import Step
+from workbench.registry.merging import Measured
+from workbench.registry.steps import BrickStep
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Preserves = Literal["exact", "approximate", "no"]
 """exact: every sum has the same terms and zeros beside them; approximate: the same up to rounding of rescaled numbers."""
@@ -26,7 +32,7 @@ def _said(value: Any) -> Any:
     return {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value
 
 
-class GrowMethod(Step):
+class GrowMethod(BrickStep):
     """More parameters. The method names the new tensors and says from which old tensor each is made."""
 
     verb = "grow"
@@ -34,9 +40,34 @@ class GrowMethod(Step):
     """Whether the grown model computes the same function; checked on the live models at `run`."""
     learns: ClassVar[Learns] = "now"
     """When all that growth adds has a gradient; checked with the function."""
+    random: ClassVar[bool] = False
+    """Draws random numbers: the recipe's seed is part of the step's key."""
 
     check: Annotated[Literal["full", "off"], BeforeValidator(_said)] = "full"
     """full: compare logits, cached generation and gradients with the model before growth, at `run`; needs both in memory, in float32."""
+
+    def names(self) -> list[str]:
+        """Bricks that become a part of the model of their own, in order."""
+        return list(getattr(self, "bricks", None) or ())
+
+    def inputs(self) -> list[str]:
+        """Files that the method reads, relative to the project; their content is part of the step's key."""
+        return []
+
+    def check_inputs(self, project: Path) -> None:
+        """Errors in the content of those files, found before any work."""
+
+    def measures(self) -> bool:
+        """Whether `measure` is to be asked."""
+        return False
+
+    def measure(self, model: Model, context: GrowContext) -> Measured:
+        """What needs texts and live models: name -> tensor of the grown model, in place of what `expand` says of it.
+
+        Args:
+            model: Before growth.
+        """
+        raise NotImplementedError
 
     def promises(self) -> Preserves:
         """What holds with these fields."""
@@ -76,6 +107,7 @@ class Grown:
 
     Attributes:
         source: The tensor of the current model that it is made from.
+        brick: Take what a brick makes of the base's tensor instead, where the source is one of the base's.
         new: Whether growth has added it whole. Bricks do not reach a new tensor.
         zero: Whether it starts as zeros.
         rows, cols: Its rows and columns by those of the source (a vector has rows alone); None: as they are.
@@ -87,6 +119,7 @@ class Grown:
     """
 
     source: str
+    brick: str | None = None
     new: bool = False
     zero: bool = False
     rows: Axis | None = None
@@ -130,3 +163,18 @@ class Growth:
     tensors: Mapping[str, Grown]
     config: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GrowContext:
+    """What a growth method that needs more than tensors may use. Models are made when asked for, one at a time."""
+
+    live: Callable[[Mapping[str, Grown]], PreTrainedModel]
+    """The model before growth with some of its tensors replaced, as a live model: float32, on `device`, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    project: Path
+    cache: Path
+    """A file for what was measured: a safetensors file and, beside it, a record."""
+    progress: Callable[[int, int, str], None]
+    """(done, total, text)"""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from workbench.fields import BrickEntry, Where
+from workbench.fields import Where
 from workbench.layout import Model
-from workbench.registry.steps import Step
+from workbench.registry.steps import BrickStep
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Laws:
     """Draws random numbers: the recipe's seed is part of the step's key."""
 
 
-class MergeMethod(Step):
+class MergeMethod(BrickStep):
     """Bricks' deltas into one delta. `prepare` looks at one tensor, what it returns computes block by block."""
 
     verb = "merge"
@@ -61,30 +61,6 @@ class MergeMethod(Step):
 
     where: Where | None = None
     """Tensors to merge; all others keep their current weights."""
-
-    def names(self) -> list[str] | None:
-        """Bricks that the step takes, in order; None for all of the recipe."""
-        bricks = getattr(self, "bricks", None)
-        return None if bricks is None else list(bricks)
-
-    def entry(self, brick: str) -> BrickEntry:
-        """The step's fields for one brick."""
-        bricks = getattr(self, "bricks", None)
-        if not isinstance(bricks, dict) or brick not in bricks:
-            return self.entry_type()()
-        given = bricks[brick]
-        return given if isinstance(given, BrickEntry) else self.entry_type()(weight=given)
-
-    @classmethod
-    def entry_type(cls) -> type[BrickEntry]:
-        """The class of a brick's fields, as the annotation of `bricks` names it."""
-        stack: list[Any] = [cls.model_fields["bricks"].annotation]
-        while stack:
-            kind = stack.pop()
-            if isinstance(kind, type) and issubclass(kind, BrickEntry):
-                return kind
-            stack.extend(get_args(kind))
-        return BrickEntry
 
     def inputs(self) -> list[str]:
         """Files that the method reads, relative to the project; their content is part of the step's key."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from workbench.errors import WorkbenchError
-from workbench.fields import NAME, Strict
+from workbench.fields import NAME, BrickEntry, Strict
 
 VERBS = ("merge", "edit", "grow")
 
@@ -31,6 +31,34 @@ class Step(Strict):
     """The method in a line."""
     version: ClassVar[int] = 1
     """Part of every cache key: raise it when numbers change."""
+
+
+class BrickStep(Step):
+    """A step that may take bricks."""
+
+    def names(self) -> list[str] | None:
+        """Bricks that the step takes, in order; None for all of the recipe."""
+        bricks = getattr(self, "bricks", None)
+        return None if bricks is None else list(bricks)
+
+    def entry(self, brick: str) -> BrickEntry:
+        """The step's fields for one brick."""
+        bricks = getattr(self, "bricks", None)
+        if not isinstance(bricks, dict) or brick not in bricks:
+            return self.entry_type()()
+        given = bricks[brick]
+        return given if isinstance(given, BrickEntry) else self.entry_type()(weight=given)
+
+    @classmethod
+    def entry_type(cls) -> type[BrickEntry]:
+        """The class of a brick's fields, as the annotation of `bricks` names it."""
+        stack: list[Any] = [cls.model_fields["bricks"].annotation]
+        while stack:
+            kind = stack.pop()
+            if isinstance(kind, type) and issubclass(kind, BrickEntry):
+                return kind
+            stack.extend(get_args(kind))
+        return BrickEntry
 
 
 _METHODS: dict[str, type[Step]] = {}
