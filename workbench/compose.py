@@ -255,7 +255,7 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
     found: dict[str, dict[str, Any]] = {}
     recipe = resolved.recipe
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        if not (isinstance(step, GrowMethod) and step.check == "full"):
+        if not (isinstance(step, GrowMethod) and step.is_checked()):
             continue
         known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
         record = read_json(known)

@@ -73,6 +73,10 @@ class GrowMethod(BrickStep):
         """What holds with these fields."""
         return self.preserves
 
+    def is_checked(self) -> bool:
+        """Whether there is something to check, and it is wanted."""
+        return self.check == "full" and (self.promises() != "no" or self.learns != "when_selected")
+
     def expand(self, model: Model) -> Growth:
         """Plan the growth from names, shapes and configuration alone."""
         raise NotImplementedError
