@@ -13,8 +13,8 @@ SPARSE = ("8B",)
 """Sizes whose checkpoints are files of zeros without blocks on disk: for memory, not for numbers."""
 
 
-def make_models(folder: Path, size: str) -> None:
-    """Base, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`."""
+def make_models(folder: Path, size: str, bricks: bool = True) -> None:
+    """Base and, with `bricks`, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -26,7 +26,7 @@ def make_models(folder: Path, size: str) -> None:
     shapes = _shapes(size)
     generator = torch.Generator().manual_seed(0)
     base = {} if size in SPARSE else {n: (torch.randn(s, generator=generator) * 0.02).bfloat16() for n, s in shapes.items()}
-    for name in ("base", "a", "b", "c"):
+    for name in ("base", "a", "b", "c") if bricks else ("base",):
         (folder / name).mkdir()
         config.save_pretrained(folder / name)
         if size in SPARSE:
@@ -36,7 +36,7 @@ def make_models(folder: Path, size: str) -> None:
         if name != "base":
             tensors = {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
         save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-    for name in ("la", "lb", "lc"):
+    for name in ("la", "lb", "lc") if bricks else ():
         (folder / name).mkdir()
         factors = {}
         for weight, shape in shapes.items():

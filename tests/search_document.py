@@ -89,8 +89,9 @@ def _trial(rng: np.random.Generator, arm: str, number: int, objectives: int) -> 
     level = 0.78 - 0.35 * (lam - 0.9) ** 2 + 0.03 * rng.normal() + (0.04 if method == "ties" else 0.0)
     scores = [round(float(np.clip(level, 0, 1)), 6), round(float(0.9 - 0.05 * lam + 0.01 * rng.normal()), 6)][:objectives]
     stopped = level < 0.66
+    whole = {} if stopped else {"intervals": [[round(s - 0.03, 6), round(s + 0.03, 6)] for s in scores]}
     return {
-        **head, "scores": scores, "digest": f"{number:032x}", "stage": 0 if stopped else 2, "stopped": stopped,
+        **head, **whole, "scores": scores, "digest": f"{number:032x}", "stage": 0 if stopped else 2, "stopped": stopped,
         "items": 75 if stopped else ITEMS["search"], "beaten_by": "task-arithmetic-1" if stopped else None, "seconds": {"all": 2.5},
     }  # fmt: skip
 

@@ -236,7 +236,9 @@ def test_recipes_in_text_are_valid(page: Path) -> None:
     for block in blocks(page.read_text("utf-8"), "yaml"):
         data = yaml.safe_load(block) or {}
         if "steps" in data:
-            recipe.from_data({"version": 1, "base": "base", "bricks": {"add": "bricks/add", "reverse": "bricks/reverse"}, **data}, ROOT)
+            recipe.from_data(
+                {"version": 1, "base": "base", "bricks": {"add": "bricks/add", "reverse": "bricks/reverse"}, **data}, ROOT
+            )
 
 
 def test_the_python_example_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

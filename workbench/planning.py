@@ -108,7 +108,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         elif isinstance(step, GrowMethod):
             growth = step.expand(model)
             row |= growth.record
-            live = max(live, 8 * numel) if step.is_checked() else live
+            live = max(live, 8 * numel if step.is_checked() or step.measures() else 0, _TRANSFORMERS if step.builds else 0)
             model = Model(GrownWeights(model.weights, growth), growth.config)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())

@@ -47,6 +47,7 @@ class Experts(GrowMethod):
     formula = "FFN(x) ↦ Σ over the top k of softmax(W_r x) renormalised · FFN_e(x), FFN_e = FFN, or that of θ₀ + wτ_e"
     preserves: ClassVar[Preserves] = "approximate"
     learns: ClassVar[Learns] = "when_selected"
+    builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
 
     grow: Literal["experts"]

@@ -32,6 +32,7 @@ class Width(GrowMethod):
     formula = "W_in ↦ [W_in; N(0, σ²)], W_out ↦ [W_out, 0]; hidden: W_out ↦ [W_out; 0], g ↦ g √(d/D), ε ↦ ε d/D"
     preserves: ClassVar[Preserves] = "approximate"
     learns: ClassVar[Learns] = "after_one_step"
+    builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
 
     grow: Literal["width"]

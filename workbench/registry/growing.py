@@ -40,6 +40,8 @@ class GrowMethod(BrickStep):
     """Whether the grown model computes the same function; checked on the live models at `run`."""
     learns: ClassVar[Learns] = "now"
     """When all that growth adds has a gradient; checked with the function."""
+    builds: ClassVar[bool] = False
+    """Asks transformers for the model without weights, which takes its import."""
     random: ClassVar[bool] = False
     """Draws random numbers: the recipe's seed is part of the step's key."""
 
