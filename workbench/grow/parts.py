@@ -122,9 +122,10 @@ def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
     """Errors: a tensor that transformers would build in another shape from this config.json."""
     try:
         model = skeleton(json.dumps(config, sort_keys=True))
-    except ValueError as error:
+    except (ValueError, WorkbenchError) as error:
+        why = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
         raise WorkbenchError(
-            f"grow {step}: transformers builds no model of these sizes ({' '.join(str(error).split())[:200]})", _HINT, 2
+            f"grow {step}: transformers builds no model of these sizes ({why[:300]})", "Choose sizes that it takes.", 2
         ) from None
     live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name, places in live_names(config, specs).items():
