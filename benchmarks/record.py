@@ -20,8 +20,8 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
     ).stdout.strip()
     script = Path(sys.argv[0]).resolve()
     arguments = sys.argv[1:]
-    if "--folder" in arguments:  # a place of this machine, which decides no number
-        del arguments[arguments.index("--folder") : arguments.index("--folder") + 2]
+    for flag in {"--folder", "--out"} & set(arguments):  # places of this machine, which decide no number
+        del arguments[arguments.index(flag) : arguments.index(flag) + 2]
     words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *arguments]
     document = {
         "machine": machine(),
