@@ -51,18 +51,33 @@ def speed_block(project: Path) -> str:
         "in_full": "the same, every candidate on all items",
         "peer": "`mergekit-yaml` and `lm_eval`, one call each a candidate",
     }
-    rows = [
-        [text, f"{found[way]['wall']:.0f}", f"{found[way]['cpu']:.0f}",
-         *(f"{found['ratio'][way][kind]:.1f}" if way in found["ratio"] else "" for kind in ("wall", "cpu")), _parts(found[way])]
-        for way, text in ways.items()
-    ]  # fmt: skip
+    peer = found["peer"]
+    rows = []
+    for way, text in ways.items():
+        took = found[way]
+        alone = sum(took["parts"].values()) if "parts" in took else took["wall"]
+        ratios = (
+            [f"{peer['wall'] / alone:.1f}", f"{peer['wall'] / took['wall']:.1f}", f"{peer['cpu'] / took['cpu']:.1f}"]
+            if way != "peer"
+            else [""] * 3
+        )
+        rows.append([text, f"{alone:.0f}", f"{took['wall']:.0f}", f"{took['cpu']:.0f}", *ratios, _parts(took)])
     some = (
         ""
         if found["by_peer"] == found["candidates"]
         else f"The peer's time is that of {found['by_peer']} candidates, scaled up. "
     )
     note = f"{found['candidates']} candidates, {sum(found['items'].values())} items, seconds; ratios are the peer's time over ours. {some}{measured(found)}"
-    heads = ["way", "wall s", "CPU s", "ratio, wall", "ratio, CPU", "where wall seconds go"]
+    heads = [
+        "way",
+        "candidates, wall s",
+        "whole call, wall s",
+        "CPU s",
+        "ratio, candidates",
+        "ratio, whole call",
+        "ratio, CPU",
+        "where wall seconds go",
+    ]
     return table(heads, rows, left=1) + f"\n\n{note} The source: [{SPEED}](../{SPEED})."
 
 
