@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this file is loaded
 
 import edit_tables
+import grow_tables
 import search_tables
 from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
 
@@ -361,6 +362,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "scoring": scoring_block,
     "skills": skills_block,
     **edit_tables.BLOCKS,
+    **grow_tables.BLOCKS,
     **search_tables.BLOCKS,
     "forgetting": forgetting_block,
 }

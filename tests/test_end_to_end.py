@@ -67,7 +67,11 @@ def test_plan_and_run(world: Project) -> None:
     assert ran["status"] == "done"
     assert ran["key"] == planned["key"]
     assert (Path(ran["model"]) / "model.safetensors").stat().st_size > planned["write_bytes"]
-    assert ran["steps"][0]["check"] == {"max_logit_difference": 0.0, "same_generation": True}
+    assert ran["steps"][0]["check"] == {
+        "max_logit_difference": 0.0,
+        "same_generation": True,
+        "gradient": {"now": 2, "after_one_step": 9},
+    }
     assert (Path(ran["run"]) / "edits" / "facts" / "adapter_model.safetensors").is_file()
     assert document("plan", "recipes/all.yaml")["cached"] == ["facts", "run"]
     assert document("runs", "ls")[0]["configuration"] == ran["configuration"]
