@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from merge import MEASURE, pin
+from merge import measure
 from models import SHAPES, make_models
 from record import write_results
 
@@ -82,6 +82,11 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>").save_pretrained(folder)
 
 
+def measure_here(command: list[str]) -> dict[str, float]:
+    """One process on the last core."""
+    return measure(command, 1, str((os.cpu_count() or 1) - 1))
+
+
 def row(folder: Path, name: str, step: dict[str, Any]) -> dict[str, Any]:
     """One operator: the workbench, the floor, and mergekit where it has one."""
     file = folder / "recipes" / "grow.yaml"
@@ -93,9 +98,9 @@ def row(folder: Path, name: str, step: dict[str, Any]) -> dict[str, Any]:
     planned = json.loads(
         subprocess.run([*command, "plan", str(file), "--json"], capture_output=True, text=True, check=True).stdout
     )
-    ours = measured([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
+    ours = measure_here([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
     shutil.rmtree(folder / "runs")
-    floor = measured(
+    floor = measure_here(
         [
             sys.executable,
             "-c",
@@ -126,22 +131,9 @@ def peer(folder: Path, name: str, step: dict[str, Any]) -> dict[str, float] | No
     else:
         return None
     (folder / "mergekit.yaml").write_text(yaml.safe_dump(config))
-    found = measured([str(tools / tool), str(folder / "mergekit.yaml"), out])
+    found = measure_here([str(tools / tool), str(folder / "mergekit.yaml"), out])
     shutil.rmtree(out)
     return found
-
-
-def measured(command: list[str]) -> dict[str, float]:
-    """One process on one core: wall and CPU seconds, peak bytes. Errors: it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    cpu = str((os.cpu_count() or 1) - 1)
-    done = subprocess.run(
-        [*pin(cpu), sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True
-    )
-    result: dict[str, float] = json.loads(done.stdout)
-    if result["rc"]:
-        sys.exit(f"{' '.join(command)} failed:\n{result['error']}")
-    return {k: round(result[k], 2) for k in ("wall", "cpu", "peak")}
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from dense import save_dense
 from mergekit_runs import save_models
 from project import Project
-from tiny import save_adapter, save_finetuned, save_model
+from tiny import edit_json, save_adapter, save_finetuned, save_model
 from token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
@@ -30,6 +31,21 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             made[key] = save_model(tmp_path_factory.mktemp("models") / family, family, dtype=dtype)
         return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def dense_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family of `dense.py`, or "gpt_neox sequential" -> a tiny float32 model. Not to be changed by a test."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = save_dense(family.partition(" ")[0], tmp_path_factory.mktemp("dense") / family.replace(" ", "-"))
+            if family == "gpt_neox sequential":
+                edit_json(made[family] / "config.json", use_parallel_residual=False)
+        return made[family]
 
     return get
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dense import save_dense
 from project import CPU, Project
 from tiny import config, edit_json, save_model, tensors_of
 
@@ -24,21 +23,6 @@ from workbench.weights.specs import TensorSpec
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
 MORE = ["mistral", "qwen3", "gemma3", "olmo2", "phi", "granite", "smollm3", "glm4", "phi3", "cohere", "starcoder2"]
-
-
-@pytest.fixture(scope="module")
-def dense_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family -> a tiny float32 model. Not to be changed by a test."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = save_dense(family.partition(" ")[0], tmp_path_factory.mktemp("dense") / family.replace(" ", "-"))
-            if family == "gpt_neox sequential":
-                edit_json(made[family] / "config.json", use_parallel_residual=False)
-        return made[family]
-
-    return get
 
 
 def live(path: Path) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from dense import save_dense
 from project import CPU, Project
 from tiny import WORDS, tensors_of
 
@@ -20,19 +19,6 @@ from workbench.errors import WorkbenchError
 
 PAIRS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
          ("granite", "granitemoe"), ("llama", "granitemoe"), ("ernie4_5", "ernie4_5_moe")]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def dense_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family -> a tiny float32 model. Not to be changed by a test."""
-    made: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = save_dense(family, tmp_path_factory.mktemp("dense") / family)
-        return made[family]
-
-    return get
 
 
 def live(path: str | Path) -> Any:

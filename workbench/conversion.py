@@ -60,7 +60,7 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            why = " ".join(str(error).split("\n", 1 if isinstance(error, StrictDataclassError) else 0)[-1].split())
+            why = " ".join(str(error).split())
             raise WorkbenchError(
                 f"config.json: transformers cannot read model_type {config.get('model_type')} ({why[:200]})",
                 "A newer transformers may know it.",
