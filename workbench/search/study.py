@@ -191,6 +191,8 @@ def check_storage(file: Path, key: str) -> None:
         raise WorkbenchError(
             f"{file}: no storage of a search ({type(error).__name__})", "Name another file with --storage."
         ) from error
+    if file.suffix != ".db" and file.stat().st_size and not summaries:  # Optuna skips a last line that it cannot read
+        raise WorkbenchError(f"{file}: no storage of a search", "Name another file with --storage.")
     known = summaries.get("search", {}).get(_KEY)
     if known is not None and known != key:
         raise WorkbenchError(
