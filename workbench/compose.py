@@ -144,11 +144,11 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             memory = MemoryAt(saved.path, saved.log.version, saved.digest())
             record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
-            growth = step.expand(current)
-            record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record}
+            step.expand(current)  # what does not fit is found before anything is measured
             parts = brick_weights(resolved, step, device, events)
             of_growth = measure_growth(resolved, step, i, current, parts, device, events)
-            record |= of_growth.record
+            growth = step.settled(of_growth).expand(current)
+            record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record, **of_growth.record}
             current = Model(GrownWeights(current.weights, growth, recipe.fields.seed, parts, of_growth.value), growth.config)
         records.append(record)
     if changes_result(recipe.fields.output):

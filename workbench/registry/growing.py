@@ -71,6 +71,10 @@ class GrowMethod(BrickStep):
         """
         raise NotImplementedError
 
+    def settled(self, measured: Measured) -> GrowMethod:
+        """The step with what `measure` found in the place of what it was asked to find: `expand` is asked of that one."""
+        return self
+
     def promises(self) -> Preserves:
         """What holds with these fields."""
         return self.preserves
