@@ -14,7 +14,7 @@ from tiny import save_adapter, tensors_of
 from token_words import BASE, EMBED, MIX, OTHER, SPECIAL, THIRD, recipe, save_llama, save_tuned, save_words, tensors_in_memory
 
 from workbench.errors import WorkbenchError
-from workbench.vocabulary.align import _configured
+from workbench.vocabulary.align import configured
 from workbench.vocabulary.files import generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
@@ -266,12 +266,12 @@ def test_tied_brick_of_an_untied_base(words_project: Project) -> None:
 def test_configuration_follows_the_choice() -> None:
     """Rows and special ids, also in the text model's part; an id that the chosen tokenizer does not have is null."""
     config = {"vocab_size": 9, "eos_token_id": 1, "pad_token_id": 2, "x": 1, "text_config": {"vocab_size": 9, "eos_token_id": 1}}
-    assert _configured(config, None, 9) == config
-    assert _configured(config, {"eos_token_id": [4, 5], "bos_token_id": 0}, 12) == {
+    assert configured(config, None, 9) == config
+    assert configured(config, {"eos_token_id": [4, 5], "bos_token_id": 0}, 12) == {
         "vocab_size": 12, "eos_token_id": [4, 5], "pad_token_id": None, "x": 1,
         "text_config": {"vocab_size": 12, "eos_token_id": [4, 5], "bos_token_id": 0},
     }  # fmt: skip
-    assert _configured({"text_config": {"vocab_size": 9}}, None, 12) == {"text_config": {"vocab_size": 12}}
+    assert configured({"text_config": {"vocab_size": 9}}, None, 12) == {"text_config": {"vocab_size": 12}}
 
 
 def test_generation_follows_the_choice(tmp_path: Path) -> None:

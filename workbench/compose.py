@@ -80,7 +80,8 @@ def deltas(
         inner = with_head_of(composed.weights, base.weights, composed.config)
         if vocabulary is not None and brick.vocabulary is None:
             inner = vocabulary.on_base(inner)
-        if {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
+        other_tokens = brick.tokenizer_path != brick.tokenizer_at(0)
+        if other_tokens or {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
                 f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
                 "Put its grow step into this recipe instead.",
@@ -208,7 +209,7 @@ def measure_growth(
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "measure", "step": resolved.recipe.step_ids[at], "done": done, "total": total, "text": text})
 
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_at(at), trust_remote_code=False)
     place = resolved.cache / "gates" / f"{resolved.keys[at]}.safetensors"
     return step.measure(current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress))
 
@@ -221,7 +222,7 @@ def measure(
         return Measured(None)
     from transformers import AutoTokenizer
 
-    base, source = resolved.base, resolved.tokenizer_path
+    base, source = resolved.base, resolved.tokenizer_at(0)
     alone = methods()["merge:average"].model_validate({"merge": "average"})
     assert isinstance(alone, MergeMethod)
 

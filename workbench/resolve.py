@@ -24,7 +24,7 @@ from workbench.fit import buffers_left_out, check_brick, check_recipe, check_ste
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod
+from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod, Step
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
@@ -55,6 +55,7 @@ class Resolved:
         vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
         deferred: Checks that need tensors of which only headers are here; `run` makes them.
         memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
+        tokenizers: Directory with the tokenizer after each step, where steps change it; empty: as the base's or the `tokenizer` block's.
         memo: What compositions of the same base and bricks keep for each other, in a search.
     """
 
@@ -67,6 +68,7 @@ class Resolved:
     vocabulary: Vocabulary | None = None
     deferred: list[str] = field(default_factory=list)
     memory: MemoryAt | None = None
+    tokenizers: tuple[Path, ...] = ()
     memo: Memo | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -85,6 +87,12 @@ class Resolved:
     @property
     def tokenizer_path(self) -> Path:
         """Directory with the tokenizer and generation_config.json of the configuration."""
+        return self.tokenizer_at(len(self.recipe.steps))
+
+    def tokenizer_at(self, steps: int) -> Path:
+        """The tokenizer's directory after the first steps."""
+        if steps and self.tokenizers:
+            return self.tokenizers[steps - 1]
         return self.vocabulary.path if self.vocabulary else self.base_path
 
     @cached_property
@@ -159,7 +167,7 @@ class Resolved:
         """Keys of the states before the first step and after each; `listed`: the same for a merge step that takes all bricks and for
         one that names them."""
         keys = [json_digest(base)]
-        for step in self.recipe.steps:
+        for i, step in enumerate(self.recipe.steps):
             parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
             if isinstance(step, MergeMethod):
                 if listed:
@@ -168,15 +176,16 @@ class Resolved:
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
-                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
+                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(0))]
             elif isinstance(step, GrowMethod):
                 parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
                 parts += [self.recipe.fields.seed] if step.random else []
+                parts += [step.binding()] if step.binding() is not None else []
                 if files := step.inputs():
-                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
+                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(i))]
             elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_path)])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])
             keys.append(json_digest(parts))
         return keys
 
@@ -272,6 +281,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
+    found = _bound(found)
     found.warnings.extend(edit_warnings(found, hub))
     for there in found.bricks.values():
         if isinstance(there, Resolved):
@@ -296,6 +306,21 @@ def _aligned(resolved: Resolved) -> Vocabulary:
     )
     resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
     return found
+
+
+def _bound(resolved: Resolved) -> Resolved:
+    """With steps that know the tokenizer that they meet. Errors: in what they are asked to do with it."""
+    if not any(isinstance(step, GrowMethod) for step in resolved.recipe.steps):
+        return resolved
+    steps: list[Step] = []
+    tokenizers: list[Path] = []
+    for step in resolved.recipe.steps:
+        before = tokenizers[-1] if tokenizers else resolved.tokenizer_at(0)
+        if isinstance(step, GrowMethod):
+            step, before = step.bind(before, resolved.recipe.project, resolved.cache)
+        steps.append(step)
+        tokenizers.append(before)
+    return replace(resolved, recipe=replace(resolved.recipe, steps=tuple(steps)), tokenizers=tuple(tokenizers))
 
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:

@@ -62,8 +62,9 @@ def solvable(
     tensors = compute(current, torch.float32, device)
     digests = {n: tensor_digest(t) for n, t in tensors.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, torch.float32), digests, current.config)
-    live = live_model(current.config, tensors, resolved.tokenizer_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    source = resolved.tokenizer_at(steps)
+    live = live_model(current.config, tensors, source, device)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "edit", "step": name, "done": done, "total": total, "text": text})

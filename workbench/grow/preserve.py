@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,24 +45,34 @@ def check_growth_on(
     Errors: a promise that is not kept (exit code 3).
     """
     promise = method.promises()
-    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step)
+    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step, growth.tokens)
     return {**found, **gradients(after, method, growth, specs, step)}
 
 
 @torch.no_grad()
-def preserved(before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, seed: int = 0) -> dict[str, Any]:
+def preserved(
+    before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
+) -> dict[str, Any]:  # fmt: skip
     """Compare logits of the old vocabulary on random tokens, and greedy generation with a KV cache, which a wrong layer index would spoil.
 
+    Args:
+        new_tokens: Rows of the grown vocabulary that are not compared.
+
     Returns:
-        `{"max_logit_difference": float, "same_generation": True}`.
+        `{"max_logit_difference": float, "same_generation": True}`; with new tokens also `new_token_probability`, the mean share of the
+        probability that they take.
 
     Errors: logits differ by more than the tolerance, or a generated token does (exit code 3).
     """
-    tokens = _tokens(before, seed)
+    tokens = _tokens(before, seed, new_tokens)
     vocabulary = before.config.get_text_config().vocab_size
-    old, new = (model(tokens).logits.float()[..., :vocabulary] for model in (before, after))
+    added = list(new_tokens)
+    kept = torch.ones(vocabulary, dtype=torch.bool)
+    kept[[i for i in added if i < vocabulary]] = False
+    logits = after(tokens).logits.float()
+    old, new = (found[..., :vocabulary][..., kept.to(found.device)] for found in (before(tokens).logits.float(), logits))
     difference = float((old - new).abs().max())
-    same = torch.equal(_generated(before, tokens, []), _generated(after, tokens, _beyond(before, after)))
+    same = torch.equal(_generated(before, tokens, [i for i in added if i < vocabulary]), _generated(after, tokens, added))
     if not difference <= tolerance * max(1.0, float(old.abs().max())) or not same:
         raise WorkbenchError(
             f"step {step}: the grown model computes something else (logits differ by {difference:.2g}, "
@@ -70,19 +80,19 @@ def preserved(before: PreTrainedModel, after: PreTrainedModel, tolerance: float,
             "Report this architecture; `check: off` in the step writes the model all the same.",
             3,
         )
-    return {"max_logit_difference": difference, "same_generation": same}
+    share = {"new_token_probability": float(logits.softmax(-1)[..., added].sum(-1).mean())} if added else {}
+    return {"max_logit_difference": difference, "same_generation": same, **share}
 
 
-def _tokens(model: PreTrainedModel, seed: int = 0) -> Tensor:
+def _tokens(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) -> Tensor:
+    """Random tokens [2, TOKENS] of the vocabulary."""
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, vocabulary, (2, TOKENS), generator=generator).to(model.device)
-
-
-def _beyond(before: PreTrainedModel, after: PreTrainedModel) -> list[int]:
-    """Tokens that the vocabulary did not have."""
-    old, new = (m.config.get_text_config().vocab_size for m in (before, after))
-    return list(range(old, new))
+    drawn = torch.randint(0, vocabulary, (2, TOKENS), generator=generator)
+    if without:
+        old = torch.tensor(sorted(set(range(vocabulary)) - set(without)))
+        drawn = old[drawn % len(old)]
+    return drawn.to(model.device)
 
 
 def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
@@ -107,7 +117,9 @@ def gradients(
     if not added or method.learns == "when_selected":
         return {}
     parameters = dict(model.named_parameters())
-    tokens = _tokens(model, seed=1)
+    tokens = _tokens(model, 1, growth.tokens)
+    if shown := list(growth.tokens[: TOKENS // 2]):  # embeddings learn from texts that have the token
+        tokens[:, : len(shown)] = torch.tensor(shown)
     counts: dict[str, int] = {}
     dead: list[str] = []
     for when in ("now", "after_one_step"):

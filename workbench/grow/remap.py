@@ -113,6 +113,7 @@ class GrownSource:
         self._rows = grown.rows or Axis(np.arange(spec.rows))
         cols = grown.cols
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._means: dict[int, Tensor] = {}
         if cols is not None:
             places = np.flatnonzero(~cols.added)
             self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
@@ -146,12 +147,31 @@ class GrownSource:
             part.mul_(self._grown.scale)
 
     def _fill(self, part: Tensor, row: int) -> None:
+        if self._grown.means is not None:
+            for i, line in enumerate(part):
+                line.copy_(self._mean(self._grown.means[row + i]))
+            return
         value, std = self._drawn
         part.fill_(value)
         if std > 0:
             for i, line in enumerate(part):
                 generator = torch.Generator().manual_seed(self._seed ^ (row + i))
                 line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=std)
+
+    def _mean(self, rows: NDArray[np.int64]) -> Tensor:
+        """Mean of rows of the source, summed in float64; most rows share the mean over all tokens."""
+        known = self._means.get(id(rows))
+        if known is not None:
+            return known
+        total = torch.zeros(self._spec.cols, dtype=torch.float64)
+        step = max(1, BLOCK_ELEMENTS // self._spec.cols)
+        for start, length in _runs(rows):
+            for first in range(int(rows[start]), int(rows[start]) + length, step):
+                block = torch.empty(min(step, int(rows[start]) + length - first), self._spec.cols)
+                self._source.read(first, first + len(block), block)
+                total += block.sum(0, dtype=torch.float64)
+        found = self._means[id(rows)] = (total / len(rows)).float()
+        return found
 
     @cached_property
     def _drawn(self) -> tuple[float, float]:

@@ -59,6 +59,20 @@ class GrowMethod(BrickStep):
     def check_inputs(self, project: Path) -> None:
         """Errors in the content of those files, found before any work."""
 
+    def bind(self, tokenizer: Path, project: Path, cache: Path) -> tuple[GrowMethod, Path]:
+        """The step with what it takes from the tokenizer that it meets, and the directory of the tokenizer after it.
+
+        Args:
+            tokenizer: Directory of the tokenizer before the step.
+            project: Where the step's files are.
+            cache: The project's cache; a new tokenizer is written there.
+        """
+        return self, tokenizer
+
+    def binding(self) -> Any:
+        """What `bind` took that the step's numbers depend on; None: nothing."""
+        return None
+
     def measures(self) -> bool:
         """Whether `measure` is to be asked."""
         return False
@@ -125,6 +139,7 @@ class Grown:
         std: Standard deviation of what is drawn.
         like: Draw with the mean and the standard deviation of the source instead, which takes one more pass over it.
         scale: Factor of what is not added.
+        means: Rows that are added, as means of rows of the source: row -> those rows.
         parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`.
     """
 
@@ -138,6 +153,7 @@ class Grown:
     std: float = 0.0
     like: bool = False
     scale: float = 1.0
+    means: Mapping[int, NDArray[np.int64]] | None = None
     parts: tuple[Grown, ...] = ()
     shape: tuple[int, ...] | None = None
 
@@ -168,11 +184,19 @@ class Grown:
 
 @dataclass(frozen=True)
 class Growth:
-    """Tensors of the grown model in file order, and its configuration."""
+    """A grown model.
+
+    Attributes:
+        tensors: In file order.
+        config: Its config.json.
+        record: What the run says of it.
+        tokens: Rows of the vocabulary that growth adds, or gives to a new token.
+    """
 
     tensors: Mapping[str, Grown]
     config: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     if not path.is_dir():
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
     digest = json_digest([block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]])
-    config = _configured(base.config or {}, None if chosen is base else special, out_rows)
+    config = configured(base.config or {}, None if chosen is base else special, out_rows)
     return Vocabulary(members, plan, frozenset(tensors), out, path, config, digest, warnings)
 
 
@@ -360,12 +360,12 @@ def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], pr
     return named
 
 
-def _configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
+def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
     """config.json for the output's number of rows and, where given, its special tokens' ids; so too in the text model's part.
 
     An id that the base has and the chosen tokenizer does not becomes null: the number would mean another token.
     """
-    inner = {k: _configured(v, special, rows) for k, v in config.items() if k == "text_config" and isinstance(v, dict)}
+    inner = {k: configured(v, special, rows) for k, v in config.items() if k == "text_config" and isinstance(v, dict)}
     changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
     if special is not None:
         changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}

@@ -1,0 +1,158 @@
+"""Vocabulary: new tokens, in the model and in its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr, model_validator
+
+from workbench.errors import WorkbenchError
+from workbench.fields import Whole
+from workbench.grow.parts import check_shapes
+from workbench.layout import Model
+from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.vocabulary.align import configured, vocabulary_tensors
+from workbench.vocabulary.files import GENERATION, Addition, tokenizer_digests, write_tokenizer
+from workbench.vocabulary.tokens import load_tokenizer, read_tokens
+from workbench.weights.digests import json_digest, read_json
+
+Rows = NDArray[np.int64]
+
+
+@register
+class Vocabulary(GrowMethod):
+    """New tokens. A token's rows in the embeddings and in the head are means of old rows: of all tokens, of the pieces that its text
+    has been so far, or of the tokens of a description (Hewitt 2021; Gee et al. 2022, fast vocabulary transfer).
+
+    The logits of old tokens stay as they are; new tokens take a share of the probability, which the check measures. Rows that the model
+    has beyond its tokenizer's tokens are used first. Tokenizer files and config.json are written with the model.
+    """
+
+    paper = "Hewitt 2021, Initializing new word embeddings for pretrained language models; Gee et al. 2022, Fast Vocabulary Transfer for Language Model Compression, arXiv 2402.09977"
+    formula = "E ↦ [E; mean of rows of E], W_head ↦ [W_head; mean of the same rows]"
+    preserves: ClassVar[Preserves] = "exact"
+    learns: ClassVar[Learns] = "now"
+    builds: ClassVar[bool] = True
+
+    grow: Literal["vocabulary"]
+    tokens: tuple[str, ...] | dict[str, str | None] | None = None
+    """The tokens; or token -> description, a text whose tokens' rows are averaged (null: as `rows` says)."""
+    file: str | None = None
+    """Instead of `tokens`: a text file with one token a line, or a .jsonl of {"token":, "description":}, relative to the project."""
+    rows: Literal["mean", "pieces"] = "mean"
+    """Of tokens without a description: the mean over all tokens, or over those that the token's own text has been so far."""
+    special: bool = False
+    """Special tokens: never split, and left out where text is decoded without them."""
+    pad_to_multiple_of: Whole | None = Field(None, ge=1)
+    """Round the number of rows up; rows without a token are means too."""
+
+    _ids: dict[str, int] = PrivateAttr(default_factory=dict)
+    _sources: dict[int, list[int]] = PrivateAttr(default_factory=dict)
+    _known: list[int] = PrivateAttr(default_factory=list)
+
+    @model_validator(mode="after")
+    def _some(self) -> Vocabulary:
+        if (not self.tokens) == (self.file is None):
+            raise ValueError('expected one of `tokens: ["<tool>"]` and `file: words.txt`')
+        if any(not token.strip() for token in self.tokens or ()):
+            raise ValueError("an empty token")
+        if isinstance(self.tokens, tuple) and (twice := next((t for t in self.tokens if self.tokens.count(t) > 1), None)):
+            raise ValueError(f"{twice!r} is named twice")
+        return self
+
+    def inputs(self) -> list[str]:
+        """The file of tokens."""
+        return [self.file] if self.file else []
+
+    def check_inputs(self, project: Path) -> None:
+        """Errors in the file of tokens."""
+        self.wanted(project)
+
+    def wanted(self, project: Path) -> dict[str, str | None]:
+        """Token -> description. Errors: a file without tokens, a line that is none, a token named twice."""
+        if not self.file:
+            return dict(self.tokens) if isinstance(self.tokens, Mapping) else dict.fromkeys(self.tokens or ())
+        found: dict[str, str | None] = {}
+        for number, line in enumerate((project / self.file).read_text("utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            token, description = _entry(line, f"{self.file}:{number}") if self.file.endswith(".jsonl") else (line.strip(), None)
+            if token in found:
+                raise WorkbenchError(f"{self.file}:{number}: {token!r} is named twice", None, 2)
+            found[token] = description
+        if not found:
+            raise WorkbenchError(f"{self.file}: holds no token", "Expected one a line.", 2)
+        return found
+
+    def bind(self, tokenizer: Path, project: Path, cache: Path) -> tuple[Vocabulary, Path]:
+        """The step with ids, and its tokenizer, written into the cache. Errors: a token that is there already, a text without tokens."""
+        wanted, tokens = self.wanted(project), read_tokens(tokenizer, "grow vocabulary")
+        if there := [token for token in wanted if token in tokens.ids]:
+            more = f" ({len(there)} of {len(wanted)} are there)" if there[1:] else ""
+            raise WorkbenchError(
+                f"grow vocabulary: {there[0]!r} is token {tokens.ids[there[0]]} of the model already{more}",
+                "Leave it out: only new tokens get rows.",
+                2,
+            )
+        first = max(tokens.ids.values(), default=-1) + 1
+        bound = self.model_copy()
+        bound._ids = {token: first + i for i, token in enumerate(wanted)}
+        bound._known = sorted(set(tokens.ids.values()))
+        texts = {token: text or (token if self.rows == "pieces" else None) for token, text in wanted.items()}
+        if any(texts.values()):
+            read = load_tokenizer(tokenizer, "grow vocabulary")
+            for token, text in texts.items():
+                if text is None:
+                    continue
+                pieces = [int(i) for i in read(text, add_special_tokens=False)["input_ids"] if i != read.unk_token_id]
+                if not pieces:
+                    raise WorkbenchError(f"grow vocabulary: the text {text!r} for {token!r} has no known token", "Describe it in other words.", 2)  # fmt: skip
+                bound._sources[bound._ids[token]] = pieces
+        additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
+        generation = read_json(tokenizer / GENERATION) or {}
+        files = json_digest([tokenizer_digests(tokenizer), [[a.token, a.id, a.flags] for a in additions]])
+        path = cache / "tokenizers" / files
+        if not path.is_dir():
+            write_tokenizer(path, tokenizer, additions, [], None, generation)
+        return bound, path
+
+    def binding(self) -> Any:
+        """New ids, where their rows come from, and which rows are tokens'."""
+        return [self._ids, sorted(self._sources.items()), json_digest(self._known)]
+
+    def expand(self, model: Model) -> Growth:
+        """Rows for the new ids. Errors: no embeddings that are known, rows that config.json cannot say."""
+        names = vocabulary_tensors(model.weights.specs, "grow vocabulary")
+        before = model.weights.specs[names[0]].shape[0]
+        ids = list(self._ids.values())
+        rows = max(before, max(ids) + 1)
+        if self.pad_to_multiple_of:
+            rows = -(-rows // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        index = np.concatenate([np.arange(before), np.full(rows - before, NEW)])
+        index[ids] = NEW
+        everything: Rows = np.array([i for i in self._known if i < before], np.int64)
+        means = {int(row): everything for row in np.flatnonzero(index == NEW)}
+        means |= {row: np.array(pieces, np.int64) for row, pieces in self._sources.items()}
+        tensors = {n: Grown(n, rows=Axis(index), means=means) if n in names else Grown(n) for n in model.weights.specs}
+        config = configured(model.config, None, rows)
+        check_shapes(config, {n: g.spec(model.weights.specs[n]) for n, g in tensors.items()}, "vocabulary")
+        new = tuple(int(row) for row in np.flatnonzero(index == NEW))
+        record = {"new_tokens": len(ids), "first_id": min(ids), "rows": [before, rows]}
+        return Growth(tensors, config, record, new)
+
+
+def _entry(line: str, where: str) -> tuple[str, str | None]:
+    """Token and description of a line of JSON."""
+    try:
+        row = json.loads(line)
+        token, description = row["token"], row.get("description")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        token, description = None, None
+    if not isinstance(token, str) or not token.strip() or not isinstance(description, str | None):
+        raise WorkbenchError(f'{where}: expected {{"token": "…", "description": "…"}}, found {line[:60]}', None, 2)
+    return token, description
