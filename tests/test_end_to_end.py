@@ -71,6 +71,8 @@ def test_plan_and_run(world: Project) -> None:
         "max_logit_difference": 0.0,
         "same_generation": True,
         "gradient": {"now": 2, "after_one_step": 9},
+        "kept": {"identical": 22, "with_additions": 0, "rescaled": 0, "new": 9, "changed_later": 16},
+        "reloaded": True,
     }
     assert (Path(ran["run"]) / "edits" / "facts" / "adapter_model.safetensors").is_file()
     assert document("plan", "recipes/all.yaml")["cached"] == ["facts", "run"]

@@ -116,6 +116,63 @@ def test_broken_growth_fails(project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert project.run("steps: [{grow: depth, blocks: 1, check: off}]\n")["status"] == "done"
 
 
+KEPT = [
+    ("{grow: depth, blocks: 1}", {"identical": 38, "new": 9}),
+    ("{grow: depth, blocks: 1}, {merge: task_arithmetic, bricks: {one: 1}}", {"identical": 22, "new": 9, "changed_later": 16}),
+    ("{grow: stack, order: [0, 1, 1, 3]}", {"identical": 29, "new": 9}),
+    ("{grow: width, neurons: 60}", {"identical": 26, "with_additions": 12}),
+    ("{grow: width, hidden: 48}", {"with_additions": 29, "rescaled": 9}),
+    ("{grow: experts, experts: 2}", {"identical": 38, "new": 16}),
+]
+
+
+@pytest.mark.parametrize(("steps", "expected"), KEPT)
+def test_old_elements_are_the_same_bits(steps: str, expected: dict[str, int], project: Project) -> None:
+    """Of every operator, counted in the files, bf16 included; what later steps change is not counted as kept."""
+    for check, dtype in (("tensors", "bfloat16"), ("full", "float32")):
+        with_check = steps.replace("}", f", check: {check}}}", 1)
+        text = f"bricks: {{one: bricks/one}}\nsteps: [{with_check}]\noutput: {{dtype: {dtype}}}\n"
+        found = project.run(text, f"{check}.yaml")["steps"][0]["check"]
+        assert {k: n for k, n in found["kept"].items() if n} == expected
+        assert found.get("reloaded", False) == (check == "full")
+
+
+def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old tensor that changes on its way into the file, and a config.json that loads another model: exit 3, and no model."""
+    import workbench.engine
+    from workbench.grow.remap import GrownWeights
+
+    opened = GrownWeights.open
+
+    class Shifted:
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def read(self, start: int, stop: int, out: torch.Tensor) -> None:
+            self.source.read(start, stop, out)
+            out[-1, -1] += 0.5
+
+    def shifted(self: GrownWeights, name: str, device: torch.device) -> Any:
+        source = opened(self, name, device)
+        return Shifted(source) if name == "model.layers.2.self_attn.k_proj.weight" else source
+
+    monkeypatch.setattr(GrownWeights, "open", shifted)
+    with pytest.raises(WorkbenchError, match=r"model.layers.2.self_attn.k_proj.weight differs in row 15 from model") as caught:
+        project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
+    assert caught.value.exit_code == 3
+    monkeypatch.undo()
+    written = workbench.engine.write_config
+
+    def other(config: dict[str, Any], *rest: Any) -> None:
+        written({**config, "rms_norm_eps": 0.1}, *rest)
+
+    monkeypatch.setattr(workbench.engine, "write_config", other)
+    with pytest.raises(WorkbenchError, match="computes something else once it is loaded") as caught:
+        project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
+    assert caught.value.exit_code == 3
+    assert not list((project.path / "runs").glob("*/model*"))
+
+
 def test_post_norm_models_are_caught(project: Project) -> None:
     """OPT-350m normalises after the sum: an added block of zeros changes its function, which only the check can know."""
     base = save_model(project.path / "post", "opt", dtype=torch.float32)
@@ -263,7 +320,7 @@ BAD = {
     "{grow: width}": "expected at least one of",
     "{grow: width, neurons: 48}": "the model has 48, and growth does not take away",
     "{grow: width, key_value_heads: 3}": "not a multiple of the number of attention heads",
-    "{grow: depth, blocks: 1, check: sometimes}": "expected 'full' or 'off', found 'sometimes'",
+    "{grow: depth, blocks: 1, check: sometimes}": "expected 'full', 'tensors' or 'off', found 'sometimes'",
 }
 
 

@@ -27,7 +27,7 @@ ORDER = [
     "fit resolve importing",
     "card runs livemodels",
     "memories",
-    "solving compose saved",
+    "solving growth compose growthcheck saved",
     "planning",
     "engine",
     "extract measure rebase",

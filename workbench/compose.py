@@ -15,8 +15,7 @@ from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import Adapter
 from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.errors import WorkbenchError
-from workbench.grow.preserve import check_growth_on
-from workbench.grow.remap import GrownWeights
+from workbench.growth import GrownStep, grow
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
 from workbench.memories import SavedMemory, solve_memory
@@ -25,10 +24,7 @@ from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
 from workbench.recipe import Recipe
 from workbench.registry import (
     EditMethod,
-    GrowContext,
     GrowMethod,
-    Grown,
-    Growth,
     Measured,
     MemoryMethod,
     MergeContext,
@@ -38,7 +34,7 @@ from workbench.registry import (
 from workbench.resolve import MemoryAt, Resolved
 from workbench.solving import solve_edit
 from workbench.vocabulary.align import Vocabulary
-from workbench.weights.digests import json_digest, read_json, write_json
+from workbench.weights.digests import json_digest, read_json
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.parallel import one_thread
 from workbench.weights.specs import Weights
@@ -58,6 +54,7 @@ class Composition:
         edits: Step id -> directory of the edit's adapter, in the cache.
         reports: Step id -> what a merge method has to say once its tensors have been computed.
         memory: What acts on the live model beside the weights.
+        grown: What grow steps did.
     """
 
     model: Model
@@ -65,6 +62,7 @@ class Composition:
     edits: dict[str, Path] = field(default_factory=dict)
     reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
     memory: MemoryAt | None = None
+    grown: list[GrownStep] = field(default_factory=list)
 
     def records(self) -> list[dict[str, Any]]:
         """The steps' records with the methods' reports: to be asked for when the weights are written."""
@@ -101,6 +99,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     records: list[dict[str, Any]] = []
     edits: dict[str, Path] = {}
     reports: dict[str, Callable[[], dict[str, Any]]] = {}
+    grown: list[GrownStep] = []
     recipe, memory = resolved.recipe, resolved.memory
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -132,6 +131,8 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                     }
                 )
             current = Model(merged, current.config)
+            for before in grown:
+                before.changed(merged.merged)
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, i, current, device, events)
             edits[step_id] = place
@@ -140,21 +141,26 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
+            for before in grown:
+                before.changed(factors)
         elif isinstance(step, MemoryMethod):
             saved = SavedMemory(solve_memory(resolved, step, step_id, resolved.keys[i], current, device, events))
             memory = MemoryAt(saved.path, saved.log.version, saved.digest())
             record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
-            step.expand(current)  # what does not fit is found before anything is measured
-            parts = brick_weights(resolved, step, device, events)
-            of_growth = measure_growth(resolved, step, i, current, parts, device, events)
-            growth = step.settled(of_growth).expand(current)
-            record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record, **of_growth.record}
-            current = Model(GrownWeights(current.weights, growth, recipe.fields.seed, parts, of_growth.value), growth.config)
+            bricks = {
+                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary) for name in step.names()
+            }
+            current, made, found_out = grow(resolved, step, i, current, bricks, device, events)
+            for before in grown:
+                before.renamed(made.growth)
+            grown.append(made)
+            record |= found_out
         records.append(record)
     if changes_result(recipe.fields.output):
+        grown = []  # an adapter's own check says how far it is from the result
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
-    return Composition(current, records, edits, reports, memory)
+    return Composition(current, records, edits, reports, memory, grown)
 
 
 def check_reach(merged: MergedWeights, bricks: Mapping[str, Deltas], base: Model, recipe: Recipe, at: int) -> None:
@@ -177,41 +183,6 @@ def check_reach(merged: MergedWeights, bricks: Mapping[str, Deltas], base: Model
             ("steps", at), f"{names[at]}: {grown[-1]} has changed the shape of {len(changed)} tensors that bricks reach ({changed[0]})",
             "Merge before that step, or keep these tensors out of this step with `where`.",
         )  # fmt: skip
-
-
-def brick_weights(resolved: Resolved, step: GrowMethod, device: torch.device, events: Events) -> dict[str, Weights]:
-    """What each brick of a grow step makes of the base, by its weight."""
-    base, found = resolved.base, {}
-    for name in step.names():
-        alone = methods()["merge:task_arithmetic"].model_validate(
-            {"merge": "task_arithmetic", "bricks": {name: step.entry(name).model_dump(mode="json")["weight"]}}
-        )
-        assert isinstance(alone, MergeMethod)
-        found[name] = MergedWeights(
-            base, base, alone, {name: deltas(resolved.bricks[name], base, device, events, resolved.vocabulary)}
-        )
-    return dict(found)
-
-
-def measure_growth(
-    resolved: Resolved, step: GrowMethod, at: int, current: Model, bricks: Mapping[str, Weights], device: torch.device, events: Events
-) -> Measured:  # fmt: skip
-    """What a grow step measures on texts and live models."""
-    if not step.measures():
-        return Measured({})
-    from transformers import AutoTokenizer
-
-    def live(changes: Mapping[str, Grown]) -> PreTrainedModel:
-        gc.collect()  # the model before hangs in reference cycles
-        plan = Growth({name: changes.get(name, Grown(name)) for name in current.weights.specs}, current.config)
-        return _live(resolved, Model(GrownWeights(current.weights, plan, bricks=bricks), current.config), device)
-
-    def progress(done: int, total: int, text: str) -> None:
-        events({"stage": "measure", "step": resolved.recipe.step_ids[at], "done": done, "total": total, "text": text})
-
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_at(at), trust_remote_code=False)
-    place = resolved.cache / "gates" / f"{resolved.keys[at]}.safetensors"
-    return step.measure(current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress))
 
 
 def measure(
@@ -245,38 +216,3 @@ def measure(
         resolved.recipe.project, resolved.cache, progress)  # fmt: skip
     with one_thread():
         return step.measure(context)
-
-
-def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
-    """Compare the live model before and after every grow step with what the step declares.
-
-    Returns:
-        Step id -> what was measured. Errors: a difference (exit code 3).
-    """
-    found: dict[str, dict[str, Any]] = {}
-    recipe = resolved.recipe
-    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        if not (isinstance(step, GrowMethod) and step.is_checked()):
-            continue
-        known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
-        record = read_json(known)
-        if record is None:
-            events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-            model = _after(resolved, i, device)
-            before, after = (_live(resolved, m, device) for m in (model, _after(resolved, i + 1, device)))
-            record = check_growth_on(before, after, step, step.expand(model), model.weights.specs, step_id)
-            write_json(known, record)
-        found[step_id] = record
-    return found
-
-
-def _after(resolved: Resolved, steps: int, device: torch.device) -> Model:
-    """The weights after the first steps."""
-    from dataclasses import replace
-
-    return compose(replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:steps])), device).model
-
-
-def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
-    """Weights as a live float32 model."""
-    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)

@@ -17,9 +17,10 @@ import torch
 from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
-from workbench.compose import Composition, check_growth, compose
+from workbench.compose import Composition, compose
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
+from workbench.growthcheck import check_growth, check_written
 from workbench.livemodels import Events, compute, live_model, no_events
 from workbench.memories import attach_memory
 from workbench.planning import disk_problems, kind_name, plan, run_of
@@ -122,6 +123,9 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         form = resolved.recipe.fields.output.form
         write = {"adapter": _write_adapter, "checkpoint": _write_model, "configuration": _write_configuration}[form]
         output = write(resolved, run, composition, device, threads, log)
+        if form != "adapter":
+            for step_id, found in _check_written(resolved, run, composition, device, log).items():
+                checks[step_id] = {**checks.get(step_id, {}), **found}
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
@@ -132,6 +136,18 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
         remember_digest(resolved, output["digest"])
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
+
+
+def _check_written(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, events: Events
+) -> dict[str, dict[str, Any]]:
+    """What grow steps promise of the files, which still have their temporary name; they are removed where it does not hold."""
+    place = run.partial if resolved.recipe.fields.output.form == "checkpoint" else run.partial / MODEL
+    try:
+        return check_written(resolved, composition.grown, composition.model, place, device, events)
+    except WorkbenchError:
+        shutil.rmtree(run.partial, ignore_errors=True)
+        raise
 
 
 def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -159,11 +175,13 @@ def _write_model(
     events: Events,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The result as a checkpoint; returns the record's "output"."""
+    """The result as a checkpoint that transformers loads; returns the record's "output"."""
+    out = out or run.partial
     digests = write_checkpoint(
-        composition.model.weights, out or run.partial, dtype=resolved.dtype,
+        composition.model.weights, out, dtype=resolved.dtype,
         shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
         progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
+    write_config(composition.model.config, resolved, out)
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     return {"digest": weights_digest(specs, digests, composition.model.config), "tensors": digests,
             "parameters": sum(s.numel for s in specs.values()), "bytes": sum(s.nbytes for s in specs.values())}  # fmt: skip
@@ -183,7 +201,6 @@ def _write_configuration(
     }
     if not refers_to_base(resolved):
         output = _write_model(resolved, run, composition, device, threads, events, run.partial / MODEL)
-        write_config(composition.model.config, resolved, run.partial / MODEL)
     shutil.rmtree(run.partial / MEMORY, ignore_errors=True)
     shutil.copytree(composition.memory.path, run.partial / MEMORY)
     output["digest"] = with_memory(output["digest"], composition)
@@ -228,9 +245,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
 
 
 def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
-    """Everything beside the tensors, then the rename that makes the model or adapter visible."""
-    if target == run.model:
-        write_config(composition.model.config, resolved, run.partial)
+    """Everything beside the model, then the rename that makes the model or adapter visible."""
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")

@@ -117,6 +117,11 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
             after = sum(t.numel for t in model.weights.specs.values())
             # The check holds the model before, the one after, its gradients, and a copy while it is loaded: measured 3.7 GB of 134 to 226 million.
             live = max(live, 4 * before + 12 * after if step.is_checked() else 0, 8 * before if step.measures() else 0)
+            if step.check != "off":
+                row["check"] = step.check
+                read += sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+            if step.check == "full":  # what was written, loaded by transformers
+                live = max(live, 2 * sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values()))
             live = max(live, _TRANSFORMERS if step.builds else 0)
         steps.append(row)
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())

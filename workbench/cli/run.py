@@ -84,6 +84,9 @@ def run(
         out.say(f"score:  workbench eval {recipe}")
         return
     out.line(result["model"])
+    for step in result["steps"]:
+        if "check" in step:
+            out.say(f"{step['id']}: {_kept(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
     out.say(f"serve:  vllm serve {result['model']}")
@@ -111,6 +114,20 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
             f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
         )
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
+
+
+def _kept(check: dict[str, Any]) -> str:
+    """What the check of a growth found: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
+    kept = check.get("kept", {})
+    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
+             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
+    parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
+    if "max_logit_difference" in check:
+        parts.append(f"logits differ by {check['max_logit_difference']:.2g}, cached generation agrees")
+    if share := check.get("new_token_probability"):
+        parts.append(f"new tokens take {100 * share:.2g} % of the probability")
+    parts += ["transformers loads it"] if check.get("reloaded") else []
+    return "; ".join(filter(None, parts))
 
 
 def _grouped(lines: list[str]) -> list[str]:
@@ -184,6 +201,8 @@ def _row(step: dict[str, Any]) -> list[str]:
         text = ", ".join(f"{name} ({kind})" for name, kind in detail.items())
     else:
         text = ("copies of layers " if "copied_layers" in step else "") + ", ".join(map(str, detail))
+    if "check" in step:
+        text += f"{'; ' if text else ''}check {step['check']}"
     if "needs" in step:
         text += f"; runs each brick's model on {', '.join(step['inputs'])}"
     return [step["id"], f"{verb} {step[verb]}", text]

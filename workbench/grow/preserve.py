@@ -95,6 +95,13 @@ def _tokens(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
     return drawn.to(model.device)
 
 
+@torch.no_grad()
+def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Logits of random tokens, and tokens generated greedily with a KV cache."""
+    tokens = _tokens(model)
+    return model(tokens).logits, _generated(model, tokens, [])
+
+
 def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
     found: Tensor = model.generate(
         tokens[:1], attention_mask=torch.ones_like(tokens[:1]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,

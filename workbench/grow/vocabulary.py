@@ -26,7 +26,7 @@ Rows = NDArray[np.int64]
 
 @register
 class Vocabulary(GrowMethod):
-    """New tokens. A token's rows in the embeddings and in the head are means of old rows: of all tokens, of the pieces that its text
+    """New tokens, in the model and in its tokenizer. A token's rows in the embeddings and in the head are means of old rows: of all tokens, of the pieces that its text
     has been so far, or of the tokens of a description (Hewitt 2021; Gee et al. 2022, fast vocabulary transfer).
 
     The logits of old tokens stay as they are; new tokens take a share of the probability, which the check measures. Rows that the model

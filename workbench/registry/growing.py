@@ -45,8 +45,9 @@ class GrowMethod(BrickStep):
     random: ClassVar[bool] = False
     """Draws random numbers: the recipe's seed is part of the step's key."""
 
-    check: Annotated[Literal["full", "off"], BeforeValidator(_said)] = "full"
-    """full: compare logits, cached generation and gradients with the model before growth, at `run`; needs both in memory, in float32."""
+    check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_said)] = "full"
+    """At `run`. full: logits, cached generation and gradients beside those of the model before growth, which takes both in memory in float32;
+    then that transformers loads what was written, and `tensors`: that all old elements lie in the files bit for bit, which streams."""
 
     def names(self) -> list[str]:
         """Bricks that become a part of the model of their own, in order."""
@@ -94,7 +95,7 @@ class GrowMethod(BrickStep):
         return self.preserves
 
     def is_checked(self) -> bool:
-        """Whether there is something to check, and it is wanted."""
+        """Whether live models are compared: the method promises something of them, and it is wanted."""
         return self.check == "full" and (self.promises() != "no" or self.learns != "when_selected")
 
     def expand(self, model: Model) -> Growth:
@@ -161,6 +162,16 @@ class Grown:
     def reshaped(self) -> bool:
         """Whether its rows or columns are others than the source's."""
         return self.rows is not None or self.cols is not None or bool(self.parts)
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether old elements are multiplied by something."""
+        return self.scale != 1 or any(axis is not None and axis.scale is not None for axis in (self.rows, self.cols))
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether it is the source as it was, under another name at most."""
+        return not (self.new or self.zero or self.brick or self.reshaped or self.rescaled)
 
     def spec(self, source: TensorSpec) -> TensorSpec:
         """Its shape and dtype."""

@@ -1,0 +1,86 @@
+"""Which of a grown model's old elements lie unchanged in the files that were written, found row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.registry import NEW, Grown, Growth
+from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec, Weights
+
+CPU = torch.device("cpu")
+
+
+def old_elements(
+    growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], dtype: torch.dtype | None, step: str
+) -> dict[str, int]:
+    """Compare old rows and columns in the files with those before growth, cast to the files' dtype, one block at a time.
+
+    Args:
+        growth: The plan.
+        before: The weights before.
+        saved: The files.
+        names: Tensor after the step -> its name in the files, of those that no later step has changed.
+        dtype: Of the files; None: of each tensor.
+
+    Returns:
+        Numbers of tensors: `identical`, `with_additions` whose old elements are, `rescaled` by the method, `new`, `changed_later`.
+
+    Errors: an old element that differs (exit code 3).
+    """
+    counts = dict.fromkeys(("identical", "with_additions", "rescaled", "new", "changed_later"), 0)
+    for name, grown in growth.tensors.items():
+        if grown.new:
+            counts["new"] += 1
+        elif name not in names:
+            counts["changed_later"] += 1
+        elif grown.rescaled:
+            counts["rescaled"] += 1
+        else:
+            if (row := _first_difference(grown, before, saved, names[name])) is not None:
+                raise WorkbenchError(
+                    f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
+                    "Report this architecture; `check: off` in the step writes the model all the same.",
+                    3,
+                )
+            counts["with_additions" if grown.reshaped else "identical"] += 1
+    return counts
+
+
+def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) -> int | None:
+    """The first row with an old element that differs; None: all are the same bits."""
+    old, new = before.specs[grown.source], saved.specs[name]
+    rows = np.arange(old.rows) if grown.rows is None else grown.rows.index
+    cols = None if grown.cols is None else grown.cols.index
+    kept = None if cols is None else torch.from_numpy(np.flatnonzero(cols != NEW))
+    taken = None if cols is None else torch.from_numpy(cols[cols != NEW])
+    if new.rows != len(rows) or new.cols != (old.cols if cols is None else len(cols)):
+        return 0
+    one, two = before.open(grown.source, CPU), saved.open(name, CPU)
+    step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
+    for start in range(0, len(rows), step):
+        index = rows[start : start + step]
+        written = _read(two, new, start, len(index))
+        for place in np.flatnonzero(index != NEW):
+            first = int(index[place])
+            if place and index[place - 1] == first - 1:
+                continue  # read with the row before
+            length = 1
+            while place + length < len(index) and index[place + length] == first + length:
+                length += 1
+            expected, found = _read(one, old, first, length), written[place : place + length]
+            if kept is not None and taken is not None:
+                expected, found = expected[:, taken], found[:, kept]
+            same = (expected.to(new.dtype) == found.to(new.dtype)).all(1)
+            if not bool(same.all()):
+                return start + int(place) + int((~same).nonzero()[0])
+    return None
+
+
+def _read(source: object, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
+    out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
+    source.read(start, start + count, out)  # type: ignore[attr-defined]
+    return out

@@ -1,0 +1,115 @@
+"""What growth promises, checked: on live models before anything is written, and on the files before they get their name."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.compose import compose
+from workbench.errors import WorkbenchError
+from workbench.grow.kept import old_elements
+from workbench.grow.preserve import answers, check_growth_on
+from workbench.growth import GrownStep
+from workbench.layout import Model
+from workbench.livemodels import Events, compute, live_model, no_events
+from workbench.registry import GrowMethod
+from workbench.resolve import Resolved
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.digests import read_json, write_json
+from workbench.weights.parallel import one_thread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
+    """Compare the live model before and after every grow step, in float32, with what the step declares.
+
+    Returns:
+        Step id -> what was measured. Errors: a difference (exit code 3).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    recipe = resolved.recipe
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        if not (isinstance(step, GrowMethod) and step.is_checked()):
+            continue
+        known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
+        record = read_json(known)
+        if record is None:
+            events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
+            composed = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[: i + 1])), device)
+            grown = composed.grown[-1]
+            before, after = (_live(resolved, m, device) for m in (grown.before, composed.model))
+            record = check_growth_on(before, after, grown.step, grown.growth, grown.before.weights.specs, step_id)
+            write_json(known, record)
+        found[step_id] = record
+    return found
+
+
+def check_written(
+    resolved: Resolved, grown: Sequence[GrownStep], model: Model, place: Path, device: torch.device, events: Events = no_events
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Compare the files of a result with the models that it grew from: old tensors bit for bit, streaming; and, where a step asks for
+    the full check, that transformers loads them and computes what the composed tensors compute.
+
+    Args:
+        grown: The composition's grow steps.
+        model: The composition's result.
+        place: The directory, config.json included.
+
+    Returns:
+        Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded": True}`.
+
+    Errors: an old tensor that changed, a file that transformers does not load, other logits (exit code 3).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    checked = [g for g in grown if g.step.check != "off"]
+    if not checked:
+        return found
+    saved = Checkpoint(place, "result")
+    for step in checked:
+        events({"stage": "check", "step": step.id, "text": "old tensors bit for bit, in the files"})
+        with one_thread():
+            found[step.id] = {"kept": old_elements(step.growth, step.before.weights, saved, step.kept, resolved.dtype, step.id)}
+    if full := [g for g in checked if g.step.check == "full"]:
+        events({"stage": "check", "step": full[-1].id, "text": "the files, loaded by transformers"})
+        _check_reload(resolved, model, place, full[-1].id, device)
+        for step in full:
+            found[step.id]["reloaded"] = True
+    return found
+
+
+def _check_reload(resolved: Resolved, model: Model, place: Path, step: str, device: torch.device) -> None:
+    """Errors: names that do not fit, or other logits or generated tokens than those of the tensors in memory."""
+    from transformers import AutoModelForCausalLM
+
+    expected = answers(live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device))
+    gc.collect()
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype="auto", output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WorkbenchError(
+            f"step {step}: transformers does not load what was written ({str(error).strip()[:200]})", _REPORT, 3
+        ) from None
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    wrong = [name if isinstance(name, str) else name[0] for names in info.values() for name in names]
+    if wrong:
+        raise WorkbenchError(
+            f"step {step}: transformers finds no place or no weight for {min(wrong)} ({len(wrong)} such)", _REPORT, 3
+        )
+    got = answers(loaded.to(device).eval())
+    if not all(torch.equal(one, other) for one, other in zip(expected, got, strict=True)):
+        raise WorkbenchError(f"step {step}: the model that was written computes something else once it is loaded", _REPORT, 3)
+
+
+_REPORT = "Report this architecture; `check: tensors` or `check: off` in the step writes the model all the same."
+
+
+def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
+    """Weights as a live float32 model."""
+    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
