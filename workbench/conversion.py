@@ -82,7 +82,7 @@ def ties_head(config: Mapping[str, Any]) -> bool:
 def live_names(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
     """Tensor on disk -> the live model's tensors that it becomes, or is a part of; none where the model has no place for it."""
     found: dict[str, list[str]] = {name: [] for name in specs}
-    for live, runs in _live_runs(config, specs).items():
+    for live, runs in live_runs(config, specs).items():
         for name in dict.fromkeys(run.name for run in runs):
             found[name].append(live)
     return {name: [] if live == [f"?{name}"] else live for name, live in found.items()}
@@ -99,7 +99,7 @@ class Aligned:
 
     def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> None:
         self._weights = weights
-        theirs, mine = _live_runs(config, specs), _live_runs(config, weights.specs)
+        theirs, mine = live_runs(config, specs), live_runs(config, weights.specs)
         self._parts: dict[str, list[tuple[int, Run]]] = {name: [] for name in specs}
         self.specs: dict[str, TensorSpec] = {}
         left = {name: spec.rows for name, spec in weights.specs.items()}
@@ -171,7 +171,7 @@ def _overlap(want: Run, have: list[Run]) -> Iterator[tuple[int, Run]]:
             yield want.row + low - want.live, Run(low, run.name, run.row + low - run.live, high - low)
 
 
-def _live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[Run]]:
+def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[Run]]:
     """Live tensor -> the rows on disk that it is made of. A tensor without a place in the model stands under "?name"."""
     model = skeleton(json.dumps(config, sort_keys=True))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}

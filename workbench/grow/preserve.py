@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.conversion import live_names
 from workbench.errors import WorkbenchError
+from workbench.grow.added import new_elements
 from workbench.registry import GrowMethod, Growth
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -120,7 +119,7 @@ def gradients(
 
     Errors: one that has none when the method says it has (exit code 3).
     """
-    added = _added(model, growth, specs)
+    added = new_elements(model, growth, specs)
     if not added or method.learns == "when_selected":
         return {}
     parameters = dict(model.named_parameters())
@@ -147,22 +146,6 @@ def gradients(
             3,
         )
     return {"gradient": counts}
-
-
-def _added(model: PreTrainedModel, growth: Growth, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor | None]:
-    """Live parameter -> which of its elements are new; None: taken as a whole."""
-    masks: dict[str, NDArray[Any]] = {
-        n: mask for n, grown in growth.tensors.items() if (mask := grown.added(specs[grown.source])) is not None
-    }
-    live = live_names(growth.config, {n: g.spec(specs[g.source]) for n, g in growth.tensors.items()})
-    parameters = dict(model.named_parameters())
-    found: dict[str, Tensor | None] = {}
-    for name, mask in masks.items():
-        for place in live[name]:
-            if place in parameters:
-                same = tuple(parameters[place].shape) == mask.shape
-                found[place] = torch.from_numpy(mask).to(parameters[place].device) if same else None
-    return found
 
 
 def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:

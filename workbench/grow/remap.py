@@ -115,7 +115,7 @@ class GrownSource:
         self._kept: tuple[Tensor, Tensor] | None = None
         self._means: dict[int, Tensor] = {}
         if cols is not None:
-            places = np.flatnonzero(~cols.added)
+            places = np.flatnonzero(cols.index != NEW)
             self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
 
     def read(self, start: int, stop: int, out: Tensor) -> None:

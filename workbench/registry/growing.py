@@ -122,8 +122,10 @@ class Axis:
 
     @property
     def added(self) -> NDArray[np.bool_]:
-        """Which ones growth adds."""
-        return np.equal(self.index, NEW)
+        """Which ones growth adds: those without a source, and copies of one that has its place already."""
+        found = np.ones(len(self.index), bool)
+        found[np.unique(self.index, return_index=True)[1]] = False
+        return found | np.equal(self.index, NEW)
 
 
 @dataclass(frozen=True, eq=False)
