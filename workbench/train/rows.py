@@ -16,23 +16,21 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-def read_rows(path: Path, *keys: str) -> list[tuple[str, ...]]:
-    """The texts under `keys` for each line of a jsonl file. Errors name the line."""
+def read_prompts(path: Path) -> list[str]:
+    """The `prompt` of each line of a jsonl file. Errors name the line."""
     if not path.is_file():
-        raise WorkbenchError(f"{path.name}: no such file of training rows", "Check the file names in train.yaml.")
-    rows: list[tuple[str, ...]] = []
+        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names in train.yaml.", 2)
+    prompts = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            rows.append(tuple(str(row[key]) for key in keys))
+            prompts.append(str(json.loads(line)["prompt"]))
         except (json.JSONDecodeError, KeyError, TypeError):
-            wanted = " and ".join(f"`{key}`" for key in keys)
-            raise WorkbenchError(f"{path.name}:{number}: expected an object with {wanted}") from None
-    if not rows:
-        raise WorkbenchError(f"{path.name}: holds no training rows")
-    return rows
+            raise WorkbenchError(f"{path.name}:{number}: expected an object with `prompt`", None, 2) from None
+    if not prompts:
+        raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)
+    return prompts
 
 
 def encode(
@@ -40,18 +38,21 @@ def encode(
 ) -> tuple[list[int], int]:
     """Token ids of prompt, one blank, completion and (with learn_end) end of sequence; how many are learned.
 
-    The prompt is tokenised by itself, as it will be when the model is asked. Errors: longer than max_length.
+    The prompt is tokenised by itself, as it will be when the model is asked. Without a prompt the completion is a whole text:
+    all of it is learned but the first token, which nothing predicts. Errors: longer than max_length, a text of one token.
     """
-    head: list[int] = tokenizer(prompt)["input_ids"]
-    tail: list[int] = tokenizer(" " + completion, add_special_tokens=False)["input_ids"]
-    if learn_end:
+    head: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
+    tail: list[int] = tokenizer(" " + completion if prompt else completion, add_special_tokens=not prompt)["input_ids"]
+    if learn_end and (prompt or tail[-1:] != [tokenizer.eos_token_id]):
         tail = [*tail, tokenizer.eos_token_id]
     if len(head) + len(tail) > max_length:
         raise WorkbenchError(
-            f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {prompt[:60]!r}",
+            f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {(prompt or completion)[:60]!r}",
             "Raise max_length in train.yaml, or shorten the row.",
         )
-    return head + tail, len(tail)
+    if len(head) + len(tail) < 2:
+        raise WorkbenchError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Take the row out.", 2)
+    return head + tail, min(len(tail), len(head) + len(tail) - 1)
 
 
 def collate(rows: Sequence[tuple[list[int], int]], pad: int) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def replay(
     spec: TrainSpec,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[tuple[str, ...]],
+    prompts: list[str],
     count: int,
 ) -> list[tuple[list[int], int]]:
     """`count` rows: prompts with what the model, untrained so far, samples after them.
@@ -90,7 +91,7 @@ def replay(
     """
     import torch
 
-    heads: list[list[int]] = [tokenizer(prompts[index % len(prompts)][0])["input_ids"] for index in range(count)]
+    heads: list[list[int]] = [tokenizer(prompts[index % len(prompts)])["input_ids"] for index in range(count)]
     rows: list[tuple[list[int], int]] = []
     model.eval()
     # generate() hands the head a slice; see collate.
