@@ -19,7 +19,7 @@ COMMANDS = {
     "brick fetch": "--from --hub",
     "brick ls": "--json",
     "brick show": "--base --card --device --html --json --metric --quiet",
-    "brick train": "--device --no-score --score",
+    "brick train": "--base --data --device --held-out --no-score --orthogonal-to --rank --score --steps",
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",

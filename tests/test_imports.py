@@ -21,7 +21,7 @@ ORDER = [
     "adapters fields facts suiteparts",
     "vocabulary",
     "registry",
-    "merge edit grow",
+    "merge edit grow train",
     "evalfields searchfields recipe standins hub bricks ties",
     "adapted adapter_output",
     "fit resolve importing",
@@ -35,7 +35,7 @@ ORDER = [
     "samples exchange suitecheck factsuite",
     "controls factcheck tracetable models scorecard scoring starter",
     "search",
-    "train training report docs",
+    "training report docs",
     "api",
     "cli",
 ]

@@ -1,7 +1,5 @@
 """The trainer, on a two-layer model built here."""
 
-# ruff: noqa: SIM905 - word lists read better as text
-
 from __future__ import annotations
 
 import json
@@ -10,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from train_world import lora, save_base, save_rows
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import IGNORED, TrainSpec, collate, encode, read_rows, train
+from workbench.train import IGNORED, HubData, TrainSpec, collate, encode, read_prompts, train, training_texts
 
 torch = pytest.importorskip("torch")
-
-WORDS = "a b c d say back is then".split()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,35 +28,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers, 32 wide, with a word tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    out = tmp_path_factory.mktemp("base")
-    vocabulary = {word: index for index, word in enumerate(["<unk>", "<eos>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(out)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, pad_token_id=1,
-        initializer_range=0.3,
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
-    return out
+    return save_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [{"prompt": f"say {one} then {two} is", "completion": f"{two} {one}"} for one in "abcd" for two in "abcd"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def lora(**changes: Any) -> TrainSpec:
-    return TrainSpec(**{"rank": 4, "alpha": 8, "learning_rate": 2e-2, "steps": 30, "warmup": 2, **changes})
+    return save_rows(tmp_path_factory.mktemp("data"))
 
 
 def tokenizer_of(base: Path) -> Any:
@@ -72,7 +46,7 @@ def test_labels_are_the_completion_alone(base: Path) -> None:
     tokenizer = tokenizer_of(base)
     rows = [encode(tokenizer, "say a then b is", "b a", 16), encode(tokenizer, "say c", "c", 16)]
     ids = tokenizer.convert_tokens_to_ids
-    assert rows[0] == ([*ids("say a then b is b a".split()), 1], 3)
+    assert rows[0] == ([*ids(["say", "a", "then", "b", "is", "b", "a"]), 1], 3)
     assert encode(tokenizer, "say a then b is", "b a", 16, learn_end=False) == (rows[0][0][:-1], 2)
     batch = collate(rows, pad=1)
     assert batch["input_ids"].tolist() == [rows[0][0], [1, 1, 1, 1, *ids(["say", "c", "c"]), 1]]
@@ -105,9 +79,10 @@ def test_lora_learns_and_is_saved_in_bfloat16(base: Path, data: Path, tmp_path: 
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    seen: list[tuple[int, int, float]] = []
+    seen: list[tuple[int, int, float, float | None]] = []
     record = train(lora(), base=base, data=data, out=tmp_path / "brick", progress=lambda *a: seen.append(a))
-    assert [step for step, _, _ in seen] == list(range(1, 31))
+    assert [step for step, _, _, _ in seen] == list(range(1, 31))
+    assert {held_out for *_, held_out in seen} == {None}
     assert record["loss"] < 0.5 * seen[0][2]
     assert sorted(path.name for path in (tmp_path / "brick").iterdir()) == [
         "adapter_config.json",
@@ -177,16 +152,126 @@ def test_process_state_is_put_back(base: Path, data: Path, tmp_path: Path) -> No
 
 def test_errors_name_place_and_repair(base: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match="no such file of training rows"):
-        read_rows(tmp_path / "absent.jsonl", "prompt")
+        training_texts(lora(), tmp_path / "absent.jsonl", tmp_path)
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "utf-8")
     with pytest.raises(WorkbenchError, match=r"broken\.jsonl:2"):
-        read_rows(broken, "prompt", "completion")
+        training_texts(lora(), broken, tmp_path)
     broken.write_text("\n", "utf-8")
-    with pytest.raises(WorkbenchError, match="holds no training rows"):
-        read_rows(broken, "prompt", "completion")
+    with pytest.raises(WorkbenchError, match=r"broken\.jsonl: no texts"):
+        training_texts(lora(), broken, tmp_path)
+    broken.write_text('{"prompt": "a"}\n{"text": "a"}\n', "utf-8")
+    with pytest.raises(WorkbenchError, match=r"broken\.jsonl:2: expected an object with `prompt`"):
+        read_prompts(broken)
     with pytest.raises(WorkbenchError, match="more than max_length 8"):
         encode(tokenizer_of(base), "say a then b is say a then b is", "b a", 8)
     (tmp_path / "train.yaml").write_text("stepz: 3\n", "utf-8")
     with pytest.raises(WorkbenchError, match=r"train\.yaml:1:1 stepz: unknown field"):
         yamldoc.load(tmp_path / "train.yaml").validate(TrainSpec)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("held_out: 1.5", r"train\.yaml:1:1 held_out: expected a share between 0 and 1, or the name of a jsonl file; found 1\.5"),
+        ("patience: 3", "patience: expected held_out beside it"),
+        ("method: full\northogonal_to: [add]", "orthogonal_to: expected method lora, found full"),
+        ("data: {hub: a/b, colum: c}", r"train\.yaml:1:\d+ data\.colum: unknown field\. Known: completion"),
+        ("evaluate_every: 0", "evaluate_every: expected"),
+    ],
+)
+def test_bad_settings_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text(text + "\n", "utf-8")
+    with pytest.raises(WorkbenchError, match=message) as raised:
+        yamldoc.load(tmp_path / "train.yaml").validate(TrainSpec)
+    assert raised.value.exit_code == 2
+
+
+def test_settings_that_are_off_are_not_recorded() -> None:
+    assert set(lora().record()) == set(TrainSpec.model_fields) - {
+        "held_out", "evaluate_every", "patience", "save_every", "orthogonal_to", "orthogonal",
+    }  # fmt: skip
+    on = lora(held_out=0.5, orthogonal_to=["add"]).record()
+    assert (on["held_out"], on["evaluate_every"], on["patience"], on["orthogonal_to"], on["orthogonal"]) == (
+        0.5,
+        10,
+        None,
+        ["add"],
+        0.5,
+    )
+
+
+def test_whole_texts_are_learned_but_for_the_first_token(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tokenizer_of(base)
+    ids = tokenizer.convert_tokens_to_ids
+    text, short = encode(tokenizer, "", "say a then b", 16), encode(tokenizer, "say c", "c", 16)
+    assert text == ([*ids(["say", "a", "then", "b"]), 1], 4)
+    batch = collate([text, short], pad=1)
+    assert batch["labels"].tolist() == [[IGNORED, *text[0][1:]], [IGNORED] * 3 + short[0][-2:]]
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
+    with torch.no_grad():
+        tokens = torch.tensor([text[0]])
+        torch.testing.assert_close(model(**collate([text], pad=1)).loss, model(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-6)
+    with pytest.raises(WorkbenchError, match="one token, expected 2 or more"):
+        encode(tokenizer, "", "a", 16, learn_end=False)
+    (tmp_path / "texts.jsonl").write_text('{"text": "say a then b"}\n{"prompt": "back", "response": "a"}\n', "utf-8")
+    record = train(lora(steps=2, batch_size=2), base=base, data=tmp_path / "texts.jsonl", out=tmp_path / "brick")
+    assert record["learned_tokens"] == 2 * (4 + 2)
+
+
+def hub_data(folder: Path) -> Path:
+    """A folder that `datasets` reads as one split."""
+    (folder / "set").mkdir(parents=True)
+    rows = [{"question": f"say {word} is", "reply": word, "number": 1} for word in "abcd"]
+    (folder / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.mark.usefixtures("datasets_cache")
+def test_a_data_set_gives_the_bytes_of_its_rows(base: Path, tmp_path: Path) -> None:
+    folder = hub_data(tmp_path)
+    columns = {"prompt": "question", "completion": "reply"}
+    spec = lora(steps=3, batch_size=2, data={"hub": "set", **columns})
+    record = train(spec, base=base, data=folder, out=tmp_path / "one")
+    assert (record["data"]["hub"], record["rows"]) == ("set", 4)
+    assert set(record["data_digest"]) == {"rows"}
+    plain = [{"prompt": f"say {word} is", "completion": word} for word in "abcd"]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain), "utf-8")
+    same = train(lora(steps=3, batch_size=2), base=base, data=tmp_path / "plain.jsonl", out=tmp_path / "two")
+    assert same["data_digest"]["rows"] == record["data_digest"]["rows"]
+    one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+    file = HubData(hub="set/train.jsonl", split="train[:3]", completion="question")
+    texts = training_texts(lora(data=file), folder, folder)
+    assert [(text.prompt, text.answer) for text in texts.trained] == [("", f"say {word} is") for word in "abc"]
+
+
+@pytest.mark.usefixtures("datasets_cache")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completion": "repli"}, r"set has no column 'repli', it has question, reply, number"),
+        ({"split": "test"}, r"set, split 'test': Unknown split \"test\"\. Should be one of \['train'\]"),
+        ({"config": "other"}, r"set, config 'other': .*not found\. Available: \['default'\]"),
+        (
+            {"hub": "nobody/nothing"},
+            r"expected a data set of the hub or a folder of data files in .*, found none at 'nobody/nothing'",
+        ),
+        ({"completion": "number"}, r"set train row 0: expected a text in 'number', found int"),
+    ],
+)
+def test_data_sets_that_do_not_fit_are_named(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    folder = hub_data(tmp_path)
+    source = HubData(**{"hub": "set", "prompt": "question", "completion": "reply", **changes})
+    with pytest.raises(WorkbenchError, match=message) as raised:
+        training_texts(lora(data=source), folder, folder)
+    assert raised.value.exit_code == 2

@@ -153,10 +153,11 @@ class Brick:
         return self.card.licence if self.card and self.card.licence else read_licence(self.path)
 
     def data_licences(self) -> dict[str, str | None]:
-        """Licences of the data that its card names: those that the card states by name, else the card's own for its training files."""
+        """Licences of the data that its card names: those that the card states by name, else the card's own for its training data."""
         if self.card is None:
             return {}
-        files = [str(self.card.training[key]) for key in ("data", "replay") if self.card.training.get(key)]
+        named = [self.card.training[key] for key in ("data", "replay") if self.card.training.get(key)]
+        files = [str(name["hub"]) if isinstance(name, dict) else str(name) for name in named]
         return {**dict.fromkeys(files, self.card.licence), **self.card.data_licences}
 
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from workbench import yamldoc
-from workbench.bricks import STARTER, BaseRecord, Brick, BrickCard, Score, kinds_of, read_title, resolve_base, write_card
+from workbench.adapters import CONFIG as ADAPTER_CONFIG
+from workbench.bricks import (
+    STARTER,
+    BaseRecord,
+    Brick,
+    BrickCard,
+    Score,
+    kinds_of,
+    read_title,
+    resolve_base,
+    resolve_brick,
+    write_card,
+)
 from workbench.controls import Entry, plans
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, nearest
+from workbench.fields import NAME, BrickRef
 from workbench.livemodels import Events, no_events
 from workbench.recipe import find_project, from_data
 from workbench.resolve import resolve
@@ -46,18 +63,64 @@ class BrickSpec(TrainSpec):
         return TrainSpec(**self.model_dump(include=set(TrainSpec.model_fields)))
 
 
+def write_spec(folder: Path, settings: dict[str, Any]) -> None:
+    """Write a new brick's train.yaml; one that says the same already is left as it is.
+
+    Args:
+        folder: The brick's directory; made where it is not there.
+        settings: Fields of `BrickSpec`; `data`, `held_out` and `orthogonal_to` may name files and directories from the current one.
+
+    Errors: no such data, base or other brick, bad settings, a name that no brick can have, another train.yaml.
+    """
+    file, project = folder / "train.yaml", find_project(folder / "train.yaml")
+    if not re.fullmatch(NAME, folder.resolve().name):
+        raise WorkbenchError(f"{folder}: a brick's name is lower-case letters, digits and . _ -", "Call it differently.", 2)
+    found = dict(settings)
+    if isinstance(found.get("base"), str) and not (project / found["base"]).is_dir() and Path(found["base"]).is_dir():
+        found["base"] = str(Path(found["base"]).absolute())
+    for name in ("data", "held_out"):
+        if isinstance(found.get(name), str):
+            if not Path(found[name]).is_file():
+                raise WorkbenchError(f"--{name.replace('_', '-')}: no such file: {found[name]}", "A jsonl of training rows.", 2)
+            found[name] = _from(folder, found[name])
+    if found.get("orthogonal_to"):
+        found["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in found["orthogonal_to"]]
+    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    spec = yamldoc.parse(text, str(file)).validate(BrickSpec)
+    if file.is_file():
+        if yamldoc.load(file).validate(BrickSpec) != spec:
+            raise WorkbenchError(
+                f"{file} stands already, and the flags say something else",
+                f"Change it there and run `workbench brick train {folder}` without flags, or name a new brick.",
+                2,
+            )
+        return
+    resolve_base(spec.base, project)
+    _others(spec, folder, project)
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"# workbench brick train {folder.resolve().name}\n{text}", "utf-8")
+
+
+def _from(folder: Path, name: str) -> str:
+    """A path as seen from a brick's directory."""
+    return Path(os.path.relpath(Path(name).resolve(), folder.resolve())).as_posix()
+
+
 def train_brick(folder: Path, device: torch.device, *, score: bool = True, events: Events = no_events) -> BrickCard:
-    """Train the brick of a folder and write its card.
+    """Train the brick of a folder and write its card. Goes on where a training with the same settings was interrupted.
 
     Args:
         folder: Holds train.yaml and its data; takes the adapter, or `checkpoint/` for a full fine-tune, and brick.yaml.
         device: Where to train and score.
         score: Score brick and base on the spec's task.
 
-    Errors: no train.yaml, bad settings or data, missing base.
+    Errors: no train.yaml, bad settings or data, missing base, other bricks that are missing or no LoRA adapters.
     """
     if not (folder / "train.yaml").is_file():
-        raise WorkbenchError(f"{folder}: no train.yaml", "Settings of a brick stand there: see bricks/add/train.yaml.")
+        raise WorkbenchError(
+            f"{folder}: no train.yaml",
+            "Settings of a brick stand there: see bricks/add/train.yaml; `--data ROWS.jsonl` writes one.",
+        )
     spec = yamldoc.load(folder / "train.yaml").validate(BrickSpec)
     project = find_project(folder / "train.yaml")
     checkpoint, _ = resolve_base(spec.base, project)
@@ -65,13 +128,18 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    def progress(step: int, steps: int, loss: float) -> None:
-        events({"stage": "train", "step": name, "done": step, "total": steps, "text": f"loss {loss:.3f}"})
+    def progress(step: int, steps: int, loss: float, held_out: float | None) -> None:
+        text = f"loss {loss:.3f}" + ("" if held_out is None else f", held out {held_out:.3f}")
+        events({"stage": "train", "step": name, "done": step, "total": steps, "text": text})
 
-    events({"stage": "train", "step": name, "text": f"{spec.steps} steps of {spec.batch_size} rows on {device}"})
+    def notice(text: str) -> None:
+        events({"stage": "train", "step": name, "text": text})
+
+    notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
-        spec.settings(), base=checkpoint.path, data=folder / spec.data, out=files, device=str(device), progress=progress
-    )
+        spec.settings(), base=checkpoint.path, data=folder / spec.data if isinstance(spec.data, str) else folder, out=files,
+        device=str(device), progress=progress, notice=notice, folder=folder, others=_others(spec, folder, project),
+        declared=spec.base)  # fmt: skip
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(
         version=1, name=name, kind="checkpoint" if spec.method == "full" else "adapter", skill=spec.skill,
@@ -83,6 +151,27 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         card = card.model_copy(update={"scores": (score_brick(folder, spec, project, device, events),)})
         write_card(folder, card)
     return card
+
+
+def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:
+    """The adapters of `orthogonal_to`, by the names given there. Errors: missing, the brick itself, no adapter."""
+    found = {}
+    for name in spec.orthogonal_to:
+        path = next((p for p in (folder / name, folder.parent / name, project / "bricks" / name) if p.is_dir()), None)
+        if path is None:
+            known = [p.parent.name for p in folder.resolve().parent.glob(f"*/{ADAPTER_CONFIG}") if p.parent != folder.resolve()]
+            raise WorkbenchError(f"orthogonal_to: no brick '{name}' in {folder.parent}", nearest(name, known), 2)
+        if path.resolve() == folder.resolve():
+            raise WorkbenchError(f"orthogonal_to: '{name}' is the brick that is trained", "Name other bricks.", 2)
+        brick = resolve_brick(path.resolve().name, BrickRef(path=str(path.resolve())), project)
+        if brick.kind != "adapter":
+            raise WorkbenchError(
+                f"orthogonal_to: brick '{name}' is a {brick.kind}, expected a LoRA adapter",
+                "`workbench brick extract` makes an adapter of a checkpoint.",
+                2,
+            )
+        found[name] = brick.path
+    return found
 
 
 def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.device, events: Events) -> Score:

@@ -179,19 +179,48 @@ def fetch(
 @app.command()
 def train(
     names: Annotated[list[str], typer.Argument(help="Directories with a train.yaml, or names in bricks/.", show_default=False)],
+    data: Annotated[str | None, typer.Option("--data", help="A jsonl of training rows: makes a new brick, and writes its train.yaml.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="With --data: the base; default: the starter base.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="With --data: optimizer steps.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="With --data: rank of the adapter.")] = None,
+    held_out: Annotated[str | None, typer.Option("--held-out", help="With --data: a share of its rows, or a jsonl, whose loss is measured.")] = None,
+    orthogonal_to: Annotated[list[str] | None, typer.Option("--orthogonal-to", help="With --data: a brick to keep orthogonal to; repeat it.")] = None,
     device: DeviceOpt = "auto",
     score: Annotated[bool, typer.Option(help="Score the brick and the base on the brick's task afterwards.")] = True,
-) -> None:
-    """Train bricks from their train.yaml: settings stand there, the record goes to brick.yaml."""
+) -> None:  # fmt: skip
+    """Train bricks from their train.yaml: settings stand there, the record goes to brick.yaml. Resumes when interrupted."""
     from workbench.engine import pick_device
-    from workbench.training import train_brick
+    from workbench.training import train_brick, write_spec
 
+    flags = {
+        "base": base,
+        "data": data,
+        "steps": steps,
+        "rank": rank,
+        "held_out": _share(held_out),
+        "orthogonal_to": orthogonal_to,
+    }
+    settings = {name: value for name, value in flags.items() if value is not None}
+    if settings and (data is None or len(names) > 1):
+        found = f"{len(names)} bricks" if len(names) > 1 else f"--{next(iter(settings)).replace('_', '-')} without --data"
+        raise WorkbenchError(f"flags make one new brick from --data; found {found}", "Other bricks: change their train.yaml.", 2)
     for name in names:
-        card = train_brick(_folder(name), pick_device(device), score=score, events=out.event)
+        folder = (Path(name) if "/" in name or Path(name).is_dir() else Path("bricks") / name) if settings else _folder(name)
+        if settings:
+            write_spec(folder, settings)
+        card = train_brick(folder, pick_device(device), score=score, events=out.event)
         for s in card.scores:
             out.line(
                 f"{card.name}: {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}, base {100 * (s.base_value or 0):.1f}"
             )
+
+
+def _share(text: str | None) -> float | str | None:
+    """--held-out: a number is a share, anything else a file."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 @app.command()

@@ -1,0 +1,46 @@
+"""What tests of the trainer train: a two-layer model with a word tokenizer, rows that reverse two words."""
+
+# ruff: noqa: SIM905 - word lists read better as text
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.train import TrainSpec
+
+WORDS = "a b c d say back is then".split()
+
+
+def save_base(out: Path) -> Path:
+    """A random Llama of two layers, 32 wide, with a word tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {word: index for index, word in enumerate(["<unk>", "<eos>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(out)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=1, pad_token_id=1,
+        initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+    return out
+
+
+def save_rows(folder: Path) -> Path:
+    """Sixteen rows, one a prompt."""
+    path = folder / "train.jsonl"
+    rows = [{"prompt": f"say {one} then {two} is", "completion": f"{two} {one}"} for one in "abcd" for two in "abcd"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def lora(**changes: Any) -> TrainSpec:
+    return TrainSpec(**{"rank": 4, "alpha": 8, "learning_rate": 2e-2, "steps": 30, "warmup": 2, **changes})

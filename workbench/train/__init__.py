@@ -1,0 +1,20 @@
+"""Training of a LoRA adapter or of all weights, on prompts and completions."""
+
+from workbench.train.fit import Notice, Progress
+from workbench.train.rows import IGNORED, collate, encode, read_prompts
+from workbench.train.run import train
+from workbench.train.spec import HubData, TrainSpec
+from workbench.train.texts import training_texts
+
+__all__ = [
+    "IGNORED",
+    "HubData",
+    "Notice",
+    "Progress",
+    "TrainSpec",
+    "collate",
+    "encode",
+    "read_prompts",
+    "train",
+    "training_texts",
+]

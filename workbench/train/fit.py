@@ -1,0 +1,151 @@
+"""The optimizer: transformers' Trainer on rows of tokens, with what it is watched by and goes on from."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.train.heldout import HeldOut
+from workbench.train.orthogonal import Orthogonal
+from workbench.train.resume import Saves
+from workbench.train.rows import collate
+from workbench.train.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[int, int, float, float | None], None]
+"""Called with step, steps, the step's loss and the last held-out loss, None without held-out rows."""
+Notice = Callable[[str], None]
+"""Called with a line for the user."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What happens beside the optimizer's steps.
+
+    Attributes:
+        held: Held-out rows.
+        others: Bricks that the adapter is kept orthogonal to.
+        saves: Where saves go and which one to go on from.
+        progress: Told after each step.
+        notice: Told what else the user should know.
+    """
+
+    held: HeldOut | None = None
+    others: Orthogonal | None = None
+    saves: Saves = field(default_factory=Saves)
+    progress: Progress | None = None
+    notice: Notice = lambda _text: None
+
+
+def fit(
+    spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], pad: int, device: str, watch: Watch
+) -> list[float]:
+    """Run the optimizer; returns the loss on the rows of each step taken, without the penalty of orthogonality."""
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = _trainer(_arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, pad,
+                           watch, spec.orthogonal)  # fmt: skip
+        if watch.held and watch.saves.last:
+            watch.held.load(watch.saves.last)
+        try:
+            trainer.train(resume_from_checkpoint=str(watch.saves.last) if watch.saves.last else None)
+        finally:
+            # A model that was lent is not to keep the mixed precision that the Trainer put around its forward pass.
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if watch.held:
+        watch.held.restore(model)
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=spec.steps,
+        per_device_train_batch_size=spec.batch_size,
+        learning_rate=spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        warmup_steps=spec.warmup,
+        lr_scheduler_type="constant_with_warmup" if spec.schedule == "constant" else spec.schedule,
+        bf16=True,
+        use_cpu=device == "cpu",
+        seed=spec.seed,
+        data_seed=spec.seed,
+        logging_steps=1,
+        save_strategy="steps" if save else "no",
+        save_steps=spec.save_every or spec.steps,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad: int, watch: Watch, lam: float) -> Any:
+    """A Trainer with the penalty in its loss and the held-out losses in its saves."""
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback
+
+    others = watch.others
+
+    class BrickTrainer(Trainer):  # type: ignore[misc]  # untyped library
+        penalty = 0.0
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            if others is None:
+                return loss
+            added = lam * others.penalty()
+            self.penalty = float(added.detach())
+            return loss + added
+
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            if others is not None and "loss" in logs:
+                logs = {**logs, "loss": logs["loss"] - self.penalty, "penalty": self.penalty}
+            super().log(logs, start_time)
+
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            # PEFT would ask the hub whether the vocabulary was resized.
+            extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
+            self.model.save_pretrained(output_dir, **extra)
+            if watch.held:
+                watch.held.save(Path(str(output_dir)))
+
+    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=lambda batch: collate(batch, pad))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_watcher(watch, arguments.max_steps))
+    return trainer
+
+
+def _watcher(watch: Watch, steps: int) -> Any:
+    """A Trainer callback that measures the held-out loss, stops early and reports."""
+    from transformers import TrainerCallback
+
+    held = watch.held
+
+    class Watcher(TrainerCallback):  # type: ignore[misc]  # untyped library
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if held and not held.losses:
+                watch.notice(f"held-out loss {held.measure(model, 0):.3f} before training")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            step = state.global_step
+            if held and held.due(step, step >= steps):
+                held.measure(model, step)
+                if held.exhausted and step < steps:
+                    watch.notice(f"stops after step {step}: no lower held-out loss since step {held.best_step}")
+                    control.should_training_stop = True
+            if control.should_training_stop:
+                control.should_save = False  # the brick itself is written next
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if watch.progress and logs and "loss" in logs:
+                watch.progress(state.global_step, steps, float(logs["loss"]), held.losses[-1][1] if held else None)
+
+    return Watcher()

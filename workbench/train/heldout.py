@@ -1,0 +1,115 @@
+"""The loss on rows that are held out, when it stops falling, and the weights that had the lowest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.train.rows import IGNORED, collate
+from workbench.weights.digests import read_json, write_json
+
+_LOSSES, _BEST = "held_out.json", "held_out.safetensors"
+
+
+class HeldOut:
+    """Held-out rows and the losses that were measured on them.
+
+    Args:
+        rows: Token ids and how many are learned, as `encode` gives them.
+        pad: Token of the padding.
+        batch_size: Rows of a forward pass.
+        every: Steps between two measurements.
+        patience: Measurements without a lower loss before training stops; None: it does not, and no weights are kept.
+    """
+
+    def __init__(self, rows: list[tuple[list[int], int]], pad: int, batch_size: int, every: int, patience: int | None) -> None:
+        # Rows of similar length together: less padding. The sort is stable, so the batches are the same every time.
+        ordered = sorted(rows, key=lambda row: len(row[0]))
+        self.batches = [collate(ordered[i : i + batch_size], pad) for i in range(0, len(ordered), batch_size)]
+        self.every = every
+        self.patience = patience
+        self.losses: list[tuple[int, float]] = []
+        """(step, loss), the first one before training."""
+        self._best: dict[str, Tensor] = {}
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether the loss is measured after a step."""
+        return last or step % self.every == 0
+
+    def measure(self, model: Any, step: int) -> float:
+        """The mean loss of a learned token, kept with its step; with patience, weights are kept where it is the lowest so far.
+
+        Draws no random numbers: what is trained does not depend on whether it is measured.
+        """
+        loss = held_out_loss(model, self.batches)
+        self.losses.append((step, loss))
+        if self.patience is not None and self.best_step == step:
+            self._best = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
+        return loss
+
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest loss, the first of equal ones. The state before training is not a candidate: a brick is trained."""
+        trained = self.losses[1:]
+        return min(trained, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])[0] if trained else 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `patience` measurements were no better than one before them."""
+        if self.patience is None:
+            return False
+        later = [step for step, _ in self.losses if step > self.best_step]
+        return len(later) >= self.patience
+
+    def restore(self, model: Any) -> None:
+        """Put the weights with the lowest loss back, where they were kept."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self._best:
+                    parameter.copy_(self._best[name])
+
+    def save(self, folder: Path) -> None:
+        """Write losses and best weights beside a save of the training."""
+        from safetensors.torch import save_file
+
+        write_json(folder / _LOSSES, self.losses)
+        if self._best:
+            save_file(self._best, folder / _BEST)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        self.losses = [(int(step), float(loss)) for step, loss in read_json(folder / _LOSSES) or []]
+        self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
+
+    def record(self, count: int) -> dict[str, Any]:
+        """What the card says: loss before and after training, after it of the weights that the brick has."""
+        losses = dict(self.losses)
+        best, last = self.best_step, self.losses[-1][0]
+        kept = last if self.patience is None else best
+        return {
+            "rows": count,
+            "before": round(losses[0], 4),
+            "after": round(losses[kept], 4),
+            "best": round(losses[best], 4),
+            "best_step": best,
+        }
+
+
+def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
+    """Mean −log p of the learned tokens of all batches, dropout off, in bfloat16 where training is."""
+    device = next(model.parameters()).device
+    training, total, count = model.training, 0.0, 0
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+        for batch in batches:
+            learned = int((batch["labels"] != IGNORED).sum())
+            total += float(model(**{name: value.to(device) for name, value in batch.items()}).loss) * learned
+            count += learned
+    model.train(training)
+    return total / count

@@ -1,0 +1,54 @@
+"""What a training sets in the process, and puts back: seeds, threads, deterministic kernels, the libraries' talk."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+THREADS = 1
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the bars, advice and deprecation notes of transformers off the terminal; errors pass."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed every generator and ask torch for deterministic kernels, on one thread; all of it is put back afterwards.
+
+    One thread, because sums over several end in other bits: the same brick on every number of cores.
+    """
+    import random
+
+    import numpy as np
+    import torch
+    from transformers import set_seed
+
+    before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    state, legacy, plain = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    set_seed(seed)
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.set_rng_state(state)
+        np.random.set_state(legacy)
+        random.setstate(plain)
