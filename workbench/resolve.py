@@ -172,7 +172,7 @@ class Resolved:
             elif isinstance(step, GrowMethod):
                 parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
                 parts += [self.recipe.fields.seed] if step.random else []
-                if files := step.inputs():
+                if (files := step.inputs()) or step.measures():
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_path)]
             elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
