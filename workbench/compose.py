@@ -144,12 +144,14 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             memory = MemoryAt(saved.path, saved.log.version, saved.digest())
             record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
+            step = step.bound(resolved.base)
             step.expand(current)  # what does not fit is found before anything is measured
             parts = brick_weights(resolved, step, device, events)
             of_growth = measure_growth(resolved, step, i, current, parts, device, events)
             growth = step.settled(of_growth).expand(current)
             record |= {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record, **of_growth.record}
-            current = Model(GrownWeights(current.weights, growth, recipe.fields.seed, parts, of_growth.value), growth.config)
+            grown = GrownWeights(current.weights, growth, recipe.fields.seed, parts, of_growth.value, resolved.base.weights)
+            current = Model(grown, growth.config)
         records.append(record)
     if changes_result(recipe.fields.output):
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)

@@ -67,8 +67,8 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     model = resolved.base
     for step in resolved.recipe.steps:
         if isinstance(step, GrowMethod):
-            growth = step.expand(model)
-            model = Model(GrownWeights(model.weights, growth), growth.config)
+            growth = step.bound(resolved.base).expand(model)
+            model = Model(GrownWeights(model.weights, growth, base=resolved.base.weights), growth.config)
     return output_specs(model.weights.specs, resolved.dtype)
 
 

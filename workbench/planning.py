@@ -106,14 +106,14 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
                 row |= _edit_cost(step, model, resolved) if isinstance(step, EditMethod) else {}
                 seconds += row.get("seconds", 0)
         elif isinstance(step, GrowMethod):
-            growth, before = step.expand(model), sum(t.numel for t in model.weights.specs.values())
+            growth, before = step.bound(resolved.base).expand(model), sum(t.numel for t in model.weights.specs.values())
             row |= growth.record
             if names := step.names():
                 row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
                 read += sum(_brick_bytes(resolved.bricks[n]) for n in names)
             if files := step.inputs():
                 row["inputs"] = files
-            model = Model(GrownWeights(model.weights, growth), growth.config)
+            model = Model(GrownWeights(model.weights, growth, base=resolved.base.weights), growth.config)
             after = sum(t.numel for t in model.weights.specs.values())
             # The check holds the model before, the one after, its gradients, and a copy while it is loaded: measured 3.7 GB of 134 to 226 million.
             live = max(live, 4 * before + 12 * after if step.is_checked() else 0, 8 * before if step.measures() else 0)

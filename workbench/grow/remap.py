@@ -25,22 +25,34 @@ class GrownWeights:
         seed: Of what is drawn.
         bricks: What each brick makes of the base.
         measured: Tensors that the method has measured, in place of what it plans.
+        base: The recipe's base, for what is read from there.
     """
 
     def __init__(
         self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
-        measured: Mapping[str, Tensor] | None = None,
+        measured: Mapping[str, Tensor] | None = None, base: Weights | None = None,
     ) -> None:  # fmt: skip
         self._current = current
         self._growth = growth
         self._seed = seed
         self._bricks = bricks or {}
         self._measured = measured or {}
+        self._base = base
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Shapes under the grown names."""
-        return {name: grown.spec(self._current.specs[grown.source]) for name, grown in self._growth.tensors.items()}
+        return {name: self._spec(grown) for name, grown in self._growth.tensors.items()}
+
+    def _source(self, grown: Grown) -> Weights:
+        """The weights that `source` is a name in."""
+        if not grown.base:
+            return self._current
+        assert self._base is not None, "a step that reads the base is given it"
+        return self._base
+
+    def _spec(self, grown: Grown) -> TensorSpec:
+        return grown.spec(self._source(grown).specs[grown.source])
 
     def origin(self, name: str) -> str | None:
         """The base's tensor for what was there before, None for what growth added."""
@@ -54,20 +66,22 @@ class GrownWeights:
             return _Given(self._measured[name])
         if grown.parts:
             opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
-            return _Joined(opened, [part.spec(self._current.specs[part.source]).rows for part in grown.parts])
+            specs = [self._spec(part) for part in grown.parts]
+            if sum(s.rows for s in specs) > self._spec(grown).rows:
+                return _Beside(opened, [s.cols for s in specs])
+            return _Joined(opened, [s.rows for s in specs])
         return self._opened(grown, name, device)
 
     def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
         if grown.zero:
             return _Zeros()
-        origin = self._current.origin(grown.source)
+        weights = self._source(grown)
+        origin = weights.origin(grown.source)
         from_brick = grown.brick is not None and origin is not None  # a layer that growth has added is no brick's
-        source = (
-            self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else self._current.open(grown.source, device)
-        )
+        source = self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else weights.open(grown.source, device)
         if not grown.reshaped and grown.scale == 1:
             return source
-        return GrownSource(source, self._current.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
+        return GrownSource(source, weights.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
 
 
 class _Zeros:
@@ -97,6 +111,21 @@ class _Joined:
             if low < high:
                 part.read(low - first, high - first, out[low - start : high - start])
             first = end
+
+
+class _Beside:
+    """Tensors side by side."""
+
+    def __init__(self, parts: Sequence[Source], cols: Sequence[int]) -> None:
+        self._parts, self._cols = parts, cols
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0
+        for part, cols in zip(self._parts, self._cols, strict=True):
+            block = torch.empty(stop - start, cols, dtype=out.dtype, device=out.device)
+            part.read(start, stop, block)
+            out[:, first : first + cols] = block
+            first += cols
 
 
 class GrownSource:

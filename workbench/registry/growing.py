@@ -75,6 +75,10 @@ class GrowMethod(BrickStep):
         """The step with what `measure` found in the place of what it was asked to find: `expand` is asked of that one."""
         return self
 
+    def bound(self, base: Model) -> GrowMethod:
+        """The step with the recipe's base, for a method that reads it beside the current model: `expand` is asked of that one."""
+        return self
+
     def promises(self) -> Preserves:
         """What holds with these fields."""
         return self.preserves
@@ -118,6 +122,7 @@ class Grown:
     Attributes:
         source: The tensor of the current model that it is made from.
         brick: Take what a brick makes of the base's tensor instead, where the source is one of the base's.
+        base: Read the recipe's base, whose tensor `source` then is, in place of the current model.
         new: Whether growth has added it whole. Bricks do not reach a new tensor.
         zero: Whether it starts as zeros.
         rows, cols: Its rows and columns by those of the source (a vector has rows alone); None: as they are.
@@ -125,11 +130,14 @@ class Grown:
         std: Standard deviation of what is drawn.
         like: Draw with the mean and the standard deviation of the source instead, which takes one more pass over it.
         scale: Factor of what is not added.
-        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`.
+        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`; side by side where that has
+            no more rows than one of them.
+        shape: Of more than two dimensions; None: that of the rows and columns.
     """
 
     source: str
     brick: str | None = None
+    base: bool = False
     new: bool = False
     zero: bool = False
     rows: Axis | None = None
