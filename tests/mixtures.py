@@ -87,3 +87,31 @@ def hand_count(model: Any, rows: list[list[int]]) -> torch.Tensor:
     for hook in hooks:
         hook.remove()
     return torch.stack([counts[n] / counts[n].sum() for n in routers])
+
+
+def live(path: str | Path) -> Any:
+    """A saved model in float32; every tensor has a place."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values())
+    return model.eval()
+
+
+def random_tokens(rows: int = 2, width: int = 24, seed: int = 1) -> torch.Tensor:
+    """[rows, width]"""
+    return torch.randint(2, 60, (rows, width), generator=torch.Generator().manual_seed(seed))
+
+
+def greedy(model: Any, tokens: torch.Tensor) -> list[int]:
+    """The continuation of one text, with a cache."""
+    made = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=12, do_sample=False, use_cache=True, pad_token_id=0
+    )
+    found: list[int] = made[0].tolist()
+    return found
+
+
+def rows_of(path: Path) -> list[list[int]]:
+    """The tokens of a file of texts."""
+    return [[WORDS.index(word) for word in json.loads(line)["text"].split()] for line in path.read_text("utf-8").splitlines()]

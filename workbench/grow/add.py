@@ -122,7 +122,9 @@ class AddExpert(GrowMethod):
         if self.way == "prompts":
             asked = {b: (encode_prompts(self.prompts_of(b), context, longest, b), encode_prompts(self.prompts_of(b, True), context, longest, b))
                      for b in self.names()}  # fmt: skip
-            found = prompt_gates(context, asked, {brick: {} for brick in asked}, {n: n for n in names}, model, self.temperature)
+            found = prompt_gates(
+                context, asked, {brick: {} for brick in asked}, {n: n for n in names}, model, self.temperature, old
+            )
             rows = found.rows
         else:
             assert self.calibration is not None

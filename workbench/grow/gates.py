@@ -88,7 +88,7 @@ def ridge_gates(
 
 def prompt_gates(
     context: GrowContext, prompts: Mapping[str, tuple[Sequence[Row], Sequence[Row]]], changes: Mapping[str, Mapping[str, Grown]],
-    readers: Mapping[str, str], model: Model, temperature: float,
+    readers: Mapping[str, str], model: Model, temperature: float, beside: Mapping[str, Tensor] | None = None,
 ) -> Gates:  # fmt: skip
     """A row for every expert from the mean m of what the router reads on prompts: (m/|m| - m'/|m'|) / (s temperature), m' that on
     negative prompts, where there are any (mergekit-moe's `hidden`, on the router's own input).
@@ -101,6 +101,7 @@ def prompt_gates(
         changes: Expert -> its tensors in the model before growth, while its prompts are read.
         readers: Matrix that reads what the router reads -> name of the router's rows.
         model: Before growth.
+        beside: Matrix that reads -> rows that the router has already, [experts, hidden], for the record.
 
     Returns:
         Name of the router's rows -> [experts of `prompts`, hidden]. The record says how often the rows find the expert on the prompts
@@ -125,12 +126,14 @@ def prompt_gates(
     _check_apart(list(prompts), made)
     for reader, w in made.items():
         w /= torch.cat([of[reader] for of in read.values()]).norm(dim=1).mean() * temperature
-    hits = {r: [float(_chosen(w, [read[e][r]])[i]) for i, e in enumerate(prompts)] for r, w in made.items()}
+    all_rows = {r: torch.cat([beside[r], w]) if beside else w for r, w in made.items()}
+    hits = {r: [float(_chosen(w, [read[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)] for r, w in all_rows.items()}
     record = {
         "tokens": {e or "anchor": len(next(iter(read[e].values()))) for e in prompts},
         "found_on_prompts": {
             e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(prompts)
         },
+        "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
     }
     context.progress(len(prompts), len(prompts), "routers")
     return keep_gates(context, {readers[reader]: w for reader, w in made.items()}, record)
