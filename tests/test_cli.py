@@ -26,6 +26,7 @@ COMMANDS = {
     "edit rebase": "--device --json --onto --out --quiet --remeasure --set",
     "edit trace": "--count --device --html --json --layers --quiet",
     "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",
+    "experts": "--device --json --quiet --runs-dir --samples --texts",
     "facts check": "--device --json --model --quiet --recipe",
     "facts import": "--json --limit --out --rebuild-neighbours",
     "memory add": "--device --quiet --runs-dir",

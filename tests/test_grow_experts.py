@@ -111,6 +111,9 @@ def test_the_router_finds_the_expert(mixed: Project) -> None:
     assert min(gate["found"].values()) > 0.95
     assert set(gate["found"]) == {"anchor", "one", "two"}
     assert len(gate["found_by_layer"]) == 4
+    assert gate["used"].keys() == gate["found"].keys()
+    assert sum(gate["used"].values()) == pytest.approx(1, abs=1e-3)
+    assert all(share == pytest.approx(1 / 3, abs=0.02) for share in gate["used"].values())  # texts of one length, all found
     alone = "{{merge: task_arithmetic, bricks: {{{}}}, where: {{include: ['*.mlp.*']}}}}"
     dense = {
         "one": mixed.run(BRICKS + f"steps: [{alone.format('one: 0.5')}]\noutput: {{dtype: float32}}\n", "one.yaml")["model"],
@@ -137,6 +140,55 @@ def test_a_solved_router_is_kept(mixed: Project, monkeypatch: pytest.MonkeyPatch
     assert mixed.resolve(f"{BRICKS}steps: [{MIX}]\n").keys != resolved.keys
 
 
+def prompted(one: str, two: str, anchor: str = "w12 w13", more: str = "") -> str:
+    """A mixture whose router is made from prompts."""
+    return (f"{BRICKS}steps: [{{grow: experts, bricks: {{one: {{prompts: [{one}]}}, two: {{prompts: [{two}]{more}}}}}, prompts: [{anchor}], "
+            "gate: prompts, temperature: 0.2, top_k: 1}]\noutput: {dtype: float32}\n")  # fmt: skip
+
+
+def test_a_router_of_prompts(mixed: Project) -> None:
+    """A row is the unit mean of what the router reads on the prompts, with the brick's feed-forward layers, less that on negative ones; all
+    are divided by the temperature and the mean norm."""
+    document = mixed.run(prompted("w0 w1 w2, w3 w4", "w6 w7, w8 w9 w10", more=", negative_prompts: [w0 w1 w12]"))
+    gate = document["steps"][0]["gate"]
+    assert gate["tokens"] == {"anchor": 2, "one": 5, "two": 5}
+    assert gate["found_on_prompts"].keys() == gate["tokens"].keys()
+    assert min(gate["found_on_prompts"].values()) > 0.5
+    alone = "{{merge: task_arithmetic, bricks: {{{}: 1}}, where: {{include: ['*.mlp.*']}}}}"
+    paths = {name: mixed.run(f"{BRICKS}steps: [{alone.format(name)}]\noutput: {{dtype: float32}}\n", f"{name}.yaml")["model"]
+             for name in ("one", "two")}  # fmt: skip
+    paths["anchor"] = mixed.run(f"{BRICKS}steps: []\noutput: {{dtype: float32}}\n", "plain.yaml")["model"]
+
+    def read(name: str, *prompts: str) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        model = live(paths[name])
+        model.model.layers[2].mlp.gate_proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))
+        with torch.no_grad():
+            for prompt in prompts:
+                model(torch.tensor([[WORDS.index(word) for word in prompt.split()]]))
+        return torch.cat(seen)
+
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        return x.mean(0) / x.mean(0).norm()
+
+    inputs = [read("anchor", "w12 w13"), read("one", "w0 w1 w2", "w3 w4"), read("two", "w6 w7", "w8 w9 w10")]
+    rows = torch.stack([unit(x) for x in inputs])
+    rows[2] -= unit(read("two", "w0 w1 w12"))
+    expected = rows / torch.cat(inputs).norm(dim=1).mean() / 0.2
+    assert torch.allclose(live(document["model"]).model.layers[2].mlp.gate.weight, expected, atol=1e-4)
+
+
+def test_prompts_that_tell_nothing_apart(mixed: Project) -> None:
+    """An anchor and a brick of weight 0 with one prompt; and negative prompts that take away all."""
+    with pytest.raises(WorkbenchError, match="the prompts of the anchor and one give the same row of the router") as error:
+        compose(
+            mixed.resolve(prompted("w0 w1", "w6", "w0 w1").replace("{prompts: [w0 w1]}", "{weight: 0.0, prompts: [w0 w1]}")), CPU
+        )
+    assert error.value.exit_code == 2
+    with pytest.raises(WorkbenchError, match="gate: prompts: two: prompts and negative prompts read the same"):
+        compose(mixed.resolve(prompted("w0 w1", "w6", more=", negative_prompts: [w6]")), CPU)
+
+
 def test_bricks_after_a_mixture(mixed: Project) -> None:
     """A later merge reaches the anchor; without one the feed-forward layers are gone, and the brick is named."""
     head = BRICKS.replace("}\n", ", three: bricks/three}\n")
@@ -160,6 +212,9 @@ REFUSED = {
     "{grow: experts, experts: 4, norm_topk_prob: false}": "would not compute what the dense one did",
     "{grow: experts, experts: 4, gate: ridge}": "copies are all alike",
     "{grow: experts, bricks: {one: 1, two: 1}, gate: ridge}": "for the anchor (the step's `calibration`), one, two",
+    "{grow: experts, experts: 4, gate: prompts}": "copies are all alike",
+    "{grow: experts, bricks: {one: 1, two: {prompts: [w1]}}, gate: prompts}": "`gate: prompts` needs `prompts`, a list of texts, for the anchor (the step's `prompts`), one",
+    "{grow: experts, bricks: {one: {prompts: ['']}}, prompts: [w1], gate: prompts}": "gate: prompts: one: no token in ''",
     "{grow: experts, bricks: {one: {calibration: nowhere.jsonl}}, calibration: one.jsonl, gate: ridge}": "nowhere.jsonl does not exist",
     "{grow: experts, bricks: {four: 1}}": "no brick 'four' under `bricks`",
     "{grow: experts, experts: 4, into: qwen2_moe}": "llama does not become qwen2_moe without a change of the function; it can become mixtral, granitemoe",

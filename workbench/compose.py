@@ -29,10 +29,12 @@ from workbench.registry import (
     MemoryMethod,
     MergeContext,
     MergeMethod,
+    TrainMethod,
     methods,
 )
 from workbench.resolve import MemoryAt, Resolved
 from workbench.solving import solve_edit
+from workbench.trained import trained_brick, with_brick
 from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import json_digest, read_json
 from workbench.weights.lowrank import LowRankSum
@@ -55,6 +57,7 @@ class Composition:
         reports: Step id -> what a merge method has to say once its tensors have been computed.
         memory: What acts on the live model beside the weights.
         grown: What grow steps did.
+        trained: Step id -> directory of the brick that it trained, in the cache.
     """
 
     model: Model
@@ -63,6 +66,7 @@ class Composition:
     reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
     memory: MemoryAt | None = None
     grown: list[GrownStep] = field(default_factory=list)
+    trained: dict[str, Path] = field(default_factory=dict)
 
     def records(self) -> list[dict[str, Any]]:
         """The steps' records with the methods' reports: to be asked for when the weights are written."""
@@ -100,6 +104,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     edits: dict[str, Path] = {}
     reports: dict[str, Callable[[], dict[str, Any]]] = {}
     grown: list[GrownStep] = []
+    trained: dict[str, Path] = {}
     recipe, memory = resolved.recipe, resolved.memory
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -148,19 +153,29 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             memory = MemoryAt(saved.path, saved.log.version, saved.digest())
             record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
-            bricks = {
-                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary) for name in step.names()
-            }
-            current, made, found_out = grow(resolved, step, i, current, bricks, device, events)
+            current, made, found_out = grow(
+                resolved, step, i, current, grow_deltas(resolved, step, device, events), device, events
+            )
             for before in grown:
-                before.renamed(made.growth)
+                before.renamed(made.weights.growth)
             grown.append(made)
             record |= found_out
+        elif isinstance(step, TrainMethod):
+            place = trained[step_id] = trained_brick(resolved, step, i, current, device, events)
+            current, names, of_training = with_brick(current, place, step, device)
+            record |= {"tensors": len(names), "training": of_training}
+            for before in grown:
+                before.changed(names)
         records.append(record)
     if changes_result(recipe.fields.output):
         grown = []  # an adapter's own check says how far it is from the result
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
-    return Composition(current, records, edits, reports, memory, grown)
+    return Composition(current, records, edits, reports, memory, grown, trained)
+
+
+def grow_deltas(resolved: Resolved, step: GrowMethod, device: torch.device, events: Events = no_events) -> dict[str, Deltas]:
+    """The deltas of the bricks that a grow step names."""
+    return {name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary) for name in step.names()}
 
 
 def check_reach(merged: MergedWeights, bricks: Mapping[str, Deltas], base: Model, recipe: Recipe, at: int) -> None:

@@ -68,7 +68,7 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     for step in resolved.recipe.steps:
         if isinstance(step, GrowMethod):
             growth = step.expand(model)
-            model = Model(GrownWeights(model.weights, growth), growth.config)
+            model = Model(GrownWeights(model.weights, growth, base=resolved.base.weights), growth.config)
     return output_specs(model.weights.specs, resolved.dtype)
 
 

@@ -28,6 +28,7 @@ from workbench.resolve import Resolved
 from workbench.runs import Run, move_run, run_for
 from workbench.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.solving import copy_edit
+from workbench.trained import copy_brick
 from workbench.versions import installed
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
@@ -248,6 +249,8 @@ def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict
     """Everything beside the model, then the rename that makes the model or adapter visible."""
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id)
+    for step_id, place in composition.trained.items():
+        copy_brick(place, run.path / "bricks" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")
     shutil.rmtree(target, ignore_errors=True)
     run.partial.rename(target)

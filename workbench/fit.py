@@ -19,7 +19,7 @@ from workbench.hub import Hub
 from workbench.layout import Model
 from workbench.merge.core import wants_core
 from workbench.recipe import Recipe
-from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod
+from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 from workbench.ties import base_for
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
@@ -39,7 +39,12 @@ _SHARED = frozenset({
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
     """What is wrong with the steps: files that are missing, places that name nothing, spaces that bricks do not have."""
-    return [*_missing_inputs(recipe), *_check_places(recipe, base), *_check_spaces(recipe, bricks)]
+    return [
+        *_missing_inputs(recipe),
+        *_check_places(recipe, base),
+        *_check_spaces(recipe, bricks),
+        *_check_orthogonal(recipe, bricks),
+    ]
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
@@ -265,18 +270,29 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
             yield from _places(inner, (*path, key))
 
 
+def _check_orthogonal(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> Iterator[WorkbenchError]:
+    """Bricks that a new one is to be orthogonal to and that have no A matrices."""
+    for i, step in enumerate(recipe.steps):
+        for name in (step.names() or ()) if isinstance(step, TrainMethod) else ():
+            brick = bricks.get(name)
+            kind = brick.kind if isinstance(brick, Brick) else "recipe"
+            if brick is not None and kind != "adapter":
+                yield recipe.error(
+                    ("steps", i, "orthogonal_to"), f"'{name}' is a {kind}, and has no A matrices", "Name LoRA bricks."
+                )
+
+
 def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
     found = []
     for i, step in enumerate(recipe.steps):
-        missing = (
-            [f for f in step.inputs() if not (recipe.project / f).is_file()]
-            if isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod))
-            else []
-        )
+        if not isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod)):
+            continue
+        files = step.files() if isinstance(step, GrowMethod) else step.inputs()
+        missing = [f for f in files if not (recipe.project / f).is_file()]
         found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
-        if isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod)) and not missing:
+        if not missing:
             try:
-                (step.check_inputs if isinstance(step, GrowMethod) else step.check)(recipe.project)
+                (step.check_inputs if isinstance(step, (GrowMethod, TrainMethod)) else step.check)(recipe.project)
             except WorkbenchError as error:
                 found.append(error)
     return found

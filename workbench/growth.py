@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from workbench.livemodels import Events, compute, live_model
 from workbench.merge.stream import Deltas, MergedWeights
 from workbench.registry import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod, methods
 from workbench.resolve import Resolved
+from workbench.trained import check_training, train_new
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -29,14 +31,14 @@ class GrownStep:
         id: The step's.
         step: Its method, settled.
         before: The model that it grew from.
-        growth: What it planned.
+        weights: What it made of that.
         kept: Tensor after the step -> its name now, of those that no later step has changed.
     """
 
     id: str
     step: GrowMethod
     before: Model
-    growth: Growth
+    weights: GrownWeights
     kept: dict[str, str]
 
     def changed(self, names: Iterable[str]) -> None:
@@ -54,7 +56,8 @@ class GrownStep:
 
 
 def grow(
-    resolved: Resolved, step: GrowMethod, at: int, current: Model, deltas: Mapping[str, Deltas], device: torch.device, events: Events
+    resolved: Resolved, step: GrowMethod, at: int, current: Model, deltas: Mapping[str, Deltas], device: torch.device, events: Events,
+    trained: bool = True,
 ) -> tuple[Model, GrownStep, dict[str, Any]]:  # fmt: skip
     """Apply a grow step.
 
@@ -62,19 +65,25 @@ def grow(
         at: Its number in the recipe.
         current: The model before it.
         deltas: Of the bricks that it names.
+        trained: Whether what it adds is trained, where the step asks for that.
 
     Returns:
         The grown model, what the step did, and its record.
     """
-    step.expand(current)  # what does not fit is found before anything is measured
+    # What does not fit is found before anything is measured.
+    check_training(step, GrownWeights(current.weights, step.expand(current), base=resolved.base.weights))
     parts = _brick_weights(resolved, step, deltas)
     measured = _measure(resolved, step, at, current, parts, device, events)
     step = step.settled(measured)
     growth = step.expand(current)
     record = {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record, **measured.record}
-    weights = GrownWeights(current.weights, growth, resolved.recipe.fields.seed, parts, measured.value)
+    made = partial(GrownWeights, current.weights, growth, resolved.recipe.fields.seed, parts, base=resolved.base.weights)
+    weights = made(measured=measured.value)
+    if step.train and trained:
+        new, record["train"] = train_new(resolved, step, at, weights, device, events)
+        weights = made(measured={**measured.value, **new})
     kept = {name: name for name in growth.tensors}
-    return Model(weights, growth.config), GrownStep(resolved.recipe.step_ids[at], step, current, growth, kept), record
+    return Model(weights, growth.config), GrownStep(resolved.recipe.step_ids[at], step, current, weights, kept), record
 
 
 def _brick_weights(resolved: Resolved, step: GrowMethod, deltas: Mapping[str, Deltas]) -> dict[str, Weights]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.compose import compose
+from workbench.compose import compose, grow_deltas
 from workbench.errors import WorkbenchError
 from workbench.grow.kept import old_elements
 from workbench.grow.preserve import answers, check_growth_on
-from workbench.growth import GrownStep
+from workbench.growth import GrownStep, grow
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events
 from workbench.registry import GrowMethod
@@ -42,10 +42,12 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
         record = read_json(known)
         if record is None:
             events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-            composed = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[: i + 1])), device)
-            grown = composed.grown[-1]
-            before, after = (_live(resolved, m, device) for m in (grown.before, composed.model))
-            record = check_growth_on(before, after, grown.step, grown.growth, grown.before.weights.specs, step_id)
+            current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device).model
+            model, grown, _ = grow(
+                resolved, step, i, current, grow_deltas(resolved, step, device), device, no_events, trained=False
+            )
+            before, after = (_live(resolved, m, device) for m in (current, model))
+            record = check_growth_on(before, after, grown.step, grown.weights, step_id)
             write_json(known, record)
         found[step_id] = record
     return found
@@ -75,7 +77,7 @@ def check_written(
     for step in checked:
         events({"stage": "check", "step": step.id, "text": "old tensors bit for bit, in the files"})
         with one_thread():
-            found[step.id] = {"kept": old_elements(step.growth, step.before.weights, saved, step.kept, resolved.dtype, step.id)}
+            found[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
     if full := [g for g in checked if g.step.check == "full"]:
         events({"stage": "check", "step": full[-1].id, "text": "the files, loaded by transformers"})
         _check_reload(resolved, model, place, full[-1].id, device)

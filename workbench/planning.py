@@ -12,11 +12,12 @@ from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
 from workbench.layout import Model
-from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod
+from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
 from workbench.saved import refers_to_base
 from workbench.standins import space_problems
+from workbench.trained import check_training
 from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
 
@@ -73,57 +74,20 @@ def run_of(resolved: Resolved, runs: Path) -> Run:
 def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that."""
     run = run_of(resolved, runs)
+    needs = _Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()))
+    model = resolved.base
     steps: list[dict[str, Any]] = []
-    base_bytes = sum(s.nbytes for s in resolved.base.weights.specs.values())
-    numel = sum(s.numel for s in resolved.base.weights.specs.values())
-    read, live, whole, width, seconds, cached = base_bytes, 0, 0, 1, 1.5, []
-    model: Model = resolved.base
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
         if isinstance(step, MergeMethod):
-            names = resolved.recipe.used_bricks(step)
-            row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
-            row["passes"] = step.laws.passes
-            read += sum(
-                _brick_bytes(resolved.bricks[n]) * (step.laws.passes if kind_name(resolved.bricks[n]) != "adapter" else 1)
-                for n in names
-            )
-            width = max(width, len(names))
-            whole = max([whole, *(step.tensor_bytes(resolved.base, tensor, len(names)) for tensor in _touched(resolved, names))])
-            if edits := [edit for n in names for edit in _inner_edits(resolved.bricks[n], n)]:
-                row["edits"] = edits
-                seconds += sum(edit.get("seconds", 0) for edit in edits)
-                live = max(live, 8 * numel)
-            if step.laws.needs != "tensor":
-                row |= {"needs": step.laws.needs, "inputs": step.inputs()}
-                live = max(live, step.measure_bytes(resolved.base))
-        elif isinstance(step, (EditMethod, MemoryMethod)):
-            row["inputs"] = step.inputs()
-            if _is_cached(resolved, i):
-                cached.append(step_id)
-            else:
-                live = max(live, 8 * numel)
-                row |= _edit_cost(step, model, resolved) if isinstance(step, EditMethod) else {}
-                seconds += row.get("seconds", 0)
+            row |= _merge_row(step, resolved, needs)
         elif isinstance(step, GrowMethod):
-            growth, before = step.expand(model), sum(t.numel for t in model.weights.specs.values())
-            row |= growth.record
-            if names := step.names():
-                row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
-                read += sum(_brick_bytes(resolved.bricks[n]) for n in names)
-            if files := step.inputs():
-                row["inputs"] = files
-            model = Model(GrownWeights(model.weights, growth), growth.config)
-            after = sum(t.numel for t in model.weights.specs.values())
-            # The check holds the model before, the one after, its gradients, and a copy while it is loaded: measured 3.7 GB of 134 to 226 million.
-            live = max(live, 4 * before + 12 * after if step.is_checked() else 0, 8 * before if step.measures() else 0)
-            if step.check != "off":
-                row["check"] = step.check
-                read += sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
-            if step.check == "full":  # what was written, loaded by transformers
-                live = max(live, 2 * sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values()))
-            live = max(live, _TRANSFORMERS if step.builds else 0)
+            made, model = _grow_row(step, i, model, resolved, needs)
+            row |= made
+        else:
+            row |= _solved_row(step, i, model, resolved, needs)
         steps.append(row)
+    read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
     if refers_to_base(resolved):
         write = 0
@@ -149,12 +113,108 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         resolved.deferred)  # fmt: skip
 
 
-def _is_cached(resolved: Resolved, number: int) -> bool:
-    """Whether the cache has what an edit or memory step solves."""
-    kept = (
-        Path("memories", "memory.json") if isinstance(resolved.recipe.steps[number], MemoryMethod) else Path("edits", "edit.json")
+@dataclass
+class _Needs:
+    """What the steps of a plan add up to.
+
+    Attributes:
+        read: Bytes read.
+        live: Most memory of live models, in bytes.
+        whole: Bytes of the largest tensor that is held whole.
+        width: Most bricks of a merge.
+        seconds: Of work that is not reading and writing.
+        cached: Steps whose result is kept.
+    """
+
+    read: int
+    live: int = 0
+    whole: int = 0
+    width: int = 1
+    seconds: float = 1.5
+    cached: list[str] = field(default_factory=list)
+
+
+def _numel(model: Model) -> int:
+    return sum(s.numel for s in model.weights.specs.values())
+
+
+def _merge_row(step: MergeMethod, resolved: Resolved, needs: _Needs) -> dict[str, Any]:
+    names = resolved.recipe.used_bricks(step)
+    row: dict[str, Any] = {"bricks": {n: kind_name(resolved.bricks[n]) for n in names}, "passes": step.laws.passes}
+    needs.read += sum(
+        _brick_bytes(resolved.bricks[n]) * (step.laws.passes if kind_name(resolved.bricks[n]) != "adapter" else 1) for n in names
     )
-    return not resolved.headers_only and (resolved.cache / kept.parent / resolved.keys[number] / kept.name).is_file()
+    needs.width = max(needs.width, len(names))
+    needs.whole = max([needs.whole, *(step.tensor_bytes(resolved.base, name, len(names)) for name in _touched(resolved, names))])
+    if edits := [edit for n in names for edit in _inner_edits(resolved.bricks[n], n)]:
+        row["edits"] = edits
+        needs.seconds += sum(edit.get("seconds", 0) for edit in edits)
+        needs.live = max(needs.live, 8 * _numel(resolved.base))
+    if step.laws.needs != "tensor":
+        row |= {"needs": step.laws.needs, "inputs": step.inputs()}
+        needs.live = max(needs.live, step.measure_bytes(resolved.base))
+    return row
+
+
+def _grow_row(step: GrowMethod, at: int, model: Model, resolved: Resolved, needs: _Needs) -> tuple[dict[str, Any], Model]:
+    """The row, and the grown model."""
+    growth, before = step.expand(model), _numel(model)
+    row = dict(growth.record)
+    if names := step.names():
+        row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
+        needs.read += sum(_brick_bytes(resolved.bricks[n]) for n in names)
+    if files := step.files():
+        row["inputs"] = files
+    weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
+    check_training(step, weights)
+    grown = Model(weights, growth.config)
+    after, written = _numel(grown), sum(s.nbytes for s in output_specs(weights.specs, resolved.dtype).values())
+    # The check holds the model before, the one after, its gradients, and a copy while it is loaded: measured 3.7 GB of 134 to 226 million.
+    live = [
+        4 * before + 12 * after if step.is_checked() else 0,
+        8 * before if step.measures() else 0,
+        _TRANSFORMERS if step.builds else 0,
+    ]
+    if step.check != "off":
+        row["check"] = step.check
+        needs.read += written
+    if step.check == "full":
+        live.append(2 * written)  # what was written, loaded by transformers
+    if step.train and not _is_cached(resolved, at):
+        live.append(20 * after)  # weights, gradients, Adam's two moments, and a copy while it is loaded
+    needs.live = max(needs.live, *live)
+    return row, grown
+
+
+def _solved_row(step: Step, at: int, model: Model, resolved: Resolved, needs: _Needs) -> dict[str, Any]:
+    """Of a step whose result is kept: an edit, a memory, a brick that is trained."""
+    assert isinstance(step, (EditMethod, MemoryMethod, TrainMethod))
+    row: dict[str, Any] = {"inputs": step.inputs()}
+    if _is_cached(resolved, at):
+        needs.cached.append(resolved.recipe.step_ids[at])
+        return row
+    per_parameter = 8
+    if isinstance(step, EditMethod):
+        row |= _edit_cost(step, model, resolved)
+    elif isinstance(step, TrainMethod):
+        row["cost"] = step.cost(resolved.recipe.project)
+        # Forward and back: three times a forward pass.
+        row["seconds"] = round(6 * _numel(model) * row["cost"].get("tokens", 0) / _FLOPS_PER_SECOND, 1)
+        per_parameter = 20 if step.settings(0).method == "full" else 8
+    needs.live = max(needs.live, per_parameter * _numel(model))
+    needs.seconds += row.get("seconds", 0)
+    return row
+
+
+def _is_cached(resolved: Resolved, number: int) -> bool:
+    """Whether the cache has what a step solves or trains."""
+    step = resolved.recipe.steps[number]
+    if resolved.headers_only:
+        return False
+    key = resolved.keys[number]
+    kept = {MemoryMethod: f"memories/{key}/memory.json", EditMethod: f"edits/{key}/edit.json", TrainMethod: f"bricks/{key}/brick.yaml",
+            GrowMethod: f"grown/{key}.safetensors"}  # fmt: skip
+    return any(isinstance(step, kind) and (resolved.cache / file).is_file() for kind, file in kept.items())
 
 
 def _inner_edits(brick: Brick | Resolved, name: str) -> list[dict[str, Any]]:

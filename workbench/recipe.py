@@ -16,7 +16,7 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.evalfields import EvalEntry, FactsEval, InlineEval
 from workbench.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
-from workbench.registry import VERBS, BrickStep, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, methods
+from workbench.registry import VERBS, BrickStep, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod, methods
 from workbench.searchfields import SearchFields
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 
@@ -300,8 +300,8 @@ def _check_references(recipe: Recipe) -> None:
                                    "Name them under the step's `bricks`.")  # fmt: skip
             if len(set(names)) != len(names):
                 raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
-        elif isinstance(step, GrowMethod):
-            for name in step.names():
+        elif isinstance(step, (GrowMethod, TrainMethod)):
+            for name in step.names() or ():
                 if name not in known:
                     raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
         elif not isinstance(step, (EditMethod, MemoryMethod)):

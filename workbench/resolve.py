@@ -24,7 +24,7 @@ from workbench.fit import buffers_left_out, check_brick, check_recipe, check_ste
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
 from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod, Step
+from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod, Step, TrainMethod
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
@@ -181,8 +181,15 @@ class Resolved:
                 parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
                 parts += [self.recipe.fields.seed] if step.random else []
                 parts += [step.binding()] if step.binding() is not None else []
-                if files := step.inputs():
+                if (files := step.inputs()) or step.measures():
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(i))]
+                if step.train:
+                    parts.append([file_digest(self.recipe.project / f) for f in step.train.inputs()])
+                    parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i + 1))])
+            elif isinstance(step, TrainMethod):
+                parts.append([[name, bricks[name]] for name in step.names() or ()])
+                parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
+                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])
             elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])
@@ -317,7 +324,7 @@ def _bound(resolved: Resolved) -> Resolved:
     for step in resolved.recipe.steps:
         before = tokenizers[-1] if tokenizers else resolved.tokenizer_at(0)
         if isinstance(step, GrowMethod):
-            step, before = step.bind(before, resolved.recipe.project, resolved.cache)
+            step, before = step.bind(resolved.base, before, resolved.recipe.project, resolved.cache)
         steps.append(step)
         tokenizers.append(before)
     return replace(resolved, recipe=replace(resolved.recipe, steps=tuple(steps)), tokenizers=tuple(tokenizers))

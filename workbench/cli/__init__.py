@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli import brick, chat, edit, evals, facts, memory, methods, recipe, run, runs, scores, search, suite
+from workbench.cli import brick, chat, edit, evals, experts, facts, memory, methods, recipe, run, runs, scores, search, suite
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -42,6 +42,7 @@ app.command("compare")(evals.compare)
 app.command("report")(evals.report)
 app.command("search")(search.search)
 app.command("chat")(chat.chat)
+app.command("experts")(experts.experts)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")

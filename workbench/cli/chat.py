@@ -26,7 +26,7 @@ def chat(
     """Talk to a configuration; one line a turn, greedy. Reads lines from a pipe too."""
     from workbench.engine import pick_device
 
-    model, tokenizer = _open(target, runs_dir, pick_device(device))
+    model, tokenizer = open_live(target, runs_dir, pick_device(device))
     history: list[dict[str, str]] = []
     templated = bool(tokenizer.chat_template) and not plain
     if sys.stdin.isatty():
@@ -57,8 +57,8 @@ def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
     return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
-    """A live model and its tokenizer."""
+def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
+    """The live model of a recipe, a run or a model directory, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from workbench.saved import is_configuration
@@ -81,7 +81,7 @@ def _open(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any
             raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
         if run.adapter.is_dir():
             raise WorkbenchError(
-                f"{run.path}: the run wrote an adapter, and chat loads whole models",
+                f"{run.path}: the run wrote an adapter, which is no whole model",
                 f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
             )
         if run.configuration.is_dir():

@@ -182,6 +182,7 @@ def _cost(step: dict[str, Any]) -> str:
     parts = [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
+    parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
     parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
     return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
 

@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from workbench.conversion import live_runs
-from workbench.registry import Growth
-from workbench.weights.specs import TensorSpec
+from workbench.grow.remap import GrownWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
 
-def new_elements(model: PreTrainedModel, growth: Growth, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor | None]:
+def new_elements(
+    model: PreTrainedModel, weights: GrownWeights, config: Mapping[str, Any], names: Collection[str] | None = None
+) -> dict[str, Tensor | None]:
     """Parameters with additions.
 
     Args:
         model: The grown model.
-        growth: What its method planned.
-        specs: Of the weights before growth.
+        weights: Its weights on disk.
+        config: Its config.json.
+        names: Tensors that are looked at; None: all.
 
     Returns:
         Parameter -> bool tensor of its shape, true where growth has added the element; None: everywhere.
     """
-    grown = {name: g.spec(specs[g.source]) for name, g in growth.tensors.items()}
-    added = {name: mask for name, g in growth.tensors.items() if (mask := g.added(specs[g.source])) is not None}
+    looked_at = weights.specs if names is None else names
+    added = {name: mask for name in looked_at if (mask := weights.added(name)) is not None}
     parameters = dict(model.named_parameters())
     found: dict[str, Tensor | None] = {}
-    for live, runs in live_runs(growth.config, grown).items():
+    for live, runs in live_runs(config, weights.specs).items():
         if live not in parameters or not any(run.name in added for run in runs):
             continue
         rows = []
         for run in runs:
-            spec = grown[run.name]
-            mask = added[run.name].reshape(spec.rows, -1) if run.name in added else np.zeros((spec.rows, spec.cols), bool)
+            spec = weights.specs[run.name]
+            mask = added.get(run.name, np.zeros((spec.rows, spec.cols), bool))
             rows.append(mask[run.row : run.row + run.count])
         whole = np.concatenate(rows)
         if whole.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from workbench.conversion import live_names, parse_config, skeleton
+from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import BrickEntry, Bricks, Real, Whole
-from workbench.grow.gates import ridge_gates
-from workbench.grow.parts import check_shapes
+from workbench.grow.gates import encode_prompts, prompt_gates, ridge_gates
+from workbench.grow.parts import check_places, check_shapes
 from workbench.grow.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.layout import Model
 from workbench.merge.calibration import encode, longest_row, read_texts
@@ -30,7 +29,11 @@ class ExpertEntry(BrickEntry):
     """A brick's fields in an `experts` step."""
 
     calibration: str | None = None
-    """Texts of the brick's own task, for the gate."""
+    """Texts of the brick's own task, for `gate: ridge`."""
+    prompts: tuple[str, ...] | None = Field(None, min_length=1)
+    """Texts as the expert's tokens are, for `gate: prompts`."""
+    negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
+    """Texts as they are not."""
 
 
 @register
@@ -54,7 +57,7 @@ class Experts(GrowMethod):
     experts: Whole | None = Field(None, ge=2)
     """Number of copies of every layer."""
     bricks: Bricks[ExpertEntry] | None = None
-    """Instead of `experts`: bricks that become an expert each. Brick name -> weight, or {weight:, calibration:}."""
+    """Instead of `experts`: bricks that become an expert each. Brick name -> weight, or {weight:, calibration:, prompts:, negative_prompts:}."""
     anchor: bool = True
     """With `bricks`: the layer as it is becomes the first expert."""
     top_k: Whole = Field(2, ge=1)
@@ -64,10 +67,15 @@ class Experts(GrowMethod):
     redraw: Real = Field(0.0, ge=0, le=1)
     """Of copies: share of the neurons of every expert but the first that are drawn anew, with mean and standard deviation of the old ones:
     experts then differ, and the function changes (Drop-Upcycling: 0.5)."""
-    gate: Literal["random", "ridge"] = "random"
-    """Rows of the router: drawn at random; or solved by ridge regression from what the router reads on each expert's texts."""
+    gate: Literal["random", "ridge", "prompts"] = "random"
+    """Rows of the router: drawn at random; solved by ridge regression from what the router reads on each expert's texts; or the mean of what
+    it reads on each expert's prompts."""
     calibration: str | None = None
     """With `gate: ridge`: texts for the anchor, a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
+    prompts: tuple[str, ...] | None = Field(None, min_length=1)
+    """With `gate: prompts`: prompts for the anchor."""
+    negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
+    """With `gate: prompts`: negative prompts for the anchor."""
     samples: Whole = Field(256, ge=5)
     """Texts read of each file, evenly spaced; every fifth is held out, to count how often the router finds the expert."""
     max_length: Whole = Field(512, ge=2)
@@ -75,7 +83,7 @@ class Experts(GrowMethod):
     ridge: Real = Field(1e-2, gt=0)
     """Added to the diagonal of the inputs' second moments, relative to its mean."""
     temperature: Real = Field(0.1, gt=0)
-    """What the regression's values, about 0 and 1, are divided by: lower is more decided."""
+    """What the regression's values, about 0 and 1, or the cosines to the prompts' means are divided by: lower is more decided."""
     norm_topk_prob: bool = True
     """Whether the weights of the experts that a token takes add up to one."""
 
@@ -92,13 +100,16 @@ class Experts(GrowMethod):
                              "one, so that the grown model would not compute what the dense one did")  # fmt: skip
         if self.redraw and self.bricks:
             raise ValueError("`redraw` is of copies; experts of bricks differ already")
-        if self.gate == "ridge":
+        if self.gate != "random":
             if not self.bricks:
-                raise ValueError("`gate: ridge` tells bricks apart; copies are all alike")
-            if missing := [
-                name or "the anchor (the step's `calibration`)" for name in self.members() if self.texts(name) is None
-            ]:
-                raise ValueError(f"`gate: ridge` needs `calibration`, a jsonl of texts, for {', '.join(missing)}")
+                raise ValueError(f"`gate: {self.gate}` tells bricks apart; copies are all alike")
+            given, field, what = (
+                (self.texts, "calibration", "a jsonl of texts")
+                if self.gate == "ridge"
+                else (self.prompts_of, "prompts", "a list of texts")
+            )
+            if missing := [name or f"the anchor (the step's `{field}`)" for name in self.members() if not given(name)]:
+                raise ValueError(f"`gate: {self.gate}` needs `{field}`, {what}, for {', '.join(missing)}")
         return self
 
     def members(self) -> list[str]:
@@ -112,9 +123,14 @@ class Experts(GrowMethod):
         entry = self.entry(member)
         return self.calibration if not member else entry.calibration if isinstance(entry, ExpertEntry) else None
 
+    def prompts_of(self, member: str, negative: bool = False) -> tuple[str, ...]:
+        """An expert's prompts."""
+        entry = self.entry(member) if member else self
+        return getattr(entry, "negative_prompts" if negative else "prompts", None) or ()
+
     def inputs(self) -> list[str]:
         """The files of texts."""
-        return list(dict.fromkeys(f for m in self.members() if self.measures() and (f := self.texts(m))))
+        return list(dict.fromkeys(f for m in self.members() if self.gate == "ridge" and (f := self.texts(m))))
 
     def check_inputs(self, project: Path) -> None:
         """Errors: a line that is no text."""
@@ -126,20 +142,25 @@ class Experts(GrowMethod):
         return "no" if self.redraw or self.bricks else self.preserves
 
     def measures(self) -> bool:
-        """Of a gate that is solved."""
-        return self.gate == "ridge"
+        """Of a gate that is made from texts."""
+        return self.gate != "random"
 
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """The router's rows, layer by layer."""
         target, _ = self._target(model)
         plan = _Plan(self, model, target)
         longest = longest_row(model.config, self.max_length)
-        rows = {m: encode(read_texts(context.project / f, f, self.samples), context.tokenizer, longest)
-                for m in self.members() if (f := self.texts(m)) is not None}  # fmt: skip
-        layers = range(model.layout.depth)
-        changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in rows}
-        found = ridge_gates(context, rows, changes, {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers},
-                            model, self.ridge, self.temperature)  # fmt: skip
+        layers, members = range(model.layout.depth), self.members()
+        changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in members}
+        readers = {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers}
+        if self.gate == "prompts":
+            asked = {m: (encode_prompts(self.prompts_of(m), context, longest, m), encode_prompts(self.prompts_of(m, True), context, longest, m))
+                     for m in members}  # fmt: skip
+            found = prompt_gates(context, asked, changes, readers, model, self.temperature)
+        else:
+            rows = {m: encode(read_texts(context.project / f, f, self.samples), context.tokenizer, longest)
+                    for m in members if (f := self.texts(m)) is not None}  # fmt: skip
+            found = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
         return Measured(found.rows, {"gate": found.record})
 
     def expand(self, model: Model) -> Growth:
@@ -155,11 +176,12 @@ class Experts(GrowMethod):
             elif layer not in done:  # the experts stand where the layer's first matrix stood
                 done.add(layer)
                 tensors |= plan.layer(layer)
-        _check_places(config, tensors, model)
-        check_shapes(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}, "experts")
-        return Growth(
-            tensors, config, {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
-        )
+        specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
+        check_places(config, specs, "experts", "Another architecture under `into` may have.")
+        check_shapes(config, specs, "experts")
+        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in sorted(done))
+        record = {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
+        return Growth(tensors, config, record, routers=routers)
 
     def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
         """The architecture of the result and its config.json."""
@@ -250,23 +272,3 @@ class _Plan:
     def _added(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:
         """A tensor of rows and columns that are all new."""
         return Grown(source, new=True, rows=None if rows is None else Axis(np.full(rows, NEW)), cols=None if cols is None else Axis(np.full(cols, NEW)), std=std)  # fmt: skip
-
-
-def _check_places(config: Mapping[str, Any], tensors: Mapping[str, Grown], model: Model) -> None:
-    """Errors: tensors that the result's architecture has no place for, and those that it needs and nothing gives."""
-    specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
-    places = live_names(config, specs)
-    if lost := [n for n, live in places.items() if not live]:
-        raise WorkbenchError(
-            f"grow experts: {config['model_type']} has no place for {lost[0]} ({len(lost)} such)",
-            "Another architecture under `into` may have.",
-            2,
-        )
-    built = skeleton(json.dumps(config, sort_keys=True))
-    given = {live for found in places.values() for live in found} | set(built.all_tied_weights_keys)
-    if absent := sorted(n for n, _ in built.named_parameters() if n not in given):
-        raise WorkbenchError(
-            f"grow experts: {config['model_type']} also needs {absent[0]} ({len(absent)} such), which the model does not have",
-            None,
-            2,
-        )

@@ -8,15 +8,14 @@ import numpy as np
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.grow.remap import runs
 from workbench.registry import NEW, Grown, Growth
-from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec, Weights
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights
 
 CPU = torch.device("cpu")
 
 
-def old_elements(
-    growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], dtype: torch.dtype | None, step: str
-) -> dict[str, int]:
+def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
     """Compare old rows and columns in the files with those before growth, cast to the files' dtype, one block at a time.
 
     Args:
@@ -24,7 +23,6 @@ def old_elements(
         before: The weights before.
         saved: The files.
         names: Tensor after the step -> its name in the files, of those that no later step has changed.
-        dtype: Of the files; None: of each tensor.
 
     Returns:
         Numbers of tensors: `identical`, `with_additions` whose old elements are, `rescaled` by the method, `new`, `changed_later`.
@@ -40,7 +38,9 @@ def old_elements(
         elif grown.rescaled:
             counts["rescaled"] += 1
         else:
-            if (row := _first_difference(grown, before, saved, names[name])) is not None:
+            # Of parts the first is what was there: `Mixture` puts new experts behind the old ones.
+            old = grown.parts[0] if grown.parts else grown
+            if (row := _first_difference(old, before, saved, names[name])) is not None:
                 raise WorkbenchError(
                     f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
                     "Report this architecture; `check: off` in the step writes the model all the same.",
@@ -54,33 +54,29 @@ def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) 
     """The first row with an old element that differs; None: all are the same bits."""
     old, new = before.specs[grown.source], saved.specs[name]
     rows = np.arange(old.rows) if grown.rows is None else grown.rows.index
-    cols = None if grown.cols is None else grown.cols.index
-    kept = None if cols is None else torch.from_numpy(np.flatnonzero(cols != NEW))
-    taken = None if cols is None else torch.from_numpy(cols[cols != NEW])
-    if new.rows != len(rows) or new.cols != (old.cols if cols is None else len(cols)):
+    cols = np.arange(old.cols) if grown.cols is None else grown.cols.index
+    if new.rows < len(rows) or new.cols < len(cols):
         return 0
+    kept, taken = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
+    whole = len(kept) == old.cols == new.cols and grown.cols is None
     one, two = before.open(grown.source, CPU), saved.open(name, CPU)
     step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
     for start in range(0, len(rows), step):
         index = rows[start : start + step]
         written = _read(two, new, start, len(index))
-        for place in np.flatnonzero(index != NEW):
-            first = int(index[place])
-            if place and index[place - 1] == first - 1:
-                continue  # read with the row before
-            length = 1
-            while place + length < len(index) and index[place + length] == first + length:
-                length += 1
-            expected, found = _read(one, old, first, length), written[place : place + length]
-            if kept is not None and taken is not None:
+        for place, length in runs(index):
+            if index[place] == NEW:
+                continue
+            expected, found = _read(one, old, int(index[place]), length), written[place : place + length]
+            if not whole:
                 expected, found = expected[:, taken], found[:, kept]
             same = (expected.to(new.dtype) == found.to(new.dtype)).all(1)
             if not bool(same.all()):
-                return start + int(place) + int((~same).nonzero()[0])
+                return start + place + int((~same).nonzero()[0])
     return None
 
 
-def _read(source: object, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
+def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
     out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
-    source.read(start, start + count, out)  # type: ignore[attr-defined]
+    source.read(start, start + count, out)
     return out

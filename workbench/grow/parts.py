@@ -134,3 +134,17 @@ def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
                 raise WorkbenchError(
                     f"grow {step}: {name} would be {list(specs[name].shape)}, and transformers builds {list(live[place])} for model_type "
                     f"{config.get('model_type')}: its config.json cannot say this size", _HINT, 2)  # fmt: skip
+
+
+def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
+    """Errors: tensors that the architecture of a config.json has no place for (with `hint`), and those that it needs and nothing gives."""
+    places = live_names(config, specs)
+    kind = config.get("model_type")
+    if lost := [n for n, live in places.items() if not live]:
+        raise WorkbenchError(f"grow {step}: {kind} has no place for {lost[0]} ({len(lost)} such)", hint, 2)
+    built = skeleton(json.dumps(config, sort_keys=True))
+    given = {live for found in places.values() for live in found} | set(built.all_tied_weights_keys)
+    if absent := sorted(n for n, _ in built.named_parameters() if n not in given):
+        raise WorkbenchError(
+            f"grow {step}: {kind} also needs {absent[0]} ({len(absent)} such), which the model does not have", None, 2
+        )

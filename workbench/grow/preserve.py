@@ -9,8 +9,8 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.grow.added import new_elements
-from workbench.registry import GrowMethod, Growth
-from workbench.weights.specs import TensorSpec
+from workbench.grow.remap import GrownWeights
+from workbench.registry import GrowMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,15 +28,14 @@ def check_growth_on(
     before: PreTrainedModel,
     after: PreTrainedModel,
     method: GrowMethod,
-    growth: Growth,
-    specs: Mapping[str, TensorSpec],
+    weights: GrownWeights,
     step: str,
 ) -> dict[str, Any]:
     """Check what a growth method declares of itself.
 
     Args:
         before, after: Live models in float32; `after` is changed by it.
-        specs: Of the weights before growth.
+        weights: Of `after`, untrained.
 
     Returns:
         What `preserved` and `gradients` found.
@@ -44,8 +43,8 @@ def check_growth_on(
     Errors: a promise that is not kept (exit code 3).
     """
     promise = method.promises()
-    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step, growth.tokens)
-    return {**found, **gradients(after, method, growth, specs, step)}
+    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step, weights.growth.tokens)
+    return {**found, **gradients(after, method, weights, step)}
 
 
 @torch.no_grad()
@@ -109,9 +108,7 @@ def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) ->
     return found
 
 
-def gradients(
-    model: PreTrainedModel, method: GrowMethod, growth: Growth, specs: Mapping[str, TensorSpec], step: str
-) -> dict[str, Any]:
+def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str) -> dict[str, Any]:
     """Whether everything that growth has added has a gradient, at once or after one step, as the method says.
 
     Returns:
@@ -119,7 +116,8 @@ def gradients(
 
     Errors: one that has none when the method says it has (exit code 3).
     """
-    added = new_elements(model, growth, specs)
+    growth = weights.growth
+    added = new_elements(model, weights, growth.config)
     if not added or method.learns == "when_selected":
         return {}
     parameters = dict(model.named_parameters())

@@ -25,49 +25,82 @@ class GrownWeights:
         seed: Of what is drawn.
         bricks: What each brick makes of the base.
         measured: Tensors that the method has measured, in place of what it plans.
+        base: The recipe's base, for what is read from there.
     """
 
     def __init__(
         self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
-        measured: Mapping[str, Tensor] | None = None,
+        measured: Mapping[str, Tensor] | None = None, base: Weights | None = None,
     ) -> None:  # fmt: skip
         self._current = current
-        self._growth = growth
+        self.growth = growth
         self._seed = seed
         self._bricks = bricks or {}
         self._measured = measured or {}
+        self._base = base
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Shapes under the grown names."""
-        return {name: grown.spec(self._current.specs[grown.source]) for name, grown in self._growth.tensors.items()}
+        return {name: self._spec(grown) for name, grown in self.growth.tensors.items()}
+
+    def _source(self, grown: Grown) -> Weights:
+        """The weights that `source` is a name in."""
+        if not grown.base:
+            return self._current
+        assert self._base is not None, "a step that reads the base is given it"
+        return self._base
+
+    def _spec(self, grown: Grown) -> TensorSpec:
+        return grown.spec(self._source(grown).specs[grown.source])
+
+    def added(self, name: str) -> NDArray[np.bool_] | None:
+        """Which of a tensor's elements growth adds, [rows, cols] of its row view; None: none of them."""
+        grown, spec = self.growth.tensors[name], self.specs[name]
+        if grown.parts and not grown.new:
+            parts = [self._added(part) for part in grown.parts]
+            found = np.concatenate(parts, axis=int(self._beside(grown)))
+        else:
+            found = self._added(grown)
+        return found.reshape(spec.rows, spec.cols) if found.any() else None
+
+    def _added(self, grown: Grown) -> NDArray[np.bool_]:
+        spec = self._spec(grown)
+        found = grown.added(self._source(grown).specs[grown.source])
+        return np.zeros((spec.rows, spec.cols), bool) if found is None else found.reshape(spec.rows, spec.cols)
+
+    def _beside(self, grown: Grown) -> bool:
+        """Whether parts lie side by side: they have more rows than the whole."""
+        return sum(self._spec(part).rows for part in grown.parts) > self._spec(grown).rows
 
     def origin(self, name: str) -> str | None:
         """The base's tensor for what was there before, None for what growth added."""
-        grown = self._growth.tensors[name]
+        grown = self.growth.tensors[name]
         return None if grown.new else self._current.origin(grown.source)
 
     def open(self, name: str, device: torch.device) -> Source:
         """The source tensor, as growth changes it."""
-        grown = self._growth.tensors[name]
+        grown = self.growth.tensors[name]
         if name in self._measured:
             return _Given(self._measured[name])
         if grown.parts:
             opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
-            return _Joined(opened, [part.spec(self._current.specs[part.source]).rows for part in grown.parts])
+            specs = [self._spec(part) for part in grown.parts]
+            if self._beside(grown):
+                return _Beside(opened, [s.cols for s in specs])
+            return _Joined(opened, [s.rows for s in specs])
         return self._opened(grown, name, device)
 
     def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
         if grown.zero:
             return _Zeros()
-        origin = self._current.origin(grown.source)
+        weights = self._source(grown)
+        origin = weights.origin(grown.source)
         from_brick = grown.brick is not None and origin is not None  # a layer that growth has added is no brick's
-        source = (
-            self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else self._current.open(grown.source, device)
-        )
+        source = self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else weights.open(grown.source, device)
         if not grown.reshaped and grown.scale == 1:
             return source
-        return GrownSource(source, self._current.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
+        return GrownSource(source, weights.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
 
 
 class _Zeros:
@@ -99,6 +132,21 @@ class _Joined:
             first = end
 
 
+class _Beside:
+    """Tensors side by side."""
+
+    def __init__(self, parts: Sequence[Source], cols: Sequence[int]) -> None:
+        self._parts, self._cols = parts, cols
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0
+        for part, cols in zip(self._parts, self._cols, strict=True):
+            block = torch.empty(stop - start, cols, dtype=out.dtype, device=out.device)
+            part.read(start, stop, block)
+            out[:, first : first + cols] = block
+            first += cols
+
+
 class GrownSource:
     """A tensor whose rows and columns come from another's. What is drawn depends on seed and row alone, not on blocks or device.
 
@@ -121,7 +169,7 @@ class GrownSource:
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Rows start..stop in float32, or the tensor's own dtype for integers."""
         index = self._rows.index[start:stop]
-        for at, count in _runs(index):
+        for at, count in runs(index):
             part = out[at : at + count]
             if index[at] == NEW:
                 self._fill(part, start + at)
@@ -165,7 +213,7 @@ class GrownSource:
             return known
         total = torch.zeros(self._spec.cols, dtype=torch.float64)
         step = max(1, BLOCK_ELEMENTS // self._spec.cols)
-        for start, length in _runs(rows):
+        for start, length in runs(rows):
             for first in range(int(rows[start]), int(rows[start]) + length, step):
                 block = torch.empty(min(step, int(rows[start]) + length - first), self._spec.cols)
                 self._source.read(first, first + len(block), block)
@@ -188,7 +236,7 @@ class GrownSource:
         return mean, max(0.0, float(squares) / self._spec.numel - mean * mean) ** 0.5
 
 
-def _runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """(start, length) of stretches that are added, or consecutive in the source."""
     if not len(index):
         return

@@ -89,7 +89,7 @@ class Vocabulary(GrowMethod):
             raise WorkbenchError(f"{self.file}: holds no token", "Expected one a line.", 2)
         return found
 
-    def bind(self, tokenizer: Path, project: Path, cache: Path) -> tuple[Vocabulary, Path]:
+    def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Vocabulary, Path]:
         """The step with ids, and its tokenizer, written into the cache. Errors: a token that is there already, a text without tokens."""
         wanted, tokens = self.wanted(project), read_tokens(tokenizer, "grow vocabulary")
         if there := [token for token in wanted if token in tokens.ids]:

@@ -25,8 +25,9 @@ from workbench.registry.merging import (
     Prepared,
 )
 from workbench.registry.steps import VERBS, BrickStep, Step, method, methods, register
+from workbench.registry.training import NewTraining, TrainMethod
 
 __all__ = [
     "NEW", "VERBS", "Axis", "Block", "BrickStep", "Combination", "Edit", "EditMethod", "Group", "GrowContext", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
-    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "Prepared", "Preserves", "Remembered", "Step", "method", "methods", "register",
+    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "NewTraining", "Prepared", "Preserves", "Remembered", "Step", "TrainMethod", "method", "methods", "register",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 from workbench.layout import Model
 from workbench.registry.merging import Measured
 from workbench.registry.steps import BrickStep
+from workbench.registry.training import NewTraining
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class GrowMethod(BrickStep):
     """At `run`. full: logits, cached generation and gradients beside those of the model before growth, which takes both in memory in float32;
     then that transformers loads what was written, and `tensors`: that all old elements lie in the files bit for bit, which streams."""
 
+    train: NewTraining | None = None
+    """Train what the step has added, and nothing else: {data: FILE, steps: 100}."""
+
     def names(self) -> list[str]:
         """Bricks that become a part of the model of their own, in order."""
         return list(getattr(self, "bricks", None) or ())
@@ -57,13 +61,19 @@ class GrowMethod(BrickStep):
         """Files that the method reads, relative to the project; their content is part of the step's key."""
         return []
 
-    def check_inputs(self, project: Path) -> None:
-        """Errors in the content of those files, found before any work."""
+    def files(self) -> list[str]:
+        """Those, and what `train` reads."""
+        return [*self.inputs(), *(self.train.inputs() if self.train else [])]
 
-    def bind(self, tokenizer: Path, project: Path, cache: Path) -> tuple[GrowMethod, Path]:
-        """The step with what it takes from the tokenizer that it meets, and the directory of the tokenizer after it.
+    def check_inputs(self, project: Path) -> None:
+        """Errors in the content of the method's files, found before any work."""
+
+    def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[GrowMethod, Path]:
+        """The step with what it takes from the recipe's base and from the tokenizer that it meets, and the directory of the tokenizer
+        after it: `expand` is asked of that one.
 
         Args:
+            base: What deltas of bricks refer to.
             tokenizer: Directory of the tokenizer before the step.
             project: Where the step's files are.
             cache: The project's cache; a new tokenizer is written there.
@@ -135,6 +145,7 @@ class Grown:
     Attributes:
         source: The tensor of the current model that it is made from.
         brick: Take what a brick makes of the base's tensor instead, where the source is one of the base's.
+        base: Read the recipe's base, whose tensor `source` then is, in place of the current model.
         new: Whether growth has added it whole. Bricks do not reach a new tensor.
         zero: Whether it starts as zeros.
         rows, cols: Its rows and columns by those of the source (a vector has rows alone); None: as they are.
@@ -143,11 +154,14 @@ class Grown:
         like: Draw with the mean and the standard deviation of the source instead, which takes one more pass over it.
         scale: Factor of what is not added.
         means: Rows that are added, as means of rows of the source: row -> those rows.
-        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`.
+        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`; side by side where that has
+            no more rows than one of them.
+        shape: Of more than two dimensions; None: that of the rows and columns.
     """
 
     source: str
     brick: str | None = None
+    base: bool = False
     new: bool = False
     zero: bool = False
     rows: Axis | None = None
@@ -204,12 +218,14 @@ class Growth:
         config: Its config.json.
         record: What the run says of it.
         tokens: Rows of the vocabulary that growth adds, or gives to a new token.
+        routers: The tensors of routers.
     """
 
     tensors: Mapping[str, Grown]
     config: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
+    routers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

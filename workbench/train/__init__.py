@@ -1,6 +1,7 @@
 """Training of a LoRA adapter or of all weights, on prompts and completions."""
 
 from workbench.train.fit import Notice, Progress
+from workbench.train.new import train_parameters
 from workbench.train.rows import IGNORED, collate, encode, read_prompts
 from workbench.train.run import train
 from workbench.train.spec import HubData, TrainSpec
@@ -16,5 +17,6 @@ __all__ = [
     "encode",
     "read_prompts",
     "train",
+    "train_parameters",
     "training_texts",
 ]

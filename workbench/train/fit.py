@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.train.heldout import HeldOut
-from workbench.train.orthogonal import Orthogonal
 from workbench.train.resume import Saves
 from workbench.train.rows import collate
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int, float, float | None], None]
@@ -29,14 +29,14 @@ class Watch:
 
     Attributes:
         held: Held-out rows.
-        others: Bricks that the adapter is kept orthogonal to.
+        penalty: Added to the loss of every step.
         saves: Where saves go and which one to go on from.
         progress: Told after each step.
         notice: Told what else the user should know.
     """
 
     held: HeldOut | None = None
-    others: Orthogonal | None = None
+    penalty: Callable[[], Tensor] | None = None
     saves: Saves = field(default_factory=Saves)
     progress: Progress | None = None
     notice: Notice = lambda _text: None
@@ -45,10 +45,11 @@ class Watch:
 def fit(
     spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], pad: int, device: str, watch: Watch
 ) -> list[float]:
-    """Run the optimizer; returns the loss on the rows of each step taken, without the penalty of orthogonality."""
+    """Run the optimizer; returns the loss on the rows of each step taken, without the penalty."""
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = _trainer(_arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, pad,
-                           watch, spec.orthogonal)  # fmt: skip
+        trainer = _trainer(
+            _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, pad, watch
+        )
         if watch.held and watch.saves.last:
             watch.held.load(watch.saves.last)
         try:
@@ -87,26 +88,26 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
     )
 
 
-def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad: int, watch: Watch, lam: float) -> Any:
+def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad: int, watch: Watch) -> Any:
     """A Trainer with the penalty in its loss and the held-out losses in its saves."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
-    others = watch.others
+    extra = watch.penalty
 
     class BrickTrainer(Trainer):  # type: ignore[misc]  # untyped library
         penalty = 0.0
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-            if others is None:
+            if extra is None:
                 return loss
-            added = lam * others.penalty()
+            added = extra()
             self.penalty = float(added.detach())
             return loss + added
 
         def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            if others is not None and "loss" in logs:
+            if extra is not None and "loss" in logs:
                 logs = {**logs, "loss": logs["loss"] - self.penalty, "penalty": self.penalty}
             super().log(logs, start_time)
 

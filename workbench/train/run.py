@@ -12,19 +12,16 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.merge.calibration import Text
 from workbench.train.fit import Notice, Progress, Watch, fit
+from workbench.train.given import lent, read_given, scheduled
 from workbench.train.heldout import HeldOut
 from workbench.train.orthogonal import Orthogonal
 from workbench.train.resume import model_digest, open_saves
-from workbench.train.rows import encode, read_prompts, replay
-from workbench.train.spec import HubData, TrainSpec
+from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
-from workbench.train.texts import Texts, training_texts
 from workbench.versions import installed
 from workbench.weights.digests import json_digest
 
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 
 DECLARED_BASE = "bricks/starter/base"
 LIBRARIES = ("torch", "transformers", "peft")
-Tokens = tuple[list[int], int]
-"""Ids of a row, and how many at its end are learned."""
 
 
 def train(
@@ -76,13 +71,13 @@ def train(
 
     folder = folder or (data if data.is_dir() else data.parent)
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-    given = _read(spec, tokenizer, data, folder)
+    given = read_given(spec, tokenizer, data, folder)
     paths = others if others is not None else {name: folder / name for name in spec.orthogonal_to}
     started = time.monotonic()
-    with quiet(), reproducible(spec.seed), _lent(model):
+    with quiet(), reproducible(spec.seed), lent(model):
         live = _load(spec, base, model).to(device)
         parent = model_digest(live) if 0 < spec.save_every < spec.steps else None
-        rows, replayed = _scheduled(spec, live, tokenizer, given)
+        rows, replayed = scheduled(spec, live, tokenizer, given)
         with _adapted(spec, live, lent=model is not None) as trained:
             orthogonal = Orthogonal(paths, trained, torch.device(device)) if paths else None
             before = orthogonal.overlap() if orthogonal else {}
@@ -91,12 +86,12 @@ def train(
             pad = tokenizer.eos_token_id
             held = HeldOut(given.held_out, pad, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
             saves = open_saves(out, key if parent else None, notice)
-            losses = fit(spec, trained, rows, pad, device, Watch(held, orthogonal, saves, progress, notice))
+            penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
+            losses = fit(spec, trained, rows, pad, device, Watch(held, penalty, saves, progress, notice))
             measured = _measured(held, len(given.held_out), len(losses), before, orthogonal)
             out.mkdir(parents=True, exist_ok=True)
             _save(spec, trained, tokenizer, out, declared)
         saves.remove()
-    tail = losses[-max(1, len(losses) // 10) :]
     return {
         **spec.record(),
         "data_digest": given.texts.digests,
@@ -104,7 +99,7 @@ def train(
         "replayed": replayed,
         "tokens": sum(len(ids) for ids, _ in rows),
         "learned_tokens": sum(learned for _, learned in rows),
-        "loss": round(math.fsum(tail) / len(tail), 4),
+        "loss": final_loss(losses),
         **measured,
         "seconds": round(time.monotonic() - started, 1),
         "device": torch.device(device).type,
@@ -113,35 +108,10 @@ def train(
     }
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What is read before a model is: texts, their tokens, prompts that are replayed."""
-
-    texts: Texts
-    skill: list[Tokens]
-    held_out: list[Tokens]
-    prompts: list[str]
-
-
-def _read(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path, folder: Path) -> _Given:
-    """Everything that may be wrong with the data is found here."""
-    texts = training_texts(spec, data, folder)
-
-    def encoded(part: list[Text]) -> list[Tokens]:
-        return [encode(tokenizer, text.prompt, text.answer, spec.max_length, spec.learn_end) for text in part]
-
-    beside = folder if isinstance(spec.data, HubData) else data.parent
-    prompts = read_prompts(beside / spec.replay) if spec.replay else []
-    return _Given(texts, encoded(texts.trained), encoded(texts.held_out), prompts)
-
-
-def _scheduled(
-    spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, given: _Given
-) -> tuple[list[Tokens], int]:
-    """The rows of all steps, and how many at their end are replayed."""
-    total = spec.steps * spec.batch_size
-    replayed = replay(spec, model, tokenizer, given.prompts, round(total * spec.replay_share)) if given.prompts else []
-    return [given.skill[index % len(given.skill)] for index in range(total - len(replayed))] + replayed, len(replayed)
+def final_loss(losses: list[float]) -> float:
+    """Mean of the last tenth of the steps."""
+    tail = losses[-max(1, len(losses) // 10) :]
+    return round(math.fsum(tail) / len(tail), 4)
 
 
 def _measured(
@@ -172,23 +142,6 @@ def _load(spec: TrainSpec, base: Path, model: PreTrainedModel | None) -> PreTrai
         attn_implementation="eager",
         local_files_only=True,
     )
-
-
-@contextlib.contextmanager
-def _lent(model: PreTrainedModel | None) -> Iterator[None]:
-    """Put back what a training sets on a model that goes on living: gradients, mode, use of the cache."""
-    if model is None:
-        yield
-        return
-    flags, mode, cache = [(p, p.requires_grad) for p in model.parameters()], model.training, model.config.use_cache
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        model.train(mode)
-        model.config.use_cache = cache
 
 
 @contextlib.contextmanager

@@ -1,0 +1,78 @@
+"""`experts`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.cli._output import out
+from workbench.cli.chat import open_live
+
+if TYPE_CHECKING:
+    from workbench.grow.usage import Usage
+
+_LONGEST = 512
+"""Tokens of a text at most, as in steps that read texts."""
+_BAR = 6
+"""Characters of a bar that is full."""
+_PARTS = " ▏▎▍▌▋▊▉█"
+_MOST = 32
+"""Experts that a line of the table shows; the counts of all are in --json."""
+
+
+def experts(
+    target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    texts: Annotated[Path, typer.Option("--texts", help='A jsonl of {"text":} or {"prompt":, "completion":}.', show_default=False)],
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Texts read of it, evenly spaced.")] = 256,
+    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
+) -> None:  # fmt: skip
+    """Count which experts of a mixture the tokens of some texts take, layer by layer."""
+    from workbench.engine import pick_device
+    from workbench.grow.usage import expert_modules, usage
+    from workbench.merge.calibration import encode, longest_row, read_texts
+
+    out.quiet = quiet or json
+    read = read_texts(texts, str(texts), samples)
+    place = pick_device(device)
+    model, tokenizer = open_live(target, runs_dir, place)
+    expert_modules(model)
+    rows = encode(read, tokenizer, longest_row(model.config.get_text_config().to_dict(), _LONGEST))
+    found = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
+    if json:
+        out.json({"model": target, "texts": str(texts), "samples": len(rows), **found.document()})
+        return
+    _print(found)
+
+
+def _print(found: Usage) -> None:
+    """Shares of the layers, their mean, and how evenly each layer's routing is spread."""
+    shares, entropy = found.shares, found.entropy
+    count = shares.shape[1]
+    out.line(f"{found.tokens} tokens, {found.top_k} of {count} experts each; share of these places, %")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("layer")
+    for expert in range(min(count, _MOST)):
+        table.add_column(str(expert), justify="right", no_wrap=True)
+    table.add_column("entropy, bits", justify="right")
+    top = float(shares.max()) or 1.0
+    for layer, row, bits in zip(found.layers, shares.tolist(), entropy.tolist(), strict=True):
+        table.add_row(str(layer), *(_cell(share, top) for share in row[:_MOST]), f"{bits:.2f}")
+    table.add_row("mean", *(_cell(share, top) for share in shares.mean(0).tolist()[:_MOST]), f"{float(entropy.mean()):.2f}")
+    out.data.print(table)
+    if count > _MOST:
+        out.say(f"{count - _MOST} more experts: --json has all")
+
+
+def _cell(share: float, top: float) -> Text:
+    """The number, with a bar on a terminal."""
+    number = f"{100 * share:.1f}"
+    if not sys.stdout.isatty():
+        return Text(number)
+    eighths = round(8 * _BAR * share / top)
+    return Text(f"{number} {('█' * (eighths // 8) + _PARTS[eighths % 8]).strip():<{_BAR}}")
