@@ -3,10 +3,11 @@
     python benchmarks/grow.py --size M
     python benchmarks/grow.py --size XS          a quick look
 
-A random bf16 llama checkpoint (S: 0.5, M: 1.7 billion parameters). Every measurement is one whole process on one core, start-up included,
-the base in the page cache, `check: off`. What mergekit has a counterpart of is run by it too: `passthrough` for `stack`, `mergekit-moe`
-with random gates for `experts`. The floor is a process that reads the base into one buffer and writes as many bytes as the result has.
-Results go to benchmarks/results/grow-<size>.json. Needs about 6x the model's size on disk; removed at the end.
+A random bf16 llama checkpoint (S: 0.5, M: 1.7 billion parameters); for `prune_experts` and `add_expert` what `experts` has made of it. Every
+measurement is one whole process on one core, start-up included, the base in the page cache: once with `check: tensors`, once with
+`check: off`, which is what mergekit does. What it has a counterpart of is run by it too: `passthrough` for `stack`, `mergekit-moe` with random
+gates for `experts`. The floor is a process that reads the base into one buffer and writes as many bytes as the result has.
+Results go to benchmarks/results/grow-<size>.json. Needs about 8x the model's size on disk; removed at the end.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def steps(size: str) -> dict[str, dict[str, Any]]:
         "width neurons copy": {"grow": "width", "neurons": 5 * mlp // 4, "how": "copy"},
         "width key_value_heads": {"grow": "width", "key_value_heads": 2 * heads},
         "width hidden": {"grow": "width", "hidden": 5 * hidden // 4},
-        "experts": {"grow": "experts", "experts": 2},
+        "vocabulary": {"grow": "vocabulary", "tokens": [f"<new-{i}>" for i in range(1024)]},
         "experts redraw": {"grow": "experts", "experts": 2, "redraw": 0.5},
+        "experts": {"grow": "experts", "experts": 2},
+        "prune_experts": {"grow": "prune_experts", "drop": [1], "top_k": 1},
+        "add_expert": {"grow": "add_expert", "copy": 0},
     }
 
 
@@ -64,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_models(folder, given.size, bricks=False)
-        save_tokenizer(folder / "base")
+        save_tokenizer(folder / "base", json.loads((folder / "base" / "config.json").read_text("utf-8"))["vocab_size"])
         rows = []
         for name, step in steps(given.size).items():
             rows.append(row(folder, name, step))
@@ -73,12 +77,12 @@ def main() -> None:
         write_results(HERE / "results" / f"grow-{given.size}.json", {"size": given.size, "base_bytes": base, "rows": rows})
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of a few words, which `mergekit-moe` loads."""
+def save_tokenizer(folder: Path, count: int) -> None:
+    """A tokenizer of as many words as the model has rows."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "word": 1}, unk_token="<unk>"))
+    words = Tokenizer(models.WordLevel({"<unk>": 0, **{f"word{i}": i for i in range(1, count)}}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<unk>").save_pretrained(folder)
 
 
@@ -88,32 +92,31 @@ def measure_here(command: list[str]) -> dict[str, float]:
 
 
 def row(folder: Path, name: str, step: dict[str, Any]) -> dict[str, Any]:
-    """One operator: the workbench, the floor, and mergekit where it has one."""
-    file = folder / "recipes" / "grow.yaml"
+    """One operator: the workbench with and without its check, the floor, and mergekit where it has one."""
+    base = folder / ("mixture" if name in ("prune_experts", "add_expert") else "base")
+    file, command = folder / "recipes" / "grow.yaml", [sys.executable, "-m", "workbench"]
     file.parent.mkdir(exist_ok=True)
-    file.write_text(yaml.safe_dump({"version": 1, "base": str(folder / "base"), "steps": [{**step, "check": "off"}]}))
-    for place in ("runs", ".workbench"):
-        shutil.rmtree(folder / place, ignore_errors=True)
-    command = [sys.executable, "-m", "workbench"]
-    planned = json.loads(
-        subprocess.run([*command, "plan", str(file), "--json"], capture_output=True, text=True, check=True).stdout
-    )
-    ours = measure_here([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
+    found: dict[str, Any] = {}
+    for key, check in (("unchecked", "off"), ("checked", "tensors")):
+        file.write_text(yaml.safe_dump({"version": 1, "base": str(base), "steps": [{**step, "check": check}]}))
+        for place in ("runs", ".workbench"):
+            shutil.rmtree(folder / place, ignore_errors=True)
+        text = subprocess.run([*command, "plan", str(file), "--json"], capture_output=True, text=True, check=True).stdout
+        planned = json.loads(text)
+        found[key] = measure_here([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
+        found[key]["planned_peak"] = planned["peak_bytes"]
+    (model,) = (folder / "runs").glob("*/model")
+    if name == "experts":
+        model.rename(folder / "mixture")
     shutil.rmtree(folder / "runs")
-    floor = measure_here(
-        [
-            sys.executable,
-            "-c",
-            FLOOR,
-            str(folder / "base" / "model.safetensors"),
-            str(folder / "floor"),
-            str(planned["write_bytes"]),
-        ]
-    )
+    written = str(planned["write_bytes"])
+    read = max(base.glob("*.safetensors"), key=lambda f: f.stat().st_size)
+    found["floor"] = measure_here([sys.executable, "-c", FLOOR, str(read), str(folder / "floor"), written])
     (folder / "floor").unlink()
-    theirs = peer(folder, name, step)
-    return {"operator": name, "step": step, "bytes": planned["write_bytes"], "planned_peak": planned["peak_bytes"], "ours": ours, "floor": floor,
-            **({"mergekit": theirs, "ratio": round(theirs["cpu"] / ours["cpu"], 2)} if theirs else {})}  # fmt: skip
+    if theirs := peer(folder, name, step):
+        found |= {"mergekit": theirs, "ratio": round(theirs["cpu"] / found["unchecked"]["cpu"], 2)}
+    shown = {**step, "tokens": len(step["tokens"])} if "tokens" in step else step
+    return {"operator": name, "step": shown, "bytes": planned["write_bytes"], **found}
 
 
 def peer(folder: Path, name: str, step: dict[str, Any]) -> dict[str, float] | None:

@@ -1,13 +1,14 @@
-"""Tables of docs/growing.md: what growth costs."""
+"""Tables of docs/growing.md: what growth costs, and how grown models score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from cells import MISSING, measured, results, table
+from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
 
-COST = "benchmarks/results/grow-M.json"
+COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 
 
 def cost_block(project: Path) -> str:
@@ -17,20 +18,13 @@ def cost_block(project: Path) -> str:
         return MISSING
     rows = []
     for row in found["rows"]:
-        ours, theirs = row["ours"], row.get("mergekit")
-        rows.append([row["operator"], _giga(row["bytes"]), f"{ours['cpu']:.1f}", f"{row['floor']['cpu']:.1f}", _giga(ours["peak"]),
-                     f"{theirs['cpu']:.1f}" if theirs else "", _giga(theirs["peak"]) if theirs else "", f"{row['ratio']:.1f}" if theirs else ""])  # fmt: skip
-    heads = [
-        "operator",
-        "writes, GB",
-        "CPU s",
-        "reading and writing alone, CPU s",
-        "peak, GB",
-        "mergekit, CPU s",
-        "mergekit, peak, GB",
-        "ratio of CPU s",
-    ]
-    note = f"The base has {_giga(found['base_bytes'])} GB; one core, `check: off`, start-up included. {measured(found)} The source: [{COST}](../{COST})."
+        ours, checked, theirs = row["unchecked"], row["checked"], row.get("mergekit")
+        rows.append([row["operator"], _giga(row["bytes"]), f"{ours['cpu']:.1f}", f"{checked['cpu']:.1f}", f"{row['floor']['cpu']:.1f}",
+                     _giga(checked["peak"]), f"{theirs['cpu']:.1f}" if theirs else "", _giga(theirs["peak"]) if theirs else "",
+                     f"{row['ratio']:.1f}" if theirs else ""])  # fmt: skip
+    heads = ["operator", "writes, GB", "CPU s", "with `check: tensors`", "reading and writing alone, CPU s", "peak, GB", "mergekit, CPU s",
+             "mergekit, peak, GB", "ratio of CPU s"]  # fmt: skip
+    note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`. {measured(found)} The source: [{COST}](../{COST})."
     return table(heads, rows, left=1) + f"\n\n{note}"
 
 
@@ -38,4 +32,57 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block}
+def starter_block(project: Path) -> str:
+    """Models that grow from two skills beside merges of the same bricks, and paired differences against the two merges."""
+    found = results(project, STARTER)
+    if found is None:
+        return MISSING
+    tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
+    primary = {t["task"]: t["metric"] for t in found["tasks"]}
+    cells: dict[tuple[str, str], dict[str, Any]] = {
+        (r["configuration"], r["task"]): r for r in found["rows"] if r["metric"] == primary.get(r["task"])
+    }
+    rows = []
+    for shown in found["configurations"]:
+        name, kept = shown["name"], shown["kept"]
+        rows.append(
+            [
+                f"`{name}`",
+                *(_score(cells, found, name, task) for task in tasks),
+                *(interval(kept.get(b)) for b in ("add", "reverse")),
+            ]
+        )
+    parts = [table(["configuration", *tasks, "kept of `add`", "kept of `reverse`"], rows, left=1)]
+    for baseline, against in found["against"].items():
+        of = {(r["configuration"], r["task"]): r for r in against if r["metric"] == primary.get(r["task"])}
+        names = [
+            c["name"]
+            for c in found["configurations"]
+            if c["name"].startswith(("grow", "starter", "average")) and c["name"] != baseline
+        ]
+        lines = [[f"`{n}`", *(_difference(of.get((n, task))) for task in tasks)] for n in names]
+        parts.append(f"Differences against `{baseline}` in points, paired by item, with intervals for the whole family:")
+        parts.append(table(["configuration", *tasks], lines, left=1))
+    note = (
+        "Scores in percent with 95 % intervals, all items; kept: the share of a brick's own gain over the base. `starter-two` is the sum of `add` and "
+        f"`reverse`, `starter-glossary` of the three. + better, − worse, = equivalent, ? cannot tell. {measured(found)} The source: [{STARTER}](../{STARTER})."
+    )
+    return "\n\n".join([*parts, note])
+
+
+def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], name: str, task: str) -> str:
+    """A configuration's score; the base's stands in the others' rows."""
+    if (name, task) in cells:
+        return points(cells[name, task]["value"])
+    return points(next((r["baseline_value"] for r in found["rows"] if r["task"] == task), None))
+
+
+def _difference(row: dict[str, Any] | None) -> str:
+    if row is None or row["diff"] is None:
+        return ""
+    low, high = row["low_adj"], row["high_adj"]
+    between = f" [{signed(low)}, {signed(high)}]" if low is not None and high is not None else ""
+    return f"{signed(row['diff'])}{between} {SIGNS.get(row['verdict'], '')}".strip()
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block, "grow-starter": starter_block}

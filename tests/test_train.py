@@ -12,7 +12,8 @@ from train_world import lora, save_base, save_rows
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import IGNORED, HubData, TrainSpec, collate, encode, read_prompts, train, training_texts
+from workbench.train import IGNORED, HubData, TrainSpec, collate, encode, read_replay, train, training_texts
+from workbench.train.rows import replay
 
 torch = pytest.importorskip("torch")
 
@@ -131,6 +132,19 @@ def test_replay_is_sampled_from_the_base(base: Path, data: Path, tmp_path: Path)
     assert one == two
 
 
+def test_rehearsal_takes_the_completions_that_stand_there(base: Path, tmp_path: Path) -> None:
+    """Rows with a completion are learned to their end; the others are sampled, each in its place."""
+    from transformers import AutoModelForCausalLM
+
+    file = tmp_path / "rehearsal.jsonl"
+    file.write_text('{"prompt": "back is", "completion": "a"}\n{"prompt": "d then"}\n', "utf-8")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), tokenizer_of(base)
+    rows = replay(lora(replay_tokens=3), model, tokenizer, read_replay(file), 4)
+    assert rows[0] == rows[2] == encode(tokenizer, "back is", "a", 16)
+    assert [learned for _, learned in rows] == [2, 3, 2, 3]
+    assert rows[1][0][:2] == rows[3][0][:2] == tokenizer("d then").input_ids
+
+
 def test_full_writes_a_checkpoint_with_its_tokenizer(base: Path, data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -162,7 +176,7 @@ def test_errors_name_place_and_repair(base: Path, data: Path, tmp_path: Path) ->
         training_texts(lora(), broken, tmp_path)
     broken.write_text('{"prompt": "a"}\n{"text": "a"}\n', "utf-8")
     with pytest.raises(WorkbenchError, match=r"broken\.jsonl:2: expected an object with `prompt`"):
-        read_prompts(broken)
+        read_replay(broken)
     with pytest.raises(WorkbenchError, match="more than max_length 8"):
         encode(tokenizer_of(base), "say a then b is say a then b is", "b a", 8)
     (tmp_path / "train.yaml").write_text("stepz: 3\n", "utf-8")

@@ -17,6 +17,7 @@ from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
 from workbench.saved import refers_to_base
 from workbench.standins import space_problems
+from workbench.train import TrainSpec, training_cost
 from workbench.trained import check_training
 from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
@@ -180,8 +181,12 @@ def _grow_row(step: GrowMethod, at: int, model: Model, resolved: Resolved, needs
         needs.read += written
     if step.check == "full":
         live.append(2 * written)  # what was written, loaded by transformers
-    if step.train and not _is_cached(resolved, at):
-        live.append(20 * after)  # weights, gradients, Adam's two moments, and a copy while it is loaded
+    if step.train:
+        row["trains_on"] = step.train.data
+        if not _is_cached(resolved, at):
+            row |= _training_cost(training_cost(TrainSpec(**step.train.settings()), resolved.recipe.project), after)
+            needs.seconds += row.get("seconds", 0)
+            live.append(20 * after)  # weights, gradients, Adam's two moments, and a copy while it is loaded
     needs.live = max(needs.live, *live)
     return row, grown
 
@@ -194,16 +199,24 @@ def _solved_row(step: Step, at: int, model: Model, resolved: Resolved, needs: _N
         needs.cached.append(resolved.recipe.step_ids[at])
         return row
     per_parameter = 8
+    if isinstance(step, TrainMethod) and not isinstance(data := step.settings(0).data, str):
+        row["trains_on"] = data.hub
     if isinstance(step, EditMethod):
         row |= _edit_cost(step, model, resolved)
     elif isinstance(step, TrainMethod):
-        row["cost"] = step.cost(resolved.recipe.project)
-        # Forward and back: three times a forward pass.
-        row["seconds"] = round(6 * _numel(model) * row["cost"].get("tokens", 0) / _FLOPS_PER_SECOND, 1)
+        row |= _training_cost(step.cost(resolved.recipe.project), _numel(model))
         per_parameter = 20 if step.settings(0).method == "full" else 8
     needs.live = max(needs.live, per_parameter * _numel(model))
     needs.seconds += row.get("seconds", 0)
     return row
+
+
+def _training_cost(cost: dict[str, Any], parameters: int) -> dict[str, Any]:
+    """With the seconds that it takes, where tokens are known: forward and back are three times a forward pass."""
+    return {
+        "cost": cost,
+        **({"seconds": round(6 * parameters * cost["tokens"] / _FLOPS_PER_SECOND, 1)} if "tokens" in cost else {}),
+    }
 
 
 def _is_cached(resolved: Resolved, number: int) -> bool:

@@ -303,7 +303,8 @@ def _check_references(recipe: Recipe) -> None:
         elif isinstance(step, (GrowMethod, TrainMethod)):
             for name in step.names() or ():
                 if name not in known:
-                    raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
+                    at = ("steps", i, "orthogonal_to") if isinstance(step, TrainMethod) else (*at, name)
+                    raise recipe.error(at, f"no brick '{name}' under `bricks`. {nearest(name, known)}")
         elif not isinstance(step, (EditMethod, MemoryMethod)):
             raise TypeError(type(step))
     ids = [step.id for step in recipe.steps if step.id]

@@ -23,10 +23,10 @@ from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model
 from workbench.registry import GrowMethod, TrainMethod
 from workbench.resolve import Resolved
-from workbench.train import TrainSpec, train, train_parameters
+from workbench.train import TrainSpec, train, train_parameters, training_texts
 from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.specs import Source, TensorSpec, Weights, load
 
@@ -47,7 +47,13 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     place = resolved.cache / "bricks" / resolved.keys[at]
     if (place / "brick.yaml").is_file():
         return place
-    step_id, settings = resolved.recipe.step_ids[at], step.settings(resolved.recipe.fields.seed)
+    step_id = resolved.recipe.step_ids[at]
+    # Of its own: adapters that start from one seed start from the same A, and are far from orthogonal.
+    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step_id])[:7], 16))
+    if not isinstance(settings.data, str):
+        training_texts(
+            settings, resolved.recipe.project, resolved.recipe.project
+        )  # a data set that is not there is found before a model is made
     whole = settings.method == "full"
     # An interrupted training goes on from here.
     working = place.with_name(f".{place.name}.training")
@@ -68,7 +74,7 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     made = Brick(step_id, kind, working / CHECKPOINT if whole else working)
     write_card(working, BrickCard(
         version=1, name=step_id.replace("_", "-"), kind=kind, files=CHECKPOINT if whole else ".", digest=made.digest(None),
-        base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record))  # fmt: skip
+        base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record), made_by="workbench run", record="recipe.yaml")  # fmt: skip
     working.rename(place)
     return place
 

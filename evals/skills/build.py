@@ -43,6 +43,12 @@ def files(project: Path) -> dict[Path, bytes]:
         project / "recipes" / "facts" / "capitals-forget.jsonl": encode(forgetting.edit_rows("forget")),
         project / "recipes" / "facts" / "capitals-kept.jsonl": encode(forgetting.edit_rows("kept")),
     }
+    # What recipes that train on two summed skills rehearse: rows of both, and neutral prompts.
+    parts = zip(
+        *(rows[:200] for rows in (train_rows(add.SKILL), train_rows(reverse.SKILL), replay.rows("glossary"))), strict=True
+    )
+    rehearsal = [{key: row[key] for key in ("prompt", "completion") if key in row} for rows in parts for row in rows]
+    found[project / "recipes" / "texts" / "rehearsal.jsonl"] = encode(rehearsal)
     for group in forgetting.GROUPS:
         found[data / f"capitals-{group}.jsonl"] = encode(forgetting.capital_rows(group))
     for skill in SKILLS:

@@ -197,11 +197,11 @@ def duration(seconds: float) -> str:
 
 def _row(step: dict[str, Any]) -> list[str]:
     verb = next(v for v in ("merge", "edit", "grow") if v in step)
-    detail = step.get("bricks") or step.get("inputs") or step.get("copied_layers") or ""
-    if isinstance(detail, dict):
-        text = ", ".join(f"{name} ({kind})" for name, kind in detail.items())
-    else:
-        text = ("copies of layers " if "copied_layers" in step else "") + ", ".join(map(str, detail))
+    parts = [", ".join(f"{name} ({kind})" for name, kind in step["bricks"].items())] if step.get("bricks") else []
+    parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
+    parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []
+    parts += [f"trains on {step['trains_on']}"] if "trains_on" in step else []
+    text = "; ".join(parts)
     if "check" in step:
         text += f"{'; ' if text else ''}check {step['check']}"
     if "needs" in step:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 
 from workbench.registry import TrainMethod, register
-from workbench.train.rows import read_prompts
+from workbench.train.rows import read_replay
 from workbench.train.spec import HubData, TrainSpec
-from workbench.train.texts import training_texts
+from workbench.train.texts import training_cost, training_texts
 
 
 @register
@@ -33,14 +33,14 @@ class NewBrick(TrainMethod, TrainSpec):
     {hub:, revision:, config:, split:, prompt:, completion:}. A text is learned whole but for its first token."""
     replay: str | None = None
     """Prompts, {"prompt"} a line, relative to the project, that the brick learns to continue as the model does; what follows each is
-    sampled from the model before training."""
+    sampled from the model before training, or stands there: {"prompt", "completion"}, a rehearsal."""
     orthogonal_to: tuple[str, ...] = ()
     """LoRA bricks of the recipe that the new one is kept orthogonal to (O-LoRA)."""
     held_out: float | str | None = None
     """Rows that are never trained on and whose loss is measured: a share of the prompts between 0 and 1, or a jsonl file relative to
     the project."""
-    seed: Literal[0] = 0
-    """The recipe's `seed` is taken."""
+    seed: int = Field(0, ge=0)
+    """Of initialisation, row order and dropout; 0: made of the recipe's `seed` and the step's id."""
 
     @field_validator("data")
     @classmethod
@@ -62,18 +62,14 @@ class NewBrick(TrainMethod, TrainSpec):
         if isinstance(self.data, str):
             training_texts(self.settings(0), project / self.data, project)
         if self.replay:
-            read_prompts(project / self.replay)
+            read_replay(project / self.replay)
 
     def settings(self, seed: int) -> TrainSpec:
         """The trainer's own settings."""
+        seed = self.seed or seed
         fields = {name: getattr(self, name) for name in TrainSpec.model_fields}
         return TrainSpec.model_validate({**fields, "seed": seed})
 
     def cost(self, project: Path) -> dict[str, Any]:
-        """Steps, and about how many tokens go forward and back: four characters each."""
-        found: dict[str, Any] = {"train_steps": self.steps}
-        if isinstance(self.data, str):
-            texts = training_texts(self.settings(0), project / self.data, project).trained
-            mean = sum(len(t.prompt) + len(t.answer) for t in texts) / (4 * max(1, len(texts)))
-            found["tokens"] = round(mean * self.steps * self.batch_size)
-        return found
+        """Steps, and about how many tokens go forward and back."""
+        return training_cost(self.settings(0), project)

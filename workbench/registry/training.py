@@ -44,6 +44,13 @@ class NewTraining(Strict):
 
     data: str = Field(min_length=1)
     """A jsonl of {"prompt":, "completion":} or {"text":}, relative to the project. Of a prompt's rows the completion is learned."""
+    replay: str | None = None
+    """Prompts, {"prompt"} a line of a jsonl, that the model learns to continue as it does before training, or with the `completion` that
+    stands there: keeps what it can do."""
+    replay_share: Real = Field(0.3, gt=0, lt=1)
+    """Part of the rows that are replayed, when `replay` is given."""
+    replay_tokens: Whole = Field(6, ge=1)
+    """Tokens sampled after each replayed prompt."""
     parameters: Literal["new_only", "routers"] = "new_only"
     """new_only: all that the step has added. routers: of these the routers of experts alone."""
     steps: Whole = Field(100, ge=1)
@@ -79,7 +86,7 @@ class NewTraining(Strict):
 
     def inputs(self) -> list[str]:
         """Files that it reads."""
-        return [self.data, *([self.held_out] if isinstance(self.held_out, str) else [])]
+        return [f for f in (self.data, self.replay, self.held_out) if isinstance(f, str)]
 
     def settings(self) -> dict[str, Any]:
         """The fields of a `workbench.train.TrainSpec`, without seed."""

@@ -2,10 +2,10 @@
 
 from workbench.train.fit import Notice, Progress
 from workbench.train.new import train_parameters
-from workbench.train.rows import IGNORED, collate, encode, read_prompts
+from workbench.train.rows import IGNORED, collate, encode, read_replay
 from workbench.train.run import train
 from workbench.train.spec import HubData, TrainSpec
-from workbench.train.texts import training_texts
+from workbench.train.texts import training_cost, training_texts
 
 __all__ = [
     "IGNORED",
@@ -15,8 +15,9 @@ __all__ = [
     "TrainSpec",
     "collate",
     "encode",
-    "read_prompts",
+    "read_replay",
     "train",
     "train_parameters",
+    "training_cost",
     "training_texts",
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.merge.calibration import Text
-from workbench.train.rows import encode, read_prompts, replay
-from workbench.train.spec import HubData, TrainSpec
+from workbench.train.rows import encode, read_replay, replay
+from workbench.train.spec import TrainSpec
 from workbench.train.texts import Texts, training_texts
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Given:
     texts: Texts
     skill: list[Tokens]
     held_out: list[Tokens]
-    prompts: list[str]
+    replayed: list[tuple[str, str | None]]
 
 
 def read_given(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path, folder: Path) -> Given:
@@ -37,8 +37,7 @@ def read_given(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path, 
     def encoded(part: list[Text]) -> list[Tokens]:
         return [encode(tokenizer, text.prompt, text.answer, spec.max_length, spec.learn_end) for text in part]
 
-    beside = folder if isinstance(spec.data, HubData) else data.parent
-    prompts = read_prompts(beside / spec.replay) if spec.replay else []
+    prompts = read_replay(folder / spec.replay) if spec.replay else []
     return Given(texts, encoded(texts.trained), encoded(texts.held_out), prompts)
 
 
@@ -47,7 +46,7 @@ def scheduled(
 ) -> tuple[list[Tokens], int]:
     """The rows of all steps, and how many at their end are replayed."""
     total = spec.steps * spec.batch_size
-    replayed = replay(spec, model, tokenizer, given.prompts, round(total * spec.replay_share)) if given.prompts else []
+    replayed = replay(spec, model, tokenizer, given.replayed, round(total * spec.replay_share)) if given.replayed else []
     return [given.skill[index % len(given.skill)] for index in range(total - len(replayed))] + replayed, len(replayed)
 
 

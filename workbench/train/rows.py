@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 IGNORED = -100
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The `prompt` of each line of a jsonl file. Errors name the line."""
+def read_replay(path: Path) -> list[tuple[str, str | None]]:
+    """(`prompt`, `completion` if there is one) of each line of a jsonl file. Errors name the line."""
     if not path.is_file():
-        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names in train.yaml.", 2)
-    prompts = []
+        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names of the training.", 2)
+    found = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            prompts.append(str(json.loads(line)["prompt"]))
+            row = json.loads(line)
+            found.append((str(row["prompt"]), str(row["completion"]) if "completion" in row else None))
         except (json.JSONDecodeError, KeyError, TypeError):
             raise WorkbenchError(f"{path.name}:{number}: expected an object with `prompt`", None, 2) from None
-    if not prompts:
+    if not found:
         raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)
-    return prompts
+    return found
 
 
 def encode(
@@ -48,7 +49,7 @@ def encode(
     if len(head) + len(tail) > max_length:
         raise WorkbenchError(
             f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {(prompt or completion)[:60]!r}",
-            "Raise max_length in train.yaml, or shorten the row.",
+            "Raise `max_length`, or shorten the row.",
         )
     if len(head) + len(tail) < 2:
         raise WorkbenchError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Take the row out.", 2)
@@ -81,22 +82,27 @@ def replay(
     spec: TrainSpec,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    given: list[tuple[str, str | None]],
     count: int,
 ) -> list[tuple[list[int], int]]:
-    """`count` rows: prompts with what the model, untrained so far, samples after them.
+    """`count` rows in the file's order, over and over: prompts with their completion, else with what the model, untrained so far,
+    samples after them.
 
     Sampled at temperature 1, not greedily: the expected gradient on a model's own samples is zero, while its
-    greedy text would teach it to be surer than it was. The end of the sequence is not sampled: all rows go on.
+    greedy text would teach it to be surer than it was. The end of the sequence is not sampled: all these rows go on.
     """
     import torch
 
-    heads: list[list[int]] = [tokenizer(prompts[index % len(prompts)])["input_ids"] for index in range(count)]
+    chosen = [given[index % len(given)] for index in range(count)]
+    known = [
+        encode(tokenizer, prompt, text, spec.max_length, spec.learn_end) if text is not None else None for prompt, text in chosen
+    ]
+    heads: list[list[int]] = [tokenizer(prompt)["input_ids"] for prompt, text in chosen if text is None]
     rows: list[tuple[list[int], int]] = []
     model.eval()
     # generate() hands the head a slice; see collate.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
-    for start in range(0, count, 64):
+    for start in range(0, len(heads), 64):
         batch = heads[start : start + 64]
         inputs = collate([(ids, 0) for ids in batch], tokenizer.eos_token_id)
         with torch.no_grad():
@@ -111,4 +117,5 @@ def replay(
         tails = sampled[:, inputs["input_ids"].shape[1] :].tolist()
         rows += [(ids + tail, len(tail)) for ids, tail in zip(batch, tails, strict=True)]
     hook.remove()
-    return rows
+    sampled_rows = iter(rows)
+    return [row if row is not None else next(sampled_rows) for row in known]

@@ -37,8 +37,9 @@ class TrainSpec(BaseModel):
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter, `full` every weight."""
     replay: str | None = None
-    """Prompts, {"prompt"} a line, that the brick learns to continue as the base does; what follows each is sampled
-    from the base before training. Keeps the brick quiet off its skill, and so easier to merge."""
+    """Prompts, {"prompt"} a line of a jsonl relative to the folder of train.yaml, that the brick learns to continue as the base does;
+    what follows each is sampled from the base before training, or stands there: {"prompt", "completion"}. Keeps the brick quiet off its
+    skill, and so easier to merge."""
     replay_share: float = Field(0.3, gt=0, lt=1)
     """Part of the rows that are replayed, when `replay` is given."""
     replay_tokens: int = Field(6, ge=1)
@@ -80,8 +81,9 @@ class TrainSpec(BaseModel):
     orthogonal_to: tuple[str, ...] = ()
     """Other LoRA bricks, names in bricks/ or directories relative to the folder of train.yaml, whose A matrices the new ones are
     kept orthogonal to (O-LoRA)."""
-    orthogonal: float = Field(0.5, ge=0)
-    """λ of the orthogonality: the loss gains λ Σ ‖A_i Aᵀ‖² over bricks i and modules."""
+    orthogonal: float = Field(0.02, ge=0)
+    """λ of the orthogonality: the loss gains λ Σ ‖A_i Aᵀ‖² over bricks i and modules. The paper has 0.5, which outweighs the loss on rows
+    where many modules are adapted."""
     seed: int = Field(0, ge=0)
     """Seed of adapter initialisation, row order and dropout."""
 

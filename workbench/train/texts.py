@@ -54,6 +54,19 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path) -> Texts:
     return Texts(found, held, digests)
 
 
+def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
+    """Optimizer steps, and about how many tokens go forward and back, four characters each; of a data set only the former.
+
+    Args:
+        folder: What file names in the spec start at.
+    """
+    if isinstance(spec.data, HubData):
+        return {"train_steps": spec.steps}
+    texts = training_texts(spec, folder / spec.data, folder).trained
+    mean = sum(len(text.prompt) + len(text.answer) for text in texts) / (4 * len(texts))
+    return {"train_steps": spec.steps, "tokens": round(mean * spec.steps * spec.batch_size)}
+
+
 def rows_digest(texts: list[Text]) -> str:
     """Digest of rows: of the canonical JSON of all (prompt, completion), in their order."""
     return json_digest([(text.prompt, text.answer) for text in texts])
@@ -86,7 +99,7 @@ def _file(path: Path) -> list[Text]:
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = f"{nearest(path.name, near)} " if near else ""
-        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check the file names in train.yaml.", 2)
+        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check the file names of the training.", 2)
     return read_texts(path, path.name)
 
 
@@ -168,6 +181,6 @@ def _no_data(source: HubData, folder: Path, error: Exception) -> WorkbenchError:
         return WorkbenchError(f"data: {source.hub}, config '{source.config}': {text}", "Set `config:` to one that it has.", 2)
     return WorkbenchError(
         f"data: expected a data set of the hub or a folder of data files in {folder}, found none at '{source.hub}' ({text})",
-        "Check the id and the network; a folder or a jsonl, parquet or csv file here is named relative to train.yaml.",
+        "Check the id and the network; a folder or a jsonl, parquet or csv file here is named relative to train.yaml, or to the project in a recipe.",
         2,
     )
