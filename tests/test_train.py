@@ -211,7 +211,7 @@ def test_settings_that_are_off_are_not_recorded() -> None:
         10,
         None,
         ["add"],
-        0.5,
+        0.02,
     )
 
 
