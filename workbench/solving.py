@@ -34,12 +34,14 @@ class Solvable:
         resolved: The recipe that it comes from.
         context: The live float32 model, its tokenizer, and what an edit method may use beside them.
         solved_on: Digest of the weights in float32 and the configuration.
+        tokenizer: Its tokenizer's directory.
         after: Key of the configuration: what recipes with the same steps derive without reading its weights.
     """
 
     resolved: Resolved
     context: MethodContext
     solved_on: str
+    tokenizer: Path
     after: str
 
 
@@ -71,7 +73,7 @@ def solvable(
 
     seed = resolved.recipe.fields.seed if seed is None else seed
     context = MethodContext(live, tokenizer, current, device, resolved.recipe.project, seed, progress, resolved.cache, digests)
-    return Solvable(resolved, context, solved_on, resolved.state(steps))
+    return Solvable(resolved, context, solved_on, source, resolved.state(steps))
 
 
 def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model, device: torch.device, events: Events) -> Path:
@@ -119,7 +121,7 @@ def write_edit(
     made = {
         "method": step.name, "version": step.version, "step": dump_step(step), "seed": on.context.seed,
         "base": base.digest, "solved_on": on.solved_on, "solved_after": on.after,
-        "vocabulary": vocabulary_digest(resolved.tokenizer_path),
+        "vocabulary": vocabulary_digest(on.tokenizer),
     }  # fmt: skip
     write_json(out / RECORD, {**made, **edit.record}, indent=2)
     if edit.facts:
