@@ -132,7 +132,10 @@ def test_old_elements_are_the_same_bits(steps: str, expected: dict[str, int], pr
     for check, dtype in (("tensors", "bfloat16"), ("full", "float32")):
         with_check = steps.replace("}", f", check: {check}}}", 1)
         text = f"bricks: {{one: bricks/one}}\nsteps: [{with_check}]\noutput: {{dtype: {dtype}}}\n"
-        found = project.run(text, f"{check}.yaml")["steps"][0]["check"]
+        document = project.run(text, f"{check}.yaml")
+        found = document["steps"][0]["check"]
+        card = (Path(document["model"]) / "README.md").read_text("utf-8")
+        assert f"## Growth\n\n- `{document['steps'][0]['id']}`: " in card
         assert {k: n for k, n in found["kept"].items() if n} == expected
         assert found.get("reloaded", False) == (check == "full")
 

@@ -8,6 +8,7 @@ import yaml
 
 from workbench.bricks import Brick, read_licence, read_title
 from workbench.errors import WorkbenchError
+from workbench.grow.kept import told
 from workbench.resolve import Resolved
 
 # Licences that forbid or may forbid what a merge is usually made for; unknown counts as such.
@@ -92,6 +93,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         lines += [f"| `{brick}` | {name} | {licence} |" for brick, name, licence in data]
     if resolved.warnings:
         lines += ["", *(f"- {w}" for w in resolved.warnings)]
+    if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
+        lines += ["", "## Growth", "", *grown]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip

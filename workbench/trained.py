@@ -38,7 +38,9 @@ CHECKPOINT = "checkpoint"
 
 
 def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model, device: torch.device, events: Events) -> Path:
-    """The directory of a step's brick: from the cache, or trained on the live current model, in the output's dtype, and put there.
+    """The directory of a step's brick: from the cache, or trained on the live current model and put there.
+
+    As `brick train` has its base: in bfloat16 below an adapter, in float32 where all weights are trained.
 
     Args:
         at: The step's number in the recipe.
@@ -50,16 +52,14 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     step_id = resolved.recipe.step_ids[at]
     # Of its own: adapters that start from one seed start from the same A, and are far from orthogonal.
     settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step_id])[:7], 16))
-    if not isinstance(settings.data, str):
-        training_texts(
-            settings, resolved.recipe.project, resolved.recipe.project
-        )  # a data set that is not there is found before a model is made
+    if not isinstance(settings.data, str):  # a data set that is not there is found before a model is made
+        training_texts(settings, resolved.recipe.project, resolved.recipe.project)
     whole = settings.method == "full"
     # An interrupted training goes on from here.
     working = place.with_name(f".{place.name}.training")
     others = {name: brick.path for name in step.names() or () if isinstance(brick := resolved.bricks[name], Brick)}
     source = resolved.tokenizer_at(at)
-    tensors = compute(current, torch.float32 if whole else resolved.dtype, device)
+    tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
     live = live_model(current.config, tensors, source, device)
@@ -75,6 +75,7 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     write_card(working, BrickCard(
         version=1, name=step_id.replace("_", "-"), kind=kind, files=CHECKPOINT if whole else ".", digest=made.digest(None),
         base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record), made_by="workbench run", record="recipe.yaml")  # fmt: skip
+    shutil.rmtree(place, ignore_errors=True)  # without a card: of no use
     working.rename(place)
     return place
 

@@ -58,6 +58,7 @@ def run(
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
     from workbench.engine import execute, pick_device
+    from workbench.grow.kept import told
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
@@ -86,7 +87,7 @@ def run(
     out.line(result["model"])
     for step in result["steps"]:
         if "check" in step:
-            out.say(f"{step['id']}: {_kept(step['check'])}")
+            out.say(f"{step['id']}: {told(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
     out.say(f"serve:  vllm serve {result['model']}")
@@ -114,20 +115,6 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
             f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
         )
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
-
-
-def _kept(check: dict[str, Any]) -> str:
-    """What the check of a growth found: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
-    kept = check.get("kept", {})
-    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
-             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
-    parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
-    if "max_logit_difference" in check:
-        parts.append(f"logits differ by {check['max_logit_difference']:.2g}, cached generation agrees")
-    if share := check.get("new_token_probability"):
-        parts.append(f"new tokens take {100 * share:.2g} % of the probability")
-    parts += ["transformers loads it"] if check.get("reloaded") else []
-    return "; ".join(filter(None, parts))
 
 
 def _grouped(lines: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,3 +81,17 @@ def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Ten
     out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
     source.read(start, start + count, out)
     return out
+
+
+def told(check: Mapping[str, Any]) -> str:
+    """What the check of a growth found, in a line: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
+    kept = check.get("kept", {})
+    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
+             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
+    parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
+    if "max_logit_difference" in check:
+        parts.append(f"logits differ by {check['max_logit_difference']:.2g}, cached generation agrees")
+    if share := check.get("new_token_probability"):
+        parts.append(f"new tokens take {100 * share:.2g} % of the probability")
+    parts += ["transformers loads it"] if check.get("reloaded") else []
+    return "; ".join(filter(None, parts))

@@ -117,8 +117,7 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
     Errors: one that has none when the method says it has (exit code 3).
     """
     growth = weights.growth
-    added = new_elements(model, weights, growth.config)
-    if not added or method.learns == "when_selected":
+    if method.learns == "when_selected" or not (added := new_elements(model, weights, growth.config)):
         return {}
     parameters = dict(model.named_parameters())
     tokens = _tokens(model, 1, growth.tokens)

@@ -35,7 +35,7 @@ class TrainSpec(BaseModel):
     """Training rows, {"prompt", "completion"} or {"text"} a line, relative to the folder of train.yaml; or a data set,
     {hub:, revision:, config:, split:, prompt:, completion:}. A text is learned whole but for its first token."""
     method: Literal["lora", "full"] = "lora"
-    """`lora` trains an adapter, `full` every weight."""
+    """`lora` trains an adapter, `full` every weight, saved in bfloat16."""
     replay: str | None = None
     """Prompts, {"prompt"} a line of a jsonl relative to the folder of train.yaml, that the brick learns to continue as the base does;
     what follows each is sampled from the base before training, or stands there: {"prompt", "completion"}. Keeps the brick quiet off its
