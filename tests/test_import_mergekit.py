@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,53 @@ def test_bfloat16_outputs_equal_mergekits_float32_arithmetic(
     assert sum(int((ours[n] != theirs[n]).sum()) for n in theirs) < 20, (
         "where the two float32 results straddle a rounding boundary"
     )
+
+
+MOE = """\
+base_model: base
+experts:
+  - {source_model: base, positive_prompts: [w3 w4]}
+  - {source_model: one, positive_prompts: [w7 w8 w9], negative_prompts: [w3]}
+  - {source_model: two, positive_prompts: [w20 w21]}
+gate_mode: MODE
+experts_per_token: 1
+dtype: float32
+"""
+
+
+@pytest.mark.parametrize("mode", ["random", "hidden"])
+def test_mixtures_have_mergekits_experts(
+    mode: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the router is what `mergekit-moe` writes, loaded by transformers; the router has a row for each expert."""
+    from transformers import AutoModelForCausalLM
+
+    from workbench.engine import execute
+    from workbench.recipe import load_recipe
+    from workbench.resolve import resolve
+
+    monkeypatch.chdir(mergekit_project)
+    text = MOE.replace("MODE", mode)
+    _, recipe, notes = imported(text, mergekit_project, "moe")
+    assert "anchor: true" in recipe
+    assert "into" not in recipe
+    assert any("reads" in note or "drawn" in note for note in notes)
+    resolved = resolve(load_recipe(mergekit_project / "recipes" / "moe.yaml"))
+    ours = execute(resolved, tmp_path / "runs", device=torch.device("cpu"), threads=1)["model"]
+    tool = Path(sys.executable).parent / "mergekit-moe"
+    command = [str(tool), "moe.yml", str(tmp_path / "theirs")]
+    subprocess.run(command, cwd=mergekit_project, check=True, capture_output=True)
+    one, two = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32).state_dict() for p in (ours, tmp_path / "theirs"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        if name.endswith("gate.weight"):
+            assert tensor.shape == two[name].shape == (3, tensor.shape[1])
+        else:
+            assert float((tensor - two[name]).abs().max()) <= 1e-6, name
+
+
+def test_copies_of_the_base_are_upcycled(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mergekit_project)
+    text = "base_model: base\nexperts: [{source_model: base}, {source_model: base}]\ngate_mode: random\n"
+    _, recipe, _ = imported(text, mergekit_project, "copies")
+    assert "{grow: experts, experts: 2, top_k: 2}" in recipe

@@ -15,13 +15,22 @@ from workbench.errors import WorkbenchError
 from workbench.importing import import_recipe
 
 HEAD = "merge_method: ties\nbase_model: base\n"
+MOE = "base_model: base\nexperts:\n  - {source_model: one}\n  - {source_model: two}\ngate_mode: random\n"
 ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("experts: []\ngate_mode: hidden\nbase_model: base\n", "expected a mergekit configuration with a merge_method"),
+        ("bricks: {}\n", "expected a mergekit configuration with a merge_method"),
+        ("experts: []\nbase_model: base\n", "1:1 experts: expected a list of at least two experts, found 0"),
+        (MOE.replace("random", "best"), "gate_mode: found 'best'; expected one of hidden,"),
+        (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` has no shared expert"),
+        (MOE + "architecture: deepseek\n", "architecture: found 'deepseek'; expected one of auto, mixtral, qwen, qwen3"),
+        (MOE.replace("one", "two"), "experts.1: two stands twice among the experts"),
+        (MOE.replace("one}", "one, noise_scale: 0.1}"), "experts.0.noise_scale: noise is not added"),
+        (MOE.replace("one}", "one, residual_scale: 0.5}"), "experts.0.residual_scale: an expert's output is not scaled"),
+        (MOE.replace("random", "hidden"), "experts.0.positive_prompts: gate_mode hidden needs some"),
         ("merge_method: tie\n" + ONE, "1:1 merge_method: unknown method 'tie'. Did you mean 'ties'?"),
         (HEAD + ONE + "slices: [{sources: []}]\n", "expected exactly one of models, slices, modules; found models, slices"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, 2]}\n      - {model: one, layer_range: [0, 2], parameters: {weight: 1}}\n",

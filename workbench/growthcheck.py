@@ -41,11 +41,11 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
         known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
         record = read_json(known)
         if record is None:
+            # What steps before this one solve or train is told of: it may take long.
+            current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device, events).model
+            bricks = grow_deltas(resolved, step, device, events)
+            model, grown, _ = grow(resolved, step, i, current, bricks, device, events, trained=False)
             events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-            current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device).model
-            model, grown, _ = grow(
-                resolved, step, i, current, grow_deltas(resolved, step, device), device, no_events, trained=False
-            )
             before, after = (_live(resolved, m, device) for m in (current, model))
             record = check_growth_on(before, after, grown.step, grown.weights, step_id)
             write_json(known, record)

@@ -32,6 +32,8 @@ _BYTES_PER_SECOND = 1.5e9
 # A token of an edit's values (three times that for forward and back, on the layers above the edited one and behind the lookup alone) takes
 # about as long as one that is read: measured 5.2 ms looked up at the subject, 2.4 ms at the prompt's end.
 _FLOPS_PER_SECOND = 5e10
+# Tokens that the check of a growth runs through a model: two rows of logits and one of generation; two steps of gradients, three passes each.
+_CHECKED, _LEARNED = 84, 288
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,9 @@ def _grow_row(step: GrowMethod, at: int, model: Model, resolved: Resolved, needs
         needs.read += written
     if step.check == "full":
         live.append(2 * written)  # what was written, loaded by transformers
+        needs.seconds += 2 * 2 * after * _CHECKED / _FLOPS_PER_SECOND
+    if step.is_checked():
+        needs.seconds += 2 * (before * _CHECKED + after * (_CHECKED + _LEARNED)) / _FLOPS_PER_SECOND
     if step.train:
         row["trains_on"] = step.train.data
         if not _is_cached(resolved, at):

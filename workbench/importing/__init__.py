@@ -14,6 +14,7 @@ from workbench.bricks import kinds_of
 from workbench.errors import WorkbenchError
 from workbench.importing.config import Config, Reference, read_config
 from workbench.importing.methods import Inputs, step_of
+from workbench.importing.mixtures import Make, is_mixture, read_mixture
 from workbench.importing.stacks import is_stack, read_stack
 from workbench.importing.text import comment, recipe_text
 from workbench.importing.vocabulary import carry_vocabulary
@@ -45,26 +46,29 @@ def import_recipe(file: Path, to: Path | None = None) -> Imported:
     """Translate a mergekit YAML. Writes nothing.
 
     Args:
-        file: The YAML that `mergekit-yaml` runs.
+        file: The YAML that `mergekit-yaml` or `mergekit-moe` runs.
         to: Where the recipe is to be written: paths in it start at the project of that file; None: of the working directory.
 
     Errors: every field that does not carry over, at once, each at its line.
     """
     document = yamldoc.load(file)
     stack: dict[str, Any] | None = None
+    make: Make | None = None
     if is_stack(document.data):
         config, stack = read_stack(document)
+    elif is_mixture(document.data):
+        config, make = read_mixture(document)
     else:
         config = read_config(document)
     places = _Places(config, file, find_project(to or Path.cwd() / "recipe.yaml"), to)
     base, base_path = places.base()
     model = _model(base_path)
     _check_layers(config, model)
-    inputs = None if stack else _inputs(config, places, base, model)
+    inputs = None if stack or make else _inputs(config, places, base, model)
     dtype = _dtype(config)
     tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names, base)
     config.report.stop()
-    step = step_of(inputs) if inputs else stack or {}
+    step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
     config.report.stop()
     used = {name: places.brick(name) for name in step.get("bricks", ())}
     data: dict[str, Any] = {"version": 1, "base": places.shown(base), **({"bricks": used} if used else {})}

@@ -89,8 +89,7 @@ def read_config(document: yamldoc.Document) -> Config:
     report = Report(document)
     data = document.data
     if not isinstance(data, dict) or "merge_method" not in data:
-        found = "experts" in data if isinstance(data, dict) else False
-        hint = "It looks like a mergekit-moe configuration." if found else "The file should be one that `mergekit-yaml` runs."
+        hint = "The file should be one that `mergekit-yaml` or `mergekit-moe` runs."
         raise document.error((), "expected a mergekit configuration with a merge_method", hint)
     note_unknown(report, (), data, TOP)
     method = str(data["merge_method"])
