@@ -176,6 +176,21 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
     assert not list((project.path / "runs").glob("*/model*"))
 
 
+def test_reload_is_judged_by_what_growth_did(project: Project) -> None:
+    """A config.json that names another dtype than the tensors have, and a tensor that the architecture has no use for, are the base's own."""
+    from safetensors.torch import load_file, save_file
+
+    base = save_model(project.path / "odd", "llama", dtype=torch.bfloat16)
+    tensors = load_file(base / "model.safetensors")
+    save_file(
+        {**tensors, "mtp.head.weight": torch.ones(2, 2, dtype=torch.bfloat16)}, base / "model.safetensors", {"format": "pt"}
+    )
+    edit_json(base / "config.json", dtype="float32")
+    check = project.run("base: odd\nsteps: [{grow: depth, blocks: 1}]\n")["steps"][0]["check"]
+    assert check["reloaded"]
+    assert check["kept"]["identical"] == len(tensors) + 1
+
+
 def test_post_norm_models_are_caught(project: Project) -> None:
     """OPT-350m normalises after the sum: an added block of zeros changes its function, which only the check can know."""
     base = save_model(project.path / "post", "opt", dtype=torch.float32)

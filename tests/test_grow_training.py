@@ -166,6 +166,18 @@ def test_a_brick_is_trained_on_what_the_steps_before_have_made(rows: Project) ->
     assert not torch.equal(again["model.layers.0.mlp.up_proj.weight"], tensors_of(merged)["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_what_a_brick_starts_from_is_part_of_its_key(rows: Project) -> None:
+    """The same step under another id, or at another place, is another brick: it has a seed of its own."""
+    one = rows.resolve(f"steps: [{BRICK}}}]\n")
+    other = rows.resolve(f"steps: [{BRICK.replace('seven', 'eight')}}}]\n")
+    assert one.keys != other.keys
+    seeds = {read_card(compose(r, CPU).trained[i]).training["seed"] for r, i in ((one, "seven"), (other, "eight"))}
+    plain = BRICK.replace("id: seven, ", "") + "}"
+    twice = compose(rows.resolve(f"steps: [{plain}, {plain}]\n"), CPU).trained
+    seeds |= {read_card(place).training["seed"] for place in twice.values()}
+    assert len(seeds) == 4
+
+
 def test_a_full_brick_and_its_weight(rows: Project) -> None:
     """All weights trained; at half weight the model is half way there; a grown model can be below."""
     whole = BRICK.replace("rank: 2", "method: full").replace("0.01", "0.001")
@@ -183,14 +195,19 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     import workbench.trained
 
     text = f"steps: [{BRICK}, save_every: 3}}]\n"
-    told = workbench.trained._progress
+    reports = workbench.trained.reports
 
-    def stop(events: Any, step: str, done: int, *rest: Any) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-        told(events, step, done, *rest)
+    def stopping(events: Any, step: str) -> Any:
+        progress, notice = reports(events, step)
 
-    monkeypatch.setattr(workbench.trained, "_progress", stop)
+        def stop(done: int, *rest: Any) -> None:
+            if done == 5:
+                raise KeyboardInterrupt
+            progress(done, *rest)
+
+        return stop, notice
+
+    monkeypatch.setattr(workbench.trained, "reports", stopping)
     with pytest.raises(KeyboardInterrupt):
         rows.tensors(text)
     monkeypatch.undo()
@@ -224,6 +241,7 @@ BAD = [
     ("{grow: brick, data: rows.jsonl, method: full, orthogonal_to: [one]}", "expected method lora, found full"),
     ("{grow: brick, data: rows.jsonl, patience: 2}", "expected held_out beside it"),
     ("{grow: depth, blocks: 1, train: {data: none.jsonl}}", "none.jsonl does not exist"),
+    ("{grow: depth, blocks: 1, train: {data: bad.jsonl}}", r"bad.jsonl:1"),
     (
         "{grow: depth, blocks: 1, train: {data: rows.jsonl, parameters: routers}}",
         "`parameters: routers` is of routers, and it has none",

@@ -168,7 +168,6 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 before.changed(names)
         records.append(record)
     if changes_result(recipe.fields.output):
-        grown = []  # an adapter's own check says how far it is from the result
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
     return Composition(current, records, edits, reports, memory, grown, trained)
 

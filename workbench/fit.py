@@ -21,6 +21,7 @@ from workbench.merge.core import wants_core
 from workbench.recipe import Recipe
 from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 from workbench.ties import base_for
+from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.digests import digests_known, entry_digest, read_json
@@ -293,6 +294,8 @@ def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
         if not missing:
             try:
                 (step.check_inputs if isinstance(step, (GrowMethod, TrainMethod)) else step.check)(recipe.project)
+                if isinstance(step, GrowMethod) and step.train:
+                    training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
             except WorkbenchError as error:
                 found.append(error)
     return found

@@ -70,12 +70,12 @@ def grow(
     Returns:
         The grown model, what the step did, and its record.
     """
-    # What does not fit is found before anything is measured.
-    check_training(step, GrownWeights(current.weights, step.expand(current), base=resolved.base.weights))
+    growth = step.expand(current)  # what does not fit is found before anything is measured
+    check_training(step, GrownWeights(current.weights, growth, base=resolved.base.weights))
     parts = _brick_weights(resolved, step, deltas)
     measured = _measure(resolved, step, at, current, parts, device, events)
-    step = step.settled(measured)
-    growth = step.expand(current)
+    if (settled := step.settled(measured)) is not step:
+        step, growth = settled, settled.expand(current)
     record = {"tensors": sum(g.new for g in growth.tensors.values()), **growth.record, **measured.record}
     made = partial(GrownWeights, current.weights, growth, resolved.recipe.fields.seed, parts, base=resolved.base.weights)
     weights = made(measured=measured.value)

@@ -80,26 +80,34 @@ def check_written(
             found[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
     if full := [g for g in checked if g.step.check == "full"]:
         events({"stage": "check", "step": full[-1].id, "text": "the files, loaded by transformers"})
-        _check_reload(resolved, model, place, full[-1].id, device)
+        _check_reload(resolved, model, place, full, device)
         for step in full:
             found[step.id]["reloaded"] = True
     return found
 
 
-def _check_reload(resolved: Resolved, model: Model, place: Path, step: str, device: torch.device) -> None:
-    """Errors: names that do not fit, or other logits or generated tokens than those of the tensors in memory."""
+def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence[GrownStep], device: torch.device) -> None:
+    """Errors: names that do not fit, or other logits or generated tokens than those of the tensors in memory, in one dtype.
+
+    Tensors that the architecture has no use for are the base's own affair, unless a step has added them.
+    """
     from transformers import AutoModelForCausalLM
 
-    expected = answers(live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device))
+    step = steps[-1].id
+    live = live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+    expected, dtype = answers(live), live.dtype
+    del live
     gc.collect()
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype="auto", output_loading_info=True, local_files_only=True)
+        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WorkbenchError(
             f"step {step}: transformers does not load what was written ({str(error).strip()[:200]})", _REPORT, 3
         ) from None
+    added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
+    unused = added & set(info.pop("unexpected_keys"))
     # A pair is a mismatch: its name, the shape found, the shape expected.
-    wrong = [name if isinstance(name, str) else name[0] for names in info.values() for name in names]
+    wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
     if wrong:
         raise WorkbenchError(
             f"step {step}: transformers finds no place or no weight for {min(wrong)} ({len(wrong)} such)", _REPORT, 3

@@ -189,7 +189,7 @@ class Resolved:
             elif isinstance(step, TrainMethod):
                 parts.append([[name, bricks[name]] for name in step.names() or ()])
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])
+                parts.append([self.recipe.fields.seed, step.id, vocabulary_digest(self.tokenizer_at(i))])
             elif isinstance(step, (EditMethod, MemoryMethod)):
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
                 parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])

@@ -23,7 +23,7 @@ from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model
 from workbench.registry import GrowMethod, TrainMethod
 from workbench.resolve import Resolved
-from workbench.train import TrainSpec, train, train_parameters, training_texts
+from workbench.train import TrainSpec, reports, train, train_parameters, training_texts
 from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
@@ -50,8 +50,8 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     if (place / "brick.yaml").is_file():
         return place
     step_id = resolved.recipe.step_ids[at]
-    # Of its own: adapters that start from one seed start from the same A, and are far from orthogonal.
-    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step_id])[:7], 16))
+    # Of its own, and nothing that the step's key does not have: adapters of one seed start from the same A, far from orthogonal.
+    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or at])[:7], 16))
     if not isinstance(settings.data, str):  # a data set that is not there is found before a model is made
         training_texts(settings, resolved.recipe.project, resolved.recipe.project)
     whole = settings.method == "full"
@@ -65,11 +65,11 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     live = live_model(current.config, tensors, source, device)
     live.set_attn_implementation("eager")  # of rows of a few dozen tokens the fused one's backward costs more
     events({"stage": "train", "step": step_id, "text": f"{settings.steps} steps of {settings.batch_size} rows on {device}"})
+    progress, notice = reports(events, step_id)
     data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
     record = train(
         settings, base=source, data=data, out=working / CHECKPOINT if whole else working, device=str(device), model=live, others=others,
-        folder=resolved.recipe.project, declared=resolved.recipe.fields.base, progress=partial(_progress, events, step_id),
-        notice=lambda text: events({"stage": "train", "step": step_id, "text": text}))  # fmt: skip
+        folder=resolved.recipe.project, declared=resolved.recipe.fields.base, progress=progress, notice=notice)  # fmt: skip
     kind = "checkpoint" if whole else "adapter"
     made = Brick(step_id, kind, working / CHECKPOINT if whole else working)
     write_card(working, BrickCard(
@@ -151,10 +151,11 @@ def train_new(
     events(
         {"stage": "train", "step": step_id, "text": f"{settings.steps} steps of {settings.batch_size} rows, what is new alone"}
     )
+    progress, notice = reports(events, step_id)
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings, live, tokenizer=source, folder=resolved.recipe.project, device=str(device), penalty=penalty,
-            progress=partial(_progress, events, step_id), notice=lambda text: events({"stage": "train", "step": step_id, "text": text}))  # fmt: skip
+            progress=progress, notice=notice)  # fmt: skip
     record = {"trained": trained, **record}
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".training-") as folder:
@@ -218,8 +219,3 @@ def _new_alone(live: PreTrainedModel, masks: Mapping[str, Tensor | None]) -> Ite
             for name, values in old.items():
                 parameter = live.get_parameter(name)
                 parameter.copy_(torch.where(masks[name], parameter, values))  # type: ignore[arg-type]
-
-
-def _progress(events: Events, step: str, done: int, total: int, loss: float, held_out: float | None) -> None:
-    text = f"loss {loss:.3f}" + (f", held out {held_out:.3f}" if held_out is not None else "")
-    events({"stage": "train", "step": step, "done": done, "total": total, "text": text})

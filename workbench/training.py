@@ -33,7 +33,7 @@ from workbench.scores import Store
 from workbench.scoring import score_all
 from workbench.standins import CACHE
 from workbench.suites import Suite
-from workbench.train import TrainSpec, train
+from workbench.train import TrainSpec, reports, train
 from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
@@ -128,13 +128,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    def progress(step: int, steps: int, loss: float, held_out: float | None) -> None:
-        text = f"loss {loss:.3f}" + ("" if held_out is None else f", held out {held_out:.3f}")
-        events({"stage": "train", "step": name, "done": step, "total": steps, "text": text})
-
-    def notice(text: str) -> None:
-        events({"stage": "train", "step": name, "text": text})
-
+    progress, notice = reports(events, name)
     notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
         spec.settings(), base=checkpoint.path, data=folder / spec.data if isinstance(spec.data, str) else folder, out=files,

@@ -15,9 +15,10 @@ from workbench.grow.gates import encode_prompts, prompt_gates
 from workbench.grow.mixture import Mixture
 from workbench.grow.never import never_gates
 from workbench.grow.targets import TARGETS
+from workbench.grow.texts import TextMethod
 from workbench.layout import Model
-from workbench.merge.calibration import encode, longest_row, read_texts
-from workbench.registry import GrowContext, GrowMethod, Growth, Learns, Measured, Preserves, register
+from workbench.merge.calibration import longest_row
+from workbench.registry import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.weights.specs import load
 
 
@@ -31,7 +32,7 @@ class AddEntry(BrickEntry):
 
 
 @register
-class AddExpert(GrowMethod):
+class AddExpert(TextMethod):
     """Append experts to every layer of a mixture: copies of its own, experts of the recipe's base, or what bricks make of the base's
     feed-forward layer, where the base is dense (as Sukhbaatar et al. 2024 make experts of fine-tuned models).
 
@@ -58,10 +59,6 @@ class AddExpert(GrowMethod):
     prompts: the mean of what the router reads on each expert's prompts; random: drawn."""
     calibration: str | None = None
     """With `gate: never`: a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
-    samples: Whole = Field(256, ge=1)
-    """Texts read of it, evenly spaced."""
-    max_length: Whole = Field(512, ge=2)
-    """Tokens of a text at most."""
     temperature: Real = Field(0.1, gt=0)
     """With `gate: prompts`: what cosines to the prompts' means are divided by."""
 
@@ -101,15 +98,6 @@ class AddExpert(GrowMethod):
         found._base = base
         return found, tokenizer
 
-    def inputs(self) -> list[str]:
-        """The file of texts."""
-        return [self.calibration] if self.calibration else []
-
-    def check_inputs(self, project: Path) -> None:
-        """Errors: a line that is no text."""
-        for file in self.inputs():
-            read_texts(project / file, file)
-
     def measures(self) -> bool:
         """Of rows that are made from texts."""
         return self.way in ("never", "prompts")
@@ -129,9 +117,7 @@ class AddExpert(GrowMethod):
             rows = found.rows
         else:
             assert self.calibration is not None
-            texts = encode(
-                read_texts(context.project / self.calibration, self.calibration, self.samples), context.tokenizer, longest
-            )
+            texts = self.rows(self.calibration, model, context)
             biases = {routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
                       for layer, of in corrections(mixture).items() for name in of}  # fmt: skip
             found = never_gates(context, texts, old, biases, model, mixture.top_k)

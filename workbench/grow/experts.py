@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,9 +15,10 @@ from workbench.fields import BrickEntry, Bricks, Real, Whole
 from workbench.grow.gates import encode_prompts, prompt_gates, ridge_gates
 from workbench.grow.parts import check_places, check_shapes
 from workbench.grow.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
+from workbench.grow.texts import TextMethod
 from workbench.layout import Model
-from workbench.merge.calibration import encode, longest_row, read_texts
-from workbench.registry import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Measured, Preserves, register
+from workbench.merge.calibration import longest_row
+from workbench.registry import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
 
 _SHARED = 64
 """Neurons of a shared expert that an architecture cannot do without; its output starts as zero."""
@@ -37,7 +37,7 @@ class ExpertEntry(BrickEntry):
 
 
 @register
-class Experts(GrowMethod):
+class Experts(TextMethod):
     """Every feed-forward layer becomes a mixture of experts: copies of it (Komatsuzaki et al. 2023, sparse upcycling), or what each brick
     makes of the base's, beside the layer as it is (Sukhbaatar et al. 2024, Branch-Train-MiX).
 
@@ -78,8 +78,6 @@ class Experts(GrowMethod):
     """With `gate: prompts`: negative prompts for the anchor."""
     samples: Whole = Field(256, ge=5)
     """Texts read of each file, evenly spaced; every fifth is held out, to count how often the router finds the expert."""
-    max_length: Whole = Field(512, ge=2)
-    """Tokens of a text at most."""
     ridge: Real = Field(1e-2, gt=0)
     """Added to the diagonal of the inputs' second moments, relative to its mean."""
     temperature: Real = Field(0.1, gt=0)
@@ -132,11 +130,6 @@ class Experts(GrowMethod):
         """The files of texts."""
         return list(dict.fromkeys(f for m in self.members() if self.gate == "ridge" and (f := self.texts(m))))
 
-    def check_inputs(self, project: Path) -> None:
-        """Errors: a line that is no text."""
-        for file in self.inputs():
-            read_texts(project / file, file)
-
     def promises(self) -> Preserves:
         """Experts that differ compute something else."""
         return "no" if self.redraw or self.bricks else self.preserves
@@ -158,8 +151,7 @@ class Experts(GrowMethod):
                      for m in members}  # fmt: skip
             found = prompt_gates(context, asked, changes, readers, model, self.temperature)
         else:
-            rows = {m: encode(read_texts(context.project / f, f, self.samples), context.tokenizer, longest)
-                    for m in members if (f := self.texts(m)) is not None}  # fmt: skip
+            rows = {m: self.rows(f, model, context) for m in members if (f := self.texts(m)) is not None}
             found = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
         return Measured(found.rows, {"gate": found.record})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,15 +9,15 @@ from pydantic import Field, model_validator
 from workbench.errors import WorkbenchError
 from workbench.fields import Whole
 from workbench.grow.mixture import Mixture
+from workbench.grow.texts import TextMethod
 from workbench.grow.usage import usage
 from workbench.layout import Model
-from workbench.merge.calibration import encode, longest_row, read_texts
-from workbench.registry import GrowContext, GrowMethod, Growth, Learns, Measured, Preserves, register
+from workbench.registry import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.weights.digests import read_json, write_json
 
 
 @register
-class PruneExperts(GrowMethod):
+class PruneExperts(TextMethod):
     """Leave experts of a mixture out, with their rows of the router, and number the others anew (Lu et al. 2024; those that few tokens
     take: Chen et al. 2022).
 
@@ -43,10 +42,6 @@ class PruneExperts(GrowMethod):
     """Instead: how many to keep of each layer, those that most tokens of `calibration` take."""
     calibration: str | None = None
     """With `to`: a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
-    samples: Whole = Field(256, ge=1)
-    """Texts read of it, evenly spaced."""
-    max_length: Whole = Field(512, ge=2)
-    """Tokens of a text at most."""
     top_k: Whole | None = Field(None, ge=1)
     """How many experts a token takes afterwards; omitted: as before."""
 
@@ -68,15 +63,6 @@ class PruneExperts(GrowMethod):
                 raise ValueError(f"expected numbers of experts from 0, each once; found {list(numbers)}")
         return self
 
-    def inputs(self) -> list[str]:
-        """The file of texts."""
-        return [self.calibration] if self.calibration else []
-
-    def check_inputs(self, project: Path) -> None:
-        """Errors: a line that is no text."""
-        for file in self.inputs():
-            read_texts(project / file, file)
-
     def measures(self) -> bool:
         """Of `to`: which experts tokens take."""
         return self.to is not None
@@ -87,8 +73,7 @@ class PruneExperts(GrowMethod):
         if (known := read_json(file)) is not None:
             return Measured({}, known)
         assert self.calibration is not None
-        texts = read_texts(context.project / self.calibration, self.calibration, self.samples)
-        rows = encode(texts, context.tokenizer, longest_row(model.config, self.max_length))
+        rows = self.rows(self.calibration, model, context)
         found = usage(
             context.live({}), rows, context.device, lambda done, of: context.progress(done, of, "which experts tokens take")
         )

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.grow.mixture import COUNTS
 from workbench.merge.calibration import Row, batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def expert_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         layer = re.search(r"\.(\d+)\.", name)
-        count = next((n for f in _COUNTS for n in [getattr(module, f, None) or getattr(config, f, None)] if n), None)
+        count = next((n for f in COUNTS for n in [getattr(module, f, None) or getattr(config, f, None)] if n), None)
         if name.endswith(".experts") and layer and count:
             found[name] = int(layer[1]), int(count)
     if not found:

@@ -1,6 +1,6 @@
 """Training of a LoRA adapter or of all weights, on prompts and completions."""
 
-from workbench.train.fit import Notice, Progress
+from workbench.train.fit import Notice, Progress, reports
 from workbench.train.new import train_parameters
 from workbench.train.rows import IGNORED, collate, encode, read_replay
 from workbench.train.run import train
@@ -16,6 +16,7 @@ __all__ = [
     "collate",
     "encode",
     "read_replay",
+    "reports",
     "train",
     "train_parameters",
     "training_cost",

@@ -23,6 +23,16 @@ Notice = Callable[[str], None]
 """Called with a line for the user."""
 
 
+def reports(events: Callable[[dict[str, Any]], None], step: str) -> tuple[Progress, Notice]:
+    """Progress and notices as events of the stage "train"."""
+
+    def progress(done: int, total: int, loss: float, held_out: float | None) -> None:
+        text = f"loss {loss:.3f}" + ("" if held_out is None else f", held out {held_out:.3f}")
+        events({"stage": "train", "step": step, "done": done, "total": total, "text": text})
+
+    return progress, lambda text: events({"stage": "train", "step": step, "text": text})
+
+
 @dataclass(frozen=True)
 class Watch:
     """What happens beside the optimizer's steps.
