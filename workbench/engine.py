@@ -31,6 +31,7 @@ from workbench.solving import copy_edit
 from workbench.trained import copy_brick
 from workbench.versions import installed
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
+from workbench.weights.device import exact, prepare
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 from workbench.weights.writer import output_specs, write_checkpoint
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 def pick_device(name: str) -> torch.device:
     """`auto` is cuda, then cpu. Errors: a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -51,18 +52,8 @@ def pick_device(name: str) -> torch.device:
         raise WorkbenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices", "--device cpu")
     if device.type not in ("cpu", "cuda"):
         raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
+    prepare(device)
     return device
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Full float32: no TF32 while tensors are computed."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def execute(
@@ -92,7 +83,7 @@ def execute(
     form = resolved.recipe.fields.output.form
     if out is not None:
         _check_out(out)
-    with run.lock(), exact():
+    with run.lock(), exact(device):
         if not run.done:
             if problems := disk_problems(runs, plan(resolved, runs).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
@@ -134,7 +125,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     record |= {"steps": _steps(resolved, composition, checks), "output": output}
     _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
     if form != "adapter":
-        remember_digest(resolved, output["digest"])
+        remember_digest(resolved, output["digest"], device)
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
@@ -274,31 +265,35 @@ def configuration_digest(
 ) -> tuple[str, dict[str, torch.Tensor] | None]:
     """Digest of the configuration that a recipe produces, and its tensors where they had to be computed for it.
 
-    Computed once a recipe key: in memory, with the bytes that a run would write.
+    Computed once a recipe key and kind of device: in memory, with the bytes that a run on the device would write.
     """
-    known = read_json(resolved.cache / "configurations" / f"{resolved.key}.json")
-    if known:
+    known = read_json(_digest_memo(resolved))
+    if known and known.get("device", "cpu") == device.type:
         return str(known["digest"]), None
-    with exact():
+    with exact(device):
         composition = compose(resolved, device, events)
         model = composition.model
         tensors = compute(model, resolved.dtype, device)
     digests = {name: tensor_digest(t) for name, t in tensors.items()}
     digest = with_memory(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
-    remember_digest(resolved, digest)
+    remember_digest(resolved, digest, device)
     return digest, tensors
 
 
-def remember_digest(resolved: Resolved, digest: str) -> None:
-    """Keep which configuration a recipe key produces."""
-    write_json(resolved.cache / "configurations" / f"{resolved.key}.json", {"digest": digest})
+def remember_digest(resolved: Resolved, digest: str, device: torch.device) -> None:
+    """Keep which configuration a recipe key produces on a kind of device: CPU and CUDA differ in the last bits."""
+    write_json(_digest_memo(resolved), {"digest": digest, "device": device.type})
+
+
+def _digest_memo(resolved: Resolved) -> Path:
+    return resolved.cache / "configurations" / f"{resolved.key}.json"
 
 
 def materialize(
     resolved: Resolved, device: torch.device, tensors: dict[str, torch.Tensor] | None = None, events: Events = no_events
 ) -> PreTrainedModel:
     """The configuration as a live transformers model in the dtype that would be written, its memory attached, without touching the disk."""
-    with exact():
+    with exact(device):
         composition = compose(resolved, device, events)
         model, memory = composition.model, composition.memory
         live = live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)

@@ -27,7 +27,7 @@ from workbench.bricks import (  # fmt: skip
     resolve_base,
     write_card,
 )
-from workbench.engine import exact, execute
+from workbench.engine import execute
 from workbench.errors import WorkbenchError
 from workbench.hub import CARD
 from workbench.layout import Model
@@ -36,6 +36,7 @@ from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.standins import CACHE
 from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.device import exact
 from workbench.weights.digests import entry_digest, read_json, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 
@@ -78,7 +79,7 @@ def extract(
     tuned = fitted(brick, tuned_from)
     _check_integers(brick, ours)
     adapted = AdaptedWeights(Model(tuned, ours.config), tuned_from, policy)
-    with new_directory(out) as partial, exact():
+    with new_directory(out) as partial, exact(device):
         record = write_result(
             adapted, partial, base, device=device, threads=threads or default_threads(),
             progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip

@@ -17,7 +17,6 @@ from workbench.bricks import Brick, resolve_brick, vocabulary_digest
 from workbench.compose import compose
 from workbench.edit.passes import target_log_probabilities
 from workbench.edit.rows import padded, row_of
-from workbench.engine import exact
 from workbench.errors import WorkbenchError
 from workbench.extract import brick_name, check_new, new_directory
 from workbench.facts import Fact, read_facts
@@ -30,6 +29,7 @@ from workbench.recipe import Output
 from workbench.registry import Edit, EditMethod, GrowMethod, MemoryMethod, MergeMethod, MethodContext, method
 from workbench.resolve import Resolved
 from workbench.solving import FACTS, RECORD, Solvable, solvable, write_edit
+from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
 from workbench.yamldoc import Document, scalar
 
@@ -126,7 +126,7 @@ def rebase(
     step, kept = (old.step, {}) if remeasure else _kept(old)
     step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), onto.recipe.project.resolve())})
     _check_inputs(step, onto.recipe.project)
-    with exact():
+    with exact(device):
         on = _live(old, onto, name, device, events)
         said = {"without": said_by(on.context, old.facts), "before": _said_with_old(old, on)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})

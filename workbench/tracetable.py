@@ -15,7 +15,6 @@ from workbench.compose import compose
 from workbench.edit.parts import Parts
 from workbench.edit.rows import check_rows
 from workbench.edit.tracing import PLACES, Trace, What, trace
-from workbench.engine import exact
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.livemodels import Events, no_events
@@ -23,6 +22,7 @@ from workbench.merge.calibration import longest_row
 from workbench.resolve import Resolved
 from workbench.solving import solvable
 from workbench.statistics import upper_t
+from workbench.weights.device import exact
 
 WORDS = {"subject": "subject", "subject_last": "last token of subject", "last": "last token of prompt"}
 OUTPUTS: dict[What, str] = {"block": "block outputs", "feed_forward": "feed-forward outputs"}
@@ -112,7 +112,7 @@ def trace_table(
             f"{bad[0].place}: a fact without 'subject' ({len(bad)} of {len(facts)}): a trace swaps the subject for another one",
             'Name it: {"prompt": "The capital of {subject} is", "subject": "Atlantis", …}.',
         )
-    with exact():
+    with exact(device):
         current = compose(resolved, device, events).model
         chosen = layers_of(layers, current.layout.depth)
         context = solvable(resolved, len(resolved.recipe.steps), current, device, events, name).context

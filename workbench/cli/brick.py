@@ -80,9 +80,10 @@ def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measur
     """The brick's delta on its base, beside those of the others."""
     from workbench.bricks import resolve_base
     from workbench.compose import deltas
-    from workbench.engine import exact, pick_device
+    from workbench.engine import pick_device
     from workbench.measure import measure
     from workbench.ties import base_for
+    from workbench.weights.device import exact
     from workbench.weights.parallel import default_threads
 
     checkpoint, _ = resolve_base(base, Path.cwd())
@@ -92,7 +93,7 @@ def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measur
         raise WorkbenchError("two bricks of one name", "Compare bricks whose directories are called differently.")
     for one in (brick, *found.values()):
         _check_fit(one, model)
-    with exact():
+    with exact(on):
         return measure(model, deltas(brick, model, on), {n: deltas(b, model, on) for n, b in found.items()}, device=on, threads=default_threads(),
                        progress=lambda done, total: out.event({"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
 

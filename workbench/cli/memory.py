@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +57,9 @@ def add(
     out.quiet = quiet
     found = read_facts(facts, str(facts))
     memory, configuration = _open(place, runs_dir)
-    _say(memory, memory.add(found, _context(configuration, place, device), _now()), f"{len(found)} facts added")
+    with _learning(configuration, place, device) as context:
+        version = memory.add(found, context, _now())
+    _say(memory, version, f"{len(found)} facts added")
 
 
 @app.command()
@@ -67,7 +71,9 @@ def update(
     out.quiet = quiet
     memory, configuration = _open(place, runs_dir)
     memory.log.one(fact)
-    _say(memory, memory.update(fact, target, _context(configuration, place, device), _now()), f"'{fact}' changed")
+    with _learning(configuration, place, device) as context:
+        version = memory.update(fact, target, context, _now())
+    _say(memory, version, f"'{fact}' changed")
 
 
 @app.command()
@@ -133,11 +139,13 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     return SavedMemory(path), path.resolve().parent if is_configuration(path.resolve().parent) else None
 
 
-def _context(configuration: Path | None, place: str, device: str) -> MethodContext:
-    """The live model that facts are learned on. Errors: a memory directory that stands alone."""
-    from workbench.engine import exact, pick_device
+@contextmanager
+def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
+    """Load the model that facts are learned on, and compute in exact float32 meanwhile. Errors: a memory directory that stands alone."""
+    from workbench.engine import pick_device
     from workbench.memories import live_context
     from workbench.saved import open_configuration
+    from workbench.weights.device import exact
 
     if configuration is None:
         raise WorkbenchError(
@@ -149,8 +157,9 @@ def _context(configuration: Path | None, place: str, device: str) -> MethodConte
     def progress(done: int, total: int, text: str) -> None:
         out.event({"stage": "edit", "done": done, "total": total, "text": text})
 
-    with exact():
-        return live_context(resolved, resolved.base, pick_device(device), progress)[0]
+    on = pick_device(device)
+    with exact(on):
+        yield live_context(resolved, resolved.base, on, progress)[0]
 
 
 def _say(memory: SavedMemory, version: int, text: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.weights import kernels
+from workbench.weights.device import Staging
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
 INDEX = "model.safetensors.index.json"
@@ -285,8 +286,7 @@ class FileSource:
         self._descriptor = descriptor
         self._name = name
         self._entry = owner.entries[name]
-        self._device = device
-        self._raw = torch.empty(0, dtype=torch.uint8)
+        self._staging = Staging(device)
         self._digest = None if name in owner.streamed else xxhash.xxh3_128()
         self._digested = 0
 
@@ -295,9 +295,7 @@ class FileSource:
         spec = self._entry.spec
         width = spec.cols * spec.dtype.itemsize
         size = (stop - start) * width
-        if self._raw.numel() < size:
-            self._raw = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        raw = self._raw[:size]
+        raw = self._staging.room(size)
         view = raw.numpy().data
         done = 0
         while done < size:
@@ -314,7 +312,7 @@ class FileSource:
             if stop == spec.rows:
                 self._owner.streamed[self._name] = self._digest.hexdigest()
                 self._digest = None
-        return raw.view(spec.dtype).view(stop - start, spec.cols).to(self._device)
+        return self._staging.send(raw.view(spec.dtype).view(stop - start, spec.cols))
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Rows in float32, checked; integers as they are."""

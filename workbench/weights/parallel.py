@@ -28,7 +28,8 @@ def default_threads() -> int:
 def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device = CPU) -> None:
     """Call `work` for every tensor, in file order; the first error ends it.
 
-    On an accelerator every thread has a stream of its own, so that one tensor is transferred while another is computed.
+    On a CUDA device all threads queue work on one stream: see `weights/device.py`. While one thread reads a file, the work of
+    the others is copied and computed.
 
     Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
     they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
@@ -71,7 +72,7 @@ def _keep_freed_memory() -> None:
 def _begin(device: torch.device) -> None:
     torch.set_num_threads(1)
     if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        torch.cuda.set_device(device)  # a new thread starts on device 0
 
 
 def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, threads: int | None = None) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ import xxhash
 from workbench.errors import WorkbenchError
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
+from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest, json_digest
 from workbench.weights.parallel import each
 from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
@@ -93,7 +94,7 @@ def write_checkpoint(
     shards = plan_shards(specs, shard_size)
     _clear_others(out, shards)
     places = {name: entry for shard in shards for name, entry in _lay_out(out, shard).items()}
-    journal = _Journal(out / JOURNAL, json_digest([[s.name, s.header().hex()] for s in shards]), places)
+    journal = _Journal(out / JOURNAL, layout_digest(shards, device), places)
     todo = [name for name in specs if name not in journal.digests]
     total = sum(spec.nbytes for spec in specs.values())
     done = total - sum(specs[name].nbytes for name in todo)
@@ -117,6 +118,14 @@ def write_checkpoint(
         _sync(out / INDEX)
     journal.close()
     return {name: journal.digests[name] for name in specs}
+
+
+def layout_digest(shards: list[Shard], device: torch.device) -> str:
+    """Return what a journal must agree with to be resumed: the files' headers, and the kind of device.
+
+    CPU and CUDA differ in the last bits of sums and products; a file must not mix them.
+    """
+    return json_digest([device.type, *([shard.name, shard.header().hex()] for shard in shards)])
 
 
 def _clear_others(out: Path, shards: list[Shard]) -> None:
@@ -149,14 +158,14 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
     digest = xxhash.xxh3_128()
     source = weights.open(name, device)
     work = buffer(TensorSpec(spec.shape, weights.specs[name].dtype), device)
-    cast = torch.empty(work.numel(), dtype=spec.dtype, pin_memory=device.type == "cuda")
+    landing = Landing(work.numel(), spec.dtype, device)
     descriptor = os.open(place.file, os.O_WRONLY)
     try:
         offset = place.offset
         for start, stop in spec.blocks(block_elements(device)):
             block = matrix(work, start, stop, spec.cols)
             source.read(start, stop, block)
-            result = matrix(cast, start, stop, spec.cols)
+            result = landing.rounded(block)
             if not spec.is_float:
                 result.copy_(block)
             elif not kernels.narrow(block, result):
@@ -164,7 +173,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
                     f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
                     "Lower the step's lambda or weights, or write `output: {dtype: float32}`.",
                 )
-            data = result.view(-1).view(torch.uint8).numpy().data
+            data = landing.bytes_of(result)
             digest.update(data)
             while data:
                 count = os.pwrite(descriptor, data, offset)
