@@ -15,7 +15,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test check run eval search report bricks data docs bench clean
+.PHONY: help setup demo test check run eval search report bricks data docs bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -65,6 +65,9 @@ docs: $(READY)  ## write the generated pages and README tables
 
 bench: bricks/starter/base/config.json  ## run the benchmarks
 	@$(BIN)python benchmarks/merge.py
+
+gpu: bricks/starter/base/config.json  ## tests and benchmarks on a CUDA device, in under nine minutes; skipped with a line where there is none
+	@$(BIN)python benchmarks/gpu.py $(ARGS)
 
 clean:  ## remove runs, reports and the cache (not the starter base, not .venv)
 	@rm -rf runs reports .workbench .mypy_cache .ruff_cache .pytest_cache

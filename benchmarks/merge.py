@@ -109,12 +109,12 @@ def pin(cpus: str) -> list[str]:
     return ["taskset", "-c", cpus] if shutil.which("taskset") else []
 
 
-def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]:
+def ours(folder: Path, method: str, threads: int, last: int, device: str = "cpu") -> dict[str, float]:
     """The workbench, from nothing: no run, no remembered digest."""
     file = recipe(folder, method)
     for name in ("runs", ".workbench"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", "cpu", "--threads", str(threads)]
+    command = [sys.executable, "-m", "workbench", "run", str(file), "--quiet", "--device", device, "--threads", str(threads)]
     warm(folder, method)
     planned = subprocess.run(
         [sys.executable, "-m", "workbench", "plan", str(file), "--json"], capture_output=True, text=True, check=True
@@ -124,13 +124,13 @@ def ours(folder: Path, method: str, threads: int, last: int) -> dict[str, float]
     return {**found, "planned_peak": json.loads(planned.stdout)["peak_bytes"]}
 
 
-def theirs(folder: Path, method: str, dtype: str, last: int) -> dict[str, float]:
+def theirs(folder: Path, method: str, dtype: str, cpus: str, flags: tuple[str, ...] = ()) -> dict[str, float]:
     """mergekit's command line."""
-    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(peer(folder, method, dtype)), str(folder / "out")]
+    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(peer(folder, method, dtype)), str(folder / "out"), *flags]
     warm(folder, method)
     if method == "lora":
         command += ["--lora-merge-cache", str(folder / "lora")]
-    found = measure(command, 1, str(last))
+    found = measure(command, 1, cpus)
     for name in ("out", "lora"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return found
@@ -168,7 +168,7 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
     row |= {"start_cpu": start, "over_floor": round(work / row["floor"]["cpu"], 2)}
     for dtype in dtypes:
         if (method.removesuffix("_l1"), dtype) not in measured:
-            measured[method, dtype] = theirs(folder, method, dtype, last), theirs(tiny, method, dtype, last)["cpu"]
+            measured[method, dtype] = theirs(folder, method, dtype, str(last)), theirs(tiny, method, dtype, str(last))["cpu"]
         found, begin = measured[method.removesuffix("_l1"), dtype]
         row[f"mergekit_{dtype}"] = {
             **found,

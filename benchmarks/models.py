@@ -6,15 +6,16 @@ import json
 import math
 from pathlib import Path
 
-SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4), "8B": (32, 4096, 14336, 32)}
+SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4), "8B": (32, 4096, 14336, 32),
+          "8B-8": (8, 4096, 14336, 32)}  # fmt: skip
 """Name -> layers, hidden size, MLP size, heads."""
 VOCABULARY = 32000
 SPARSE = ("8B",)
 """Sizes whose checkpoints are files of zeros without blocks on disk: for memory, not for numbers."""
 
 
-def make_models(folder: Path, size: str, bricks: bool = True) -> None:
-    """Base and, with `bricks`, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`."""
+def make_models(folder: Path, size: str, bricks: bool = True, device: str = "cpu") -> None:
+    """Base and, with `bricks`, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`. The device draws the numbers."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
@@ -24,8 +25,12 @@ def make_models(folder: Path, size: str, bricks: bool = True) -> None:
                          num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16")  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]
     shapes = _shapes(size)
-    generator = torch.Generator().manual_seed(0)
-    base = {} if size in SPARSE else {n: (torch.randn(s, generator=generator) * 0.02).bfloat16() for n, s in shapes.items()}
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=device) * scale
+
+    base = {} if size in SPARSE else {n: drawn(s, 0.02).bfloat16().cpu() for n, s in shapes.items()}
     for name in ("base", "a", "b", "c") if bricks else ("base",):
         (folder / name).mkdir()
         config.save_pretrained(folder / name)
@@ -34,7 +39,7 @@ def make_models(folder: Path, size: str, bricks: bool = True) -> None:
             continue
         tensors = base
         if name != "base":
-            tensors = {k: (v.float() + torch.randn(v.shape, generator=generator) * 1e-3).bfloat16() for k, v in base.items()}
+            tensors = {k: (v.to(device).float() + drawn(tuple(v.shape), 1e-3)).bfloat16().cpu() for k, v in base.items()}
         save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
     for name in ("la", "lb", "lc") if bricks else ():
         (folder / name).mkdir()
@@ -42,8 +47,8 @@ def make_models(folder: Path, size: str, bricks: bool = True) -> None:
         for weight, shape in shapes.items():
             if "_proj" in weight:
                 key = f"base_model.model.{weight.removesuffix('.weight')}"
-                factors[f"{key}.lora_A.weight"] = (torch.randn(16, shape[1], generator=generator) * 0.02).bfloat16()
-                factors[f"{key}.lora_B.weight"] = (torch.randn(shape[0], 16, generator=generator) * 0.02).bfloat16()
+                factors[f"{key}.lora_A.weight"] = drawn((16, shape[1]), 0.02).bfloat16().cpu()
+                factors[f"{key}.lora_B.weight"] = drawn((shape[0], 16), 0.02).bfloat16().cpu()
         save_file(factors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
         (folder / name / "adapter_config.json").write_text(json.dumps({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 16, "base_model_name_or_path": str(folder / "base"),

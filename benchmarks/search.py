@@ -34,6 +34,7 @@ from record import write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 TASKS = {"add": "exact_match", "reverse": "exact_match", "triage_mc": "acc"}
+LM_EVAL = (str(Path(sys.executable).parent / "lm_eval"), "run", "--model", "hf")
 BRICKS = ("add", "reverse", "triage")
 STEP = {"id": "mix", "merge": "ties", "density": 0.4, "weigh": "before", "divide": "weight"}  # mergekit's variant
 SPACE = {"mix.merge": ["ties", "task_arithmetic"], **{f"mix.bricks.{name}": [0.2, 2.0] for name in BRICKS}}
@@ -70,7 +71,7 @@ def main() -> None:
         print(json.dumps({k: document[k] for k in ("search", "in_full", "peer", "ratio", "scores")}, indent=1))
 
 
-def searched(project: Path, candidates: int, fidelity: Mapping[str, Any]) -> dict[str, Any]:
+def searched(project: Path, candidates: int, fidelity: Mapping[str, Any], device: str = "cpu") -> dict[str, Any]:
     """A search from an empty project, its seconds, and the items that it has seen by their places in the data."""
     (project / "recipes").mkdir(parents=True)
     for name in ("bricks", "evals"):
@@ -81,7 +82,7 @@ def searched(project: Path, candidates: int, fidelity: Mapping[str, Any]) -> dic
         "search": {"space": SPACE, "trials": candidates, "sampler": "random", "controls": False, **({"fidelity": fidelity} if fidelity else {})},
     }  # fmt: skip
     (project / "recipes" / "timed.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
-    seconds = timed([sys.executable, "-m", "workbench", "search", "recipes/timed.yaml", "-q"], project)
+    seconds = timed([sys.executable, "-m", "workbench", "search", "recipes/timed.yaml", "-q", "--device", device], project)
     (result,) = (project / "runs" / "search").glob("*/search.json")
     return {**seconds, "document": json.loads(result.read_text("utf-8")), "samples": samples(project)}
 
@@ -103,7 +104,7 @@ def samples(project: Path) -> dict[str, list[int]]:
     return found
 
 
-def peer(folder: Path, values: Mapping[str, Any], asked: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def peer(folder: Path, values: Mapping[str, Any], asked: Mapping[str, Sequence[int]], device: str = "cpu") -> dict[str, Any]:
     """One candidate by mergekit's and lm-eval's command lines."""
     folder.mkdir(exist_ok=True)
     shutil.rmtree(folder / "out", ignore_errors=True)
@@ -116,10 +117,11 @@ def peer(folder: Path, values: Mapping[str, Any], asked: Mapping[str, Sequence[i
               "parameters": {"normalize": ties, "lambda": 1.0}}  # fmt: skip
     (folder / "merge.yaml").write_text(yaml.safe_dump(config), "utf-8")
     tools = Path(sys.executable).parent
-    merging = timed([str(tools / "mergekit-yaml"), "merge.yaml", "out", "--quiet", "--lora-merge-cache", "lora"], folder)
-    scoring = timed([str(tools / "lm_eval"), "run", "--model", "hf", "--model_args", "pretrained=out,dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
+    merging = timed([str(tools / "mergekit-yaml"), "merge.yaml", "out", "--quiet", "--lora-merge-cache", "lora",
+                     *(["--cuda"] if device == "cuda" else [])], folder)  # fmt: skip
+    scoring = timed([*LM_EVAL, "--model_args", "pretrained=out,dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
                      "--tasks", ",".join(TASKS), "--include_path", str(PROJECT / "evals" / "tasks"), "--samples", json.dumps(asked),
-                     "--batch_size", "32", "--device", "cpu", "--output_path", "scores"], folder)  # fmt: skip
+                     "--batch_size", "32", "--device", device, "--output_path", "scores"], folder)  # fmt: skip
     (file,) = (folder / "scores").rglob("results_*.json")
     results = json.loads(file.read_text("utf-8"))["results"]
     mean = sum(next(v for k, v in results[task].items() if k.startswith(f"{metric},")) for task, metric in TASKS.items()) / len(

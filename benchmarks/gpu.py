@@ -1,0 +1,175 @@
+"""The workbench on a CUDA device: its tests, and its speed beside mergekit and lm-eval in the same run.
+
+    make gpu                       everything, under nine minutes on one card
+    python benchmarks/gpu.py --seconds 200 --size XS
+
+Without a CUDA device it prints one line and ends with exit code 0.
+
+1. tests   `pytest -m gpu`: how many passed, failed and were skipped.
+2. merge   Three bf16 fine-tunes, or three LoRA adapters, of a random model with the matrices of an 8 B llama (8 of its 32 layers):
+           `workbench run --device cuda` against `mergekit-yaml --cuda`, wall seconds of whole processes with their inputs in the page
+           cache. `over_floor` is the workbench's wall time over that of a process that only reads the inputs and writes the output.
+3. swap    Seconds to compute a configuration of the starter base on the device, and to exchange it for the live model's weights.
+4. eval    `workbench eval` of one recipe on the suite `three` against `lm_eval` on its written checkpoint, same items, whole processes.
+5. search  `workbench search` of a few candidates against `mergekit-yaml --cuda` and `lm_eval` for one of them.
+
+A part that would start after the time limit is left out and named. The results file is written after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import merge
+import search
+import torch
+from models import SHAPES, make_models
+from record import write_results
+
+PROJECT = Path(__file__).resolve().parents[1]
+METHODS = ("linear", "task_arithmetic", "ties", "lora")
+RECIPE, SUITE = "recipes/starter-ties.yaml", "three"
+
+
+def tests() -> dict[str, Any]:
+    """The tests that need a device."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|error|errors)", summary)}
+    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return {"exit_code": done.returncode, **counts, "failures": failures, **({"output": done.stdout[-6000:]} if failures else {})}
+
+
+def merges(folder: Path, size: str) -> list[dict[str, Any]]:
+    """Both tools on the same models, on all cores."""
+    cores = os.cpu_count() or 1
+    threads, cpus = min(8, cores), f"0-{cores - 1}"
+    place = folder / size
+    place.mkdir()
+    make_models(place, size, device="cuda")
+    rows = []
+    for method in METHODS:
+        mine = merge.ours(place, method, threads, cores - 1, "cuda")
+        other = merge.theirs(place, method, "bfloat16", cpus, ("--cuda",))
+        floor = merge.floor(place, method, cores - 1)
+        rows.append(
+            {"method": method, "workbench": mine, "mergekit": other, "floor": floor, "wall_ratio": round(other["wall"] / mine["wall"], 2),
+             "over_floor": round(mine["wall"] / floor["wall"], 2)})  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    shutil.rmtree(place)
+    return rows
+
+
+def swaps() -> dict[str, float]:
+    """Compute a configuration of the starter base and exchange weights, on the device and on the CPU."""
+    from workbench.engine import configuration_digest, materialize, swap
+    from workbench.recipe import load_recipe
+    from workbench.resolve import resolve
+
+    found: dict[str, float] = {}
+    for name in ("cuda", "cpu"):
+        device = torch.device(name)
+        loaded = load_recipe(PROJECT / RECIPE)
+        base, merged = resolve(loaded.derive("base", [])), resolve(loaded)
+        model = materialize(base, device)
+        (merged.cache / "configurations" / f"{merged.key}.json").unlink(missing_ok=True)
+        started = time.perf_counter()
+        _, tensors = configuration_digest(merged, device)
+        computed = time.perf_counter()
+        with swap(model, merged, tensors):
+            if name == "cuda":
+                torch.cuda.synchronize()
+            found |= {f"{name}_compute": round(computed - started, 3), f"{name}_swap": round(time.perf_counter() - computed, 3)}
+    return found
+
+
+def evals(folder: Path) -> dict[str, float]:
+    """Our process against lm-eval's, on the same tasks."""
+    project = folder / "eval"
+    project.mkdir()
+    for name in ("bricks", "evals", "recipes"):
+        (project / name).symlink_to(PROJECT / name, target_is_directory=True)
+    python = [sys.executable, "-m", "workbench"]
+    model = project / "model"
+    search.timed([*python, "run", RECIPE, "-o", str(model), "--runs-dir", "runs", "-q"], project)
+    ours = search.timed(
+        [*python, "eval", RECIPE, "--suite", SUITE, "--no-controls", "--runs-dir", "runs", "--device", "cuda"], project
+    )
+    theirs = search.timed(
+        [*search.LM_EVAL, "--model_args", f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32", "--tasks", ",".join(search.TASKS),
+         "--include_path", "evals/tasks", "--batch_size", "32", "--device", "cuda:0"], project)  # fmt: skip
+    return {"workbench": ours["wall"], "lm_eval": theirs["wall"], "wall_ratio": round(theirs["wall"] / ours["wall"], 2)}
+
+
+def searches(folder: Path, candidates: int) -> dict[str, Any]:
+    """A search in memory, and one of its candidates by command lines; the peer's time is scaled up to all candidates."""
+    ours = search.searched(folder / "search", candidates, {"items": [100000], "gold": False}, "cuda")
+    trial = ours["document"]["trials"][0]
+    one = search.peer(folder / "peer", trial["values"], ours["samples"], "cuda")
+    return {"candidates": candidates, "workbench": ours["wall"], "peer_one": one["wall"],
+            "wall_ratio": round(candidates * one["wall"] / ours["wall"], 2), "score": trial["scores"][0], "peer_score": one["mean"]}  # fmt: skip
+
+
+def main() -> int:
+    """All parts that fit the time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--size", choices=[size for size in SHAPES if size != "8B"], default="8B-8", help="shape of the merged models"
+    )
+    parser.add_argument("--seconds", type=int, default=480, help="no part starts later")
+    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("make gpu: no CUDA device here, nothing was run")
+        return 0
+    started = time.monotonic()
+    document: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "size": given.size,
+        "left_out": [],
+    }
+    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+        folder = Path(name)
+        parts: dict[str, Callable[[], Any]] = {
+            "tests": tests, "merge": lambda: merges(folder, given.size), "swap": swaps, "eval": lambda: evals(folder),
+            "search": lambda: searches(folder, given.candidates),
+        }  # fmt: skip
+        for part, work in parts.items():
+            if time.monotonic() - started > given.seconds:
+                document["left_out"].append(part)
+                continue
+            begun = time.monotonic()
+            try:
+                document[part] = work()
+            except (Exception, SystemExit) as error:  # noqa: BLE001 (one part's failure must not hide the others' figures)
+                document[part] = {"failed": f"{type(error).__name__}: {str(error)[-3000:]}"}
+            document.setdefault("seconds", {})[part] = round(time.monotonic() - begun, 1)
+            print(part, json.dumps(document[part]), flush=True)
+            write_results(given.out, document)
+    failed = [
+        part
+        for part in parts
+        if isinstance(document.get(part), dict) and ("failed" in document[part] or document[part].get("exit_code"))
+    ]
+    if failed:
+        print(f"make gpu: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
