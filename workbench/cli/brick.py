@@ -265,6 +265,8 @@ def extract(
     for what, text in (("whole", "saved whole"), ("dropped", "dropped, left at the base's values")):
         if record[what]:
             out.line(f"{text}: {', '.join(_by_kind(record[what]))}")
+    for note in record.get("notes", ()):
+        out.warn(note)
     out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
     out.say(f"show:   workbench brick show {to}")
