@@ -23,7 +23,7 @@ from workbench.layout import Model
 from workbench.stored import is_head, tidy
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
-from workbench.weights.specs import Weights
+from workbench.weights.specs import NAMES, TensorSpec, Weights
 from workbench.weights.tied import with_head_of
 
 STARTER = "bricks/starter/base"
@@ -38,6 +38,8 @@ class BaseRecord(Strict):
     """What it is, for people."""
     digest: str | None = None
     """Measured digest of its weights and configuration."""
+    aliases: tuple[str, ...] = ()
+    """Other hub ids, directories or digests of the same base."""
 
 
 class Score(Strict):
@@ -294,6 +296,8 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
                 f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}",
                 "Bricks of one recipe share the base's shapes.",
             )
+        for source in found.sources(name) if isinstance(found, Aligned) else [name]:
+            _check_kind(brick, source, stored.specs.get(source, want[name]), want[name])
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
         text += [f"has {', '.join(extra[:3])}{' …' if len(extra) > 3 else ''} that the base does not"] if extra else []
@@ -302,6 +306,18 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
             _unfit(brick, base, extra, reason),
         )
     return found
+
+
+def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> None:
+    """Raise WorkbenchError if a tensor's kind of numbers differs from the base's."""
+    if spec.kind != want.kind:
+        raise WorkbenchError(
+            f"{brick.label}: {name} holds {spec.kind} numbers ({NAMES[spec.dtype]}), the base has {want.kind} numbers "
+            f"({NAMES[want.dtype]})",
+            "The checkpoint may be quantised: use the floating-point model that it was made from."
+            if want.is_float
+            else "Use a fine-tune that keeps the base's kind of numbers.",
+        )
 
 
 def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:

@@ -9,12 +9,17 @@ import yaml
 from workbench.bricks import Brick, read_licence, read_title
 from workbench.errors import WorkbenchError
 from workbench.grow.kept import told
+from workbench.livemodels import loading_class
 from workbench.resolve import Resolved
 
 # Licences that forbid or may forbid what a merge is usually made for; unknown counts as such.
 _UNKNOWN = ("unknown", "other")
 _RESTRICTED = ("-nc", "non-commercial", "noncommercial", "-nd", "research")
 _CAUTION = (*_RESTRICTED, *_UNKNOWN)
+# transformers' class -> the hub's task, which decides the lines that the hub shows for loading.
+_TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModelForImageTextToText": "image-text-to-text",
+          "AutoModelForMultimodalLM": "any-to-any", "AutoModelForImageClassification": "image-classification",
+          "AutoModelForMaskedLM": "fill-mask", "AutoModelForSequenceClassification": "text-classification"}  # fmt: skip
 
 
 def base_title(resolved: Resolved) -> str:
@@ -71,8 +76,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     known = sorted({value for value in found.values() if value != "unknown"})
     verbs = sorted({step.verb for step in recipe.steps})
     adapter = recipe.fields.output.form == "adapter"
+    loader = "AutoModelForCausalLM" if adapter else loading_class(resolved.checkpoint.config)
     metadata: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation",
+        "library_name": "peft" if adapter else "transformers",
+        **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
         "base_model": [base_title(resolved), *(_reference(resolved.bricks[n]) for n in resolved.parents)],
         "base_model_relation": "merge" if "merge" in verbs else "finetune",
         "tags": [*verbs, "brick-workbench"],
@@ -95,6 +102,9 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         lines += ["", *(f"- {w}" for w in resolved.warnings)]
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
+    if recipe.fields.output.form == "checkpoint":
+        lines += ["", "## Loading", "", "```python", f"from transformers import {loader}", "",
+                  f'model = {loader}.from_pretrained("DIRECTORY")', "```"]  # fmt: skip
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip

@@ -345,7 +345,7 @@ def recipe_text(resolved: Resolved) -> str:
 
     head = f"# {recipe.path.name} with " + " ".join(f"--set {s}" for s in recipe.settings) + "\n" if recipe.path else ""
     fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    fields["bricks"] = {name: {ref.kind: ref.target} for name, ref in recipe.fields.bricks.items()}
+    fields["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return head + str(yaml.safe_dump({"version": 1, **fields}, sort_keys=False))
 
 

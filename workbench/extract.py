@@ -30,14 +30,14 @@ from workbench.bricks import (  # fmt: skip
 from workbench.engine import execute
 from workbench.errors import WorkbenchError
 from workbench.hub import CARD
+from workbench.integers import check_integers
 from workbench.layout import Model
 from workbench.livemodels import Events, no_events
 from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.standins import CACHE
-from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact
-from workbench.weights.digests import entry_digest, read_json, tensor_digests, weights_digest, write_json
+from workbench.weights.digests import read_json, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 
 RECORD = "extract.json"
@@ -77,7 +77,7 @@ def extract(
     ours, _ = resolve_base(base, project)
     tuned_from = Model(ours, ours.config)
     tuned = fitted(brick, tuned_from)
-    _check_integers(brick, ours)
+    notes = check_integers(brick, ours, tuned)
     adapted = AdaptedWeights(Model(tuned, ours.config), tuned_from, policy)
     with new_directory(out) as partial, exact(device):
         record = write_result(
@@ -85,7 +85,7 @@ def extract(
             progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
         cache = project / CACHE
         digest = weights_digest(ours.specs, tensor_digests(ours.entries, cache), ours.config)
-        record = {"checkpoint": checkpoint, "base": base, **record}
+        record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
         write_json(partial / RECORD, record, indent=1)
         card = BrickCard(
             version=1, name=brick_name(out), kind="adapter", base=BaseRecord(id=base, title=read_title(ours.path), digest=digest),
@@ -96,16 +96,6 @@ def extract(
                         "whole": record["whole"], "dropped": record["dropped"]})  # fmt: skip
         write_card(partial, card, made_by="workbench brick extract", record=RECORD)
     return record
-
-
-def _check_integers(brick: Brick, base: Checkpoint) -> None:
-    for name, entry in base.entries.items():
-        theirs = brick.checkpoint.entries.get(name)
-        if not entry.spec.is_float and theirs is not None and entry_digest(entry) != entry_digest(theirs):
-            raise WorkbenchError(
-                f"{brick.label}: the integer tensor {name} differs from the base's; only floating point has a delta",
-                "Use a fine-tune that leaves it alone.",
-            )
 
 
 def _digest(path: Path) -> str | None:

@@ -211,6 +211,8 @@ class BrickRef(Strict):
     """A directory with a brick.yaml."""
     recipe: str | None = None
     """A recipe on the same base: the configuration that it produces."""
+    any_base: bool = False
+    """Merge the brick although it was made on another base, or nothing shows that it was made on this one; contradictions become warnings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -219,7 +221,7 @@ class BrickRef(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> BrickRef:
-        given = [k for k, v in self if v is not None]
+        given = list(self._places())
         if len(given) != 1:
             raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(given) or 'none'}")
         return self
@@ -227,12 +229,19 @@ class BrickRef(Strict):
     @property
     def kind(self) -> str:
         """adapter, checkpoint, brick, recipe, or path where the kind is to be detected."""
-        return next(k for k, v in self if v is not None)
+        return next(iter(self._places()))
 
     @property
     def target(self) -> str:
         """The directory, hub id or recipe file."""
-        return str(next(v for _, v in self if v is not None))
+        return next(iter(self._places().values()))
+
+    def data(self) -> dict[str, Any]:
+        """Return the reference as a recipe writes it."""
+        return {**self._places(), **({"any_base": True} if self.any_base else {})}
+
+    def _places(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self if key != "any_base" and value is not None}
 
 
 def parse_size(text: str | int) -> int:

@@ -12,20 +12,20 @@ from workbench.bricks import (
     Brick,
     fitted,
 )
-from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError
 from workbench.fields import Where
 from workbench.hub import Hub
+from workbench.integers import check_integers
 from workbench.layout import Model
 from workbench.merge.core import wants_core
+from workbench.origin import NamedBase, changes_nothing, check_origin, recorded_digests
 from workbench.recipe import Recipe
 from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 from workbench.ties import base_for
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
-from workbench.weights.digests import digests_known, entry_digest, read_json
-from workbench.weights.specs import Weights
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, is_stand_in
+from workbench.weights.digests import digests_known, read_json
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved
@@ -56,7 +56,7 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
             f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
             "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
         )
-    return []
+    return [] if inner.recipe.steps else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
 @contextmanager
@@ -99,15 +99,22 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
         weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
         warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
         with or_at_run(resolved, f"{brick.label}: its integer tensors are the base's"):
-            _check_constants(brick, plain, weights)
-    recorded = brick.card.base.digest if brick.card else None
-    with or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
-        if recorded and recorded != _read_digest(resolved, hub):
-            warnings.append(
-                f"{brick.label} was made on other weights than this base ({recorded[:10]}, here {resolved.base_digest[:10]}): "
-                "its delta transfers approximately"
-            )
+            warnings += check_integers(brick, plain, weights)
+    warnings += _check_origin(brick, resolved, hub)
+    if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, seen, resolved.cache):
+        warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
     return warnings
+
+
+def _check_origin(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
+    """Return warnings about the base that a brick was made on. Raises WorkbenchError if evidence contradicts the recipe's base."""
+    digest = None
+    if recorded_digests(brick):
+        with or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
+            digest = _read_digest(resolved, hub)
+    recipe = resolved.recipe
+    base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
+    return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
 
 
 def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
@@ -115,19 +122,6 @@ def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
     names = checkpoint.left_out
     text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
     return [text] if names else []
-
-
-def _check_constants(brick: Brick, checkpoint: Checkpoint, weights: Weights) -> None:
-    """Integer tensors of a checkpoint must be the base's."""
-    for name, entry in checkpoint.entries.items():
-        if entry.spec.is_float:
-            continue
-        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
-        if len(sources) != 1 or entry_digest(entry) != entry_digest(brick.checkpoint.entries[sources[0]]):
-            raise WorkbenchError(
-                f"{brick.label}: the integer tensor {name} differs from the base's; only floating point is merged",
-                "Use a fine-tune that leaves it alone.",
-            )
 
 
 def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:

@@ -97,6 +97,29 @@ def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
     return model.eval()
 
 
+def loading_class(config: dict[str, Any]) -> str:
+    """Return the name of the transformers class that loads all of a model, for a line that a user runs.
+
+    It is the automatic class that stands for the class in `architectures`, the most usual one first, or that class itself.
+    `AutoModelForCausalLM` loads many multimodal models without their towers, so it is only named for classes that it stands for.
+    """
+    kind, named = config.get("model_type"), (config.get("architectures") or [None])[0]
+    if isinstance(named, str) and named.endswith("ForCausalLM"):
+        return "AutoModelForCausalLM"
+    from transformers.models.auto import modeling_auto
+
+    usual = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    if isinstance(named, str) and "vision_config" not in config and "audio_config" not in config:
+        usual = (usual[2], *usual[:2], usual[3])
+    others = [name for name in sorted(vars(modeling_auto)) if name.startswith("AutoModelFor") and name not in usual]
+    for name in (*usual, *others, "AutoModel"):
+        mapping = getattr(getattr(modeling_auto, name, None), "_model_mapping", None)
+        stands_for = mapping._model_mapping.get(kind) if mapping is not None else None
+        if stands_for and (named is None or named in ((stands_for,) if isinstance(stands_for, str) else stands_for)):
+            return name
+    return str(named or "AutoModelForCausalLM")
+
+
 def check_decoder(config: dict[str, Any]) -> None:
     """Errors: a config.json that transformers cannot read, or not of a decoder-only language model."""
     _decoder(parse_config(config), config)

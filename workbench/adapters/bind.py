@@ -80,6 +80,12 @@ class Binder:
                 first = taken.setdefault(disk, part)
                 if first is not part and self._clash(first, part):
                     raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {disk}", "Save the adapter again.")
+        for disk in self.updates:
+            if not self.specs[disk].is_float:
+                raise WorkbenchError(
+                    f"{self.label}: the adapter updates {disk}, which holds {self.specs[disk].kind} numbers in the base",
+                    "Only floating-point tensors are merged: name the base that the adapter was trained on.",
+                )
         for kind, count in self._kinds.items():
             self.notes.append(f"{self.label}: {kind} on {count} tensors, applied as dense deltas, which do not stay low-rank")
         if self._replaced:

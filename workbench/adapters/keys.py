@@ -10,6 +10,7 @@ from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
+from workbench.weights.specs import NAMES
 
 PREFIX = "base_model.model."
 _PART = re.compile(
@@ -60,12 +61,17 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
         start: How the tuner's parts start: "lora_".
         label: How errors call the adapter.
 
-    Errors: a part of another tuner, half a pair, two keys for one tensor.
+    Errors: tensors that are not floating-point, a part of another tuner, half a pair, two keys for one tensor.
     """
     parts: dict[str, Part] = {}
     saved: dict[str, Stored] = {}
     for key, entry in entries.items():
         stored, name = Stored(entry, key, label), key.removeprefix(PREFIX)
+        if not entry.spec.is_float:
+            raise WorkbenchError(
+                f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({NAMES[entry.spec.dtype]}), expected floating-point ones",
+                "The adapter may be quantised: use the one that it was made from.",
+            )
         match = _PART.fullmatch(name)
         if match:
             kind = match["part"].removesuffix(".weight")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,12 @@ from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import TUNERS, check_config, meaning, unknown_fields
 from workbench.adapters.keys import Keys, sort_keys
+from workbench.adapters.lora import LowRank
 from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
 from workbench.weights.lowrank import Factors
-from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, buffer, matrix
 
 if TYPE_CHECKING:
     from workbench.layout import Model
@@ -150,12 +151,34 @@ class BoundAdapter:
         """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
         return self.places[name].factors(device)
 
+    def is_zero(self, base: Model) -> bool:
+        """Whether every update is zero on the base, up to rounding. Stops at the first update that changes something."""
+        return all(
+            _is_zero(update, partial(base.weights.open, name), base.weights.specs[name]) for name, update in self.places.items()
+        )
+
     def open_model(self, name: str, device: torch.device) -> None:
         """None: an adapter holds updates."""
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """One tensor's update by rows."""
         return self.places[name].open(device)
+
+
+def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
+    """Whether one update is zero: a low-rank one by its factors, another one by its rows, relative to the base's largest number."""
+    if isinstance(update, LowRank):
+        return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
+    cpu = torch.device("cpu")
+    source, rows = open_base(cpu), update.open(cpu)
+    rooms = buffer(spec, cpu), buffer(spec, cpu)
+    for start, stop in spec.blocks(BLOCK_ELEMENTS):
+        base, delta = (matrix(room, start, stop, spec.cols) for room in rooms)
+        source.read(start, stop, base)
+        rows.read_delta(start, stop, base, delta)
+        if delta.abs().max() > 1e-6 * base.abs().max():
+            return False
+    return True
 
 
 def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:

@@ -12,6 +12,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out, size
+from workbench.cli.run import loading_class, say_text_only
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -266,8 +267,11 @@ def extract(
     for what, text in (("whole", "saved whole"), ("dropped", "dropped, left at the base's values")):
         if record[what]:
             out.line(f"{text}: {', '.join(_by_kind(record[what]))}")
+    for note in record.get("notes", ()):
+        out.warn(note)
     out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
+    say_text_only(base)
     out.say(f"show:   workbench brick show {to}")
 
 
@@ -312,7 +316,7 @@ def bake(
         return
     out.line(result["model"])
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
-    out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
+    out.say(f'load:   {loading_class(result["model"])}.from_pretrained("{result["model"]}")')
 
 
 @app.command()

@@ -87,10 +87,13 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
         if run.configuration.is_dir():
             return _configured(run.configuration, device)
         path = run.model
+    from workbench.livemodels import check_decoder
     from workbench.stored import native
     from workbench.weights.checkpoint import read_config
 
-    native(read_config(path, target), f"{target}: config.json")
+    config = read_config(path, target)
+    native(config, f"{target}: config.json")
+    check_decoder(config)
     model = (
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )

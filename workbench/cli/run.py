@@ -89,7 +89,7 @@ def run(
         if "check" in step:
             out.say(f"{step['id']}: {told(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
-    out.say(f'load:   AutoModelForCausalLM.from_pretrained("{result["model"]}")')
+    out.say(f'load:   {loading_class(result["model"])}.from_pretrained("{result["model"]}")')
     out.say(f"serve:  vllm serve {result['model']}")
     out.say(f"score:  workbench eval {recipe}")
     out.say(f"        lm_eval --model hf --model_args pretrained={result['model']},logits_cache=False,softmax_dtype=float32 --batch_size 32 "
@@ -109,12 +109,29 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
         out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
                 f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
+    say_text_only(str(resolved.base_path))
     if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
         most = next(rank for rank in VLLM_RANKS if rank >= record["rank"])
         out.say(
             f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
         )
     out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
+
+
+def loading_class(model: str | Path) -> str:
+    """Return the transformers class that loads all of a model directory."""
+    from workbench.livemodels import loading_class as of_config
+    from workbench.weights.checkpoint import read_config
+
+    return of_config(read_config(Path(model), str(model)))
+
+
+def say_text_only(base: str) -> None:
+    """Say that an adapter's modules are those of the text decoder, where the base has more than that."""
+    from workbench.bricks import locate
+
+    if (whole := loading_class(locate(base, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
+        out.say(f"        (the adapter names modules of the text decoder; the whole base is loaded by {whole})")
 
 
 def _grouped(lines: list[str]) -> list[str]:

@@ -306,5 +306,5 @@ def plain_data(recipe: Recipe) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(json.dumps(recipe.document.data))
         return found
     data = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    data["bricks"] = {name: {ref.kind: ref.target} for name, ref in recipe.fields.bricks.items()}
+    data["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return {"version": 1, **data}

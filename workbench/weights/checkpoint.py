@@ -26,7 +26,9 @@ MAX_HEADER = 100_000_000
 # Beside it, safetensors files are sparse: their headers are real, their tensors are not there (see hub.py).
 STAND_IN = "headers-only.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LOAD = 'python -c "from transformers import AutoModelForCausalLM as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+_LOAD = (
+    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+)
 _TOKENIZER = "A base needs its tokenizer files beside it: copy them too."
 # Quantisations that transformers undoes while it loads; of the others only bitsandbytes can be undone afterwards.
 _UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig",
@@ -35,9 +37,20 @@ _UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compr
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
     """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
+    kind = _saved_class(path)
     if is_stand_in(path):
         path = Path(json.loads((path / STAND_IN).read_text("utf-8"))["repository"])
-    return _LOAD.format(path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def _saved_class(path: Path) -> str:
+    """The class that config.json names: AutoModelForCausalLM would leave out the towers of a multimodal model."""
+    try:
+        named = json.loads((path / "config.json").read_text("utf-8"))["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        named = None
+    multimodal = isinstance(named, str) and named.isidentifier() and "ForConditionalGeneration" in named
+    return named if multimodal else "AutoModelForCausalLM"
 
 
 def dequantise(method: str | None, path: Path) -> str:

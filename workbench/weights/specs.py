@@ -60,6 +60,13 @@ class TensorSpec:
         """Whether arithmetic is meant: integer tensors are copied, never merged."""
         return self.dtype.is_floating_point
 
+    @property
+    def kind(self) -> str:
+        """Kind of its numbers: "floating-point", "integer" or "boolean"."""
+        if self.is_float:
+            return "floating-point"
+        return "boolean" if self.dtype == torch.bool else "integer"
+
     def blocks(self, elements: int) -> Iterator[tuple[int, int]]:
         """Row ranges (start, stop) of about `elements` elements each."""
         step = max(1, elements // max(1, self.cols))
