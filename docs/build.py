@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this f
 
 import edit_tables
 import grow_tables
+import merge_tables
 import search_tables
 from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
 
@@ -33,7 +34,6 @@ SMOKE = "benchmarks/results/starter-smoke.json"
 SIX = "benchmarks/results/starter-six.json"
 MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
-CORE = "benchmarks/results/core-space.json"
 SCORING = "benchmarks/results/eval.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 PAGE = "docs/results.md"
@@ -147,25 +147,6 @@ def merge_small_block(project: Path) -> str:
 def merge_large_block(project: Path) -> str:
     """Memory and time of merging checkpoints of 8 B parameters, files of zeros."""
     return _merges(project, MERGE_LARGE)
-
-
-def core_block(project: Path) -> str:
-    """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
-    found = results(project, CORE)
-    if found is None:
-        return MISSING
-    rows = [
-        [f"`{r['method']}`", f"{r['factors_seconds']:.2f}", f"{r['whole_seconds']:.1f}", f"{r['ratio']}",
-         f"{r['relative_difference']:.1e}"]
-        for r in found["rows"]
-    ]  # fmt: skip
-    heads = ["merge", "from factors, CPU s", "whole deltas, CPU s", "ratio", "relative difference"]
-    note = (
-        f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "
-        f"{found['threads']} thread; the bases that they share and their core matrices take {found['basis_seconds']:.2f} s of the first "
-        f"column. {measured(found)} The source: [{CORE}](../{CORE})."
-    )
-    return table(heads, rows, left=1) + "\n\n" + note
 
 
 def scoring_block(project: Path) -> str:
@@ -358,7 +339,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "six": six_block,
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
-    "core": core_block,
+    **merge_tables.BLOCKS,
     "scoring": scoring_block,
     "skills": skills_block,
     **edit_tables.BLOCKS,

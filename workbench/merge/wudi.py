@@ -19,7 +19,11 @@ from workbench.registry import Group, Laws, MergeMethod, Prepared, register
 class Wudi(MergeMethod):
     """Least interference with the rows of each brick's own delta, which stand for the inputs that the brick was trained on
     (Cheng et al. 2025, WUDI-Merging), in closed form: the published optimiser depends on the scale of the deltas. Weights of linear
-    layers are solved; norms, biases, embeddings and a tied head are averaged by weight."""
+    layers are solved; norms, biases, embeddings and a tied head are averaged by weight.
+
+    The closed-form solution can be longer than the sum of the deltas and point in another direction, because it also fits directions in
+    which the deltas have little energy. docs/merging.md states by how much on the starter bricks. Compare the result with
+    `task_arithmetic` before you use it, or raise `ridge`."""
 
     paper = "Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099"
     formula = "Δ = λ (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = τᵢᵀτᵢ / ‖τᵢ‖² + ε·I"
