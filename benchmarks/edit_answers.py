@@ -11,6 +11,7 @@ from workbench.edit.parts import Parts
 from workbench.edit.passes import score
 from workbench.edit.rows import Row, padded
 from workbench.facts import Fact, joined
+from workbench.prompts import encode_pair
 from workbench.registry import MethodContext
 from workbench.statistics import score_interval
 
@@ -33,10 +34,9 @@ def told(context: MethodContext, parts: Parts, pairs: Sequence[Pair]) -> tuple[l
 
 
 def _row(tokenizer: Any, prompt: str, answer: str) -> Row:
-    before = tuple(tokenizer(prompt)["input_ids"])
-    target = tuple(tokenizer(joined(prompt, answer), add_special_tokens=False)["input_ids"])
-    last = len(before) - 1
-    return Row((*before, *target[:-1]), last, last, target, (last, last + 1))
+    pair = encode_pair(tokenizer, prompt, joined(prompt, answer), "continuation")
+    last = len(pair.prompt) - 1
+    return Row(tuple(pair.tokens[:-1]), last, last, tuple(pair.continuation), (last, last + 1))
 
 
 class Asked:

@@ -17,7 +17,7 @@ ORDER = [
     "errors yamldoc versions",
     "weights",
     "conversion",
-    "names layout live stored attention",
+    "names layout live stored attention prompts batching",
     "adapters fields facts suiteparts",
     "vocabulary",
     "registry",

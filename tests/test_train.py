@@ -12,7 +12,7 @@ from train_world import lora, save_base, save_rows
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import IGNORED, HubData, TrainSpec, collate, encode, read_replay, train, training_texts
+from workbench.train import HubData, TrainSpec, batch_loss, collate, encode, read_replay, train, training_texts
 from workbench.train.rows import replay
 
 torch = pytest.importorskip("torch")
@@ -49,25 +49,22 @@ def test_labels_are_the_completion_alone(base: Path) -> None:
     ids = tokenizer.convert_tokens_to_ids
     assert rows[0] == ([*ids(["say", "a", "then", "b", "is", "b", "a"]), 1], 3)
     assert encode(tokenizer, "say a then b is", "b a", 16, learn_end=False) == (rows[0][0][:-1], 2)
-    batch = collate(rows, pad=1)
-    assert batch["input_ids"].tolist() == [rows[0][0], [1, 1, 1, 1, *ids(["say", "c", "c"]), 1]]
-    assert batch["attention_mask"].tolist() == [[1] * 8, [0, 0, 0, 0, 1, 1, 1, 1]]
-    assert batch["logits_to_keep"].tolist() == [4, 5, 6, 7]
-    assert batch["labels"].tolist() == [
-        [IGNORED, *ids(["b", "a"]), 1],
-        [IGNORED, IGNORED, *ids(["c"]), 1],
-    ]
+    batch = collate(rows)
+    assert batch["input_ids"].tolist() == [rows[0][0], [*ids(["say", "c", "c"]), 1, 0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 8, [1, 1, 1, 1, 0, 0, 0, 0]]
+    assert batch["places"].tolist() == [4, 5, 6, 8 + 1, 8 + 2]
+    assert batch["wanted"].tolist() == [*ids(["b", "a"]), 1, *ids(["c"]), 1]
 
 
 def test_loss_equals_the_plain_one(base: Path) -> None:
-    """Left padding and fewer logits change nothing: the loss is that of whole, unpadded rows."""
+    """Padding and fewer logits change nothing: the loss is that of whole, unpadded rows."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = tokenizer_of(base)
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
     rows = [encode(tokenizer, "say a then b is", "b a", 16), encode(tokenizer, "say c", "c", 16)]
     with torch.no_grad():
-        loss = model(**collate(rows, pad=1)).loss
+        loss = batch_loss(model, collate(rows))
         parts = []
         for tokens, learned in rows:
             logits = model(torch.tensor([tokens])).logits[0, -learned - 1 : -1]
@@ -222,12 +219,13 @@ def test_whole_texts_are_learned_but_for_the_first_token(base: Path, tmp_path: P
     ids = tokenizer.convert_tokens_to_ids
     text, short = encode(tokenizer, "", "say a then b", 16), encode(tokenizer, "say c", "c", 16)
     assert text == ([*ids(["say", "a", "then", "b"]), 1], 4)
-    batch = collate([text, short], pad=1)
-    assert batch["labels"].tolist() == [[IGNORED, *text[0][1:]], [IGNORED] * 3 + short[0][-2:]]
+    batch = collate([text, short])
+    assert batch["wanted"].tolist() == [*text[0][1:], *short[0][-2:]]
+    assert batch["places"].tolist() == [0, 1, 2, 3, 5 + 1, 5 + 2]
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
     with torch.no_grad():
         tokens = torch.tensor([text[0]])
-        torch.testing.assert_close(model(**collate([text], pad=1)).loss, model(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(batch_loss(model, collate([text])), model(tokens, labels=tokens).loss, rtol=1e-5, atol=1e-6)
     with pytest.raises(WorkbenchError, match="one token, expected 2 or more"):
         encode(tokenizer, "", "a", 16, learn_end=False)
     (tmp_path / "texts.jsonl").write_text('{"text": "say a then b"}\n{"prompt": "back", "response": "a"}\n', "utf-8")

@@ -127,7 +127,7 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
     else:
         model = AutoModelForCausalLM.from_pretrained(str(source))
     pairs = [encode(tokenizer, text.prompt, text.answer, 128) for text in read_texts(held, "held")]
-    measured = HeldOut(pairs, 1, 8, 2, None).measure(model, 0)
+    measured = HeldOut(pairs, 8, 2, None).measure(model, 0)
     assert measured == pytest.approx(record["held_out_loss"]["best"], abs=0.05)
 
 

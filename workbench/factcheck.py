@@ -19,6 +19,7 @@ from workbench.facts.reading import read_all
 from workbench.facts.relations import folded
 from workbench.hub import HEADERS
 from workbench.livemodels import Events, no_events
+from workbench.prompts import encode_pair, encode_text
 from workbench.recipe import Recipe, load_recipe
 from workbench.registry import EditMethod
 from workbench.resolve import Resolved
@@ -244,10 +245,10 @@ def greedy_answers(
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0)  # fmt: skip
     by_length: dict[int, list[tuple[str, list[int], int]]] = defaultdict(list)
     for prompt, continuation in asked.items():
-        ids = tokenizer(prompt)["input_ids"]
+        ids = encode_text(tokenizer, prompt)
         if not ids:
             raise WorkbenchError(f"{prompt!r} has no tokens in the model's vocabulary", "Word it in what the tokenizer knows.")
-        tokens = len(tokenizer(continuation, add_special_tokens=False)["input_ids"]) + _BEYOND
+        tokens = len(encode_pair(tokenizer, prompt, continuation).continuation) + _BEYOND
         by_length[len(ids)].append((prompt, ids, tokens))
     answers: dict[str, str] = {}
     for length, rows in sorted(by_length.items()):

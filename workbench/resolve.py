@@ -185,7 +185,7 @@ class Resolved:
                     parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(i))]
                 if step.train:
                     parts.append([file_digest(self.recipe.project / f) for f in step.train.inputs()])
-                    parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i + 1))])
+                    parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i + 1)), step.train.version])
             elif isinstance(step, TrainMethod):
                 parts.append([[name, bricks[name]] for name in step.names() or ()])
                 parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])

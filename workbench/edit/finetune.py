@@ -36,7 +36,7 @@ class Finetune(EditMethod):
 
     paper = "Yang et al. 2025, Fine-tuning done right in model editing, arXiv 2509.22072"
     formula = "min over ΔW of Σ −log p(target, end | prompt; W_down + ΔW);  lora: ΔW = BA;  max_change: |ΔW| ≤ δ"
-    version = 3
+    version = 4
 
     edit: Literal["finetune"]
     facts: str

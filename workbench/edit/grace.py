@@ -12,11 +12,14 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from workbench.batching import side_by_side
 from workbench.edit.codebook import Codebook, radii, reading, writing
+from workbench.edit.rows import fact_pair
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.fields import Real, Whole
 from workbench.names import live_module
+from workbench.prompts import encode_pair
 from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
 from workbench.weights.digests import json_digest
 
@@ -90,7 +93,7 @@ class Grace(MemoryMethod):
     def _remembered(self, context: MethodContext, block: nn.Module, batch: Sequence[Fact]) -> dict[str, Tensor]:
         """What is learned of a batch, "NUMBER/NAME" and its losses (infinite: not learned) and steps; from the cache where it is there."""
         rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
-        others = [_foreign(fact, row, context.tokenizer) for fact, row in zip(batch, rows, strict=True)]
+        others = [_foreign(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
         fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor"})
         tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, others, strict=True)]
         key = json_digest([sorted(context.digests.items()), context.layout.config, self.version, fields, tokens])
@@ -200,7 +203,8 @@ class _Batch:
     """
 
     def __init__(self, context: MethodContext, block: nn.Module, rows: Sequence[_Row]) -> None:
-        self.ids, self.mask = _padded([row.ids for row in rows], context.device)
+        padded = side_by_side([row.ids for row in rows], context.device)
+        self.ids, self.mask = padded.tokens, padded.mask
         width = self.ids.shape[1]
         places = [i * width + row.start + j for i, row in enumerate(rows) for j in range(len(row.answer))]
         self.places = torch.tensor(places, device=context.device)
@@ -212,25 +216,12 @@ class _Batch:
 
 
 def _row(fact: Fact, tokenizer: Any, end: bool) -> _Row:
-    prompt = tokenizer(fact.text)["input_ids"]
-    target = tokenizer(fact.continuation, add_special_tokens=False)["input_ids"]
-    if not prompt or not target:
-        text = fact.continuation if prompt else fact.text
-        raise WorkbenchError(
-            f"fact '{fact.id}': {text!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
-        )
-    answer = [*target, *([tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else [])]
-    return _Row([*prompt, *answer[:-1]], answer)
+    pair = fact_pair(fact, tokenizer)
+    answer = [*pair.continuation, *([tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else [])]
+    return _Row([*pair.prompt, *answer[:-1]], answer)
 
 
-def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
-
-
-def _foreign(fact: Fact, row: _Row, tokenizer: Any) -> list[list[int]]:
+def _foreign(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]]:
     """Rows of tokens none of whose states is the fact's own: the prompt with other subjects in place of its own, answer included (without a
     subject: with one word left out), and the fact's own text before the prompt's end."""
     if fact.span is not None:
@@ -239,7 +230,11 @@ def _foreign(fact: Fact, row: _Row, tokenizer: Any) -> list[list[int]]:
         words = fact.text.split(" ")
         texts = [" ".join(words[:i] + words[i + 1 :]) for i in range(min(len(words), _WORDS))] if len(words) > 1 else []
     rows = [row.ids[: row.start]]
-    rows += [[*tokenizer(text)["input_ids"], *row.answer[:-1]] for text in texts if text.strip() and text != fact.text]
+    pairs = [
+        encode_pair(tokenizer, text, fact.continuation, "continuation") for text in texts if text.strip() and text != fact.text
+    ]
+    ended = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not read
+    rows += [pair.tokens if ended else pair.tokens[:-1] for pair in pairs]
     return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
 
 
@@ -253,8 +248,8 @@ def _reach(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]
     if not foreign:
         nearest: Tensor = keys.norm(dim=1).cpu()
         return nearest
-    ids, mask = _padded(foreign, context.device)
+    batch = side_by_side(foreign, context.device)
     with torch.no_grad(), reading(block) as seen:
-        context.model(input_ids=ids, attention_mask=mask)
-    states = seen[0][mask.flatten().bool()]
+        context.model(input_ids=batch.tokens, attention_mask=batch.mask)
+    states = seen[0][batch.mask.flatten().bool()]
     return torch.stack([(states - key).norm(dim=1).min() for key in keys]).cpu()

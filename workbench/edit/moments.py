@@ -17,12 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench.batching import side_by_side
 from workbench.edit.bundled import statistics_texts
 from workbench.edit.parts import Parts, Stopped, hooked
 from workbench.edit.passes import run
 from workbench.edit.rows import Padded, vocabulary_key
 from workbench.errors import WorkbenchError
-from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts, side_by_side
+from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
 

@@ -21,7 +21,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.prompts import encode_inside
 
 SUBJECT = 0.8
 FREQUENT = 5000
@@ -51,10 +53,15 @@ class TokenMatch:
     def fact(self, fact: Fact) -> dict[str, Tensor]:
         """Tokens of the prompt, and which of them belong to the subject."""
         text = fact.text
-        found = self.tokenizer(f" {text}", add_special_tokens=False, return_offsets_mapping=True)
+        found = encode_inside(self.tokenizer, text)
+        if found.offsets is None:
+            raise WorkbenchError(
+                f"{type(self.tokenizer).__name__} does not tell which characters a token stands for, by which a memory finds subjects",
+                "Save the base with its fast tokenizer (tokenizer.json), or name an `encoder`.",
+            )
         start, stop = fact.span or (0, len(text))
-        inside = [first < stop + 1 and last > start + 1 for first, last in found["offset_mapping"]]  # one blank in front
-        return {"tokens": torch.tensor(found["input_ids"]), "subject": torch.tensor(inside)}
+        inside = [first < stop and last > start for first, last in found.offsets[len(found.prompt) :]]
+        return {"tokens": torch.tensor(found.continuation), "subject": torch.tensor(inside)}
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
         """Query -> [facts]; see the module."""
@@ -71,7 +78,7 @@ class TokenMatch:
         known = self._vectors(tokens)
 
         def alike(query: str) -> Tensor:
-            ids = torch.tensor(self.tokenizer(f" {query.strip()}", add_special_tokens=False)["input_ids"], dtype=torch.long)
+            ids = torch.tensor(encode_inside(self.tokenizer, query.strip()).continuation, dtype=torch.long)
             if not len(ids):
                 return torch.zeros(len(facts))
             near = (known @ self._vectors(ids).T).clamp(0, 1).amax(1)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from workbench.batching import side_by_side
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.prompts import Pair, encode_pair
 from workbench.weights.digests import json_digest
 
 if TYPE_CHECKING:
@@ -75,20 +77,21 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
 
     Errors: no fast tokenizer, a prompt or target without tokens, a subject without a token of its own.
     """
-    text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
-    prompt, offsets = tokens_of(tokenizer, text)
-    target = tuple(tokenizer(fact.continuation, add_special_tokens=False)["input_ids"])
-    if not prompt or not target:
-        shown = fact.continuation if prompt else text
+    if not getattr(tokenizer, "is_fast", False):
         raise WorkbenchError(
-            f"{fact.place}: {shown!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
+            f"{type(tokenizer).__name__} does not tell which characters a token stands for, by which edits find the subject",
+            "Save the base with its fast tokenizer (tokenizer.json).",
         )
+    text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
+    pair = fact_pair(fact, tokenizer, text)
+    prompt, target = pair.prompt, tuple(pair.continuation)
     if end and tokenizer.eos_token_id is not None:
         target = (*target, int(tokenizer.eos_token_id))
     last = len(prompt) - 1
     span = (last, last + 1)
     if fact.span is not None:
         first, stop = fact.span[0] + shift, fact.span[1] + shift
+        offsets = (pair.offsets or [])[: len(prompt)]  # a token that reaches into the target is the target's
         inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
         if not inside:
             raise WorkbenchError(
@@ -100,15 +103,25 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
     return Row((*prompt, *target[:-1]), lookup, last, target, span)
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and their character offsets. Errors: a tokenizer that does not know offsets."""
-    if not getattr(tokenizer, "is_fast", False):
+def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> Pair:
+    """Tokenize a fact's prompt and target as lm-eval scores them: as one text, white space at the prompt's end with the target.
+
+    Args:
+        fact: The fact.
+        tokenizer: The base's tokenizer.
+        text: What stands in place of the fact's own prompt.
+
+    Errors: a prompt or a target without tokens.
+    """
+    text = fact.text if text is None else text
+    pair = encode_pair(tokenizer, text, fact.continuation, "continuation")
+    if not pair.prompt or not pair.continuation:
+        shown = fact.continuation if pair.prompt else text
         raise WorkbenchError(
-            f"{type(tokenizer).__name__} does not tell which characters a token stands for, by which edits find the subject",
-            "Save the base with its fast tokenizer (tokenizer.json).",
+            f"{fact.place or fact.id}: {shown!r} has no tokens in the base's vocabulary",
+            "Word the fact in what the tokenizer knows.",
         )
-    found: Any = tokenizer(text, return_offsets_mapping=True)
-    return found["input_ids"], [tuple(pair) for pair in found["offset_mapping"]]
+    return pair
 
 
 def vocabulary_key(context: MethodContext) -> str:
@@ -129,18 +142,15 @@ def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longes
 
 def padded(rows: Sequence[Row], device: torch.device) -> Padded:
     """Rows side by side."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    batch = side_by_side([row.tokens for row in rows], device)
+    width = batch.tokens.shape[1]
     places: list[int] = []
     wanted: list[int] = []
     owner: list[int] = []
     for i, row in enumerate(rows):
-        tokens[i, : len(row.tokens)] = torch.tensor(row.tokens)
-        mask[i, : len(row.tokens)] = 1
         places += [i * width + row.start + j for j in range(len(row.target))]
         wanted += row.target
         owner += [i] * len(row.target)
     lookup = torch.tensor([row.lookup for row in rows])
     at, answer, whose = (torch.tensor(values, dtype=torch.long, device=device) for values in (places, wanted, owner))
-    return Padded(tokens.to(device), mask.to(device), lookup.to(device), at, answer, whose)
+    return Padded(batch.tokens, batch.mask, lookup.to(device), at, answer, whose)

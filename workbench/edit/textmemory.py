@@ -78,7 +78,7 @@ class Recall:
         self.model, self.tokenizer, self.store = model, tokenizer, store
         self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._paused = 0
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, str] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -103,13 +103,11 @@ class Recall:
         """
         text = query_of(self.tokenizer, prompt)
         if text not in self._known:
-            context = self.store.context(text)
-            self._known[text] = self.tokenizer(context, add_special_tokens=False)["input_ids"] if context else []
-        front = self._known[text]
-        if not front or (self.limit and len(front) + len(prompt) + room > self.limit):
+            self._known[text] = self.store.context(text)
+        if not self._known[text]:
             return None
-        first = 1 if prompt and prompt[0] == self.tokenizer.bos_token_id else 0
-        return [*prompt[:first], *front, *prompt[first:]]
+        longer = in_front(self.tokenizer, self._known[text], prompt)
+        return None if self.limit and len(longer) + room > self.limit else longer
 
     def pairs(self, pairs: Sequence[Pair]) -> dict[int, Pair]:
         """Number of a (context, continuation) -> the same with facts in front of the context, where facts apply to the context."""
@@ -135,8 +133,10 @@ class Recall:
             if not longer:
                 return generate(ids, mask)
             made = {} if len(longer) == len(prompts) else dict(enumerate(_rows(generate(ids, mask), len(prompts), ids.shape[1])))
-            wide, cover = left_padded(list(longer.values()), pad, ids.device)
-            made |= dict(zip(longer, _rows(generate(wide, cover), len(longer), wide.shape[1]), strict=True))
+            for same in _of_one_length(longer):  # none of them is padded: padding in front moves positions in some models
+                wide = torch.tensor([longer[i] for i in same], device=ids.device)
+                found = generate(wide, torch.ones_like(wide))
+                made |= dict(zip(same, _rows(found, len(same), wide.shape[1]), strict=True))
         width = max(row.shape[1] for row in made.values())
         whole = []
         for i in range(len(prompts)):
@@ -154,10 +154,10 @@ class Recall:
                 continue
             with self.paused():
                 made = self.model(input_ids=torch.tensor([longer], device=ids.device)).logits[0]
-            front = len(longer) - int(own.sum())
             first = int(longer[0] == row[own][0] == self.tokenizer.bos_token_id)
+            # Counted from the end: behind the facts a prompt may begin with another token than alone.
             found[i] = made.new_zeros(len(row), made.shape[1])
-            found[i][own] = torch.cat((made[:first], made[first + front :]))
+            found[i][own] = torch.cat((made[:first], made[len(longer) - int(own.sum()) + first :]))
         return found
 
 
@@ -222,12 +222,29 @@ def query_of(tokenizer: Any, prompt: Sequence[int]) -> str:
     return text.rstrip().rpartition("\n\n")[2]
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of one width, padding in front, and their mask."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+def in_front(tokenizer: Any, context: str, prompt: Sequence[int]) -> list[int]:
+    """Return the tokens of a context and a prompt as one text, behind the prompt's beginning-of-text token if it has one.
+
+    Where the prompt's tokens are not those of their own text (cut off, or made by hand) they stay as they are behind the context's.
+    """
+    first = 1 if prompt and prompt[0] == tokenizer.bos_token_id else 0
+    rest = list(prompt[first:])
+    text = str(tokenizer.decode(rest, clean_up_tokenization_spaces=False))
+
+    def tokens(of: str) -> list[int]:
+        return list(tokenizer(of, add_special_tokens=False)["input_ids"])
+
+    if tokens(text) == rest and len(whole := tokens(context + text)) >= len(rest):
+        return [*prompt[:first], *whole]
+    return [*prompt[:first], *tokens(context), *rest]
+
+
+def _of_one_length(rows: Mapping[int, Sequence[int]]) -> list[list[int]]:
+    """Numbers of the rows, those of equally long rows together."""
+    found: dict[int, list[int]] = {}
+    for number, row in rows.items():
+        found.setdefault(len(row), []).append(number)
+    return list(found.values())
 
 
 def _rows(made: Tensor, rows: int, start: int) -> list[Tensor]:

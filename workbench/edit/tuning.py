@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.edit.parts import Parts
 from workbench.edit.passes import logits_at, run
-from workbench.edit.rows import Padded, Row, padded
+from workbench.edit.rows import Padded, Row, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.weights.lowrank import Factors
@@ -169,14 +169,8 @@ def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Ro
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     found = []
     for fact in facts:
-        prompt: tuple[int, ...] = tuple(tokenizer(fact.text)["input_ids"])
-        target: tuple[int, ...] = tuple(tokenizer(fact.continuation, add_special_tokens=False)["input_ids"])
-        if not prompt or not target:
-            shown = fact.continuation if prompt else fact.text
-            raise WorkbenchError(
-                f"{fact.place}: {shown!r} has no tokens in the base's vocabulary", "Word the fact in what the tokenizer knows."
-            )
-        wanted = (*target, *end)
+        pair = fact_pair(fact, tokenizer)
+        prompt, wanted = pair.prompt, (*pair.continuation, *end)
         if limit is not None and len(prompt) + len(wanted) > limit:
             raise WorkbenchError(
                 f"{fact.place}: prompt and target have {len(prompt)} and {len(wanted)} tokens, end of text included; "

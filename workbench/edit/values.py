@@ -28,7 +28,7 @@ from workbench.weights.digests import json_digest
 
 AT_ONCE = 8
 """Facts that are optimised together; the saved unit. Each has its own δ, so the number does not change results beyond rounding."""
-_VERSION = 2
+_VERSION = 3
 _MOMENTUM = 0.5
 
 

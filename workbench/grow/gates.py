@@ -16,6 +16,7 @@ from workbench.conversion import live_names
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.merge.calibration import Row, batches
+from workbench.prompts import encode_text
 from workbench.registry import GrowContext, Grown
 from workbench.weights.digests import read_json, write_json
 
@@ -155,7 +156,7 @@ def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
 
 def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[Row]:
     """Prompts as tokens, their ends left out beyond `longest`. Errors: one without a token."""
-    rows = [Row(list(context.tokenizer(text)["input_ids"])[:longest], 0) for text in prompts]
+    rows = [Row(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
             raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: no token in {text!r}", None, 2)

@@ -15,6 +15,8 @@ from workbench.registry import GrowContext, GrowMethod
 class TextMethod(GrowMethod):
     """A growth that runs texts through the model: fields and files that such methods share."""
 
+    version = 2  # prompt and answer are tokenized as one text
+
     calibration: str | None = None
     """A jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
     samples: Whole = Field(256, ge=1)

@@ -12,9 +12,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from workbench.batching import Batch, side_by_side
 from workbench.errors import WorkbenchError, nearest
+from workbench.facts import joined
 from workbench.fields import BrickEntry, Bricks, Whole
 from workbench.merge.least_squares import not_negative
+from workbench.prompts import encode_pair
 from workbench.registry import MergeContext, MergeMethod
 from workbench.weights.digests import file_digest, json_digest
 
@@ -43,19 +46,6 @@ class Row:
 
     tokens: list[int]
     learned: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows padded on the right, where a causal model cannot see the padding.
-
-    Attributes:
-        tokens: [row, position].
-        mask: [row, position], 1 where a token stands.
-    """
-
-    tokens: Tensor
-    mask: Tensor
 
 
 def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]:
@@ -107,18 +97,20 @@ def _field(row: Mapping[str, Any], key: str, place: str) -> str:
 
 
 def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[Row]:
-    """Texts as tokens: the prompt by itself, as a model is asked; then a blank, unless one is there, and the answer.
+    """Tokenize texts. A prompt and its answer are tokenized together, with a space between them unless one of them brings it.
 
     What is longer than `longest` tokens loses the end of a whole text, or the start of a prompt.
     Errors: a text without tokens, a whole text of one token, on which no loss can be taken.
     """
     rows = []
     for text in texts:
-        head: list[int] = tokenizer(text.prompt)["input_ids"] if text.prompt else []
-        blank = "" if not text.prompt or text.prompt[-1].isspace() or text.answer[0].isspace() else " "
-        tail: list[int] = tokenizer(blank + text.answer, add_special_tokens=not text.prompt)["input_ids"]
-        tokens = (head + tail)[-longest:] if text.prompt else tail[:longest]
-        learned = min(len(tail), len(tokens) - 1)
+        if text.prompt:
+            pair = encode_pair(tokenizer, text.prompt, joined(text.prompt, text.answer))
+            tokens, count = pair.tokens[-longest:], len(pair.continuation)
+        else:
+            whole: list[int] = tokenizer(text.answer)["input_ids"]
+            tokens, count = whole[:longest], len(whole)
+        learned = min(count, len(tokens) - 1)
         if learned < 1:
             raise WorkbenchError(
                 f"{text.place}: {len(tokens)} token in the base's vocabulary, expected 2 or more",
@@ -146,17 +138,6 @@ def batches(rows: Sequence[Row], device: torch.device, limit: int = BATCH_TOKENS
         yield side_by_side(waiting, device)
 
 
-def side_by_side(rows: list[list[int]], device: torch.device) -> Batch:
-    """Rows as one batch, padded on the right with token 0."""
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return Batch(tokens.to(device), mask.to(device))
-
-
 def log_likelihood(model: Any, row: Row, device: torch.device) -> Tensor:
     """Σ log p of a row's learned tokens, a scalar that gradients can be taken of."""
     tokens = torch.tensor([row.tokens], device=device)
@@ -173,6 +154,8 @@ class CalibrationEntry(BrickEntry):
 
 class Calibrated(MergeMethod):
     """A merge method that reads texts for each brick: their fields, and the checks that come before any work."""
+
+    version = 3  # prompt and answer are tokenized as one text
 
     bricks: Bricks[CalibrationEntry] | None = None
     """Brick name -> weight, or {weight:, calibration:}; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""

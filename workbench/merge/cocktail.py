@@ -27,6 +27,7 @@ class Cocktail(MergeMethod):
     paper = "Xiao et al. 2023, LM-Cocktail, arXiv 2311.13534"
     formula = "θ = Σ wᵢθᵢ,  w = softmax(−L / T),  Lᵢ = mean loss of model i on the answers"
     laws = Laws(exact_rank=True, memory="model", needs="model")
+    version = 3  # prompt and answer are tokenized as one text
 
     merge: Literal["cocktail"]
     examples: str

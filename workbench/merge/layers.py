@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from workbench.batching import Batch
 from workbench.errors import WorkbenchError
-from workbench.merge.calibration import Batch
 from workbench.names import counterpart
 from workbench.registry import MergeContext
 from workbench.weights.specs import load

@@ -25,6 +25,7 @@ class EditMethod(Step):
     """Facts into a low-rank delta of the current model."""
 
     verb = "edit"
+    version = 2  # prompt and target are tokenized as one text
 
     def inputs(self) -> list[str]:
         """Files that the method reads, relative to the project; their content is part of the step's key."""

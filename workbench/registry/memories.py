@@ -25,6 +25,7 @@ class MemoryMethod(Step):
     """Facts into a memory that acts on the live model. It ends a recipe: no step can be applied to what it gives."""
 
     verb = "edit"
+    version = 2  # prompt and answer, or facts and prompt, are tokenized as one text
 
     facts: str
     """A jsonl or YAML of facts, relative to the project."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ class TrainMethod(BrickStep):
     """Trains a brick on the current model, which stays as it is, and adds what was learned."""
 
     verb = "grow"
+    version = 2  # prompt and completion are tokenized as one text; rows are padded on the right
 
     weight: Real = 1.0
     """Of what was learned."""
@@ -41,6 +42,9 @@ class TrainMethod(BrickStep):
 
 class NewTraining(Strict):
     """Further training of what a grow step has added; every old element of every tensor stays the same bits."""
+
+    version: ClassVar[int] = TrainMethod.version
+    """Part of the step's key."""
 
     data: str = Field(min_length=1)
     """A jsonl of {"prompt":, "completion":} or {"text":}, relative to the project. Of a prompt's rows the completion is learned."""

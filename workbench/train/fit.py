@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.train.heldout import HeldOut
 from workbench.train.resume import Saves
-from workbench.train.rows import collate
+from workbench.train.rows import batch_loss, collate
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -52,13 +52,11 @@ class Watch:
     notice: Notice = lambda _text: None
 
 
-def fit(
-    spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], pad: int, device: str, watch: Watch
-) -> list[float]:
+def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], device: str, watch: Watch) -> list[float]:
     """Run the optimizer; returns the loss on the rows of each step taken, without the penalty."""
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(
-            _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, pad, watch
+            _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
         )
         if watch.held and watch.saves.last:
             watch.held.load(watch.saves.last)
@@ -98,7 +96,7 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
     )
 
 
-def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad: int, watch: Watch) -> Any:
+def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
     """A Trainer with the penalty in its loss and the held-out losses in its saves."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
@@ -109,7 +107,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad:
         penalty = 0.0
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = batch_loss(model, inputs)
             if extra is None:
                 return loss
             added = extra()
@@ -128,7 +126,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], pad:
             if watch.held:
                 watch.held.save(Path(str(output_dir)))
 
-    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=lambda batch: collate(batch, pad))
+    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watcher(watch, arguments.max_steps))
     return trainer

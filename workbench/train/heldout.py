@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.train.rows import IGNORED, collate
+from workbench.train.rows import batch_loss, collate
 from workbench.weights.digests import read_json, write_json
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
@@ -20,16 +20,15 @@ class HeldOut:
 
     Args:
         rows: Token ids and how many are learned, as `encode` gives them.
-        pad: Token of the padding.
         batch_size: Rows of a forward pass.
         every: Steps between two measurements.
         patience: Measurements without a lower loss before training stops; None: it does not, and no weights are kept.
     """
 
-    def __init__(self, rows: list[tuple[list[int], int]], pad: int, batch_size: int, every: int, patience: int | None) -> None:
+    def __init__(self, rows: list[tuple[list[int], int]], batch_size: int, every: int, patience: int | None) -> None:
         # Rows of similar length together: less padding. The sort is stable, so the batches are the same every time.
         ordered = sorted(rows, key=lambda row: len(row[0]))
-        self.batches = [collate(ordered[i : i + batch_size], pad) for i in range(0, len(ordered), batch_size)]
+        self.batches = [collate(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
         self.every = every
         self.patience = patience
         self.losses: list[tuple[int, float]] = []
@@ -108,8 +107,8 @@ def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         for batch in batches:
-            learned = int((batch["labels"] != IGNORED).sum())
-            total += float(model(**{name: value.to(device) for name, value in batch.items()}).loss) * learned
+            learned = len(batch["wanted"])
+            total += float(batch_loss(model, {name: value.to(device) for name, value in batch.items()})) * learned
             count += learned
     model.train(training)
     return total / count

@@ -47,9 +47,8 @@ def train_parameters(
     started, cache = time.monotonic(), model.config.use_cache
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, given)
-        pad = words.eos_token_id
-        held = HeldOut(given.held_out, pad, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
-        losses = fit(spec, model, rows, pad, device, Watch(held, penalty, progress=progress, notice=notice))
+        held = HeldOut(given.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
+        losses = fit(spec, model, rows, device, Watch(held, penalty, progress=progress, notice=notice))
     model.eval()
     model.config.use_cache = cache
     return {

@@ -1,19 +1,20 @@
-"""Rows of a training: read, as tokens, as batches; prompts that are replayed."""
+"""Rows of a training: read, as tokens, as batches, their loss; prompts that are replayed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
+from workbench.facts import joined
+from workbench.prompts import encode_pair, encode_text
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-IGNORED = -100
 
 
 def read_replay(path: Path) -> list[tuple[str, str | None]]:
@@ -37,15 +38,19 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, learn_end: bool = True
 ) -> tuple[list[int], int]:
-    """Token ids of prompt, one blank, completion and (with learn_end) end of sequence; how many are learned.
+    """Tokenize a prompt and its completion, and the end of sequence with learn_end; also return how many tokens are learned.
 
-    The prompt is tokenised by itself, as it will be when the model is asked. Without a prompt the completion is a whole text:
-    all of it is learned but the first token, which nothing predicts. Errors: longer than max_length, a text of one token.
+    Both are tokenized as one text, with a space between them unless one of them brings it. Without a prompt the completion is a whole
+    text: all of it is learned but the first token, which nothing predicts. Errors: longer than max_length, a text of one token.
     """
-    head: list[int] = tokenizer(prompt)["input_ids"] if prompt else []
-    tail: list[int] = tokenizer(" " + completion if prompt else completion, add_special_tokens=not prompt)["input_ids"]
-    if learn_end and (prompt or tail[-1:] != [tokenizer.eos_token_id]):
-        tail = [*tail, tokenizer.eos_token_id]
+    end, head = tokenizer.eos_token_id, []
+    if prompt:
+        pair = encode_pair(tokenizer, prompt, joined(prompt, completion))
+        head, tail = pair.prompt, pair.continuation
+    else:
+        tail = encode_text(tokenizer, completion)
+    if learn_end and end is not None and (prompt or tail[-1:] != [end]):
+        tail = [*tail, end]
     if len(head) + len(tail) > max_length:
         raise WorkbenchError(
             f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {(prompt or completion)[:60]!r}",
@@ -56,26 +61,49 @@ def encode(
     return head + tail, min(len(tail), len(head) + len(tail) - 1)
 
 
-def collate(rows: Sequence[tuple[list[int], int]], pad: int) -> dict[str, Any]:
-    """A batch padded on the left, with labels for the last `logits_to_keep` positions only.
+def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
+    """Return rows as a batch, with the places of the learned tokens.
 
-    Shapes: input_ids and attention_mask (rows, longest); labels (rows, longest completion + 1), IGNORED
-    outside the completion. The extra position is the one that predicts the first token of the completion.
+    Rows are padded on the right (see `batching`): the loss of a row is that of the row alone, for every architecture.
+
+    Returns:
+        input_ids and attention_mask [row, position]; places [learned token], the flat indices into [row · position] of the positions
+        that predict them; wanted [learned token], the tokens themselves.
     """
     import torch
 
-    width = max(len(ids) for ids, _ in rows)
-    keep = max(learned for _, learned in rows) + 1
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    # As indices, not as a count: a slice is not contiguous, and the projection would copy its matrix for each row.
-    positions = torch.arange(width - keep, width)
-    labels = torch.full((len(rows), keep), IGNORED)
-    for row, (tokens, learned) in enumerate(rows):
-        ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
-        labels[row, keep - learned :] = torch.tensor(tokens[len(tokens) - learned :])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits_to_keep": positions}
+    from workbench.batching import side_by_side
+
+    batch = side_by_side([ids for ids, _ in rows])
+    width = batch.tokens.shape[1]
+    ends = [(i * width + len(ids), ids, learned) for i, (ids, learned) in enumerate(rows)]
+    places = [place for end, _, learned in ends for place in range(end - learned - 1, end - 1)]
+    wanted = [token for _, ids, learned in ends for token in ids[len(ids) - learned :]]
+    return {
+        "input_ids": batch.tokens, "attention_mask": batch.mask,
+        "places": torch.tensor(places, dtype=torch.long), "wanted": torch.tensor(wanted, dtype=torch.long),
+    }  # fmt: skip
+
+
+def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean cross-entropy of a batch's learned tokens, with the loss on routers that the model's configuration asks for.
+
+    The output head runs at the places that predict a learned token alone: it is half of a small model's training time otherwise.
+    """
+    import torch
+
+    from workbench.attention import head_sees
+
+    head, places, wanted = model.get_output_embeddings(), batch["places"], batch["wanted"]
+    if head is None:
+        raise WorkbenchError(f"{type(model).__name__} has no output head", "Training needs a causal language model.")
+    with head_sees(head, places):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    loss = torch.nn.functional.cross_entropy(output.logits[0].float(), wanted)
+    routers = getattr(output, "aux_loss", None)  # where the configuration says output_router_logits
+    if isinstance(routers, torch.Tensor):
+        loss = loss + float(model.config.get_text_config().router_aux_loss_coef) * routers.to(loss.device)
+    return loss
 
 
 def replay(
@@ -97,25 +125,31 @@ def replay(
     known = [
         encode(tokenizer, prompt, text, spec.max_length, spec.learn_end) if text is not None else None for prompt, text in chosen
     ]
-    heads: list[list[int]] = [tokenizer(prompt)["input_ids"] for prompt, text in chosen if text is None]
-    rows: list[tuple[list[int], int]] = []
+    heads = {i: encode_text(tokenizer, prompt) for i, (prompt, text) in enumerate(chosen) if text is None}
+    found = {i: row for i, row in enumerate(known) if row is not None}
     model.eval()
-    # generate() hands the head a slice; see collate.
+    # generate() hands the head a slice, for which the projection would copy its matrix once a row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
-    for start in range(0, len(heads), 64):
-        batch = heads[start : start + 64]
-        inputs = collate([(ids, 0) for ids in batch], tokenizer.eos_token_id)
+    for batch in _of_one_length(heads, 64):
+        inputs = torch.tensor([heads[i] for i in batch], device=model.device)
         with torch.no_grad():
             sampled = model.generate(
-                input_ids=inputs["input_ids"].to(model.device),
-                attention_mask=inputs["attention_mask"].to(model.device),
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
                 do_sample=True,
                 top_k=0,
                 min_new_tokens=spec.replay_tokens,
                 max_new_tokens=spec.replay_tokens,
             )
-        tails = sampled[:, inputs["input_ids"].shape[1] :].tolist()
-        rows += [(ids + tail, len(tail)) for ids, tail in zip(batch, tails, strict=True)]
+        tails = sampled[:, inputs.shape[1] :].tolist()
+        found |= {i: (heads[i] + tail, len(tail)) for i, tail in zip(batch, tails, strict=True)}
     hook.remove()
-    sampled_rows = iter(rows)
-    return [row if row is not None else next(sampled_rows) for row in known]
+    return [found[i] for i in range(count)]
+
+
+def _of_one_length(rows: Mapping[int, list[int]], most: int) -> list[list[int]]:
+    """Numbers of rows in batches of at most `most` whose rows are equally long, so that none is padded: generation pads in front."""
+    by_length: dict[int, list[int]] = {}
+    for number, ids in rows.items():
+        by_length.setdefault(len(ids), []).append(number)
+    return [same[i : i + most] for _, same in sorted(by_length.items()) for i in range(0, len(same), most)]

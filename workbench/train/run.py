@@ -1,8 +1,7 @@
 """Train a brick: a LoRA adapter, or a full fine-tune, on prompts and completions or whole texts.
 
-The loss is taken on the completion alone. Rows are padded on the left, so that all completions end at the
-last position and the vocabulary projection runs on the last few positions only (it is half of a small
-model's training time otherwise). PEFT and transformers' Trainer do the rest.
+The loss is taken on the completion alone. Rows are padded on the right, and the vocabulary projection runs only at positions that
+predict a token of a completion (it is half of a small model's training time otherwise). PEFT and transformers' Trainer do the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.registry import TrainMethod
 from workbench.train.fit import Notice, Progress, Watch, fit
 from workbench.train.given import lent, read_given, scheduled
 from workbench.train.heldout import HeldOut
@@ -81,13 +81,12 @@ def train(
         with _adapted(spec, live, lent=model is not None) as trained:
             orthogonal = Orthogonal(paths, trained, torch.device(device)) if paths else None
             before = orthogonal.overlap() if orthogonal else {}
-            key = json_digest([spec.record(), parent, given.texts.digests, rows[len(rows) - replayed :],
+            key = json_digest([TrainMethod.version, spec.record(), parent, given.texts.digests, rows[len(rows) - replayed :],
                                orthogonal.digest() if orthogonal else None, device, installed(*LIBRARIES)])  # fmt: skip
-            pad = tokenizer.eos_token_id
-            held = HeldOut(given.held_out, pad, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
+            held = HeldOut(given.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
             saves = open_saves(out, key if parent else None, notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            losses = fit(spec, trained, rows, pad, device, Watch(held, penalty, saves, progress, notice))
+            losses = fit(spec, trained, rows, device, Watch(held, penalty, saves, progress, notice))
             measured = _measured(held, len(given.held_out), len(losses), before, orthogonal)
             out.mkdir(parents=True, exist_ok=True)
             _save(spec, trained, tokenizer, out, declared)

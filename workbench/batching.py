@@ -1,0 +1,38 @@
+"""Batches of rows of tokens for forward passes.
+
+Rows are padded on the right. A causal model's token sees what stands before it, so that padding behind a row changes nothing: positions,
+attention, and the state of recurrent layers are those of the row alone. Padding in front of a row moves positions in models that
+count them (GPT-2, GPTBigCode, XGLM, BioGPT, GPT-Neo), and changes the state of recurrent layers that take no mask (RWKV, RecurrentGemma).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right, where a causal model cannot see the padding.
+
+    Attributes:
+        tokens: [row, position].
+        mask: [row, position], 1 where a token stands.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+
+def side_by_side(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
+    """Return rows of tokens as one batch, padded on the right with token 0."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return Batch(tokens.to(device), mask.to(device))
