@@ -118,8 +118,8 @@ def _once(context: MethodContext, facts: Sequence[Fact], name: str, fields: dict
     write_facts(context.project / "timed.jsonl", list(facts))
     step = {"edit": name, "facts": "timed.jsonl", **fields}
     drop(context.cache / "values")
-    whole, (edit, grown) = cpu(lambda: _peak(lambda: solve(context, step)))
-    alone, (_, held) = cpu(lambda: _peak(lambda: solve(context, step)))
+    whole, (edit, grown) = cpu(lambda: peak(lambda: solve(context, step)))
+    alone, (_, held) = cpu(lambda: peak(lambda: solve(context, step)))
     told = edit.record["facts"]
     return {"values": whole - alone, "solve": alone, "steps": sum(f.get("steps", 0) for f in told), "rank": max(edit.record["rank"].values()),
             "skipped": sum(bool(f.get("skipped")) for f in told), "values_peak": grown, "solve_peak": held}  # fmt: skip
@@ -158,7 +158,7 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, found
 
 
-def _peak(work: Callable[[], Any]) -> tuple[Any, int | None]:
+def peak(work: Callable[[], Any]) -> tuple[Any, int | None]:
     """The result of a piece of work, and its peak of resident bytes above those before it; None where the system does not tell."""
     clear = Path("/proc/self/clear_refs")
     _give_back()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -18,9 +18,9 @@ from workbench.edit.parts import Parts
 from workbench.edit.passes import score, self_test
 from workbench.edit.preserving import preserved_keys, read_prompts
 from workbench.edit.rows import Position, check_rows, padded, row_of
-from workbench.edit.solver import Metric, factors_of, right_factor
+from workbench.edit.solver import CHUNK, Metric, Solved, factors_of_steps, solve
 from workbench.edit.sweep import FACTS, LAYERS, Choice, choose
-from workbench.edit.values import AT_ONCE, Group, Settings, Value, grouped, values
+from workbench.edit.values import AT_ONCE, Group, Settings, Values, grouped, values
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
@@ -78,6 +78,7 @@ class ClosedForm(EditMethod):
     refine: Whole = Field(1, ge=0)
     """Rounds in which facts that the solved model does not say yet get a larger change, with the same keys; joint mode."""
 
+    version = 2
     needs_statistics: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -153,8 +154,8 @@ class _Solve:
     Attributes:
         method, context, parts, facts, choice: What is solved, on what, where.
         updates: Layer -> ΔW [out, in] so far, float64.
-        factors: Layer -> columns R and rows Aᵀ of it.
-        tensors: Keys and changes by layer, for the brick.
+        factors: Layer -> columns and rows of the products that its update is the sum of; None once they are wider than the update.
+        tensors: "LAYER.keys" and "LAYER.changes" -> rows by batch, for the brick.
         outcome: Fact id -> what its record says.
     """
 
@@ -164,8 +165,8 @@ class _Solve:
     facts: Sequence[Fact]
     choice: Choice
     updates: dict[int, Tensor] = field(default_factory=dict)
-    factors: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> Edit:
@@ -187,9 +188,7 @@ class _Solve:
                 "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
             )
         factors = {
-            f"{self.parts.modules[layer]}.weight": factors_of(
-                torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0)
-            )
+            f"{self.parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], pairs)
             for layer, pairs in self.factors.items()
         }
         if parts.transposed:
@@ -199,7 +198,8 @@ class _Solve:
             "block_ratio": ratios, "statistics": {str(layer): m.record for layer, m in found.items()},
             "rank": {name: update.rank for name, update in factors.items()}, "facts": self._facts(),
         }  # fmt: skip
-        return Edit(factors, record, parts.transposed, list(self.facts), self.tensors)
+        tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
+        return Edit(factors, record, parts.transposed, list(self.facts), tensors)
 
     def _facts(self) -> list[dict[str, Any]]:
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
@@ -234,39 +234,37 @@ class _Solve:
         groups, found = self._converged(groups, found, layer, position)
         if not groups:
             return metric
-        keys = torch.stack([v.key for v in found]).double().T
-        changes = torch.stack([v.change for v in found]).double().T
+        keys, changes = found.rows("key"), found.rows("change")
         # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
-        spread = torch.cat([v.spread for v in found]).double().T
-        with_spread = metric.after(spread, method.spread_ridge(width)) if bool(spread.any()) else metric
-        right = right_factor(keys, with_spread, mu).T
+        with_spread = metric.after_all(_spreads(found), method.spread_ridge(width))
+        solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
-            changes = self._refined(layer, position, groups, changes, right, now)
-        self._add(layer, changes, right)
-        for name, tensor in (("keys", keys.T), ("changes", changes.T)):
-            old = self.tensors.get(f"{layer}.{name}")
-            self.tensors[f"{layer}.{name}"] = torch.cat([old, tensor.float()]) if old is not None else tensor.float().contiguous()
-        reached = (changes @ (right @ keys)).norm(dim=0) / changes.norm(dim=0).clamp(min=1e-12)
-        for group, value, share in zip(groups, found, reached.tolist(), strict=True):
+            changes = self._refined(layer, position, groups, changes, solved, now)
+        left, right = solved.update(changes)
+        self._add(layer, left, right)
+        self.tensors.setdefault(f"{layer}.keys", []).append(keys)
+        self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
+        for group, value, share in zip(groups, found, _reached(left @ right, keys, changes), strict=True):
             for fact in group:
                 self.outcome[fact.id] = {
                     "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
                     "written": round(share, 4),
                 }  # fmt: skip
-        return with_spread.after(keys, mu) if method.history else metric
+        return with_spread.after_all(_chunks(keys), mu) if method.mode != "joint" and method.history else metric
 
     def _written(self, layer: int) -> Any:
         """The model with what is written to this layer so far; layers below are written already."""
         return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
 
-    def _add(self, layer: int, changes: Tensor, right: Tensor) -> None:
-        update = changes @ right
+    def _add(self, layer: int, left: Tensor, right: Tensor) -> None:
+        """Add a product to the layer's update."""
+        update = left @ right
         self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
-        self.factors.setdefault(layer, []).append((changes, right))
+        known = self.factors.get(layer, [])
+        wide = known is None or sum(columns.shape[1] for columns, _ in known) + left.shape[1] >= min(update.shape)
+        self.factors[layer] = None if wide or known is None else [*known, (left, right)]
 
-    def _converged(
-        self, groups: Sequence[Group], found: Sequence[Value], layer: int, position: str
-    ) -> tuple[list[Group], list[Value]]:
+    def _converged(self, groups: Sequence[Group], found: Values, layer: int, position: str) -> tuple[list[Group], Values]:
         """The groups whose value makes the model say the targets. Errors: others, unless they are to be skipped."""
         bad = [(group, value) for group, value in zip(groups, found, strict=True) if not value.top]
         if bad and self.method.unconverged == "refuse":
@@ -284,26 +282,28 @@ class _Solve:
                     "before": round(value.before, 4),
                     "skipped": True,
                 }
-        kept = [(group, value) for group, value in zip(groups, found, strict=True) if value.top]
-        return [group for group, _ in kept], [value for _, value in kept]
+        kept = [i for i, value in enumerate(found) if value.top]
+        return [groups[i] for i in kept], found.some(kept)
 
     def _refined(
-        self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, right: Tensor, now: str
+        self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str
     ) -> Tensor:
-        """Larger changes for facts that the solved model does not say yet; keys, and with them the right factor, stay."""
+        """Larger changes [n, d_out] for facts that the solved model does not say yet; keys, and with them A, stay."""
         method = self.method
         for round_ in range(method.refine):
-            with self.parts.changed({layer: (changes @ right).float()}):
-                left = [i for i, said in enumerate(self._said(groups)) if not said]
-                if not left:
+            left, right = solved.update(changes)
+            update = (left @ right).float()
+            with self.parts.changed({layer: update}):
+                missing = [i for i, said in enumerate(self._said(groups)) if not said]
+                if not missing:
                     break
-                key = json_digest([now, "refined", round_, tensor_digest((changes @ right).float())])
-                some = [groups[i] for i in left]
+                key = json_digest([now, "refined", round_, tensor_digest(update)])
+                some = [groups[i] for i in missing]
                 more = values(
                     self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
                 )
-            changes = changes.clone()
-            changes[:, left] += torch.stack([v.change for v in more]).double().T
+            changes = changes.double()
+            changes[missing] += more.rows("change").double()
         return changes
 
     def _said(self, groups: Sequence[Group]) -> list[bool]:
@@ -318,3 +318,24 @@ class _Solve:
             found.append(bool(top[at : at + len(group)].all()))
             at += len(group)
         return found
+
+
+def _chunks(rows: Tensor) -> Iterator[Tensor]:
+    """Rows [n, d] as columns [d, ·], a few at a time."""
+    return (part.T for part in rows.split(CHUNK))
+
+
+def _spreads(found: Values) -> Iterator[Tensor]:
+    """What single keys differ from their means by, as columns [d, ·], read a few values at a time; rows of zeros are left out."""
+    for start in range(0, len(found), CHUNK):
+        rows = torch.cat([value.spread for value in found.some(range(start, min(len(found), start + CHUNK)))])
+        if len(rows := rows[rows.any(1)]):
+            yield rows.T
+
+
+def _reached(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
+    """‖ΔW k‖ as a share of the wanted change's norm, for keys [n, d_in] and changes [n, d_out]."""
+    found: list[float] = []
+    for some, wanted in zip(keys.split(CHUNK), changes.split(CHUNK), strict=True):
+        found += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
+    return found

@@ -1,4 +1,5 @@
-"""Metrics of the closed-form editors, made of second moments. Strengths are relative to traces, so that they hold for every model."""
+"""Metrics of the closed-form editors, made of second moments. Strengths are relative to traces, so that they hold for every model;
+where attention sinks dominate C, to the trace without them (`moments.py`)."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def of_null_space(moments: Moments | None, energy: float, ridge: float) -> Metri
     AlphaEdit's threshold on eigenvalues is absolute (0.02); a share of the trace means the same on every model.
     """
     assert moments is not None, "the method asks for statistics"
-    share = moments.values.cumsum(0) / moments.values.sum()
+    share = moments.values.cumsum(0) / moments.total
     count = max(1, int((share <= energy).sum()))
     basis = moments.vectors[:, :count]
-    return Metric(basis, moments.values.new_full((count,), ridge * float(moments.values.sum())))
+    return Metric(basis, moments.values.new_full((count,), ridge * moments.total))

@@ -2,6 +2,10 @@
 
 10 vectors for each input suffice for the mean of k kᵀ (FastMEMIT takes 10, ENCORE 5); ROME and MEMIT took 100,000 articles. Sums are
 kept in float64 and saved while they grow, so that an interrupted collection goes on where it was.
+
+At some layers an attention sink (the first token of a row, in some models the first delimiter as well) reads a vector that is hundreds of
+times as long as any other, and a strength relative to tr(C) is then a strength relative to that one token. Such vectors are summed apart.
+Where they carry most of the trace, tr(C) is taken without them; their directions stay in C, so that an edit still leaves them alone.
 """
 
 from __future__ import annotations
@@ -31,8 +35,14 @@ PER_INPUT = 10
 """Vectors for each input of the projection."""
 LENGTH = 256
 """Tokens of a row of text."""
+OUTLIER = 100.0
+"""Squared norm, in medians of the layer, above which a vector may be a sink's."""
+SINKS_A_ROW = 2.0
+"""Sinks are at most so many a row of text on average: a kind of token that is common is not a sink, however long its vectors are."""
+DOMINATES = 0.5
+"""Share of tr(C) above which sinks are left out of the trace."""
 _SAVE_EVERY = 60.0
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,18 +53,25 @@ class Moments:
         vectors: [d, d] eigenvectors in columns, float64.
         values: [d] eigenvalues, ascending, float64, not negative.
         tokens: Number of vectors in the mean.
-        record: What cards say: tokens, source, key.
+        record: What cards say: tokens, source, key; what is left out of the trace, if anything is.
+        trace: Mean squared norm of the vectors that are no sinks, where sinks dominate C; None: all of them, the sum of the eigenvalues.
     """
 
     vectors: Tensor
     values: Tensor
     tokens: int
     record: dict[str, Any]
+    trace: float | None = None
+
+    @property
+    def total(self) -> float:
+        """The trace that strengths are relative to: tr(C) without dominating sinks."""
+        return float(self.values.sum()) if self.trace is None else self.trace
 
     @property
     def scale(self) -> float:
-        """The mean eigenvalue: trace / d."""
-        return float(self.values.mean())
+        """The mean eigenvalue of such a trace: total / d."""
+        return float(self.values.mean()) if self.trace is None else self.trace / len(self.values)
 
 
 def moments(
@@ -109,20 +126,20 @@ def _collect(
     needed = per_input * max(parts.width(layer) for layer in places)
     rows = _enough(list(_rows(context, texts)), needed, per_input, source)
     what = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
-    sums, done, row = _resume(places, parts, context.device)
+    sums, row = _resume(places, parts, context.device)
     saved = time.monotonic()
     batch: list[list[int]] = []
     for number, tokens in enumerate(rows[row:], row):
         batch.append(tokens)
         if number + 1 == len(rows) or len(batch) * LENGTH >= BATCH_TOKENS:
-            done += _add(parts, sums, batch, context.device)
+            done = _add(parts, sums, batch, context.device)
             row, batch = number + 1, []
             context.progress(min(done, needed), needed, what)
             if time.monotonic() - saved > _SAVE_EVERY:
-                _save_sums(places, sums, done, row)
+                _save_sums(places, sums, row)
                 saved = time.monotonic()
     for layer, place in places.items():
-        _factor(sums[layer] / done, done, place)
+        _factor(sums[layer], len(rows), place)
 
 
 def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
@@ -149,26 +166,81 @@ def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
                 yield tokens[start : start + longest]
 
 
-def _add(parts: Parts, sums: dict[int, Tensor], rows: list[list[int]], device: torch.device) -> int:
-    """Add a batch; returns its tokens."""
+@dataclass
+class Sums:
+    """What is added up over the vectors of a layer.
+
+    Attributes:
+        rest: Σ k kᵀ [d, d] over vectors that are no outliers, float64.
+        outliers: The same over those whose squared norm is above `OUTLIER` medians.
+        counts: Number of vectors, number of outliers, number of outliers at the first position of a row.
+        median: Median squared norm in the first batch; 0 before it.
+    """
+
+    rest: Tensor
+    outliers: Tensor
+    counts: list[int]
+    median: float
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> Sums:
+        """Sums before the first vector."""
+        rest, outliers = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
+        return cls(rest, outliers, [0, 0, 0], 0.0)
+
+    def add(self, keys: Tensor, first: Tensor) -> None:
+        """Add vectors [n, d], float32.
+
+        Args:
+            keys: The vectors.
+            first: [n], whether a vector is that of a row's first token.
+        """
+        norms = keys.double().square().sum(1)
+        if not self.counts[0]:
+            self.median = float(norms.median())
+        far = norms > OUTLIER * self.median
+        if bool(far.any()):
+            # Beside vectors so long the products of all others would be lost in float32.
+            long, keys = keys[far].double(), keys[~far]
+            self.outliers += long.T @ long
+        self.rest += (keys.T @ keys).to(self.rest)
+        self.counts = [self.counts[0] + len(norms), self.counts[1] + int(far.sum()), self.counts[2] + int((far & first).sum())]
+
+    def left_out(self, rows: int) -> dict[str, Any] | None:
+        """What of the trace is left out as that of sinks: their number, how many stand first in a row, their share of tr(C).
+
+        Args:
+            rows: Rows of text.
+        """
+        inside, outside = float(self.rest.trace()), float(self.outliers.trace())
+        if not outside or self.counts[1] > SINKS_A_ROW * rows or outside <= DOMINATES * (inside + outside):
+            return None
+        return {"vectors": self.counts[1], "first": self.counts[2], "share": outside / (inside + outside)}
+
+
+def _add(parts: Parts, sums: dict[int, Sums], rows: list[list[int]], device: torch.device) -> int:
+    """Add a batch; returns the number of tokens so far."""
     side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
     batch = Padded(side.tokens, side.mask, none, none, none, none)
     real = batch.mask.flatten().bool()
+    first = (batch.mask.cumsum(1) == 1).flatten()[real]
     highest = max(sums)
     if len(sums) == 1:
-        _one(parts, highest, sums, real, batch)
+        _one(parts, highest, sums, real, first, batch)
     else:
-        handles = [parts.out(layer).register_forward_pre_hook(_adder(sums, layer, real)) for layer in sums if layer != highest]
+        handles = [
+            parts.out(layer).register_forward_pre_hook(_adder(sums, layer, real, first)) for layer in sums if layer != highest
+        ]
         try:
-            _one(parts, highest, sums, real, batch)
+            _one(parts, highest, sums, real, first, batch)
         finally:
             for handle in handles:
                 handle.remove()
-    return int(real.sum())
+    return sums[highest].counts[0]
 
 
-def _one(parts: Parts, highest: int, sums: dict[int, Tensor], real: Tensor, batch: Padded) -> None:
-    add = _adder(sums, highest, real)
+def _one(parts: Parts, highest: int, sums: dict[int, Sums], real: Tensor, first: Tensor, batch: Padded) -> None:
+    add = _adder(sums, highest, real, first)
 
     def last(module: Any, args: tuple[Tensor, ...]) -> None:
         add(module, args)
@@ -178,47 +250,48 @@ def _one(parts: Parts, highest: int, sums: dict[int, Tensor], real: Tensor, batc
         run(parts, batch)
 
 
-def _adder(sums: dict[int, Tensor], layer: int, real: Tensor) -> Any:
+def _adder(sums: dict[int, Sums], layer: int, real: Tensor, first: Tensor) -> Any:
     def add(_module: Any, args: tuple[Tensor, ...]) -> None:
-        keys = args[0].reshape(-1, args[0].shape[-1])[real].float()
-        sums[layer] += (keys.T @ keys).to(sums[layer])
+        sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[real].float(), first)
 
     return add
 
 
-def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, Tensor], int, int]:
-    """Sums so far, tokens in them, and the next row: from files of an interrupted collection where all layers have the same."""
-    found: dict[int, tuple[Tensor, int, int]] = {}
+def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, Sums], int]:
+    """Sums so far, and the next row: from files of an interrupted collection where all layers have the same."""
+    found: dict[int, tuple[Sums, int, int]] = {}
     for layer, place in places.items():
         file = place.with_suffix(".sums.safetensors")
         if file.is_file():
             with safe_open(file, "pt") as stored:
-                done, row = stored.get_tensor("progress").tolist()
-                found[layer] = stored.get_tensor("sum").to(device), done, row
+                row, *counts = stored.get_tensor("progress").tolist()
+                rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))
+                found[layer] = Sums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
     if len(found) == len(places) and len({f[1:] for f in found.values()}) == 1:
-        done, row = next(iter(found.values()))[1:]
-        return {layer: f[0] for layer, f in found.items()}, done, row
-    return (
-        {layer: torch.zeros(parts.width(layer), parts.width(layer), dtype=torch.float64, device=device) for layer in places},
-        0,
-        0,
-    )
+        return {layer: f[0] for layer, f in found.items()}, next(iter(found.values()))[2]
+    return {layer: Sums.empty(parts.width(layer), device) for layer in places}, 0
 
 
-def _save_sums(places: dict[int, Path], sums: dict[int, Tensor], done: int, row: int) -> None:
+def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None:
     for layer, place in places.items():
-        _save({"sum": sums[layer].cpu(), "progress": torch.tensor([done, row])}, place.with_suffix(".sums.safetensors"))
+        of = sums[layer]
+        tensors = {"rest": of.rest.cpu(), "outliers": of.outliers.cpu(), "progress": torch.tensor([row, *of.counts]),
+                   "median": torch.tensor(of.median, dtype=torch.float64)}  # fmt: skip
+        _save(tensors, place.with_suffix(".sums.safetensors"))
 
 
-def _factor(mean: Tensor, tokens: int, place: Path) -> None:
+def _factor(sums: Sums, rows: int, place: Path) -> None:
     """Eigenvectors and eigenvalues, kept; the sums are no longer needed."""
+    tokens, outliers, _ = sums.counts
+    mean = (sums.rest + sums.outliers) / tokens
     if not bool(torch.isfinite(mean).all()):
         raise WorkbenchError("statistics: what the projection reads is not finite on this text", "Check the base's weights.")
     values, vectors = torch.linalg.eigh(mean)
-    _save(
-        {"vectors": vectors.contiguous().cpu(), "values": values.clamp(min=0).cpu(), "tokens": torch.tensor(tokens)},
-        place.with_suffix(".factors.safetensors"),
-    )
+    tensors = {"vectors": vectors.contiguous().cpu(), "values": values.clamp(min=0).cpu(), "tokens": torch.tensor(tokens)}
+    if left_out := sums.left_out(rows):
+        numbers = [left_out["vectors"], left_out["first"], left_out["share"], float(sums.rest.trace()) / (tokens - outliers)]
+        tensors["left_out"] = torch.tensor(numbers, dtype=torch.float64)
+    _save(tensors, place.with_suffix(".factors.safetensors"))
     place.with_suffix(".sums.safetensors").unlink(missing_ok=True)
 
 
@@ -232,4 +305,10 @@ def _save(tensors: dict[str, Tensor], file: Path) -> None:
 def _load(place: Path, source: str | None) -> Moments:
     with safe_open(place.with_suffix(".factors.safetensors"), "pt") as file:
         vectors, values, tokens = (file.get_tensor(name) for name in ("vectors", "values", "tokens"))
-    return Moments(vectors, values, int(tokens), {"tokens": int(tokens), "text": source or "bundled", "key": place.name})
+        numbers = file.get_tensor("left_out").tolist() if "left_out" in file.keys() else None  # noqa: SIM118  no mapping
+    record: dict[str, Any] = {"tokens": int(tokens), "text": source or "bundled", "key": place.name}
+    if numbers is None:
+        return Moments(vectors, values, int(tokens), record)
+    vectors_out, first, share, trace = numbers
+    record["left_out"] = {"vectors": int(vectors_out), "first": int(first), "share": round(share, 6)}
+    return Moments(vectors, values, int(tokens), record, trace)

@@ -1,14 +1,19 @@
-"""The one linear solve behind the closed-form editors: ΔW = R Aᵀ with A = G K (KᵀG K + μI)⁻¹, in float64.
+"""Solve the one linear system behind the closed-form editors: ΔW = R Aᵀ with A = G K (KᵀG K + μI)⁻¹, in float64.
 
-K [d_in, n] are keys, R [d_out, n] the wanted changes of the output, G an inverse metric, μ a ridge. With G = C⁻¹ and μ = 0 it is
-ROME (2202.05262, eq. 2); with G = (λC)⁻¹ and μ = 1 MEMIT (2210.07229, eq. 14), with keys already written in the metric as well;
-with μ > 0 and G = C⁻¹ EMMET (2403.14236); with G = U (L·I)⁻¹ Uᵀ over the directions U that texts hardly use AlphaEdit (2410.02355);
-with G = (λC + ηI)⁻¹ ENCORE (2502.01636); with G = I UltraEdit (2505.14679). Only n × n systems are solved beside the factored C.
+K [d_in, n] holds the keys, R [d_out, n] the wanted changes of the output; G is an inverse metric and μ a ridge. G = C⁻¹ and μ = 0 give
+ROME (2202.05262, eq. 2); G = (λC)⁻¹ and μ = 1 give MEMIT (2210.07229, eq. 14), with keys that are written already in the metric as
+well; G = C⁻¹ and μ > 0 give EMMET (2403.14236); G = U (L·I)⁻¹ Uᵀ over the directions U that text hardly uses gives AlphaEdit
+(2410.02355); G = (λC + ηI)⁻¹ gives ENCORE (2502.01636); G = I gives UltraEdit (2505.14679).
+
+The system is solved on its smaller side. With fewer keys than inputs that is n × n. With more, the push-through identity
+(X Xᵀ + μI)⁻¹ X = X (XᵀX + μI)⁻¹ for keys X in whitened coordinates gives a system of at most d_in × d_in, and the keys are only needed
+as the sum X Xᵀ, which is taken chunk by chunk. Both sides have the same eigenvalues apart from zeros, so the result is the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,56 +26,193 @@ DEPENDENT = 1e-9
 """What a key, computed in float32, has of its own beside other keys, as a share of kᵀG k: below this it is rounding."""
 ROUNDING = 1e-15
 """The same in float64, where a ridge holds the system."""
+CHUNK = 512
+"""Keys that are converted to float64 and whitened at a time."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A group of written keys that is small enough to be kept as columns.
+
+    Attributes:
+        keys: X [m, p], whitened.
+        right: T X (XᵀT X + μI)⁻¹ [m, p], with the T of before the group.
+        mu: Their ridge; 0 for keys whose outputs may not change at all.
+    """
+
+    keys: Tensor
+    right: Tensor
+    mu: float
 
 
 @dataclass(frozen=True)
 class Metric:
-    """G = Q (D + P̃ P̃ᵀ/μ)⁻¹ Qᵀ, with P̃ = QᵀP for keys P that are written already.
+    """G = Q D^(-1/2) T D^(-1/2) Qᵀ, where T is the identity until keys have been written.
+
+    Written keys P with ridge μ change T to (T⁻¹ + P̃ P̃ᵀ/μ)⁻¹ with P̃ = D^(-1/2) QᵀP. A few are taken out by Woodbury's identity; as soon
+    as they have more columns than T, they are added up in T⁻¹ itself.
 
     Attributes:
-        basis: [d, m] orthonormal columns Q; None stands for the identity.
-        diagonal: [m], D, positive.
-        written: For each group of written keys P [d, p], in the order in which they were added: P, and G P (PᵀG P + μI)⁻¹ with the G
-            before them. Both are kept, so that a thousand groups cost a thousand products and not 2¹⁰⁰⁰.
+        basis: Q [d, m], orthonormal columns; None stands for the identity.
+        diagonal: D [m], positive.
+        free: N [m, f], the whitened directions in which outputs may still change; None stands for all of them.
+        factor: Lower Cholesky factor of T⁻¹ [f, f] within `free`, without the groups in `written`; None stands for the identity.
+        written: Groups of written keys, in the order in which they were added. Keys and right factors are both kept, so that a
+            thousand groups cost a thousand products and not 2¹⁰⁰⁰.
     """
 
     basis: Tensor | None
     diagonal: Tensor
-    written: tuple[tuple[Tensor, Tensor], ...] = field(default=())
+    free: Tensor | None = None
+    factor: Tensor | None = None
+    written: tuple[_Written, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        """Number of directions in which a change may go: no system needs to be larger."""
+        return len(self.diagonal) if self.free is None else self.free.shape[1]
 
     def apply(self, x: Tensor) -> Tensor:
-        """G x for x [d, ·], float64. Each group of written keys is taken out by Woodbury's identity."""
-        found = self._plain(x)
-        for keys, right in self.written:
-            found = found - right @ (keys.T @ found)
-        return found
+        """Return G x for x [d, ·], float64."""
+        return self._back(self._inner(self.whitened(x)))
 
     def after(self, keys: Tensor, mu: float) -> Metric:
-        """The metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ. With μ = 0 it keeps
+        """Return the metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ. With μ = 0 it keeps
         ΔW K = 0 exactly."""
-        return Metric(self.basis, self.diagonal, (*self.written, (keys, right_factor(keys, self, mu))))
+        return self.after_all(_columns(keys), mu)
 
-    def energy(self, x: Tensor) -> Tensor:
-        """xᵀG x of each column [·], as if nothing had been written: what `apply` leaves of it is measured against this."""
-        return (x * self._plain(x)).sum(0)
+    def after_all(self, chunks: Iterable[Tensor], mu: float) -> Metric:
+        """Do the same for keys that come in chunks [d, ·] and are never held together if there are more than inputs."""
+        held: list[Tensor] = []
+        room = self.size - sum(group.keys.shape[1] for group in self.written)
+        gram, energy = None, 0.0
+        for chunk in chunks:
+            found = self.whitened(chunk)
+            energy = max(energy, _energy(found))
+            if gram is None:
+                held.append(found)
+                if sum(part.shape[1] for part in held) > room:
+                    gram, held = _gram(held, len(self.diagonal)), []
+            else:
+                gram.addmm_(found, found.T)
+        if gram is not None:
+            return self._summed(gram, mu, energy)
+        if not held:
+            return self
+        found = torch.cat(held, 1)
+        through = self._inner(found)
+        right = _solved(found.T @ through, mu, through.T, energy).T
+        return replace(self, written=(*self.written, _Written(found, right, mu)))
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def whitened(self, x: Tensor) -> Tensor:
+        """Return D^(-1/2) Qᵀx for x [d, ·], float64: there a vector's squared length is xᵀG x as long as nothing is written."""
+        x = x.to(self.diagonal)
         inner = x if self.basis is None else self.basis.T @ x
-        inner = inner / self.diagonal[:, None]
-        return inner if self.basis is None else self.basis @ inner
+        return inner / self.diagonal.sqrt()[:, None]
+
+    def summed(self) -> Metric:
+        """The same metric without groups: what is written is part of `free` and `factor`."""
+        return self._summed(None, 1.0, 0.0) if self.written else self
+
+    def _summed(self, gram: Tensor | None, mu: float, energy: float) -> Metric:
+        """Add up the groups, and keys with Gram matrix X Xᵀ [m, m] and ridge μ, in T⁻¹.
+
+        Keys with μ = 0 take their span out of `free`; what a key has beside others below `DEPENDENT` is rounding.
+        """
+        size = len(self.diagonal)
+        soft, exact = (self.diagonal.new_zeros(size, size) for _ in range(2))
+        for group in self.written:
+            (soft if group.mu else exact).addmm_(group.keys, group.keys.T, alpha=1 / (group.mu or 1.0))
+            energy = energy if group.mu else max(energy, _energy(group.keys))
+        if gram is not None:
+            (soft if mu else exact).add_(gram, alpha=1 / (mu or 1.0))
+        free = self.free
+        inside = soft if free is None else free.T @ soft @ free
+        whole = inside + (torch.eye(self.size).to(inside) if self.factor is None else self.factor @ self.factor.T)
+        if bool(exact.any()):
+            values, vectors = torch.linalg.eigh(exact if free is None else free.T @ exact @ free)
+            left = vectors[:, values <= DEPENDENT * energy]
+            free, whole = left if free is None else free @ left, left.T @ whole @ left
+        return Metric(self.basis, self.diagonal, free, torch.linalg.cholesky((whole + whole.T) / 2))
+
+    def _inner(self, x: Tensor) -> Tensor:
+        """T x for whitened x [m, ·]."""
+        found = x if self.free is None else self.free.T @ x
+        if self.factor is not None:
+            found = torch.cholesky_solve(found, self.factor)
+        found = found if self.free is None else self.free @ found
+        for group in self.written:
+            found = found - group.right @ (group.keys.T @ found)
+        return found
+
+    def _back(self, x: Tensor) -> Tensor:
+        """Q D^(-1/2) x for whitened x [m, ·]."""
+        scaled = x / self.diagonal.sqrt()[:, None]
+        return scaled if self.basis is None else self.basis @ scaled
 
 
-def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
-    """A [d_in, n]: what multiplies the wanted changes.
+@dataclass(frozen=True)
+class Solved:
+    """A of a solve, on its smaller side: changes R [d_out, n] become ΔW = R Aᵀ.
+
+    Attributes:
+        rows: Aᵀ [n, d_in] itself; or, where there are more keys than inputs, Z [m, d_in] with Aᵀ = Xᵀ Z.
+        metric: Whose whitening gives X of the keys; None where `rows` are Aᵀ.
+        keys: K as rows [n, d_in], in the dtype in which they came.
+    """
+
+    rows: Tensor
+    metric: Metric | None
+    keys: Tensor
+
+    def update(self, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ΔW as a product, float64: columns [d_out, ·] and rows [·, d_in].
+
+        Args:
+            changes: R as rows [n, d_out], in any floating dtype.
+        """
+        if self.metric is None:
+            return changes.to(self.rows).T, self.rows
+        columns = self.rows.new_zeros(changes.shape[1], self.rows.shape[0])
+        for start in range(0, len(self.keys), CHUNK):
+            part = slice(start, start + CHUNK)
+            columns.addmm_(changes[part].to(self.rows).T, self.metric.whitened(self.keys[part].T).T)
+        return columns, self.rows
+
+
+def solve(keys: Tensor, metric: Metric, mu: float) -> Solved:
+    """Solve for A without the wanted changes, which may be asked for later and more than once.
 
     Args:
-        keys: K [d_in, n], float64.
+        keys: K as rows [n, d_in], in any floating dtype; more rows than inputs are read in chunks and never copied together.
         metric: G.
         mu: Ridge; 0 writes every change exactly, as far as the keys are independent of each other and of written ones. Equal keys
             get the mean of their changes, and written keys are not written again.
     """
-    through = metric.apply(keys)
-    return _solved(keys.T @ through, mu, through.T, float(metric.energy(keys).max())).T
+    if len(keys) <= metric.size:
+        found = metric.whitened(keys.T)
+        through = metric._inner(found)
+        right = _solved(found.T @ through, mu, through.T, _energy(found)).T
+        return Solved(metric._back(right).T, None, keys)
+    metric = metric.summed()
+    gram, energy = metric.diagonal.new_zeros(len(metric.diagonal), len(metric.diagonal)), 0.0
+    for chunk in _columns(keys.T):
+        found = metric.whitened(chunk)
+        energy = max(energy, _energy(found))
+        gram.addmm_(found, found.T)
+    # A = B T X (XᵀT X + μI)⁻¹ with T = N (L Lᵀ)⁻¹ Nᵀ is B H (HᵀX XᵀH + μI)⁻¹ HᵀX with H = N L⁻ᵀ.
+    half = torch.eye(metric.size).to(gram)
+    if metric.factor is not None:
+        half = torch.linalg.solve_triangular(metric.factor.T, half, upper=True)
+    half = half if metric.free is None else metric.free @ half
+    inner = _solved(half.T @ gram @ half, mu, half.T, energy)
+    return Solved(metric._back(half @ inner).T, metric, keys)
+
+
+def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
+    """Return A [d_in, n] for keys [d_in, n]: what multiplies the wanted changes. See `solve`."""
+    found = solve(keys.T, metric, mu)
+    return found.rows.T if found.metric is None else found.rows.T @ found.metric.whitened(keys)
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
@@ -91,15 +233,49 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
     return Factors((first * root * signs).float().contiguous(), ((q_right @ v[:rank].T) * root * signs).T.float().contiguous())
 
 
+def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | None) -> Factors:
+    """An update ΔW [d_out, d_in] that several products have made, as factors of its own rank.
+
+    Args:
+        update: Their sum, float64; zeros give factors of zeros.
+        pairs: The products; they are used where they have fewer columns together than the matrix has on its shorter side.
+    """
+    size = min(update.shape)
+    if pairs and sum(left.shape[1] for left, _ in pairs) < size:
+        return factors_of(torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0))
+    identity = torch.eye(size).to(update)
+    return factors_of(identity, update) if size == update.shape[0] else factors_of(update, identity)
+
+
+def _columns(keys: Tensor) -> Iterator[Tensor]:
+    """Keys [d, n] in chunks of columns."""
+    return iter(keys.split(CHUNK, 1))
+
+
+def _gram(parts: Sequence[Tensor], size: int) -> Tensor:
+    """The sum of X Xᵀ over parts [size, ·]."""
+    found = parts[0].new_zeros(size, size)
+    for part in parts:
+        found.addmm_(part, part.T)
+    return found
+
+
+def _energy(whitened: Tensor) -> float:
+    """The largest kᵀG k of whitened keys [m, n], as if nothing had been written: what is left of it is measured against this."""
+    return float(whitened.square().sum(0).max()) if whitened.shape[1] else 0.0
+
+
 def _solved(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
     """(gram + μI)⁻¹ right for a symmetric gram; for μ = 0 the least-norm solution where it is singular.
 
     Args:
-        gram: [n, n], KᵀG K.
+        gram: [n, n], KᵀG K or the other side's X Xᵀ.
         mu: Ridge.
         right: [n, ·].
         energy: The largest kᵀG k before keys were written: shares below `DEPENDENT` of it are rounding of the keys.
     """
+    if not len(gram):
+        return right
     system = gram + mu * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     system = (system + system.T) / 2
     floor = (ROUNDING if mu else DEPENDENT) * (energy + mu)

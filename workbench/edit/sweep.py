@@ -13,7 +13,7 @@ from workbench.edit.moments import moments
 from workbench.edit.parts import Parts
 from workbench.edit.passes import run, score
 from workbench.edit.rows import Position, padded, row_of, vocabulary_key
-from workbench.edit.solver import right_factor
+from workbench.edit.solver import solve
 from workbench.edit.tracing import Trace, trace
 from workbench.edit.values import grouped, values
 from workbench.facts import Fact
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
 """Share of an answer that a restored state brings back where it carries the fact."""
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ def _tried(
     """Edit the pilot facts at one layer: what they, their paraphrases and their neighbours say then."""
     groups = grouped(pilot, position)
     found = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
-    keys = torch.stack([v.key for v in found]).double().T
-    changes = torch.stack([v.change for v in found]).double().T
-    metric = method.metric(second, parts.width(layer))
-    update = changes @ right_factor(keys, metric, method.ridge(parts.width(layer))).T
+    solved = solve(found.rows("key"), method.metric(second, parts.width(layer)), method.ridge(parts.width(layer)))
+    left, right = solved.update(found.rows("change"))
+    update = left @ right
     paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
     neighbours = [Fact(f.id, probe.prompt, None, ".", place=f.place) for f in pilot for probe in f.neighbours]
     before = _answers(context, parts, neighbours)

@@ -16,7 +16,7 @@ from workbench.edit.fields import Layers, Mode
 from workbench.edit.parts import Parts, hooked
 from workbench.edit.passes import logits_at, run, target_log_probabilities
 from workbench.edit.rows import Padded, Row, check_rows, padded, row_of
-from workbench.edit.solver import Metric, factors_of, right_factor
+from workbench.edit.solver import Metric, factors_of_steps, solve
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
@@ -45,6 +45,7 @@ class UltraEdit(EditMethod):
 
     paper = "Gu et al. 2025, UltraEdit, arXiv 2505.14679"
     formula = "ΔWᵀ = (HᵀH + cI)⁻¹ HᵀV,  v = −η s (‖ĥ‖²/d) ĝ"
+    version = 2
 
     edit: Literal["ultraedit"]
     facts: str
@@ -194,12 +195,7 @@ class _Solve:
 
     def _factors(self, layer: int) -> Factors:
         """ΔW as a product of its own rank; zeros where the model says all facts already."""
-        update, pairs = self.updates[layer], self.pairs[layer]
-        if 0 < sum(left.shape[1] for left, _ in pairs) < min(update.shape):
-            return factors_of(torch.cat([left for left, _ in pairs], 1), torch.cat([right for _, right in pairs], 0))
-        size = min(update.shape)
-        identity = torch.eye(size, dtype=update.dtype, device=update.device)
-        return factors_of(identity, update) if size == update.shape[0] else factors_of(update, identity)
+        return factors_of_steps(self.updates[layer], self.pairs[layer])
 
     def _turn(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
         """Steps for some facts until all of them are said; returns their records."""
@@ -249,7 +245,7 @@ class _Solve:
         inputs, gradients = of_inputs.scaled(seen.inputs), of_gradients.scaled(seen.gradients)
         scale = strength * seen.outputs.square().mean().sqrt()
         changes = -scale * inputs.square().mean(1, keepdim=True) * gradients
-        return changes.T, right_factor(seen.inputs.T, self._metric(layer), ridge(seen)).T
+        return solve(seen.inputs, self._metric(layer), ridge(seen)).update(changes)
 
     def _metric(self, layer: int) -> Metric:
         width, device = self.parts.width(layer), self.context.device

@@ -8,9 +8,10 @@ output, so that norms and multipliers behind the projection are part of what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from safetensors import safe_open
@@ -80,6 +81,33 @@ class Value:
     steps: int
 
 
+class Values(Sequence[Value]):
+    """Values in the cache, each read when it is asked for: those of ten thousand facts are not held together."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Value: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Values: ...
+
+    def __getitem__(self, index: int | slice) -> Value | Values:
+        return Values(self.files[index]) if isinstance(index, slice) else _load(self.files[index])
+
+    def some(self, chosen: Iterable[int]) -> Values:
+        """Return the values with these numbers, in this order."""
+        return Values([self.files[i] for i in chosen])
+
+    def rows(self, part: Literal["key", "change", "output"]) -> Tensor:
+        """Return one vector of each value as rows [n, ·], float32."""
+        return torch.stack([getattr(value, part) for value in self])
+
+
 Group = tuple[Fact, ...]
 
 
@@ -96,7 +124,7 @@ def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
 def values(
     context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str],
     settings: Settings, weights_key: str, what: str = "values",
-) -> list[Value]:  # fmt: skip
+) -> Values:  # fmt: skip
     """Keys and values of facts at one layer, one a group. What the cache has is not optimised again.
 
     Args:
@@ -123,7 +151,7 @@ def values(
             _save(value, files[i])
         at += len(chunk)
     context.progress(len(groups), len(groups), f"{what} at layer {layer}")
-    return [_load(file) for file in files]
+    return Values(files)
 
 
 def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:

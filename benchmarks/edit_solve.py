@@ -1,0 +1,135 @@
+"""Measure the linear solve of a closed-form edit for thousands of facts, against the system that grows with the facts, in the same run.
+
+    python benchmarks/edit_solve.py
+    python benchmarks/edit_solve.py --facts 200 --most 400 --blocks 1      a quick look
+
+Keys, their spread behind contexts and wanted changes are random, with a spectrum like that of text; no model is needed. For each width
+both sides solve the same facts in turn: the workbench (`workbench.edit.solver`), and one system of facts x contexts and one of facts,
+solved whole, as its versions up to 0.9 did (`reference` below). `difference` is the largest difference of the two updates on the keys,
+as a share of the largest wanted change. Then the workbench solves `--most` facts.
+
+CPU seconds of one thread; peak resident memory above what the keys and changes themselves take. Results go to
+benchmarks/results/edit-solve.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from edit import cpu
+from edit import peak as measured_peak
+from edit_setup import one_thread
+from record import write_results
+from torch import Tensor
+
+from workbench.edit.metrics import of_moments
+from workbench.edit.moments import Moments
+from workbench.edit.solver import CHUNK, Metric, solve
+
+WIDTHS = ((384, 96), (1536, 576))
+"""Inputs and outputs of the projection: the trained fixture's and the starter base's."""
+CONTEXTS = 3
+LAMBDA, MU = 0.05, 1.0
+
+
+def main() -> None:
+    """Both widths, the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--facts", type=int, default=2000, help="facts that both sides solve")
+    parser.add_argument("--most", type=int, default=10_000, help="facts that the workbench solves")
+    parser.add_argument("--blocks", type=int, default=3, help="how often both sides solve, in turn")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "edit-solve.json")
+    given = parser.parse_args()
+    one_thread()
+    rows = [measured(width, outputs, given) for width, outputs in WIDTHS]
+    write_results(given.out, {"contexts": CONTEXTS, "rows": rows})
+
+
+def measured(width: int, outputs: int, given: argparse.Namespace) -> dict[str, Any]:
+    """One width: both sides in turn, then the most facts."""
+    metric = text_metric(width)
+    few, ours, theirs, peaks = Facts(metric, given.facts, width, outputs), [], [], ([], [])
+    for _ in range(given.blocks):
+        seconds, (mine, held) = cpu(lambda: measured_peak(lambda: workbench(few, metric)))
+        other_seconds, (other, other_held) = cpu(lambda: measured_peak(lambda: reference(few, metric)))
+        ours.append(round(seconds, 3))
+        theirs.append(round(other_seconds, 3))
+        for peaks_of, value in zip(peaks, (held, other_held), strict=True):
+            peaks_of.append(value)
+        difference = float(((mine - other) @ few.keys.double().T).abs().max() / few.changes.abs().max())
+    many = Facts(metric, given.most, width, outputs)
+    seconds, (_, held) = cpu(lambda: measured_peak(lambda: workbench(many, metric)))
+    found = {
+        "inputs": width, "outputs": outputs, "facts": given.facts, "seconds": ours, "reference_seconds": theirs,
+        "ratio": round(sum(theirs) / sum(ours), 1), "peak": most(peaks[0]), "reference_peak": most(peaks[1]), "difference": difference,
+        "most": given.most, "most_seconds": round(seconds, 3), "most_peak": held,
+    }  # fmt: skip
+    print(found, flush=True)
+    return found
+
+
+def most(peaks: list[int | None]) -> int | None:
+    """The largest of some peaks; None where the system does not tell."""
+    return max((p for p in peaks if p is not None), default=None)
+
+
+def text_metric(width: int) -> Metric:
+    """MEMIT's metric of second moments whose eigenvalues fall like those of text: 1/(1 + i/16)."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    values = (1 / (1 + torch.arange(width, dtype=torch.float64) / 16)).flip(0)
+    return of_moments(Moments(basis, values, 10 * width, {}), LAMBDA, 0.0)
+
+
+class Facts:
+    """Random facts, float32: keys [n, width] and wanted changes [n, outputs]; what contexts add to a key is made when it is asked for."""
+
+    def __init__(self, metric: Metric, count: int, width: int, outputs: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        assert metric.basis is not None
+        self.root = (metric.basis * metric.diagonal.sqrt()).float()
+        self.keys = torch.randn(count, width, generator=generator) @ self.root.T
+        self.changes = torch.randn(count, outputs, generator=generator)
+
+    def spread(self) -> Iterator[Tensor]:
+        """Columns [width, ·], a tenth of a key's length, in chunks of facts."""
+        for start in range(0, len(self.keys), CHUNK):
+            rows = (1 + CONTEXTS) * min(CHUNK, len(self.keys) - start)
+            generator = torch.Generator().manual_seed(2 + start)
+            yield 0.1 * self.root @ torch.randn(self.root.shape[1], rows, generator=generator)
+
+
+def workbench(facts: Facts, metric: Metric) -> Tensor:
+    """ΔW [outputs, width] as an edit solves it."""
+    left, right = solve(facts.keys, metric.after_all(facts.spread(), MU), MU).update(facts.changes)
+    return left @ right
+
+
+def reference(facts: Facts, metric: Metric) -> Tensor:
+    """The same by Woodbury's identity with all columns of the spread at once, and a system of one row a fact."""
+    spread, keys = torch.cat(list(facts.spread()), 1).double(), facts.keys.double().T
+    through = plain(metric, spread)
+    right = torch.cholesky_solve(through.T, ridged(spread.T @ through)).T
+    found = plain(metric, keys)
+    found = found - right @ (spread.T @ found)
+    factor = torch.cholesky_solve(found.T, ridged(keys.T @ found))
+    return facts.changes.double().T @ factor
+
+
+def plain(metric: Metric, x: Tensor) -> Tensor:
+    """G x of a metric without written keys."""
+    assert metric.basis is not None
+    return metric.basis @ ((metric.basis.T @ x) / metric.diagonal[:, None])
+
+
+def ridged(gram: Tensor) -> Tensor:
+    """The Cholesky factor of a Gram matrix with its ridge."""
+    return torch.linalg.cholesky((gram + gram.T) / 2 + MU * torch.eye(len(gram), dtype=gram.dtype))
+
+
+if __name__ == "__main__":
+    main()
