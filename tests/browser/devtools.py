@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,26 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+
+LIMIT = 60.0
+"""Seconds after which a browser that says nothing has failed. Nothing else waits for time."""
+# Every scroller that moves sends `scrollend` after its last `scroll`; one that does not move sends neither.
+SCROLLED_BOX = """async (element) => {
+  const scrollers = [document.scrollingElement];
+  for (let node = element.parentElement; node; node = node.parentElement) scrollers.push(node);
+  const places = () => scrollers.map((node) => node.scrollLeft + " " + node.scrollTop);
+  const before = places(), ended = new Set();
+  let wake = () => {};
+  const note = (event) => { ended.add(event.target === document ? document.scrollingElement : event.target); wake(); };
+  document.addEventListener("scrollend", note, true);
+  element.scrollIntoView({ block: "center", behavior: "instant" });
+  const moved = scrollers.filter((node, i) => places()[i] !== before[i]);
+  while (!moved.every((node) => ended.has(node))) await new Promise((done) => { wake = done; });
+  document.removeEventListener("scrollend", note, true);
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const { x, y, width, height } = element.getBoundingClientRect();
+  return [x, y, width, height];
+}"""
 
 
 def find_browser() -> str | None:
@@ -51,6 +71,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Sends a command and returns its result; raises RuntimeError with the browser's own error."""
@@ -62,9 +83,9 @@ class Browser:
         while data:
             data = data[os.write(self._writer, data) :]
         while True:
-            answer = self._receive(30.0)
+            answer = self._receive(LIMIT)
             if answer is None:
-                raise RuntimeError(f"{method}: no answer from the browser in 30 s")
+                raise RuntimeError(f"{method}: no answer from the browser in {LIMIT:g} s")
             if answer.get("id") == self._last:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -74,8 +95,9 @@ class Browser:
     def open(self, path: Path, width: int = 1400, height: int = 900, dark: bool = False) -> None:
         """Opens a local file and waits for its load event."""
         self.resize(width, height, dark)
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+        loader = self.call("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        self._wait_for(lambda event: event["method"] == "Page.lifecycleEvent"
+                       and (event["params"]["loaderId"], event["params"]["name"]) == (loader, "load"))  # fmt: skip
 
     def resize(self, width: int, height: int = 900, dark: bool = False) -> None:
         self.call(
@@ -95,22 +117,22 @@ class Browser:
             raise RuntimeError(f"{expression}: {got['exceptionDetails']}")
         return got["result"].get("value")
 
-    def until(self, expression: str, limit: float = 15.0) -> None:
-        """Waits until the expression is true; raises TimeoutError after `limit` seconds."""
+    def until(self, expression: str, limit: float = LIMIT) -> None:
+        """Wait until the expression is true, looking after every frame; raises TimeoutError after `limit` seconds."""
         end = time.monotonic() + limit
         while not self.js(expression):
             if time.monotonic() > end:
                 raise TimeoutError(f"not true after {limit:g} s: {expression}")
-            time.sleep(0.05)
+            self.js("new Promise(requestAnimationFrame)")
 
     def hover(self, selector: str) -> None:
-        """Moves the mouse to the middle of an element, scrolled into view first."""
+        """Scroll an element into view, wait until scrolling has ended, and move the mouse to the element's middle."""
         element = f"document.querySelector({json.dumps(selector)})"
-        self.js(f"{element}.scrollIntoView({{block: 'center'}})")
-        # the scroll event comes with the next frame and would hide what hovering shows
-        self.js("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
-        box = self.js(f"(({{x, y, width, height}}) => [x, y, width, height])({element}.getBoundingClientRect())")
-        x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
+        box = self.js(f"({SCROLLED_BOX})({element})")
+        self.move(box[0] + box[2] / 2, box[1] + box[3] / 2)
+
+    def move(self, x: float, y: float) -> None:
+        """Move the mouse to a point of the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self, path: Path, selector: str | None = None) -> None:
@@ -137,6 +159,17 @@ class Browser:
         found = [json.dumps(e["params"]) for e in self.events if e["method"] in kinds]
         calls = [e["params"] for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
         return found + [json.dumps(c["args"]) for c in calls if c["type"] in ("error", "warning", "assert")]
+
+    def _wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Read events until one is the wanted one; raises TimeoutError where the browser sends nothing for LIMIT seconds."""
+        seen = 0
+        while True:
+            while seen < len(self.events):
+                seen += 1
+                if wanted(self.events[seen - 1]):
+                    return
+            if self._receive(LIMIT) is None:
+                raise TimeoutError(f"no event from the browser in {LIMIT:g} s")
 
     def _receive(self, limit: float) -> dict[str, Any] | None:
         end = time.monotonic() + limit

@@ -179,6 +179,55 @@ def test_hovering_shows_the_values(page: Browser, document: dict[str, Any]) -> N
     assert "alone on" in page.js("document.getElementById('tip').textContent")
 
 
+def middle(page: Browser, selector: str) -> tuple[float, float]:
+    """The middle of an element in the window, where it stands now."""
+    x, y, width, height = page.js(
+        f"(({{x, y, width, height}}) => [x, y, width, height])(document.querySelector({selector!r}).getBoundingClientRect())"
+    )
+    return x + width / 2, y + height / 2
+
+
+def test_moving_over_a_mark_brings_its_tooltip_back_after_a_scroll(page: Browser) -> None:
+    """A scroll hides the tooltip; the next move of the pointer, on the same mark, shows it again."""
+    hit = "#configurations .scatter g.named .point"
+    page.hover(hit)
+    page.until("!document.getElementById('tip').hidden")
+    said = page.js("document.getElementById('tip').textContent")
+    page.js(
+        "new Promise((done) => { addEventListener('scroll', done, {once: true, capture: true}); scrollBy({top: 1, behavior: 'instant'}); })"
+    )
+    page.until("document.getElementById('tip').hidden")
+    page.move(*middle(page, hit))
+    page.until("!document.getElementById('tip').hidden")
+    assert page.js("document.getElementById('tip').textContent") == said
+    page.hover("h2")
+    page.until("document.getElementById('tip').hidden")
+
+
+def test_a_late_scroll_event_leaves_the_tooltip_of_a_mark_that_has_not_moved(page: Browser) -> None:
+    """Chromium may send the event of a scroll that is over after the pointer has entered a mark."""
+    page.hover("#configurations .scatter g.named .point")
+    page.until("!document.getElementById('tip').hidden")
+    page.js("document.dispatchEvent(new Event('scroll'))")
+    assert page.js("document.getElementById('tip').hidden") is False
+    page.hover("h2")
+
+
+def test_scrolling_a_table_sideways_hides_the_tooltip_of_its_cell(page: Browser) -> None:
+    """Scroll events of a container do not bubble to the document."""
+    page.resize(360)
+    cell = "#interference .matrix td"
+    page.hover(cell)
+    page.until("!document.getElementById('tip').hidden")
+    moved = page.js(f"""(() => {{ let box = document.querySelector({cell!r});
+        while (box && box.scrollWidth <= box.clientWidth + 8) box = box.parentElement;
+        if (!box || box === document.scrollingElement) return false;
+        box.scrollBy({{left: box.scrollLeft > 4 ? -4 : 4, behavior: 'instant'}}); return true; }})()""")
+    assert moved, "the table is wider than a window of 360 pixels"
+    page.until("document.getElementById('tip').hidden")
+    page.resize(1400)
+
+
 def test_copying_the_command(page: Browser, document: dict[str, Any]) -> None:
     page.js("document.querySelector('button[data-copy]').click()")
     page.until("document.querySelector('button[data-copy]').textContent === 'Copied'")

@@ -48,16 +48,32 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 
 // Hover values: the text stands in <title> or title=""; it is taken out while the styled tooltip is shown.
+// Every move of the pointer looks again, so that the tooltip comes back after a scroll has hidden it.
 const tip = document.body.appendChild(el("div"));
 tip.id = "tip";
 tip.hidden = true;
 let shown = null;
+const corner = (node) => {
+  const box = node.getBoundingClientRect();
+  return box.left + " " + box.top;
+};
 const hide = () => {
   if (!shown) return;
   if (shown.title) shown.title.textContent = shown.text;
   else shown.node.setAttribute("title", shown.text);
   shown = null;
   tip.hidden = true;
+};
+const show = (node) => {
+  hide();
+  const title = node.matches("g.mark") ? node.querySelector("title") : null;
+  const text = title ? title.textContent : node.getAttribute("title");
+  if (!text) return;
+  shown = { node, title, text, corner: corner(node) };
+  if (title) title.textContent = "";
+  else node.removeAttribute("title");
+  tip.textContent = text;
+  tip.hidden = false;
 };
 const place = (event) => {
   const box = tip.getBoundingClientRect(), room = 14;
@@ -66,26 +82,17 @@ const place = (event) => {
   tip.style.left = Math.max(4, right ? event.clientX - room - box.width : event.clientX + room) + "px";
   tip.style.top = Math.max(4, below ? event.clientY - room - box.height : event.clientY + room) + "px";
 };
-document.addEventListener("pointerover", (event) => {
-  const node = event.target.closest("g.mark, [title]");
-  if (shown && node !== shown.node && shown.node.contains(event.target)) return;
-  if (!node || (shown && node === shown.node)) { if (!node) hide(); return; }
-  hide();
-  const title = node.matches("g.mark") ? node.querySelector("title") : null;
-  const text = title ? title.textContent : node.getAttribute("title");
-  if (!text) return;
-  shown = { node, title, text };
-  if (title) title.textContent = "";
-  else node.removeAttribute("title");
-  tip.textContent = text;
-  tip.hidden = false;
-  place(event);
-});
-document.addEventListener("pointermove", (event) => {
-  if (shown && shown.node.contains(event.target)) place(event);
-  else hide();
-});
-document.addEventListener("scroll", hide, { passive: true });
+const look = (event) => {
+  let node = event.target;
+  while (node && !(shown && node === shown.node) && !node.matches("g.mark, [title]")) node = node.parentElement;
+  if (!node) hide();
+  else if (!shown || node !== shown.node) show(node);
+  if (shown) place(event);
+};
+document.addEventListener("pointerover", look);
+document.addEventListener("pointermove", look);
+// A scroll event may arrive after the pointer has entered a mark that no longer moves: only a mark that has moved loses its tooltip.
+document.addEventListener("scroll", () => { if (shown && corner(shown.node) !== shown.corner) hide(); }, { passive: true, capture: true });
 root.addEventListener("pointerleave", hide);
 
 // Copy button; the clipboard interface may be absent for local files, then the text is selected and copied.
