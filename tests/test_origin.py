@@ -231,7 +231,9 @@ def test_finetuned_resnets_merge(project: Project, resnets: Path) -> None:
     assert {int(two[n]) for n in counters} == {5}
     assert {int(merged[n]) for n in counters} == {0}
     for name in base.keys() - set(counters):
-        torch.testing.assert_close(merged[name], base[name] + (one[name] - base[name]) + (two[name] - base[name]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            merged[name], base[name] + (one[name] - base[name]) + (two[name] - base[name]), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_other_integers_that_differ_are_refused(project: Project, resnets: Path, tmp_path: Path) -> None:
@@ -240,4 +242,6 @@ def test_other_integers_that_differ_are_refused(project: Project, resnets: Path,
         tensors = {**load_file(made / "model.safetensors"), "resnet.table": torch.tensor([len(name)])}
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WorkbenchError, match="the integer tensor resnet.table differs"):
-        project.resolve(f"base: {tmp_path / 'resnet-base'}\nbricks: {{one: {tmp_path / 'resnet-one'}}}\nsteps: [{{merge: linear}}]\n")
+        project.resolve(
+            f"base: {tmp_path / 'resnet-base'}\nbricks: {{one: {tmp_path / 'resnet-one'}}}\nsteps: [{{merge: linear}}]\n"
+        )

@@ -17,17 +17,24 @@ from workbench.weights.specs import Weights
 #   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
 #   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
 #   gptj gpt_neo                                   attn.out_proj | attn.attention.out_proj, mlp.fc_out | mlp.c_proj
+#   nemotron_h                                     mixer.o_proj, mixer.down_proj or mixer.out_proj: one a layer
 _ATTENTION_OUT = re.compile(
-    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense)$"
+    r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
-_MLP_OUT = re.compile(r"(mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2)$")
+_MLP_OUT = re.compile(r"(mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
 # embed_out is GPT-NeoX's head, embedding_norm the final norm of LFM2.
 _FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
 # What a multimodal model has before its text decoder. Its layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Fields of config.json that give the number of layers, or have one entry a layer where no such field does (Nemotron-H).
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LAYER_KINDS = ("layers_block_type",)
+# Fields of config.json that hold the text decoder of a multimodal model.
+TEXT_CONFIGS = ("text_config", "llm_config")
+# Nemotron-H and Mamba: a layer is one mixer, an attention, a feed-forward part or a state-space model.
+_MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
 
 @dataclass(frozen=True)
@@ -90,21 +97,26 @@ class Layout:
         """The weight of the layer's feed-forward down-projection."""
         return self._one(layer, _MLP_OUT, "feed-forward down-projection")
 
+    def mlp_layers(self) -> list[int]:
+        """Layers that have a feed-forward down-projection: all of most models, some of those whose layers are one mixer each."""
+        return [layer for layer in range(self.depth) if self._matching(layer, _MLP_OUT)]
+
     def attention_out(self, layer: int) -> str:
         """The weight of the layer's attention output projection."""
         return self._one(layer, _ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
         """Every tensor, biases included, through which a layer adds to the residual stream."""
-        modules = [
+        start, names = len(f"{self.prefix}{layer}."), self.in_layer(layer)
+        mixers = {n.rpartition(".")[0] for n in names if _MIXER_OUT.search(n[start:].rpartition(".")[0])}
+        modules = sorted(mixers) or [
             self.attention_out(layer).removesuffix(".weight"),
             self.mlp_out(layer).removesuffix(".weight"),
         ]
         return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
 
     def _one(self, layer: int, pattern: re.Pattern[str], what: str) -> str:
-        start = len(f"{self.prefix}{layer}.")
-        found = [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
+        found = self._matching(layer, pattern)
         if len(found) != 1:
             raise WorkbenchError(
                 f"layer {layer}: expected one {what}, found {len(found)} ({', '.join(found) or 'none'})",
@@ -112,13 +124,20 @@ class Layout:
             )
         return found[0]
 
+    def _matching(self, layer: int, pattern: re.Pattern[str]) -> list[str]:
+        start = len(f"{self.prefix}{layer}.")
+        return [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
+
 
 def model_depth(config: Mapping[str, Any]) -> int:
-    """Number of layers of the text decoder: config.json's, or its `text_config`'s; 0 where neither says it."""
-    for part in (config, config.get("text_config") or {}, config.get("llm_config") or {}):
-        for key in _DEPTHS:
+    """Number of layers of the text decoder: config.json's, or that of its text decoder's part; 0 where neither says it."""
+    for part in (config, *(config.get(key) or {} for key in TEXT_CONFIGS)):
+        for key in DEPTHS:
             if part.get(key):
                 return int(part[key])
+        for key in LAYER_KINDS:
+            if isinstance(part.get(key), list):
+                return len(part[key])
     return 0
 
 

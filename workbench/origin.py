@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.bricks import Brick
 from workbench.errors import WorkbenchError
-from workbench.layout import Model, model_depth
+from workbench.layout import TEXT_CONFIGS, Model, model_depth
 from workbench.names import counterpart
 from workbench.standins import snapshot_with
 from workbench.weights.digests import fingerprint, read_json, tensor_digests
@@ -154,7 +154,7 @@ def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str
 
 def _types(config: Mapping[str, Any]) -> set[str]:
     """The model types of a configuration and its text decoder."""
-    parts = (config, config.get("text_config") or {}, config.get("llm_config") or {})
+    parts = (config, *(config.get(key) or {} for key in TEXT_CONFIGS))
     return {str(part["model_type"]) for part in parts if part.get("model_type")}
 
 

@@ -118,6 +118,9 @@ def trace_table(
         context = solvable(resolved, len(resolved.recipe.steps), current, device, events, name).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
+        if layers is None:
+            chosen = parts.editable  # a trace restores the feed-forward part too
+        parts.check_layers(tuple(chosen), "trace")
         found: dict[What, Trace] = {what: _traced(trace(context, parts, facts, chosen, what), shown) for what in OUTPUTS}
     return TraceTable(name, shown, found, {row.fact: context.tokenizer.decode([row.answer]) for row in found["block"].rows})
 

@@ -106,9 +106,10 @@ class ClosedForm(EditMethod):
         """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
         facts = self.read(project)
         row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
-        width = int(model.weights.specs[model.layout.mlp_out(0)].cols)
+        places = model.layout.mlp_layers()
+        width = int(model.weights.specs[model.layout.mlp_out(places[0] if places else 0)].cols)
         auto = self.layers == "auto"
-        layers = min(LAYERS, model.layout.depth) if auto else len(self.layers)
+        layers = min(LAYERS, len(places)) if auto else len(self.layers)
         work = {
             "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
             "sweep": layers * FACTS * row * steps if auto else 0,

@@ -121,7 +121,7 @@ class Finetune(EditMethod):
 
     def _layers(self, parts: Parts) -> list[int]:
         if self.layers == "auto":
-            return [round(AUTO_DEPTH * (parts.depth - 1))]
+            return [parts.nearest(round(AUTO_DEPTH * (parts.depth - 1)))]
         parts.check_layers(self.layers, "edit finetune")
         return sorted(set(self.layers))
 

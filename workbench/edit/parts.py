@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
 from workbench.merge.layers import stack_prefix
-from workbench.names import with_and_without_root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ class Parts:
         model: The live model.
         layers: Its decoder layers.
         prefix: Their live name: "model.layers".
-        modules: Live name of the feed-forward output projection, by layer.
+        modules: Live name of the feed-forward output projection, by layer. Nemotron-H has one in some of its layers only.
         tensors: Its weight's name on disk, by layer.
         transposed: Whether those weights are stored [in, out] (Conv1D).
     """
@@ -40,8 +40,8 @@ class Parts:
     model: PreTrainedModel
     layers: nn.ModuleList
     prefix: str
-    modules: tuple[str, ...]
-    tensors: tuple[str, ...]
+    modules: Mapping[int, str]
+    tensors: Mapping[int, str]
     transposed: bool
 
     @classmethod
@@ -55,7 +55,10 @@ class Parts:
         prefix = stack_prefix(model, context.layout.layout.depth)
         layers = model.get_submodule(prefix)
         assert isinstance(layers, nn.ModuleList)
-        _refuse(model, layers)
+        places = _feed_forward_mixers(layers)
+        if not places:
+            _refuse(model, layers)
+            places = list(range(len(layers)))
         ran = _order(model, layers, context.device)
         width = (
             int(model.get_input_embeddings().weight.shape[1])
@@ -63,31 +66,42 @@ class Parts:
             else int(model.config.hidden_size)
         )
         names = {id(m): name for name, m in model.named_modules()}
-        modules: list[str] = []
-        for number, linear in enumerate(ran):
-            found = [m for m in linear if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))]
+        modules: dict[int, str] = {}
+        for number in places:
+            found = [
+                m for m in ran[number] if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
+            ]
             if not found:
                 raise WorkbenchError(
                     f"layer {number} of {type(model).__name__}: no linear layer outside the attention gives {width} outputs",
                     f"Edits write into the feed-forward output projection. {INSTEAD}",
                 )
-            modules.append(names[id(found[-1])])
-        known = context.layout.weights.specs
-        tensors = []
-        for module in modules:
-            name = next((n for n in with_and_without_root(f"{module}.weight") if n in known), None)
+            modules[number] = names[id(found[-1])]
+        on_disk = Places(context.layout.weights.specs, context.layout.config)
+        tensors: dict[int, str] = {}
+        for number, module in modules.items():
+            name = on_disk.whole(f"{module}.weight")
             if name is None:
                 raise WorkbenchError(
                     f"{module}.weight: transformers fuses or renames this weight, which edits do not follow", INSTEAD
                 )
-            tensors.append(name)
-        first = model.get_submodule(modules[0])
-        return cls(model, layers, prefix, tuple(modules), tuple(tensors), type(first).__name__ == "Conv1D")
+            tensors[number] = name
+        first = model.get_submodule(modules[places[0]])
+        return cls(model, layers, prefix, modules, tensors, type(first).__name__ == "Conv1D")
 
     @property
     def depth(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def editable(self) -> list[int]:
+        """Layers that have a feed-forward output projection: all, but for models whose layers are one mixer each."""
+        return sorted(self.modules)
+
+    def nearest(self, layer: int) -> int:
+        """The editable layer nearest to a layer; of two, the earlier one."""
+        return min(self.editable, key=lambda other: (abs(other - layer), other))
 
     def out(self, layer: int) -> nn.Module:
         """The output projection of a layer."""
@@ -104,6 +118,12 @@ class Parts:
         """Errors: a layer that does not exist."""
         if bad := [i for i in layers if not 0 <= i < self.depth]:
             raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has 0..{self.depth - 1}", None, 2)
+        if bad := [i for i in layers if i not in self.modules]:
+            raise WorkbenchError(
+                f"{label}: layer {bad[0]} has no feed-forward part to edit",
+                f"Layers that have one: {', '.join(map(str, self.editable))}.",
+                2,
+            )
 
     @contextmanager
     def changed(self, updates: dict[int, Tensor]) -> Iterator[None]:
@@ -157,6 +177,17 @@ def first_of(output: Any) -> Tensor:
 def with_first(output: Any, hidden: Tensor) -> Any:
     """A block's output with another hidden state."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
+    """Find the feed-forward layers of a model whose layers are one mixer each (Nemotron-H); none where it has no attention layer.
+
+    Such a layer is an attention, a state-space model, experts, or a feed-forward part. Only the last kind can be edited.
+    """
+    mixers = [getattr(layer, "mixer", None) for layer in layers]
+    if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
+        return []
+    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
 
 
 def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:

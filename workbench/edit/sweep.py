@@ -44,15 +44,15 @@ class Choice:
     record: dict[str, Any]
 
 
-def candidates(depth: int) -> list[int]:
-    """At most LAYERS layers, evenly spaced."""
-    count = min(LAYERS, depth)
-    return [int((2 * i + 1) * depth / (2 * count)) for i in range(count)]
+def candidates(editable: Sequence[int]) -> list[int]:
+    """At most LAYERS of the layers that can be edited, evenly spaced."""
+    depth, count = len(editable), min(LAYERS, len(editable))
+    return [editable[int((2 * i + 1) * depth / (2 * count))] for i in range(count)]
 
 
 def choose(method: ClosedForm, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
     """The step's layers and positions; what it leaves open is measured, once for a base and the settings that matter."""
-    layers = candidates(parts.depth) if method.layers == "auto" else sorted(method.layers)
+    layers = candidates(parts.editable) if method.layers == "auto" else sorted(method.layers)
     if method.position != "auto" and method.layers != "auto":
         return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
     weights = context.weights_key

@@ -96,14 +96,15 @@ class UltraEdit(EditMethod):
         parts = Parts.of(context)
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
-        layers = upper_middle(parts.depth) if self.layers == "auto" else sorted(self.layers)
+        layers = upper_middle(parts.depth, parts.editable) if self.layers == "auto" else sorted(self.layers)
         return _Solve(self, context, parts, layers).run(facts)
 
 
-def upper_middle(depth: int) -> list[int]:
-    """Layers whose middle lies within AUTO_DEPTH; at least one."""
-    found = [i for i in range(depth) if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
-    return found or [depth * 2 // 3]
+def upper_middle(depth: int, editable: Sequence[int] | None = None) -> list[int]:
+    """Layers whose middle lies within AUTO_DEPTH, of those that can be edited; at least one."""
+    layers = range(depth) if editable is None else editable
+    found = [i for i in layers if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
+    return found or [min(layers, key=lambda i: (abs(i - depth * 2 // 3), i))]
 
 
 @dataclass(frozen=True)

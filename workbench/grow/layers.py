@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError
-from workbench.layout import Layout
+from workbench.layout import DEPTHS, LAYER_KINDS, TEXT_CONFIGS, Layout, model_depth
 from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
@@ -16,7 +16,8 @@ _NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", 
 # Patterns that transformers reads only where the list beside them is absent.
 _PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
              "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
-_DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
+# One character a layer in config.json of Nemotron-H repositories: "M-M*-".
+_LETTERS = ("hybrid_override_pattern",)
 
 
 def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Grown]) -> dict[str, Grown]:
@@ -41,8 +42,10 @@ def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Gr
 
 def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: str) -> dict[str, Any]:
     """config.json of that model: its depth, and every list with one entry a layer re-indexed. Errors: layers named by number."""
-    if "text_config" in config and not any(config.get(key) for key in _DEPTH):
-        return {**config, "text_config": reordered(config["text_config"], depth, order, step)}
+    if not model_depth({key: value for key, value in config.items() if key not in TEXT_CONFIGS}):
+        for part in TEXT_CONFIGS:
+            if isinstance(config.get(part), dict):
+                return {**config, part: reordered(config[part], depth, order, step)}
     config = _explicit(config, depth)
     numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
     if numbered:
@@ -52,10 +55,16 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
         )
     grown = dict(config)
     for key, value in config.items():
-        if key in _DEPTH:
+        if key in DEPTHS:
             grown[key] = len(order)
-        elif isinstance(value, list) and len(value) == depth and key.endswith(("_types", "_layers", "layers")):
+        elif (
+            isinstance(value, list)
+            and len(value) == depth
+            and (key in LAYER_KINDS or key.endswith(("_types", "_layers", "layers")))
+        ):
             grown[key] = [value[old] for old in order]
+        elif key in _LETTERS and isinstance(value, str) and len(value) == depth:
+            grown[key] = "".join(value[old] for old in order)
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo says it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
