@@ -27,7 +27,8 @@ _FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""Fields of config.json that say how many layers a decoder has."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Layout:
 def model_depth(config: Mapping[str, Any]) -> int:
     """Number of layers of the text decoder: config.json's, or its `text_config`'s; 0 where neither says it."""
     for part in (config, config.get("text_config") or {}, config.get("llm_config") or {}):
-        for key in _DEPTHS:
+        for key in DEPTHS:
             if part.get(key):
                 return int(part[key])
     return 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError
-from workbench.layout import Layout
+from workbench.layout import DEPTHS, Layout
 from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
@@ -16,7 +16,6 @@ _NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", 
 # Patterns that transformers reads only where the list beside them is absent.
 _PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
              "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
-_DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Grown]) -> dict[str, Grown]:
@@ -41,7 +40,7 @@ def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Gr
 
 def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: str) -> dict[str, Any]:
     """config.json of that model: its depth, and every list with one entry a layer re-indexed. Errors: layers named by number."""
-    if "text_config" in config and not any(config.get(key) for key in _DEPTH):
+    if "text_config" in config and not any(config.get(key) for key in DEPTHS):
         return {**config, "text_config": reordered(config["text_config"], depth, order, step)}
     config = _explicit(config, depth)
     numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
@@ -52,7 +51,7 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
         )
     grown = dict(config)
     for key, value in config.items():
-        if key in _DEPTH:
+        if key in DEPTHS:
             grown[key] = len(order)
         elif isinstance(value, list) and len(value) == depth and key.endswith(("_types", "_layers", "layers")):
             grown[key] = [value[old] for old in order]
