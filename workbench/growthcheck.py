@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,9 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
             check_fits(current, grown.weights.growth, model.weights.specs, step_id)
             if step.is_checked():
                 events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-                before, after = (_live(resolved, m, device) for m in (current, model))
-                record = check_growth_on(before, after, grown.step, grown.weights, step_id)
+                with _runs(step_id, "the grown model or the one before it"):
+                    before, after = (_live(resolved, m, device) for m in (current, model))
+                    record = check_growth_on(before, after, grown.step, grown.weights, step_id)
             else:
                 events({"stage": "check", "step": step_id, "text": "logits of two short prompts, layer by layer"})
                 record = _check_logits(resolved, current, model, grown, device)
@@ -145,22 +147,17 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
 
     def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
         nonlocal whole
-        built = skeleton(of.config, device)
-        streamed = Streamed.of(of, built, device)
-        try:
+        with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
+            streamed = Streamed.of(of, skeleton(of.config, device), device)
             if streamed is not None:
                 return streamed.logits(tokens.to(device))
             whole = True
             with torch.no_grad():
                 found: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()
             return found
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise WorkbenchError(
-                f"step {grown.id}: transformers cannot run the {'grown model' if of is model else 'model before growth'} ({why[:200]})",
-                _OFF, 3) from None  # fmt: skip
 
-    tokens = prompts(skeleton(current.config, device), without=tokens_added)
+    with _runs(grown.id, "the model before growth"):
+        tokens = prompts(skeleton(current.config, device), without=tokens_added)
     after = logits(model, tokens)
     finite_logits(after, grown.id)
     if promise == "no":
@@ -168,6 +165,22 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     else:
         record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
     return {**record, **({"loaded_whole": True} if whole else {})}
+
+
+@contextmanager
+def _runs(step: str, what: str) -> Iterator[None]:
+    """Tell what transformers cannot build or run as an error of the step. Memory that is used up stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except WorkbenchError as error:
+        if error.exit_code == 3:
+            raise
+        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _OFF, 3) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
 
 
 _OFF = "Report this architecture; `check: off` in the step writes the model all the same."

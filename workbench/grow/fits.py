@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
 _BUILDING = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError,
              NotImplementedError)  # fmt: skip
-# A module's own number among the layers, under the names that architectures give it.
-_NUMBER = re.compile(r"(layer|block)_?(idx|id|index|number|num)s?$|^(idx|index)$")
+# A module's own place among the layers, under the names that architectures give it.
+_NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
 
 def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
@@ -112,7 +112,7 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
             key = different[0]
             raise WorkbenchError(
                 f"step {step}: transformers builds layer {number} otherwise than layer {source}, which it is made from: {key} is "
-                f"{found.get(key)!r}, not {expected.get(key)!r}; a list or pattern over the layers in config.json has not moved with them",
+                f"{found.get(key)!r}, not {expected.get(key)!r}; what depends on a layer's number has not moved with the layer",
                 _REPORT, 3)  # fmt: skip
 
 
