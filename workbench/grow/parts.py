@@ -66,6 +66,20 @@ class Parts:
         self._modules = dict(self._live.named_modules())
         self.parsed: Any = self._live.config.get_text_config()
 
+    def size(self, field: str) -> Any:
+        """Return a field of the text decoder's configuration as transformers reads it, or None.
+
+        Raises:
+            WorkbenchError: the field differs from layer to layer.
+        """
+        try:
+            return getattr(self.parsed, field, None)
+        except RuntimeError as error:  # transformers has a class of its own for fields that stand for several layers
+            why = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"grow width: {field} is no single number in this config.json ({why[:120]})", "Grow `depth`.", 2
+            ) from None
+
     def kind(self, name: str) -> str:
         """Class of the live module that a tensor belongs to."""
         live = self._names[name]

@@ -126,10 +126,10 @@ class _Plan:
 
     def heads(self, count: int) -> None:
         """Every layer has `count` key-value heads and as many groups of query heads."""
-        parsed = self.parts.parsed
-        queries = int(parsed.num_attention_heads)
-        groups = int(getattr(parsed, "num_key_value_heads", None) or queries)
-        head = int(getattr(parsed, "head_dim", None) or parsed.hidden_size // queries)
+        size = self.parts.size
+        queries = int(size("num_attention_heads") or 0)
+        groups = int(size("num_key_value_heads") or queries)
+        head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
         _larger("key_value_heads", groups, count)
         for layer in range(self.parts.model.layout.depth):
             inner, out = self.parts.attention(layer)
@@ -148,13 +148,14 @@ class _Plan:
 
     def hidden(self, count: int) -> None:
         """The residual stream has `count` channels."""
-        parts, parsed = self.parts, self.parts.parsed
-        before = int(parsed.hidden_size)
+        parts = self.parts
+        before = int(parts.size("hidden_size") or 0)
+        head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or before))
         _larger("hidden", before, count)
-        self._check_norms(before, count)
-        eps = float(parsed.rms_norm_eps)
+        self._check_norms(before, count, head)
+        eps = float(parts.size("rms_norm_eps") or 0)
         wider, share = Axis.padded(before, count), before / count
-        normed = {leaf[0] for name in parts.specs if (leaf := _leaf(name)) in HEAD_NORMS and parts.norm_of(name)}
+        normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
         for name in parts.specs:
             leaf = _leaf(name)
             if leaf in HEAD_NORMS:
@@ -171,40 +172,41 @@ class _Plan:
                 self._outputs(parts.linear(name), wider)
             elif not (name.endswith(".bias") and leaf in (*READERS, *WRITERS)):
                 raise WorkbenchError(f"grow width: {name} is no part that `hidden` knows", "Report this architecture.", 2)
-        head = getattr(parsed, "head_dim", None) or before // int(parsed.num_attention_heads)
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
         self.record["hidden"] = [before, count]
 
-    def _check_norms(self, before: int, count: int) -> None:
+    def _check_norms(self, before: int, count: int, head_dim: int) -> None:
         """Refuse a model whose norms, or factors that depend on the width, do not allow more channels.
 
         Norms are judged by what they compute on numbers (`norms.py`): an RMS norm with a weight of its own and config.json's epsilon gives
         the old channels what they had, once weight and epsilon are rescaled.
         """
         parts, kind = self.parts, self.parts.parsed.model_type
-        eps = getattr(parts.parsed, "rms_norm_eps", None)
+        eps = parts.size("rms_norm_eps")
 
         def refuse(why: str) -> WorkbenchError:
             return WorkbenchError(
                 f"grow width: `hidden` does not go with model_type {kind}: it {why}", "Grow `neurons` or `depth`.", 2
             )
 
-        wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": getattr(parts.parsed, "head_dim", None)
-                                               or before // int(parts.parsed.num_attention_heads)})  # fmt: skip
+        if eps is None:
+            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels is another one")
+        wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": head_dim})
         check_builds(wider, "width")
         if factors := parts.width_factors(wider):
             name, now, then = factors[0]
             what = "its embeddings" if "embed" in name else "something"
             raise refuse(f"scales {what} by the width ({name} is {now:g} with {before} channels and {then:g} with {count})")
-        if eps is None:
-            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels is another one")
         for name, module in parts.norms.items():
-            norm, head = rms_norm(module), name.rpartition(".")[2] in HEAD_NORMS
-            if head and norm is not None and not _same_epsilon(norm.eps, eps):
-                raise refuse(
-                    f"has norms of queries and keys with an epsilon of their own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})"
-                )
-            if head:
+            norm = rms_norm(module)
+            if name.rpartition(".")[2] in HEAD_NORMS:
+                if norm is None or not _same_epsilon(norm.eps, eps):
+                    what = (
+                        "that are no RMS norms"
+                        if norm is None
+                        else f"with an epsilon of their own ({norm.eps:g}, rms_norm_eps: {eps:g})"
+                    )
+                    raise refuse(f"has norms of queries and keys {what} ({name})")
                 continue
             if parts.is_inside(name):
                 raise refuse(f"has a norm inside its layers that does not see the residual stream ({name})")
