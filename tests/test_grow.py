@@ -161,6 +161,9 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(GrownWeights, "open", shifted)
     with pytest.raises(WorkbenchError, match=r"model.layers.2.self_attn.k_proj.weight differs in row 15 from model") as caught:
+        project.run("steps: [{grow: stack, order: [0, 1, 2, 3, 3], check: tensors}]\n")
+    assert caught.value.exit_code == 3
+    with pytest.raises(WorkbenchError, match=r"the grown model computes something else") as caught:
         project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
     assert caught.value.exit_code == 3
     monkeypatch.undo()

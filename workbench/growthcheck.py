@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ import torch
 
 from workbench.compose import compose, grow_deltas
 from workbench.errors import WorkbenchError
+from workbench.grow.fits import check_fits
 from workbench.grow.kept import old_elements
-from workbench.grow.preserve import answers, check_growth_on
+from workbench.grow.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
+from workbench.grow.streamed import Streamed
 from workbench.growth import GrownStep, grow
 from workbench.layout import Model
-from workbench.livemodels import Events, compute, live_model, no_events
+from workbench.livemodels import Events, compute, live_model, no_events, skeleton
 from workbench.registry import GrowMethod
 from workbench.resolve import Resolved
 from workbench.weights.checkpoint import Checkpoint
@@ -28,15 +31,21 @@ if TYPE_CHECKING:
 
 
 def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
-    """Compare the live model before and after every grow step, in float32, with what the step declares.
+    """Check every grow step whose `check` is not off, before anything is written.
+
+    config.json is compared with the tensors; then `full` compares live models in float32 with what the step declares, and `tensors`
+    logits of two short prompts, with the weights streamed from the files.
 
     Returns:
-        Step id -> what was measured. Errors: a difference (exit code 3).
+        Step id -> what was measured.
+
+    Raises:
+        WorkbenchError: a difference (exit code 3).
     """
     found: dict[str, dict[str, Any]] = {}
     recipe = resolved.recipe
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        if not (isinstance(step, GrowMethod) and step.is_checked()):
+        if not isinstance(step, GrowMethod) or step.check == "off":
             continue
         known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
         record = read_json(known)
@@ -45,9 +54,15 @@ def check_growth(resolved: Resolved, device: torch.device, events: Events = no_e
             current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device, events).model
             bricks = grow_deltas(resolved, step, device, events)
             model, grown, _ = grow(resolved, step, i, current, bricks, device, events, trained=False)
-            events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-            before, after = (_live(resolved, m, device) for m in (current, model))
-            record = check_growth_on(before, after, grown.step, grown.weights, step_id)
+            check_fits(current, grown.weights.growth, model.weights.specs, step_id)
+            if step.is_checked():
+                events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
+                with _runs(step_id, "the grown model or the one before it"):
+                    before, after = (_live(resolved, m, device) for m in (current, model))
+                    record = check_growth_on(before, after, grown.step, grown.weights, step_id)
+            else:
+                events({"stage": "check", "step": step_id, "text": "logits of two short prompts, layer by layer"})
+                record = _check_logits(resolved, current, model, grown, device)
             write_json(known, record)
         found[step_id] = record
     return found
@@ -74,6 +89,9 @@ def check_written(
     if not checked:
         return found
     saved = Checkpoint(place, "result")
+    if grown[-1] is checked[-1]:
+        last = checked[-1]
+        check_fits(last.before, replace(last.weights.growth, config=saved.config), saved.specs, last.id)
     for step in checked:
         events({"stage": "check", "step": step.id, "text": "old tensors bit for bit, in the files"})
         with one_thread():
@@ -117,6 +135,55 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
         raise WorkbenchError(f"step {step}: the model that was written computes something else once it is loaded", _REPORT, 3)
 
 
+def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, Any]:
+    """Compare logits of two short prompts before and after growth where the method promises them; elsewhere check that they are finite.
+
+    Returns:
+        `{"max_logit_difference": float}`, or `{"finite_logits": True}`; with `loaded_whole` where transformers computes tensors from the
+        files, so that the model cannot be streamed.
+    """
+    promise, tokens_added = grown.step.promises(), grown.weights.growth.tokens
+    whole = False
+
+    def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal whole
+        with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
+            streamed = Streamed.of(of, skeleton(of.config, device), device)
+            if streamed is not None:
+                return streamed.logits(tokens.to(device))
+            whole = True
+            with torch.no_grad():
+                found: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()
+            return found
+
+    with _runs(grown.id, "the model before growth"):
+        tokens = prompts(skeleton(current.config, device), without=tokens_added)
+    after = logits(model, tokens)
+    finite_logits(after, grown.id)
+    if promise == "no":
+        record: dict[str, Any] = {"finite_logits": True}
+    else:
+        record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
+    return {**record, **({"loaded_whole": True} if whole else {})}
+
+
+@contextmanager
+def _runs(step: str, what: str) -> Iterator[None]:
+    """Tell what transformers cannot build or run as an error of the step. Memory that is used up stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except WorkbenchError as error:
+        if error.exit_code == 3:
+            raise
+        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _OFF, 3) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
+
+
+_OFF = "Report this architecture; `check: off` in the step writes the model all the same."
 _REPORT = "Report this architecture; `check: tensors` or `check: off` in the step writes the model all the same."
 
 

@@ -11,6 +11,7 @@ from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.grow.remap import GrownWeights
+from workbench.grow.streamed import streamed_bytes
 from workbench.layout import Model
 from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod
 from workbench.resolve import Resolved
@@ -181,6 +182,9 @@ def _grow_row(step: GrowMethod, at: int, model: Model, resolved: Resolved, needs
     if step.check != "off":
         row["check"] = step.check
         needs.read += written
+    if step.check != "off" and not step.is_checked():  # logits of two short prompts, both models streamed
+        live.append(_TRANSFORMERS + max(streamed_bytes(m) for m in (model, grown)))
+        needs.read += sum(s.nbytes for m in (model, grown) for s in m.weights.specs.values())
     if step.check == "full":
         live.append(2 * written)  # what was written, loaded by transformers
         needs.seconds += 2 * 2 * after * _CHECKED / _FLOPS_PER_SECOND

@@ -90,7 +90,16 @@ def told(check: Mapping[str, Any]) -> str:
              "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
     parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
     if "max_logit_difference" in check:
-        parts.append(f"logits differ by {check['max_logit_difference']:.2g}, cached generation agrees")
+        parts.append(
+            f"logits differ by {check['max_logit_difference']:.2g}"
+            + (", cached generation agrees" if check.get("same_generation") else "")
+        )
+    elif check.get("finite_logits"):
+        parts.append("logits are finite")
+    if waiting := check.get("at_first_without"):
+        parts.append(
+            f"{len(waiting)} of the new tensors have no gradient at first ({waiting[0]}), until the zeros behind them have learned"
+        )
     if share := check.get("new_token_probability"):
         parts.append(f"new tokens take {100 * share:.2g} % of the probability")
     parts += ["transformers loads it"] if check.get("reloaded") else []

@@ -12,7 +12,7 @@ from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
 _NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", "global_attn_every_n_layers", "full_attention_interval",
-             "moe_layer_freq")  # fmt: skip
+             "moe_layer_freq", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")  # fmt: skip
 # Patterns that transformers reads only where the list beside them is absent.
 _PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
              "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
@@ -46,8 +46,8 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
         for part in TEXT_CONFIGS:
             if isinstance(config.get(part), dict):
                 return {**config, part: reordered(config[part], depth, order, step)}
-    config = _explicit(config, depth)
-    numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1)]
+    config = _all_sparse(_explicit(config, depth), depth)
+    numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
     if numbered:
         raise WorkbenchError(
             f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), which move",
@@ -68,6 +68,14 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo says it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
+
+
+def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    """config.json without a range of mixture layers (ernie4_5_moe) where that range is all layers; -1 stands for the last one."""
+    first, last, step = (config.get(f"moe_layer_{key}") for key in ("start_index", "end_index", "interval"))
+    if last is not None and last in (-1, depth - 1) and first in (None, 0) and step in (None, 1):
+        return {**config, "moe_layer_end_index": -1}
+    return config
 
 
 def _explicit(config: dict[str, Any], depth: int) -> dict[str, Any]:

@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from workbench.conversion import live_names, skeleton
 from workbench.errors import WorkbenchError
+from workbench.grow.norms import is_norm
 from workbench.layout import Model
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 # Leaf of a module -> how many matrices of that kind lie in it, one upon another.
 FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
@@ -60,10 +66,64 @@ class Parts:
         self._modules = dict(self._live.named_modules())
         self.parsed: Any = self._live.config.get_text_config()
 
+    def size(self, field: str) -> Any:
+        """Return a field of the text decoder's configuration as transformers reads it, or None.
+
+        Raises:
+            WorkbenchError: the field differs from layer to layer.
+        """
+        try:
+            return getattr(self.parsed, field, None)
+        except RuntimeError as error:  # transformers has a class of its own for fields that stand for several layers
+            why = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"grow width: {field} is no single number in this config.json ({why[:120]})", "Grow `depth`.", 2
+            ) from None
+
     def kind(self, name: str) -> str:
         """Class of the live module that a tensor belongs to."""
         live = self._names[name]
         return type(self._modules[live[0].rpartition(".")[0]]).__name__ if live else ""
+
+    @cached_property
+    def norms(self) -> dict[str, nn.Module]:
+        """Live name -> module, of everything that normalises its input. Found by running the modules, whatever their classes are called."""
+        kinds: dict[tuple[str, tuple[int, ...]], bool] = {}
+        found: dict[str, nn.Module] = {}
+        for name, module in self._modules.items():
+            if next(module.children(), None) is not None:
+                continue
+            key = (type(module).__name__, tuple(p.numel() for p in module.parameters()))
+            if key not in kinds:
+                kinds[key] = is_norm(module)
+            if kinds[key]:
+                found[name] = module
+        return found
+
+    def is_inside(self, norm: str) -> bool:
+        """Whether a norm lies inside attention or a feed-forward layer, beside their matrices: it does not see the residual stream."""
+        parent = self._modules[norm.rpartition(".")[0]]
+        return any(
+            leaf in (*QUERIES, *KEYS, *FFN_IN, *WRITERS, "qkv_proj", "query_key_value") for leaf, _ in parent.named_children()
+        )
+
+    def norm_of(self, name: str) -> str | None:
+        """Live name of the norm that a tensor on disk belongs to; None if it belongs to something else."""
+        live = self._names[name]
+        owner = live[0].rpartition(".")[0] if live else ""
+        return owner if owner in self.norms else None
+
+    def width_factors(self, wider: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+        """Numbers that the model multiplies with and that change with the width: (module and attribute, now, with the wider config.json)."""
+        other = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
+        found = []
+        for name, module in self._modules.items():
+            theirs = vars(other[name]) if name in other else {}
+            for key, value in vars(module).items():
+                now, then = value, theirs.get(key, value)
+                if isinstance(now, float) and isinstance(then, float) and now != then and "eps" not in key:
+                    found.append((f"{name}.{key}".lstrip("."), now, then))
+        return found
 
     def linear(self, weight: str) -> Linear:
         """A matrix by its weight's name."""
@@ -88,6 +148,25 @@ class Parts:
             )
         return found, self.linear(out)
 
+    def ffn_norms(self, layer: int) -> list[str]:
+        """Tensors of norms between a layer's neurons and the matrix out of them."""
+        parent = self.model.layout.mlp_out(layer).removesuffix(".weight").rpartition(".")[0]
+        own = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
+        inside = [n for n in own if n.rpartition(".")[0].rpartition(".")[0] == parent]
+        return sorted(n for n in inside if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer)))
+
+    def head_norms(self, head: int) -> list[str]:
+        """Tensors of norms inside attention that see more than one head of `head` channels."""
+        outs = [
+            self.model.layout.attention_out(i).removesuffix(".weight").rpartition(".")[0] for i in range(self.model.layout.depth)
+        ]
+        return [
+            name
+            for name in self.specs
+            if (_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
+            and self.specs[name].numel > head
+        ]
+
     def attention(self, layer: int) -> tuple[dict[str, Linear], Linear]:
         """A layer's separate matrices of queries, keys and values, and the one behind them."""
         out = self.linear(self.model.layout.attention_out(layer))
@@ -104,6 +183,11 @@ class Parts:
         return (cols, rows) if linear.transposed else (rows, cols)
 
 
+def _leaf(name: str) -> str:
+    """Last part of the name of the module that a tensor belongs to."""
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of config.json that describes the text decoder."""
     nested = config.get("text_config")
@@ -118,15 +202,29 @@ def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
     return {**config, **changes}
 
 
-def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
-    """Errors: a tensor that transformers would build in another shape from this config.json."""
+def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
+    """Return the model without weights of a config.json. Raises WorkbenchError: transformers builds none of these sizes."""
     try:
-        model = skeleton(json.dumps(config, sort_keys=True))
-    except (ValueError, WorkbenchError) as error:
+        return skeleton(json.dumps(dict(config), sort_keys=True))
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        WorkbenchError,
+    ) as error:
         why = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
         raise WorkbenchError(
             f"grow {step}: transformers builds no model of these sizes ({why[:300]})", "Choose sizes that it takes.", 2
         ) from None
+
+
+def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
+    """Errors: a tensor that transformers would build in another shape from this config.json."""
+    model = check_builds(config, step)
     live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name, places in live_names(config, specs).items():
         for place in places:

@@ -20,6 +20,7 @@ TOKENS = 24
 NEW_TOKENS = 12
 TOLERANCES = {"exact": 1e-6, "approximate": 1e-5}
 """Largest difference of two logits in float32, as a share of the largest logit if that is above 1."""
+_REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
 _STEP = 0.05
 """Of the gradient step after which everything that was added has to have a gradient; the first one may stop at a factor of zeros."""
 
@@ -62,27 +63,57 @@ def preserved(
 
     Errors: logits differ by more than the tolerance, or a generated token does (exit code 3).
     """
-    tokens = _tokens(before, seed, new_tokens)
-    vocabulary = before.config.get_text_config().vocab_size
-    added = list(new_tokens)
-    kept = torch.ones(vocabulary, dtype=torch.bool)
-    kept[[i for i in added if i < vocabulary]] = False
-    logits = after(tokens).logits.float()
-    old, new = (found[..., :vocabulary][..., kept.to(found.device)] for found in (before(tokens).logits.float(), logits))
-    difference = float((old - new).abs().max())
+    tokens = prompts(before, seed, new_tokens)
+    vocabulary, added = before.config.get_text_config().vocab_size, list(new_tokens)
+    old, new = before(tokens).logits.float(), after(tokens).logits.float()
     same = torch.equal(_generated(before, tokens, [i for i in added if i < vocabulary]), _generated(after, tokens, added))
-    if not difference <= tolerance * max(1.0, float(old.abs().max())) or not same:
+    found = same_logits(old, new, tolerance, step, new_tokens, f", generation {'agrees' if same else 'differs'}", same)
+    return {"max_logit_difference": found.pop("max_logit_difference"), "same_generation": same, **found}
+
+
+def same_logits(
+    old: Tensor, new: Tensor, tolerance: float, step: str, new_tokens: Sequence[int] = (), told: str = "", agrees: bool = True
+) -> dict[str, Any]:
+    """Compare logits of the old vocabulary before growth with those after it.
+
+    Args:
+        old, new: [rows, tokens, vocabulary] in float32.
+        tolerance: Largest difference, as a share of the largest old logit if that is above 1.
+        step: Id of the step, for errors.
+        new_tokens: Rows of the grown vocabulary that are not compared.
+        told: What else an error says.
+        agrees: Whether everything else that was compared agrees.
+
+    Returns:
+        `{"max_logit_difference": float}`; with new tokens also `new_token_probability`.
+
+    Raises:
+        WorkbenchError: the logits differ by more, or something else does (exit code 3).
+    """
+    vocabulary, added = old.shape[-1], list(new_tokens)
+    kept = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
+    kept[[i for i in added if i < vocabulary]] = False
+    if new.shape[-1] < vocabulary:
         raise WorkbenchError(
-            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}, "
-            f"generation {'agrees' if same else 'differs'})",
-            "Report this architecture; `check: off` in the step writes the model all the same.",
-            3,
+            f"step {step}: the grown model has {new.shape[-1]} logits, the one before growth {vocabulary}", _REPORT, 3
         )
-    share = {"new_token_probability": float(logits.softmax(-1)[..., added].sum(-1).mean())} if added else {}
-    return {"max_logit_difference": difference, "same_generation": same, **share}
+    one, other = old[..., kept], new[..., :vocabulary][..., kept]
+    difference = float((one - other).abs().max())
+    if not difference <= tolerance * max(1.0, float(one.abs().max())) or not agrees:
+        raise WorkbenchError(
+            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}{told})", _REPORT, 3
+        )
+    share = {"new_token_probability": float(new.softmax(-1)[..., added].sum(-1).mean())} if added else {}
+    return {"max_logit_difference": difference, **share}
 
 
-def _tokens(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) -> Tensor:
+def finite_logits(found: Tensor, step: str) -> None:
+    """Check the logits of a model that does not promise those of the one before it. Raises WorkbenchError: NaN or Inf (exit code 3)."""
+    if not bool(torch.isfinite(found).all()):
+        raise WorkbenchError(f"step {step}: the grown model gives NaN or infinite logits", _REPORT, 3)
+
+
+def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) -> Tensor:
     """Random tokens [2, TOKENS] of the vocabulary."""
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
@@ -90,13 +121,13 @@ def _tokens(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
     if without:
         old = torch.tensor(sorted(set(range(vocabulary)) - set(without)))
         drawn = old[drawn % len(old)]
-    return drawn.to(model.device)
+    return drawn if model.device.type == "meta" else drawn.to(model.device)
 
 
 @torch.no_grad()
 def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Logits of random tokens, and tokens generated greedily with a KV cache."""
-    tokens = _tokens(model)
+    tokens = prompts(model)
     return model(tokens).logits, _generated(model, tokens, [])
 
 
@@ -109,21 +140,28 @@ def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) ->
 
 
 def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str) -> dict[str, Any]:
-    """Whether everything that growth has added has a gradient, at once or after one step, as the method says.
+    """Check that everything that growth has added can learn: it has a gradient at once, or after one step, as the method says.
+
+    A tensor behind a factor of zeros (`W_o = 0`) has no gradient at the start. The zeros get one first, are moved by it, and pass a
+    gradient on from then on. Where both factors are zeros, nothing moves, and that is an error.
 
     Returns:
-        `{"gradient": {"now": N, "after_one_step": M}}`: tensors with additions that have one; `{}` where nothing was added.
+        `{"gradient": {"now": N, "after_one_step": M}}`: tensors with additions that have one; where some have none at the start, their
+        names as `at_first_without`. `{}` where nothing was added.
 
-    Errors: one that has none when the method says it has (exit code 3).
+    Raises:
+        WorkbenchError: a tensor has no gradient when the method says that it has one (exit code 3).
     """
     growth = weights.growth
-    if method.learns == "when_selected" or not (added := new_elements(model, weights, growth.config)):
+    learns = method.learning()
+    if learns == "when_selected" or not (added := new_elements(model, weights, growth.config)):
         return {}
     parameters = dict(model.named_parameters())
-    tokens = _tokens(model, 1, growth.tokens)
+    tokens = prompts(model, 1, growth.tokens)
     if shown := list(growth.tokens[: TOKENS // 2]):  # embeddings learn from texts that have the token
         tokens[:, : len(shown)] = torch.tensor(shown)
     counts: dict[str, int] = {}
+    waiting: list[str] = []
     dead: list[str] = []
     for when in ("now", "after_one_step"):
         model.zero_grad()
@@ -131,18 +169,18 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
             model(tokens, labels=tokens).loss.backward()
         dead = [name for name, mask in added.items() if not _alive(parameters[name].grad, mask)]
         counts[when] = len(added) - len(dead)
-        if when == "now" and dead and method.learns == "after_one_step":
+        if when == "now" and dead and learns == "after_one_step":
+            waiting = dead
             _learn(parameters, added)
-        elif not dead or method.learns == "now":
+        elif not dead or learns == "now":
             break
     model.zero_grad()
     if dead:
         raise WorkbenchError(
-            f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), and could not be trained",
-            "Report this architecture; `check: off` in the step writes the model all the same.",
-            3,
-        )
-    return {"gradient": counts}
+            f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), "
+            f"{'also after one step of the others, ' if waiting else ''}and could not be trained",
+            _REPORT, 3)  # fmt: skip
+    return {"gradient": counts, **({"at_first_without": waiting} if waiting else {})}
 
 
 def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:

@@ -11,7 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.fields import Real, Strict, Whole
 from workbench.grow.layers import in_order, reordered
 from workbench.layout import Model
-from workbench.registry import GrowMethod, Grown, Growth, Preserves, register
+from workbench.registry import GrowMethod, Grown, Growth, Learns, Preserves, register
 
 
 class Slice(Strict):
@@ -55,6 +55,11 @@ class Stack(GrowMethod):
                 + ("none" if self.slices is None else "both")
             )
         return self
+
+    def learning(self) -> Learns:
+        """After one step where a factor is 0, as in LLaMA Pro's files: such tensors get a gradient first, those behind them later."""
+        zero = any(factor == 0 for s in self.slices or () for factor in s.scale.values())
+        return "after_one_step" if zero else self.learns
 
     def places(self, depth: int) -> list[tuple[int, dict[str, float]]]:
         """For each new layer the old one, and its factors. Errors: out of range."""

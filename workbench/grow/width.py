@@ -11,7 +11,20 @@ from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError
 from workbench.fields import Whole
-from workbench.grow.parts import EMBEDDINGS, HEAD_NORMS, KEYS, NEURONS, READERS, WRITERS, Linear, Parts, check_shapes, with_text
+from workbench.grow.norms import rms_norm
+from workbench.grow.parts import (
+    EMBEDDINGS,
+    HEAD_NORMS,
+    KEYS,
+    NEURONS,
+    READERS,
+    WRITERS,
+    Linear,
+    Parts,
+    check_builds,
+    check_shapes,
+    with_text,
+)
 from workbench.layout import Model
 from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 
@@ -98,6 +111,12 @@ class _Plan:
             )
         self.config[key] = count
         self.record["neurons"] = [before, count]
+        if inner := [n for i in range(self.parts.model.layout.depth) for n in self.parts.ffn_norms(i)]:
+            raise WorkbenchError(
+                f"grow width: {inner[0]} normalises the neurons: more of them would change those that are there",
+                "Grow `hidden` or `depth`.",
+                2,
+            )
         into, out = _copies(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
         for readers, writer in layers:
             for reader in readers:
@@ -107,10 +126,10 @@ class _Plan:
 
     def heads(self, count: int) -> None:
         """Every layer has `count` key-value heads and as many groups of query heads."""
-        parsed = self.parts.parsed
-        queries = int(parsed.num_attention_heads)
-        groups = int(getattr(parsed, "num_key_value_heads", None) or queries)
-        head = int(getattr(parsed, "head_dim", None) or parsed.hidden_size // queries)
+        size = self.parts.size
+        queries = int(size("num_attention_heads") or 0)
+        groups = int(size("num_key_value_heads") or queries)
+        head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
         _larger("key_value_heads", groups, count)
         for layer in range(self.parts.model.layout.depth):
             inner, out = self.parts.attention(layer)
@@ -118,7 +137,7 @@ class _Plan:
                 each = head if name in KEYS else head * (queries // groups)
                 self._outputs(matrix, Axis.padded(each * groups, each * count), std=self.std)
             self._inputs(out, Axis.padded(head * queries, head * (queries // groups) * count))
-        if wide := [n for n in self.parts.specs if _leaf(n) in HEAD_NORMS and self.parts.specs[n].numel > head]:
+        if wide := self.parts.head_norms(head):
             raise WorkbenchError(
                 f"grow width: {wide[0]} normalises all heads together: more heads would change those that are there", None, 2
             )
@@ -129,26 +148,19 @@ class _Plan:
 
     def hidden(self, count: int) -> None:
         """The residual stream has `count` channels."""
-        parts, parsed = self.parts, self.parts.parsed
-        before = int(parsed.hidden_size)
+        parts = self.parts
+        before = int(parts.size("hidden_size") or 0)
+        head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or before))
         _larger("hidden", before, count)
-        eps = getattr(parsed, "rms_norm_eps", None)
-        if eps is None or str(parsed.model_type).startswith("gemma"):
-            why = (
-                "scales its embeddings by the width"
-                if eps is not None
-                else "has no RMS norms (rms_norm_eps), and a mean over more channels is another one"
-            )
-            raise WorkbenchError(
-                f"grow width: `hidden` does not go with model_type {parsed.model_type}: it {why}", "Grow `neurons` or `depth`.", 2
-            )
+        self._check_norms(before, count, head)
+        eps = float(parts.size("rms_norm_eps") or 0)
         wider, share = Axis.padded(before, count), before / count
-        normed = {leaf[0] for name in parts.specs if (leaf := _leaf(name)) in HEAD_NORMS and "RMSNorm" in parts.kind(name)}
+        normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
         for name in parts.specs:
             leaf = _leaf(name)
             if leaf in HEAD_NORMS:
                 continue
-            if "RMSNorm" in parts.kind(name):
+            if parts.norm_of(name):
                 self._change(name, rows=wider, scale=math.sqrt(share), value=1.0)
             elif leaf in EMBEDDINGS:
                 self._change(name, cols=wider)
@@ -160,9 +172,54 @@ class _Plan:
                 self._outputs(parts.linear(name), wider)
             elif not (name.endswith(".bias") and leaf in (*READERS, *WRITERS)):
                 raise WorkbenchError(f"grow width: {name} is no part that `hidden` knows", "Report this architecture.", 2)
-        head = getattr(parsed, "head_dim", None) or before // int(parsed.num_attention_heads)
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
         self.record["hidden"] = [before, count]
+
+    def _check_norms(self, before: int, count: int, head_dim: int) -> None:
+        """Refuse a model whose norms, or factors that depend on the width, do not allow more channels.
+
+        Norms are judged by what they compute on numbers (`norms.py`): an RMS norm with a weight of its own and config.json's epsilon gives
+        the old channels what they had, once weight and epsilon are rescaled.
+        """
+        parts, kind = self.parts, self.parts.parsed.model_type
+        eps = parts.size("rms_norm_eps")
+
+        def refuse(why: str) -> WorkbenchError:
+            return WorkbenchError(
+                f"grow width: `hidden` does not go with model_type {kind}: it {why}", "Grow `neurons` or `depth`.", 2
+            )
+
+        if eps is None:
+            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels is another one")
+        wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": head_dim})
+        check_builds(wider, "width")
+        if factors := parts.width_factors(wider):
+            name, now, then = factors[0]
+            what = "its embeddings" if "embed" in name else "something"
+            raise refuse(f"scales {what} by the width ({name} is {now:g} with {before} channels and {then:g} with {count})")
+        for name, module in parts.norms.items():
+            norm = rms_norm(module)
+            if name.rpartition(".")[2] in HEAD_NORMS:
+                if norm is None or not _same_epsilon(norm.eps, eps):
+                    what = (
+                        "that are no RMS norms"
+                        if norm is None
+                        else f"with an epsilon of their own ({norm.eps:g}, rms_norm_eps: {eps:g})"
+                    )
+                    raise refuse(f"has norms of queries and keys {what} ({name})")
+                continue
+            if parts.is_inside(name):
+                raise refuse(f"has a norm inside its layers that does not see the residual stream ({name})")
+            if norm is None:
+                raise refuse(f"has norms that are no RMS norms ({name}), and a mean over more channels is another one")
+            if not norm.has_weight:
+                raise refuse(f"has a norm without a weight ({name}), whose output growth cannot rescale")
+            if norm.offset or norm.has_bias:
+                raise refuse(
+                    f"has a norm with {'a bias' if norm.has_bias else 'the gain 1 + weight'} ({name}), which growth does not rescale"
+                )
+            if not _same_epsilon(norm.eps, eps):
+                raise refuse(f"has a norm with an epsilon of its own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})")
 
     def _outputs(self, linear: Linear, axis: Axis, std: float = 0.0) -> None:
         """Other outputs of a matrix, and of its bias."""
@@ -186,6 +243,10 @@ def _copies(before: int, count: int) -> tuple[Axis, Axis]:
     number = np.arange(count) // before + 1  # the first place of a neuron has 1, its first copy 2
     total = np.bincount(index, weights=number, minlength=before)
     return Axis(index), Axis(index, (number / total[index]).astype(np.float32))
+
+
+def _same_epsilon(found: float, said: float) -> bool:
+    return abs(found - said) <= 0.02 * max(found, said) + 1e-10
 
 
 def _larger(field: str, before: int, count: int) -> None:

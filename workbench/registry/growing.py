@@ -47,8 +47,10 @@ class GrowMethod(BrickStep):
     """Draws random numbers: the recipe's seed is part of the step's key."""
 
     check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_said)] = "full"
-    """At `run`. full: logits, cached generation and gradients beside those of the model before growth, which takes both in memory in float32;
-    then that transformers loads what was written, and `tensors`: that all old elements lie in the files bit for bit, which streams."""
+    """What `run` checks. tensors: config.json and the tensors agree; on two short prompts the grown model gives the logits of the model before
+    it, where the method promises that, with one decoder layer or the embeddings in memory at a time; all old elements lie in the files
+    bit for bit. full: that, and logits of longer prompts, cached generation, gradients, and the files as transformers loads them, which takes
+    both models in memory in float32. off: nothing."""
 
     train: NewTraining | None = None
     """Train what the step has added, and nothing else: {data: FILE, steps: 100}."""
@@ -104,9 +106,13 @@ class GrowMethod(BrickStep):
         """What holds with these fields."""
         return self.preserves
 
+    def learning(self) -> Learns:
+        """When everything that the step adds has a gradient, with these fields."""
+        return self.learns
+
     def is_checked(self) -> bool:
         """Whether live models are compared: the method promises something of them, and it is wanted."""
-        return self.check == "full" and (self.promises() != "no" or self.learns != "when_selected")
+        return self.check == "full" and (self.promises() != "no" or self.learning() != "when_selected")
 
     def expand(self, model: Model) -> Growth:
         """Plan the growth from names, shapes and configuration alone."""

@@ -1,0 +1,109 @@
+"""What the norms of a model compute, found by running them on numbers: their class names say little about it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_ROWS = 4
+_TOLERANCE = 1e-3
+_BUILDING = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm that divides by the root mean square of its input: y = x / sqrt(mean(x²) + eps) * (offset + weight) + bias.
+
+    Attributes:
+        offset: What is added to the stored weight: 0, or 1 where the weight is stored as the difference from 1.
+        eps: The epsilon that the module uses.
+        has_weight: Whether it has a weight at all; without one there is no gain that growth could rescale.
+        has_bias: Whether it adds a bias.
+    """
+
+    offset: int
+    eps: float
+    has_weight: bool
+    has_bias: bool
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module looks like a norm: it has no submodules, at most vectors, and divides its input by its size.
+
+    The module is run on random numbers and on a multiple of them: a norm gives nearly the same for both.
+    """
+    if any(True for _ in module.children()) or any(p.dim() != 1 for p in module.parameters()):
+        return False
+    size = _size(module)
+    if size is None:
+        return False
+    x = torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(0))
+    small, large = _run(module, x), _run(module, 50 * x)
+    if small is None or large is None or small.shape != x.shape:
+        return False
+    varies = float((small - small.mean(0)).abs().max()) > _TOLERANCE
+    return varies and bool(torch.allclose(small, large, rtol=1e-2, atol=1e-2))
+
+
+def rms_norm(module: nn.Module) -> Norm | None:
+    """Return what a norm computes, or None if it is no RMS norm: it subtracts a mean, or does something else."""
+    size = _size(module)
+    if size is None:
+        return None
+    x = torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(1)) + 0.5  # the mean is not 0
+    y = _run(module, x)
+    if y is None or y.shape != x.shape:
+        return None
+    parameters = dict(module.named_parameters())
+    weight, bias = (_values(name, size) if name in parameters else None for name in ("weight", "bias"))
+    if set(parameters) - {"weight", "bias"}:
+        return None
+    y = y - bias if bias is not None else y
+    for offset in (0, 1) if weight is not None else (0,):
+        gain = offset + weight if weight is not None else torch.ones(size)
+        plain = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
+        if torch.allclose(y, plain, rtol=_TOLERANCE, atol=_TOLERANCE):
+            return Norm(offset, _epsilon(module, gain, bias), weight is not None, bias is not None)
+    return None
+
+
+def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
+    """Return the epsilon, from an input so small that it counts: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
+    x = torch.full((1, len(gain)), 1e-4)
+    y = _run(module, x)
+    assert y is not None, "the module has just been run"
+    y = y - bias if bias is not None else y
+    return float(((x * gain / y).double().square() - x.double().square().mean()).median())
+
+
+def _size(module: nn.Module) -> int | None:
+    """Return how many channels a norm sees, or None if it does not say so."""
+    for parameter in module.parameters():
+        return int(parameter.numel())
+    for key in ("hidden_size", "normalized_shape", "dim", "size"):
+        value = getattr(module, key, None)
+        value = value[-1] if isinstance(value, (tuple, list)) and value else value
+        if isinstance(value, int) and value > 0:
+            return value
+    return 32 if type(module) is not nn.Identity else None  # without weights and sizes: any number of channels will do
+
+
+def _values(name: str, size: int) -> Tensor:
+    """Return values for a weight or a bias that no norm has by itself, none of them near 0 or 1 on the whole."""
+    return torch.linspace(0.3, 0.9, size) if name == "weight" else torch.linspace(-0.2, 0.4, size)
+
+
+@torch.no_grad()
+def _run(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return a copy's output on x, with known weights; None if it does not take such an input."""
+    try:
+        probe = copy.deepcopy(module).to_empty(device="cpu").float().eval()
+        for name, parameter in probe.named_parameters():
+            parameter.copy_(_values(name.rpartition(".")[2], parameter.numel()))
+        found = probe(x)
+    except _BUILDING:
+        return None
+    return found.float() if isinstance(found, Tensor) and found.is_floating_point() else None
