@@ -14,7 +14,8 @@ from torch import Tensor
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
-from workbench.merge.stream import MergedWeights, WeightsDelta
+from workbench.merge.difference import WeightsDelta
+from workbench.merge.stream import MergedWeights
 from workbench.merge.trim import joint_trims, keep_count, trims
 from workbench.registry import MergeMethod, methods
 from workbench.weights.sparse import Rows, Selection, select

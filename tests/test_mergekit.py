@@ -18,7 +18,8 @@ from workbench.layout import Model
 from workbench.merge.bridge import METHODS
 from workbench.merge.bridge_api import seed_of
 from workbench.merge.bridge_table import KNOWN
-from workbench.merge.stream import MergedWeights, WeightsDelta
+from workbench.merge.difference import WeightsDelta
+from workbench.merge.stream import MergedWeights
 from workbench.registry import methods
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import load

@@ -23,6 +23,7 @@ from workbench.layout import Model
 from workbench.stored import is_head, tidy
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.weights.identity import WatchedFiles
 from workbench.weights.specs import NAMES, TensorSpec, Weights
 from workbench.weights.tied import with_head_of
 
@@ -147,7 +148,7 @@ class Brick:
         return stamp(self.checkpoint.entries)
 
     def fingerprint(self, cache: Path) -> str:
-        """A key of its content that orders bricks and seeds masks; a checkpoint is sampled for it, not read."""
+        """A key that bricks are sorted by; a checkpoint is sampled for it, not read, so that other content may have the same key."""
         return self.digest(cache) if self.kind == "adapter" else fingerprint(self.checkpoint.entries)
 
     def licence(self) -> str | None:
@@ -376,9 +377,10 @@ def _readme_header(path: Path) -> dict[str, str]:
     return {k: str(v) for k, v in header.items() if isinstance(v, (str, int, float))} if isinstance(header, dict) else {}
 
 
-def vocabulary_digest(path: Path) -> str | None:
-    """Digest of the vocabulary and its merges, from tokenizer.json; None where there is no such file."""
+def vocabulary_digest(path: Path, watched: WatchedFiles | None = None) -> str | None:
+    """Digest of the vocabulary and its merges, from tokenizer.json; None where there is no such file. `watched` notes the file."""
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
-    return json_digest(json.loads(file.read_text("utf-8")).get("model"))
+    data = watched.read(file) if watched else file.read_bytes()
+    return json_digest(json.loads(data.decode("utf-8")).get("model"))

@@ -19,8 +19,9 @@ from workbench.growth import GrownStep, grow
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
 from workbench.memories import SavedMemory, solve_memory
+from workbench.merge.difference import WeightsDelta
 from workbench.merge.rows import AlignedDeltas
-from workbench.merge.stream import Deltas, MergedWeights, WeightsDelta
+from workbench.merge.stream import Deltas, MergedWeights
 from workbench.recipe import Recipe
 from workbench.registry import (
     EditMethod,
@@ -115,8 +116,9 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             }
             found = measure(resolved, step, step_id, bricks, device, events)
             merged = MergedWeights(
-                current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value, resolved.memo
-            )
+                current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value, resolved.memo,
+                contents=lambda: resolved.digests,
+            )  # fmt: skip
             check_reach(merged, bricks, resolved.base, recipe, i)
             if not merged.merged:
                 raise recipe.error(

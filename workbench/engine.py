@@ -121,7 +121,12 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    _record_inputs(resolved, record)
+    try:
+        resolved.check_inputs()
+        _record_inputs(resolved, record)
+    except WorkbenchError as error:
+        run.write({**record, "status": "failed", "error": error.message})
+        raise
     record |= {"steps": _steps(resolved, composition, checks), "output": output}
     _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
     if form != "adapter":
@@ -274,6 +279,7 @@ def configuration_digest(
         composition = compose(resolved, device, events)
         model = composition.model
         tensors = compute(model, resolved.dtype, device)
+    resolved.check_inputs()
     digests = {name: tensor_digest(t) for name, t in tensors.items()}
     digest = with_memory(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
     remember_digest(resolved, digest, device)

@@ -117,4 +117,6 @@ def _measure(
 
     tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_at(at), trust_remote_code=False)
     place = resolved.cache / "gates" / f"{resolved.keys[at]}.safetensors"
-    return step.measure(current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress))
+    return step.measure(
+        current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)
+    )

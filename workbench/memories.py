@@ -169,6 +169,7 @@ def solve_memory(
         write_json(partial / RECORD, {
             "format": 1, "method": step.name, "method_version": step.version, "step": dump_step(step), "settings": memory.settings,
             "seed": context.seed, "base": resolved.base_digest, "solved_on": solved_on, "record": memory.record}, indent=2)  # fmt: skip
+        resolved.check_inputs()
         if not place.exists():
             partial.rename(place)
     return place

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,8 @@ from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.weights.checkpoint import Checkpoint, is_stand_in
-from workbench.weights.digests import digests_known, file_digest, json_digest, stamp
+from workbench.weights.digests import bytes_digest, digests_known, json_digest, stamp
+from workbench.weights.identity import WatchedFiles, check_unchanged
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Resolved:
         memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
         tokenizers: Directory with the tokenizer after each step, where steps change it; empty: as the base's or the `tokenizer` block's.
         memo: What compositions of the same base and bricks keep for each other, in a search.
+        watched: The small input files whose digests are part of the keys.
     """
 
     recipe: Recipe
@@ -70,6 +73,7 @@ class Resolved:
     memory: MemoryAt | None = None
     tokenizers: tuple[Path, ...] = ()
     memo: Memo | None = field(default=None, compare=False, repr=False)
+    watched: WatchedFiles = field(default_factory=WatchedFiles, compare=False, repr=False)
 
     @cached_property
     def downloads(self) -> list[Download]:
@@ -127,11 +131,12 @@ class Resolved:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Brick name -> a key of its content that costs a sample: it orders bricks and seeds random masks."""
-        return {
-            n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
-            for n, b in self.bricks.items()
-        }  # fmt: skip
+        """Brick name -> the key that bricks are sorted by. It costs a sample; bricks with equal samples are told apart by their content."""
+        return told_apart(
+            {n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
+             for n, b in self.bricks.items()},
+            lambda name: _content(self.bricks[name], self.cache),
+        )  # fmt: skip
 
     @property
     def known(self) -> bool:
@@ -176,25 +181,47 @@ class Resolved:
                 parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
                 parts += [self.recipe.fields.seed] if step.laws.random else []
                 if files := step.inputs():
-                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(0))]
+                    parts += [[self._file(f) for f in files], self._vocabulary_at(0)]
             elif isinstance(step, GrowMethod):
                 parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
                 parts += [self.recipe.fields.seed] if step.random else []
                 parts += [step.binding()] if step.binding() is not None else []
                 if (files := step.inputs()) or step.measures():
-                    parts += [[file_digest(self.recipe.project / f) for f in files], vocabulary_digest(self.tokenizer_at(i))]
+                    parts += [[self._file(f) for f in files], self._vocabulary_at(i)]
                 if step.train:
-                    parts.append([file_digest(self.recipe.project / f) for f in step.train.inputs()])
-                    parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i + 1)), step.train.version])
+                    parts.append([self._file(f) for f in step.train.inputs()])
+                    parts.append([self.recipe.fields.seed, self._vocabulary_at(i + 1), step.train.version])
             elif isinstance(step, TrainMethod):
                 parts.append([[name, bricks[name]] for name in step.names() or ()])
-                parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, step.id, vocabulary_digest(self.tokenizer_at(i))])
+                parts.append([self._file(f) for f in step.inputs()])
+                parts.append([self.recipe.fields.seed, step.id, self._vocabulary_at(i)])
             elif isinstance(step, (EditMethod, MemoryMethod)):
-                parts.append([file_digest(self.recipe.project / f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, vocabulary_digest(self.tokenizer_at(i))])
+                parts.append([self._file(f) for f in step.inputs()])
+                parts.append([self.recipe.fields.seed, self._vocabulary_at(i)])
             keys.append(json_digest(parts))
         return keys
+
+    def _file(self, name: str) -> str:
+        """Digest of an input file of a step, which is watched from then on."""
+        return bytes_digest(self.watched.read(self.recipe.project / name))
+
+    def _vocabulary_at(self, steps: int) -> str | None:
+        """Digest of the vocabulary after the first steps; its file is watched from then on."""
+        return vocabulary_digest(self.tokenizer_at(steps), self.watched)
+
+    def check_inputs(self) -> None:
+        """Raise InputChangedError if an input is no longer the one that the keys were made from: to be called before results are kept."""
+        self.watched.check()
+        files = {entry.file: entry.identity for entry in self.checkpoint.entries.values()}
+        for brick in self.bricks.values():
+            if isinstance(brick, Resolved):
+                brick.check_inputs()
+            else:
+                files |= {
+                    e.file: e.identity for e in (brick.adapter if brick.kind == "adapter" else brick.checkpoint).entries.values()
+                }
+        for file, identity in files.items():
+            check_unchanged(file, identity, file)
 
     def state(self, steps: int) -> str:
         """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
@@ -235,6 +262,12 @@ class Resolved:
         """Bricks that merge and grow steps use, in the recipe's order."""
         used = {n for s in self.recipe.steps if isinstance(s, BrickStep) for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
+
+
+def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
+    """Sort keys with the digest of the content appended where several bricks have the same key."""
+    counts = Counter(keys.values())
+    return {name: key if counts[key] == 1 else f"{key}-{content(name)}" for name, key in keys.items()}
 
 
 def _content(brick: Brick | Resolved, cache: Path) -> str:
@@ -303,11 +336,12 @@ def _aligned(resolved: Resolved) -> Vocabulary:
     """The output's vocabulary, as the recipe's `tokenizer` block says."""
     block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
     assert block is not None
-    members = [
-        Member(n, b.path, b.stamp(cache) if b.headers_only else b.fingerprint(cache), *rows_of(b, base))
-        for n, b in resolved.bricks.items()
-        if isinstance(b, Brick)
-    ]
+    bricks = {n: b for n, b in resolved.bricks.items() if isinstance(b, Brick)}
+    sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
+    keys = told_apart(
+        sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
+    )
+    members = [Member(n, b.path, keys[n], *rows_of(b, base)) for n, b in bricks.items()]
     found = align(
         block, Member("base", resolved.base_path, "", base.weights, base.config), members, resolved.recipe.project, cache
     )

@@ -97,6 +97,7 @@ def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
         partial = Path(folder) / "edit"
         write_edit(edit, step, partial, on)
+        resolved.check_inputs()
         if not place.exists():
             partial.rename(place)
     return place

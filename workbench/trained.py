@@ -75,6 +75,7 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     write_card(working, BrickCard(
         version=1, name=step_id.replace("_", "-"), kind=kind, files=CHECKPOINT if whole else ".", digest=made.digest(None),
         base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record), made_by="workbench run", record="recipe.yaml")  # fmt: skip
+    resolved.check_inputs()
     shutil.rmtree(place, ignore_errors=True)  # without a card: of no use
     working.rename(place)
     return place
@@ -162,6 +163,7 @@ def train_new(
         live.save_pretrained(folder)
         saved = Aligned(Checkpoint(Path(folder), "trained"), weights.specs, config)
         tensors = {n: load(saved, n, torch.float32).reshape(weights.specs[n].shape) for n in names}
+    resolved.check_inputs()
     save_file(tensors, place)
     write_json(place.with_suffix(".json"), record)
     return tensors, record

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
+from workbench.weights.identity import unchanged
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Stored:
         """Rows start..stop of its row view, [stop - start, cols] float32. Errors: NaN and infinities, a file that ends early."""
         spec = self.entry.spec
         width = spec.cols * spec.dtype.itemsize
-        with self.entry.file.open("rb") as stream:
+        with unchanged(self.entry.file, self.entry.identity) as stream:
             stream.seek(self.entry.offset + start * width)
             raw = bytearray(stream.read((stop - start) * width))
         if len(raw) != (stop - start) * width:
@@ -54,8 +55,9 @@ class Stored:
         """Columns first, first + step, … of its row view, float32; only they are converted. Errors: NaN and infinities."""
         spec = self.entry.spec
         size = spec.dtype.itemsize
-        mapped = np.memmap(self.entry.file, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
-        chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
+        with unchanged(self.entry.file, self.entry.identity) as stream:
+            mapped = np.memmap(stream, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
+            chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
         value = chosen.view(spec.dtype).view(spec.rows, -1).float()
         self._check(value, 0, first, step)
         return value

@@ -172,6 +172,7 @@ def kept_gates(context: GrowContext) -> Gates | None:
 def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
     """Keep what was measured for the next call."""
     gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
+    context.check_inputs()
     context.cache.parent.mkdir(parents=True, exist_ok=True)
     save_file(gates, context.cache)
     write_json(context.cache.with_suffix(".json"), record)

@@ -20,6 +20,7 @@ from workbench.merge.least_squares import not_negative
 from workbench.prompts import encode_pair
 from workbench.registry import MergeContext, MergeMethod
 from workbench.weights.digests import file_digest, json_digest
+from workbench.weights.identity import unchanged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -195,7 +196,7 @@ class Calibrated(MergeMethod):
         file = self.file(brick)
         assert file is not None
         longest = longest_row(context.base.config, self.max_length)
-        rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)
-        return rows, json_digest(
-            [type(self).version, context.keys[brick], file_digest(context.project / file), self.samples, longest]
-        )
+        with unchanged(context.project / file):  # the texts that are read are those that the key is made of
+            rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)
+            content = file_digest(context.project / file)
+        return rows, json_digest([type(self).version, context.keys[brick], content, self.samples, longest])

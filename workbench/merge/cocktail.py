@@ -15,6 +15,7 @@ from workbench.layout import Model
 from workbench.merge.calibration import Row, encode, log_likelihood, longest_row, read_texts
 from workbench.registry import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
 from workbench.weights.digests import file_digest, json_digest, read_json, write_json
+from workbench.weights.identity import unchanged
 
 BASE = ""
 
@@ -56,9 +57,10 @@ class Cocktail(MergeMethod):
     def measure(self, context: MergeContext) -> Measured:
         """Each model's loss on the examples, the models one after the other."""
         longest = longest_row(context.base.config, self.max_length)
-        rows = encode(read_texts(context.project / self.examples, self.examples), context.tokenizer, longest)
+        with unchanged(context.project / self.examples):  # the examples that are read are those that the key is made of
+            rows = encode(read_texts(context.project / self.examples, self.examples), context.tokenizer, longest)
+            data = file_digest(context.project / self.examples)
         names = [*context.bricks, *([BASE] if self.include_base else [])]
-        data = file_digest(context.project / self.examples)
         losses = {}
         for i, name in enumerate(names):
             context.progress(i, len(names), f"loss of {name or 'the base'} on {len(rows)} examples")

@@ -42,9 +42,14 @@ class CoreGroup:
     def __post_init__(self) -> None:
         self.tensor, self.survey = self.group.tensor, self.group.survey
         self.model, self.notes = self.group.model, self.group.notes
-        self.device, self.seed, self.keys = self.group.device, self.group.seed, self.group.keys
+        self.device, self.seed = self.group.device, self.group.seed
         self.memo: Memo | None = None  # core matrices are in a basis that all bricks share
         self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), torch.float32)
+
+    @property
+    def keys(self) -> list[str]:
+        """Digest of each brick's content."""
+        return self.group.keys
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,7 +114,7 @@ def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
     """A tensor as a core-space method sees it; None where the step merges it whole: see `takes_core`, or a brick has no factors."""
     if not takes_core(method, group):
         return None
-    known = ("core", group.tensor, *group.keys)
+    known = ("core", group.tensor, *group.keys) if group.memo is not None else ()
     if group.memo is not None and (kept := group.memo.get(known)):
         return CoreGroup(group, *kept)
     found = group.factors()

@@ -34,6 +34,8 @@ class Dare(MergeMethod):
     formula = "θ = θ₀ + λ Σ wᵢ · mᵢ⊙τᵢ / p,  mᵢ ~ Bernoulli(p);  with `then: ties` the elected mean in place of the sum"
     laws = Laws(single_is_identity=False, spaces=("full", "core"), random=True)
 
+    version = 3  # masks depend on the whole content of a brick, no longer on a sample of it
+
     merge: Literal["dare"]
     bricks: Bricks[DareEntry] | None = None
     """Brick name -> weight, or {weight:, density:}; omitted: all with weight 1."""

@@ -17,10 +17,9 @@ from workbench.merge.combination import CombinedSource, Operand
 from workbench.merge.core import core_group, core_update, whole_tensors
 from workbench.merge.selection import RowReader, SelectionSource
 from workbench.registry import Block, Combination, Group, Memo, MergeMethod
-from workbench.weights import kernels
 from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.sparse import Rows, Selection
-from workbench.weights.specs import Source, StoredSource, TensorSpec, Weights, block_elements, buffer, matrix
+from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, buffer, matrix
 
 T = TypeVar("T")
 
@@ -56,11 +55,13 @@ class MergedWeights:
         base: What deltas refer to.
         method: The step.
         bricks: The step's bricks.
-        keys: Of the bricks' content. Where the method does not mind, bricks are taken in the order of their keys, so
+        keys: Sort keys of the bricks. Where the method does not mind, bricks are taken in the order of their keys, so
             that the sums' last bits depend neither on their names nor on how the recipe lists them.
         seed: The recipe's, for methods that draw random numbers.
         measured: What the method's `measure` found, where it needs more than tensors.
         memo: What compositions before this one have found of the same bricks.
+        contents: Gives the digest of each brick's content, for random masks and the memo; called when a method first asks, because
+            it may read whole bricks. Omitted: `keys`, else the names.
 
     Attributes:
         notes: What the method has noted of the tensors computed so far.
@@ -76,14 +77,18 @@ class MergedWeights:
         seed: int = 0,
         measured: Any = None,
         memo: Memo | None = None,
+        contents: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
         self._seed = seed
         self._memo = memo
-        self._keys = {name: (keys or {}).get(name, name) for name in bricks}
-        order = sorted(bricks, key=lambda name: (self._keys[name], name)) if method.laws.permutation_invariant else bricks
+        self._contents = contents or (lambda: {name: (keys or {}).get(name, name) for name in bricks})
+        self._content_lock = threading.Lock()
+        order = (
+            sorted(bricks, key=lambda name: ((keys or {}).get(name, name), name)) if method.laws.permutation_invariant else bricks
+        )
         self._bricks = {name: bricks[name] for name in order}
         self._lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
@@ -165,10 +170,23 @@ class MergedWeights:
         origin = self.origin(name)
         assert origin is not None
         spec = self.specs[name]
-        keys = [self._keys[name] for name in self._bricks]
         return TensorGroup(
-            origin, spec, self._bricks, keys, self._method, self._base, device, self._seed, notes=self.notes, memo=self._memo
+            origin,
+            spec,
+            self._bricks,
+            self._brick_digests,
+            self._method,
+            self._base,
+            device,
+            self._seed,
+            notes=self.notes,
+            memo=self._memo,
         )
+
+    def _brick_digests(self) -> list[str]:
+        with self._content_lock:
+            found = self._contents()
+        return [found[name] for name in self._bricks]
 
     def _survey(self, device: torch.device) -> Any:
         if not self._surveyed and type(self._method).survey is MergeMethod.survey:
@@ -216,7 +234,7 @@ class TensorGroup:
     tensor: str
     spec: TensorSpec
     sources: Mapping[str, Deltas]
-    keys: list[str]
+    digests: Callable[[], list[str]]
     method: MergeMethod
     model: Model
     device: torch.device
@@ -234,6 +252,11 @@ class TensorGroup:
     def bricks(self) -> list[str]:
         """Names of the bricks, in the step's order."""
         return list(self.sources)
+
+    @Once
+    def keys(self) -> list[str]:
+        """Digest of each brick's content; the first call of a run may read whole bricks."""
+        return self.digests()
 
     @Once
     def base(self) -> Source:
@@ -351,40 +374,3 @@ class UpdatedSource:
         self._base.read(start, stop, out)
         self._delta.read_delta(start, stop, out, update)
         out.add_(update)
-
-
-class WeightsDelta:
-    """Whole weights (a checkpoint, another recipe's result) as a brick: their difference from the base."""
-
-    def __init__(self, weights: Weights, base: Weights) -> None:
-        self._weights = weights
-        self._base = base
-
-    def touches(self, name: str) -> bool:
-        """Every tensor may differ."""
-        return True
-
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
-        """θ − θ0 of one tensor."""
-        return _Difference(self._weights.open(name, device))
-
-    def open_model(self, name: str, device: torch.device) -> Source:
-        """θ of one tensor."""
-        return self._weights.open(name, device)
-
-    def factors(self, name: str, device: torch.device) -> Factors | None:
-        """A difference of checkpoints has full rank."""
-        return None
-
-
-class _Difference:
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._stored = source if isinstance(source, StoredSource) else None
-
-    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        if self._stored is None:
-            self._source.read(start, stop, out)
-            out.sub_(base)
-        elif not kernels.difference(self._stored.raw(start, stop), base, out):
-            self._stored.refuse_non_finite(start, stop)

@@ -247,3 +247,5 @@ class GrowContext:
     """A file for what was measured: a safetensors file and, beside it, a record."""
     progress: Callable[[int, int, str], None]
     """(done, total, text)"""
+    check_inputs: Callable[[], None] = lambda: None
+    """Raises if an input file changed; called before a measurement is kept."""

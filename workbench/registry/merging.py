@@ -194,10 +194,13 @@ class Group(Protocol):
     """The base: its layers give schedules their depth."""
     seed: int
     """The recipe's."""
-    keys: list[str]
-    """One key a brick, of its content: what random masks are drawn from."""
     memo: Memo | None
     """Where what does not depend on weights is kept for the next composition; None where there is none."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Digest of each brick's whole content, in the step's order: random masks are drawn from it and the memo is asked with it.
+        The first call may read whole bricks, so only a method that needs it asks."""
 
     @property
     def shape(self) -> tuple[int, ...]:

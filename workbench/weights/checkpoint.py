@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.weights import kernels
 from workbench.weights.device import Staging
+from workbench.weights.identity import FileIdentity, check_unchanged, settled_identity
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
 INDEX = "model.safetensors.index.json"
@@ -79,11 +80,13 @@ class Entry:
         file: Its file.
         start: Offset of its first byte; None where the file is a stand-in with a header only.
         spec: Shape and dtype.
+        identity: Identity of the file when its header was read; every reader refuses a file that has another one. None: not checked.
     """
 
     file: Path
     start: int | None
     spec: TensorSpec
+    identity: FileIdentity | None = field(default=None, compare=False)
 
     @property
     def offset(self) -> int:
@@ -96,13 +99,18 @@ class Entry:
         return self.start
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
     """The tensors of one safetensors file, in the order of their offsets.
+
+    Args:
+        file: The file.
+        watched: Whether later reads refuse the file if it changes; False for a file that the caller itself writes.
 
     Errors: not safetensors, header over 100 MB, gaps or overlaps, truncated file, quantised dtypes.
     """
-    size = file.stat().st_size
     with file.open("rb") as stream:
+        identity = settled_identity(stream.fileno()) if watched else None
+        size = identity.size if identity else os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise WorkbenchError(
@@ -131,7 +139,7 @@ def read_header(file: Path) -> dict[str, Entry]:
                 "The file is damaged: fetch it again.",
             )
         expected = stop
-        entries[name] = Entry(file, None if stand_in else 8 + length + start, spec)
+        entries[name] = Entry(file, None if stand_in else 8 + length + start, spec, identity)
     if 8 + length + expected != size:
         raise WorkbenchError(
             f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
@@ -282,6 +290,7 @@ class Checkpoint:
             if entry.file not in self._descriptors:
                 self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
         descriptor = self._descriptors[entry.file]
+        check_unchanged(descriptor, entry.identity, entry.file)
         if hasattr(os, "posix_fadvise"):  # a cold file is read ahead while the first blocks are computed
             os.posix_fadvise(descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED)
         return FileSource(self, descriptor, name, device)
@@ -316,6 +325,7 @@ class FileSource:
             if not count:
                 raise WorkbenchError(f"{self._label}: file ends early", "The file changed while it was read: run again.")
             done += count
+        check_unchanged(self._descriptor, self._entry.identity, self._entry.file)  # 1 µs a block: no changed byte is ever used
         if self._digest is not None and start == 0:
             self._digest.reset()  # a sample may have been read before
             self._digested = 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
+from workbench.weights.identity import check_unchanged, identity_of, unchanged
 from workbench.weights.specs import NAMES, TensorSpec
 
 # Fields of config.json that say how a file came about, not what the model computes.
@@ -26,19 +27,24 @@ def json_digest(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
+def bytes_digest(data: bytes) -> str:
+    """Digest of bytes in memory: that of a file that holds them."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def file_digest(path: Path) -> str:
-    """Digest of a file's bytes."""
+    """Digest of a file's bytes. Errors: the file changes while it is read."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
+    with unchanged(path) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def entry_digest(entry: Entry) -> str:
-    """Digest of one stored tensor's bytes."""
+    """Digest of one stored tensor's bytes. Errors: the file is not the one whose header was read."""
     digest = xxhash.xxh3_128()
-    with entry.file.open("rb") as stream:
+    with entry.file.open("rb") if entry.identity is None else unchanged(entry.file, entry.identity) as stream:
         stream.seek(entry.offset)
         left = entry.spec.nbytes
         while left:
@@ -61,17 +67,22 @@ def tensor_digests(
     """Digest of every stored tensor of a checkpoint or adapter.
 
     Args:
-        entries: Where the tensors lie.
-        cache: Where digests are remembered under each file's path, size and modification time (in ns), so that an unchanged
-            file is read once; a file that differs in any of them is read again.
-        streamed: Digests that were taken while tensors were read for something else.
+        entries: Where the tensors lie, and the identity of each file when its header was read.
+        cache: Where digests are remembered under each file's path, inode, size and times (in ns), so that an unchanged file is
+            read once; a file that differs in any of them is read again.
+        streamed: Digests that were taken while tensors were read for something else; the reader compared the same identities.
+
+    Raises:
+        InputChangedError: A file is no longer the one whose header was read.
     """
     digests: dict[str, str] = {}
     for here in _by_file(entries):
         memo = _memo(here, cache) if cache else None
         found = read_json(memo) if memo else None
-        if found is None:
+        if not isinstance(found, dict) or set(found) != set(here):
             found = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in here.items()}
+            first = next(iter(here.values()))
+            check_unchanged(first.file, first.identity, first.file)
             if memo:
                 write_json(memo, found)
         digests.update(found)
@@ -84,14 +95,15 @@ def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
 
 
 def stamp(entries: Mapping[str, Entry]) -> str:
-    """What stands for the content of files that have not been read: path, size and modification time of each."""
+    """Key that stands for the content of files before they are read: path, inode, size and times of each."""
     return json_digest([_identity(here) for here in _by_file(entries)])
 
 
 def fingerprint(entries: Mapping[str, Entry]) -> str:
-    """A key of some tensors' content without reading it all: names, shapes, and 64 bytes at four places of up to 256 tensors.
+    """A sort key of tensors without reading them all: names, shapes, and 64 bytes at four places of up to 256 tensors.
 
-    It orders bricks and seeds random masks. It does not depend on files and shards; equal for models that differ elsewhere only.
+    It puts bricks into an order that does not depend on files and shards, and must decide nothing else: models that differ
+    elsewhere have the same one.
     """
     names = sorted(entries)
     digest = xxhash.xxh3_128(json.dumps([[n, list(entries[n].spec.shape), NAMES[entries[n].spec.dtype]] for n in names]).encode())
@@ -101,6 +113,7 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
             entry = entries[name]
             if entry.file not in descriptors:
                 descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
+                check_unchanged(descriptors[entry.file], entry.identity, entry.file)
             for place in range(4):
                 offset = entry.spec.nbytes * (2 * place + 1) // 8 // 64 * 64
                 digest.update(os.pread(descriptors[entry.file], min(64, entry.spec.nbytes - offset), entry.offset + offset))
@@ -118,9 +131,9 @@ def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
 
 
 def _identity(here: Mapping[str, Entry]) -> list[Any]:
-    file = next(iter(here.values())).file
-    stat = file.stat()
-    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns, sorted(here)]
+    first = next(iter(here.values()))
+    identity = first.identity or identity_of(first.file)
+    return [str(first.file.resolve()), *identity.kept, sorted(here)]
 
 
 def _memo(here: Mapping[str, Entry], cache: Path) -> Path:

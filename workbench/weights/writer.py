@@ -145,7 +145,7 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
         with file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
-    return read_header(file)
+    return read_header(file, watched=False)
 
 
 def _front(file: Path, size: int) -> bytes:
