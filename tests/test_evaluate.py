@@ -15,7 +15,8 @@ from local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suit
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.scores import Configuration, Store
-from workbench.suites import Item, subset, tokenizer_digest
+from workbench.suites import Item, subset
+from workbench.tokendigest import tokenizer_digest
 
 __all__ = ["tasks_dir", "tokenizer"]
 
