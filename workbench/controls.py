@@ -320,8 +320,8 @@ def plans(
             if not lenient:
                 raise
     _check_templates(entries, [suite for suite, _ in made])
-    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit)
-            for suite, tasks in made]  # fmt: skip
+    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit,
+                       memo=resolved.cache / "tasks") for suite, tasks in made]  # fmt: skip
 
 
 def _base(entries: Sequence[Entry]) -> Resolved:

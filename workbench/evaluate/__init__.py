@@ -35,18 +35,20 @@ if "workbench" not in model_registry:
 
 
 def build_plan(
-    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None
-) -> Plan:
-    """Check a suite against its tasks and data, and fix its items. No model is loaded, and no task code where data are JSON lines.
+    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None,
+    memo: Path | None = None,
+) -> Plan:  # fmt: skip
+    """Check a suite against its tasks and data, and fix its items. No model is loaded.
 
     Args:
         tokenizer: Folder of the tokenizer files, or a tokenizer object (copied before use).
         dtype: Of the weights when they are scored: "bfloat16".
         limit: At most so many items a task; marks the plan partial if that cuts something.
+        memo: Folder that keeps what local tasks yield as long as no file that decides it changes; without it each call builds them.
     Errors: unknown task, missing or empty data, duplicate ids, no cluster field, unknown metric.
     """
     index = task_index(tasks_dir)
-    sources = [source_of(name, suite, index, tasks_dir) for name in suite.tasks]
+    sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
     return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit)
 
 
