@@ -82,8 +82,7 @@ def stored(
             t: {"rows": rows[t], "seconds": 1.0, "device": "cpu", "scorer": "generate", "tokens": None} for t in suite.tasks
         }
         scores = summarise(made, configuration, results)
-        store.write(made, scores, rows, asked)
-        found.append(scores)
+        found.append(store.write(made, scores, rows, asked))
     return found
 
 
@@ -337,5 +336,5 @@ def test_bad_comparisons(tmp_path: Path) -> None:
         Configuration("1" * 32, "x", "parent")
     path = store.folder("toy", digest_of_plan("p" * 32))
     (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
-    with pytest.raises(WorkbenchError, match=r"items of 1{12} on 'add' differ from the plan's"):
+    with pytest.raises(WorkbenchError, match=r"1{12}\.jsonl\.gz: the rows are not those that were scored"):
         compare(store, scores)

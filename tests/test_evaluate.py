@@ -15,7 +15,8 @@ from local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suit
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.scores import Configuration, Store
-from workbench.suites import Item, subset, tokenizer_digest
+from workbench.suites import Item, subset
+from workbench.tokendigest import tokenizer_digest
 
 __all__ = ["tasks_dir", "tokenizer"]
 
@@ -82,15 +83,17 @@ def test_a_second_configuration_in_the_same_process_gets_its_own_scores(tasks_di
 # Plans
 
 
-def test_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_known_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tok")
+    memo = tmp_path / "memo"
+    known = build_plan(suite(chance={}), tmp_path / "tok", tasks_dir=tasks_dir, memo=memo)
     code = (
         "import sys; from pathlib import Path; from workbench.evaluate import build_plan; from workbench.suites import Suite; "
-        f"p = build_plan(Suite(suite='toy', tasks=('copy', 'pick')), Path({str(tmp_path / 'tok')!r}), tasks_dir=Path({str(tasks_dir)!r})); "
+        f"p = build_plan(Suite(suite='toy', tasks=('copy', 'pick')), Path({str(tmp_path / 'tok')!r}), tasks_dir=Path({str(tasks_dir)!r}), memo=Path({str(memo)!r})); "
         "print(p.digest, [m for m in ('torch', 'lm_eval.tasks', 'transformers', 'datasets') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
-    assert len(out[0]) == 32
+    assert out[0] == known.digest
     assert out[1].strip() == "[]"
 
 
@@ -98,8 +101,10 @@ def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, 
     tokenizer.save_pretrained(tmp_path / "tok")
     digests = [plan_of(tasks_dir, tmp_path / "tok").digest]
     assert plan_of(tasks_dir, tmp_path / "tok", alpha=0.01, min_effect=0.1, description="analysis only").digest == digests[0]
-    for path in ("data/copy.jsonl", "localdata.py", "copy.yaml"):
-        (tasks_dir / path).write_bytes((tasks_dir / path).read_bytes() + b"\n")
+    for path, before, after in (("data/copy.jsonl", b"Say aa0", b"Say aa1"), ("localdata.py", b"\n\n", b"\n"), ("copy.yaml", b"toks: 4", b"toks: 5")):
+        text = (tasks_dir / path).read_bytes()
+        assert before in text
+        (tasks_dir / path).write_bytes(text.replace(before, after, 1))
         digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
     (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages }}")
     digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
@@ -113,7 +118,9 @@ def test_included_files_count(tasks_dir: Path, tokenizer: Any) -> None:
     (tasks_dir / "_common").write_text("test_split: test\n")
     (tasks_dir / "copy.yaml").write_text(GENERATE.replace("test_split: test", "include: _common"))
     before = plan_of(tasks_dir, tokenizer).digest
-    (tasks_dir / "_common").write_text("test_split: test\n# changed\n")
+    (tasks_dir / "_common").write_text("test_split: test\n# another comment\n")
+    assert plan_of(tasks_dir, tokenizer).digest == before
+    (tasks_dir / "_common").write_text("test_split: test\ndescription: Say it.\n")
     assert plan_of(tasks_dir, tokenizer).digest != before
 
 

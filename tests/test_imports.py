@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "workbench"
 # A module may import those of its own line and of lines above it.
 ORDER = [
-    "errors yamldoc versions",
+    "errors yamldoc versions jsondoc",
     "weights",
     "conversion",
     "names layout live stored attention prompts batching",
@@ -24,14 +24,14 @@ ORDER = [
     "merge edit grow train",
     "evalfields searchfields recipe standins hub bricks ties integers",
     "adapted adapter_output",
-    "origin fit resolve importing",
+    "origin decoding fit resolve importing",
     "card runs livemodels",
     "memories",
     "solving trained growth compose growthcheck saved",
     "planning",
     "engine",
     "extract measure rebase",
-    "taskfiles suites scores statistics tables comparison evaluate compare",
+    "taskfiles tokendigest suites scorefiles taskcode scoredocs scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck factsuite",
     "controls factcheck tracetable models scorecard scoring starter",
     "search",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks import Brick, vocabulary_digest
+from workbench.decoding import identity
 from workbench.errors import WorkbenchError
 from workbench.evalfields import FactsEval, InlineEval
 from workbench.evaluate import build_plan
@@ -20,7 +21,8 @@ from workbench.recipe import Recipe, dump_step
 from workbench.registry import EditMethod, GrowMethod
 from workbench.resolve import Resolved, resolve
 from workbench.scores import Configuration
-from workbench.suites import Plan, Suite, load_suite, tokenizer_digest
+from workbench.suites import Plan, Suite, load_suite
+from workbench.tokendigest import tokenizer_digest
 from workbench.weights.digests import read_json
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
@@ -51,15 +53,24 @@ class Entry:
         return str(known["digest"]) if known else None
 
     def configuration(self, digest: str) -> Configuration:
-        """What the score store keeps of it."""
+        """Return what the score store keeps of it.
+
+        Args:
+            digest: Of its weights, as `digest` finds it.
+        """
         path = self.resolved.recipe.path
         recipe = path.resolve() if path else None
         project = self.resolved.recipe.project.resolve()
         shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
         specs = written_specs(self.resolved).values()
         bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
-        return Configuration(digest, self.name, self.role, self.parents, shown, self.resolved.base_digest,
-                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved), _first(self.resolved.recipe))  # fmt: skip
+        return Configuration(identity(digest, self.resolved.generation), self.name, self.role, self.parents, shown, self.resolved.base_digest,
+                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved), _first(self.resolved.recipe),
+                             digest)  # fmt: skip
+
+    def key(self, plan: Plan, digest: str | None) -> str | None:
+        """Return what its scores under a plan are stored by (`Configuration.key`); None where the digest of its weights is not known."""
+        return identity(digest, self.resolved.generation) if digest and plan.generates else digest
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
@@ -309,8 +320,8 @@ def plans(
             if not lenient:
                 raise
     _check_templates(entries, [suite for suite, _ in made])
-    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit)
-            for suite, tasks in made]  # fmt: skip
+    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit,
+                       memo=resolved.cache / "tasks") for suite, tasks in made]  # fmt: skip
 
 
 def _base(entries: Sequence[Entry]) -> Resolved:

@@ -235,7 +235,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
                    "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
                               for n, b in resolved.bricks.items()}},
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
-        "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
+        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
     }  # fmt: skip
     run.write(record)
     return record

@@ -6,7 +6,9 @@ their plan's digest covers. Weights, tokenizer and dtype are not known here: a r
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.jsondoc import mapping
 from workbench.samples import TaskSamples, read_samples
-from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores, stored_in
+from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores, plan_record, stored_in
 from workbench.statistics import codes
-from workbench.suites import Item, Plan, Suite
+from workbench.suites import SUITE_NAME, Item, Plan, Suite
 from workbench.taskfiles import digest_of
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
@@ -136,7 +139,7 @@ def stored_plans(store: Store) -> list[dict[str, Any]]:
     """What the store holds, one document a plan, by suite and then the newest first: `scores ls --json`."""
     found = []
     for path in store.root.glob("*/plan.json"):
-        plan, scores = json.loads(path.read_text("utf-8")), stored_in(path.parent)
+        plan, scores = plan_record(path.parent), stored_in(path.parent)
         found.append({
             "suite": plan["suite"]["suite"], "plan": plan["plan"], "imported": bool(plan.get("imported")), "scorer": plan["scorer"], "dtype": plan["dtype"],
             "batch_size": plan["batch_size"], "partial": bool(plan["partial"]), "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
@@ -149,7 +152,7 @@ def stored_plans(store: Store) -> list[dict[str, Any]]:
 
 
 def _plans(store: Store) -> list[tuple[dict[str, Any], Path]]:
-    found = [(json.loads(path.read_text("utf-8")), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
+    found = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
     return [(plan, folder) for plan, folder in found if plan.get("imported") and stored_in(folder)]
 
 
@@ -198,24 +201,28 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
     digest = _digest([name, rows])
     notes = tuple(note for s in samples for note in s.notes)
     for other in store.list(plan):
-        if other.configuration.name == name and other.configuration.digest == digest:
+        if other.configuration.name == name and other.configuration.digest == digest and other.rows is not None:
             return Imported(other, plan, False, notes)
+        if other.configuration.name == name and other.configuration.digest == digest:
+            break  # stored by a version that kept no digest of the rows: written again
         if other.configuration.name == name:
             raise WorkbenchError(
                 f"{folder}: suite '{suite}' holds other numbers of '{name}' on the same items",
                 f"Give this run another name: --name {name}-2. To replace the old one: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
             )
     scores = _scores(samples, plan, Configuration(digest, name), results)
-    store.write(plan, scores, rows, {s.task: s.items for s in samples})
-    return Imported(scores, plan, True, notes)
+    return Imported(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
 
 
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
+    if not re.fullmatch(SUITE_NAME, suite):
+        raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
     made = Suite.model_validate(
         {"suite": suite, "description": "Imported from lm-eval's sample files", "tasks": tuple(s.task for s in samples),
          "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples}}
     )  # fmt: skip
-    better = results.get("higher_is_better") or {}
+    told = results.get("higher_is_better")
+    better: Mapping[str, Any] = told if isinstance(told, dict) else {}
     return ImportedPlan(
         suite=made,
         items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
@@ -226,7 +233,7 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
         tasks_dir=Path(),
         dtype="",
         batch_size=0,
-        lower={s.task: tuple(s.lower(better.get(s.task) or {})) for s in samples},
+        lower={s.task: tuple(s.lower(found if isinstance(found := better.get(s.task), dict) else {})) for s in samples},
         ratios={s.task: dict(s.ratios) for s in samples},
         scorer=SCORER,
         identities={s.task: _digest(s.identity) for s in samples},
@@ -242,30 +249,35 @@ def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
     for date in {_date_of(file) for file in files} - {""}:
         path = folder / f"results_{date}.json"
         if path.is_file():
-            try:
-                found = json.loads(path.read_text("utf-8"))
-            except ValueError:
-                continue
-            if isinstance(found, dict):
-                return found
+            with contextlib.suppress(WorkbenchError):  # what it says is shown, and decides nothing
+                return mapping(path)
     return {}
 
 
 def _scores(samples: Sequence[TaskSamples], plan: Plan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
     """Means and intervals of the imported rows, with what the results file says of the run."""
     versions = {"lm_eval": results.get("lm_eval_version"), "transformers": results.get("transformers_version")}
-    seconds = results.get("total_evaluation_time_seconds")
-    device = (results.get("config") or {}).get("device")
+    settings = results.get("config")
+    device = settings.get("device") if isinstance(settings, dict) else None
     return Scores(
         suite=plan.suite.suite,
         plan=plan.digest,
         configuration=configuration,
-        seconds=round(float(seconds), 2) if seconds else 0.0,
+        seconds=_seconds(results.get("total_evaluation_time_seconds")),
         device=str(device) if device else "not recorded",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions={k: str(v) for k, v in versions.items() if v},
         tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in samples},
     )
+
+
+def _seconds(found: Any) -> float:
+    """The run's time, which lm-eval writes as a text; 0 where it is no time."""
+    try:
+        seconds = round(float(found), 2)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return seconds if 0 <= seconds < math.inf else 0.0
 
 
 def _metrics(samples: TaskSamples) -> dict[str, Metric]:

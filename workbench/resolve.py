@@ -19,6 +19,7 @@ from workbench.bricks import (
     resolve_brick,
     vocabulary_digest,
 )
+from workbench.decoding import generation_settings
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
 from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
@@ -243,13 +244,18 @@ class Resolved:
         plain = [last, output.dtype if output.form != "adapter" else None]
         return json_digest([*plain, self.memory.digest] if self.memory else plain)
 
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """Settings of the generation_config.json that is written with the output, where they decide texts; mostly empty."""
+        return generation_settings(self.tokenizer_path, self.base.config)
+
     @property
     def run_key(self) -> str:
-        """Key of the run directory: the configuration's, and the layout of its files."""
+        """Key of the run directory: the configuration's, the layout of its files, and generation settings that decide texts."""
         output = self.recipe.fields.output
         if output.form == "adapter":
             return json_digest([self.key, output.model_dump(exclude={"shard_size"})])
-        return json_digest([self.key, parse_size(output.shard_size)])
+        return json_digest([self.key, parse_size(output.shard_size), *([self.generation] if self.generation else [])])
 
     @property
     def dtype(self) -> torch.dtype | None:

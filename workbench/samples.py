@@ -10,18 +10,23 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.jsondoc import parse, read_text
+from workbench.scorefiles import wrong_value
 from workbench.scores import Row, margin_of
 from workbench.statistics import RATIOS
 from workbench.suites import MARGIN, item_ids
 from workbench.taskfiles import AGGREGATIONS, LOWER, digest_of, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
+_EXPECTED = "Expected a file that lm_eval --log_samples (0.4.13) has written."
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
 _RATIOS = {metric: how for metric, how in AGGREGATIONS.items() if how in RATIOS}
 _LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
 
@@ -96,25 +101,49 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    lines = []
+    lines: list[dict[str, Any]] = []
+    asked: str | None = None
     # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
-    for number, text in enumerate(file.read_text("utf-8").split("\n"), 1):
+    for number, text in enumerate(read_text(file, _EXPECTED).split("\n"), 1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise WorkbenchError(
-                f"{file}:{number}: not JSON: {error}", "Expected a file that lm_eval --log_samples has written."
-            ) from None
-        missing = [key for key in _NEEDED if not isinstance(line, dict) or key not in line]
-        if missing or not isinstance(line["arguments"], dict):
-            found = f"no {', '.join(missing)}" if missing else "arguments are no mapping"
-            raise WorkbenchError(f"{file}:{number}: {found}", "Expected a file that lm_eval --log_samples (0.4.13) has written.")
+        line = parse(text, f"{file}:{number}", _EXPECTED, constants=True)
+        if problem := _problem(line):
+            raise WorkbenchError(f"{file}:{number}: {problem}", _EXPECTED)
+        kind = _kind(line).replace("multiple_choice", "loglikelihood")
+        if asked not in (None, kind):
+            raise WorkbenchError(f"{file}:{number}: requests of {kind}, and those before are of {asked}", _EXPECTED)
+        asked = kind
         lines.append(line)
     if not lines:
-        raise WorkbenchError(f"{file}: no lines", "Expected a file that lm_eval --log_samples has written.")
+        raise WorkbenchError(f"{file}: no lines", _EXPECTED)
     return lines
+
+
+def _problem(line: Any) -> str | None:
+    """What keeps a JSON value from being a line of lm-eval's sample files."""
+    if missing := [key for key in _NEEDED if not isinstance(line, dict) or key not in line]:
+        return f"no {', '.join(missing)}"
+    if not isinstance(line["doc_id"], int) or isinstance(line["doc_id"], bool):
+        return f"expected a number under 'doc_id', found {json.dumps(line['doc_id'])[:60]}"
+    if not isinstance(line["filter"], str):
+        return f"expected a text under 'filter', found {json.dumps(line['filter'])[:60]}"
+    if not isinstance(line["metrics"], list) or not all(isinstance(metric, str) for metric in line["metrics"]):
+        return f"expected a list of names under 'metrics', found {json.dumps(line['metrics'])[:60]}"
+    given = line["arguments"]
+    if not isinstance(given, dict) or list(given) != [f"gen_args_{i}" for i in range(len(given))]:
+        return f"expected gen_args_0, gen_args_1, ... under 'arguments', found {json.dumps(given)[:60]}"
+    for request in given.values():
+        parts = list(request.values()) if isinstance(request, dict) else []
+        if not parts or not isinstance(parts[0], str) or not all(isinstance(part, (str, dict)) for part in parts[1:2]):
+            return f"expected a context and a continuation or settings in 'arguments', found {json.dumps(request)[:60]}"
+    if not _arguments(line):
+        return "no request with a context in 'arguments'"
+    for metric in line["metrics"]:
+        value = _value(metric, line.get(metric))
+        if value is not None and (expected := wrong_value(metric, value)):
+            return f"document {line['doc_id']}: {metric} is {json.dumps(value)[:60]}, expected {expected}"
+    return None
 
 
 def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
@@ -148,7 +177,7 @@ def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) 
         return [str(v) for v in values]
     if field is None or field == "id":
         return [None] * len(docs)
-    known = [key for key in docs[0]["doc"] if isinstance(docs[0]["doc"], Mapping)]
+    known = list(docs[0]["doc"]) if isinstance(docs[0]["doc"], Mapping) else []
     raise WorkbenchError(
         f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, known)}",
         "--cluster FIELD names a field of the documents; without it every item stands alone.",
@@ -167,9 +196,10 @@ def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, 
             choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings
     gold: Any = str(line["target"])
     if choices is not None:
-        gold = (
-            choices.index(gold) if gold in choices and not gold.isdigit() else int(gold) if gold.lstrip("-").isdigit() else gold
-        )
+        if _NUMBER.fullmatch(gold):
+            gold = int(gold)
+        elif gold in choices:
+            gold = choices.index(gold)
     return {"task": task, "id": identity, "cluster": cluster, "prompt": str(requests[0][0]), "choices": choices, "gold": gold}
 
 
@@ -182,10 +212,12 @@ def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path
             row["response"] = str(line["resps"][0][0])
         else:
             row["loglikelihoods"] = [_loglikelihood(response) for response in line["resps"][:count]]
-    except (ValueError, IndexError, TypeError, KeyError):
+            if len(row["loglikelihoods"]) != count:
+                raise ValueError
+    except (ValueError, IndexError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
         raise WorkbenchError(
             f"{file}: document {line['doc_id']}: resps {str(line['resps'])[:80]} are not those of {kind}",
-            "Expected a file that lm_eval --log_samples (0.4.13) has written.",
+            _EXPECTED,
         ) from None
     return row
 
@@ -195,7 +227,10 @@ def _loglikelihood(response: Any) -> float:
     while isinstance(response, list):
         response = response[0]
     text = str(response)
-    return float(ast.literal_eval(text)[0]) if text.startswith("(") else float(text)
+    value = float(ast.literal_eval(text)[0]) if text.startswith("(") else float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _value(metric: str, value: Any) -> float | list[float] | None:
@@ -209,7 +244,7 @@ def _value(metric: str, value: Any) -> float | list[float] | None:
 def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, (list, dict)) and value is not None and math.isfinite(float(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

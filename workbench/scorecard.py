@@ -37,7 +37,7 @@ def card_scores(entries: Sequence[Entry], scores: Sequence[Scores], comparison: 
             continue
         run = run_for(runs, entry.resolved.recipe.name, entry.resolved.run_key)
         is_adapter = entry.resolved.recipe.fields.output.form == "adapter"  # its record has the adapter's digest; the key decides
-        if not run.done or not (is_adapter or run.record["output"]["digest"] == mine[0].configuration.digest):
+        if not run.done or not (is_adapter or run.record["output"]["digest"] == mine[0].configuration.of_weights):
             continue
         card = (run.adapter if is_adapter else run.model) / "README.md"
         if card.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ def score_all(
 ) -> list[Scores]:  # fmt: skip
     """Scores of every configuration under every plan; what the store has is not computed again.
 
-    Where a scorer does not agree with lm-eval's on one configuration, all are scored by hflm, now and from then on.
+    Where a scorer does not agree with lm-eval's on one configuration, all of this call are scored by hflm. Calls without that configuration
+    go on with the plan's own scorer.
 
     Args:
         runs: Where checkpoints are written for the backends vllm and server; beside the store if omitted.
@@ -30,12 +31,16 @@ def score_all(
     from workbench.evaluate.check import RefusedError
 
     while True:
-        settled = [store.settled(plan) for plan in plans]
+        digests = [entry.digest() for entry in entries]
+        settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
         try:
             return _score(entries, settled, store, device, events, runs or store.root.parent, server)
         except RefusedError as error:
             events(
-                {"stage": "score", "text": f"checked against lm-eval's own loop: {error}. All configurations are scored by hflm"}
+                {
+                    "stage": "score",
+                    "text": f"checked against lm-eval's own loop: {error}. All configurations of this call are scored by hflm",
+                }
             )
 
 
@@ -48,7 +53,7 @@ def _score(
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
         known = entry.digest()
-        before = known and all(store.has(plan, known) for plan in plans)
+        before = known and all(store.has(plan, str(entry.key(plan, known))) for plan in plans)
         events({**head, "text": "scored before" if before else "composing"})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
@@ -99,21 +104,34 @@ def stored(
 ) -> tuple[list[Scores], list[str]]:
     """Scores that the store has, and the names of the configurations that it has none of under some plan.
 
-    A plan under which the baseline, the base if omitted, was not scored is left out: nothing could be compared with it.
+    A plan under which the baseline, the base if omitted, was not scored is left out: nothing could be compared with it. Where a scorer was
+    refused for some configuration, the plan with that scorer and the plan with hflm are both looked at, and the one that has more of the
+    configurations counts: a refused one hides no others.
     """
-    settled = [store.settled(plan) for plan in plans]
     digests = {entry.name: entry.digest() for entry in entries}
-    bases = [digests[entry.name] for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
-    usable = [plan for plan in settled if all(d and store.has(plan, d) for d in bases)]
+    bases = [entry.name for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
+    usable: list[tuple[Plan, dict[str, str]]] = []
+    for plan in plans:
+        settled = store.settled(plan, [entry.key(plan, digests[entry.name]) for entry in entries])
+        ways = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
+        have = [(way, _keys(entries, digests, way, store)) for way in ways]
+        way, names = max(have, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
+        if all(base in names for base in bases):
+            usable.append((way, names))
     found: list[Scores] = []
     missing: list[str] = []
     for entry in entries:
-        digest = digests[entry.name]
-        have = [plan for plan in usable if digest and store.has(plan, digest)]
-        found += [store.read(plan, str(digest)).called(entry.configuration(str(digest))) for plan in have]
-        if not have or len(have) < len(usable):
+        have_it = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
+        found += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in have_it]
+        if not have_it or len(have_it) < len(usable):
             missing.append(entry.name)
     return found, missing
+
+
+def _keys(entries: Sequence[Entry], digests: Mapping[str, str | None], plan: Plan, store: Store) -> dict[str, str]:
+    """Names of the configurations that have scores under a plan, with what these are stored by."""
+    keys = {entry.name: entry.key(plan, digests[entry.name]) for entry in entries}
+    return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 
 def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:

@@ -14,6 +14,7 @@ from workbench.bricks import STARTER, resolve_base
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.hub import HEADERS
+from workbench.standins import CACHE
 from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS
 from workbench.suites import Plan, Suite, load_suite
 
@@ -125,7 +126,7 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
 
 
 def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> Plan:
-    return build_plan(suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit)
+    return build_plan(suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=project / CACHE / "tasks")
 
 
 def check_suite(name: str, project: Path, base: str | None = None, limit: int | None = None) -> Report:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import xxhash
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from workbench.errors import WorkbenchError, nearest
 from workbench.suiteparts import Contrast, FactTasks
 from workbench.taskfiles import Source, digest_of
+from workbench.tokendigest import tokenizer_digest
 from workbench.versions import installed
 from workbench.yamldoc import load
 
@@ -29,20 +29,10 @@ MARGIN = "margin"  # nats by which the gold choice leads the others; every multi
 MIN_EFFECT = 0.02
 # What computes scores, for records.
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
-_PLAN_FORMAT = "plan-2 softmax-float32 seed-1234"
-_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-_NOT_TOKENS = (
-    "padding",
-    "truncation",
-    "name_or_path",
-    "transformers_version",
-    "tokenizer_class",
-    "is_local",
-    "backend",
-    "local_files_only",
-)
+_PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
 
 
+SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -74,7 +64,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suite: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    suite: str = Field(pattern=SUITE_NAME)
     description: str = ""
     tasks: tuple[str, ...] = Field(min_length=1)
     primary: dict[str, str] = {}
@@ -209,6 +199,11 @@ class Plan:
     def digest(self) -> str:
         """XXH3-128 of everything that decides scores."""
         return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+
+    @property
+    def generates(self) -> bool:
+        """Whether some task asks for text, so that generation settings decide scores."""
+        return any(kind == "generate_until" for kind in self.kinds.values())
 
     def by(self, scorer: str) -> Plan:
         """The same plan with another scorer; its scores are not compared with this one's."""
@@ -373,26 +368,3 @@ def _check_metric(suite: Suite, source: Source) -> None:
                 f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums and has no score of an item",
                 "Name a metric that is a mean over items: `metric: acc`.",
             )
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of a tokenizer folder, or of a tokenizer object's saved form: vocabulary, settings, chat template.
-
-    What does not change a token is left out: names, versions, and the padding and truncation that a caller last used.
-    """
-    if not isinstance(tokenizer, (str, Path)):
-        with TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            return tokenizer_digest(folder)
-    parts: list[Any] = []
-    for path in sorted(Path(tokenizer).glob("*")):
-        if path.name in _TOKENIZER_JSON:
-            content = json.loads(path.read_text("utf-8"))
-            parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
-        elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
-            parts.append([path.name, digest_of(path.read_bytes())])
-    if not parts:
-        raise WorkbenchError(
-            f"no tokenizer found in {tokenizer}", "Copy tokenizer.json and tokenizer_config.json of its base there."
-        )
-    return digest_of(json.dumps(parts, sort_keys=True).encode())

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.scoredocs import again
 from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store, margin_of
 from workbench.statistics import (
     Floats,
@@ -137,7 +139,17 @@ def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]
                 f"{plans[s.suite][:12]}: tasks, data, tokenizer, limit or settings differ, so the scores are not comparable",
                 "Score all of them again with the same suite, limit and batch size.",
             )
-    return {s.suite: given.get(s.suite) or Suite.model_validate(store.record(s)["suite"]) for s in scores}
+    return {s.suite: given.get(s.suite) or _suite_of(store, s) for s in scores}
+
+
+def _suite_of(store: Store, scores: Scores) -> Suite:
+    """The suite as plan.json has it. Errors: its fields are not those of a suite."""
+    try:
+        suite = Suite.model_validate(store.record(scores)["suite"])
+    except ValidationError as error:
+        path, first = store.folder(scores.suite, scores.plan) / "plan.json", error.errors()[0]
+        raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", again(path)) from error
+    return suite
 
 
 def configurations_of(scores: Sequence[Scores]) -> list[list[Scores]]:
@@ -177,7 +189,11 @@ def tables_of(store: Store, scores: Sequence[Scores], suites: Mapping[str, Suite
     found = []
     for name, suite in suites.items():
         members = list({s.configuration.digest: s for s in scores if s.suite == name}.values())
-        record = store.record(members[0])
+        record, folder = store.record(members[0]), store.folder(name, members[0].plan)
+        if lacking := [task for task in suite.tasks if task not in record["tasks"]]:
+            raise WorkbenchError(
+                f"{folder / 'plan.json'}: no task '{lacking[0]}', which the suite lists", again(folder / "plan.json")
+            )
         read = _Stored(
             suite,
             members[0].plan,
@@ -185,7 +201,7 @@ def tables_of(store: Store, scores: Sequence[Scores], suites: Mapping[str, Suite
             store.items(members[0]),
             {s.configuration.digest: store.rows(s) for s in members},
             {s.configuration.digest: s.configuration.name for s in members},
-            str(store.folder(name, members[0].plan)),
+            str(folder),
         )
         found += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
         found += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]

@@ -1,12 +1,9 @@
-"""Local lm-eval tasks as files: what defines a task, its documents, its metrics, and their digest.
-
-Read without importing lm_eval or any task code, so that a plan's digest is quick.
-"""
+"""Local lm-eval tasks as files: what defines a task, and its metrics. Read without importing lm_eval or any task code."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +55,7 @@ class Source:
         lower: Those of them where lower is better.
         ratios: Those of them that are ratios of sums, with their kind: perplexity, weighted_perplexity or bits_per_byte.
         docs: Documents in file order.
-        digest: Of the task's definition, code and data.
+        digest: Of the task's definition and code, and of what the built task yields.
         bundled: Taken from lm-eval's own tasks.
     """
 
@@ -91,8 +88,12 @@ class TaskFile:
     config: Mapping[str, Any]
     files: tuple[Path, ...]
 
-    def source(self, name: str) -> Source | None:
-        """Documents read straight from JSON lines; None if lm-eval has to load them (hub data, functions over documents)."""
+    def check(self, name: str) -> tuple[Path, ...]:
+        """Return the JSON lines that the task names as its data; the task's own code reads them.
+
+        Raises:
+            WorkbenchError: No data are named, a file is missing, a line is not JSON, or the test data are empty.
+        """
         config = self.config
         if not config.get("dataset_path") and not config.get("custom_dataset"):
             raise WorkbenchError(
@@ -100,27 +101,28 @@ class TaskFile:
                 "Add `custom_dataset: !function localdata.jsonl` and `dataset_kwargs: {data_files: {test: data/NAME.jsonl}}`, or dataset_path.",
             )
         given = (config.get("dataset_kwargs") or {}).get("data_files")
-        if not config.get("custom_dataset") or config.get("process_docs") or not isinstance(given, dict):
-            return None
+        if not config.get("custom_dataset") or not isinstance(given, dict):
+            return ()
         paths = {split: self.path.parent / str(p) for split, p in given.items()}
         for path in paths.values():
             if not path.is_file():
                 raise WorkbenchError(
                     f"{self.path}: task '{name}': data file {path} not found", "Generate it or correct data_files."
                 )
-        test = paths.get(str(config.get("test_split") or config.get("validation_split")))
-        if test is None or any(p.suffix != ".jsonl" for p in paths.values()):
-            return None
-        metrics, lower, ratios = listed_metrics(config)
-        return Source(
-            name,
-            str(config.get("output_type", "generate_until")),
-            metrics,
-            lower,
-            _read_jsonl(test, name),
-            files_digest([*self.files, *paths.values()], self.path.parent),
-            ratios=ratios,
-        )
+        lines = {split: path for split, path in paths.items() if path.suffix == ".jsonl"}
+        found = {split: _read_jsonl(path, name) for split, path in lines.items()}
+        test = str(config.get("test_split") or config.get("validation_split"))
+        if found.get(test) == []:
+            raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+        return tuple(paths.values())
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The configuration without the names of its data files: what these hold counts."""
+        kwargs = self.config.get("dataset_kwargs")
+        if not isinstance(kwargs, dict):
+            return dict(self.config)
+        return {**self.config, "dataset_kwargs": {k: v for k, v in kwargs.items() if k != "data_files"}}
 
 
 def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
@@ -205,14 +207,6 @@ def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
                     f"{path}:{number}: task '{task}': not JSON: {error.msg}", "One JSON object a line."
                 ) from error
     return docs
-
-
-def files_digest(files: Iterable[Path], root: Path) -> str:
-    """Digest of files' names and bytes."""
-    parts = sorted(
-        (str(f.relative_to(root)) if f.is_relative_to(root) else f.name, digest_of(f.read_bytes())) for f in set(files)
-    )
-    return digest_of(json.dumps(parts).encode())
 
 
 def digest_of(data: bytes) -> str:

@@ -35,18 +35,20 @@ if "workbench" not in model_registry:
 
 
 def build_plan(
-    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None
-) -> Plan:
-    """Check a suite against its tasks and data, and fix its items. No model is loaded, and no task code where data are JSON lines.
+    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None,
+    memo: Path | None = None,
+) -> Plan:  # fmt: skip
+    """Check a suite against its tasks and data, and fix its items. No model is loaded.
 
     Args:
         tokenizer: Folder of the tokenizer files, or a tokenizer object (copied before use).
         dtype: Of the weights when they are scored: "bfloat16".
         limit: At most so many items a task; marks the plan partial if that cuts something.
+        memo: Folder that keeps what local tasks yield as long as no file that decides it changes; without it each call builds them.
     Errors: unknown task, missing or empty data, duplicate ids, no cluster field, unknown metric.
     """
     index = task_index(tasks_dir)
-    sources = [source_of(name, suite, index, tasks_dir) for name in suite.tasks]
+    sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
     return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit)
 
 
@@ -64,18 +66,22 @@ def evaluate(
     Args:
         materialize: Gives the live model, already in the plan's dtype, or for the backends vllm and server what `backends.model` takes;
             called at most once, and only if a task is left to score.
-    Raises: check.RefusedError, after the store has kept the reason: score all configurations under `store.settled(plan)`.
+    Raises: check.RefusedError, after the store has kept the reason: score all configurations that are compared with this one under
+        `store.settled(plan, keys)`.
     """
     from workbench.evaluate.check import RefusedError
 
+    key = configuration.key(plan)
     store.write_plan(plan)
-    if store.has(plan, configuration.digest):
-        stored = store.read(plan, configuration.digest)
-        if configuration.name not in stored.names:
+    if store.has(plan, key):
+        stored = store.read(plan, key)
+        if not stored.knows(configuration):
             stored = stored.also(configuration)
             store.update(plan, stored)
         return stored.called(configuration)
-    done = {task: result for task in plan.suite.tasks if (result := store.finished_task(plan, configuration.digest, task))}
+    if plan.scorer != "hflm" and (reason := store.refused(plan, key)):
+        raise RefusedError(reason.partition(": ")[2])
+    done = {task: result for task in plan.suite.tasks if (result := store.finished_task(plan, key, task))}
     if len(done) < len(plan.suite.tasks):
         from workbench.evaluate.scorer import Scorer
 
@@ -83,19 +89,20 @@ def evaluate(
         try:
             check = scorer.check()
         except RefusedError as error:
-            store.refuse(plan, f"{configuration.name}: {error}")
+            store.refuse(plan, key, f"{configuration.name}: {error}")
             raise
         for task in plan.suite.tasks:
             if task not in done:
-                journal = store.journal(plan, configuration.digest, task)
+                journal = store.journal(plan, key, task)
                 told = _offset(progress, scorer.sizes(), [t for t in plan.suite.tasks if t in done])
                 done[task] = {**scorer.task(task, journal, told), "check": check and check.model_dump()}
-                store.keep_task(plan, configuration.digest, task, done[task])
+                store.keep_task(plan, key, task, done[task])
     if progress:
         progress("", 1, 1)
     scores = summarise(plan, configuration, done)
-    store.write(plan, scores, {t: done[t]["rows"] for t in plan.suite.tasks}, {t: done[t]["items"] for t in plan.suite.tasks})
-    return scores
+    return store.write(
+        plan, scores, {t: done[t]["rows"] for t in plan.suite.tasks}, {t: done[t]["items"] for t in plan.suite.tasks}
+    )
 
 
 def _offset(progress: Progress | None, sizes: Mapping[str, int], done: Sequence[str]) -> Progress | None:

@@ -51,8 +51,9 @@ class Resident:
                     if value is not None:
                         row["metrics"][GOLD] = value
         scores = summarise(scorer.plan, configuration, done)
-        self.store.write(scorer.plan, scores, {t: r["rows"] for t, r in done.items()}, {t: r["items"] for t, r in done.items()})
-        return scores
+        return self.store.write(
+            scorer.plan, scores, {t: r["rows"] for t, r in done.items()}, {t: r["items"] for t, r in done.items()}
+        )
 
     def _scorer(self, plan: Plan, configuration: Configuration) -> Scorer:
         """The plan's scorer, compared with lm-eval's own loop when it is made."""
@@ -63,7 +64,7 @@ class Resident:
             try:
                 scorer.check()
             except RefusedError as error:
-                self.store.refuse(plan, f"{configuration.name}: {error}")
+                self.store.refuse(plan, configuration.key(plan), f"{configuration.name}: {error}")
                 return self._scorer(plan, configuration)
             self._scorers[settled.digest] = scorer
         return self._scorers[settled.digest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,38 +12,71 @@ from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.quiet import quiet
+from workbench.evaluate.traced import score_first, watched, yielded
 from workbench.suites import Plan, Suite
-from workbench.taskfiles import Source, TaskFile, digest_of, files_digest, metric_name
+from workbench.taskcode import code_of, content, recall, remember
+from workbench.taskfiles import Source, TaskFile, digest_of, listed_metrics, metric_name
 
 
-def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> Source:
-    """A task's documents: read directly where possible, else loaded by lm-eval (custom code, hub data, bundled tasks)."""
+def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> Source:
+    """Return what a task yields: from the memo where no file that decides it has changed, else by building it with lm-eval.
+
+    Args:
+        memo: Folder of the memos of local tasks; None: the task is built.
+    """
     found = index.get(name)
-    source = found.source(name) if found else None
-    if source is not None:
-        return source
+    if found is None:
+        with quiet():
+            return _from_lm_eval(name, suite, index, tasks_dir)
+    code = code_of(found.files, found.path.parent)
+    place = memo / f"{digest_of(json.dumps([str(found.path), name, suite.num_fewshot]).encode())}.json" if memo else None
+    if place and (kept := recall(place, code, found.files)):
+        return kept
+    data = found.check(name)
+    with watched(code) as reads, quiet():
+        task = load_task(manager_of(tasks_dir, bundled=False), name, index)
+        if suite.num_fewshot is not None:
+            task.set_config(key="num_fewshot", value=suite.num_fewshot)
+        docs, yields = [dict(doc) for doc in task.eval_docs], yielded(task)
+        score_first(task)
+    seen = {*code.files, *code.named, *reads[0].files} - {path.resolve() for path in (*data, *found.files) if path.suffix != ".py"}
+    parts = [name, found.definition, yields, content(p for p in seen if not _is_cache(p))]
+    metrics, lower, ratios = listed_metrics(found.config) if "class" not in found.config else _metrics(task)
+    digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    source = Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios)
+    if place and found.config.get("custom_dataset") and not found.config.get("dataset_path"):
+        remember(place, source, code, reads[0], [*found.files, *data])
+    return source
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether a file belongs to the caches of the hub and of datasets, whose content documents stand for."""
+    from datasets.config import HF_CACHE_HOME
+
+    return path.is_relative_to(Path(HF_CACHE_HOME).expanduser().resolve())
+
+
+def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> Source:
+    """A task that lm-eval brings along: its version stands for code, and documents are taken as they are loaded."""
+    task = load_task(manager_of(tasks_dir, bundled=True), name, index)
+    docs = [dict(doc) for doc in task.eval_docs]
+    shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
+    metrics, lower, ratios = _metrics(task)
+    digest = digest_of(repr([name, docs, shots]).encode())
+    return Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, bundled=True, ratios=ratios)
+
+
+def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
+    """As `taskfiles.listed_metrics`, of a task that has no file here."""
     from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
 
-    with quiet():
-        task = load_task(manager_of(tasks_dir, bundled=found is None), name, index)
-        docs = [dict(doc) for doc in task.eval_docs]
-        shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     filters = [f.name for f in task._filters]
-    ratios = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
-    how = {m: found for m, found in task.aggregation().items() if found is mean or found in ratios}
+    kinds = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
+    how = {m: found for m, found in task.aggregation().items() if found is mean or found in kinds}
     better = task.higher_is_better()
     named = {metric_name(m, f, filters): m for f in filters for m in how}
-    parts = [files_digest(found.files, found.path.parent) if found else name, docs, shots]
-    return Source(
-        name,
-        str(task.OUTPUT_TYPE),
-        tuple(named),
-        frozenset(full for full, m in named.items() if not better.get(m, True)),
-        docs,
-        digest_of(repr(parts).encode()),
-        bundled=found is None,
-        ratios={full: ratios[how[m]] for full, m in named.items() if how[m] in ratios},
-    )
+    lower = frozenset(full for full, m in named.items() if not better.get(m, True))
+    return tuple(named), lower, {full: kinds[how[m]] for full, m in named.items() if how[m] in kinds}
 
 
 def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
 
 from workbench.controls import Entry
+from workbench.decoding import identity
 from workbench.livemodels import Events
 from workbench.recipe import Recipe
 from workbench.registry import Memo
@@ -166,13 +167,25 @@ class Bench:
         return entry.configuration(live.digest), answers
 
     def answers(self, digest: str) -> Answers | None:
-        """What the store has of weights that have seen all search items."""
+        """Return what the store has of weights that have seen all search items."""
         if digest not in self._full:
             plans = [(plan, self.store.settled(plan)) for stage in self.stages.search for plan in stage]
-            if not all(self.store.has(settled, digest) for _, settled in plans):
+            keys = [self._key(settled, digest) for _, settled in plans]
+            if not all(self.store.has(settled, key) for (_, settled), key in zip(plans, keys, strict=True)):
                 return None
-            self._full[digest] = gathered((plan, self.store.rows(self.store.read(settled, digest))) for plan, settled in plans)
+            self._full[digest] = gathered(
+                (plan, self.store.rows(self.store.read(settled, key))) for (plan, settled), key in zip(plans, keys, strict=True)
+            )
         return self._full[digest]
+
+    def _key(self, plan: Plan, digest: str) -> str:
+        """What scores of these weights are stored by; every candidate writes texts with the base's generation settings."""
+        return identity(digest, self.generation) if plan.generates else digest
+
+    @cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """The base's generation settings that decide texts."""
+        return resolve(self.recipe.derive("base", [])).generation
 
     @contextmanager
     def _live(self, entry: Entry) -> Iterator[_Live]:
@@ -183,13 +196,13 @@ class Bench:
     def _rows(self, live: _Live, plan: Plan, *, gold: bool) -> Rows:
         """Rows of the candidate on the bench under a plan: the store's, else scored now."""
         settled = self.store.settled(plan)
-        if not self.store.has(settled, live.digest):
+        if not self.store.has(settled, self._key(settled, live.digest)):
             live.enter()
             started = time.perf_counter()
             self.resident.scored(plan, live.entry.configuration(live.digest), gold=gold)
             live.seconds["score"] += time.perf_counter() - started
             settled = self.store.settled(plan)
-        return self.store.rows(self.store.read(settled, live.digest))
+        return self.store.rows(self.store.read(settled, self._key(settled, live.digest)))
 
 
 class _Live:

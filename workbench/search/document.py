@@ -134,7 +134,7 @@ def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dic
     """The comparison of all that was tested, on test items."""
     store = search.bench.store
     plans = [store.settled(plan) for plan in search.stages.test]
-    scores = [store.read(plan, t.configuration.digest).called(t.configuration) for t in tested for plan in plans]
+    scores = [store.read(plan, t.configuration.key(plan)).called(t.configuration) for t in tested for plan in plans]
     return compare(store, scores, baseline=baseline.configuration.name, project=search.recipe.project).document()
 
 

@@ -1,0 +1,218 @@
+"""A plan covers what a built task yields, and all code that scores it: also what its files do not name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_tasks import documents, tokenizer
+
+from workbench.evaluate import build_plan
+from workbench.suites import Plan, Suite
+
+__all__ = ["tokenizer"]
+TASK = """
+task: copy
+custom_dataset: !function code.docs
+dataset_kwargs: {data_files: {test: data.jsonl}}
+output_type: generate_until
+test_split: test
+doc_to_text: !function code.prompt
+doc_to_target: answer
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
+process_results: !function code.score
+metric_list: [{metric: em, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0}
+"""
+CODE = """
+import json
+import sys
+from pathlib import Path
+
+import datasets
+
+sys.path.insert(0, str(Path(__file__).parent))
+import indirect_helper
+
+
+def docs(config_source, data_files, **_):
+    folder = Path(config_source).parent
+    rows = [json.loads(line) for line in (folder / data_files["test"]).read_text("utf-8").splitlines()]
+    extra = json.loads((folder / "read.json").read_text("utf-8"))
+    return {"test": datasets.Dataset.from_list([{**row, "extra": extra["word"]} for row in rows])}
+
+
+def prompt(doc):
+    return indirect_helper.HEAD + doc["extra"] + doc["prompt"]
+
+
+def score(doc, results):
+    import indirect_lazy
+
+    return {"em": float(indirect_lazy.clean(results[0]) == doc["answer"])}
+"""
+HELPER = 'import json\nfrom pathlib import Path\nHEAD = json.loads((Path(__file__).parent / ("at" + "_import.json")).read_text())["head"]\n'
+LAZY = (
+    "import json\nfrom pathlib import Path\n\n\ndef clean(text):\n"
+    '    names = "used_when_" + "scoring"\n    strip = json.load(open(Path(__file__).parent / f"{names}.json"))\n'
+    "    return text.strip(strip)\n"
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "evals" / "tasks"
+    folder.mkdir(parents=True)
+    (folder / "copy.yaml").write_text(TASK)
+    (folder / "code.py").write_text(CODE)
+    (folder / "indirect_helper.py").write_text(HELPER)
+    (folder / "indirect_lazy.py").write_text(LAZY)
+    (folder / "read.json").write_text('{"word": "say "}')
+    (folder / "at_import.json").write_text('{"head": "Please "}')
+    (folder / "used_when_scoring.json").write_text('" "')
+    (folder / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents()))
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    for name in ("indirect_helper", "indirect_lazy"):
+        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    return folder
+
+
+def plan(folder: Path, tokenizer: Any, memo: Path | None = None) -> Plan:
+    return build_plan(Suite(suite="toy", tasks=("copy",)), tokenizer, tasks_dir=folder, memo=memo)
+
+
+def swap(file: str, before: str, after: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / file).read_text("utf-8")
+        assert before in text
+        (folder / file).write_text(text.replace(before, after))
+
+    return change
+
+
+CHANGES = {
+    "a module that the code imports": swap("indirect_helper.py", '["head"]', '["head"].upper()'),
+    "a module that is imported when an item is scored": swap("indirect_lazy.py", "text.strip(strip)", "text.lower().strip(strip)"),
+    "a file that the data's function reads": swap("read.json", "say", "tell"),
+    "a file that a module reads when it is imported": swap("at_import.json", "Please", "Kindly"),
+    "a file that is read when an item is scored": swap("used_when_scoring.json", '" "', '"-"'),
+    "the function of the data": swap("code.py", "[{**row,", "[{**row, 'prompt': row['prompt'] * 2,"),
+    "the template": swap("copy.yaml", "doc_to_target: answer", "doc_to_target: '{{answer}}!'"),
+    "the data": swap("data.jsonl", "Say aa0", "Say aa1"),
+}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["built", "memo"])
+@pytest.mark.parametrize("what", CHANGES)
+def test_every_change_makes_another_plan(what: str, kept: bool, place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    memo = tmp_path / "memo" if kept else None
+    first = plan(place, tokenizer, memo)
+    assert plan(place, tokenizer, memo).digest == first.digest
+    CHANGES[what](place)
+    changed = plan(place, tokenizer, memo)
+    assert changed.digest != first.digest
+    assert plan(place, tokenizer, memo).digest == changed.digest
+
+
+def test_a_changed_module_is_imported_again(place: Path, tokenizer: Any) -> None:
+    """The digest is that of the new code, so the requests have to be made by it."""
+    from workbench.evaluate.tasks import load_tasks
+
+    def prompt() -> str:
+        made = plan(place, tokenizer)
+        task = load_tasks(made)["copy"]
+        return str(task.doc_to_text(task.eval_docs[0]))
+
+    assert prompt().startswith("Please say Say aa0")
+    CHANGES["a module that the code imports"](place)
+    assert prompt().startswith("PLEASE say Say aa0")
+
+
+def test_names_and_times_of_files_decide_nothing(place: Path, tokenizer: Any) -> None:
+    first = plan(place, tokenizer)
+    (place / "data.jsonl").rename(place / "other.jsonl")
+    swap("copy.yaml", "data.jsonl", "other.jsonl")(place)
+    os.utime(place / "read.json", (1, 1))
+    assert plan(place, tokenizer).digest == first.digest
+
+
+def test_the_documents_are_those_of_the_task(place: Path, tokenizer: Any) -> None:
+    """A function that leaves documents out: the plan has the items that it yields, not the lines of the file."""
+    swap("code.py", "for row in rows]", "for row in rows[4:]]")(place)
+    assert [item.id for item in plan(place, tokenizer).items["copy"]] == [f"copy-{i:03d}" for i in range(4, 24)]
+
+
+# The memo
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("built again")
+
+
+def test_a_memo_is_used_while_no_file_has_changed(place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = plan(place, tokenizer, tmp_path / "memo")
+    with monkeypatch.context() as patched:
+        patched.setattr("workbench.evaluate.tasks.load_task", never)
+        again = plan(place, tokenizer, tmp_path / "memo")
+        assert (again.digest, again.items, again.metrics) == (first.digest, first.items, first.metrics)
+        os.utime(place / "read.json", (1, 1))  # another time, the same bytes
+        assert plan(place, tokenizer, tmp_path / "memo").digest == first.digest
+        swap("read.json", "say", "tel")(place)
+        os.utime(place / "read.json", (1, 1))  # other bytes of the same size and time
+        with pytest.raises(AssertionError, match="built again"):
+            plan(place, tokenizer, tmp_path / "memo")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": "task-1"}', '{"format": "task-0"}'])
+def test_a_damaged_memo_is_made_again(damage: str, place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    first = plan(place, tokenizer, tmp_path / "memo")
+    (file,) = (tmp_path / "memo").glob("*.json")
+    whole = file.read_bytes()
+    file.write_text(damage)
+    assert plan(place, tokenizer, tmp_path / "memo").digest == first.digest
+    assert json.loads(file.read_bytes())["source"] == json.loads(whole)["source"]
+
+
+def test_a_module_that_hides_another_ends_a_memo(place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, late = tmp_path / "first", tmp_path / "late"
+    for folder in (first, late):
+        folder.mkdir()
+    shutil.move(place / "indirect_helper.py", late)
+    shutil.copy(place / "at_import.json", late)
+    swap("code.py", "sys.path.insert(0, str(Path(__file__).parent))", "")(place)
+    monkeypatch.setattr("sys.path", [str(first), str(late), str(place), *__import__("sys").path])
+    before = plan(place, tokenizer, tmp_path / "memo")
+    (first / "indirect_helper.py").write_text('HEAD = "Hidden "\n')
+    assert plan(place, tokenizer, tmp_path / "memo").digest != before.digest
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os\nWORD = os.environ.get('W6_WORD', '')",
+        "import subprocess",
+        "import time\nNOW = time.time",
+        "from datasets import load_dataset",
+        "import pandas",
+        "HERE = Path('x').exists()",
+    ],
+)
+def test_no_memo_is_kept_of_code_that_may_read_unseen(line: str, place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    (place / "code.py").write_text(CODE.replace("import datasets\n", f"import datasets\n{line}\n"))
+    made = plan(place, tokenizer, tmp_path / "memo")
+    assert not list((tmp_path / "memo").glob("*.json"))
+    assert plan(place, tokenizer, tmp_path / "memo").digest == made.digest
+
+
+def test_the_tasks_of_this_repository_are_kept(tokenizer: Any, tmp_path: Path) -> None:
+    """All of them are traceable, so that comparing stored scores imports no lm_eval."""
+    tasks = Path(__file__).parents[1] / "evals" / "tasks"
+    names = ["add", "facts", "functions-stripped", "retention"]
+    made = Suite(suite="all", tasks=tuple(names), cluster="id")
+    build_plan(made, tokenizer, tasks_dir=tasks, memo=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == len(names)

@@ -1,0 +1,156 @@
+"""Builds a local task while all that its code reads is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from workbench.evaluate.quiet import SEED
+from workbench.taskcode import Code, Reads, is_own
+from workbench.taskfiles import digest_of
+
+_UNSEEN = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "ctypes.dlopen", "sqlite3.connect")
+_LISTED = ("os.listdir", "os.scandir")
+
+
+class _Watch:
+    """What the task's code has read in one build; what lm-eval and other libraries read without it does not count.
+
+    Attributes:
+        code: Files of the task's code, and the modules that it has imported by computed names.
+        at_import: Module -> what its import has read.
+    """
+
+    def __init__(self, thread: int, code: Code) -> None:
+        self.thread = thread
+        self.code = {str(path) for path in code.files}
+        self.opened: set[str] = set()
+        self.listed: set[str] = set()
+        self.unseen: set[str] = set()
+        self.at_import: dict[str, set[str]] = {}
+
+
+_watch: _Watch | None = None
+_hooked = False
+_imports: dict[str, set[str]] = {}  # of this process: module file -> what its import has read, since modules are imported once
+_known: dict[Path, str] = {}  # of this process: module file -> digest of what is loaded
+
+
+@contextlib.contextmanager
+def watched(code: Code) -> Iterator[list[Reads]]:
+    """See what the block reads; one `Reads` is in the list at its end, with what the code's modules read when they were imported."""
+    global _watch, _hooked
+    _forget_changed(code)
+    if not _hooked:
+        sys.addaudithook(_hook)  # cannot be taken away: it does nothing while no build is watched
+        _hooked = True
+    watch, found = _Watch(threading.get_ident(), code), list[Reads]()
+    before, _watch = _watch, watch
+    try:
+        yield found
+    finally:
+        _watch = before
+        for module, names in watch.at_import.items():
+            _imports.setdefault(module, set()).update(names)
+        names = watch.opened.union(*(_imports.get(str(path), ()) for path in code.files))
+        paths = {_source(Path(name)) for name in names}
+        own = {path for path in paths if is_own(path)}
+        found.append(Reads(
+            frozenset(p for p in own if p.is_file()), frozenset(p for p in own if not p.exists()),
+            frozenset(p for p in map(_source, map(Path, watch.listed)) if is_own(p)), frozenset(watch.unseen)))  # fmt: skip
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    watch = _watch
+    if watch is None or threading.get_ident() != watch.thread:
+        return
+    if event not in ("open", *_LISTED, *_UNSEEN):
+        return
+    frames = list(_frames())
+    if not any(file in watch.code for file, _ in frames):
+        return
+    if event == "open":
+        path, mode, flags = args
+        writes = flags & (os.O_WRONLY | os.O_RDWR) if isinstance(flags, int) else any(c in str(mode) for c in "wax+")
+        if isinstance(path, (str, bytes, os.PathLike)) and not writes:
+            name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  a hook must not open, list or resolve anything
+            watch.opened.add(name)
+            if name.endswith((".py", ".pyc")):
+                watch.code.add(str(_source(Path(name))))
+            for file, function in frames:
+                if function == "<module>" and file in watch.code:
+                    watch.at_import.setdefault(file, set()).add(name)
+    elif event in _LISTED:
+        watch.listed.add(os.path.abspath(os.fsdecode(args[0])) if isinstance(args[0], (str, bytes)) else os.getcwd())  # noqa: PTH100, PTH109
+    else:
+        watch.unseen.add(event)
+
+
+def _frames() -> Iterator[tuple[str, str]]:
+    """(file, function) of what is being called, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)  # 0 is this generator, 1 the hook
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_code.co_name
+        frame = frame.f_back
+
+
+def _source(path: Path) -> Path:
+    """A source file for its compiled one, links followed."""
+    if path.suffix == ".pyc":
+        with contextlib.suppress(ValueError):
+            path = Path(importlib.util.source_from_cache(str(path)))
+    return path.resolve()
+
+
+def _forget_changed(code: Code) -> None:
+    """Let modules be imported again where a file of the task's code is not what this process has loaded."""
+    digests = {path: digest_of(path.read_bytes()) for path in code.files if path.is_file()}
+    if any(_known.get(path, digest) != digest for path, digest in digests.items()):
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if name != "__main__" and isinstance(file, str) and Path(file).resolve() in digests:
+                del sys.modules[name]
+                _imports.pop(file, None)
+    _known.update(digests)
+
+
+def yielded(task: Any) -> list[Any]:
+    """Return what a built task makes of its documents: each with its prompt, target and choices, and the pool of examples."""
+    shots = task.fewshot_docs() if task.config.num_fewshot else ()
+    return [[_of(task, doc, None) for doc in task.eval_docs], [_of(task, doc, task.fewshot_cfg) for doc in shots or ()]]
+
+
+def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
+    """A template that fails is said where the requests are built; here its error stands for what it yields."""
+    text, target, choices = (shot.doc_to_text, shot.doc_to_target, shot.doc_to_choice) if shot else (None, None, None)
+    found: list[Any] = [doc]
+    has_choices = task.config.doc_to_choice is not None or choices is not None
+    ways = [(task.doc_to_text, text), (task.doc_to_target, target), *([(task.doc_to_choice, choices)] if has_choices else [])]
+    for way, given in ways:
+        try:
+            found.append(way(doc, given) if given is not None else way(doc))
+        except Exception as error:  # noqa: BLE001  code of a task raises what it likes
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+def score_first(task: Any) -> None:
+    """Score the gold answer of the first document, so that files and modules that filters and metrics read are seen."""
+    from workbench.evaluate.oracle import _gold, _response
+    from workbench.evaluate.requests import metrics_of
+
+    with contextlib.suppress(Exception):  # said by `suite check`, or when the task is scored
+        task.set_fewshot_seed(seed=SEED)
+        task.build_all_requests(samples=[0], rank=0, world_size=1)
+        gold = _gold(task, task.instances[0].doc)
+        for instance in task.instances:
+            instance.resps = [_response(task, instance, gold)] * max(1, instance.repeats or 1)
+        task.apply_filters()
+        list(metrics_of(task, task.instances))
