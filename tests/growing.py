@@ -26,6 +26,77 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 """Field of a configuration -> a small value. A family takes those that it has."""
 
+STEPS = {
+    "depth": "{grow: depth, blocks: 2}",
+    "stack": "{grow: stack, order: [0, 1, 2, 1, 2, 3]}",
+    "neurons": "{grow: width, neurons: 160}",
+    "heads": "{grow: width, key_value_heads: 8}",
+    "hidden": "{grow: width, hidden: 48}",
+    "vocabulary": '{grow: vocabulary, tokens: ["<a>", "<b>"]}',
+}
+"""The growths of the table. Those with experts have tables of their own, in `grow/targets.py` and `mixtures.py`."""
+
+_NAMES = (
+    "afmoe apertus apertus1p5_text arcee aria_text beam bert bert-generation big_bird biogpt bitnet bloom codegen cohere "
+    "cohere2 cohere2_moe ctrl deepseek_v2 deepseek_v4 diffllama doge electra ernie ernie4_5 ernie4_5_moe exaone exaone4 "
+    "exaone_moe falcon flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox "
+    "gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text "
+    "hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 "
+    "laguna lara_mini lfm2 lfm3 llama mamba megatron-bert mellum mimo_v2_flash minicpm3 minimax trocr vaultgemma xglm xlnet"
+)
+FAMILIES = _NAMES.split()
+"""Families that build from small sizes alone, in alphabetical order."""
+
+GROWN = {
+    "depth": (
+        "apertus apertus1p5_text arcee biogpt bitnet bloom codegen cohere cohere2 ernie4_5 exaone exaone4 falcon gemma gemma2 "
+        "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
+        "internlm3 iquestcoder jais2 llama vaultgemma xglm"
+    ),
+    "stack": (
+        "apertus apertus1p5_text arcee aria_text beam bert bert-generation biogpt bitnet bloom codegen cohere cohere2 "
+        "cohere2_moe ctrl deepseek_v2 deepseek_v4 doge electra ernie ernie4_5 exaone exaone4 exaone_moe falcon flex_olmo gemma "
+        "gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite "
+        "granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax "
+        "inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama mamba megatron-bert mellum "
+        "mimo_v2_flash vaultgemma xglm xlnet"
+    ),
+    "neurons": (
+        "apertus apertus1p5_text arcee biogpt codegen cohere cohere2 diffllama doge ernie4_5 exaone4 falcon gemma gemma2 "
+        "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
+        "internlm3 iquestcoder jais2 llama minicpm3 vaultgemma xglm"
+    ),
+    "heads": (
+        "apertus apertus1p5_text arcee aria_text cohere cohere2 cohere2_moe ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe "
+        "gemma gemma2 gemma3_text glm glm4 glm4_moe granite granitemoe granitemoeshared hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
+        "hyperclovax internlm3 iquestcoder jais2 kolibri1 lfm2 llama mellum vaultgemma"
+    ),
+    "hidden": ("arcee ernie4_5 exaone4 glm glm4 granite hyperclovax internlm3 iquestcoder llama"),
+    "vocabulary": (
+        "afmoe apertus apertus1p5_text arcee aria_text beam bert-generation biogpt bitnet bloom codegen cohere cohere2 "
+        "cohere2_moe deepseek_v2 diffllama doge ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma "
+        "gemma2 gemma3_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite "
+        "granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax "
+        "inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 lfm3 llama mamba mellum mimo_v2_flash minicpm3 "
+        "minimax vaultgemma xglm"
+    ),
+}
+"""Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
+
+CAUGHT = {
+    ("big_bird", "stack"): "otherwise than layer",
+    ("diffllama", "depth"): "otherwise than layer",
+    ("diffllama", "stack"): "otherwise than layer",
+    ("diffllama", "heads"): "computes something else",
+    ("doge", "depth"): "computes something else",
+    ("gpt_neox_japanese", "depth"): "has no place for",
+    ("minicpm3", "depth"): "otherwise than layer",
+    ("minicpm3", "stack"): "otherwise than layer",
+    ("minimax", "stack"): "otherwise than layer",
+}
+"""Growths that nothing refuses in advance and the check stops: part of its message. What depends on the number or the count of layers
+(DiffLlama, MiniCPM3), residual weights in a layer (Doge), heads that are paired, experts beside a shared one."""
+
 
 def tiny_config(family: str, **fields: Any) -> Any:
     """A family's configuration with small sizes, four layers."""

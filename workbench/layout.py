@@ -21,7 +21,7 @@ from workbench.weights.specs import Weights
 _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
-_MLP_OUT = re.compile(r"(mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
+_MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
 # embed_out is GPT-NeoX's head, embedding_norm the final norm of LFM2.
 _FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
 # What a multimodal model has before its text decoder. Its layers are numbered too.

@@ -12,7 +12,8 @@ from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
 _NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", "global_attn_every_n_layers", "full_attention_interval",
-             "moe_layer_freq", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")  # fmt: skip
+             "moe_layer_freq", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval",
+             "moe_layers")  # fmt: skip
 # Patterns that transformers reads only where the list beside them is absent.
 _PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
              "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
@@ -57,21 +58,22 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     for key, value in config.items():
         if key in DEPTHS:
             grown[key] = len(order)
-        elif (
-            isinstance(value, list)
-            and len(value) == depth
-            and (key in LAYER_KINDS or key.endswith(("_types", "_layers", "layers")))
-        ):
+        elif isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types")):
             grown[key] = [value[old] for old in order]
         elif key in _LETTERS and isinstance(value, str) and len(value) == depth:
             grown[key] = "".join(value[old] for old in order)
+        elif isinstance(value, dict) and value and all(str(k).isdigit() for k in value) and "layer" in key:
+            # Settings of single layers, by number.
+            grown[key] = {str(new): value[str(old)] for new, old in enumerate(order) if str(old) in value}
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo says it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
 
 
 def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
-    """config.json without a range of mixture layers (ernie4_5_moe) where that range is all layers; -1 stands for the last one."""
+    """config.json without the numbers of mixture layers where these are all layers (ernie4_5_moe: -1 stands for the last; llama4)."""
+    if config.get("moe_layers") == list(range(depth)) and config.get("interleave_moe_layer_step") in (None, 1):
+        config = {**config, "moe_layers": None}
     first, last, step = (config.get(f"moe_layer_{key}") for key in ("start_index", "end_index", "interval"))
     if last is not None and last in (-1, depth - 1) and first in (None, 0) and step in (None, 1):
         return {**config, "moe_layer_end_index": -1}

@@ -1,4 +1,4 @@
-"""Logits of a model whose weights stay on disk: one decoder layer, or the embeddings, is in memory at a time."""
+"""Logits of a model whose weights stay on disk: beside the embeddings, one decoder layer or the head is in memory at a time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class NotStreamedError(RuntimeError):
+    """The model looks at weights outside the module that they belong to, so that it cannot run without all of them."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,16 @@ class Streamed:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
-        """Return the logits [rows, tokens, vocabulary] in float32."""
+        """Return the logits [rows, tokens, vocabulary] in float32.
+
+        Raises:
+            NotStreamedError: the model looks at weights that are not loaded.
+        """
         model = self.model
         layers = decoder_layers(model)
         lazy = [(f"{layers[0]}.{i}", layer) for i, layer in enumerate(layers[1])] if layers else []
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        lazy += [(name, module) for name, module in model.named_modules() if any(module is end for end in ends)]
+        head = model.get_output_embeddings()
+        lazy += [(name, module) for name, module in model.named_modules() if module is head and module is not None]
         around = [n for n in self._tensors("", model) if not any(n.startswith(f"{name}.") for name, _ in lazy)]
         with ExitStack() as stack:
             stack.enter_context(self._loaded(around))
@@ -99,13 +107,18 @@ class Streamed:
         names = self._tensors(name, module)
         open_now = ExitStack()
 
-        def load_them(*_: Any) -> None:
+        def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
+                raise NotStreamedError(f"{name} is given a tensor without numbers")
             open_now.enter_context(self._loaded(names))
 
         def drop_them(*_: Any) -> None:
             open_now.close()
 
-        handles = [module.register_forward_pre_hook(load_them), module.register_forward_hook(drop_them, always_call=True)]
+        handles = [
+            module.register_forward_pre_hook(load_them, with_kwargs=True),
+            module.register_forward_hook(drop_them, always_call=True),
+        ]
         try:
             yield
         finally:
@@ -140,8 +153,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
 
 
 def streamed_bytes(model: Model) -> int:
-    """Return about how much memory `Streamed.logits` takes: the largest layer or matrix outside the layers, one tensor while it is read,
-    and what else lies around the layers. Where no layers are found, the whole model."""
+    """Return about how much memory `Streamed.logits` takes: the embeddings and what else lies around the layers, the largest layer or the
+    head, and one tensor while it is read. Where no layers are found, the whole model."""
     sizes = {name: spec.numel for name, spec in model.weights.specs.items()}
     try:
         layout = model.layout
@@ -156,4 +169,5 @@ def streamed_bytes(model: Model) -> int:
         else:
             layers[number] += size
     around.sort()
-    return 4 * (max([*layers, *around[-1:]]) + max(sizes.values()) + sum(around[:-2]))
+    head = around[-2] if len(around) > 1 and around[-2] == around[-1] else 0  # an untied head is as large as the embeddings
+    return 4 * (sum(around) - head + max([*layers, head]) + max(sizes.values()))

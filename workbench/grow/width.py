@@ -128,6 +128,12 @@ class _Plan:
         """Every layer has `count` key-value heads and as many groups of query heads."""
         size = self.parts.size
         queries = int(size("num_attention_heads") or 0)
+        if not queries:
+            raise WorkbenchError(
+                f"grow width: model_type {self.parts.parsed.model_type} has no attention heads (num_attention_heads)",
+                "Grow `hidden`.",
+                2,
+            )
         groups = int(size("num_key_value_heads") or queries)
         head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
         _larger("key_value_heads", groups, count)
@@ -150,7 +156,7 @@ class _Plan:
         """The residual stream has `count` channels."""
         parts = self.parts
         before = int(parts.size("hidden_size") or 0)
-        head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or before))
+        head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or 1))
         _larger("hidden", before, count)
         self._check_norms(before, count, head)
         eps = float(parts.size("rms_norm_eps") or 0)

@@ -48,7 +48,7 @@ class GrowMethod(BrickStep):
 
     check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_said)] = "full"
     """What `run` checks. tensors: config.json and the tensors agree; on two short prompts the grown model gives the logits of the model before
-    it, where the method promises that, with one decoder layer or the embeddings in memory at a time; all old elements lie in the files
+    it, where the method promises that, with one decoder layer beside the embeddings in memory at a time; all old elements lie in the files
     bit for bit. full: that, and logits of longer prompts, cached generation, gradients, and the files as transformers loads them, which takes
     both models in memory in float32. off: nothing."""
 
