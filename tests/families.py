@@ -60,12 +60,14 @@ NAMES = ("gpt2", "gpt_bigcode", "xglm", "biogpt", "opt", "bloom", "gpt_neox", "g
          "falcon", "falcon_alibi", "mpt", "mixtral", "mamba", "jamba", "nemotron_h", "recurrent_gemma")  # fmt: skip
 
 
-def random_model(name: str) -> Any:
+def random_model(name: str, vocabulary: int = VOCABULARY) -> Any:
     """A model of a family in float32, in evaluation mode, every parameter random and none of them small."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(_configs()[name]()).eval()
+    config = _configs()[name]()
+    config.vocab_size = vocabulary
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.15 if parameter.dim() > 1 else 0.1))

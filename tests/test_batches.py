@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import NAMES, random_model
+from local_tasks import tokenizer
 
 from workbench.batching import side_by_side
 from workbench.edit.rows import Row, padded
@@ -16,6 +17,7 @@ from workbench.merge.calibration import Row as Text
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
 
+__all__ = ["tokenizer"]
 CPU = torch.device("cpu")
 ROWS = [([5, 9, 3, 7, 20, 33, 2, 8, 41, 12, 4, 6], 3), ([11, 7, 3], 2), ([8, 2, 40, 41, 42, 9, 60], 4)]
 
@@ -123,3 +125,20 @@ def test_a_greedy_answer_is_judged_as_if_it_were_alone() -> None:
     right = [(context, best(context)) for context in contexts]
     wrong = [(context, [(answer[0] + 1) % 64]) for context, answer in right]
     assert _greedy(Lm(), [*right, *wrong]) == [True] * 3 + [False] * 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["recurrent_gemma", "mamba", "gpt2"])
+def test_a_text_is_generated_as_if_it_were_alone(family: str, tokenizer: Any) -> None:
+    """lm-eval pads prompts in front; what a recurrent layer makes of that is not what it makes of the prompt."""
+    from lm_eval.api.instance import Instance
+
+    from workbench.evaluate.models import SafeHFLM
+
+    model = random_model(family, vocabulary=257)
+    settings = {"until": [], "max_gen_toks": 6, "min_new_tokens": 6, "do_sample": False}
+    prompts = ["abc def ghi jkl", "xy", "pqr st", "uvw xy"]
+    asked = [Instance(request_type="generate_until", doc={}, arguments=(prompt, settings), idx=0) for prompt in prompts]
+    together = SafeHFLM(model, tokenizer=tokenizer, batch_size=4).generate_until(asked, disable_tqdm=True)
+    alone = SafeHFLM(model, tokenizer=tokenizer, batch_size=1).generate_until(asked, disable_tqdm=True)
+    assert together == alone
+    assert len(set(together)) > 1

@@ -92,11 +92,16 @@ def test_facts_are_split_as_lm_eval_splits_them(kind: str, tmp_path: Path) -> No
     requests = [Instance(request_type="loglikelihood", doc={}, arguments=(f.text, f.continuation), idx=0) for f in facts]
     for one, ((context, answer),) in zip(facts, lm.pairs(requests), strict=True):
         row = row_of(one, tokenizer, "prompt_last")
-        if kind in ("qwen", "llama3") and ":\n" in one.text + one.continuation:
-            # ":\n" is a token: lm-eval scores "Paris" behind ":", which no text has. Edits take the tokens that the text has.
+        text = whole(tokenizer, one.text + one.continuation)
+        assert [*row.tokens, row.target[-1]] == text
+        if [*context, *answer] != text:
+            # ":\n" or ": " is a token: lm-eval scores "Paris" behind ":", which no text has. Edits take the tokens that the text has.
+            assert kind in ("qwen", "llama3", "trimmed")
             assert pieces(tokenizer, answer) == ["Paris"]
-            assert [*row.tokens, row.target[-1]] == whole(tokenizer, one.text + one.continuation)
-            assert pieces(tokenizer, row.target) == ([":\u010a", "Paris"] if one.text.endswith(":") else ["Paris"])
+            assert "Answer:" in one.text
+            assert pieces(tokenizer, row.target)[-2:] == (
+                [pieces(tokenizer, text)[-2], "Paris"] if one.text.endswith(":") else ["Paris"]
+            )
             continue
         assert list(row.tokens[: row.start + 1]) == context, one
         assert list(row.target) == answer, one
@@ -109,7 +114,14 @@ def test_a_token_that_straddles_the_border_is_the_continuations() -> None:
     assert pieces(plain, pair.prompt) == ["The", " capital", " is", " "]
     with pytest.raises(WorkbenchError, match="here:1: the subject '\\(' has no token of its own"):
         row_of(fact("The capital is {subject}", ")x", "("), plain, "subject_last")
-    for kind in ("qwen", "llama3"):  # with and without white space in the offsets
+    trimmed = written("trimmed")
+    assert trimmed("Answer: Paris", return_offsets_mapping=True)["offset_mapping"][1] == (6, 7)  # though the token is ": "
+    for tokenizer in (trimmed, _Slow(trimmed)):
+        pair = encode_pair(tokenizer, "Answer:", " Paris")
+        assert (pieces(trimmed, pair.prompt), pieces(trimmed, pair.continuation)) == (["Answer"], [":\u0120", "Paris"])
+    pair = encode_pair(trimmed, "Answer: ", "Paris")
+    assert (pieces(trimmed, pair.prompt), pieces(trimmed, pair.continuation)) == (["Answer", ":\u0120"], ["Paris"])
+    for kind in ("qwen", "llama3"):  # with and without spaces in the offsets
         tokenizer = written(kind)
         pair = encode_pair(tokenizer, "Answer:", "\nParis")
         assert (pieces(tokenizer, pair.prompt), pieces(tokenizer, pair.continuation)) == (["Answer"], [":\u010a", "Paris"])

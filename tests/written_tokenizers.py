@@ -91,11 +91,22 @@ def _qwen() -> Any:
 
 
 def _llama3() -> Any:
-    """As Qwen, with offsets that leave white space out."""
+    """As Qwen, with offsets that leave spaces out."""
     from tokenizers import processors
 
     made = _qwen()
     made.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
+    return made
+
+
+def _trimmed() -> Any:
+    """Byte pairs across words, with a token that ends in a space which its offsets leave out."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+
+    made = Tokenizer(_byte_pairs([":\u0120", *WORDS, *(f"\u0120{word}" for word in WORDS)], ["\u0120", "\u010a", "(", ")", "x"]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.post_processor = processors.ByteLevel(trim_offsets=True)
+    made.decoder = decoders.ByteLevel()
     return made
 
 
@@ -121,7 +132,7 @@ def _plain() -> Any:
 # Kind -> the tokenizer, and what it puts around a text.
 _KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "llama2": (_llama2, "<s> $A"), "mistral": (_mistral, "<s> $A"), "metaspace": (_always, "$A"), "gemma": (_gemma, "<s> $A"),
-    "qwen": (_qwen, "$A"), "llama3": (_llama3, "$A"), "gpt2": (_gpt2, "$A"), "plain": (_plain, "$A"),
+    "qwen": (_qwen, "$A"), "llama3": (_llama3, "$A"), "gpt2": (_gpt2, "$A"), "trimmed": (_trimmed, "$A"), "plain": (_plain, "$A"),
     "llama2_ends": (_llama2, "<s> $A </s>"),
 }  # fmt: skip
 KINDS = tuple(_KINDS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class WorkbenchError(Exception):
@@ -33,3 +34,35 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     return "Known: " + ", ".join(known) + "." if known else "None is known."
+
+
+def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, what: str, exit_code: int = 1) -> None:
+    """Refuse a row of data that has a field which nothing reads: a misspelt field would be ignored in silence.
+
+    Args:
+        row: The row.
+        known: Fields that a row may have.
+        place: file:line.
+        what: What a row is: "a fact".
+    """
+    for key in row:
+        if key not in known:
+            near = nearest(str(key), known)
+            fields = "" if near.startswith("Known: ") else f" Known: {', '.join(sorted(known))}."
+            raise WorkbenchError(f"{place}: {what} has no field '{key}'", f"{near}{fields}", exit_code)
+
+
+def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, exit_code: int = 1) -> None:
+    """Refuse a row whose other fields are ignored, where one of them looks like a field that is read and that the row does not have.
+
+    Args:
+        row: The row.
+        known: Fields that are read.
+        place: file:line.
+    """
+    missing = [key for key in known if key not in row]
+    for key in row:
+        if key not in known and (near := get_close_matches(str(key), missing, n=1, cutoff=0.8)):
+            raise WorkbenchError(
+                f"{place}: the field '{key}' is not read", f"Did you mean '{near[0]}'? If not, rename it or take it out.", exit_code
+            )

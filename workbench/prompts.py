@@ -63,7 +63,7 @@ def encode_pair(
             split = _shared(ids, _tokens(tokenizer, prompt)[0])
     else:
         split = next((i for i in range(begin, len(ids)) if offsets[i][1] > len(prompt) or offsets[i][0] >= len(words)), len(ids))
-        # Byte-level post-processors may cut white space off the offsets (Llama 3: ":\n" is said to be ":").
+        # Byte-level post-processors may cut spaces off the offsets: of ": " they say that it is ":".
         while split > begin and _reaches_beyond(tokenizer, ids[split - 1], prompt, continuation):
             split -= 1
     return Pair(ids[:split], ids[split:], offsets)

@@ -10,10 +10,11 @@ from torch import Tensor
 from workbench.edit.parts import Parts
 from workbench.edit.rows import Position
 from workbench.edit.values import keys_of
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
 from workbench.registry import MethodContext
 
+_FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Expected {"prompt": "..."}, {"text": "..."} or a fact with neighbours a line.'
 
 
@@ -44,8 +45,9 @@ def read_prompts(path: Path, shown: str) -> list[Fact]:
 def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
+    refuse_misspelt(row, _FIELDS, place)
     if row.get("neighbours"):
-        return [(n if isinstance(n, str) else str(n["prompt"]), None) for n in row["neighbours"]]
+        return [(_neighbour(entry, place), None) for entry in row["neighbours"]]
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():
         raise WorkbenchError(f"{place}: no prompt", _EXPECTED)
@@ -53,6 +55,13 @@ def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
     if not isinstance(subject, str) or "{subject}" in text:
         return [(text, subject if isinstance(subject, str) else None)]
     return [(text.replace(subject, "{subject}"), subject)] if text.count(subject) == 1 else [(text, None)]
+
+
+def _neighbour(entry: object, place: str) -> str:
+    prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise WorkbenchError(f"{place}: expected a prompt, or {{\"prompt\"}}, in 'neighbours', found {entry!r}", _EXPECTED)
+    return prompt
 
 
 def preserved_keys(context: MethodContext, parts: Parts, layer: int, position: Position, before: list[str], shown: str) -> Tensor:

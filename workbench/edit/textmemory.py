@@ -135,8 +135,8 @@ class Recall:
             made = {} if len(longer) == len(prompts) else dict(enumerate(_rows(generate(ids, mask), len(prompts), ids.shape[1])))
             for same in _of_one_length(longer):  # none of them is padded: padding in front moves positions in some models
                 wide = torch.tensor([longer[i] for i in same], device=ids.device)
-                found = generate(wide, torch.ones_like(wide))
-                made |= dict(zip(same, _rows(found, len(same), wide.shape[1]), strict=True))
+                texts = generate(wide, torch.ones_like(wide))
+                made |= dict(zip(same, _rows(texts, len(same), wide.shape[1]), strict=True))
         width = max(row.shape[1] for row in made.values())
         whole = []
         for i in range(len(prompts)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessorList, PreTrainedModel
@@ -38,10 +39,15 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
         """Facts of a text memory stand in front of a prompt here, where lm-eval takes the length behind which it looks for stop strings."""
         length, mask = context.shape[1], settings.pop("attention_mask", None)
 
-        def made(ids: Any, cover: Any) -> Any:
+        def together(ids: Any, cover: Any) -> Any:
             return HFLM._model_generate(
                 self, ids, max_length + ids.shape[1] - length, stop, **settings, attention_mask=cover,
                 logits_processor=LogitsProcessorList([_refuse_nan]))  # fmt: skip
+
+        def made(ids: Any, cover: Any) -> Any:
+            if getattr(self.model, "_is_stateful", False):
+                return unpadded(ids, cover, self.tokenizer.pad_token_id, together)
+            return together(ids, cover)
 
         recall = getattr(self.model, "recall", None)
         with _contiguous_head(self.model):
@@ -151,6 +157,29 @@ class WorkbenchLM(SafeHFLM):
         bounds = bounds_of(self)
         found = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
         return [found[i] for i in range(len(pairs))]
+
+
+def unpadded(ids: Any, mask: Any, pad: int, generate: Callable[[Any, Any], Any]) -> Any:
+    """Generate for rows that are padded in front, those of one length together and without their padding.
+
+    Some recurrent layers take padding in front of a text into their state (RecurrentGemma, RWKV).
+
+    Args:
+        ids, mask: [row, time].
+        pad: Token that fills rows up behind what was made.
+        generate: (ids, mask) -> [row, time + made].
+    """
+    lengths = [] if mask is None else mask.sum(1).tolist()
+    if len(set(lengths)) < 2 and (not lengths or lengths[0] == ids.shape[1]):
+        return generate(ids, mask)
+    made: dict[int, Any] = {}
+    for length in sorted(set(lengths)):
+        rows = [i for i, own in enumerate(lengths) if own == length]
+        found = generate(ids[rows, ids.shape[1] - length :], mask[rows, ids.shape[1] - length :])
+        made.update(zip(rows, found[:, length:], strict=True))
+    width = max(len(row) for row in made.values())
+    rest = [torch.nn.functional.pad(made[i], (0, width - len(made[i])), value=pad) for i in range(len(lengths))]
+    return torch.cat((ids, torch.stack(rest)), 1)
 
 
 def recalled(model: Any, pairs: Sequence[Pair]) -> dict[int, Pair]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, refuse_unknown
 from workbench.weights.digests import json_digest
 
 SLOT = "{subject}"
+FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability")
 EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
@@ -101,6 +102,8 @@ def write_facts(path: Path, facts: list[Fact]) -> None:
 
 def fact_of(row: Any, place: str) -> Fact:
     """One fact from plain data. Errors: as `read_facts`."""
+    if isinstance(row, Mapping) and "prompt" in row and "target" in row:
+        refuse_unknown(row, FIELDS, place, "a fact")
     for key in ("prompt", "target"):
         if not isinstance(row, Mapping) or not isinstance(row.get(key), str) or not row[key].strip():
             found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
@@ -164,6 +167,7 @@ def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
     for entry in value:
         prompt, target = (entry, None) if isinstance(entry, str) else (None, None)
         if isinstance(entry, Mapping):
+            refuse_unknown(entry, ("prompt", "target"), place, f"an entry of '{key}'")
             prompt, target = entry.get("prompt"), entry.get("target")
         needs = key == "portability" and target is None
         if not isinstance(prompt, str) or not prompt.strip() or needs or not (target is None or isinstance(target, str)):

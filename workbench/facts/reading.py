@@ -18,7 +18,7 @@ def read_facts(path: Path, shown: str) -> list[Fact]:
             without a usable fact are left out.
         shown: How errors call it.
 
-    Errors, each with file and line: missing file, not JSON, a missing, empty or unknown field, a subject that is not in the prompt or
+    Errors, each with file and line: missing file, not JSON, a missing, empty or unknown field (unknown ones only in the project's own format), a subject that is not in the prompt or
     more than once, two targets for one prompt, two facts of one id, no facts. The same fact twice counts once.
     """
     read = read_all(path, shown)

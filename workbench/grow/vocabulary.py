@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, refuse_unknown
 from workbench.fields import Whole
 from workbench.grow.parts import check_shapes
 from workbench.layout import Model
@@ -148,11 +148,14 @@ class Vocabulary(GrowMethod):
 
 def _entry(line: str, where: str) -> tuple[str, str | None]:
     """Token and description of a line of JSON."""
+    row = None
     try:
         row = json.loads(line)
         token, description = row["token"], row.get("description")
     except (ValueError, KeyError, TypeError, AttributeError):
         token, description = None, None
+    if isinstance(row, dict):
+        refuse_unknown(row, ("token", "description"), where, "a new token", 2)
     if not isinstance(token, str) or not token.strip() or not isinstance(description, str | None):
         raise WorkbenchError(f'{where}: expected {{"token": "…", "description": "…"}}, found {line[:60]}', None, 2)
     return token, description

@@ -50,14 +50,14 @@ class Row:
 
 
 def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]:
-    """Read a jsonl of `{"text"}` or `{"prompt", "completion" | "response" | "answer" | "target"}`; other fields are ignored.
+    """Read a jsonl of `{"text"}` or `{"prompt", "completion" | "response" | "answer" | "target"}`; fields of other names are ignored.
 
     Args:
         path: The file.
         shown: How errors call it.
         samples: At most so many, evenly spaced over the file; None for all. Every line is checked all the same.
 
-    Errors, each with file and line: missing file, not JSON, missing or empty field, no texts.
+    Errors, each with file and line: missing file, not JSON, missing or empty field, a row that states two different texts or answers, no texts.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -79,6 +79,12 @@ def _text(line: str, place: str) -> Text:
         raise WorkbenchError(f"{place}: not JSON ({error})", "One object a line.") from None
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
+    answers = {key: row[key] for key in ANSWERS if key in row}
+    if "text" in row and "prompt" in row:
+        raise WorkbenchError(f"{place}: has both 'text' and 'prompt': one of them would not be read", "Take one of the two out.")
+    if len({json.dumps(value, sort_keys=True) for value in answers.values()}) > 1:
+        names = ", ".join(f"'{key}'" for key in answers)
+        raise WorkbenchError(f"{place}: has several answers that differ ({names}): one alone would be read", "Keep one of them.")
     if "text" in row:
         return Text("", _field(row, "text", place), place)
     answer = next((key for key in ANSWERS if key in row), None)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import joined
+from workbench.merge.calibration import ANSWERS
 from workbench.prompts import encode_pair, encode_text
 from workbench.train.spec import TrainSpec
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def read_replay(path: Path) -> list[tuple[str, str | None]]:
-    """(`prompt`, `completion` if there is one) of each line of a jsonl file. Errors name the line."""
+    """Read `prompt`, and `completion` if there is one, of each line of a jsonl file; other fields are ignored.
+
+    Errors, with file and line: not an object, no prompt, a completion that is no text, a field that looks like a misspelt `completion`
+    or is another name for it.
+    """
     if not path.is_file():
         raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names of the training.", 2)
     found = []
@@ -27,12 +32,29 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
             continue
         try:
             row = json.loads(line)
-            found.append((str(row["prompt"]), str(row["completion"]) if "completion" in row else None))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise WorkbenchError(f"{path.name}:{number}: expected an object with `prompt`", None, 2) from None
+        except json.JSONDecodeError:
+            row = None
+        found.append(_replayed(row, f"{path.name}:{number}"))
     if not found:
         raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)
     return found
+
+
+def _replayed(row: Any, place: str) -> tuple[str, str | None]:
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise WorkbenchError(f"{place}: expected an object with `prompt`", None, 2)
+    refuse_misspelt(row, ("prompt", "completion"), place, 2)
+    if "completion" not in row:
+        if other := next((key for key in ANSWERS if key in row), None):
+            raise WorkbenchError(
+                f"{place}: '{other}' is not read here: a prompt without `completion` is continued by the model",
+                "Name it `completion` if it is to be learned, or take it out.", 2)  # fmt: skip
+        return row["prompt"], None
+    if not isinstance(row["completion"], str) or not row["completion"].strip():
+        raise WorkbenchError(
+            f"{place}: expected a text in 'completion', found {row['completion']!r}", "Leave it out where there is none.", 2
+        )
+    return row["prompt"], row["completion"]
 
 
 def encode(
