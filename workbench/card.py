@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from workbench.bricks import Brick, read_licence, read_title
+from workbench.edit.greedy import told as said_in_words
 from workbench.errors import WorkbenchError
 from workbench.grow.kept import told
 from workbench.resolve import Resolved
@@ -95,6 +96,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         lines += ["", *(f"- {w}" for w in resolved.warnings)]
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
+    if record.get("said"):
+        lines += ["", "## Facts", "", *(f"- `{name}`: the model says {said_in_words(row)}" for name, row in record["said"].items())]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip

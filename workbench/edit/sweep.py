@@ -75,7 +75,7 @@ def _numbers(method: ClosedForm) -> dict[str, Any]:
     return {
         k: v
         for k, v in data.items()
-        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts")
+        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts", *method.unkeyed)
     }
 
 
