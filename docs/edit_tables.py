@@ -270,7 +270,9 @@ def solve_block(project: Path) -> str:
         ours, theirs = (f"{sum(row[name]) / len(row[name]):.2f}" for name in ("seconds", "reference_seconds"))
         rows.append([str(row["inputs"]), f"{row['facts']:,}", ours, theirs, f"{row['ratio']:.1f}", _megabytes(row["peak"]),
                      _megabytes(row["reference_peak"])])  # fmt: skip
-        rows.append([str(row["inputs"]), f"{row['most']:,}", f"{row['most_seconds']:.2f}", "", "", _megabytes(row["most_peak"]), ""])
+        rows.append(
+            [str(row["inputs"]), f"{row['most']:,}", f"{row['most_seconds']:.2f}", "", "", _megabytes(row["most_peak"]), ""]
+        )
     worst = max(row["difference"] for row in found["rows"])
     note = (
         f"Random facts behind {found['contexts'] + 1} beginnings each, MEMIT's metric. Whole systems: one of facts x beginnings and one of facts, as earlier "

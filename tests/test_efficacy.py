@@ -199,7 +199,7 @@ def test_rebase_has_the_same_gate(half: Project) -> None:
     brick = Path(document["run"]) / "edits" / "facts"
     onto = half.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 40.0}}]\n", "other.yaml")
     out = half.path / "again"
-    with pytest.raises(WorkbenchError, match="`min_efficacy` asks for 25 %. No brick was written") as caught:
+    with pytest.raises(WorkbenchError, match=r"`min_efficacy` asks for 25 %\. No brick was written") as caught:
         rebase(brick, "other", onto, out, device=CPU)
     assert caught.value.exit_code == 3
     assert "`--set min_efficacy=0` writes the brick all the same" in str(caught.value.hint)

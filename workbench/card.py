@@ -97,7 +97,12 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
     if record.get("said"):
-        lines += ["", "## Facts", "", *(f"- `{name}`: the model says {said_in_words(row)}" for name, row in record["said"].items())]
+        lines += [
+            "",
+            "## Facts",
+            "",
+            *(f"- `{name}`: the model says {said_in_words(row)}" for name, row in record["said"].items()),
+        ]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip

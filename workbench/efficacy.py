@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
         if isinstance(brick, Resolved) and brick.gates:
             inner = _counted(brick, compose(brick, device, events), device, events)
             found |= {f"{name}/{step}": row for step, row in inner.items()}
-    for taught in composition.taught:
+    for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]
         assert isinstance(step, (EditMethod, MemoryMethod))
         said = _asked(resolved, composition, taught, device, events)
@@ -93,18 +94,31 @@ def _asked(
     resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events
 ) -> list[bool]:  # fmt: skip
     """Whether the model behind a step says each of its facts: from the cache, or asked."""
-    last = taught.number == len(resolved.recipe.steps) - 1
-    state = resolved.key if last else resolved.keys[taught.number]
-    known = resolved.cache / "said" / f"{json_digest([_VERSION, state, str(resolved.dtype), taught.number])}.json"
+    known = _place(resolved, taught.number)
     record = read_json(known)
     if isinstance(record, dict) and len(record.get("said", ())) == len(taught.facts):
         return [bool(right) for right in record["said"]]
     events({"stage": "edit", "step": taught.step, "text": f"asking for {len(taught.facts)} facts"})
     # The output's form may change the last step's model once more: an adapter is cut to its rank.
-    model = composition.model if last else taught.model
+    model = composition.model if _is_last(resolved, taught.number) else taught.model
     said = ask(model, resolved.dtype, resolved.tokenizer_at(taught.number), taught.facts, device, taught.memory)
     write_json(known, {"said": said})
     return said
+
+
+def is_counted(resolved: Resolved, number: int) -> bool:
+    """Tell whether the facts of a step, counted from 0, have been asked for before. All keys have to be known."""
+    return _place(resolved, number).is_file()
+
+
+def _place(resolved: Resolved, number: int) -> Path:
+    """Where the answers of a step are kept: by the key of the state that gave them, and the dtype that it is rounded to."""
+    state = resolved.key if _is_last(resolved, number) else resolved.keys[number]
+    return resolved.cache / "said" / f"{json_digest([_VERSION, state, str(resolved.dtype), number])}.json"
+
+
+def _is_last(resolved: Resolved, number: int) -> bool:
+    return number == len(resolved.recipe.steps) - 1
 
 
 def ask(
@@ -122,6 +136,7 @@ def ask(
     """
     from transformers import AutoTokenizer
 
+    gc.collect()  # the model that the edit was solved on hangs in reference cycles
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}
     live = live_model(model.config, tensors, tokenizer, device)
     if memory is not None:

@@ -251,7 +251,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
 def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
     """Everything beside the model, then the rename that makes the model or adapter visible."""
     for step_id, place in composition.edits.items():
-        copy_edit(place, run.path / "edits" / step_id, record["said"][step_id])
+        copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))
     for step_id, place in composition.trained.items():
         copy_brick(place, run.path / "bricks" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")

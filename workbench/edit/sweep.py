@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
 """Share of an answer that a restored state brings back where it carries the fact."""
-_VERSION = 3
+_VERSION = 2
 
 
 @dataclass(frozen=True)
