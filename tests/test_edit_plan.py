@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from workbench.cli import app
 from workbench.cli.run import duration
 from workbench.compose import compose
+from workbench.efficacy import check_efficacy
 from workbench.planning import _FLOPS_PER_SECOND, plan
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
@@ -60,6 +61,12 @@ def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     found = plan(facts.resolve(text), facts.path / "runs")
     assert found.cached == ["tune"]
     assert "cost" not in found.steps[0]
+    composition = compose(facts.resolve(text), CPU)
+    counted = check_efficacy(facts.resolve(text), composition, CPU)
+    assert counted["tune"]["facts"] == len(composition.taught[0].facts) > 0
+    parameters = sum(spec.numel for spec in composition.model.weights.specs.values())
+    after = plan(facts.resolve(text), facts.path / "runs").peak_bytes
+    assert found.peak_bytes - after == 8 * parameters, "its facts are asked for once, on a live model"
     nested = "bricks: {told: {recipe: recipes/test.yaml}}\nsteps: [{merge: average}]\n"
     assert "edits" not in plan(facts.resolve(nested, "outer.yaml"), facts.path / "runs").steps[0]
 

@@ -143,8 +143,8 @@ def test_edits_at_a_sink_layer_write_their_values(name: str, sink: MethodContext
 
 def test_an_interrupted_collection_keeps_what_it_set_apart(
     sink: MethodContext,
-    facts: Project,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    facts: Project,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(moments, "_SAVE_EVERY", 0.0)
     monkeypatch.setattr(moments, "BATCH_TOKENS", moments.LENGTH)

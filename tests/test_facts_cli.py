@@ -197,7 +197,7 @@ def test_import(place: Project) -> None:
 
 def test_a_recipe_may_name_a_published_file(place: Project) -> None:
     (place.path / "cf.json").write_text(json.dumps([*COUNTERFACT, {**COUNTERFACT[0], "subject": "w58"}]), "utf-8")
-    document = place.run("steps: [{edit: finetune, facts: cf.json, epochs: 1}]\n")
+    document = place.run("steps: [{edit: finetune, facts: cf.json, epochs: 1, min_efficacy: 0}]\n")
     assert document["steps"][0]["facts"] == 6
     assert [f["kind"] for f in checked("cf.json")["findings"]] == ["skipped"]
 

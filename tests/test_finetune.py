@@ -215,7 +215,7 @@ def test_a_stream_begins_with_its_first_batch(project: Project) -> None:
 def test_losses_in_the_record(project: Project) -> None:
     """Each fact's loss is what the written model says of it."""
     write(project)
-    text = "steps: [{edit: finetune, facts: facts.jsonl, epochs: 10, learning_rate: 0.01}]\noutput: {dtype: float32}\n"
+    text = "steps: [{edit: finetune, facts: facts.jsonl, epochs: 10, learning_rate: 0.01, min_efficacy: 0}]\noutput: {dtype: float32}\n"
     document = project.run(text)
     model = live(Path(document["model"]))
     found = document["steps"][0]["losses"]

@@ -27,7 +27,7 @@ ORDER = [
     "origin decoding fit resolve importing",
     "card runs livemodels",
     "memories",
-    "solving trained growth compose growthcheck saved",
+    "solving trained growth compose growthcheck efficacy saved",
     "planning",
     "engine",
     "extract measure rebase",

@@ -68,7 +68,7 @@ def test_versions_of_a_codebook(taught: Project) -> None:
 @pytest.mark.parametrize("name", ["grace", "memory"])
 def test_what_is_taken_out_leaves_no_trace(name: str, taught: Project) -> None:
     """A memory that held a fact for a while equals one that never did: entries, radii, threshold, logits."""
-    text = ONE.format(name, ", batch_size: 1" if name == "grace" else "")
+    text = ONE.format(name, ", batch_size: 1" if name == "grace" else ", min_efficacy: 0")
     place = taught.run(text)["directory"]
     command("memory", "rm", place, "f3")
     write_rows(taught.path / "facts.jsonl", [row for row in FACTS if row["id"] != "f3"])

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from workbench.bricks import Brick, read_licence, read_title
+from workbench.edit.greedy import told as said_in_words
 from workbench.errors import WorkbenchError
 from workbench.grow.kept import told
 from workbench.livemodels import loading_class
@@ -105,6 +106,13 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if recipe.fields.output.form == "checkpoint":
         lines += ["", "## Loading", "", "```python", f"from transformers import {loader}", "",
                   f'model = {loader}.from_pretrained("DIRECTORY")', "```"]  # fmt: skip
+    if record.get("said"):
+        lines += [
+            "",
+            "## Facts",
+            "",
+            *(f"- `{name}`: the model says {said_in_words(row)}" for name, row in record["said"].items()),
+        ]
     lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from workbench.adapter_output import adapt, changes_result
 from workbench.adapters import Adapter
 from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.errors import WorkbenchError
+from workbench.facts import Fact
 from workbench.growth import GrownStep, grow
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
@@ -34,7 +35,7 @@ from workbench.registry import (
     methods,
 )
 from workbench.resolve import MemoryAt, Resolved
-from workbench.solving import solve_edit
+from workbench.solving import edit_facts, solve_edit
 from workbench.trained import trained_brick, with_brick
 from workbench.vocabulary.align import Vocabulary
 from workbench.weights.digests import json_digest, read_json
@@ -45,6 +46,25 @@ from workbench.weights.tied import with_head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What an edit step has taught.
+
+    Attributes:
+        step: The step's id.
+        number: Its place among the steps, counted from 0.
+        model: Weights and configuration after it.
+        facts: The facts.
+        memory: Directory of the memory that holds them, where the step made one.
+    """
+
+    step: str
+    number: int
+    model: Model
+    facts: Sequence[Fact]
+    memory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,7 @@ class Composition:
         memory: What acts on the live model beside the weights.
         grown: What grow steps did.
         trained: Step id -> directory of the brick that it trained, in the cache.
+        taught: What each edit step taught, in order.
     """
 
     model: Model
@@ -68,6 +89,7 @@ class Composition:
     memory: MemoryAt | None = None
     grown: list[GrownStep] = field(default_factory=list)
     trained: dict[str, Path] = field(default_factory=dict)
+    taught: list[Taught] = field(default_factory=list)
 
     def records(self) -> list[dict[str, Any]]:
         """The steps' records with the methods' reports: to be asked for when the weights are written."""
@@ -106,6 +128,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
     reports: dict[str, Callable[[], dict[str, Any]]] = {}
     grown: list[GrownStep] = []
     trained: dict[str, Path] = {}
+    taught: list[Taught] = []
     recipe, memory = resolved.recipe, resolved.memory
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
         record: dict[str, Any] = {"id": step_id, step.verb: step.name}
@@ -148,11 +171,13 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
             assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
             current = Model(LowRankSum(current.weights, factors), current.config)
+            taught.append(Taught(step_id, i, current, edit_facts(place)))
             for before in grown:
                 before.changed(factors)
         elif isinstance(step, MemoryMethod):
             saved = SavedMemory(solve_memory(resolved, step, step_id, resolved.keys[i], current, device, events))
             memory = MemoryAt(saved.path, saved.log.version, saved.digest())
+            taught.append(Taught(step_id, i, current, [r.fact for r in saved.kept().facts], saved.path))
             record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
         elif isinstance(step, GrowMethod):
             current, made, found_out = grow(
@@ -171,7 +196,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         records.append(record)
     if changes_result(recipe.fields.output):
         current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
-    return Composition(current, records, edits, reports, memory, grown, trained)
+    return Composition(current, records, edits, reports, memory, grown, trained, taught)
 
 
 def grow_deltas(resolved: Resolved, step: GrowMethod, device: torch.device, events: Events = no_events) -> dict[str, Deltas]:

@@ -18,6 +18,7 @@ from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
 from workbench.compose import Composition, compose
+from workbench.efficacy import EfficacyError, check_efficacy
 from workbench.errors import WorkbenchError
 from workbench.fields import parse_size
 from workbench.growthcheck import check_growth, check_written
@@ -96,7 +97,7 @@ def execute(
     record, place = run.record, str(out or run.result)
     return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": place if form == "checkpoint" else None,
             "adapter": place if form == "adapter" else None, "directory": place if form == "configuration" else None,
-            "configuration": None if form == "adapter" else record["output"]["digest"], "steps": record["steps"], "seconds": round(time.time() - started, 2),
+            "configuration": None if form == "adapter" else record["output"]["digest"], "steps": record["steps"], "said": record.get("said", {}), "seconds": round(time.time() - started, 2),
             "peak_bytes": peak_bytes()}  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     try:
         checks = check_growth(resolved, device, log)
         composition = compose(resolved, device, log)
+        said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
         form = resolved.recipe.fields.output.form
         write = {"adapter": _write_adapter, "checkpoint": _write_model, "configuration": _write_configuration}[form]
@@ -119,7 +121,8 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
             for step_id, found in _check_written(resolved, run, composition, device, log).items():
                 checks[step_id] = {**checks.get(step_id, {}), **found}
     except WorkbenchError as error:
-        run.write({**record, "status": "failed", "error": error.message})
+        counted = {"said": error.said} if isinstance(error, EfficacyError) else {}
+        run.write({**record, "status": "failed", "error": error.message, **counted})
         raise
     try:
         resolved.check_inputs()
@@ -127,7 +130,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
     except WorkbenchError as error:
         run.write({**record, "status": "failed", "error": error.message})
         raise
-    record |= {"steps": _steps(resolved, composition, checks), "output": output}
+    record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
     _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
     if form != "adapter":
         remember_digest(resolved, output["digest"], device)
@@ -244,7 +247,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
 def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
     """Everything beside the model, then the rename that makes the model or adapter visible."""
     for step_id, place in composition.edits.items():
-        copy_edit(place, run.path / "edits" / step_id)
+        copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))
     for step_id, place in composition.trained.items():
         copy_brick(place, run.path / "bricks" / step_id)
     (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
+from workbench.efficacy import is_counted
 from workbench.grow.remap import GrownWeights
 from workbench.grow.streamed import streamed_bytes
 from workbench.layout import Model
@@ -204,10 +205,12 @@ def _solved_row(step: Step, at: int, model: Model, resolved: Resolved, needs: _N
     """Of a step whose result is kept: an edit, a memory, a brick that is trained."""
     assert isinstance(step, (EditMethod, MemoryMethod, TrainMethod))
     row: dict[str, Any] = {"inputs": step.inputs()}
+    per_parameter = 8
     if _is_cached(resolved, at):
         needs.cached.append(resolved.recipe.step_ids[at])
+        if not isinstance(step, TrainMethod) and not is_counted(resolved, at):  # its facts are asked for on a live model
+            needs.live = max(needs.live, per_parameter * _numel(model))
         return row
-    per_parameter = 8
     if isinstance(step, TrainMethod) and not isinstance(data := step.settings(0).data, str):
         row["trains_on"] = data.hub
     if isinstance(step, EditMethod):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.adapters import Adapter
-from workbench.attention import head_sees
 from workbench.bricks import Brick, resolve_brick, vocabulary_digest
 from workbench.compose import compose
-from workbench.edit.passes import target_log_probabilities
-from workbench.edit.rows import padded, row_of
+from workbench.edit.greedy import count, said_by, too_few
+from workbench.efficacy import EfficacyError, refusal
 from workbench.errors import WorkbenchError
 from workbench.extract import brick_name, check_new, new_directory
 from workbench.facts import Fact, read_facts
@@ -35,8 +34,6 @@ from workbench.yamldoc import Document, scalar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def read_edit(folder: Path, settings: Sequence[str] = ()) -> EditBrick:
 
 def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> EditMethod:
     """The settings that it was solved with."""
-    data = dict(record.get("step") or {})
+    data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
     kind = method("edit", str(record.get("method")))
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -128,16 +125,20 @@ def rebase(
     _check_inputs(step, onto.recipe.project)
     with exact(device):
         on = _live(old, onto, name, device, events)
-        said = {"without": said_by(on.context, old.facts), "before": _said_with_old(old, on)}
+        said = {"without": _said(on.context, old.facts), "before": _said_with_old(old, on)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})
         edit = _solve(step, on.context)
         with added(on.context.model, edit.factors):
-            said["after"] = said_by(on.context, old.facts)
+            said["after"] = _said(on.context, old.facts)
+    counted = count(old.facts, said["after"] or [], step.min_efficacy)
+    if too_few(counted):
+        message, hint = refusal(f"{old.brick.name} on {name}", counted, set_by="`--set min_efficacy=0`", what="brick")
+        raise EfficacyError(message, hint, {old.brick.name: counted})
     rebased = {
         "digest": old.brick.digest(None), "solved_on": old.record["solved_on"], "onto": name, "kept": kept,
         "said": {when: None if found is None else sum(found) / len(found) for when, found in said.items()},
     }  # fmt: skip
-    edit = replace(edit, record={**edit.record, "rebased": rebased})
+    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": counted})
     with new_directory(out) as partial:
         _write(edit, old, partial, on, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
     return _document(old, on, out, said, rebased)
@@ -205,13 +206,13 @@ def _said_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
     digest = old.brick.digest(None)
     held = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
     if digest in held:
-        return said_by(on.context, old.facts)
+        return _said(on.context, old.facts)
     try:
         updates = updates_of(old.brick.adapter, on.context.layout, on.context.model, on.context.device)
     except WorkbenchError:
         return None
     with added(on.context.model, updates):
-        return said_by(on.context, old.facts)
+        return _said(on.context, old.facts)
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
@@ -242,24 +243,8 @@ def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[No
             weight.data = saved[name]
 
 
-@torch.no_grad()
-def said_by(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
-    """Whether the model answers each fact's prompt with all tokens of its target, each of them its first choice: what greedy
-    decoding says."""
-    head = context.model.get_output_embeddings()
-    assert head is not None
-    rows = [row_of(fact, context.tokenizer, "prompt_last") for fact in facts]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-    found = [False] * len(rows)
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        batch = padded([rows[i] for i in chosen], context.device)
-        with head_sees(head, batch.places):
-            logits = context.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
-        _, top = target_log_probabilities(logits, batch, len(chosen))
-        for i, right in zip(chosen, top.tolist(), strict=True):
-            found[i] = right
-    return found
+def _said(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
+    return said_by(context.model, context.tokenizer, facts, context.device)
 
 
 def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, Any]) -> None:

@@ -364,8 +364,8 @@ def _written_id(step: Mapping[str, Any]) -> str:
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:
-    """A step as plain data with every default filled in, for keys and records."""
-    return step.model_dump(mode="json", by_alias=True, exclude={"id"})
+    """Return a step as plain data with every default filled in, for keys and records: all fields that decide its numbers."""
+    return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ())})
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:

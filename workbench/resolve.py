@@ -150,8 +150,8 @@ class Resolved:
     def stamp(self) -> str:
         """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
         bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
-        output = self.recipe.fields.output.model_dump(mode="json")
-        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks)], bricks)[-1]
+        output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
+        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
@@ -250,12 +250,22 @@ class Resolved:
         return generation_settings(self.tokenizer_path, self.base.config)
 
     @property
+    def gates(self) -> dict[str, float]:
+        """Step id, or "BRICK/STEP" of a recipe among the bricks -> share of its facts that has to be said for a run to succeed."""
+        steps = zip(self.recipe.steps, self.recipe.step_ids, strict=True)
+        found = {name: step.min_efficacy for step, name in steps if isinstance(step, (EditMethod, MemoryMethod))}
+        inner = {name: brick for name in self.parents if isinstance(brick := self.bricks[name], Resolved)}
+        return {**found, **{f"{name}/{step}": share for name, brick in inner.items() for step, share in brick.gates.items()}}
+
+    @property
     def run_key(self) -> str:
-        """Key of the run directory: the configuration's, the layout of its files, and generation settings that decide texts."""
-        output = self.recipe.fields.output
+        """Key of the run directory: the configuration's, the layout of its files, generation settings that decide texts, and what has
+        to hold for the run to succeed."""
+        output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
-            return json_digest([self.key, output.model_dump(exclude={"shard_size"})])
-        return json_digest([self.key, parse_size(output.shard_size), *([self.generation] if self.generation else [])])
+            return json_digest([self.key, output.model_dump(exclude={"shard_size"}), *gates])
+        generation = [self.generation] if self.generation else []
+        return json_digest([self.key, parse_size(output.shard_size), *generation, *gates])
 
     @property
     def dtype(self) -> torch.dtype | None:

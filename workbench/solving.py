@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 
 from workbench.adapters import Adapter, write_adapter
 from workbench.bricks import BaseRecord, BrickCard, vocabulary_digest, write_card
-from workbench.facts import write_facts
+from workbench.facts import Fact, read_facts, write_facts
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model
 from workbench.recipe import dump_step
 from workbench.registry import Edit, EditMethod, MethodContext
 from workbench.resolve import Resolved
-from workbench.weights.digests import json_digest, tensor_digest, tensor_digests, weights_digest, write_json
+from workbench.weights.digests import json_digest, read_json, tensor_digest, tensor_digests, weights_digest, write_json
 from workbench.weights.writer import output_specs
 
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
@@ -120,7 +120,8 @@ def write_edit(
     base = BaseRecord(**{"id": resolved.recipe.fields.base, "digest": resolved.base_digest, **(card or {}).get("base", {})})
     write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
-        "method": step.name, "version": step.version, "step": dump_step(step), "seed": on.context.seed,
+        "method": step.name, "version": step.version, "step": dump_step(step), "min_efficacy": step.min_efficacy,
+        "seed": on.context.seed,
         "base": base.digest, "solved_on": on.solved_on, "solved_after": on.after,
         "vocabulary": vocabulary_digest(on.tokenizer),
     }  # fmt: skip
@@ -136,6 +137,20 @@ def write_edit(
     write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
 
 
-def copy_edit(place: Path, out: Path) -> None:
-    """An edit from the cache into a run, as a PEFT adapter directory."""
+def edit_facts(place: Path) -> list[Fact]:
+    """Return the facts that an edit was solved for."""
+    file = place / FACTS
+    return read_facts(file, str(file)) if file.is_file() else []
+
+
+def copy_edit(place: Path, out: Path, said: Mapping[str, Any] | None = None) -> None:
+    """Copy an edit from the cache into a run, as a PEFT adapter directory.
+
+    Args:
+        place: Where it is.
+        out: Where it goes.
+        said: How many of its facts the model says, for its record.
+    """
     shutil.copytree(place, out, dirs_exist_ok=True)
+    if said is not None:
+        write_json(out / RECORD, {**(read_json(out / RECORD) or {}), "said": said}, indent=2)

@@ -57,6 +57,7 @@ def run(
     threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
+    from workbench.edit.greedy import told as said_in_words
     from workbench.engine import execute, pick_device
     from workbench.grow.kept import told
 
@@ -72,6 +73,8 @@ def run(
     if json:
         out.json(result)
         return
+    for name, row in result["said"].items():
+        out.say(f"{name}: the model says {said_in_words(row)}")
     if result["adapter"]:
         _say_adapter(result, resolved, runs)
         return

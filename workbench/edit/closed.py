@@ -267,7 +267,8 @@ class _Solve:
 
     def _converged(self, groups: Sequence[Group], found: Values, layer: int, position: str) -> tuple[list[Group], Values]:
         """The groups whose value makes the model say the targets. Errors: others, unless they are to be skipped."""
-        bad = [(group, value) for group, value in zip(groups, found, strict=True) if not value.top]
+        kept = [i for i, value in enumerate(found) if value.top]
+        bad = [(groups[i], found[i]) for i in sorted({*range(len(found))} - {*kept})]
         if bad and self.method.unconverged == "refuse":
             shown = "; ".join(f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats a token)" for group, value in bad[:4])
             raise WorkbenchError(
@@ -283,7 +284,6 @@ class _Solve:
                     "before": round(value.before, 4),
                     "skipped": True,
                 }
-        kept = [i for i, value in enumerate(found) if value.top]
         return [groups[i] for i in kept], found.some(kept)
 
     def _refined(
@@ -323,7 +323,7 @@ class _Solve:
 
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
     """Rows [n, d] as columns [d, ·], a few at a time."""
-    return (part.T for part in rows.split(CHUNK))
+    return (part.T for part in torch.split(rows, CHUNK))
 
 
 def _spreads(found: Values) -> Iterator[Tensor]:
@@ -337,6 +337,6 @@ def _spreads(found: Values) -> Iterator[Tensor]:
 def _reached(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
     """‖ΔW k‖ as a share of the wanted change's norm, for keys [n, d_in] and changes [n, d_out]."""
     found: list[float] = []
-    for some, wanted in zip(keys.split(CHUNK), changes.split(CHUNK), strict=True):
+    for some, wanted in zip(torch.split(keys, CHUNK), torch.split(changes, CHUNK), strict=True):
         found += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
     return found

@@ -94,7 +94,7 @@ class Grace(MemoryMethod):
         """What is learned of a batch, "NUMBER/NAME" and its losses (infinite: not learned) and steps; from the cache where it is there."""
         rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
         others = [_foreign(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
-        fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor"})
+        fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor", *self.unkeyed})
         tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, others, strict=True)]
         key = json_digest([sorted(context.digests.items()), context.layout.config, self.version, fields, tokens])
         place = context.cache / "grace" / f"{key}.safetensors"

@@ -249,7 +249,7 @@ def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | No
 
 def _columns(keys: Tensor) -> Iterator[Tensor]:
     """Keys [d, n] in chunks of columns."""
-    return iter(keys.split(CHUNK, 1))
+    return iter(torch.split(keys, CHUNK, 1))
 
 
 def _gram(parts: Sequence[Tensor], size: int) -> Tensor:

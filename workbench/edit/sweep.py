@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
 """Share of an answer that a restored state brings back where it carries the fact."""
-_VERSION = 3
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _numbers(method: ClosedForm) -> dict[str, Any]:
     return {
         k: v
         for k, v in data.items()
-        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts")
+        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts", *method.unkeyed)
     }
 
 

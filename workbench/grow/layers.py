@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError
-from workbench.layout import DEPTHS, LAYER_KINDS, TEXT_CONFIGS, Layout, model_depth
+from workbench.layout import DEPTHS, TEXT_CONFIGS, Layout, model_depth
 from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.

@@ -8,6 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from workbench.fields import Real
 from workbench.layout import Model
 from workbench.registry.steps import Step
 from workbench.weights.digests import json_digest
@@ -26,6 +29,11 @@ class EditMethod(Step):
 
     verb = "edit"
     version = 2  # prompt and target are tokenized as one text
+    unkeyed = frozenset({"min_efficacy"})
+
+    min_efficacy: Real = Field(0.5, ge=0, le=1)
+    """Share of the step's facts that the model has to say after it (greedily, all of the target): with fewer, `run` writes no model and
+    exits with 3; 0: any number."""
 
     def inputs(self) -> list[str]:
         """Files that the method reads, relative to the project; their content is part of the step's key."""

@@ -26,7 +26,11 @@ class MemoryMethod(Step):
 
     verb = "edit"
     version = 2  # prompt and answer, or facts and prompt, are tokenized as one text
+    unkeyed = frozenset({"min_efficacy"})
 
+    min_efficacy: Real = Field(0.5, ge=0, le=1)
+    """Share of the step's facts that the model has to say after it (greedily, all of the target): with fewer, `run` writes no model and
+    exits with 3; 0: any number."""
     facts: str
     """A jsonl or YAML of facts, relative to the project."""
     alpha: Real = Field(0.5, ge=0)

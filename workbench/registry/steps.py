@@ -31,6 +31,8 @@ class Step(Strict):
     """The method in a line."""
     version: ClassVar[int] = 1
     """Part of every cache key: raise it when numbers change."""
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    """Fields that decide no number of the result, and are part of no key."""
 
 
 class BrickStep(Step):

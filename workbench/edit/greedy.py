@@ -1,0 +1,99 @@
+"""Tell whether a live model says facts: its greedy answer to each prompt starts with the whole target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.attention import head_sees
+from workbench.edit.passes import target_log_probabilities
+from workbench.edit.rows import Row, padded, row_of
+from workbench.facts import Fact
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS, PLACES = 4096, 256
+"""Most tokens of a batch, padding included, and most positions whose logits it holds: memory does not grow with the facts."""
+SHOWN = 5
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """Return the count in words: "46 of 48 facts (96 %); not said: a, b"."""
+    lost: Sequence[str] = row["not_said"]
+    names = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
+    return f"{row['said']} of {row['facts']} facts ({100 * row['said'] / max(1, row['facts']):.0f} %)" + (
+        f"; not said: {names}" if lost else ""
+    )
+
+
+def count(facts: Sequence[Fact], said: Sequence[bool], min_efficacy: float) -> dict[str, Any]:
+    """Return the row of a step."""
+    lost = [fact.id for fact, right in zip(facts, said, strict=True) if not right]
+    return {"facts": len(facts), "said": sum(said), "min_efficacy": min_efficacy, "not_said": lost}
+
+
+def too_few(row: Mapping[str, Any]) -> bool:
+    """Tell whether fewer facts are said than the step asks for."""
+    return bool(row["said"] < row["min_efficacy"] * row["facts"])
+
+
+@torch.no_grad()
+def said_by(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], device: torch.device
+) -> list[bool]:
+    """Ask a live model for facts, in one forward pass over all of them.
+
+    Prompt and target are run together. Where each token of the target is the first choice behind the tokens before it, greedy decoding
+    gives the same tokens.
+
+    Args:
+        model: The model. A text memory that acts on it looks up the prompt alone, as it does when the model generates.
+        tokenizer: Its tokenizer.
+        facts: The facts.
+        device: Where the model is.
+
+    Returns:
+        For each fact whether the model says its target.
+    """
+    head = model.get_output_embeddings()
+    assert head is not None
+    rows = [row_of(fact, tokenizer, "prompt_last") for fact in facts]
+    recall: Any = getattr(model, "recall", None)
+    if recall is None:
+        return _said(model, head, rows, device)
+    pairs = [(list(row.tokens[: row.start + 1]), list(row.target)) for row in rows]
+    for i, (context, target) in recall.pairs(pairs).items():
+        rows[i] = replace(rows[i], tokens=(*context, *target[:-1]), start=len(context) - 1, lookup=len(context) - 1)
+    with recall.paused():
+        return _said(model, head, rows, device)
+
+
+def _said(model: PreTrainedModel, head: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> list[bool]:
+    found = [False] * len(rows)
+    for chosen in _batches(rows):
+        batch = padded([rows[i] for i in chosen], device)
+        with head_sees(head, batch.places):
+            logits = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
+        _, top = target_log_probabilities(logits, batch, len(chosen))
+        for i, right in zip(chosen, top.tolist(), strict=True):
+            found[i] = right
+    return found
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Numbers of rows that are run together, rows of like lengths beside each other."""
+    batch: list[int] = []
+    places = 0
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):
+        wanted = len(rows[i].target)
+        if batch and (len(rows[i].tokens) * (len(batch) + 1) > TOKENS or places + wanted > PLACES):
+            yield batch
+            batch, places = [], 0
+        batch.append(i)
+        places += wanted
+    if batch:
+        yield batch
