@@ -25,7 +25,7 @@ from workbench.livemodels import Events, compute, live_model, no_events
 from workbench.memories import attach_memory
 from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
-from workbench.runs import Run, move_run, run_for
+from workbench.runs import Run, hold, move_run, run_for
 from workbench.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.solving import copy_edit
 from workbench.trained import copy_brick
@@ -73,6 +73,7 @@ def execute(
     threads: int | None = None,
     out: Path | None = None,
     events: Events = no_events,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe into its run directory; a finished run is kept, an interrupted one resumed.
 
@@ -83,23 +84,23 @@ def execute(
         threads: Tensors computed at a time; omitted: one a core, at most 8.
         out: Also leave a copy of the model's files here.
         events: Told what happens.
+        wait: Wait for another process that writes the same run, instead of an error; then go on with what it left.
 
     Returns:
         The `run --json` document.
     """
     started = time.time()
-    run = run_of(resolved, runs)
     form = resolved.recipe.fields.output.form
     if out is not None:
         _check_out(out)
-    with run.lock(), exact():
+    with hold(lambda: run_of(resolved, runs), wait, events) as run, exact():
         if not run.done:
             if problems := disk_problems(runs, plan(resolved, runs).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:
             events({"stage": "run", "text": "finished before: nothing to do"})
-    run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
+        run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
         _leave(run.result, out)
     record, place = run.record, str(out or run.result)

@@ -54,6 +54,7 @@ def run(
     recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
     require_license: Annotated[bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Where another process writes this run: wait until it ends, then go on with what it left.")] = False,
     threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
@@ -68,7 +69,7 @@ def run(
     resolved, runs = load(recipe, settings, runs_dir)
     for warning in resolved.warnings:
         out.warn(warning)
-    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event)
+    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event, wait=wait)
     if json:
         out.json(result)
         return

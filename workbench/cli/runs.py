@@ -75,10 +75,10 @@ def rm(
     names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)], runs_dir: RunsOpt = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:  # fmt: skip
-    """Remove run directories. Scores are kept."""
-    from workbench.runs import find_run, remove_run
+    """Remove run directories of the runs folder, and nothing else. Scores are kept."""
+    from workbench.runs import removable, remove_run
 
-    found = [find_run(_runs(runs_dir), name) for name in names]
+    found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
         f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"
     ):
