@@ -18,7 +18,7 @@ from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
 from workbench.compose import Composition, compose
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.fields import parse_size
 from workbench.growthcheck import check_growth, check_written
 from workbench.livemodels import Events, compute, live_model, no_events
@@ -349,7 +349,11 @@ def recipe_text(resolved: Resolved) -> str:
         return recipe.path.read_text("utf-8")
     import yaml
 
-    head = f"# {recipe.path.name} with " + " ".join(f"--set {s}" for s in recipe.settings) + "\n" if recipe.path else ""
+    head = (
+        f"# {recipe.path.name} with " + shell(*(part for s in recipe.settings for part in ("--set", s))) + "\n"
+        if recipe.path
+        else ""
+    )
     fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     fields["bricks"] = {name: {ref.kind: ref.target} for name, ref in recipe.fields.bricks.items()}
     return head + str(yaml.safe_dump({"version": 1, **fields}, sort_keys=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -20,6 +21,15 @@ class WorkbenchError(Exception):
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+
+
+def shell(*words: object) -> str:
+    """Return words as a shell reads them: those with spaces or other signs are quoted, so that a printed command can be typed.
+
+    >>> shell("recipes/my merge.yaml")
+    "'recipes/my merge.yaml'"
+    """
+    return shlex.join(map(str, words))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from workbench.compose import compose
 from workbench.edit.passes import target_log_probabilities
 from workbench.edit.rows import padded, row_of
 from workbench.engine import exact
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.extract import brick_name, check_new, new_directory
 from workbench.facts import Fact, read_facts
 from workbench.fields import BrickRef
@@ -154,7 +154,7 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
         if isinstance(step, GrowMethod):
             raise WorkbenchError(
                 f"{name} grows its base (step '{step_id}'), and bricks of a recipe name the base's layers",
-                f"Run it and name its model: `workbench run {onto.recipe.path or name} -o DIR`, then `--onto DIR`.",
+                f"Run it and name its model: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
             )
         if isinstance(step, MemoryMethod):
             raise WorkbenchError(

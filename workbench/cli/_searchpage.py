@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli._output import out
 from workbench.cli._subjects import recipe_named
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.recipe import Recipe
@@ -77,7 +77,7 @@ def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _again(recipe: Recipe) -> str:
-    return f"workbench search {relative(recipe.path) if recipe.path else recipe.name}"
+    return shell("workbench", "search", relative(recipe.path) if recipe.path else recipe.name)
 
 
 def _literal(name: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.cli.run import recipe_path
-from workbench.errors import WorkbenchError, nearest
+from workbench.cli._recipes import no_subject, recipe_path
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     import torch
@@ -88,12 +88,9 @@ def _recipe(name: str) -> Path:
     path = recipe_path(name)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    known = [p.stem for p in Path("recipes").glob("*.yaml")]
-    raise WorkbenchError(
-        f"'{name}' is no recipe, no model directory and no hub id (org/name). {nearest(name, known)}",
-        "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored.",
-        2,
-    )
+    error = no_subject(name)
+    error.hint = "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored."
+    raise error
 
 
 def _comparable(recipes: list[Recipe]) -> list[Recipe]:
@@ -142,13 +139,14 @@ def eval_command(
     names: list[str], suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int
 ) -> str:
     """The call of `eval` whose scores this call looks for."""
-    text = "".join(f" --suite {s}" for s in suite or ()) + "".join(f" --set {s}" for s in settings or ())
-    options = text + (f" --limit {limit}" if limit else "") + (f" --batch-size {batch_size}" if batch_size != 32 else "")
-    return f"workbench eval {' '.join(dict.fromkeys(names)) or 'RECIPE'}{options}"
+    options = [part for s in suite or () for part in ("--suite", s)] + [part for s in settings or () for part in ("--set", s)]
+    options += ["--limit", str(limit)] if limit else []
+    options += ["--batch-size", str(batch_size)] if batch_size != 32 else []
+    return shell("workbench", "eval", *(dict.fromkeys(names) or ["RECIPE"]), *options)
 
 
 def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
     """The comparison, with the command line that makes it again."""
     from workbench.compare import compare
 
-    return compare(store, scores, baseline=baseline, project=project, command="workbench " + " ".join(sys.argv[1:]))
+    return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))

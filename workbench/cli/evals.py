@@ -26,7 +26,7 @@ from workbench.cli._output import out
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.scores import Scores
@@ -139,7 +139,7 @@ def _compared(
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
     asked = [e.name for e in opened.entries if e.role == "configuration"]
     if names and (lacking := [name for name in asked if name in missing and name not in pages]):
-        also = [f"workbench search {name} shows its search alone" for name in lacking if name in unsearched]
+        also = [f"workbench search {shell(name)} shows its search alone" for name in lacking if name in unsearched]
         raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", "; ".join([hint, *also]))
     shown = {s.configuration.name for s in scores}
     if pages and (not scores or (names and not shown.intersection(asked))):

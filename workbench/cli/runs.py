@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.runs import Run
@@ -122,7 +122,7 @@ def verify(
     if bad:
         raise WorkbenchError(
             f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
-            f"workbench runs rm {run.name}, then run the recipe again.",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
             3,
         )
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
@@ -135,7 +135,7 @@ def _verify_memory(run: Run, digest: str) -> None:
     if SavedMemory(run.configuration / "memory").digest(1) != digest:
         raise WorkbenchError(
             f"{run.name}: the memory's first version differs from the record",
-            f"workbench runs rm {run.name}, then run the recipe again.",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
             3,
         )
 
