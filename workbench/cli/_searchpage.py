@@ -59,7 +59,15 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
     from workbench.recipe import load_recipe
 
     files = [file for name in names if (file := recipe_named(name)) is not None]
-    return [recipe for file in dict.fromkeys(files) if (recipe := load_recipe(file, settings or ())).fields.search is not None]
+    found = []
+    for file in dict.fromkeys(files):
+        try:
+            recipe = load_recipe(file, settings or ())
+        except WorkbenchError:  # `open_subjects` tells that it is left out
+            continue
+        if recipe.fields.search is not None:
+            found.append(recipe)
+    return found
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
