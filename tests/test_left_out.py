@@ -124,25 +124,25 @@ def test_a_named_recipe_that_is_not_scored_is_left_out_of_the_report(world: Proj
 def test_a_recipe_with_the_name_of_a_brick_is_scored(world: Project) -> None:
     """The recipe is what was asked for; the brick is not scored alone, and no row counts the recipe as that brick."""
     world.write(TWO + "steps: [{merge: linear, bricks: {one: 1, two: 3}}]\neval: [mini]\n", "one.yaml")
-    result, error = ended("eval", "one", "mean", "--json")
+    result, error = ended("eval", "one", "tilt", "--json")
     assert error is not None
     assert (error.message, error.exit_code) == ("left out: one", 1)
     assert "Rename one" in (error.hint or "")
     found: Any = json.loads(result.stdout)
-    assert [c["name"] for c in found["configurations"]] == ["base", "two", "average", "one", "mean"]
+    assert [c["name"] for c in found["configurations"]] == ["base", "two", "average", "one", "tilt"]
     assert [one["name"] for one in found["left_out"]] == ["one", "one"]
     reasons = {one["reason"] for one in found["left_out"]}
-    assert reasons == {f"brick 'one' of {name} is not scored alone: another recipe has its name" for name in ("one", "mean")}
-    assert "warning: left out: one (brick 'one' of mean is not scored alone" in ended("eval", "one", "mean")[0].stderr
+    assert reasons == {f"brick 'one' of {name} is not scored alone: another recipe has its name" for name in ("one", "tilt")}
+    assert "warning: left out: one (brick 'one' of tilt is not scored alone" in ended("eval", "one", "tilt")[0].stderr
     entries = {
-        e.name: e for e in lineup([load_recipe(world.path / "recipes" / f"{n}.yaml") for n in ("one", "mean")], left_out=[])
+        e.name: e for e in lineup([load_recipe(world.path / "recipes" / f"{n}.yaml") for n in ("one", "tilt")], left_out=[])
     }
-    assert {name: entries[name].parents for name in ("one", "mean")} == {"one": ("two",), "mean": ("two",)}
-    ended("report", "one", "mean")
+    assert {name: entries[name].parents for name in ("one", "tilt")} == {"one": ("two",), "tilt": ("two",)}
+    ended("report", "one", "tilt")
     written = json.loads(Path("reports/report.json").read_text("utf-8"))
     assert {c["name"]: c["parents"] for c in written["configurations"] if c["role"] == "configuration"} == {
         "one": ["two"],
-        "mean": ["two"],
+        "tilt": ["two"],
     }
 
 
