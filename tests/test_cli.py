@@ -42,7 +42,7 @@ COMMANDS = {
     "recipe new": "--base --brick --project --suite",
     "recipe schema": "",
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",
-    "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --verbose",
+    "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --verbose --wait",
     "runs ls": "--json --runs-dir",
     "runs rm": "--runs-dir --yes",
     "runs show": "--json --runs-dir",

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ import pytest
 import torch
 import yaml
 from project import CPU, Project
+from stopped import stopped_run
 from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 from workbench.engine import configuration_digest, execute, materialize, pick_device, swap
@@ -200,42 +196,15 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
 
 # -- interruptions
 
-CHILD = """
-import sys, time
-import torch
-import workbench.weights.writer as writer
-from workbench.engine import execute
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
-from pathlib import Path
-
-real = writer._write_tensor
-def slow(*args):
-    time.sleep(0.15)
-    return real(*args)
-writer._write_tensor = slow
-torch.set_num_threads(1)
-execute(resolve(load_recipe(sys.argv[1])), Path(sys.argv[2]), device=torch.device("cpu"), threads=1)
-"""
-
 
 def killed_in_the_middle(project: Project, recipe: Path, meanwhile: Any) -> Run:
     """Start a run in another process, call `meanwhile(pid)` while it writes, kill it."""
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(recipe), str(project.path / "runs")], env=os.environ.copy())
-    try:
-        deadline = time.monotonic() + 60
-        journals: list[Path] = []
-        while not journals or len(journals[0].read_text("utf-8").splitlines()) < 6:
-            assert child.poll() is None, "the run ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-            journals = list((project.path / "runs").glob("*/model.partial/journal.jsonl"))
+    with stopped_run(project, recipe) as child:
         meanwhile(child.pid)
         assert child.poll() is None
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    return Run(journals[0].parents[1])
+    (journal,) = (project.path / "runs").glob("*/model.partial/journal.jsonl")
+    assert len(journal.read_text("utf-8").splitlines()) >= 6
+    return Run(journal.parents[1])
 
 
 def test_kill_and_resume(project: Project) -> None:

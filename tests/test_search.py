@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,18 +182,52 @@ def kept(world: Project) -> Path:
     return folder_of(world)
 
 
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from optuna.storages.journal import JournalFileBackend
+from workbench.cli import main
+
+last, late = int(sys.argv.pop(1)), sys.argv.pop(1) == "after"
+seen = 0
+
+def counted(real):
+    def write(*args, **kwargs):
+        global seen
+        seen += 1
+        if seen == last and not late:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = real(*args, **kwargs)
+        if seen == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    return write
+
+JournalFileBackend.append_logs = counted(JournalFileBackend.append_logs)
+Path.replace = counted(Path.replace)
+sys.argv[0] = "workbench"
+main()
+"""
+
+
+def dying(world: Project, path: Path, last: int, when: str) -> None:
+    """Search in a process that kills itself before or after its `last` write to the journal or to another file of the project."""
+    command = [sys.executable, "-c", DYING, str(last), when, "search", str(path), "-q"]
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=world.path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, f"the search ended before write {last}: {ended.stderr}"
+
+
 def test_a_killed_search_goes_on(world: Project) -> None:
-    """Ten kills at random moments: in the end the candidates are those of an uninterrupted search, each once."""
-    path = world.write(searched(SPACE, ", trials: 12, sampler: tpe"))
-    draw, environment = random.Random(3), {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(10):
-        process = subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], env=environment, cwd=world.path,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
-        time.sleep(4 + 3 * draw.random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    """Kills at five writes, the first ones of a search among them: in the end the candidates are those of an uninterrupted search, each once."""
+    path = world.write(searched(SPACE, ", trials: 12, sampler: tpe, controls: false"))
+    draw = random.Random(3)
+    for last in (2, 9, *(draw.randrange(4, 28) for _ in range(3))):
+        dying(world, path, last, draw.choice(["before", "after"]))
     recipe = load_recipe(path)
     search = prepare(recipe, runs=world.path / "runs", device=CPU)
+    assert 2 <= len(trials_of(search)) < 12, "the kills fall into the search"
     run(search)
     after = trials_of(search)
     assert [t["number"] for t in after] == list(range(12))
@@ -208,7 +241,7 @@ def test_two_processes_share_a_search(world: Project) -> None:
     workers = [subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], cwd=world.path, stderr=subprocess.PIPE,
                                 stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]  # fmt: skip
     for worker in workers:
-        _, text = worker.communicate(timeout=300)
+        _, text = worker.communicate(timeout=550)
         assert worker.returncode == 0, text.decode()
     found = json.loads((kept(world) / "search.json").read_text())
     assert [t["number"] for t in found["trials"]] == list(range(9))

@@ -16,7 +16,7 @@ from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
 from workbench.conversion import Aligned
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, nearest, shell
 from workbench.fields import NAME, BrickRef, Strict
 from workbench.hub import CARD, FETCH, Hub
 from workbench.layout import Model
@@ -228,7 +228,7 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     if not kinds:
         if (path / "train.yaml").is_file():
             raise WorkbenchError(
-                f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {ref.target}"
+                f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {shell(ref.target)}"
             )
         refuse_foreign(files, what)
         raise WorkbenchError(

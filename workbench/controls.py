@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from workbench.bricks import Brick, vocabulary_digest
 from workbench.decoding import identity
-from workbench.errors import WorkbenchError
+from workbench.errors import LeftOut, WorkbenchError
 from workbench.evalfields import FactsEval, InlineEval
 from workbench.evaluate import build_plan
 from workbench.factsuite import EDITS, PREFIX, Wanted, build, checkpoints, edited_for, facts_of_edits, sequential, wanted
@@ -36,16 +36,18 @@ class Entry:
         name: How tables call it.
         role: base, brick, average or configuration.
         resolved: The recipe that makes it; controls are recipes like any other, a model is a base without steps.
+        unscored: Names of its bricks under which something else is scored here.
     """
 
     name: str
     role: str
     resolved: Resolved
+    unscored: frozenset[str] = frozenset()
 
     @property
     def parents(self) -> tuple[str, ...]:
         """Bricks that it is made from; a recipe as a brick counts by its name, and so do the bricks that it is made from."""
-        return tuple(dict.fromkeys(_ancestors(self.resolved)))
+        return tuple(name for name in dict.fromkeys(_ancestors(self.resolved)) if name not in self.unscored)
 
     def digest(self) -> str | None:
         """The configuration's digest, where an earlier run or evaluation has found it."""
@@ -97,11 +99,13 @@ def bytes_of(brick: Brick | Resolved) -> int:
 
 def lineup(
     recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
-    sequences: bool = True,
+    sequences: bool = True, left_out: list[LeftOut] | None = None,
 ) -> list[Entry]:  # fmt: skip
     """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
 
-    `sequences`: also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
+    Args:
+        sequences: Also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
+        left_out: Takes the controls that are skipped because another configuration has their name; None: they are errors.
 
     Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
     """
@@ -117,15 +121,60 @@ def lineup(
     entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys),
                *(e for entry in named for e in (*before[entry.name], entry)), *others]  # fmt: skip
     _check_tokenizers(entries[0], others)
+    return _one_of_each_name(entries, left_out)
+
+
+RENAME = "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
+
+
+def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) -> list[Entry]:
+    """Keep one configuration of each name: what the call names goes before a brick or an average that is scored beside it.
+
+    Raises WorkbenchError for two named configurations, or the base and another one. `left_out` None: also for controls.
+    """
     by_name: dict[str, Entry] = {}
+    skipped: dict[str, Entry] = {}
     for entry in entries:
-        other = by_name.setdefault(entry.name, entry)
-        if other.resolved.key != entry.resolved.key:
-            raise WorkbenchError(
-                f"two different configurations are called '{entry.name}'",
-                "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder.",
+        other = by_name.get(entry.name)
+        if other is None or other.resolved.key == entry.resolved.key:
+            by_name.setdefault(entry.name, entry)
+            continue
+        control = next((e for e in (entry, other) if e.role in ("brick", "average")), None)
+        if control is None or left_out is None:
+            raise WorkbenchError(f"two different configurations are called '{entry.name}'", RENAME)
+        skipped[entry.name] = control
+        if control is other:
+            del by_name[entry.name]
+            by_name[entry.name] = entry
+    found = []
+    for entry in by_name.values():
+        hidden = frozenset(_under_another_name(entry.resolved, by_name))
+        found.append(replace(entry, unscored=hidden))
+        for name in () if left_out is None or entry.role != "configuration" else sorted(hidden & by_name.keys()):
+            what = "recipe" if by_name[name].role == "configuration" else "brick"
+            left_out.append(
+                LeftOut(name, f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name", RENAME)
             )
-    return list(by_name.values())
+            skipped.pop(name, None)
+    for name, entry in skipped.items():
+        what = "average of the bricks" if entry.role == "average" else "brick"
+        (left_out or []).append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
+    return found
+
+
+def _under_another_name(resolved: Resolved, by_name: Mapping[str, Entry]) -> Iterator[str]:
+    """Names of bricks of a recipe under which other weights are scored."""
+    for name in resolved.parents:
+        brick = resolved.bricks[name]
+        if isinstance(brick, Resolved):
+            other = by_name.get(brick.recipe.name)
+            if other is not None and other.resolved.key != brick.key:
+                yield brick.recipe.name
+            yield from _under_another_name(brick, by_name)
+        elif (other := by_name.get(name)) is not None and (
+            other.role != "brick" or other.resolved.digests.get(name) != resolved.digests[name]
+        ):
+            yield name
 
 
 def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[Entry]:
@@ -170,7 +219,7 @@ def _controls(named: Sequence[Entry]) -> list[Entry]:
     """Base, bricks alone, edits alone and averages, as recipes on the same base and in the same output dtype."""
     found = [Entry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
     bricks: dict[str, Entry] = {}
-    averages: dict[tuple[str, ...], Entry] = {}
+    averages: dict[tuple[tuple[str, str], ...], Entry] = {}
     for entry in named:
         recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
@@ -183,10 +232,11 @@ def _controls(named: Sequence[Entry]) -> list[Entry]:
         if first := _leading_edits(recipe):
             name = f"{recipe.name}-edited"
             bricks.setdefault(name, Entry(name, "brick", resolve(recipe.derive(name, first))))
-        if len(parents) > 1 and parents not in averages:
+        contents = tuple((name, entry.resolved.digests[name]) for name in parents)
+        if len(parents) > 1 and contents not in averages:
             name = "average" if not averages else "average-" + "-".join(parents)
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
-            averages[parents] = Entry(name, "average", resolve(mean))
+            averages[contents] = Entry(name, "average", resolve(mean))
     return [*found, *bricks.values(), *averages.values()]
 
 

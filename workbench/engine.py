@@ -19,14 +19,14 @@ from workbench.bricks import Brick
 from workbench.card import model_card
 from workbench.compose import Composition, compose
 from workbench.efficacy import EfficacyError, check_efficacy
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.fields import parse_size
 from workbench.growthcheck import check_growth, check_written
 from workbench.livemodels import Events, compute, live_model, no_events
 from workbench.memories import attach_memory
 from workbench.planning import disk_problems, kind_name, plan, run_of
 from workbench.resolve import Resolved
-from workbench.runs import Run, move_run, run_for
+from workbench.runs import Run, hold, move_run, run_for
 from workbench.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.solving import copy_edit
 from workbench.trained import copy_brick
@@ -65,6 +65,7 @@ def execute(
     threads: int | None = None,
     out: Path | None = None,
     events: Events = no_events,
+    wait: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe into its run directory; a finished run is kept, an interrupted one resumed.
 
@@ -75,23 +76,23 @@ def execute(
         threads: Tensors computed at a time; omitted: one a core, at most 8.
         out: Also leave a copy of the model's files here.
         events: Told what happens.
+        wait: Wait for another process that writes the same run, instead of an error; then go on with what it left.
 
     Returns:
         The `run --json` document.
     """
     started = time.time()
-    run = run_of(resolved, runs)
     form = resolved.recipe.fields.output.form
     if out is not None:
         _check_out(out)
-    with run.lock(), exact(device):
+    with hold(lambda: run_of(resolved, runs), wait, events) as run, exact(device):
         if not run.done:
             if problems := disk_problems(runs, plan(resolved, runs).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:
             events({"stage": "run", "text": "finished before: nothing to do"})
-    run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
+        run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
         _leave(run.result, out)
     record, place = run.record, str(out or run.result)
@@ -352,7 +353,11 @@ def recipe_text(resolved: Resolved) -> str:
         return recipe.path.read_text("utf-8")
     import yaml
 
-    head = f"# {recipe.path.name} with " + " ".join(f"--set {s}" for s in recipe.settings) + "\n" if recipe.path else ""
+    head = (
+        f"# {recipe.path.name} with " + shell(*(part for s in recipe.settings for part in ("--set", s))) + "\n"
+        if recipe.path
+        else ""
+    )
     fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     fields["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return head + str(yaml.safe_dump({"version": 1, **fields}, sort_keys=False))

@@ -1,8 +1,10 @@
-"""The one exception that users see."""
+"""The one exception that users see, and what is skipped instead of raising it."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +23,32 @@ class WorkbenchError(Exception):
         self.message = message
         self.hint = hint
         self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A configuration that a command skips.
+
+    Attributes:
+        name: How it is called.
+        reason: Why it is skipped.
+        hint: What repairs that.
+        error: What the command would end with if nothing else were left.
+    """
+
+    name: str
+    reason: str
+    hint: str | None = None
+    error: WorkbenchError | None = field(default=None, compare=False)
+
+
+def shell(*words: object) -> str:
+    """Return words as a shell reads them: those with spaces or other signs are quoted, so that a printed command can be typed.
+
+    >>> shell("recipes/my merge.yaml")
+    "'recipes/my merge.yaml'"
+    """
+    return shlex.join(map(str, words))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from workbench.bricks import (  # fmt: skip
     write_card,
 )
 from workbench.engine import execute
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.hub import CARD
 from workbench.integers import check_integers
 from workbench.layout import Model
@@ -72,7 +72,7 @@ def extract(
     path, _ = locate(checkpoint, project, "checkpoint")
     if "checkpoint" not in kinds_of(path):
         found = "a PEFT adapter already" if kinds_of(path) else "no checkpoint (no config.json)"
-        raise WorkbenchError(f"{checkpoint} is {found}", f"`workbench brick show {checkpoint}` tells what it holds.")
+        raise WorkbenchError(f"{checkpoint} is {found}", f"`workbench brick show {shell(checkpoint)}` tells what it holds.")
     brick = Brick(path.name, "checkpoint", path)
     ours, _ = resolve_base(base, project)
     tuned_from = Model(ours, ours.config)
@@ -136,7 +136,7 @@ def bake(
     files = path / read_card(path).files if (path / CARD).is_file() else path
     if "adapter" not in kinds_of(files):
         found = "a checkpoint already" if kinds_of(files) else f"no adapter (no {ADAPTER_CONFIG})"
-        raise WorkbenchError(f"{adapter} is {found}", f"`workbench brick show {adapter}` tells what it holds.")
+        raise WorkbenchError(f"{adapter} is {found}", f"`workbench brick show {shell(adapter)}` tells what it holds.")
     base = base or base_of(path, project, f"--base DIR names the model that {adapter} was trained on.")
     check_new(out)
     kind = "brick" if (path / CARD).is_file() else "adapter"

@@ -12,7 +12,7 @@ from workbench.bricks import (
     Brick,
     fitted,
 )
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.fields import Where
 from workbench.hub import Hub
 from workbench.integers import check_integers
@@ -207,13 +207,13 @@ def _survival(brick: Brick, resolved: Resolved) -> str:
     recipe, target = str(resolved.recipe.path or "RECIPE"), resolved.recipe.fields.bricks[brick.name].target
     text = "As a delta it may lose facts"
     if (brick.path / "facts.jsonl").is_file():
-        text += f": `workbench eval {recipe} --suite facts:{target}/facts.jsonl` measures how many survive"
+        text += f": `{shell('workbench', 'eval', recipe, '--suite', f'facts:{target}/facts.jsonl')}` measures how many survive"
     return f"{text}; solve it again on the result, as a last step of its own: `{_rebase(brick, resolved, recipe)}`"
 
 
 def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
     target = resolved.recipe.fields.bricks[brick.name].target
-    return f"workbench edit rebase {target} --onto {onto} -o bricks/{brick.name}-rebased"
+    return shell("workbench", "edit", "rebase", target, "--onto", onto, "-o", f"bricks/{brick.name}-rebased")
 
 
 def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:

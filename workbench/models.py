@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import kinds_of, locate
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.hub import FETCH, Hub
 from workbench.livemodels import check_decoder
 from workbench.recipe import from_data
@@ -50,7 +50,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     if (place / RECORD).is_file():
         if not (place / "model").is_dir():
             raise WorkbenchError(
-                f"{label}: a run without a finished model", f"Score its recipe: workbench eval {place / 'recipe.yaml'}"
+                f"{label}: a run without a finished model", f"Score its recipe: workbench eval {shell(place / 'recipe.yaml')}"
             )
         name, target = place.resolve().name, str((place / "model").resolve())
     elif place.is_dir():
@@ -63,7 +63,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     if kinds == ["adapter"]:
         raise WorkbenchError(
             f"{label}: a PEFT adapter ({ADAPTER_CONFIG}), not a whole model",
-            f"Name it as a brick: workbench recipe new recipes/{name.lower()}.yaml --base BASE --brick {name.lower()}={reference}",
+            f"Name it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE "
+            f"--brick {shell(f'{name.lower()}={reference}')}",
         )
     if not kinds:
         refuse_foreign(path, label)

@@ -16,7 +16,7 @@ from workbench.bricks import Brick, resolve_brick, vocabulary_digest
 from workbench.compose import compose
 from workbench.edit.greedy import count, said_by, too_few
 from workbench.efficacy import EfficacyError, refusal
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.extract import brick_name, check_new, new_directory
 from workbench.facts import Fact, read_facts
 from workbench.fields import BrickRef
@@ -155,7 +155,7 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
         if isinstance(step, GrowMethod):
             raise WorkbenchError(
                 f"{name} grows its base (step '{step_id}'), and bricks of a recipe name the base's layers",
-                f"Run it and name its model: `workbench run {onto.recipe.path or name} -o DIR`, then `--onto DIR`.",
+                f"Run it and name its model: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
             )
         if isinstance(step, MemoryMethod):
             raise WorkbenchError(

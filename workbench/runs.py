@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,17 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.weights.digests import read_json, write_json
 
 RECORD = "run.json"
+
+
+OURS = frozenset(
+    {RECORD, "recipe.yaml", "log.jsonl", "model", "model.partial", "adapter", "configuration", "edits", ".lock", ".holder"}
+)
+"""What a run directory can hold."""
+_KEYED = re.compile(r".+-[0-9a-f]{10}")
+
+
+class BusyError(WorkbenchError):
+    """Another process holds the run directory."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,9 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json; empty where it is missing or damaged."""
-        return read_json(self.path / RECORD) or {}
+        """run.json; empty where it is missing, damaged or no mapping."""
+        found = read_json(self.path / RECORD)
+        return found if isinstance(found, dict) else {}
 
     @property
     def done(self) -> bool:
@@ -87,7 +101,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory. Errors: another process holds it, named with its age."""
+        """Hold the directory. Raises BusyError if another process holds it; the message names that process and its age."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / ".lock"
         lock = FileLock(str(file))
@@ -96,9 +110,9 @@ class Run:
         except Timeout:
             holder = read_json(self.path / ".holder") or {}
             age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
-            raise WorkbenchError(
+            raise BusyError(
                 f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
-                "Wait for it, or stop it: the same command then resumes.",
+                "Wait for it (`workbench run --wait`), or stop it: the same command then resumes.",
             ) from None
         try:
             write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
@@ -107,9 +121,47 @@ class Run:
             (self.path / ".holder").unlink(missing_ok=True)
             lock.release()
 
+    def wait(self) -> None:
+        """Block until no other process holds the directory. The directory may have another name afterwards, or be gone."""
+        try:
+            file = (self.path / ".lock").open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            try:
+                from fcntl import LOCK_SH, flock
+            except ImportError:  # Windows: look again and again
+                with FileLock(str(self.path / ".lock")):
+                    pass
+            else:
+                flock(file, LOCK_SH)
+
     def size(self) -> int:
-        """Bytes on disk."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        """Bytes on disk; files behind links belong to others."""
+        return sum(f.lstat().st_size for f in self.path.rglob("*") if f.is_file() and not f.is_symlink())
+
+
+@contextmanager
+def hold(find: Callable[[], Run], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[Run]:
+    """Hold a run directory. Raises BusyError if another process does, unless `wait` is set.
+
+    Args:
+        find: Names the directory. It is asked again after each wait, because a run that is done renames its directory.
+        wait: Wait until the other process ends, however it ends.
+        events: Told that there is something to wait for.
+    """
+    with ExitStack() as stack:
+        while True:
+            run = find()
+            try:
+                stack.enter_context(run.lock())
+                break
+            except BusyError as busy:
+                if not wait:
+                    raise
+                events({"stage": "run", "text": f"{busy.message}: waiting for it"})
+            run.wait()
+        yield run
 
 
 def run_for(runs: Path, name: str, key: str) -> Run:
@@ -125,6 +177,7 @@ def move_run(run: Run, to: Run) -> Run:
         shutil.rmtree(run.path)
         return to
     shutil.rmtree(to.path, ignore_errors=True)
+    (run.path / ".holder").unlink(missing_ok=True)
     run.path.rename(to.path)
     return to
 
@@ -132,7 +185,7 @@ def move_run(run: Run, to: Run) -> Run:
 def list_runs(runs: Path) -> list[Run]:
     """All run directories, newest first."""
     found = [Run(p.parent) for p in runs.glob(f"*/{RECORD}")]
-    return sorted(found, key=lambda run: run.record.get("created", ""), reverse=True)
+    return sorted(found, key=lambda run: str(run.record.get("created", "")), reverse=True)
 
 
 def find_run(runs: Path, name: str) -> Run:
@@ -154,13 +207,55 @@ def find_run(runs: Path, name: str) -> Run:
     )
 
 
+def removable(runs: Path, name: str) -> Run:
+    """Return the run that a name, the start of one or a directory means, once it is certain that it may be deleted.
+
+    Raises:
+        WorkbenchError: No run has this name, the directory is a link or lies anywhere but directly in `runs`, or it is no run directory
+            that `workbench run` has written.
+    """
+    run = find_run(runs, name)
+    for path in (Path(name), runs / name, run.path):
+        if path.is_symlink():
+            raise WorkbenchError(
+                f"{path}: a link to {path.readlink()}, and `runs rm` removes run directories only", f"rm {shlex.quote(str(path))}"
+            )
+    if run.path.resolve().parent != runs.resolve():
+        raise WorkbenchError(
+            f"{name}: not a directory directly in the runs folder {runs}",
+            f"If it is a run in another runs folder, name that folder: "
+            f"workbench runs rm {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}",
+        )
+    _check_ours(run)
+    return run
+
+
+def _check_ours(run: Run) -> None:
+    """Raises WorkbenchError if `workbench run` has not written this directory, or if it holds files that no run has."""
+    keep = "Nothing was removed. If the directory may go, remove it yourself."
+    record = run.record
+    written = record.get("version") == 1 and {"status", "name", "recipe", "inputs"} <= set(record)
+    damaged = record == {} and _KEYED.fullmatch(run.name) is not None and (run.path / "recipe.yaml").is_file()
+    if not written and not damaged:
+        raise WorkbenchError(f"{run.path}: its {RECORD} is not the record of a run", keep)
+    if others := sorted(child.name for child in run.path.iterdir() if not _is_ours(child)):
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        raise WorkbenchError(f"{run.path}: holds files that are not part of a run: {shown}", keep)
+
+
+def _is_ours(child: Path) -> bool:
+    """Whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
+    return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
+
+
 def remove_run(run: Run) -> int:
-    """Delete a run directory; returns the bytes freed. Errors: a process holds it."""
+    """Delete a run directory and return the bytes freed. Raises WorkbenchError if it is not one of ours or a process holds it."""
+    _check_ours(run)
     size = run.size()
     with run.lock():
         for child in run.path.iterdir():
             if child.name in (".lock", ".holder"):
                 continue
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
     shutil.rmtree(run.path)
     return size

@@ -24,7 +24,7 @@ from workbench.bricks import (
     write_card,
 )
 from workbench.controls import Entry, plans
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, nearest, shell
 from workbench.fields import NAME, BrickRef
 from workbench.livemodels import Events, no_events
 from workbench.recipe import find_project, from_data
@@ -91,14 +91,14 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
         if yamldoc.load(file).validate(BrickSpec) != spec:
             raise WorkbenchError(
                 f"{file} stands already, and the flags say something else",
-                f"Change it there and run `workbench brick train {folder}` without flags, or name a new brick.",
+                f"Change it there and run `workbench brick train {shell(folder)}` without flags, or name a new brick.",
                 2,
             )
         return
     resolve_base(spec.base, project)
     _others(spec, folder, project)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"# workbench brick train {folder.resolve().name}\n{text}", "utf-8")
+    file.write_text(f"# workbench brick train {shell(folder.resolve().name)}\n{text}", "utf-8")
 
 
 def _from(folder: Path, name: str) -> str:

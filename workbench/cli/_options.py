@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-RecipeArg = Annotated[Path, typer.Argument(help="A recipe file.", show_default=False)]
+RecipeArg = Annotated[Path, typer.Argument(help="A recipe file, or the name of recipes/NAME.yaml.", show_default=False)]
 RecipesArg = Annotated[list[str], typer.Argument(help="Recipe files, or names of recipes/NAME.yaml.", show_default=False)]
 SubjectsArg = Annotated[
     list[str],

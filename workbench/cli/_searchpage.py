@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli._output import out
 from workbench.cli._subjects import recipe_named
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.recipe import Recipe
@@ -59,7 +59,15 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
     from workbench.recipe import load_recipe
 
     files = [file for name in names if (file := recipe_named(name)) is not None]
-    return [recipe for file in dict.fromkeys(files) if (recipe := load_recipe(file, settings or ())).fields.search is not None]
+    found = []
+    for file in dict.fromkeys(files):
+        try:
+            recipe = load_recipe(file, settings or ())
+        except WorkbenchError:  # `open_subjects` tells that it is left out
+            continue
+        if recipe.fields.search is not None:
+            found.append(recipe)
+    return found
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _again(recipe: Recipe) -> str:
-    return f"workbench search {relative(recipe.path) if recipe.path else recipe.name}"
+    return shell("workbench", "search", relative(recipe.path) if recipe.path else recipe.name)
 
 
 def _literal(name: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.cli._output import out
-from workbench.cli.run import recipe_path
-from workbench.errors import WorkbenchError, nearest
+from workbench.cli._recipes import no_subject, recipe_path
+from workbench.errors import LeftOut, WorkbenchError, shell
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class Opened:
         project: Whose recipes, suites and tasks count.
         runs: Where runs are kept.
         aliases: What a model was called on the command line -> its name.
+        left_out: What is skipped, with the reason.
     """
 
     entries: list[Entry]
@@ -40,6 +41,7 @@ class Opened:
     project: Path
     runs: Path
     aliases: dict[str, str]
+    left_out: list[LeftOut]
 
     def baseline(self, asked: str | None) -> str | None:
         """What differences are taken against: what was asked for, else the recipes' base (None: the suite says it), else the first model."""
@@ -51,9 +53,16 @@ class Opened:
 def open_subjects(
     names: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
     batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False, device: torch.device | None = None,
+    skip: bool = False,
 ) -> Opened:  # fmt: skip
-    """Recipes and models, their controls, the plans of their suites and the score store. `lenient` leaves out what cannot be
-    resolved; `fetch` downloads inputs from the hub, and on `device` the base may answer prompts: stored scores are looked up without."""
+    """Open recipes and models, their controls, the plans of their suites and the score store.
+
+    Args:
+        lenient: Leave out recipes whose inputs are missing, or that have another base or dtype than the first one.
+        fetch: Download inputs from the hub. Stored scores are looked up without.
+        device: Where the base may answer prompts. Stored scores are looked up without.
+        skip: Leave out recipes that are invalid, and, where `lenient` is not set, those whose inputs are missing.
+    """
     from workbench.controls import lineup, plans, suites_of
     from workbench.hub import Hub
     from workbench.models import is_model, resolve_model
@@ -61,7 +70,13 @@ def open_subjects(
     from workbench.scores import Store
 
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
-    loaded = [load_recipe(_recipe(name), settings or ()) for name in names if name not in references]
+    left_out: list[LeftOut] = []
+    wanted = [name for name in names if name not in references]
+    loaded = _valid(wanted, settings, left_out) if skip else [load_recipe(_recipe(name), settings or ()) for name in wanted]
+    if skip and not lenient:
+        loaded = _there(loaded, left_out)
+    if left_out and not loaded and not references:
+        raise _none_left(left_out)
     if lenient:
         loaded = _comparable(loaded)
     if settings and not loaded:
@@ -69,12 +84,14 @@ def open_subjects(
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
-    entries = lineup(loaded, controls, hub, models.values(), sequences=not suite)
+    entries = lineup(loaded, controls, hub, models.values(), sequences=not suite, left_out=left_out)
+    for one in left_out:
+        out.warn(f"left out: {one.name} ({one.reason})")
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
     found = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
-    return Opened(entries, found, Store(runs / "scores"), project, runs, aliases)
+    return Opened(entries, found, Store(runs / "scores"), project, runs, aliases, left_out)
 
 
 def recipe_named(name: str) -> Path | None:
@@ -88,12 +105,60 @@ def _recipe(name: str) -> Path:
     path = recipe_path(name)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    known = [p.stem for p in Path("recipes").glob("*.yaml")]
-    raise WorkbenchError(
-        f"'{name}' is no recipe, no model directory and no hub id (org/name). {nearest(name, known)}",
-        "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored.",
-        2,
-    )
+    error = no_subject(name)
+    error.hint = "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored."
+    raise error
+
+
+def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]) -> list[Recipe]:
+    """Load recipes; those that are invalid go to `left_out`."""
+    from workbench.recipe import load_recipe
+
+    found = []
+    for name in names:
+        path = _recipe(name)
+        try:
+            found.append(load_recipe(path, settings or ()))
+        except WorkbenchError as error:
+            if not path.is_file():
+                raise
+            left_out.append(LeftOut(path.stem, error.message.splitlines()[0], f"workbench recipe check {shell(path)}", error))
+    return found
+
+
+def _there(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
+    """Recipes whose inputs are there; the others go to `left_out`."""
+    from workbench.hub import HEADERS
+    from workbench.resolve import resolve
+
+    found = []
+    for recipe in recipes:
+        try:
+            resolve(recipe, HEADERS)
+            found.append(recipe)
+        except WorkbenchError as error:
+            left_out.append(LeftOut(recipe.name, error.message.splitlines()[0], error.hint, error))
+    return found
+
+
+def _none_left(left_out: list[LeftOut]) -> WorkbenchError:
+    """Return the error of a command whose recipes are all left out: the first one's."""
+    first = left_out[0].error or WorkbenchError(f"{left_out[0].name}: {left_out[0].reason}", left_out[0].hint)
+    more = f"\nno recipe is left: {', '.join(one.name for one in left_out)}" if len(left_out) > 1 else ""
+    return WorkbenchError(first.message + more, first.hint, first.exit_code)
+
+
+def refuse_left_out(left_out: list[LeftOut]) -> None:
+    """Tell by the exit code, after the output, that something is not in it. Raises WorkbenchError (exit 1) where that is so."""
+    if left_out:
+        names = ", ".join(dict.fromkeys(one.name for one in left_out))
+        hints = dict.fromkeys(one.hint for one in left_out if one.hint)
+        raise WorkbenchError(f"left out: {names}", "; ".join(hints) or None)
+
+
+def told(left_out: list[LeftOut]) -> dict[str, Any]:
+    """Return what a JSON document says about what is left out: nothing where all is there."""
+    return {"left_out": [{"name": one.name, "reason": one.reason} for one in left_out]} if left_out else {}
 
 
 def _comparable(recipes: list[Recipe]) -> list[Recipe]:
@@ -142,13 +207,14 @@ def eval_command(
     names: list[str], suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int
 ) -> str:
     """The call of `eval` whose scores this call looks for."""
-    text = "".join(f" --suite {s}" for s in suite or ()) + "".join(f" --set {s}" for s in settings or ())
-    options = text + (f" --limit {limit}" if limit else "") + (f" --batch-size {batch_size}" if batch_size != 32 else "")
-    return f"workbench eval {' '.join(dict.fromkeys(names)) or 'RECIPE'}{options}"
+    options = [part for s in suite or () for part in ("--suite", s)] + [part for s in settings or () for part in ("--set", s)]
+    options += ["--limit", str(limit)] if limit else []
+    options += ["--batch-size", str(batch_size)] if batch_size != 32 else []
+    return shell("workbench", "eval", *(dict.fromkeys(names) or ["RECIPE"]), *options)
 
 
 def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
     """The comparison, with the command line that makes it again."""
     from workbench.compare import compare
 
-    return compare(store, scores, baseline=baseline, project=project, command="workbench " + " ".join(sys.argv[1:]))
+    return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))

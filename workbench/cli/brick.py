@@ -13,7 +13,7 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import loading_class, say_text_only
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.bricks import Brick
@@ -126,7 +126,7 @@ def _say_measures(name: str, measured: Measures, metric: str | None) -> None:
     metric = metric or ("cosine" if others else "relative")
     if metric in MEETING and not others:
         raise WorkbenchError(
-            f"--metric {metric} compares bricks, and only {name} is named", f"workbench brick show {name} OTHER", 2
+            f"--metric {metric} compares bricks, and only {name} is named", f"workbench brick show {shell(name)} OTHER", 2
         )
     totals(name, measured)
     out.line("")
@@ -272,7 +272,7 @@ def extract(
     out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
     say_text_only(base)
-    out.say(f"show:   workbench brick show {to}")
+    out.say(f"show:   workbench brick show {shell(to)}")
 
 
 def _by_kind(names: list[str]) -> list[str]:
@@ -371,10 +371,10 @@ def _again(brick: Brick, name: str) -> str:
     """The command that makes a brick anew."""
     made = brick.card.extraction if brick.card else {}
     if made and brick.card:
-        return f"workbench brick extract {made.get('checkpoint')} --base {brick.card.base.id} -o NEW"
+        return shell("workbench", "brick", "extract", made.get("checkpoint"), "--base", brick.card.base.id, "-o", "NEW")
     if brick.card and brick.card.kind == "edit":
-        return f"workbench edit rebase {name} --onto {brick.card.base.id} -o NEW"
-    return f"workbench brick train {name}"
+        return shell("workbench", "edit", "rebase", name, "--onto", brick.card.base.id, "-o", "NEW")
+    return shell("workbench", "brick", "train", name)
 
 
 def _home(brick: Brick) -> Path:

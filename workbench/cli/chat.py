@@ -10,8 +10,9 @@ import typer
 
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli.run import load, recipe_path
-from workbench.errors import WorkbenchError
+from workbench.cli._recipes import no_subject, recipe_path
+from workbench.cli.run import load
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     import torch
@@ -74,15 +75,19 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
             resolved.tokenizer_path, trust_remote_code=False
         )
     if not (path / "config.json").is_file():
-        from workbench.runs import find_run
+        from workbench.runs import find_run, list_runs
 
-        run = find_run(runs_dir or Path("runs"), target)
+        runs = runs_dir or Path("runs")
+        names = [run.name for run in list_runs(runs)]
+        if not path.exists() and not any(name.startswith(target) for name in names):
+            raise no_subject(target, f"no model directory and no run in {runs}", names)
+        run = find_run(runs, target)
         if not run.done:
             raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
         if run.adapter.is_dir():
             raise WorkbenchError(
                 f"{run.path}: the run wrote an adapter, which is no whole model",
-                f"`workbench chat {run.path / 'recipe.yaml'}` composes the same configuration in memory.",
+                f"`workbench chat {shell(run.path / 'recipe.yaml')}` composes the same configuration in memory.",
             )
         if run.configuration.is_dir():
             return _configured(run.configuration, device)

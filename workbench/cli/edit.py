@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.errors import shell
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved
@@ -133,14 +134,14 @@ def _say_use(found: dict[str, Any], onto: str, resolved: Resolved) -> None:
     out.say(f"use:    bricks: {{{name}: {found['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
     if found["unlisted"]:
         out.say(f"        list the bricks of step {', '.join(found['unlisted'])} then: it takes all that the recipe has")
-    out.say(f"show:   workbench brick show {found['brick']}")
+    out.say(f"show:   workbench brick show {shell(found['brick'])}")
 
 
 def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
     """A recipe or a model: its name, as a resolved recipe, and what a card calls it as a base; None: what the recipe calls it."""
-    from workbench.cli.run import recipe_path
+    from workbench.cli._recipes import no_subject, recipe_path
     from workbench.hub import Hub
-    from workbench.models import resolve_model
+    from workbench.models import is_model, resolve_model
     from workbench.recipe import find_project, load_recipe
     from workbench.resolve import resolve
 
@@ -148,6 +149,8 @@ def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
     if path.suffix in (".yaml", ".yml"):
         loaded = load_recipe(path)
         return loaded.name, resolve(loaded, hub), None
+    if not is_model(reference):
+        raise no_subject(reference)
     project = find_project(Path.cwd() / "here")
     name, resolved = resolve_model(reference, project, hub)
     base = resolved.recipe.fields.base

@@ -24,9 +24,9 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._searchpage import searched, write_pages
-from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects
+from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import LeftOut, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.scores import Scores
@@ -61,9 +61,10 @@ def evaluate(
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
         out.say(f"scores put into {relative(card)}")
     if json:
-        out.json(_documents(scores))
+        out.json(_documents(scores, opened))
     else:
         scores_table(comparison, scores)
+    refuse_left_out(opened.left_out)
 
 
 def compare(
@@ -71,31 +72,38 @@ def compare(
     runs_dir: RunsOpt = None, json: JsonOpt = False,
 ) -> None:  # fmt: skip
     """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
-    worse than the baseline on a primary metric."""
+    worse than the baseline on a primary metric; else 1 if some are left out, because they are invalid or not scored."""
     from workbench.scoring import stored
 
+    left_out: list[LeftOut] = []
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
         named = [s.configuration.name for s in scores]
         found = compare_scores(store, scores, baseline or named[0], project)
     else:
-        opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit)
+        opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit, skip=True)
+        left_out = opened.left_out
         named = [e.name for e in opened.entries if e.role == "configuration"]
         against = opened.baseline(baseline)
         scores, missing = stored(opened.entries, opened.plans, opened.store, against)
-        if lacking := [name for name in missing if name in named or name == (against or "base")]:
-            raise WorkbenchError(
-                f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}: {', '.join(lacking)}",
-                eval_command(names, suite, settings, limit, batch_size),
-            )
+        hint = eval_command(names, suite, settings, limit, batch_size)
+        on = f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}"
+        base = against or "base"
+        if lacking := [name for name in missing if name in named or name == base]:
+            if base in lacking or not {*named} - {*lacking, base}:
+                raise WorkbenchError(f"{on}: {', '.join(lacking)}", hint)
+            out.warn(f"left out: {', '.join(lacking)} ({on})")
+            left_out += [LeftOut(name, on, hint) for name in lacking]
+            scores = [s for s in scores if s.configuration.name not in lacking]
         found = compare_scores(opened.store, scores, against, opened.project)
     document = found.document()
     if json:
-        out.json({"baseline": document["baseline"], "rows": document["rows"]})
+        out.json({"baseline": document["baseline"], "rows": document["rows"], **told(left_out)})
     else:
         rows_table(document)
     if any(row.configuration in named for row in found.worse):
         raise typer.Exit(3)
+    refuse_left_out(left_out)
 
 
 def report(
@@ -104,10 +112,14 @@ def report(
     to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path("reports/report.html"),
     batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
-    """Write the comparison as one offline HTML page, Markdown and JSON; beside it the page of a recipe's finished search."""
+    """Write the comparison as one offline HTML page, Markdown and JSON; beside it the page of a recipe's finished search.
+
+    Exit 1 if a recipe is left out because it is invalid, or because it is named and not scored.
+    """
     from workbench.report import render
 
     out.quiet = quiet
+    left_out: list[LeftOut] = []
     if imported := imported_scores(names or [], suite, runs_dir):
         scores, store, project = imported
         against = baseline or scores[0].configuration.name
@@ -119,11 +131,13 @@ def report(
             raise WorkbenchError("no recipes/ here and none given", "workbench report recipes/NAME.yaml", 2)
         pages, unsearched = searched(every, settings, runs_dir)
         hint = eval_command(names or [], suite, settings, limit, batch_size)
-        opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names)
+        opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
+        left_out = opened.left_out
         document = _compared(opened, names, baseline, hint, pages, unsearched)
     written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
+    refuse_left_out(left_out)
 
 
 def _compared(
@@ -131,7 +145,7 @@ def _compared(
 ) -> Mapping[str, Any] | None:  # fmt: skip
     """The comparison of what is scored. None where nothing of what was asked for is, and `pages` shows its searches.
 
-    Errors: recipes that are named and neither scored nor searched; nothing is scored.
+    Errors: none of the recipes that are named is scored or searched; nothing is scored. Some of them: they are left out.
     """
     from workbench.scoring import stored
 
@@ -139,8 +153,12 @@ def _compared(
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
     asked = [e.name for e in opened.entries if e.role == "configuration"]
     if names and (lacking := [name for name in asked if name in missing and name not in pages]):
-        also = [f"workbench search {name} shows its search alone" for name in lacking if name in unsearched]
-        raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", "; ".join([hint, *also]))
+        also = [f"workbench search {shell(name)} shows its search alone" for name in lacking if name in unsearched]
+        again = "; ".join([hint, *also])
+        if len(lacking) == len(asked) or (against or "base") in missing:
+            raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", again)
+        out.warn(f"left out: {', '.join(lacking)} (not scored yet)")
+        opened.left_out.extend(LeftOut(name, "not scored yet", again) for name in lacking)
     shown = {s.configuration.name for s in scores}
     if pages and (not scores or (names and not shown.intersection(asked))):
         return None
@@ -148,14 +166,16 @@ def _compared(
         raise WorkbenchError("nothing is scored yet", hint)
     if missing:
         out.say(f"not scored on every suite: {', '.join(missing)}")
-    return compare_scores(opened.store, scores, against, opened.project).document()
+    document = compare_scores(opened.store, scores, against, opened.project).document()
+    warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
+    return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
 
 
-def _documents(scores: list[Scores]) -> Any:
+def _documents(scores: list[Scores], opened: Opened) -> Any:
     """The `eval --json` documents: one a suite, a list where there are several."""
     found: dict[str, dict[str, Any]] = {}
     for s in scores:
-        document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": []})
+        document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
         document["configurations"].append({
             "name": s.configuration.name, "digest": s.configuration.digest,
             "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}

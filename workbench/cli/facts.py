@@ -11,7 +11,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.factcheck import Finding
@@ -33,13 +33,13 @@ def check(
     device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Find contradictions, duplicates, targets that a model gives already, facts that other bricks teach. Exit 3 if a fact fails."""
-    from workbench.cli.run import recipe_path
+    from workbench.cli._recipes import recipe_file
     from workbench.engine import pick_device
     from workbench.factcheck import check_facts
     from workbench.recipe import load_recipe
 
     out.quiet = json or quiet
-    loaded = load_recipe(recipe_path(str(recipe))) if recipe else None
+    loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
     asked = _model(model, loaded)
     report = check_facts(file, str(file), recipe=loaded, model=asked, device=pick_device(device), events=out.event)
     if json:
@@ -70,9 +70,9 @@ def _table(findings: list[Finding]) -> None:
 
 def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved] | None:
     """What is asked, with its name: what --model names, else the recipe's base."""
-    from workbench.cli.run import recipe_path
+    from workbench.cli._recipes import no_subject, recipe_path
     from workbench.hub import Hub
-    from workbench.models import resolve_model
+    from workbench.models import is_model, resolve_model
     from workbench.recipe import find_project, load_recipe
     from workbench.resolve import resolve
 
@@ -83,6 +83,8 @@ def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved]
     if path.suffix in (".yaml", ".yml"):
         named = load_recipe(path)
         return named.name, resolve(named, hub)
+    if not is_model(reference):
+        raise no_subject(reference)
     return resolve_model(reference, recipe.project if recipe else find_project(Path.cwd() / "here"), hub)
 
 
@@ -123,4 +125,4 @@ def import_(
         total = sum(len(fact.neighbours) for fact in read.facts)
         out.say(f"{total} neighbours; {full} facts have {neighbours} or more" + ("" if limit else ". All facts of the file are edited, so that few subjects are left: --limit leaves some"))  # fmt: skip
     if to is not None:
-        out.say(f"next: workbench facts check {to}")
+        out.say(f"next: workbench facts check {shell(to)}")

@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli._options import RecipesArg, SetOpt
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and check recipes.")
 
@@ -65,23 +65,23 @@ def new(
         suite = "starter"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
-        path=path, base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else ""
+        path=shell(path), base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else ""
     )
     path.write_text(text, "utf-8")
     out.line(str(path))
-    out.say(f"check it: workbench recipe check {path}")
+    out.say(f"check it: workbench recipe check {shell(path)}")
 
 
 @app.command()
 def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
     """Check recipes without looking at their inputs. Exit 2 if one is invalid."""
-    from workbench.cli.run import recipe_path
+    from workbench.cli._recipes import recipe_file
     from workbench.recipe import load_recipe
 
     failed = False
     for name in recipes:
         try:
-            recipe = load_recipe(recipe_path(name), settings or ())
+            recipe = load_recipe(recipe_file(name), settings or ())
             out.line(f"{name}: ok, {len(recipe.steps)} step{'s' if len(recipe.steps) != 1 else ''}")
         except WorkbenchError as error:
             out.error(error)
@@ -116,4 +116,4 @@ def import_(
     for note in imported.notes:
         out.say(f"note: {note}")
     if to is not None:
-        out.say(f"next: workbench plan {to}")
+        out.say(f"next: workbench plan {shell(to)}")

@@ -9,6 +9,8 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
 from workbench.cli._output import out, size
+from workbench.cli._recipes import recipe_file, score_lines
+from workbench.errors import shell
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved
@@ -54,6 +56,7 @@ def run(
     recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
     require_license: Annotated[bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Where another process writes this run: wait until it ends, then go on with what it left.")] = False,
     threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
@@ -69,7 +72,7 @@ def run(
     resolved, runs = load(recipe, settings, runs_dir)
     for warning in resolved.warnings:
         out.warn(warning)
-    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event)
+    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event, wait=wait)
     if json:
         out.json(result)
         return
@@ -77,6 +80,8 @@ def run(
         out.say(f"{name}: the model says {said_in_words(row)}")
     if result["adapter"]:
         _say_adapter(result, resolved, runs)
+        for line in score_lines(resolved, recipe, settings):
+            out.say(line)
         return
     if result["directory"]:
         out.line(result["directory"])
@@ -84,8 +89,9 @@ def run(
             f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
         )
         out.say(f'load:   workbench.load("{result["directory"]}")')
-        out.say(f"facts:  workbench memory ls {result['directory']}")
-        out.say(f"score:  workbench eval {recipe}")
+        out.say(f"facts:  workbench memory ls {shell(result['directory'])}")
+        for line in score_lines(resolved, recipe, settings):
+            out.say(line)
         return
     out.line(result["model"])
     for step in result["steps"]:
@@ -93,10 +99,9 @@ def run(
             out.say(f"{step['id']}: {told(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
     out.say(f'load:   {loading_class(result["model"])}.from_pretrained("{result["model"]}")')
-    out.say(f"serve:  vllm serve {result['model']}")
-    out.say(f"score:  workbench eval {recipe}")
-    out.say(f"        lm_eval --model hf --model_args pretrained={result['model']},logits_cache=False,softmax_dtype=float32 --batch_size 32 "
-            f"--include_path evals/tasks --tasks {_tasks(resolved)}")  # fmt: skip
+    out.say(f"serve:  vllm serve {shell(result['model'])}")
+    for line in score_lines(resolved, recipe, settings, Path(result["model"])):
+        out.say(line)
 
 
 def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None:
@@ -116,9 +121,9 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
     if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
         most = next(rank for rank in VLLM_RANKS if rank >= record["rank"])
         out.say(
-            f"serve:  vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {resolved.recipe.name}={result['adapter']}"
+            f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} "
+            f"--lora-modules " + shell(f"{resolved.recipe.name}={result['adapter']}")
         )
-    out.say(f"score:  workbench eval {resolved.recipe.path or resolved.recipe.name}")
 
 
 def loading_class(model: str | Path) -> str:
@@ -152,34 +157,14 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
     from workbench.recipe import load_recipe
     from workbench.resolve import resolve
 
-    loaded = load_recipe(recipe_path(str(recipe)), settings or ())
+    loaded = load_recipe(recipe_file(str(recipe)), settings or ())
     return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
-
-
-def recipe_path(name: str) -> Path:
-    """A recipe by its file, or by its name in recipes/."""
-    path = Path(name)
-    named = Path("recipes") / f"{name}.yaml"
-    return named if not path.is_file() and path.suffix not in (".yaml", ".yml") and named.is_file() else path
 
 
 def relative(path: Path) -> Path:
     """A path as people want to read it: relative where it is below the current folder."""
     here = Path.cwd()
     return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
-
-
-def _tasks(resolved: Resolved) -> str:
-    """lm-eval's task names of the recipe's first suite."""
-    from workbench.controls import suites_of
-    from workbench.errors import WorkbenchError
-    from workbench.suites import Suite
-
-    try:
-        found = suites_of([resolved.recipe], [], resolved.recipe.project)
-    except WorkbenchError:
-        return "TASK"
-    return next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), "TASK")
 
 
 def _cost(step: dict[str, Any]) -> str:

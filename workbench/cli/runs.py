@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.runs import Run
@@ -75,10 +75,10 @@ def rm(
     names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)], runs_dir: RunsOpt = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:  # fmt: skip
-    """Remove run directories. Scores are kept."""
-    from workbench.runs import find_run, remove_run
+    """Remove run directories of the runs folder, and nothing else. Scores are kept."""
+    from workbench.runs import removable, remove_run
 
-    found = [find_run(_runs(runs_dir), name) for name in names]
+    found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
         f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"
     ):
@@ -122,7 +122,7 @@ def verify(
     if bad:
         raise WorkbenchError(
             f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
-            f"workbench runs rm {run.name}, then run the recipe again.",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
             3,
         )
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
@@ -135,7 +135,7 @@ def _verify_memory(run: Run, digest: str) -> None:
     if SavedMemory(run.configuration / "memory").digest(1) != digest:
         raise WorkbenchError(
             f"{run.name}: the memory's first version differs from the record",
-            f"workbench runs rm {run.name}, then run the recipe again.",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
             3,
         )
 

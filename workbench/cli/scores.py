@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out, size
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.scores import Store
@@ -81,7 +81,7 @@ def import_(
         )
     names = [s.configuration.name for s in store.list(found[-1].plan)]
     if len(names) > 1:
-        out.say(f"compare: workbench compare {' '.join(names)} --suite {suite}")
+        out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
     else:
         out.say("nothing to compare it with yet: import another run on the same documents and prompts")
 
@@ -124,13 +124,13 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     from workbench.recipe import find_project
 
     if base is None:
-        raise WorkbenchError(f"{name}: --base is missing", f"workbench scores export {name} --base DIR -o {to}", 2)
+        raise WorkbenchError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}", 2)
     project = find_project(Path.cwd() / "here")
     facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
     _, resolved = resolve_model(base, project)
     for path in export_facts(facts, resolved, to, pick_device(device), out.event):
         out.line(str(path))
-    out.say(f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {to} "
+    out.say(f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
             f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}")  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import typer
 
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
+from workbench.cli._recipes import recipe_file
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 
 
 def search(
@@ -37,15 +38,14 @@ def search(
     out.quiet, out.verbose = quiet or json, verbose
     if engine not in ("local", "ray"):
         raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
-    loaded = load_recipe(recipe, settings or ())
+    file = recipe_file(str(recipe))
+    loaded = load_recipe(file, settings or ())
     found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
                     trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
     if engine == "ray":
         from workbench.search.cluster import Options, run_on_cluster
 
-        options = Options(
-            recipe.resolve(), tuple(settings or ()), found.folder.parent.parent.resolve(), device, batch_size, limit
-        )
+        options = Options(file.resolve(), tuple(settings or ()), found.folder.parent.parent.resolve(), device, batch_size, limit)
         run_on_cluster(found, options, workers)
     else:
         run(found)
@@ -55,7 +55,7 @@ def search(
         return
     _table(document)
     for name, path in document["recipes"].items():
-        out.say(f"{name}: workbench run {relative(loaded.project / path)}")
+        out.say(f"{name}: workbench run {shell(relative(loaded.project / path))}")
 
 
 def _table(document: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.packed import Layout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
@@ -108,7 +108,7 @@ def build(plan: Plan, name: str, task: Any, template: Callable[..., str] | None 
     except (TemplateError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise WorkbenchError(
             f"task '{name}': its prompts cannot be built: {type(error).__name__}: {str(error)[:300]}",
-            f"Compare the templates of the task file with the fields of its data: workbench suite check {plan.suite.suite}",
+            f"Compare the templates of the task file with the fields of its data: workbench suite check {shell(plan.suite.suite)}",
         ) from error
     return list(task.instances)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
 from workbench.suites import Plan, Suite
@@ -109,7 +109,7 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
     ) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
-            f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {name}"
+            f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
             if offline
             else "Check the task's data and code."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.facts.facts import EXPECTED, Fact, fact_of
 from workbench.facts.published import Published, convert, format_of
 from workbench.facts.rows import read_rows
@@ -30,7 +30,7 @@ def read_facts(path: Path, shown: str) -> list[Fact]:
             lies = read.format != "facts"
             raise WorkbenchError(
                 f"{fact.place}: the prompt of {first.place} again, with another target ({first.target!r}, here {fact.target!r})",
-                f"`workbench facts import {shown} -o FILE.jsonl` leaves the later row out."
+                f"`workbench facts import {shell(shown)} -o FILE.jsonl` leaves the later row out."
                 if lies
                 else "Keep one target a prompt.",
             )
@@ -54,7 +54,7 @@ def read_all(path: Path, shown: str) -> Published:
         first = read.skipped[0]
         raise WorkbenchError(
             f"{shown}: no facts; {len(read.skipped)} rows skipped, first {first.place}: {first.reason}",
-            f"Its rows were read as {read.format}: `workbench facts import {shown} -o FILE.jsonl` lists every reason.",
+            f"Its rows were read as {read.format}: `workbench facts import {shell(shown)} -o FILE.jsonl` lists every reason.",
         )
     raise WorkbenchError(
         f"{shown}: no facts", 'Add lines such as {"prompt": "The capital of Atlantis is", "target": "Poseidonis"}'

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.bricks import kinds_of
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.importing.config import Config, Reference, read_config
 from workbench.importing.methods import Inputs, step_of
 from workbench.importing.mixtures import Make, is_mixture, read_mixture
@@ -73,7 +73,7 @@ def import_recipe(file: Path, to: Path | None = None) -> Imported:
     used = {name: places.brick(name) for name in step.get("bricks", ())}
     data: dict[str, Any] = {"version": 1, "base": places.shown(base), **({"bricks": used} if used else {})}
     data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
-    head = [f"# workbench run {to or 'RECIPE.yaml'}", f"# Imported from {file.name}, mergekit's {config.method}."]
+    head = [f"# workbench run {shell(to or 'RECIPE.yaml')}", f"# Imported from {file.name}, mergekit's {config.method}."]
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
     for written in (text, *places.extra.values()):
         from_data(yamldoc.parse(written).data, places.project)
@@ -167,7 +167,7 @@ class _Places:
                 "bricks": {tuned: self.shown(reference.model), name: {"adapter": self.shown(reference.lora)}},
                 "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}]}  # fmt: skip
         self.extra[path] = recipe_text(
-            data, [f"# workbench run {path}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
+            data, [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
         )
         place = Path(os.path.normpath(Path.cwd() / path))
         project = Path(os.path.normpath(self.project))

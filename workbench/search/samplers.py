@@ -83,8 +83,17 @@ def _points(dimension: Dimension) -> list[Any]:
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-    """Values of the dimensions that exist, methods first."""
+    """Draw values for the dimensions that exist, methods first.
+
+    A trial whose process was killed while it drew has some values already. They are drawn again and thrown away, so that the
+    sampler's random numbers for the remaining values are those of an uninterrupted search.
+    """
     values: dict[str, Any] = {}
+    drawn = trial._get_latest_trial()
+    fixed = drawn.system_attrs.get("fixed_params", {})
+    for name, distribution in drawn.distributions.items():
+        if name not in fixed and not distribution.single() and name not in trial.relative_params:
+            trial.study.sampler.sample_independent(trial.study, drawn, name, distribution)
     for dimension in space.dimensions:
         if dimension in space.active(values):
             values[dimension.name] = _drawn(trial, dimension)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench.errors import WorkbenchError
@@ -76,15 +76,18 @@ class Study:
         self._studies: dict[Arm, optuna.Study] = {}
         with self._locked():
             check_storage(self.file, key)
+            _drop_cut_line(self.file)
             store = _open(self.file)
             for arm in ARMS:
                 study = optuna.create_study(
                     storage=store, study_name=arm, directions=["maximize"] * objectives, load_if_exists=True
                 )
-                if not study.trials and _KEY not in study.user_attrs:
+                if _KEY not in study.user_attrs:
                     study.set_user_attr(_KEY, key)
-                    for values in starts(space, lambdas) if arm == "search" and sampler != "grid" else ():
-                        study.enqueue_trial(dict(values))
+                # A process that was killed here may have put only some of them into the study.
+                first = starts(space, lambdas) if arm == "search" and sampler != "grid" else []
+                for values in first[len(study.trials) :]:
+                    study.enqueue_trial(dict(values))
                 self._studies[arm] = study
 
     def close(self) -> None:
@@ -205,7 +208,34 @@ def check_storage(file: Path, key: str) -> None:
 def _open(file: Path) -> Any:
     if file.suffix == ".db":
         return RDBStorage(f"sqlite:///{file.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return JournalStorage(JournalFileBackend(os.fspath(file)))
+    return JournalStorage(JournalFileBackend(os.fspath(file), _WriteLock(file)))
+
+
+class _WriteLock(JournalFileOpenLock):
+    """A lock that ends with the process that holds it. Optuna's own is a file, which a killed process leaves behind for 30 s."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(os.fspath(file))
+        self._lock = FileLock(f"{file}.write")
+
+    def acquire(self) -> bool:
+        """Wait until no other process writes to the journal."""
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        """Let other processes write."""
+        self._lock.release()
+
+
+def _drop_cut_line(file: Path) -> None:
+    """Remove a last line of a journal that was not written to its end: the next line would be appended to it, and neither could be read."""
+    if file.suffix == ".db" or not file.exists():
+        return
+    with FileLock(f"{file}.write"), file.open("r+b") as stream:
+        text = stream.read()
+        if not text.endswith(b"\n"):
+            stream.truncate(text.rfind(b"\n") + 1)
 
 
 def _size(points: dict[str, list[Any]]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from workbench.controls import Entry
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, shell
 from workbench.scores import Configuration, write_whole
 from workbench.search.document import document
 from workbench.search.objective import Answers
@@ -106,6 +106,6 @@ def _write(search: Search, tested: Tested) -> Path:
     data = search.space.document(tested.values, f"{search.recipe.name}-{tested.name}")
     shown = ", ".join(f"{key} {value}" for key, value in tested.values.items())
     source = search.recipe.path.name if search.recipe.path else search.recipe.name
-    head = f"# workbench run {search.shown(path)}\n# {tested.name} of the search in {source}: {shown}\n"
+    head = f"# workbench run {shell(search.shown(path))}\n# {tested.name} of the search in {source}: {shown}\n"
     write_whole(path, (head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).encode())
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.errors import shell
 from workbench.report.markdown import bullets, differences, escape, fence, table
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import pareto, wording
@@ -118,5 +119,5 @@ def _recipes(view: SearchView) -> list[str]:
         return []
     return [
         "Recipes that the search wrote:",
-        fence("\n".join(f"workbench run {path}  # {name}" for name, path in view.recipes.items()), "sh"),
+        fence("\n".join(f"workbench run {shell(path)}  # {name}" for name, path in view.recipes.items()), "sh"),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from workbench.errors import shell
 from workbench.report.numbers import POINTS, raw
 from workbench.report.reading import view_of
 from workbench.report.search.view import Against, Candidate, Control, Dimension, Objective, SearchView, Tested, number, written
@@ -166,4 +167,4 @@ def _command(view: SearchView) -> str:
     """The command line, from the recipe's path and how many candidates there are."""
     known = view.comparison.configuration(view.name) if view.comparison else None
     count = len(view.searched)
-    return f"workbench search {(known and known.recipe) or view.name}" + (f" --trials {count}" if count else "")
+    return shell("workbench", "search", (known and known.recipe) or view.name) + (f" --trials {count}" if count else "")

@@ -1,0 +1,92 @@
+"""Which recipe a word of the command line means, and the commands that score a recipe's result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.errors import WorkbenchError, nearest, shell
+
+if TYPE_CHECKING:
+    from workbench.resolve import Resolved
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def recipe_path(name: str) -> Path:
+    """Return a recipe's file by its path, or by its name in recipes/; the word itself where neither is there."""
+    path = Path(name)
+    if path.is_file() or path.suffix in SUFFIXES:
+        return path
+    return next((named for suffix in SUFFIXES if (named := Path("recipes") / f"{name}{suffix}").is_file()), path)
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe where nothing else can be meant. Raises WorkbenchError, with the nearest name, if there is none."""
+    path = recipe_path(name)
+    if path.is_file() or path.suffix in SUFFIXES:
+        return path
+    raise WorkbenchError(
+        f"no recipe '{name}': expected a file, or the name of one in recipes/. {nearest(name, known_recipes())}",
+        "`ls recipes` lists the recipes of this project; `workbench recipe new recipes/NAME.yaml` writes one.",
+        2,
+    )
+
+
+def known_recipes() -> list[str]:
+    """Return the names of the recipes in recipes/."""
+    return sorted(file.stem for suffix in SUFFIXES for file in Path("recipes").glob(f"*{suffix}"))
+
+
+def no_subject(
+    name: str, others: str = "no model directory and no hub id (org/name)", known: Iterable[str] = ()
+) -> WorkbenchError:
+    """Return the error for a word that means neither a recipe nor anything else that a command takes.
+
+    Args:
+        name: The word.
+        others: What else the command takes.
+        known: Names of these, which may have been meant.
+    """
+    return WorkbenchError(f"'{name}' is no recipe, {others}. {nearest(name, {*known_recipes(), *known})}", None, 2)
+
+
+def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
+    """Return the commands that score a recipe's result, none where `eval` would refuse it: no language model, no suite.
+
+    Args:
+        resolved: The recipe.
+        recipe: What it was called on the command line.
+        settings: What `--set` changed.
+        checkpoint: The result, where lm-eval alone can load it.
+    """
+    from workbench.controls import suites_of
+    from workbench.livemodels import check_decoder
+    from workbench.suites import Suite
+
+    project = resolved.recipe.project
+    options = [part for setting in settings or () for part in ("--set", setting)]
+    try:
+        check_decoder(resolved.base.config)
+    except WorkbenchError:
+        return []
+    try:
+        found = suites_of([resolved.recipe], [], project)
+    except WorkbenchError:
+        named = (
+            ""
+            if resolved.recipe.fields.eval
+            else next(iter(sorted(f.stem for f in (project / "evals/suites").glob("*.yaml"))), "")
+        )
+        return [f"score:  {shell('workbench', 'eval', recipe, *options, '--suite', named)}"] if named else []
+    lines = [f"score:  {shell('workbench', 'eval', recipe, *options)}"]
+    tasks = next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), None)
+    if checkpoint is not None and tasks is not None:
+        own = project / "evals" / "tasks"
+        place = ["--include_path", os.path.relpath(own)] if own.is_dir() else []
+        model = f"pretrained={checkpoint},logits_cache=False,softmax_dtype=float32"
+        command = ["lm_eval", "--model", "hf", "--model_args", model, "--batch_size", "32", *place, "--tasks", tasks]
+        lines.append(f"        {shell(*command)}")
+    return lines
