@@ -22,6 +22,15 @@ class WorkbenchError(Exception):
         self.exit_code = exit_code
 
 
+def size(count: float) -> str:
+    """Return a number of bytes for people, in a unit that leaves at least one digit: "512 B", "1.5 kB", "269 MB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A "did you mean" sentence for a misspelt `name`, or the list of what is known.
 

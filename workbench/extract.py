@@ -38,6 +38,7 @@ from workbench.standins import CACHE
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, read_json, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads
+from workbench.weights.saving import publish
 
 RECORD = "extract.json"
 
@@ -198,6 +199,6 @@ def new_directory(out: Path) -> Iterator[Path]:
         yield partial
         if out.is_dir():
             out.rmdir()
-        partial.rename(out)
+        publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from workbench.errors import WorkbenchError
 from workbench.statistics import ratio, ratio_interval, score_interval
 from workbench.suites import MARGIN, Plan
+from workbench.weights.saving import write_bytes
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
@@ -219,12 +219,12 @@ class Store:
         if not (folder / "items.jsonl.gz").exists():
             _write_rows(folder / "items.jsonl.gz", items)
         _write_rows(path.with_suffix(".jsonl.gz"), rows)
-        write_whole(path, (scores.model_dump_json(indent=1) + "\n").encode())
+        write_bytes(path, (scores.model_dump_json(indent=1) + "\n").encode())
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
 
     def update(self, plan: Plan, scores: Scores) -> None:
         """Rewrite the scores document, after a name was added."""
-        write_whole(
+        write_bytes(
             self._path(plan.suite.suite, plan.digest, scores.configuration.digest),
             (scores.model_dump_json(indent=1) + "\n").encode(),
         )
@@ -234,7 +234,7 @@ class Store:
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
         data = (json.dumps(plan.document(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
-            write_whole(path, data)
+            write_bytes(path, data)
 
     def finished_task(self, plan: Plan, digest: str, task: str) -> dict[str, Any] | None:
         """A task's result from an interrupted evaluation."""
@@ -247,7 +247,7 @@ class Store:
     def keep_task(self, plan: Plan, digest: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": digest, **result}, ensure_ascii=False).encode()
-        write_whole(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
+        write_bytes(self._partial(plan, digest, task), gzip.compress(data, 6, mtime=0))
 
     def journal(self, plan: Plan, digest: str, task: str) -> Journal:
         """Answers to single requests of a task that is being scored."""
@@ -257,7 +257,7 @@ class Store:
 
     def refuse(self, plan: Plan, reason: str) -> None:
         """Remember that the plan's scorer failed its check: from now on `settled` gives the plan with hflm."""
-        write_whole(self.folder(plan.suite.suite, plan.digest) / "refused.txt", f"{reason}\n".encode())
+        write_bytes(self.folder(plan.suite.suite, plan.digest) / "refused.txt", f"{reason}\n".encode())
 
     def settled(self, plan: Plan) -> Plan:
         """The plan, or the same with hflm where its scorer was refused before."""
@@ -315,7 +315,7 @@ class Journal:
         if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
             whole, self.done = [], {}
         if not whole or len(whole) < len(lines):
-            write_whole(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+            write_bytes(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
 
     def add(self, answers: Mapping[int, Any]) -> None:
         """Keep some more answers."""
@@ -334,18 +334,4 @@ def _read_rows(path: Path) -> Rows:
 
 def _write_rows(path: Path, rows: Rows) -> None:
     lines: Iterable[str] = (json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task)
-    write_whole(path, gzip.compress("".join(lines).encode(), 6, mtime=0))  # mtime 0: equal rows, equal bytes
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, gzip.compress("".join(lines).encode(), 6, mtime=0))  # mtime 0: equal rows, equal bytes

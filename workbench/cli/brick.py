@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
-from workbench.cli._output import out, size
-from workbench.errors import WorkbenchError
+from workbench.cli._output import out
+from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
     from workbench.bricks import Brick

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
-from workbench.cli._output import out, size
+from workbench.cli._output import out
+from workbench.errors import size
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.edit.bundled import statistics_texts
@@ -25,6 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts, side_by_side
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import save_tensors
 
 PER_INPUT = 10
 """Vectors for each input of the projection."""
@@ -222,10 +222,7 @@ def _factor(mean: Tensor, tokens: int, place: Path) -> None:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(tensors, partial)
-    partial.rename(file)
+    save_tensors(tensors, file)
 
 
 def _load(place: Path, source: str | None) -> Moments:
