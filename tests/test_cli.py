@@ -23,6 +23,7 @@ COMMANDS = {
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
     "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
+    "doctor": "--json --runs-dir",
     "edit rebase": "--device --json --onto --out --quiet --remeasure --set",
     "edit trace": "--count --device --html --json --layers --quiet",
     "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",

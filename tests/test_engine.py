@@ -146,8 +146,8 @@ def test_disk_full(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9 - 1000, 1000))
     resolved = project.resolve(TIES)
-    assert any("0.0 GB free" in problem for problem in plan(resolved, project.path / "runs").problems)
-    with pytest.raises(WorkbenchError, match=r"needs .* GB, 0\.0 GB free"):
+    assert any("1.0 kB free" in problem for problem in plan(resolved, project.path / "runs").problems)
+    with pytest.raises(WorkbenchError, match=r"needs \d+(\.\d)? kB, 1\.0 kB free"):
         execute(resolved, project.path / "runs", device=CPU)
     assert not list((project.path / "runs").rglob("*.safetensors"))
     assert not list((project.path / "runs").rglob("run.json"))

@@ -33,7 +33,7 @@ ORDER = [
     "extract measure rebase",
     "taskfiles tokendigest suites scorefiles taskcode scoredocs scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck factsuite",
-    "controls factcheck tracetable models scorecard scoring starter",
+    "controls factcheck tracetable models scorecard scoring starter doctor",
     "search",
     "training report docs",
     "api",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.weights import kernels
+from workbench.weights.compiled import backend
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Drop, Rows, Selection, Trim, Vote, drop_sums, find, select, window
 
@@ -171,13 +172,13 @@ def test_masks_do_not_depend_on_blocks_and_keep_their_share() -> None:
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels._library.cache_clear()
+    backend.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     assert not kernels.compiled()
     monkeypatch.delenv("CC")
-    kernels._library.cache_clear()
+    backend.cache_clear()
     monkeypatch.setenv("WORKBENCH_KERNELS", "torch")
     assert not kernels.compiled()
     monkeypatch.delenv("WORKBENCH_KERNELS")
-    kernels._library.cache_clear()
+    backend.cache_clear()
     assert kernels.compiled()

@@ -24,6 +24,7 @@ from workbench.stored import is_head, tidy
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.identity import WatchedFiles
+from workbench.weights.saving import write_text
 from workbench.weights.specs import NAMES, TensorSpec, Weights
 from workbench.weights.tied import with_head_of
 
@@ -347,7 +348,7 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
     what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
-    (path / CARD).write_text(f"# Written by `{made_by}`; {what} in {record}.\n" + text, "utf-8")
+    write_text(path / CARD, f"# Written by `{made_by}`; {what} in {record}.\n" + text)
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

@@ -32,9 +32,11 @@ from workbench.solving import copy_edit
 from workbench.trained import copy_brick
 from workbench.versions import installed
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
+from workbench.weights.compiled import backend
 from workbench.weights.device import exact, prepare
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.parallel import default_threads
+from workbench.weights.saving import publish, write_text
 from workbench.weights.writer import output_specs, write_checkpoint
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
             run.log(event)
         events(event)
 
+    if backend().name == "torch" and not backend().asked and device.type == "cpu":
+        log({"stage": "run", "text": f"without compiled kernels, which is slower: {backend().reason}; see `workbench doctor`"})
     try:
         checks = check_growth(resolved, device, log)
         composition = compose(resolved, device, log)
@@ -231,7 +235,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     recipe = resolved.recipe
     text = recipe_text(resolved)
     run.path.mkdir(parents=True, exist_ok=True)
-    (run.path / "recipe.yaml").write_text(text, "utf-8")
+    write_text(run.path / "recipe.yaml", text)
     record: dict[str, Any] = {
         "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
@@ -239,7 +243,8 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
                    "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
                               for n, b in resolved.bricks.items()}},
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
-        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False, "versions": versions(),
+        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,
+        "backend": backend().record(), "versions": versions(),
     }  # fmt: skip
     run.write(record)
     return record
@@ -251,9 +256,8 @@ def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict
         copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))
     for step_id, place in composition.trained.items():
         copy_brick(place, run.path / "bricks" / step_id)
-    (run.partial / "README.md").write_text(model_card(resolved, record, recipe_text(resolved)), "utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    run.partial.rename(target)
+    write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
+    publish(run.partial, target)
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
@@ -387,4 +391,4 @@ def _leave(model: Path, out: Path) -> None:
     shutil.copytree(model, partial)
     if out.is_dir():
         out.rmdir()
-    partial.rename(out)
+    publish(partial, out)

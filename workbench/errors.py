@@ -51,6 +51,15 @@ def shell(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+def size(count: float) -> str:
+    """Return a number of bytes for people, in a unit that leaves at least one digit: "512 B", "1.5 kB", "269 MB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A "did you mean" sentence for a misspelt `name`, or the list of what is known.
 
@@ -92,5 +101,7 @@ def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, 
     for key in row:
         if key not in known and (near := get_close_matches(str(key), missing, n=1, cutoff=0.8)):
             raise WorkbenchError(
-                f"{place}: the field '{key}' is not read", f"Did you mean '{near[0]}'? If not, rename it or take it out.", exit_code
+                f"{place}: the field '{key}' is not read",
+                f"Did you mean '{near[0]}'? If not, rename it or take it out.",
+                exit_code,
             )

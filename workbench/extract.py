@@ -39,6 +39,7 @@ from workbench.standins import CACHE
 from workbench.weights.device import exact
 from workbench.weights.digests import read_json, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads
+from workbench.weights.saving import publish
 
 RECORD = "extract.json"
 
@@ -189,6 +190,6 @@ def new_directory(out: Path) -> Iterator[Path]:
         yield partial
         if out.is_dir():
             out.rmdir()
-        partial.rename(out)
+        publish(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import Any
 from workbench import yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, size
 from workbench.standins import Download, Repository, kept_stand_in, small_file, snapshot_with, space_problems, stand_in
 from workbench.weights.checkpoint import INDEX, SINGLE, convert_command
 from workbench.weights.digests import read_json
@@ -83,7 +83,7 @@ class Hub:
         from huggingface_hub import hf_hub_download, snapshot_download
 
         total, done = sum(found.sizes[file] for file in weights), 0
-        text = f"{found.name}@{found.commit[:10]}, {total / 1e6:,.1f} MB"
+        text = f"{found.name}@{found.commit[:10]}, {size(total)}"
         self.events({"stage": "fetch", "text": text})
         for file in weights:
             hf_hub_download(found.name, file, revision=found.commit)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
@@ -32,6 +32,7 @@ from workbench.recipe import dump_step
 from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, Remembered, method
 from workbench.resolve import Resolved
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
+from workbench.weights.saving import publish, save_tensors
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def solve_memory(
             "seed": context.seed, "base": resolved.base_digest, "solved_on": solved_on, "record": memory.record}, indent=2)  # fmt: skip
         resolved.check_inputs()
         if not place.exists():
-            partial.rename(place)
+            publish(partial, place)
     return place
 
 
@@ -211,4 +212,4 @@ def _tensors(folder: Path, version: int) -> dict[str, dict[str, Tensor]]:
 
 def _save_tensors(folder: Path, version: int, memory: Memory) -> None:
     tensors = {f"{name}/{key}": t.contiguous() for name, found in memory.tensors.items() for key, t in found.items()}
-    save_file(dict(sorted(tensors.items())), folder / f"tensors-{version}.safetensors")
+    save_tensors(dict(sorted(tensors.items())), folder / f"tensors-{version}.safetensors")

@@ -11,6 +11,7 @@ from workbench.adapter_output import keeps_rank, planned_bytes
 from workbench.bricks import Brick
 from workbench.card import licence_warnings
 from workbench.efficacy import is_counted
+from workbench.errors import size
 from workbench.grow.remap import GrownWeights
 from workbench.grow.streamed import streamed_bytes
 from workbench.layout import Model
@@ -290,5 +291,5 @@ def disk_problems(runs: Path, needed: int, run: Run) -> list[str]:
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not run.done and needed * 1.05 > free:
-        return [f"{run.path}: needs {needed * 1.05 / 1e9:.1f} GB, {free / 1e9:.1f} GB free"]
+        return [f"{run.path}: needs {size(needed * 1.05)}, {size(free)} free"]
     return []

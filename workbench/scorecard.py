@@ -13,7 +13,8 @@ import yaml
 from workbench.compare import Comparison
 from workbench.controls import Entry
 from workbench.runs import run_for
-from workbench.scores import Scores, write_whole
+from workbench.scores import Scores
+from workbench.weights.saving import write_bytes
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
@@ -44,7 +45,7 @@ def card_scores(entries: Sequence[Entry], scores: Sequence[Scores], comparison: 
             before = card.read_text("utf-8")
             after = with_scores(before, entry.name, mine, document)
             if after != before:
-                write_whole(card, after.encode())
+                write_bytes(card, after.encode())
             written.append(card)
     return written
 

@@ -1,10 +1,9 @@
-"""Files of the score store: rows of items, the journal of a task that is being scored, and whole writes."""
+"""Files of the score store: rows of items, the journal of a task that is being scored."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.jsondoc import parse
 from workbench.taskfiles import digest_of
+from workbench.weights.saving import write_bytes
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
@@ -49,7 +49,7 @@ def rows_text(rows: Mapping[str, Iterable[Row]]) -> bytes:
 
 def write_rows(path: Path, data: bytes) -> None:
     """Write the lines of `rows_text` compressed; equal rows give equal bytes."""
-    write_whole(path, gzip.compress(data, 6, mtime=0))
+    write_bytes(path, gzip.compress(data, 6, mtime=0))
 
 
 def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Rows:
@@ -161,7 +161,7 @@ class Journal:
         if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
             whole, self.done = [], {}
         if not whole or len(whole) < len(lines):
-            write_whole(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+            write_bytes(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
 
     def add(self, answers: Mapping[int, Any]) -> None:
         """Keep some more answers."""
@@ -181,17 +181,3 @@ def _answered(line: str) -> tuple[int, Any] | None:
     likelihood = isinstance(answer, list) and len(answer) == 2 and is_number(answer[0]) and isinstance(answer[1], (bool, int))
     texts = isinstance(answer, list) and all(isinstance(text, str) for text in answer)
     return (number, answer) if likelihood or texts or isinstance(answer, str) else None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it exists whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,9 +24,10 @@ from workbench.scoredocs import (
     plan_record,
     read_document,
 )
-from workbench.scorefiles import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows, write_whole
+from workbench.scorefiles import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
 from workbench.suites import MARGIN, Plan
 from workbench.taskfiles import digest_of
+from workbench.weights.saving import write_bytes
 
 __all__ = [
     "DESIGN_ORDER",
@@ -43,7 +44,6 @@ __all__ = [
     "margin_of",
     "plan_record",
     "stored_in",
-    "write_whole",
 ]
 
 
@@ -132,13 +132,13 @@ class Store:
         stored = scores.model_copy(
             update={"key": scores.configuration.key(plan), "rows": digest_of(answered), "items": digest_of(asked)}
         )
-        write_whole(path, (stored.model_dump_json(indent=1) + "\n").encode())
+        write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
         return stored
 
     def update(self, plan: Plan, scores: Scores) -> None:
         """Rewrite the scores document, after a name was added."""
-        write_whole(
+        write_bytes(
             self._path(plan.suite.suite, plan.digest, scores.key),
             (scores.model_dump_json(indent=1) + "\n").encode(),
         )
@@ -148,7 +148,7 @@ class Store:
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
         data = (json.dumps(plan.document(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
-            write_whole(path, data)
+            write_bytes(path, data)
 
     def finished_task(self, plan: Plan, key: str, task: str) -> dict[str, Any] | None:
         """Return a task's result from an interrupted evaluation; None where there is none, or it is damaged."""
@@ -161,7 +161,7 @@ class Store:
     def keep_task(self, plan: Plan, key: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
-        write_whole(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
+        write_bytes(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
 
     def journal(self, plan: Plan, key: str, task: str) -> Journal:
         """Return the answers to single requests of a task that is being scored."""
@@ -171,7 +171,7 @@ class Store:
 
     def refuse(self, plan: Plan, key: str, reason: str) -> None:
         """Remember that the plan's scorer failed its check on one configuration; see `settled`."""
-        write_whole(self._refusal(plan, key), f"{reason}\n".encode())
+        write_bytes(self._refusal(plan, key), f"{reason}\n".encode())
 
     def refused(self, plan: Plan, key: str) -> str | None:
         """Return why the plan's scorer is not used for a configuration; None if it may be."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from workbench.adapters import Adapter, write_adapter
 from workbench.bricks import BaseRecord, BrickCard, vocabulary_digest, write_card
@@ -21,6 +20,7 @@ from workbench.recipe import dump_step
 from workbench.registry import Edit, EditMethod, MethodContext
 from workbench.resolve import Resolved
 from workbench.weights.digests import json_digest, read_json, tensor_digest, tensor_digests, weights_digest, write_json
+from workbench.weights.saving import publish, save_tensors
 from workbench.weights.writer import output_specs
 
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
@@ -99,7 +99,7 @@ def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model
         write_edit(edit, step, partial, on)
         resolved.check_inputs()
         if not place.exists():
-            partial.rename(place)
+            publish(partial, place)
     return place
 
 
@@ -129,7 +129,7 @@ def write_edit(
     if edit.facts:
         write_facts(out / FACTS, list(edit.facts))
     if edit.tensors:
-        save_file(dict(sorted(edit.tensors.items())), out / KEYS)
+        save_tensors(dict(sorted(edit.tensors.items())), out / KEYS)
     name = (step.id or f"edit-{step.name}").replace("_", "-")
     digest = json_digest([tensor_digests(Adapter(out, name).entries, None), Adapter(out, name).meaning])
     fields = {"name": name, "skill": f"{len(edit.facts)} facts, {step.name}", **(card or {}), "base": base}

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from workbench.errors import size
 from workbench.weights.checkpoint import MAX_HEADER, STAND_IN
 from workbench.weights.digests import read_json, write_json
 
@@ -142,7 +143,7 @@ def space_problems(downloads: Iterable[Download], beside: Path | None = None, wr
         needed += written
     free = shutil.disk_usage(here).free
     if needed * 1.05 > free:
-        return [f"{cache}: needs {needed * 1.05 / 1e9:.1f} GB with the downloads from the hub, {free / 1e9:.1f} GB free"]
+        return [f"{cache}: needs {size(needed * 1.05)} with the downloads from the hub, {size(free)} free"]
     return []
 
 

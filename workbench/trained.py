@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from workbench.adapters import Adapter
 from workbench.bricks import BaseRecord, Brick, BrickCard, read_card, write_card
@@ -28,6 +28,7 @@ from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import json_digest, read_json, tensor_digest, weights_digest, write_json
 from workbench.weights.lowrank import Factors, LowRankSum
+from workbench.weights.saving import publish, save_tensors
 from workbench.weights.specs import Source, TensorSpec, Weights, load
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
         version=1, name=step_id.replace("_", "-"), kind=kind, files=CHECKPOINT if whole else ".", digest=made.digest(None),
         base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record), made_by="workbench run", record="recipe.yaml")  # fmt: skip
     resolved.check_inputs()
-    shutil.rmtree(place, ignore_errors=True)  # without a card: of no use
-    working.rename(place)
+    publish(working, place)  # what stands there has no card and is of no use
     return place
 
 
@@ -164,7 +164,7 @@ def train_new(
         saved = Aligned(Checkpoint(Path(folder), "trained"), weights.specs, config)
         tensors = {n: load(saved, n, torch.float32).reshape(weights.specs[n].shape) for n in names}
     resolved.check_inputs()
-    save_file(tensors, place)
+    save_tensors(tensors, place)
     write_json(place.with_suffix(".json"), record)
     return tensors, record
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.adapters.keys import PREFIX
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.weights.lowrank import Factors
+from workbench.weights.saving import save_tensors, write_text
 
 
 def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
@@ -39,5 +39,5 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
         "fan_in_fan_out": fan_in_fan_out, "inference_mode": True,
     }  # fmt: skip
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-    (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    save_tensors(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -5,11 +5,28 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from workbench.cli import brick, chat, edit, evals, experts, facts, memory, methods, recipe, run, runs, scores, search, suite
+from workbench.cli import (
+    brick,
+    chat,
+    doctor,
+    edit,
+    evals,
+    experts,
+    facts,
+    memory,
+    methods,
+    recipe,
+    run,
+    runs,
+    scores,
+    search,
+    suite,
+)
+from workbench.cli._failures import explained, while_printing
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
@@ -42,6 +59,7 @@ app.command("compare")(evals.compare)
 app.command("report")(evals.report)
 app.command("search")(search.search)
 app.command("chat")(chat.chat)
+app.command("doctor")(doctor.doctor)
 app.command("experts")(experts.experts)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
@@ -60,28 +78,44 @@ def main() -> None:
     gc.set_threshold(20_000, 10, 10)
     silence()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk behind the standard output shows here
     except WorkbenchError as error:
-        if os.environ.get("WORKBENCH_DEBUG") == "1":
-            raise
-        out.error(error)
-        sys.exit(error.exit_code)
+        _fail(error)
     except KeyboardInterrupt:
         out.stop()
         out.say("interrupted; the same command goes on where it stopped")
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None and error.errno is not None and while_printing(error):
+            error.filename = "standard output"
+        _drop_output()
+        _fail(explained(error))
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("WORKBENCH_DEBUG") == "1":
-            raise
-        out.error(
-            WorkbenchError(
-                f"out of memory on the device: {str(error).splitlines()[0]}", "--device cpu, or a smaller --batch-size"
-            )
-        )
-        sys.exit(1)
+        if type(error).__name__ == "OutOfMemoryError":
+            what = f"out of memory on the device: {str(error).splitlines()[0]}"
+            _fail(WorkbenchError(what, "--device cpu, or a smaller --batch-size"))
+        if "home directory" in str(error):  # pathlib, where neither HOME nor the user's entry says it
+            _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the whole path in place of ~."))
+        raise
+
+
+def _fail(error: WorkbenchError) -> NoReturn:
+    """Show an error and end with its exit code; with WORKBENCH_DEBUG=1 the traceback instead."""
+    if os.environ.get("WORKBENCH_DEBUG") == "1":
+        raise
+    out.error(error)
+    sys.exit(error.exit_code)
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, so that the interpreter does not fail on it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def silence() -> None:

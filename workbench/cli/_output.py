@@ -105,12 +105,3 @@ class Output:
 
 
 out = Output()
-
-
-def size(count: float) -> str:
-    """Bytes for people: "269 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return ""

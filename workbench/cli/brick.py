@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
-from workbench.cli._output import out, size
+from workbench.cli._output import out
 from workbench.cli.run import loading_class, say_text_only
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks import Brick

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
-from workbench.cli._output import out, size
+from workbench.cli._output import out
 from workbench.cli._recipes import recipe_file, score_lines
-from workbench.errors import shell
+from workbench.errors import shell, size
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
-from workbench.cli._output import out, size
+from workbench.cli._output import out
 from workbench.cli.run import relative
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.scores import Store

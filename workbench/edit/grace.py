@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from workbench.batching import side_by_side
 from workbench.edit.codebook import Codebook, radii, reading, writing
@@ -22,6 +21,7 @@ from workbench.names import live_module
 from workbench.prompts import encode_pair
 from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -108,9 +108,7 @@ class Grace(MemoryMethod):
             reach = _reach(context, block, foreign, states.keys[mine])
             parts = (states.keys[mine].cpu(), values[mine].cpu(), reach, torch.tensor(rows[i].answer))
             found |= {f"{i}/{name}": part for name, part in zip(_KEPT, parts, strict=True)}
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(found, partial := place.with_suffix(f".{os.getpid()}"))
-        partial.replace(place)
+        save_tensors(found, place)
         return found
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.batching import side_by_side
@@ -30,6 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.merge.calibration import BATCH_TOKENS, longest_row, read_texts
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import save_tensors
 
 PER_INPUT = 10
 """Vectors for each input of the projection."""
@@ -296,10 +296,7 @@ def _factor(sums: Sums, rows: int, place: Path) -> None:
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(tensors, partial)
-    partial.rename(file)
+    save_tensors(tensors, file)
 
 
 def _load(place: Path, source: str | None) -> Moments:

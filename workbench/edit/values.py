@@ -15,7 +15,6 @@ from typing import Literal, overload
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -26,6 +25,7 @@ from workbench.edit.upper import upper
 from workbench.facts import Fact
 from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import save_tensors
 
 AT_ONCE = 8
 """Facts that are optimised together; the saved unit. Each has its own δ, so the number does not change results beyond rounding."""
@@ -354,12 +354,9 @@ def _output_width(parts: Parts, layer: int) -> int:
 
 def _save(value: Value, file: Path) -> None:
     numbers = torch.tensor([value.loss, value.before, float(value.top), float(value.steps)], dtype=torch.float64)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    save_file(
-        {"key": value.key, "spread": value.spread, "change": value.change, "output": value.output, "numbers": numbers}, partial
+    save_tensors(
+        {"key": value.key, "spread": value.spread, "change": value.change, "output": value.output, "numbers": numbers}, file
     )
-    partial.rename(file)
 
 
 def _load(file: Path) -> Value:

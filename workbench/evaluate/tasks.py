@@ -39,7 +39,9 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
             task.set_config(key="num_fewshot", value=suite.num_fewshot)
         docs, yields = [dict(doc) for doc in task.eval_docs], yielded(task)
         score_first(task)
-    seen = {*code.files, *code.named, *reads[0].files} - {path.resolve() for path in (*data, *found.files) if path.suffix != ".py"}
+    seen = {*code.files, *code.named, *reads[0].files} - {
+        path.resolve() for path in (*data, *found.files) if path.suffix != ".py"
+    }
     parts = [name, found.definition, yields, content(p for p in seen if not _is_cache(p))]
     metrics, lower, ratios = listed_metrics(found.config) if "class" not in found.config else _metrics(task)
     digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))

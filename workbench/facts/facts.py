@@ -10,6 +10,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, refuse_unknown
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import write_text
 
 SLOT = "{subject}"
 FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability")
@@ -97,7 +98,7 @@ def _probe_document(probe: Probe) -> dict[str, str]:
 
 def write_facts(path: Path, facts: list[Fact]) -> None:
     """Write facts as a jsonl that `read_facts` reads back equal."""
-    path.write_text("".join(json.dumps(fact.document(), ensure_ascii=False) + "\n" for fact in facts), "utf-8")
+    write_text(path, "".join(json.dumps(fact.document(), ensure_ascii=False) + "\n" for fact in facts))
 
 
 def fact_of(row: Any, place: str) -> Fact:

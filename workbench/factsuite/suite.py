@@ -13,10 +13,10 @@ from workbench.factsuite.documents import Count, Doc, documents, neighbour_promp
 from workbench.factsuite.wanted import Wanted
 from workbench.livemodels import Events, no_events
 from workbench.resolve import Resolved
-from workbench.scores import write_whole
 from workbench.suiteparts import FactKind, FactTasks
 from workbench.suites import Suite
 from workbench.weights.digests import json_digest, read_json
+from workbench.weights.saving import write_bytes
 
 FORMAT = "facts-1"
 LONG, TEXTS = 100, 32  # tokens and number of the continuations whose n-grams are counted
@@ -146,7 +146,7 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
 
         model = materialize(base, device, events=events)
         known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
-        write_whole(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
+        write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
     if not known:
         raise WorkbenchError(
             f"{wanted.source}: the base answers none of the neighbours' prompts", "Word them as the base knows them."

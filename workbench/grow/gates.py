@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.conversion import live_names
@@ -19,6 +19,7 @@ from workbench.merge.calibration import Row, batches
 from workbench.prompts import encode_text
 from workbench.registry import GrowContext, Grown
 from workbench.weights.digests import read_json, write_json
+from workbench.weights.saving import save_tensors
 
 HELD_OUT = 5
 """Every fifth text is not solved on."""
@@ -174,7 +175,7 @@ def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[st
     gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
     context.check_inputs()
     context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_file(gates, context.cache)
+    save_tensors(gates, context.cache)
     write_json(context.cache.with_suffix(".json"), record)
     return Gates(gates, record)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
@@ -23,6 +21,7 @@ from workbench.merge.calibration import Calibrated, Row, log_likelihood
 from workbench.merge.least_squares import average, checked_weights, norm_report
 from workbench.names import counterpart
 from workbench.registry import Block, Group, Laws, Measured, MergeContext, Prepared, register
+from workbench.weights.saving import save_tensors
 
 
 @register
@@ -153,8 +152,6 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 
 
 def _save(found: Mapping[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     gc.collect()  # the live model hangs in reference cycles, and the file is put together in memory
     kept: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -163,5 +160,4 @@ def _save(found: Mapping[str, Tensor], file: Path) -> None:
         storage = plain.untyped_storage().data_ptr()
         kept[name] = plain.clone() if storage in storages else plain
         storages.add(storage)
-    save_file(kept, temporary)
-    temporary.replace(file)
+    save_tensors(kept, file)

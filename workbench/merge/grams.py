@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
@@ -20,6 +18,7 @@ from workbench.merge.calibration import Row, batches
 from workbench.merge.layers import Stack
 from workbench.registry import MergeContext
 from workbench.weights.digests import read_json, write_json
+from workbench.weights.saving import publish, save_tensors
 
 _INDEX = "index.json"
 
@@ -69,8 +68,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) ->
             partial.mkdir()
             with torch.no_grad():
                 _collect(context, brick, rows, partial)
-            shutil.rmtree(place, ignore_errors=True)
-            partial.rename(place)
+            publish(partial, place)
     index = read_json(place / _INDEX)
     return Grams(place, index["files"], index["record"])
 
@@ -106,7 +104,7 @@ def _save(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
         raise WorkbenchError(
             f"brick '{brick}': what {name} reads on the calibration texts is not finite", "Train or fetch it again."
         )
-    save_file({"gram": pack(gram.div_(tokens).cpu())}, out / f"{name}.safetensors")
+    save_tensors({"gram": pack(gram.div_(tokens).cpu())}, out / f"{name}.safetensors")
 
 
 class Inputs:

@@ -14,7 +14,7 @@ from workbench.measure import Measures
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import asset
 from workbench.report.svg import joined, svg
-from workbench.scores import write_whole
+from workbench.weights.saving import write_bytes
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # More columns than this get narrow cells, whose numbers are in the hover text alone.
@@ -73,7 +73,7 @@ def write_maps(
         title=title, eyebrow=eyebrow, lead=lead, columns=columns, rows=rows, groups=groups,
         style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, text.encode())
+    write_bytes(out, text.encode())
     return out
 
 

@@ -19,7 +19,7 @@ from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
 from workbench.report.view import VERDICTS, View
-from workbench.scores import write_whole
+from workbench.weights.saving import write_bytes
 
 ROLE_WORDS = {
     "base": "base",
@@ -48,7 +48,7 @@ def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
     for path, whole in zip(paths, texts, strict=True):
-        write_whole(path, whole.encode())
+        write_bytes(path, whole.encode())
     return paths
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from workbench.controls import Entry
 from workbench.errors import WorkbenchError, shell
-from workbench.scores import Configuration, write_whole
+from workbench.scores import Configuration
 from workbench.search.document import document
 from workbench.search.objective import Answers
 from workbench.search.race import Rival, front
@@ -19,6 +19,7 @@ from workbench.search.run import Search, candidate, finished, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
 from workbench.weights.digests import write_json
+from workbench.weights.saving import write_bytes
 
 RESULT = "search.json"
 SHOWN = 8
@@ -63,7 +64,7 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
         recipes = {t.name: _write(search, t) for t in tested if t.part == "found"}
         found = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
         if out is not None:
-            write_whole(out, next(iter(recipes.values())).read_bytes())
+            write_bytes(out, next(iter(recipes.values())).read_bytes())
         write_json(search.folder / RESULT, found, indent=1)
         return found
     finally:
@@ -107,5 +108,5 @@ def _write(search: Search, tested: Tested) -> Path:
     shown = ", ".join(f"{key} {value}" for key, value in tested.values.items())
     source = search.recipe.path.name if search.recipe.path else search.recipe.name
     head = f"# workbench run {shell(search.shown(path))}\n# {tested.name} of the search in {source}: {shown}\n"
-    write_whole(path, (head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).encode())
+    write_bytes(path, (head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).encode())
     return path

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.train.rows import batch_loss, collate
 from workbench.weights.digests import read_json, write_json
+from workbench.weights.saving import save_tensors
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
 
@@ -73,11 +74,10 @@ class HeldOut:
 
     def save(self, folder: Path) -> None:
         """Write losses and best weights beside a save of the training."""
-        from safetensors.torch import save_file
 
         write_json(folder / _LOSSES, self.losses)
         if self._best:
-            save_file(self._best, folder / _BEST)
+            save_tensors(self._best, folder / _BEST)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""

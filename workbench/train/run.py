@@ -24,6 +24,7 @@ from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
 from workbench.versions import installed
 from workbench.weights.digests import json_digest
+from workbench.weights.saving import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -204,4 +205,4 @@ def _sort_config(path: Path) -> None:
     config = json.loads(path.read_text("utf-8"))
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")

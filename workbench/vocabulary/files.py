@@ -13,6 +13,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
 from workbench.weights.digests import file_digest, read_json, write_json
+from workbench.weights.saving import publish
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -72,7 +73,7 @@ def write_tokenizer(
         if generation:
             write_json(partial / GENERATION, generation, indent=2)
         if not out.exists():
-            partial.rename(out)
+            publish(partial, out)
 
 
 def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
 from workbench.weights.identity import check_unchanged, identity_of, unchanged
+from workbench.weights.saving import write_text
 from workbench.weights.specs import NAMES, TensorSpec
 
 # Fields of config.json that say how a file came about, not what the model computes.
@@ -149,15 +150,8 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
-    """Write JSON whole or not at all: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=indent, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
 def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:

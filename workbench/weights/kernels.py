@@ -1,6 +1,6 @@
 """Loops over one block of a tensor: in C where a compiler is there, in torch elsewhere, with the same bits.
 
-`kernels.c` is compiled once, at first use, into the user's cache; the environment variable WORKBENCH_KERNELS=torch leaves it out.
+`kernels.c` is compiled once, at first use, into the user's cache (see `compiled`); the environment variable WORKBENCH_KERNELS=torch leaves it out.
 Without a compiler, and on accelerators, the functions below compute the same numbers with torch: every operation rounds on its
 own, sums run in a fixed order, so that an interrupted run may go on elsewhere.
 """
@@ -8,24 +8,15 @@ own, sums run in a fixed order, so that an interrupted run may go on elsewhere.
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("kernels.c")
-_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
-_FLAGS = ("-O3", "-march=native", *_WIDE, "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+from workbench.weights.compiled import backend
+
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INFINITE = 0x7F800000
 """Magnitude bits of infinity: finite float32 values lie below."""
@@ -136,32 +127,5 @@ def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
     return _library() if fits else None
 
 
-@cache
 def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("WORKBENCH_KERNELS") == "torch" or compiler is None or not _SOURCE.is_file():
-        return None
-    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "brick-workbench"
-    name = xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + repr((_FLAGS, compiler, _processor())).encode())
-    file = place / f"kernels-{name}.so"
-    try:
-        if not file.is_file():
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place) as folder:
-                built = Path(folder) / "kernels.so"
-                command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(built)]
-                subprocess.run(command, check=True, capture_output=True, timeout=120)  # noqa: S603 (the user's own compiler)
-                built.replace(file)
-        library = ctypes.CDLL(str(file))
-    except (OSError, subprocess.SubprocessError):
-        return None
-    library.wb_window.restype = library.wb_find.restype = ctypes.c_int64
-    library.wb_dots.restype = None
-    return library
-
-
-def _processor() -> str:
-    """What -march=native depends on: a cache folder may be shared by machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8", errors="replace").splitlines() if info.is_file() else []
-    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return backend().library

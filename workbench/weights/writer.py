@@ -22,6 +22,7 @@ from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest, json_digest
 from workbench.weights.parallel import each
+from workbench.weights.saving import naming, sync, write_text
 from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
 
 JOURNAL = "journal.jsonl"
@@ -114,8 +115,7 @@ def write_checkpoint(
         each(write, todo, threads, device)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: s.name for s in shards for n in s.specs}}
-        (out / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
-        _sync(out / INDEX)
+        write_text(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     journal.close()
     return {name: journal.digests[name] for name in specs}
 
@@ -142,7 +142,7 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
     header = shard.header()
     size = len(header) + shard.nbytes
     if not file.exists() or file.stat().st_size != size or _front(file, len(header)) != header:
-        with file.open("wb") as stream:
+        with naming(file), file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
     return read_header(file, watched=False)
@@ -176,7 +176,8 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
             data = landing.bytes_of(result)
             digest.update(data)
             while data:
-                count = os.pwrite(descriptor, data, offset)
+                with naming(place.file):
+                    count = os.pwrite(descriptor, data, offset)
                 offset += count
                 data = data[count:]
     finally:
@@ -214,21 +215,13 @@ class _Flusher:
         self._wake.set()
         self._thread.join()
         for file in self._files if kind is None else ():
-            _sync(file)
+            sync(file)
 
     def _run(self) -> None:
         while self._wake.wait() and not self._stop:
             self._wake.clear()
             for file in self._files:
-                _sync(file)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                sync(file)
 
 
 class _Journal:
@@ -254,8 +247,9 @@ class _Journal:
 
     def add(self, name: str, digest: str) -> None:
         self.digests[name] = digest
-        self._stream.write(json.dumps({"tensor": name, "digest": digest}) + "\n")
-        self._stream.flush()
+        with naming(self.path):
+            self._stream.write(json.dumps({"tensor": name, "digest": digest}) + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
         self._stream.close()

@@ -1,0 +1,28 @@
+"""`doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from workbench.cli._options import JsonOpt, RunsOpt
+from workbench.cli._output import out
+
+
+def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
+    """Report compiler, kernels, caches, device, versions and disk, and repair what can be rebuilt. Exit 3 if something is left to do."""
+    from workbench.doctor import examine
+    from workbench.recipe import find_project
+
+    project = find_project(Path.cwd() / "here")
+    found = examine(project, runs_dir or project / "runs")
+    if as_json:
+        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in found]})
+    else:
+        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in found])
+        for finding in found:
+            if finding.hint:
+                out.say(f"{finding.check}: {finding.hint}")
+    if any(finding.status == "failed" for finding in found):
+        raise typer.Exit(3)

@@ -1,0 +1,164 @@
+"""The compiled kernels: built once into the user's cache, checked before every load, built again where they are damaged."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from workbench.weights.saving import sync
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
+_FLAGS = ("-O3", "-march=native", *_WIDE, "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
+_SYMBOLS = (
+    "wb_widen",
+    "wb_difference",
+    "wb_combine",
+    "wb_dots",
+    "wb_narrow",
+    "wb_window",
+    "wb_find",
+    "wb_drop_sums",
+    "wb_sparse",
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What runs the block loops in this process.
+
+    Attributes:
+        name: "c" or "torch".
+        reason: Why it is torch; None for C.
+        asked: Whether the environment variable WORKBENCH_KERNELS asks for torch.
+        compiler: The command, where one was found.
+        version: What the compiler says of itself.
+        file: The loaded library.
+        removed: Damaged libraries that were found and removed.
+        library: The loaded functions.
+    """
+
+    name: str
+    reason: str | None = None
+    asked: bool = False
+    compiler: str | None = None
+    version: str | None = None
+    file: Path | None = None
+    removed: tuple[Path, ...] = ()
+    library: ctypes.CDLL | None = None
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        fields = {"kernels": self.name, "compiler": self.compiler, "version": self.version, "reason": self.reason}
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+@cache
+def backend() -> Backend:
+    """Find, check and load the library of this machine, this source and this compiler; build it where it is missing or damaged."""
+    if os.environ.get("WORKBENCH_KERNELS") == "torch":
+        return Backend("torch", "the environment variable WORKBENCH_KERNELS asks for it", asked=True)
+    if not _SOURCE.is_file():
+        return Backend("torch", f"{_SOURCE.name} is missing from the installation")
+    text = os.environ.get("CC") or "cc"
+    try:
+        command = shlex.split(text)
+    except ValueError as error:
+        return Backend("torch", f"the environment variable CC cannot be read ({error}): {text}")
+    if not command or shutil.which(command[0]) is None:
+        return Backend("torch", f"no C compiler: {command[0] if command else text} is not on the PATH")
+    reason, removed = "", list[Path]()
+    try:
+        said = subprocess.run([*command, "--version"], check=True, capture_output=True, timeout=60)  # noqa: S603 (the user's own compiler)
+        version = next(iter(said.stdout.decode(errors="replace").splitlines()), "")
+    except (OSError, subprocess.SubprocessError) as error:
+        return Backend("torch", f"{text} --version fails: {_told(error)}", compiler=text)
+    key = xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + repr((_FLAGS, command, said.stdout, _processor())).encode())
+    for place in places():
+        try:
+            file, gone = _kept(place, key)
+            removed += gone
+            file = file or _build(place, key, command)
+            library = _loaded(file)
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            reason = reason or _told(error)
+            continue
+        return Backend("c", None, False, text, version, file, tuple(removed), library)
+    return Backend("torch", reason, False, text, version, None, tuple(removed))
+
+
+def places() -> Iterator[Path]:
+    """Folders for the library: the user's cache, then one of the user's own below the temporary folder."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)
+    if not cache_home.startswith("~"):  # neither HOME nor an entry among the system's users
+        yield Path(cache_home) / "brick-workbench"
+    own = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    try:
+        own.mkdir(mode=0o700, exist_ok=True)
+        stat = own.lstat()
+        if not own.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
+            yield own  # nobody else could have put a library there
+    except OSError:
+        return
+
+
+def _kept(place: Path, key: str) -> tuple[Path | None, list[Path]]:
+    """The library of a key whose bytes have the digest in its name, and damaged ones, which are removed.
+
+    Loading a file that was cut short ends the process with SIGBUS, so nothing is loaded unread.
+    """
+    removed: list[Path] = []
+    for file in sorted(place.glob(f"kernels-{key}-*.so")):
+        if file.stem.rpartition("-")[2] == xxhash.xxh3_128_hexdigest(file.read_bytes()):
+            return file, removed
+        file.unlink(missing_ok=True)
+        removed.append(file)
+    return None, removed
+
+
+def _build(place: Path, key: str, command: list[str]) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        built = Path(folder) / "kernels.so"
+        subprocess.run([*command, *_FLAGS, str(_SOURCE), "-o", str(built)], check=True, capture_output=True, timeout=120)  # noqa: S603
+        file = place / f"kernels-{key}-{xxhash.xxh3_128_hexdigest(built.read_bytes())}.so"
+        sync(built)
+        built.replace(file)
+        sync(place)
+    return file
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(file))
+    for symbol in _SYMBOLS:
+        getattr(library, symbol)
+    library.wb_window.restype = library.wb_find.restype = ctypes.c_int64
+    library.wb_dots.restype = None
+    return library
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with what the compiler said."""
+    said = getattr(error, "stderr", None) or b""
+    lines = said.decode(errors="replace").strip().splitlines()
+    found = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    return f"{found or error}"[:300]
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache folder may be shared by machines."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8", errors="replace").splitlines() if info.is_file() else []
+    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
