@@ -13,7 +13,6 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.scoredocs import (
     DESIGN_ORDER,
-    Aggregate,
     Check,
     Configuration,
     Metric,
@@ -30,7 +29,6 @@ from workbench.taskfiles import digest_of
 
 __all__ = [
     "DESIGN_ORDER",
-    "Aggregate",
     "Check",
     "Configuration",
     "Journal",

@@ -16,7 +16,16 @@ from workbench.evaluate.quiet import SEED
 from workbench.taskcode import Code, Reads, is_own
 from workbench.taskfiles import digest_of
 
-_UNSEEN = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "ctypes.dlopen", "sqlite3.connect")
+_UNSEEN = (
+    "socket.connect",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "ctypes.dlopen",
+    "sqlite3.connect",
+)
 _LISTED = ("os.listdir", "os.scandir")
 
 
