@@ -31,7 +31,7 @@ ORDER = [
     "planning",
     "engine",
     "extract measure rebase",
-    "taskfiles tokendigest suites scorefiles taskcode scoredocs scores statistics tables comparison evaluate compare",
+    "taskfiles tokendigest suites scorefiles taskcode scoredocs groups scores statistics tables comparison evaluate compare",
     "samples exchange suitecheck factsuite",
     "controls factcheck tracetable models scorecard scoring starter doctor",
     "search",

@@ -154,7 +154,7 @@ def test_documents_of_the_first_format_are_scored_again(kept: Kept) -> None:
     """They hold no digest of their rows: not complete for the store, and no rows are read for them."""
 
     def old(document: dict[str, Any]) -> None:
-        for key in ("rows", "items", "key", "groups"):
+        for key in ("rows", "items", "key"):
             document.pop(key)
         document["version"] = 1
 
@@ -182,7 +182,7 @@ def test_damaged_results_of_an_interrupted_evaluation_are_scored_again(tasks_dir
         assert store.finished_task(plan, A.digest, "pick") is None
     journal = path.with_name("pick.jsonl")
     head = json.dumps([-1, A.digest])
-    journal.write_bytes(f'{head}\n[0, [-1.0, true]]\n7\n[1, [-2.0, true]]\n'.encode() + b"\xff\n")
+    journal.write_bytes(f"{head}\n[0, [-1.0, true]]\n7\n[1, [-2.0, true]]\n".encode() + b"\xff\n")
     assert store.journal(plan, A.digest, "pick").done == {0: [-1.0, True]}
     assert journal.read_text("utf-8") == f"{head}\n[0, [-1.0, true]]\n"
 

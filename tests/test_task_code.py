@@ -97,7 +97,9 @@ def swap(file: str, before: str, after: str) -> Callable[[Path], None]:
 
 CHANGES = {
     "a module that the code imports": swap("indirect_helper.py", '["head"]', '["head"].upper()'),
-    "a module that is imported when an item is scored": swap("indirect_lazy.py", "text.strip(strip)", "text.lower().strip(strip)"),
+    "a module that is imported when an item is scored": swap(
+        "indirect_lazy.py", "text.strip(strip)", "text.lower().strip(strip)"
+    ),
     "a file that the data's function reads": swap("read.json", "say", "tell"),
     "a file that a module reads when it is imported": swap("at_import.json", "Please", "Kindly"),
     "a file that is read when an item is scored": swap("used_when_scoring.json", '" "', '"-"'),
@@ -154,7 +156,9 @@ def never(*_: Any) -> Any:
     raise AssertionError("built again")
 
 
-def test_a_memo_is_used_while_no_file_has_changed(place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memo_is_used_while_no_file_has_changed(
+    place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = plan(place, tokenizer, tmp_path / "memo")
     with monkeypatch.context() as patched:
         patched.setattr("workbench.evaluate.tasks.load_task", never)
@@ -178,7 +182,9 @@ def test_a_damaged_memo_is_made_again(damage: str, place: Path, tokenizer: Any, 
     assert json.loads(file.read_bytes())["source"] == json.loads(whole)["source"]
 
 
-def test_a_module_that_hides_another_ends_a_memo(place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_hides_another_ends_a_memo(
+    place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, late = tmp_path / "first", tmp_path / "late"
     for folder in (first, late):
         folder.mkdir()

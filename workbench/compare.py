@@ -22,6 +22,7 @@ from workbench.comparison.flips import flips
 from workbench.comparison.survival import facts_of
 from workbench.comparison.warnings import warnings_of
 from workbench.errors import WorkbenchError
+from workbench.groups import aggregated
 from workbench.scores import Configuration, Scores, Store
 from workbench.suites import Suite
 from workbench.tables import Table, configurations_of, named, suites_of, tables_of
@@ -113,9 +114,17 @@ def compare(
                 "command": command,
                 "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             },
+            **_groups(store, entries),
             "warnings": list(warnings_of(scores, settings, tasks, entries, names, family)),
         },
     )
+
+
+def _groups(store: Store, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
+    """Aggregates of the suites' groups by configuration; nothing where no suite lists a group."""
+    found = [{"suite": s.suite, "configuration": entry[0].configuration.name, **one}
+             for entry in entries for s in entry for one in aggregated(store.record(s), s)]  # fmt: skip
+    return {"groups": found} if found else {}
 
 
 def _same_weights(

@@ -20,9 +20,9 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.jsondoc import parse, read_text
 from workbench.scorefiles import wrong_value
 from workbench.scores import Row, margin_of
-from workbench.statistics import RATIOS
+from workbench.statistics import RATIOS, brier_score
 from workbench.suites import MARGIN, item_ids
-from workbench.taskfiles import AGGREGATIONS, LOWER, digest_of, metric_name
+from workbench.taskfiles import AGGREGATIONS, BRIER, LOWER, digest_of, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
 _EXPECTED = "Expected a file that lm_eval --log_samples (0.4.13) has written."
@@ -137,6 +137,8 @@ def _problem(line: Any) -> str | None:
         parts = list(request.values()) if isinstance(request, dict) else []
         if not parts or not isinstance(parts[0], str) or not all(isinstance(part, (str, dict)) for part in parts[1:2]):
             return f"expected a context and a continuation or settings in 'arguments', found {json.dumps(request)[:60]}"
+    if len({tuple(type(part) for part in list(request.values())[:2]) for request in given.values()}) > 1:
+        return f"requests of different kinds in 'arguments': {json.dumps(given)[:60]}"
     if not _arguments(line):
         return "no request with a context in 'arguments'"
     for metric in line["metrics"]:
@@ -238,6 +240,10 @@ def _value(metric: str, value: Any) -> float | list[float] | None:
     if metric in _RATIOS:
         pair = value if isinstance(value, list) else [value, 1]
         return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
+    if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)
+        right, found = value
+        fits = isinstance(right, int) and isinstance(found, list) and all(map(_is_number, found)) and 0 <= right < len(found)
+        return brier_score(right, [float(p) for p in found]) if fits else None
     return float(value) if _is_number(value) else None
 
 

@@ -133,24 +133,6 @@ class TaskScores(_Document):
         return metrics
 
 
-class Aggregate(_Document):
-    """A metric of a group of tasks: the mean over its tasks, weighted by their items where the group says so.
-
-    Attributes:
-        n: Items of the tasks that have the metric.
-        tasks: How many tasks have it.
-        weighted: Whether each task counts by its number of items.
-        low, high: 95 % interval, from the tasks' clustered standard errors; None where one of them has none.
-    """
-
-    value: Finite
-    low: Finite | None = None
-    high: Finite | None = None
-    n: int = Field(ge=1, strict=True)
-    tasks: int = Field(ge=1, strict=True)
-    weighted: bool
-
-
 class Check(_Document):
     """A scorer compared with lm-eval's HFLM on some documents of each task, before its numbers count.
 
@@ -174,7 +156,6 @@ class Scores(_Document):
     Attributes:
         key: What they are stored by: `Configuration.key` of the plan.
         rows, items: Digests of the files beside the document: the configuration's rows, and what the items ask.
-        groups: Group of tasks -> its aggregates, as lm-eval computes them.
     """
 
     version: int = FORMAT
@@ -191,7 +172,6 @@ class Scores(_Document):
     created: str
     versions: dict[str, str]
     tasks: dict[str, TaskScores]
-    groups: dict[str, dict[str, Aggregate]] = {}
     check: Check | None = None
     tokens: int | None = None
 
@@ -282,6 +262,31 @@ def plan_record(folder: Path) -> dict[str, Any]:
         if not known or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
     return record
+
+
+def _check_groups(record: Mapping[str, Any], path: Path) -> None:
+    """Errors: groups whose tasks the plan has not, or entries of another form."""
+    groups = record.get("groups", [])
+    for group in groups if isinstance(groups, list) else [None]:
+        fits = isinstance(group, dict) and all(isinstance(group.get(key), str) for key in ("name", "alias"))
+        tasks, entries = (group.get("tasks"), group.get("aggregates")) if fits and group else (None, None)
+        fits = (
+            isinstance(tasks, list)
+            and all(isinstance(t, str) and t in record["tasks"] for t in tasks)
+            and isinstance(entries, list)
+        )
+        for entry in entries if fits and entries else []:
+            filters = entry.get("filters") if isinstance(entry, dict) else 0
+            listed = filters is None or (isinstance(filters, list) and all(isinstance(f, str) for f in filters))
+            fits = fits and listed and isinstance(entry.get("metric"), str) and isinstance(entry.get("weighted"), bool)
+        if not fits:
+            raise WorkbenchError(
+                f"{path}: groups: expected names, tasks of the plan and aggregates, found {str(group)[:80]}", again(path)
+            )
+    for task, about in record["tasks"].items():
+        filters = about.get("filters", ["none"])
+        if not isinstance(filters, list) or not all(isinstance(f, str) for f in filters):
+            raise WorkbenchError(f"{path}: tasks: {task}: filters: expected names, found {str(filters)[:80]}", again(path))
 
 
 def again(path: Path) -> str:

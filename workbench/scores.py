@@ -13,7 +13,6 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.scoredocs import (
     DESIGN_ORDER,
-    Aggregate,
     Check,
     Configuration,
     Metric,
@@ -31,7 +30,6 @@ from workbench.weights.saving import write_bytes
 
 __all__ = [
     "DESIGN_ORDER",
-    "Aggregate",
     "Check",
     "Configuration",
     "Journal",

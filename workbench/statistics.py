@@ -33,6 +33,11 @@ def upper_t(tail: float, df: float) -> float:
     return float(-stdtrit(max(df, 1), tail))
 
 
+def brier_score(right: int, probabilities: Sequence[float]) -> float:
+    """Return the Brier score of one item: squared distances of the choices' probabilities from 1 for the right one and 0 for the others."""
+    return float(sum((p - (i == right)) ** 2 for i, p in enumerate(probabilities)))
+
+
 def codes(labels: Sequence[Any]) -> NDArray[np.intp]:
     """Cluster labels as numbers 0..k-1, in order of first appearance."""
     seen: dict[Any, int] = {}

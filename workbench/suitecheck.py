@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks import STARTER, resolve_base
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
+from workbench.groups import expanded
 from workbench.hub import HEADERS
 from workbench.standins import CACHE
 from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS
 from workbench.suites import Plan, Suite, load_suite
+from workbench.taskfiles import task_index
 
 if TYPE_CHECKING:
     from workbench.evaluate.oracle import Asked, Task
@@ -118,7 +120,7 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
         with TemporaryDirectory() as folder:  # items and metrics do not depend on the tokenizer; the digest does
             (Path(folder) / "tokenizer.json").write_text("{}", "utf-8")
             plan = _plan(suite, project, folder, "float32")
-    document = plan.document()
+    document, suite = plan.document(), plan.suite
     for task, facts in document["tasks"].items():
         facts |= {"clusters": len({item.cluster for item in plan.items[task]}), "cluster": suite.cluster_of(task), "role": suite.role_of(task),
                   "chance": suite.chance.get(task, 0.0), "owner": suite.owners.get(task), "bundled": task in plan.bundled}  # fmt: skip
@@ -142,7 +144,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     """
     from workbench.evaluate.oracle import ask
 
-    suite, found = load_suite(name, project), find_base(base, project)
+    suite, found = _expanded(load_suite(name, project), project), find_base(base, project)
     reader = read_base(found, project)
     count = _counter(reader.path)
     checks: list[Check] = []
@@ -167,6 +169,17 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
         except WorkbenchError as error:
             checks.append(Check(suite.suite, "suite", "failed", error.message, error.hint))
     return Report(suite.suite, found, checks, examples)
+
+
+def _expanded(suite: Suite, project: Path) -> Suite:
+    """The suite with groups replaced by their tasks; a group that cannot be read stays, and fails its first check."""
+    from workbench.evaluate.tasks import groups_of
+
+    tasks_dir = project / "evals" / "tasks"
+    try:
+        return expanded(suite, groups_of(suite, task_index(tasks_dir), tasks_dir))
+    except WorkbenchError:
+        return suite
 
 
 def _alone(suite: Suite, task: str) -> Suite:

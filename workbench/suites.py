@@ -40,7 +40,8 @@ class Suite(BaseModel):
     """A named list of lm-eval tasks and how their scores are compared.
 
     Attributes:
-        tasks: Task names: local ones under evals/tasks, or any that lm-eval bundles.
+        tasks: Names of tasks, or of groups of tasks, which stand for their tasks: local ones under evals/tasks, or any that lm-eval
+            bundles. What other fields say of a group holds for its tasks.
         primary: Headline metric of a task; its first metric if not given.
         chance: Score of guessing, by task; 0 if not given.
         cluster: Field of the documents that says which items belong together; one name, or one by task. `id` makes each
@@ -177,6 +178,8 @@ class Plan:
         partial: Cut by a limit that the suite does not ask for.
         scorer: What computes log-likelihoods: the suite's scorer, or its backend.
         facts: What the digest is taken of.
+        groups: `groups.Group.document` of the groups that the suite lists, with their subgroups.
+        filters: Names of each task's filters.
     """
 
     suite: Suite
@@ -194,6 +197,8 @@ class Plan:
     ratios: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     scorer: str = "hflm"
     facts: Sequence[Any] = field(default=(), repr=False)
+    groups: Sequence[Mapping[str, Any]] = ()
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -230,6 +235,7 @@ class Plan:
                 "primary": self.primary(t),
                 "lower": list(self.lower.get(t, ())),
                 "ratios": dict(self.ratios.get(t, {})),
+                "filters": list(self.filters.get(t, ("none",))),
             }
             for t in self.suite.tasks
         }
@@ -244,6 +250,7 @@ class Plan:
             "partial": self.partial,
             "versions": installed(*SCORED_BY),
             "tasks": tasks,
+            "groups": list(self.groups),
         }
 
 
@@ -256,6 +263,7 @@ def make_plan(
     dtype: str,
     batch_size: int,
     limit: int | None = None,
+    groups: Sequence[Mapping[str, Any]] = (),
 ) -> Plan:
     """Choose the items and take the digest.
 
@@ -298,6 +306,8 @@ def make_plan(
         ratios={s.name: dict(s.ratios) for s in sources},
         scorer=suite.scorer if suite.backend == "hf" else suite.backend,
         facts=facts,
+        groups=groups,
+        filters={s.name: s.filters for s in sources},
     )
 
 

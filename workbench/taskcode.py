@@ -203,7 +203,9 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:
         if any(Path(f).exists() for f in found["absent"]) or any(_listing(Path(f)) != d for f, d in found["folders"].items()):
             return None
         kept: Mapping[str, Any] = found["source"]
-        return Source(**{**kept, "metrics": tuple(kept["metrics"]), "lower": frozenset(kept["lower"])})
+        return Source(
+            **{**kept, "metrics": tuple(kept["metrics"]), "filters": tuple(kept["filters"]), "lower": frozenset(kept["lower"])}
+        )
     except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # damaged: built again
         return None
 

@@ -36,6 +36,7 @@ AGGREGATIONS = {
     "ter": "ter",
     "bypass": "bypass",
 }
+BRIER = "brier_score"  # of a multiple-choice item (right choice, probabilities): squared distances, then their mean
 LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
 _CORPUS = {  # what lm-eval computes corpus metrics of
     "perplexity": "loglikelihood",
@@ -53,6 +54,7 @@ class Source:
         kind: lm-eval's output type.
         metrics: Metrics that are means over items or ratios of sums over items, the first one the default headline.
         lower: Those of them where lower is better.
+        filters: Names of the task's filters, in order.
         ratios: Those of them that are ratios of sums, with their kind: perplexity, weighted_perplexity or bits_per_byte.
         docs: Documents in file order.
         digest: Of the task's definition and code, and of what the built task yields.
@@ -67,6 +69,7 @@ class Source:
     digest: str
     bundled: bool = False
     ratios: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[str, ...] = ("none",)
 
 
 class _Function(str):
@@ -138,7 +141,7 @@ def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozense
             metric = str(entry["metric"])
             aggregation = entry.get("aggregation", AGGREGATIONS.get(metric, "mean"))
             corpus = not config.get("process_results") and _CORPUS.get(metric)
-            if aggregation not in ("mean", *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
+            if aggregation not in ("mean", BRIER, *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
                 continue
             name = metric_name(metric, by, filters)
             names.append(name)
@@ -164,6 +167,17 @@ def task_index(tasks_dir: Path) -> dict[str, TaskFile]:
             if name in found:
                 raise WorkbenchError(f"{path}: task '{name}' is also defined in {found[name].path}", "Rename one of the two.")
             found[name] = TaskFile(path.resolve(), config, files)
+    return found
+
+
+def group_files(tasks_dir: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """Return groups by name, as lm-eval finds them: every *.yaml below the folder that has a `group`."""
+    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path in sorted(tasks_dir.rglob("*.yaml")):
+        if "group:" in path.read_text("utf-8"):
+            config, _ = _task_config(path.resolve(), ())
+            if isinstance(name := config.get("group"), str):
+                found[name] = (path.resolve(), config)
     return found
 
 

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
+def groups_table(groups: list[Row]) -> None:
+    """One row a configuration and aggregate of a group of tasks."""
+    if groups:
+        out.table(["configuration", "group", "metric", "tasks", "n", "score"], [
+            [g["configuration"], g["alias"], _filtered(g), str(g["tasks"]), str(g["n"]), f"{g['value']:.4f}"] for g in groups], right=(3, 4, 5))  # fmt: skip
+        if not all(g["weighted"] for g in groups):
+            out.say("groups: mean over items where each task counts by its items, else mean over tasks (weight_by_size: false)")
+
+
+def _filtered(group: Row) -> str:
+    return group["metric"] if group["filter"] == "none" else f"{group['metric']},{group['filter']}"
+
+
 def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
     """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
     if comparison is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._comparison import rows_table, scores_table
+from workbench.cli._comparison import groups_table, rows_table, scores_table
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -44,6 +44,7 @@ def evaluate(
     A finished run of a recipe gets the scores into its README.md.
     """
     from workbench.engine import pick_device
+    from workbench.groups import aggregated
     from workbench.scorecard import card_scores
     from workbench.scoring import score_all
 
@@ -60,10 +61,12 @@ def evaluate(
         comparison = compare_scores(opened.store, scores, against, opened.project)
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
         out.say(f"scores put into {relative(card)}")
+    groups = [{"plan": s.plan, "configuration": s.configuration.name, **one} for s in scores for one in aggregated(opened.store.record(s), s)]
     if json:
-        out.json(_documents(scores, opened))
+        out.json(_documents(scores, opened, groups))
     else:
         scores_table(comparison, scores)
+        groups_table(groups)
     refuse_left_out(opened.left_out)
 
 
@@ -171,7 +174,7 @@ def _compared(
     return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
 
 
-def _documents(scores: list[Scores], opened: Opened) -> Any:
+def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> Any:
     """The `eval --json` documents: one a suite, a list where there are several."""
     found: dict[str, dict[str, Any]] = {}
     for s in scores:
@@ -180,4 +183,7 @@ def _documents(scores: list[Scores], opened: Opened) -> Any:
             "name": s.configuration.name, "digest": s.configuration.digest,
             "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
                       for t, r in s.tasks.items()}})  # fmt: skip
+        own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]
+        if own:
+            document["configurations"][-1]["groups"] = [{k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own]
     return next(iter(found.values())) if len(found) == 1 else list(found.values())

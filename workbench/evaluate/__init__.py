@@ -20,7 +20,8 @@ import lm_eval.models  # noqa: F401  lm-eval registers its own models only while
 from lm_eval.api.registry import model_registry
 
 from workbench.evaluate.quiet import quiet
-from workbench.evaluate.tasks import source_of
+from workbench.evaluate.tasks import groups_of, source_of
+from workbench.groups import expanded
 from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
 from workbench.statistics import codes
 from workbench.suites import SCORED_BY, Plan, Suite, make_plan
@@ -48,8 +49,11 @@ def build_plan(
     Errors: unknown task, missing or empty data, duplicate ids, no cluster field, unknown metric.
     """
     index = task_index(tasks_dir)
+    groups = groups_of(suite, index, tasks_dir)
+    suite = expanded(suite, groups)
     sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
-    return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit)
+    return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit,
+                     groups=[g.document() for found in groups.values() for g in found])  # fmt: skip
 
 
 def evaluate(

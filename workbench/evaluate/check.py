@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, bounds_of, lay_out, start_for
 from workbench.scores import Check
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
 
     In float32 log-likelihoods agree to 1e-4 nats. In narrower dtypes HFLM itself gives other numbers for other batch sizes: there a
     difference may be twice the largest of those, measured here between its batch size, a quarter of it and 1, and is never
-    asked to be less than the rounding of the log-likelihood itself.
+    asked to be less than the rounding of the log-likelihood itself. HFLM keeps the logits of a whole batch at all positions: where
+    these would take more than 256 MB in float32, the check takes smaller batches.
 
     Args:
         lm: The referee, on the model that `forward` runs.
@@ -50,12 +51,13 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
             raise
         text = str(error).splitlines()[0][:200] if str(error) else "no message"
         raise RefusedError(f"{type(error).__name__}: {text}") from error
-    theirs = lm.referee(pairs)
-    dtype = lm.model.dtype
+    bounds, dtype = bounds_of(lm), lm.model.dtype
+    rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
+    theirs = lm.referee(pairs, rows)
     if dtype in (torch.float32, torch.float64):
         spread, least, relative = None, _NATS, _NATS / 100
     else:
-        others = (lm.referee(pairs, size) for size in {1, max(1, bounds_of(lm).batch_size // 4)})
+        others = (lm.referee(pairs, size) for size in {1, max(1, rows // 4)})
         spread = max(max(_gaps(a, b)) for a, b in combinations([theirs, *others], 2))
         least, relative = 2 * spread, torch.finfo(dtype).eps
     tolerances = [max(least, relative * abs(value)) for value, _ in theirs]
@@ -71,6 +73,11 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     return Check(
         scorer=scorer, documents=sum(count for _, count in chosen), max_difference=difference, tolerance=tolerance, spread=spread
     )
+
+
+def rows_at_once(bounds: Bounds, longest: int) -> int:
+    """Return how many rows the check hands to HFLM at once: its batch size, or as many as `LOGITS` holds."""
+    return max(1, min(bounds.batch_size, LOGITS // (min(longest, bounds.max_length) * bounds.vocabulary)))
 
 
 def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:

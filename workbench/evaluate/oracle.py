@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.requests import build, by_item, metrics_of
+from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
 from workbench.suites import Plan
 
@@ -86,9 +87,45 @@ def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tupl
     task.apply_filters()
     means = _means(task)
     items = [_asked(task, plan.items[name][number].id, found, gold[number], means) for number, found in grouped.items()]
+    lower = {m for m in means if not task.higher_is_better().get(m, True)}
+    for pattern in _patterns(task) if task.OUTPUT_TYPE == "generate_until" and not _perfect(items, lower) else ():
+        items = _in_sentences(task, grouped, gold, items, pattern, means, lower)
     shots = int(task.config.num_fewshot or 0)
     pool = {_pair(task, doc, task.fewshot_cfg) for doc in task.fewshot_docs() or ()} if shots else set()
     return items, shots, pool, [_pair(task, doc) for doc in task.eval_docs]
+
+
+def _patterns(task: Any) -> list[str]:
+    """Regular expressions of the task's filters: they may look for the answer in a sentence, where the target is the answer alone."""
+    made = [step() for ensemble in task._filters for step in ensemble.filters]
+    return list(dict.fromkeys(str(step.regex_pattern) for step in made if hasattr(step, "regex_pattern")))
+
+
+def _perfect(items: Sequence[Asked], lower: set[str]) -> bool:
+    return all(_is_full(metric, value, lower) for item in items for metric, value in item.metrics.items())
+
+
+def _is_full(metric: str, value: float, lower: set[str]) -> bool:
+    return abs(value - (0.0 if metric.partition(",")[0] in lower else 1.0)) <= 1e-6
+
+
+def _in_sentences(
+    task: Any, grouped: Mapping[int, Sequence[Any]], gold: Mapping[int, _Gold], items: Sequence[Asked], pattern: str, means: set[str], lower: set[str]
+) -> list[Asked]:  # fmt: skip
+    """The items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
+    texts = {}
+    for number, found in grouped.items():
+        target = str(_response(task, found[0], gold[number]))
+        texts[number] = sentence_for(pattern, target.strip())
+        for instance in found:
+            instance.resps = [texts[number] or target] * max(1, instance.repeats)
+    task.apply_filters()
+    better = []
+    for item, (number, found) in zip(items, grouped.items(), strict=True):
+        again = _asked(task, item.id, found, gold[number], means).metrics if texts[number] is not None else {}
+        full = {metric: value for metric, value in again.items() if _is_full(metric, value, lower)}
+        better.append(replace(item, metrics={**item.metrics, **full}))
+    return better
 
 
 def _template(plan: Plan) -> Any:

@@ -32,7 +32,7 @@ LEAST_PREFIX = 16
 # a continuation of more than _SHARE contexts stands alone, as running text does, whose context is one token.
 _BRANCHES, _SHARE = 512, 8
 # Bounds of one forward pass, in elements: float32 logits (256 MB), the mask, keys and values that follow a prefix.
-_LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
+LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
 
 
 @dataclass
@@ -187,7 +187,7 @@ def _batches(rows: Sequence[Row], bounds: Bounds, shared: int) -> list[list[Row]
             many <= bounds.batch_size
             and many * width <= room
             and many * width * (shared + width) <= _MASK
-            and sum(r.predicted for r in (*last, row)) * bounds.vocabulary <= _LOGITS
+            and sum(r.predicted for r in (*last, row)) * bounds.vocabulary <= LOGITS
             and (not shared or many * (shared + width) * bounds.cached <= _CACHE)
         )
         if last and fits:

@@ -14,6 +14,7 @@ from workbench.evaluate.packed import Layout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
 from workbench.scores import Row, margin_of
+from workbench.statistics import brier_score
 from workbench.suites import MARGIN, Item, Plan, item_ids
 from workbench.taskfiles import metric_name
 
@@ -183,9 +184,9 @@ def rows_of(plan: Plan, requests: Requests, answers: Mapping[int, Any]) -> tuple
 
 
 def _stored(value: Any, ratio: str | None) -> float | list[float]:
-    """A metric of one item: a number, or numerator and weight of a ratio."""
+    """A metric of one item: a number, or numerator and weight of a ratio. A tuple without a ratio is lm-eval's Brier score."""
     if ratio is None:
-        return float(value)
+        return brier_score(*value) if isinstance(value, tuple) else float(value)
     return [float(value[0]), float(value[1])] if isinstance(value, (tuple, list)) else [float(value), 1.0]
 
 

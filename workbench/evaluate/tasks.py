@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
+from workbench.groups import Aggregate, Group, local_groups
 from workbench.suites import Plan, Suite
 from workbench.taskcode import code_of, content, recall, remember
 from workbench.taskfiles import Source, TaskFile, digest_of, listed_metrics, metric_name
@@ -45,7 +46,8 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     parts = [name, found.definition, yields, content(p for p in seen if not _is_cache(p))]
     metrics, lower, ratios = listed_metrics(found.config) if "class" not in found.config else _metrics(task)
     digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
-    source = Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios)
+    filters = tuple(f.name for f in task._filters)
+    source = Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
     if place and found.config.get("custom_dataset") and not found.config.get("dataset_path"):
         remember(place, source, code, reads[0], [*found.files, *data])
     return source
@@ -65,16 +67,17 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     metrics, lower, ratios = _metrics(task)
     digest = digest_of(repr([name, docs, shots]).encode())
-    return Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, bundled=True, ratios=ratios)
+    return Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, bundled=True, ratios=ratios,
+                  filters=tuple(f.name for f in task._filters))  # fmt: skip
 
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
     """As `taskfiles.listed_metrics`, of a task that has no file here."""
-    from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
+    from lm_eval.api.metrics import bits_per_byte, brier_score, mean, perplexity, weighted_perplexity
 
     filters = [f.name for f in task._filters]
     kinds = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
-    how = {m: found for m, found in task.aggregation().items() if found is mean or found in kinds}
+    how = {m: found for m, found in task.aggregation().items() if found in (mean, brier_score) or found in kinds}
     better = task.higher_is_better()
     named = {metric_name(m, f, filters): m for f in filters for m in how}
     lower = frozenset(full for full, m in named.items() if not better.get(m, True))
@@ -95,9 +98,14 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
             f"unknown task '{name}'", close if close.startswith("Did") else nearest(name, manager.all_subtasks)[:300]
         )
     if name not in manager.all_subtasks:
-        raise WorkbenchError(f"'{name}' is a group of tasks", "List its tasks in the suite, each with its own primary metric.")
+        raise WorkbenchError(f"'{name}' is a group of tasks", "Name it under the suite's `tasks`: it stands for its tasks there.")
+    return _load(manager, name)["tasks"][name]
+
+
+def _load(manager: Any, name: str) -> dict[str, Any]:
+    """A task or a group, with lm-eval's tasks and groups by name. Errors: data out of reach, code that fails."""
     try:
-        loaded = manager.load([name])["tasks"]
+        loaded: dict[str, Any] = manager.load([name])
     except (
         OSError,
         ValueError,
@@ -116,7 +124,27 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
             else "Check the task's data and code."
         )
         raise WorkbenchError(f"task '{name}' could not be loaded: {type(error).__name__}: {str(error)[:300]}", hint) from error
-    return loaded[name]
+    return loaded
+
+
+def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> dict[str, list[Group]]:
+    """Return the groups that a suite lists, each with its subgroups: local ones, and those that lm-eval brings along."""
+    local = local_groups(tasks_dir, index)
+    found = {name: local[name] for name in suite.tasks if name in local}
+    unknown = [name for name in suite.tasks if name not in local and name not in index]
+    manager = manager_of(tasks_dir, bundled=True) if unknown else None
+    for name in unknown:
+        if manager is not None and name in manager.all_groups:
+            with quiet():
+                group = _load(manager, name)["groups"][name]
+            found[name] = [_group(one) for one in (group, *group.get_all_groups())]
+    return found
+
+
+def _group(group: Any) -> Group:
+    given = [Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
+             for a in group.aggregate_metric_list or ()]  # fmt: skip
+    return Group(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
 
 
 def load_tasks(plan: Plan) -> dict[str, Any]:

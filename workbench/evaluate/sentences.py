@@ -1,0 +1,109 @@
+"""A sentence around an answer in which a filter's regular expression finds the answer."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_LONGEST = 2000
+_ALPHABET = (" ", "a", "0", ".", "A", "(", ")", "-")
+
+
+def sentence_for(pattern: str, answer: str) -> str | None:
+    """Return a text that the pattern matches with the answer as its first group, or as the whole match where it has no group.
+
+    >>> sentence_for(r"(?i)the answer is:? \\(?([A-D])\\)?", "B")
+    'the answer is B'
+
+    None where no such text is found: the answer itself does not fit the group, or the pattern holds parts that are not followed here.
+    """
+    try:
+        compiled = re.compile(pattern)
+        parsed = importlib.import_module("re._parser").parse(pattern)
+    except (re.error, ImportError, AttributeError, RecursionError):
+        return None
+    for group in range(1, compiled.groups + 1) if compiled.groups else (0,):
+        try:
+            text = "".join(_of(parsed, answer, _Place(group)))
+        except (ValueError, RecursionError, NotImplementedError):
+            continue
+        found = compiled.search(text) if len(text) <= _LONGEST else None
+        if found and answer in {part.strip() for part in (found.group(), *(g for g in found.groups() if g))}:
+            return text
+    return None
+
+
+@dataclass
+class _Place:
+    """Where the answer goes: a group by its number, or with 0 the first repeat of a set of characters; and whether it is still to come."""
+
+    group: int
+    open: bool = True
+
+
+def _of(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterable[str]:
+    """Shortest texts of the pattern's parts, one after another, with the answer in its place."""
+    for code, given in parsed:
+        kind = str(code)
+        if kind == "LITERAL":
+            yield chr(given)
+        elif kind == "SUBPATTERN":
+            group, *_, inner = given
+            if group is not None and group == place.group:
+                place.open = False
+                yield answer
+            else:
+                yield from _of(inner, answer, place)
+        elif kind in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            least, _, inner = given
+            if place.group == 0 and place.open and str(inner[0][0]) in ("IN", "ANY"):
+                place.open = False
+                yield answer
+            elif place.group and str(inner[0][0]) == "SUBPATTERN" and inner[0][1][0] == place.group:
+                yield from _of(inner, answer, place)
+            else:
+                for _ in range(min(least, 20)):
+                    yield from _of(inner, answer, place)
+        elif kind == "BRANCH":
+            yield from _of(given[1][0], answer, place)
+        elif kind == "ASSERT":
+            yield from _of(given[1], answer, place)
+        elif kind in ("IN", "ANY", "CATEGORY", "NOT_LITERAL"):
+            yield _letter(code, given)
+        elif kind == "ATOMIC_GROUP":
+            yield from _of(given, answer, place)
+        elif kind not in ("AT", "ASSERT_NOT"):
+            raise NotImplementedError(kind)
+
+
+def _letter(code: Any, given: Any) -> str:
+    """A character that one part matches."""
+    kind = str(code)
+    if kind == "ANY":
+        return "."
+    if kind == "NOT_LITERAL":
+        return next(c for c in _ALPHABET if ord(c) != given)
+    members = given if kind == "IN" else [(code, given)]
+    negated = any(str(inner) == "NEGATE" for inner, _ in members)
+    for inner, value in members:
+        if str(inner) == "LITERAL" and not negated:
+            return chr(value)
+    fitting = [c for c in _ALPHABET if any(_holds(str(inner), value, c) for inner, value in members) is not negated]
+    if not fitting:
+        raise NotImplementedError(kind)
+    return fitting[0]
+
+
+def _holds(kind: str, value: Any, character: str) -> bool:
+    if kind == "RANGE":
+        return bool(value[0] <= ord(character) <= value[1])
+    if kind == "LITERAL":
+        return bool(ord(character) == value)
+    if kind == "CATEGORY":
+        name = str(value).removeprefix("CATEGORY_")
+        of = {"SPACE": str.isspace, "DIGIT": str.isdigit, "WORD": lambda c: c.isalnum() or c == "_"}[name.removeprefix("NOT_")]
+        return bool(of(character)) is not name.startswith("NOT_")
+    return False
