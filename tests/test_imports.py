@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "workbench"
 # A module may import those of its own line and of lines above it.
 ORDER = [
-    "errors yamldoc versions",
+    "errors yamltree yamldoc jsondoc versions",
     "weights",
     "conversion",
     "names layout live stored attention",

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -29,6 +29,10 @@ from workbench.weights.tied import with_head_of
 STARTER = "bricks/starter/base"
 
 
+Measured = Annotated[float, Field(allow_inf_nan=True)]
+"""A score; its interval may have no ends."""
+
+
 class BaseRecord(Strict):
     """The base that a brick was made on."""
 
@@ -46,10 +50,10 @@ class Score(Strict):
     task: str
     metric: str
     n: int
-    value: float
-    low: float
-    high: float
-    base_value: float | None = None
+    value: Measured
+    low: Measured
+    high: Measured
+    base_value: Measured | None = None
     """The base's score on the same items."""
 
 
@@ -328,7 +332,7 @@ def read_card(path: Path) -> BrickCard:
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
     """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
     data = card.model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
+    text = yamldoc.dump({"version": 1, **data}, width=120)
     what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
     (path / CARD).write_text(f"# Written by `{made_by}`; {what} in {record}.\n" + text, "utf-8")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from workbench import yamldoc
 from workbench.bricks import Brick, read_licence, read_title
 from workbench.errors import WorkbenchError
 from workbench.grow.kept import told
@@ -79,7 +78,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     }  # fmt: skip
     if known:
         metadata["license"] = known[0] if len(known) == 1 and "unknown" not in found.values() else "other"
-    lines = ["---", yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {recipe.name}", ""]
+    lines = ["---", yamldoc.dump(metadata).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
     lines += ["## Inputs", "", "| role | what | digest | licence |", "| --- | --- | --- | --- |",

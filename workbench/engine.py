@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench import yamldoc
 from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
@@ -346,12 +347,15 @@ def recipe_text(resolved: Resolved) -> str:
     recipe = resolved.recipe
     if recipe.path and recipe.path.is_file() and not recipe.settings:
         return recipe.path.read_text("utf-8")
-    import yaml
 
-    head = f"# {recipe.path.name} with " + " ".join(f"--set {s}" for s in recipe.settings) + "\n" if recipe.path else ""
+    head = (
+        f"# {recipe.path.name} with " + " ".join(f"--set {' '.join(s.splitlines())}" for s in recipe.settings) + "\n"
+        if recipe.path
+        else ""
+    )
     fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     fields["bricks"] = {name: {ref.kind: ref.target} for name, ref in recipe.fields.bricks.items()}
-    return head + str(yaml.safe_dump({"version": 1, **fields}, sort_keys=False))
+    return head + yamldoc.dump({"version": 1, **fields})
 
 
 def versions() -> dict[str, str]:

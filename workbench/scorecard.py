@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from workbench import yamldoc
 from workbench.compare import Comparison
 from workbench.controls import Entry
 from workbench.runs import run_for
@@ -54,7 +53,7 @@ def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mappin
     body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
     match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
     if match:
-        index = yaml.safe_dump(model_index(name, scores), sort_keys=False, allow_unicode=True)
+        index = yamldoc.dump(model_index(name, scores))
         body = f"---\n{_INDEX.sub('', match[1])}{index}---\n{body[match.end() :]}"
     return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, document)) + f"\n{END}\n"
 

@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.suiteparts import Contrast, FactTasks
 from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
-from workbench.yamldoc import load
+from workbench.yamldoc import Written, load
 
 # How log-likelihoods are computed, with the version of what decides their last bits.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
@@ -46,7 +46,7 @@ _NOT_TOKENS = (
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class Suite(BaseModel):
+class Suite(Written):
     """A named list of lm-eval tasks and how their scores are compared.
 
     Attributes:

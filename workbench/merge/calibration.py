@@ -175,7 +175,7 @@ class Calibrated(MergeMethod):
     """A merge method that reads texts for each brick: their fields, and the checks that come before any work."""
 
     bricks: Bricks[CalibrationEntry] | None = None
-    """Brick name -> weight, or {weight:, calibration:}; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""
+    """Brick name -> weight, or {weight:, calibration:}; a list of names gives each weight 1; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""
     calibration: str | None = None
     """A jsonl of {"prompt":, "completion":} (or response, answer, target) or of {"text":}, relative to the project, for bricks
     that name none of their own."""
