@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 import yaml
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.statistics import RATIOS
 
@@ -196,14 +197,14 @@ def _functions(value: Any) -> list[_Function]:
 
 def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
     docs = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(f"{path}: task '{task}': not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            try:
-                docs.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise WorkbenchError(
-                    f"{path}:{number}: task '{task}': not JSON: {error.msg}", "One JSON object a line."
-                ) from error
+            place, hint = f"{path}:{number}: task '{task}'", "One JSON object a line."
+            docs.append(jsondoc.as_object(jsondoc.parse(line, place, hint), place, hint))
     return docs
 
 

@@ -131,7 +131,7 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
     chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
     file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
     known: Mapping[str, str] | None = read_json(file)
-    if known is None:
+    if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
         if device is None:
             raise WorkbenchError(
                 f"{wanted.source}: the base's answers to the neighbours' prompts are not known yet",
