@@ -18,6 +18,14 @@ _HALF = "half a surrogate pair in a text"
 _KINDS = {dict: "an object", list: "a list", str: "a text"}
 
 
+def text_of(path: Path, shown: str | None = None) -> str:
+    """Read a text file. Raises WorkbenchError where it is not UTF-8, FileNotFoundError where it is missing."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(f"{shown or path}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
+
+
 def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
     """Parse one JSON value.
 

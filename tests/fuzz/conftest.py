@@ -7,18 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fuzzing import RECIPE
 from project import Project
-
-RECIPE = """\
-version: 1
-base: base
-bricks: {one: bricks/one, full: {checkpoint: bricks/full}}
-steps:
-  - id: mix
-    merge: ties
-    density: 0.5
-    bricks: {one: 1.0, full: {weight: 0.5, density: 0.3}}
-"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

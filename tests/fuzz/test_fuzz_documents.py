@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import RECIPE
-from fuzzing import command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
 from hypothesis import given
 from hypothesis import strategies as st
 from project import Project

@@ -78,7 +78,7 @@ class Vocabulary(GrowMethod):
         if not self.file:
             return dict(self.tokens) if isinstance(self.tokens, Mapping) else dict.fromkeys(self.tokens or ())
         found: dict[str, str | None] = {}
-        for number, line in enumerate((project / self.file).read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(jsondoc.text_of(project / self.file, self.file).split("\n"), 1):
             if not line.strip():
                 continue
             token, description = _entry(line, f"{self.file}:{number}") if self.file.endswith(".jsonl") else (line.strip(), None)

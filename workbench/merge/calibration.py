@@ -69,7 +69,7 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
     Errors, each with file and line: missing file, not JSON, missing or empty field, no texts.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = jsondoc.text_of(path, shown).split("\n")
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = nearest(path.name, near) if near else "Paths start at the project folder."

@@ -155,7 +155,7 @@ def _check(path: Path, additions: Sequence[Addition]) -> None:
 def read_template(path: Path) -> str | None:
     """The chat template of a directory: of its own file, else of tokenizer_config.json."""
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text("utf-8")
+        return jsondoc.text_of(path / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = jsondoc.optional(path / name).get("chat_template")
         if isinstance(found, list):

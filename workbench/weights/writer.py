@@ -229,7 +229,7 @@ class _Journal:
     def __init__(self, path: Path, layout: str, places: Mapping[str, Entry]) -> None:
         self.path = path
         self.digests: dict[str, str] = {}
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         if lines and lines[0] == json.dumps({"layout": layout}):
             for line in lines[1:]:
                 try:
