@@ -127,6 +127,9 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
             "contrasts: c: of and minus are the same task 'add'",
         ),
         ("suite: x\ntasks: [add, sub]\ncontrasts: {add: {of: add, minus: sub}}\n", "contrasts: 'add' is the name of a task"),
+        ("suite: x\ntasks: [add]\nalpha: yes\n", r"x.yaml:3:1 alpha: expected a valid number, found True"),
+        ("suite: x\ntasks: [add]\nmin_effect: {add: .inf}\n", r"x.yaml:3:14 min_effect.add: expected a finite number, found inf"),
+        ("suite: x\ntasks: [add]\nchance: {add: 0_7}\n", r"x.yaml:3:15 YAML reads 0_7 as 7 \(octal\)"),
         ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention' or 'other'"),
     ],
 )
@@ -135,6 +138,12 @@ def test_bad_suites(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "evals" / "suites" / "x.yaml").write_text(text)
     with pytest.raises(WorkbenchError, match=message):
         load_suite("x", tmp_path)
+
+
+def test_numbers_of_a_suite_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("suite: x\ntasks: [add]\nalpha: 1e-2\nchance: {add: 5e-1}\nmin_effect: 2e-2\n")
+    suite = load_suite(tmp_path / "x.yaml", tmp_path)
+    assert (suite.alpha, suite.chance, suite.min_effect) == (0.01, {"add": 0.5}, 0.02)
 
 
 def test_unknown_suite_names_the_nearest(tmp_path: Path) -> None:

@@ -86,7 +86,13 @@ def _row(task: str, name: str, value: Any) -> dict[str, Any]:
             "response": None,
             "loglikelihoods": value,
         }
-    return {"task": task, "id": name, "metrics": {} if value == MISSING else dict.fromkeys(metrics, value), "response": "x", "loglikelihoods": None}
+    return {
+        "task": task,
+        "id": name,
+        "metrics": {} if value == MISSING else dict.fromkeys(metrics, value),
+        "response": "x",
+        "loglikelihoods": None,
+    }
 
 
 def data(

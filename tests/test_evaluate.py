@@ -101,7 +101,11 @@ def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, 
     tokenizer.save_pretrained(tmp_path / "tok")
     digests = [plan_of(tasks_dir, tmp_path / "tok").digest]
     assert plan_of(tasks_dir, tmp_path / "tok", alpha=0.01, min_effect=0.1, description="analysis only").digest == digests[0]
-    for path, before, after in (("data/copy.jsonl", b"Say aa0", b"Say aa1"), ("localdata.py", b"\n\n", b"\n"), ("copy.yaml", b"toks: 4", b"toks: 5")):
+    for path, before, after in (
+        ("data/copy.jsonl", b"Say aa0", b"Say aa1"),
+        ("localdata.py", b"\n\n", b"\n"),
+        ("copy.yaml", b"toks: 4", b"toks: 5"),
+    ):
         text = (tasks_dir / path).read_bytes()
         assert before in text
         (tasks_dir / path).write_bytes(text.replace(before, after, 1))

@@ -93,7 +93,9 @@ def test_one_layer_is_in_memory_at_a_time(tmp_path: Path) -> None:
         layer.self_attn.register_forward_pre_hook(lambda *_: loaded.append(here()))
     found.logits(TOKENS)
     assert loaded == [[i] for i in range(LAYERS)]
-    assert sorted(found.pieces) == sorted(n for n, _ in found.model.named_parameters(remove_duplicate=False)), "and none is left out"
+    assert sorted(found.pieces) == sorted(n for n, _ in found.model.named_parameters(remove_duplicate=False)), (
+        "and none is left out"
+    )
     assert all(p.device.type == "meta" for p in found.model.parameters())
 
 

@@ -45,12 +45,18 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "unknown choice": (TIES + "    sign: majority\n", (), ":7:5 steps.0.sign: expected 'mass' or 'frequency', found 'majority'"),
     "unknown brick": (TIES + "    bricks: {maht: 1}\n", (), ":7:14 steps.0.bricks.maht: no brick 'maht' under `bricks`. Did you mean 'math'?"),
     "misspelt brick field": (TIES + "    bricks: {math: {wieght: 1}}\n", (), ":7:21 steps.0.bricks.math.wieght: unknown field. Did you mean 'weight'?"),
-    "list where weights go": (TIES + "    bricks: [math, code]\n", (), ":7:5 steps.0.bricks: expected a mapping, found ['math', 'code']"),
+    "text where bricks go": (TIES + "    bricks: math\n", (), ":7:5 steps.0.bricks: expected a mapping, found 'math'"),
+    "twice the same brick in a list": (TIES + "    bricks: [math, math]\n", (), ":7:5 steps.0.bricks: brick 'math' is listed twice: give it one entry with the sum of the weights"),
+    "a number among bricks": (TIES + "    bricks: [math, 2]\n", (), ":7:5 steps.0.bricks: expected brick names, or a mapping of brick names to weights; found 2 in the list"),
+    "unknown brick in a list": (TIES + "    bricks: [math, coed]\n", (), ":7:5 steps.0.bricks.coed: no brick 'coed' under `bricks`. Did you mean 'code'?"),
+    "octal": (TIES + "    density: 010\n", (), ":7:14 YAML reads 010 as 8 (octal)"),
+    "set to an octal": (TIES, ("0.density=010",), "--set:1:1 YAML reads 010 as 8 (octal)"),
+    "infinite weight": (TIES + "    bricks: {math: .inf}\n", (), ":7:14 steps.0.bricks.math: expected a finite number, found inf"),
     "average with weights": ("  - merge: average\n    bricks: {math: 1.0}\n", (), ":6:5 steps.0.bricks: expected a list, found {'math': 1.0}"),
     "twice the same brick": ("  - merge: average\n    bricks: [math, math]\n", (), ":6:5 steps.0.bricks: a brick is listed twice"),
     "no bricks": (TIES + "    bricks: {}\n", (), ":7:5 steps.0.bricks: ties merges bricks, found none"),
     "bad slice": (TIES + "    where: {layers: 4-20}\n", (), ":7:13 steps.0.where.layers: expected a slice of layers such as '4:20', '-4:' or '7', found '4-20'"),
-    "slice read as a time": (TIES + "    where: {layers: 4:20}\n", (), ":7:13 steps.0.where.layers: expected a valid string, found 260"),
+    "slice read as a time": (TIES + "    where: {layers: 4:20}\n", (), ":7:21 YAML reads 4:20 as 260 (base 60)"),
     "glob without list": (TIES + "    where: {include: '*.mlp.*'}\n", (), ":7:13 steps.0.where.include: expected a list, found '*.mlp.*'"),
     "boolean count": ("  - {grow: depth, blocks: yes}\n", (), ":5:19 steps.0.blocks: expected a valid integer, found True"),
     "count with a point": ("  - {grow: depth, blocks: 2.0}\n", (), ":5:19 steps.0.blocks: expected a valid integer, found 2.0"),
@@ -114,7 +120,7 @@ def test_all_problems_at_once(project: Project) -> None:
 def test_hints(project: Project) -> None:
     with pytest.raises(WorkbenchError) as caught:
         load_recipe(project.write(HEAD + TIES + "    where: {layers: 4:20}\n"))
-    assert caught.value.hint == "YAML reads this as int: put it in quotes."
+    assert caught.value.hint == 'Write 260 for the number 260, or "4:20" in quotes where it is a text.'
 
 
 def test_settings(project: Project) -> None:
@@ -258,3 +264,40 @@ def test_where_globs() -> None:
 @pytest.mark.parametrize(("text", "size"), [("2GB", 2 * 10**9), ("500 mb", 500 * 10**6), ("1.5GiB", 3 * 2**29), (4096, 4096)])
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+
+
+def test_a_list_of_bricks_stands_for_weights_of_one(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.path)
+    listed = load_recipe(project.write(HEAD + TIES + "    bricks: [code, math]\n"))
+    mapped = load_recipe(project.write(HEAD + TIES + "    bricks: {code: 1, math: 1}\n"))
+    assert listed.steps == mapped.steps
+    assert listed.steps[0].names() == ["code", "math"]  # type: ignore[attr-defined]
+    set_one = load_recipe(project.write(HEAD + TIES + "    bricks: [code, math]\n"), ["0.bricks.math=0.25"])
+    assert set_one.steps[0].bricks == {"code": 1.0, "math": 0.25}  # type: ignore[attr-defined]
+    schema = recipe_schema()["$defs"]["Ties"]["properties"]["bricks"]["anyOf"]
+    assert {"type": "array", "items": {"type": "string"}, "uniqueItems": True} in schema
+
+
+def test_a_search_takes_bricks_that_stand_in_a_list(project: Project) -> None:
+    from workbench.search.space import Space
+
+    text = HEAD + TIES + "    bricks: [code, math]\nsearch: {space: {0.bricks.math: [0.1, 1e0]}, objective: mini, trials: 2}\n"
+    space = Space(load_recipe(project.write(text)))
+    assert space.written() == {"0.bricks.math": 1.0}
+    assert space.document({"0.bricks.math": 0.5})["steps"][0]["bricks"] == {"code": 1.0, "math": 0.5}
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-3", 1e-3), ("1e-1", 0.1), (".5", 0.5), ("5e-1", 0.5), ("1.e-2", 0.01)])
+def test_numbers_as_people_write_them(written: str, value: float, project: Project) -> None:
+    in_file = load_recipe(project.write(HEAD + TIES + f"    density: {written}\n    lambda: {written}\n"))
+    by_set = load_recipe(project.write(HEAD + TIES), [f"0.density={written}", f"mix.lambda={written}"])
+    for recipe in (in_file, by_set):
+        step = recipe.steps[0]
+        assert (step.density, step.lam) == (value, value)  # type: ignore[attr-defined]
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text(project: Project) -> None:
+    """YAML 1.1 reads 1e5 as text: where a text is wanted, it still is one."""
+    recipe = load_recipe(project.write(HEAD + TIES.replace("id: mix", "id: 1e3") + "description: 1e5\n"), ["description=1e-6"])
+    assert (recipe.fields.description, recipe.steps[0].id) == ("1e-6", "1e3")
+    assert load_recipe(project.write(HEAD + TIES), ["0.id=1e4"]).steps[0].id == "1e4"

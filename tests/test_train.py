@@ -181,6 +181,12 @@ def test_errors_name_place_and_repair(base: Path, data: Path, tmp_path: Path) ->
         yamldoc.load(tmp_path / "train.yaml").validate(TrainSpec)
 
 
+def test_numbers_of_the_settings_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text("learning_rate: 5e-4\nheld_out: 1e-1\nseed: 1_000\n", "utf-8")
+    spec = yamldoc.load(tmp_path / "train.yaml").validate(TrainSpec)
+    assert (spec.learning_rate, spec.held_out, spec.seed) == (5e-4, 0.1, 1000)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -189,6 +195,9 @@ def test_errors_name_place_and_repair(base: Path, data: Path, tmp_path: Path) ->
         ("method: full\northogonal_to: [add]", "orthogonal_to: expected method lora, found full"),
         ("data: {hub: a/b, colum: c}", r"train\.yaml:1:\d+ data\.colum: unknown field\. Known: completion"),
         ("evaluate_every: 0", "evaluate_every: expected"),
+        ("learning_rate: yes", r"train\.yaml:1:1 learning_rate: expected a valid number, found True"),
+        ("steps: 010", r"train\.yaml:1:8 YAML reads 010 as 8 \(octal\)"),
+        ("learning_rate: .inf", r"learning_rate: expected a finite number, found inf"),
     ],
 )
 def test_bad_settings_are_named(text: str, message: str, tmp_path: Path) -> None:

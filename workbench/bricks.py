@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
-from workbench import yamldoc
+from workbench import jsondoc, yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
@@ -27,8 +26,13 @@ from workbench.weights.identity import WatchedFiles
 from workbench.weights.saving import write_text
 from workbench.weights.specs import NAMES, TensorSpec, Weights
 from workbench.weights.tied import with_head_of
+from workbench.yamltree import top_scalars
 
 STARTER = "bricks/starter/base"
+
+
+Measured = Annotated[float, Field(allow_inf_nan=True)]
+"""A score; its interval may have no ends."""
 
 
 class BaseRecord(Strict):
@@ -50,10 +54,10 @@ class Score(Strict):
     task: str
     metric: str
     n: int
-    value: float
-    low: float
-    high: float
-    base_value: float | None = None
+    value: Measured
+    low: Measured
+    high: Measured
+    base_value: Measured | None = None
     """The base's score on the same items."""
 
 
@@ -346,7 +350,7 @@ def read_card(path: Path) -> BrickCard:
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
     """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
     data = card.model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump({"version": 1, **data}, sort_keys=False, allow_unicode=True, width=120)
+    text = yamldoc.dump({"version": 1, **data}, width=120)
     what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
     write_text(path / CARD, f"# Written by `{made_by}`; {what} in {record}.\n" + text)
 
@@ -367,15 +371,14 @@ def read_title(path: Path) -> str | None:
 
 
 def _readme_header(path: Path) -> dict[str, str]:
+    """The texts and numbers at the header's top level, as they are written; none where it is no header that YAML reads."""
     readme = path / "README.md"
-    text = readme.read_text("utf-8", errors="replace") if readme.is_file() else ""
-    if not text.startswith("---"):
+    if not readme.is_file():
         return {}
-    try:
-        header = yaml.safe_load(text.split("---")[1])
-    except yaml.YAMLError:
-        return {}
-    return {k: str(v) for k, v in header.items() if isinstance(v, (str, int, float))} if isinstance(header, dict) else {}
+    with readme.open("rb") as stream:
+        text = stream.read(yamldoc.MAX_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")
+    match = re.match(r"---[ \t]*\n(.*?)(\n---|\Z)", text, re.DOTALL)
+    return top_scalars(match[1]) if match else {}
 
 
 def vocabulary_digest(path: Path, watched: WatchedFiles | None = None) -> str | None:
@@ -383,5 +386,5 @@ def vocabulary_digest(path: Path, watched: WatchedFiles | None = None) -> str | 
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
-    data = watched.read(file) if watched else file.read_bytes()
-    return json_digest(json.loads(data.decode("utf-8")).get("model"))
+    content = jsondoc.parse(watched.read(file) if watched else file.read_bytes(), str(file))
+    return json_digest(jsondoc.as_object(content, str(file)).get("model"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.jsondoc import mapping
+from workbench.jsondoc import read_object
 from workbench.weights.digests import json_digest
 
 FILE = "generation_config.json"
@@ -58,7 +58,11 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
     path = folder / FILE
     if not path.is_file():
         return {}
-    given = {key: value for key, value in mapping(path).items() if value is not None and key not in _IDLE}
+    given = {
+        key: value
+        for key, value in read_object(path, None, "Fetch the file again.", infinite=True).items()
+        if value is not None and key not in _IDLE
+    }
     inner = config.get("text_config")
     plain = {
         **(inner if isinstance(inner, Mapping) else {}),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench import yamldoc
 from workbench.adapter_output import adapt, write_result
 from workbench.bricks import Brick
 from workbench.card import model_card
@@ -280,7 +281,7 @@ def configuration_digest(
 
     Computed once a recipe key and kind of device: in memory, with the bytes that a run on the device would write.
     """
-    known = read_json(_digest_memo(resolved))
+    known = read_json(_digest_memo(resolved), digest=str)
     if known and known.get("device", "cpu") == device.type:
         return str(known["digest"]), None
     with exact(device):
@@ -355,16 +356,17 @@ def recipe_text(resolved: Resolved) -> str:
     recipe = resolved.recipe
     if recipe.path and recipe.path.is_file() and not recipe.settings:
         return recipe.path.read_text("utf-8")
-    import yaml
 
     head = (
-        f"# {recipe.path.name} with " + shell(*(part for s in recipe.settings for part in ("--set", s))) + "\n"
+        f"# {recipe.path.name} with "
+        + shell(*(part for s in recipe.settings for part in ("--set", " ".join(s.splitlines()))))
+        + "\n"
         if recipe.path
         else ""
     )
     fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     fields["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
-    return head + str(yaml.safe_dump({"version": 1, **fields}, sort_keys=False))
+    return head + yamldoc.dump({"version": 1, **fields})
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.jsondoc import mapping
+from workbench.jsondoc import read_object
 from workbench.samples import TaskSamples, read_samples
 from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores, plan_record, stored_in
 from workbench.statistics import codes
@@ -250,7 +250,7 @@ def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
         path = folder / f"results_{date}.json"
         if path.is_file():
             with contextlib.suppress(WorkbenchError):  # what it says is shown, and decides nothing
-                return mapping(path)
+                return read_object(path, infinite=True)
     return {}
 
 

@@ -11,15 +11,28 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    field_validator,
+    model_validator,
+)  # fmt: skip
+from pydantic_core import CoreSchema, core_schema
 
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
+from workbench.yamldoc import Written
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
-class Strict(BaseModel):
+class Strict(Written):
     """Base of everything that users write: unknown fields are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -193,9 +206,36 @@ def _is_entry(value: Any) -> str:
     return "entry" if plain or isinstance(value, BrickEntry) else "weight"
 
 
+class _ListOfNames:
+    """Lets a list of brick names stand for weights of 1, in validation and in the JSON schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The mapping's schema, after a list of names has become a mapping."""
+        return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The mapping, or a list of names."""
+        return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
+
+
+def _weights_of_one(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    found: dict[str, float] = {}
+    for name in value:
+        if not isinstance(name, str):
+            raise ValueError(f"expected brick names, or a mapping of brick names to weights; found {repr(name)[:60]} in the list")
+        if name in found:
+            raise ValueError(f"brick '{name}' is listed twice: give it one entry with the sum of the weights")
+        found[name] = 1.0
+    return found
+
+
 E = TypeVar("E", bound=BrickEntry)
-Bricks = dict[str, Annotated[Annotated[Number, Tag("weight")] | Annotated[E, Tag("entry")], Discriminator(_is_entry)]]
-"""Brick name -> its weight, or the method's fields for it."""
+Bricks = Annotated[
+    dict[str, Annotated[Annotated[Number, Tag("weight")] | Annotated[E, Tag("entry")], Discriminator(_is_entry)]], _ListOfNames()
+]
+"""Brick name -> its weight, or the method's fields for it; a list of names gives every brick weight 1."""
 
 
 class BrickRef(Strict):

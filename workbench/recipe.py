@@ -339,23 +339,30 @@ def _override(document: yamldoc.Document, setting: str) -> None:
     parts = key.split(".")
     if not equals or not all(parts):
         raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "--set mix.density=0.3", 2)
-    steps = document.data.get("steps")
-    steps = [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-    ids = {_written_id(step): step for step in steps}
+    listed = document.data.get("steps")
+    places = [i for i, step in enumerate(listed) if isinstance(step, dict)] if isinstance(listed, list) else []
+    ids = {_written_id(listed[i]): i for i in places}
     fields = list(recipe_model().model_fields)
     target: Any = document.data
-    if parts[0] in ids or (parts[0].isdigit() and int(parts[0]) < len(steps)):
-        target = ids[parts[0]] if parts[0] in ids else steps[int(parts[0])]
+    path: tuple[str | int, ...] = ()
+    if parts[0] in ids or (parts[0].isdecimal() and int(parts[0]) < len(places)):
+        at = ids[parts[0]] if parts[0] in ids else places[int(parts[0])]
+        target, path = listed[at], ("steps", at)
         parts = parts[1:]
         if not parts:
             raise WorkbenchError(f"--set {setting}: '{key}' is a step; name one of its fields", f"--set {key}.FIELD={text}", 2)
     elif parts[0] not in fields:
         raise WorkbenchError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}", None, 2)
     for part in parts[:-1]:
-        target = target.setdefault(part, {})
+        inner = target.setdefault(part, {})
+        if part == "bricks" and isinstance(inner, list) and all(isinstance(name, str) for name in inner):
+            inner = target[part] = dict.fromkeys(inner, 1.0)  # a list of names stands for weights of 1
+        target = inner
         if not isinstance(target, dict):
             raise WorkbenchError(f"--set {setting}: '{part}' has no fields", None, 2)
-    target[parts[-1]] = yamldoc.scalar(text)
+    value = yamldoc.scalar(text)
+    target[parts[-1]] = value.data
+    document.replace_texts((*path, *parts), value)
 
 
 def _written_id(step: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.jsondoc import parse, read_text
+from workbench.jsondoc import parse, text_of
 from workbench.scorefiles import wrong_value
 from workbench.scores import Row, margin_of
 from workbench.statistics import RATIOS, brier_score
@@ -104,10 +104,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     asked: str | None = None
     # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
-    for number, text in enumerate(read_text(file, _EXPECTED).split("\n"), 1):
+    for number, text in enumerate(text_of(file).split("\n"), 1):
         if not text.strip():
             continue
-        line = parse(text, f"{file}:{number}", _EXPECTED, constants=True)
+        line = parse(text, f"{file}:{number}", _EXPECTED, infinite=True)
         if problem := _problem(line):
             raise WorkbenchError(f"{file}:{number}: {problem}", _EXPECTED)
         kind = _kind(line).replace("multiple_choice", "loglikelihood")

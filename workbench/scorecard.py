@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from workbench import yamldoc
 from workbench.compare import Comparison
 from workbench.controls import Entry
+from workbench.errors import as_markdown
 from workbench.runs import run_for
 from workbench.scores import Scores
 from workbench.weights.saving import write_bytes
@@ -55,7 +55,7 @@ def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mappin
     body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
     match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
     if match:
-        index = yaml.safe_dump(model_index(name, scores), sort_keys=False, allow_unicode=True)
+        index = yamldoc.dump(model_index(name, scores))
         body = f"---\n{_INDEX.sub('', match[1])}{index}---\n{body[match.end() :]}"
     return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, document)) + f"\n{END}\n"
 
@@ -80,7 +80,7 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
     for s in scores:
         for task, t in s.tasks.items():
             for metric, m in t.metrics.items():
-                cells = [task, metric, str(t.n), _range(m.value, m.low, m.high)]
+                cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
                 row = rows.get((task, metric))
                 if rows:
                     cells += [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), row["verdict"]] if row else [""] * 3  # fmt: skip

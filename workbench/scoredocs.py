@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.jsondoc import mapping
+from workbench.jsondoc import read_object
 from workbench.scorefiles import Rows, is_number, wrong_value
 from workbench.statistics import RATIOS, ratio, ratio_interval, score_interval
 from workbench.suites import Plan
@@ -211,7 +211,7 @@ def read_document(path: Path) -> Scores:
     Raises:
         WorkbenchError: The document is damaged, or its format is unknown.
     """
-    found = mapping(path, again(path))
+    found = read_object(path, None, again(path))
     version = found.get("version")
     if version not in (1, FORMAT):
         raise WorkbenchError(
@@ -249,7 +249,7 @@ def disagreement(scores: Scores, rows: Rows) -> str | None:
 def plan_record(folder: Path) -> dict[str, Any]:
     """Return the plan.json of a plan's folder. Raises WorkbenchError if it is missing or damaged."""
     path = folder / "plan.json"
-    record, hint = mapping(path, again(path)), again(path)
+    record, hint = read_object(path, None, again(path)), again(path)
     tasks, suite = record.get("tasks"), record.get("suite")
     if not isinstance(suite, dict) or not isinstance(suite.get("suite"), str) or not isinstance(record.get("plan"), str):
         raise WorkbenchError(f"{path}: expected a suite and the digest of a plan", hint)

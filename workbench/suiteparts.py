@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from workbench.yamldoc import Written
 
 FactKind = Literal[
     "efficacy",
@@ -23,7 +25,7 @@ FactKind = Literal[
 FACT_KINDS: tuple[FactKind, ...] = get_args(FactKind)
 
 
-class Contrast(BaseModel):
+class Contrast(Written):
     """What one task's items score above those of another task with the same ids.
 
     Attributes:
@@ -38,7 +40,7 @@ class Contrast(BaseModel):
     metric: str | None = None
 
 
-class FactTasks(BaseModel):
+class FactTasks(Written):
     """Which tasks of a suite say what of edited facts.
 
     Attributes:

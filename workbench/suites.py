@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.suiteparts import Contrast, FactTasks
 from workbench.taskfiles import Source, digest_of
 from workbench.tokendigest import tokenizer_digest
 from workbench.versions import installed
-from workbench.yamldoc import load
+from workbench.yamldoc import Written, load
 
 # How log-likelihoods are computed, with the version of what decides their last bits.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
@@ -36,7 +36,7 @@ SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 
 
-class Suite(BaseModel):
+class Suite(Written):
     """A named list of lm-eval tasks and how their scores are compared.
 
     Attributes:

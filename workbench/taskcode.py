@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.jsondoc import mapping
+from workbench.jsondoc import read_object
 from workbench.taskfiles import Source, digest_of
 from workbench.versions import installed
 from workbench.weights.saving import write_bytes
@@ -194,7 +194,7 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:
     if not path.is_file():
         return None
     try:
-        found = mapping(path)
+        found = read_object(path)
         every = {*map(str, files), *map(str, code.files), *map(str, code.named)}
         if found["format"] != FORMAT or found["versions"] != _versions() or found["cwd"] != str(Path.cwd()):
             return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.taskfiles import digest_of
 
@@ -35,7 +36,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     parts: list[Any] = []
     for path in sorted([*Path(tokenizer).glob("*"), *Path(tokenizer).glob("additional_chat_templates/*.jinja")]):
         if path.name in _TOKENIZER_JSON:
-            content = json.loads(path.read_text("utf-8"))
+            content = jsondoc.read_object(path, None, "Fetch the tokenizer's files again.", infinite=True)
             parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
         elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
             parts.append([path.name, digest_of(path.read_bytes())])

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from workbench import yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import (
@@ -85,7 +83,7 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
             found[name] = _from(folder, found[name])
     if found.get("orthogonal_to"):
         found["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in found["orthogonal_to"]]
-    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    text = yamldoc.dump(found)
     spec = yamldoc.parse(text, str(file)).validate(BrickSpec)
     if file.is_file():
         if yamldoc.load(file).validate(BrickSpec) != spec:

@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.yamltree import NUMBER, Mark, read_tree
+from workbench.yamltree import KeyPath as KeyPath
 
-KeyPath = tuple[str | int, ...]
-Mark = tuple[int, int]
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BYTES = 1_000_000
-MAX_DEPTH = 40
 _OF_A_KEY = ("missing", "extra_forbidden")
 _SHALLOW = ("too_short", "string_type", "dict_type", "model_type")
-_PLAIN_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
+_NUMBERS = ("int", "float")
+_LISTED = 50
+"""Problems that one error names."""
+
+
+def _numeric(schema: Any, model: type) -> Any:
+    """A core schema in which every number refuses truth values, and every float infinities; models inside have their own."""
+    if isinstance(schema, (list, tuple)):
+        return type(schema)(_numeric(inner, model) for inner in schema)
+    if not isinstance(schema, dict) or (schema.get("type") == "model" and schema.get("cls") is not model):
+        return schema
+    kept = ("metadata", "ref", "default", "config", "cls")
+    found = {key: value if key in kept else _numeric(value, model) for key, value in schema.items()}
+    if found.get("type") not in _NUMBERS:
+        return found
+    if found["type"] == "float":
+        found.setdefault("allow_inf_nan", False)
+    if found.get("strict"):
+        return found
+    before = _no_switch_for_a_whole_number if found["type"] == "int" else _no_switch_for_a_number
+    return core_schema.no_info_before_validator_function(before, found)
+
+
+def _no_switch_for_a_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+def _no_switch_for_a_whole_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    return value
+
+
+class Written(BaseModel):
+    """Base of everything that users write in YAML: a number is never a truth value, and a float never infinite.
+
+    Pydantic by itself takes `yes` for 1 where a number is wanted.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Build the schema that pydantic builds, with stricter numbers."""
+        schema: CoreSchema = _numeric(handler(source), cls)
+        return schema
 
 
 @dataclass(frozen=True)
@@ -33,11 +76,13 @@ class Document:
         data: Plain Python data.
         marks: Key path -> (line, column), counted from 1. A mapping's entry is marked at its key.
         path: The file, as errors show it.
+        texts: Key path -> source text of numbers such as 1e-3, which a field that wants a text takes as written.
     """
 
     data: Any
     marks: dict[KeyPath, Mark]
     path: str
+    texts: dict[KeyPath, str] = field(default_factory=dict)
 
     def at(self, path: KeyPath) -> str:
         """`file:line:col` of a key path, or of its nearest parent that stands in the file."""
@@ -52,16 +97,34 @@ class Document:
         where = f"{self.at(path)} {dotted}: " if dotted else f"{self.at(path)} "
         return WorkbenchError(where + message, hint, exit_code=2)
 
+    def replace_texts(self, path: KeyPath, by: Document) -> None:
+        """Note that a value was exchanged for another document's, whose numbers keep their source texts."""
+        for old in [old for old in self.texts if old[: len(path)] == path]:
+            del self.texts[old]
+        self.texts.update({(*path, *inner): text for inner, text in by.texts.items()})
+
     def validate(self, model: type[Model], context: Any = None) -> Model:
         """The document as a pydantic model; all problems are listed at once, each at its place."""
+        data = self.data
         try:
-            return model.model_validate(self.data, context=context)
+            return model.model_validate(data, context=context)
         except ValidationError as error:
-            raise self._all(error.errors(include_url=False), model) from None
+            details = error.errors(include_url=False)
+        places = [
+            self._existing(detail["loc"], False) for detail in details if detail["type"] in ("string_type", "literal_error")
+        ]
+        wanted = {path: self.texts[path] for path in places if path in self.texts}
+        if wanted:
+            try:
+                return model.model_validate(_with_texts(data, wanted), context=context)
+            except ValidationError as error:
+                details = error.errors(include_url=False)
+        raise self._all(details, model) from None
 
     def _all(self, details: list[ErrorDetails], model: type[BaseModel]) -> WorkbenchError:
         lines = []
         hints: list[str] = []
+        more, details = len(details) - _LISTED, details[:_LISTED]
         paths = [self._existing(detail["loc"], detail["type"] in _OF_A_KEY) for detail in details]
         for detail, path in zip(details, paths, strict=True):
             # "Too short" after an element was refused, "not a string" where a union also tried a mapping: the deeper one says why.
@@ -71,6 +134,8 @@ class Document:
             lines.append(self.error(path, message).message)
             if hint and hint not in hints:
                 hints.append(hint)
+        if more > 0:
+            lines.append(f"{self.path}: {more} more problems of this kind")
         return WorkbenchError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None, exit_code=2)
 
     def _existing(self, loc: KeyPath, of_a_key: bool) -> KeyPath:
@@ -118,70 +183,40 @@ def load(path: Path, shown: str | None = None) -> Document:
 
 def parse(text: str, shown: str = "<text>") -> Document:
     """Parse YAML text; see `load`."""
-    try:
-        loader = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            marks: dict[KeyPath, Mark] = {}
-            if node is None:
-                return Document(None, marks, shown)
-            _walk(node, (), marks, shown)
-            return Document(loader.construct_document(node), marks, shown)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
-        raise WorkbenchError(f"{where} not valid YAML: {error.problem or error.context}", None, 2) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
-        raise WorkbenchError(f"{shown}: not valid YAML: {error}", None, 2) from None
-    except RecursionError:
-        raise WorkbenchError(f"{shown}: nested too deeply", None, 2) from None
+    tree = read_tree(text, shown)
+    return Document(tree.data, tree.marks, shown, tree.texts)
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str) -> Document:
     """One value as YAML reads it, for `--set step.field=VALUE`."""
-    return parse(text, "--set").data
+    return parse(text, "--set")
 
 
-def _walk(node: yaml.Node, path: KeyPath, marks: dict[KeyPath, Mark], shown: str) -> None:
-    """Record marks; refuse what a recipe has no use for: aliases' blow-ups, merge keys, duplicates, depth."""
-    marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-    where = f"{shown}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
-    if len(path) > MAX_DEPTH or len(marks) > 100_000:
-        raise WorkbenchError(f"{where} nested too deeply, or too many aliases", None, 2)
-    if isinstance(node, yaml.MappingNode):
-        for key, key_node, value in _entries(node, shown):
-            mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-            if (*path, key) in marks:
-                first = marks[(*path, key)]
-                raise WorkbenchError(
-                    f"{shown}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
-                    "Keep one of the two; YAML would silently take the last.",
-                    2,
-                )
-            marks[(*path, key)] = mark
-            _walk(value, (*path, key), marks, shown)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            _walk(value, (*path, i), marks, shown)
+def dump(data: Any, **options: Any) -> str:
+    """Write plain data as YAML that `parse` reads back equal: texts such as "1e-3" stand in quotes."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
 
 
-def _entries(node: yaml.MappingNode, shown: str) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
-    for key_node, value in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-            mark = key_node.start_mark
-            raise WorkbenchError(f"{shown}:{mark.line + 1}:{mark.column + 1} keys must be plain words", None, 2)
-        is_int = key_node.tag == "tag:yaml.org,2002:int"
-        if key_node.tag not in _PLAIN_KEYS or (is_int and not key_node.value.isdecimal()):
-            mark = key_node.start_mark
-            kind = key_node.tag.rpartition(":")[2]
-            raise WorkbenchError(
-                f"{shown}:{mark.line + 1}:{mark.column + 1} YAML reads the key {key_node.value} as {kind}, expected text",
-                f'Put it in quotes: "{key_node.value}".',
-                2,
-            )
-        yield (int(key_node.value) if is_int else str(key_node.value)), key_node, value
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that some reader of YAML 1.1 or 1.2 takes for a number."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, in quotes where it would read as a number."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if NUMBER.fullmatch(data) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def _with_texts(data: Any, texts: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
+    """A copy of the data with the values at some places replaced."""
+    if path in texts:
+        return texts[path]
+    if isinstance(data, dict):
+        return {key: _with_texts(value, texts, (*path, key)) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_with_texts(value, texts, (*path, i)) for i, value in enumerate(data)]
+    return data
 
 
 def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[str, str | None]:
@@ -207,8 +242,10 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     if kind == "value_error":
         return message, None
     hint = None
-    if kind == "string_type" and isinstance(value, (bool, date, int, float)):
+    if kind == "string_type" and isinstance(value, (bool, int, float)):
         hint = f"YAML reads this as {type(value).__name__}: put it in quotes."
+    elif isinstance(value, bool) and kind in ("int_type", "float_type"):
+        hint = "YAML reads yes, no, on, off, true and false as truth values: write a number."
     return f"expected {message}, found {_brief(value)}", hint
 
 
@@ -234,9 +271,9 @@ def _names(model: type[BaseModel]) -> set[str]:
 
 def _models_of(model: type[BaseModel], part: str | int) -> list[type[BaseModel]]:
     found: list[type[BaseModel]] = []
-    for name, field in model.model_fields.items():
-        if part in (name, field.alias):
-            stack: list[Hashable | Any] = [field.annotation]
+    for name, info in model.model_fields.items():
+        if part in (name, info.alias):
+            stack: list[Hashable | Any] = [info.annotation]
             while stack:
                 kind = stack.pop()
                 if isinstance(kind, type) and issubclass(kind, BaseModel):

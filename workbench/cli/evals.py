@@ -61,7 +61,11 @@ def evaluate(
         comparison = compare_scores(opened.store, scores, against, opened.project)
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
         out.say(f"scores put into {relative(card)}")
-    groups = [{"plan": s.plan, "configuration": s.configuration.name, **one} for s in scores for one in aggregated(opened.store.record(s), s)]
+    groups = [
+        {"plan": s.plan, "configuration": s.configuration.name, **one}
+        for s in scores
+        for one in aggregated(opened.store.record(s), s)
+    ]
     if json:
         out.json(_documents(scores, opened, groups))
     else:
@@ -185,5 +189,7 @@ def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]
                       for t, r in s.tasks.items()}})  # fmt: skip
         own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]
         if own:
-            document["configurations"][-1]["groups"] = [{k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own]
+            document["configurations"][-1]["groups"] = [
+                {k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own
+            ]
     return next(iter(found.values())) if len(found) == 1 else list(found.values())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.edit.parts import Parts
 from workbench.edit.rows import Position
 from workbench.edit.values import keys_of
@@ -26,14 +26,8 @@ def read_prompts(path: Path, shown: str) -> list[Fact]:
     if not path.is_file():
         raise WorkbenchError(f"{shown}: no such file of prompts to preserve", "Paths start at the project folder.")
     found: dict[tuple[str, str | None], Fact] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, row in jsondoc.lines(path, shown, _EXPECTED):
         place = f"{shown}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise WorkbenchError(f"{place}: not JSON ({error})", _EXPECTED) from None
         for prompt, subject in _prompts(row, place):
             fact = Fact(f"preserve-{len(found)}", prompt, subject, ".", place=place)
             found.setdefault((fact.text, subject), fact)
@@ -47,6 +41,8 @@ def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     refuse_misspelt(row, _FIELDS, place)
     if row.get("neighbours"):
+        if not isinstance(row["neighbours"], list):
+            raise WorkbenchError(f"{place}: expected a list of prompts in 'neighbours'", _EXPECTED)
         return [(_neighbour(entry, place), None) for entry in row["neighbours"]]
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
+from workbench import yamldoc
 
 _BLOCKS = ("bricks", "parameters")
 WIDTH = 130
@@ -51,5 +51,5 @@ def _has_rules(value: Any) -> bool:
 
 def _inline(value: Any) -> str:
     """A value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6)
+    text = yamldoc.dump(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.batching import Batch, side_by_side
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
@@ -60,7 +61,7 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
     Errors, each with file and line: missing file, not JSON, missing or empty field, a row that states two different texts or answers, no texts.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = jsondoc.text_of(path, shown).split("\n")
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = nearest(path.name, near) if near else "Paths start at the project folder."
@@ -73,10 +74,7 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
 
 
 def _text(line: str, place: str) -> Text:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise WorkbenchError(f"{place}: not JSON ({error})", "One object a line.") from None
+    row = jsondoc.parse(line, place, "One object a line.")
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     answers = {key: row[key] for key in ANSWERS if key in row}
@@ -165,7 +163,7 @@ class Calibrated(MergeMethod):
     version = 3  # prompt and answer are tokenized as one text
 
     bricks: Bricks[CalibrationEntry] | None = None
-    """Brick name -> weight, or {weight:, calibration:}; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""
+    """Brick name -> weight, or {weight:, calibration:}; a list of names gives each weight 1; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""
     calibration: str | None = None
     """A jsonl of {"prompt":, "completion":} (or response, answer, target) or of {"text":}, relative to the project, for bricks
     that name none of their own."""

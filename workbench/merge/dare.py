@@ -38,7 +38,7 @@ class Dare(MergeMethod):
 
     merge: Literal["dare"]
     bricks: Bricks[DareEntry] | None = None
-    """Brick name -> weight, or {weight:, density:}; omitted: all with weight 1."""
+    """Brick name -> weight, or {weight:, density:}; a list of names gives each weight 1; omitted: all with weight 1."""
     density: Share = 0.5
     """Probability that an element is kept."""
     lam: Number = Field(1.0, alias="lambda")

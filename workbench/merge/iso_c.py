@@ -33,7 +33,7 @@ class IsoC(MergeMethod):
 
     merge: Literal["iso_c"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; omitted: all with weight 1."""
+    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     space: Space = "full"

@@ -21,7 +21,7 @@ class Linear(MergeMethod):
 
     merge: Literal["linear"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; omitted: all with weight 1."""
+    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
     normalize: bool = True
     """Divide by the sum of the weights. Without it the result is Σ wᵢθᵢ, whose scale is Σ wᵢ."""
 

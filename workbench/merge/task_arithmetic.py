@@ -20,7 +20,7 @@ class TaskArithmetic(MergeMethod):
 
     merge: Literal["task_arithmetic"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; omitted: all with weight 1."""
+    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the sum."""
 

@@ -36,7 +36,7 @@ class Ties(MergeMethod):
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None
-    """Brick name -> weight, or {weight:, density:}; omitted: all with weight 1."""
+    """Brick name -> weight, or {weight:, density:}; a list of names gives each weight 1; omitted: all with weight 1."""
     density: Share = 0.2
     """Share of each delta kept, by magnitude. Among equal magnitudes at the threshold, lower indices are kept."""
     lam: Number = Field(1.0, alias="lambda")

@@ -36,7 +36,7 @@ class Tsv(MergeMethod):
 
     merge: Literal["tsv"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; omitted: all with weight 1. Every listed brick has its share of the triplets, also with weight 0."""
+    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1. Every listed brick has its share of the triplets, also with weight 0."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     space: Space = "full"

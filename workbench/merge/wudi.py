@@ -31,7 +31,7 @@ class Wudi(MergeMethod):
 
     merge: Literal["wudi"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight of its interference; omitted: all with weight 1. Only the ratios of weights matter."""
+    """Brick name -> weight of its interference; a list of names gives each weight 1; omitted: all with weight 1. Only the ratios of weights matter."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     ridge: Real = Field(1e-3, ge=0)

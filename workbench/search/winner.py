@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from workbench import yamldoc
 from workbench.controls import Entry
 from workbench.errors import WorkbenchError, shell
 from workbench.scores import Configuration
@@ -108,5 +107,5 @@ def _write(search: Search, tested: Tested) -> Path:
     shown = ", ".join(f"{key} {value}" for key, value in tested.values.items())
     source = search.recipe.path.name if search.recipe.path else search.recipe.name
     head = f"# workbench run {shell(search.shown(path))}\n# {tested.name} of the search in {source}: {shown}\n"
-    write_bytes(path, (head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)).encode())
+    write_bytes(path, (head + yamldoc.dump(data)).encode())
     return path

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import joined
 from workbench.merge.calibration import ANSWERS
@@ -27,13 +27,7 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
     if not path.is_file():
         raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names of the training.", 2)
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
+    for number, row in jsondoc.lines(path, path.name, "One object a line, with `prompt`."):
         found.append(_replayed(row, f"{path.name}:{number}"))
     if not found:
         raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from workbench.yamldoc import Written
 
 
-class HubData(BaseModel):
+class HubData(Written):
     """Training rows from a data set of the hub, or from a folder or file that `datasets` reads (jsonl, parquet, csv)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -26,7 +28,7 @@ class HubData(BaseModel):
     """Column of what is learned."""
 
 
-class TrainSpec(BaseModel):
+class TrainSpec(Written):
     """What `train.yaml` holds: how one brick is trained. Two equal specs on equal data give equal bricks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
