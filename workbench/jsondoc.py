@@ -128,7 +128,7 @@ def kept(path: Path, expected: type = dict) -> Any:
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     return _KINDS.get(type(value), "a number")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-def groups_table(groups: list[Row]) -> None:
+def groups_table(groups: Sequence[Row]) -> None:
     """One row a configuration and aggregate of a group of tasks."""
     if groups:
         out.table(["configuration", "group", "metric", "tasks", "n", "score"], [

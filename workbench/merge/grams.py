@@ -70,6 +70,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) ->
                 _collect(context, brick, rows, partial)
             publish(partial, place)
     index = read_json(place / _INDEX)
+    assert index is not None
     return Grams(place, index["files"], index["record"])
 
 

@@ -50,8 +50,9 @@ def _saved_class(path: Path) -> str:
     """The class that config.json names: AutoModelForCausalLM would leave out the towers of a multimodal model."""
     named = (jsondoc.kept(path / "config.json") or {}).get("architectures")
     first = named[0] if isinstance(named, list) and named else None
-    multimodal = isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first
-    return first if multimodal else "AutoModelForCausalLM"
+    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
+        return first
+    return "AutoModelForCausalLM"
 
 
 def dequantise(method: str | None, path: Path) -> str:
