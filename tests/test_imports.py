@@ -28,7 +28,7 @@ ORDER = [
     "card runs livemodels",
     "memories",
     "solving trained growth compose growthcheck saved",
-    "planning",
+    "peaks planning",
     "engine",
     "extract measure rebase",
     "taskfiles suites scores statistics tables comparison evaluate compare",
