@@ -62,7 +62,7 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
         dense: Whether a step's result has full rank.
         whole_too: Whether bricks change more than linear weights: checkpoints, recipes.
     """
-    size = getattr(torch, output.dtype or "float32").itemsize
+    size: int = getattr(torch, output.dtype or "float32").itemsize
     if not dense:
         return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size
     assert isinstance(output.rank, int), "check_form refuses an exact rank of a dense result"
