@@ -83,7 +83,7 @@ def batch_of(context: MethodContext, facts: list[Fact]) -> Padded:
 def updates(edit: Edit, parts: Parts) -> dict[int, Tensor]:
     """Layer -> ΔW [out, in]."""
     factors = {name: f.transposed() if parts.transposed else f for name, f in edit.factors.items()}
-    return {parts.modules.index(name.removesuffix(".weight")): f.left @ f.right for name, f in factors.items()}
+    return {list(parts.modules.values()).index(name.removesuffix(".weight")): f.left @ f.right for name, f in factors.items()}
 
 
 def test_all_families_are_here() -> None:
@@ -96,8 +96,8 @@ def test_parts(family: str, context_for: Callable[[str], MethodContext]) -> None
     """The projection of every layer, its weight's name on disk, and how it is stored."""
     context = context_for(family)
     parts = Parts.of(context)
-    assert parts.modules == tuple(PROJECTION[family].replace(".1.", f".{i}.") for i in range(LAYERS))
-    assert parts.tensors == tuple(context.layout.layout.mlp_out(i) for i in range(LAYERS))
+    assert tuple(parts.modules.values()) == tuple(PROJECTION[family].replace(".1.", f".{i}.") for i in range(LAYERS))
+    assert tuple(parts.tensors.values()) == tuple(context.layout.layout.mlp_out(i) for i in range(LAYERS))
     assert parts.transposed == (family == "gpt2")
     weight = parts.out(LAYER).weight
     assert isinstance(weight, Tensor)

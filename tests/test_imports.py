@@ -28,7 +28,7 @@ ORDER = [
     "card runs livemodels",
     "memories",
     "solving trained growth compose growthcheck efficacy saved",
-    "planning",
+    "peaks planning",
     "engine",
     "extract measure rebase",
     "taskfiles tokendigest suites scorefiles taskcode scoredocs groups scores statistics tables comparison evaluate compare",

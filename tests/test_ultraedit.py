@@ -34,7 +34,7 @@ def solve(context: MethodContext, **fields: Any) -> Edit:
 def updates(edit: Edit, parts: Parts) -> dict[int, Tensor]:
     """Layer -> ΔW [out, in]."""
     factors = {name: f.transposed() if parts.transposed else f for name, f in edit.factors.items()}
-    return {parts.modules.index(name.removesuffix(".weight")): f.left @ f.right for name, f in factors.items()}
+    return {list(parts.modules.values()).index(name.removesuffix(".weight")): f.left @ f.right for name, f in factors.items()}
 
 
 @pytest.fixture(scope="module")

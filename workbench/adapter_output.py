@@ -52,8 +52,8 @@ def changes_result(output: Output) -> bool:
     return output.form == "adapter" and (isinstance(output.rank, int) or output.dtype not in (None, "float32"))
 
 
-def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dense: bool, whole_too: bool) -> tuple[int, int]:
-    """Bytes of a recipe's adapter and of the memory that a thread needs for one dense tensor, from headers.
+def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dense: bool, whole_too: bool) -> int:
+    """Bytes of a recipe's adapter, from headers.
 
     Args:
         base: The base.
@@ -62,14 +62,14 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
         dense: Whether a step's result has full rank.
         whole_too: Whether bricks change more than linear weights: checkpoints, recipes.
     """
-    size = getattr(torch, output.dtype or "float32").itemsize
+    size: int = getattr(torch, output.dtype or "float32").itemsize
     if not dense:
-        return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size, 0
+        return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size
     assert isinstance(output.rank, int), "check_form refuses an exact rank of a dense result"
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
     whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear) if whole_too else 0
-    return cut * size + whole, 5 * 4 * max(s.numel for s in linear.values())
+    return cut * size + whole
 
 
 def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:

@@ -90,7 +90,7 @@ def execute(
         _check_out(out)
     with hold(lambda: run_of(resolved, runs), wait, events) as run, exact(device):
         if not run.done:
-            if problems := disk_problems(runs, plan(resolved, runs).write_bytes, run):
+            if problems := disk_problems(runs, plan(resolved, runs, threads).write_bytes, run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:

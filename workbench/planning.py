@@ -15,6 +15,7 @@ from workbench.errors import size
 from workbench.grow.remap import GrownWeights
 from workbench.grow.streamed import streamed_bytes
 from workbench.layout import Model
+from workbench.peaks import Merged, adapter_bytes, largest, merge_bytes
 from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
@@ -22,13 +23,14 @@ from workbench.saved import refers_to_base
 from workbench.standins import space_problems
 from workbench.train import TrainSpec, training_cost
 from workbench.trained import check_training
+from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
 
-# Resident memory of Python with torch, before any tensor: measured 0.21-0.24 GB on Linux.
-_INTERPRETER = 240_000_000
-# More once transformers is imported, which names a model's modules: measured 0.17 GB.
-_TRANSFORMERS = 170_000_000
+# Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
+_INTERPRETER = 250_000_000
+# More once transformers has built a model on the meta device, which names its modules: measured 0.16 GB.
+_TRANSFORMERS = 160_000_000
 # Of streaming merges on one core, read and written bytes together: task arithmetic 1.7e9, TIES 1.4e9; `plan` shows an estimate.
 _BYTES_PER_SECOND = 1.5e9
 # Of a live float32 model that reads text, at 2 FLOP a parameter and token: one core, SmolLM2-135M, rows of 256 tokens, 5.0 ms a token.
@@ -77,10 +79,17 @@ def run_of(resolved: Resolved, runs: Path) -> Run:
     return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
 
 
-def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
-    """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that."""
+def plan(resolved: Resolved, runs: Path, threads: int | None = None) -> Plan:
+    """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that.
+
+    Args:
+        resolved: The recipe.
+        runs: Where run directories stand.
+        threads: Tensors that `run` computes at a time; omitted: as many as `run` takes where it is not told.
+    """
     run = run_of(resolved, runs)
-    needs = _Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()))
+    threads = threads or default_threads()
+    needs = _Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()), threads)
     model = resolved.base
     steps: list[dict[str, Any]] = []
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
@@ -103,8 +112,9 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
         merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
         dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
         whole_too = len(adapters) < len(used)
-        write, whole = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
-        live = max(live, threads * whole) + _TRANSFORMERS
+        write = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
+        whole = _adapter_whole(resolved, needs, dense)
+        live = max(live, whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")
     buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
@@ -114,7 +124,7 @@ def plan(resolved: Resolved, runs: Path, threads: int = 2) -> Plan:
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + buffers + factors + max(live, threads * whole), round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        _INTERPRETER + buffers + factors + max(live, whole), round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
         [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
         resolved.deferred)  # fmt: skip
 
@@ -125,16 +135,22 @@ class _Needs:
 
     Attributes:
         read: Bytes read.
+        threads: Tensors that are computed at a time.
         live: Most memory of live models, in bytes.
-        whole: Bytes of the largest tensor that is held whole.
+        whole: Bytes of the largest tensors that a step holds whole, one a thread.
+        tensors: Tensor -> most bytes that a merge step takes for it.
+        ranks: Tensor -> rank of what the merge steps add to it; None where that is no product of factors.
         width: Most bricks of a merge.
         seconds: Of work that is not reading and writing.
         cached: Steps whose result is kept.
     """
 
     read: int
+    threads: int
     live: int = 0
     whole: int = 0
+    tensors: dict[str, int] = field(default_factory=dict)
+    ranks: dict[str, int | None] = field(default_factory=dict)
     width: int = 1
     seconds: float = 1.5
     cached: list[str] = field(default_factory=list)
@@ -151,7 +167,14 @@ def _merge_row(step: MergeMethod, resolved: Resolved, needs: _Needs) -> dict[str
         _brick_bytes(resolved.bricks[n]) * (step.laws.passes if kind_name(resolved.bricks[n]) != "adapter" else 1) for n in names
     )
     needs.width = max(needs.width, len(names))
-    needs.whole = max([needs.whole, *(step.tensor_bytes(resolved.base, name, len(names)) for name in _touched(resolved, names))])
+    merged = Merged.of(resolved, names)
+    sizes = merge_bytes(step, resolved, names, merged)
+    needs.whole = max(needs.whole, largest(sizes.values(), needs.threads))
+    for name, size in sizes.items():
+        needs.tensors[name] = max(size, needs.tensors.get(name, 0))
+        rank = merged.ranks[name] if merged and keeps_rank(step) else None
+        before = needs.ranks.get(name, 0)
+        needs.ranks[name] = None if rank is None or before is None else before + rank
     if edits := [edit for n in names for edit in _inner_edits(resolved.bricks[n], n)]:
         row["edits"] = edits
         needs.seconds += sum(edit.get("seconds", 0) for edit in edits)
@@ -273,13 +296,13 @@ def _brick_bytes(brick: Brick | Resolved) -> int:
     return sum(file.stat().st_size for file in brick.files())
 
 
-def _touched(resolved: Resolved, names: list[str]) -> list[str]:
-    """Tensors that a merge step computes: all, or those that its adapters update."""
-    used = [resolved.bricks[name] for name in names]
-    if resolved.headers_only or not all(isinstance(brick, Brick) and brick.kind == "adapter" for brick in used):
-        return list(resolved.base.weights.specs)
-    bound = [b.adapter.bind(resolved.base.weights.specs, resolved.base) for b in used if isinstance(b, Brick)]
-    return [name for name in resolved.base.weights.specs if any(adapter.touches(name) for adapter in bound)]
+def _adapter_whole(resolved: Resolved, needs: _Needs, dense: bool) -> int:
+    """Bytes that an adapter's updates take: of the largest tensors while they are brought to their rank, and of all that are held."""
+    base, rank = resolved.base, resolved.recipe.fields.output.rank
+    linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
+    reached = {n: s for n, s in (linear if dense else base.weights.specs).items() if n in needs.ranks and len(s.shape) == 2}
+    work, held = adapter_bytes(reached, needs.ranks, rank if isinstance(rank, int) else None, needs.tensors)
+    return largest(work, needs.threads) + held
 
 
 def _factor_bytes(brick: Brick) -> int:

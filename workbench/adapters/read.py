@@ -22,7 +22,7 @@ from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
 from workbench.weights.lowrank import Factors
-from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, buffer, matrix
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, block_elements, buffer, matrix
 
 if TYPE_CHECKING:
     from workbench.layout import Model
@@ -178,7 +178,7 @@ def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: 
     cpu = torch.device("cpu")
     source, rows = open_base(cpu), update.open(cpu)
     rooms = buffer(spec, cpu), buffer(spec, cpu)
-    for start, stop in spec.blocks(BLOCK_ELEMENTS):
+    for start, stop in spec.blocks(block_elements(cpu)):
         base, delta = (matrix(room, start, stop, spec.cols) for room in rooms)
         source.read(start, stop, base)
         rows.read_delta(start, stop, base, delta)

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def plan(recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
+def plan(
+    recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, threads: ThreadsOpt = None, json: JsonOpt = False
+) -> None:  # fmt: skip
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
     from workbench.planning import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
-    found = make_plan(resolved, runs)
+    found = make_plan(resolved, runs, threads)
     if json:
         out.json(found.document())
     else:

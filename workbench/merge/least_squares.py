@@ -146,12 +146,13 @@ def is_conv1d(model: Model, tensor: str) -> bool:
 
 
 def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
-    """Memory of one solve: float32 deltas, the float64 right side and its solution, three float64 Grams."""
+    """Memory of one solve: base and deltas in float32 and the float64 right side; beside them a delta in float64, with its square or with
+    the sum of Grams, a product of the delta with itself and its scaled copy."""
     if not is_linear(model, tensor):
         return 0
     spec = model.weights.specs[tensor]
     inputs = spec.rows if is_conv1d(model, tensor) else spec.cols
-    return spec.numel * (4 * (bricks + 2) + 20) + 28 * inputs**2
+    return spec.numel * (4 * (bricks + 1) + 8) + max(16 * spec.numel + 8 * inputs**2, 8 * spec.numel + 24 * inputs**2)
 
 
 def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:

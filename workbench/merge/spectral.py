@@ -76,7 +76,11 @@ def mean_weights(group: Group) -> list[float]:
 
 
 def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int, wide: int, square: int) -> int:
-    """Memory that a tensor takes whole: base and deltas in float32, `wide` matrices and `square` Grams in float64 beside them."""
+    """Memory that a tensor takes whole: base and deltas in float32, `wide` matrices and `square` Grams in float64 beside them.
+
+    What is freed in between is kept by the allocator and reused for matrices of the same size (`parallel.each`), so `wide` and `square`
+    count the places that a merge needs at once. The base, which is freed first, is too small for a place.
+    """
     if not is_matrix(tensor, shape, bricks):
         return 0
     return 4 * math.prod(shape) * (bricks + 1) + 8 * (wide * math.prod(shape[-2:]) + square * min(shape[-2:]) ** 2)

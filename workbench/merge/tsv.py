@@ -45,7 +45,7 @@ class Tsv(MergeMethod):
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
         shape = model.weights.specs[tensor].shape
-        return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=4, square=5)
+        return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=5, square=6)
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor."""
