@@ -90,17 +90,17 @@ GROWN = {
 """Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
 
 CAUGHT = {
-    ("big_bird", "stack"): "otherwise than layer",
-    ("diffllama", "depth"): "otherwise than layer",
-    ("diffllama", "stack"): "otherwise than layer",
+    ("big_bird", "stack"): "otherwise than it built layer",
+    ("diffllama", "depth"): "otherwise than it built layer",
+    ("diffllama", "stack"): "otherwise than it built layer",
     ("diffllama", "heads"): "computes something else",
     ("doge", "depth"): "computes something else",
     ("gemma4_text", "depth"): "and transformers builds",
     ("gemma4_text", "stack"): "and transformers builds",
     ("gpt_neox_japanese", "depth"): "has no place for",
-    ("minicpm3", "depth"): "otherwise than layer",
-    ("minicpm3", "stack"): "otherwise than layer",
-    ("minimax", "stack"): "otherwise than layer",
+    ("minicpm3", "depth"): "otherwise than it built layer",
+    ("minicpm3", "stack"): "otherwise than it built layer",
+    ("minimax", "stack"): "otherwise than it built layer",
 }
 """Growths that nothing refuses in advance and the check stops: part of its message. What depends on the number or the count of layers
 (DiffLlama, MiniCPM3), residual weights in a layer (Doge), heads that are paired, experts beside a shared one."""

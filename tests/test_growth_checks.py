@@ -93,7 +93,9 @@ def test_one_layer_is_in_memory_at_a_time(tmp_path: Path) -> None:
         layer.self_attn.register_forward_pre_hook(lambda *_: loaded.append(here()))
     found.logits(TOKENS)
     assert loaded == [[i] for i in range(LAYERS)]
-    assert sorted(found.pieces) == sorted(n for n, _ in found.model.named_parameters(remove_duplicate=False)), "and none is left out"
+    assert sorted(found.pieces) == sorted(n for n, _ in found.model.named_parameters(remove_duplicate=False)), (
+        "and none is left out"
+    )
     assert all(p.device.type == "meta" for p in found.model.parameters())
 
 
@@ -213,7 +215,9 @@ def test_layer_types_that_stay_behind_are_named(project: Project) -> None:
     check_fits(base, growth, specs, "grow")
     types = growth.config["layer_types"]
     assert len(set(types)) == 2
-    with pytest.raises(WorkbenchError, match=r"transformers builds layer \d otherwise than layer \d, which it is made from"):
+    with pytest.raises(
+        WorkbenchError, match=r"transformers builds layer \d otherwise than it built layer \d, which it is made from"
+    ):
         check_fits(base, replace(growth, config={**growth.config, "layer_types": types[::-1]}), specs, "grow")
 
 
