@@ -169,13 +169,15 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
     monkeypatch.undo()
     written = workbench.engine.write_config
 
-    def other(config: dict[str, Any], *rest: Any) -> None:
-        written({**config, "rms_norm_eps": 0.1}, *rest)
-
-    monkeypatch.setattr(workbench.engine, "write_config", other)
-    with pytest.raises(WorkbenchError, match="computes something else once it is loaded") as caught:
-        project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
-    assert caught.value.exit_code == 3
+    wrong = {
+        r"layer 0 otherwise than it built layer 0.*variance_epsilon is 0.1, not 1e-06": {"rms_norm_eps": 0.1},
+        "computes something else once it is loaded": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
+    }
+    for message, fields in wrong.items():
+        monkeypatch.setattr(workbench.engine, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest))
+        with pytest.raises(WorkbenchError, match=message) as caught:
+            project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
+        assert caught.value.exit_code == 3
     assert not list((project.path / "runs").glob("*/model*"))
 
 

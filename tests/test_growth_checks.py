@@ -215,7 +215,9 @@ def test_layer_types_that_stay_behind_are_named(project: Project) -> None:
     check_fits(base, growth, specs, "grow")
     types = growth.config["layer_types"]
     assert len(set(types)) == 2
-    with pytest.raises(WorkbenchError, match=r"transformers builds layer \d otherwise than layer \d, which it is made from"):
+    with pytest.raises(
+        WorkbenchError, match=r"transformers builds layer \d otherwise than it built layer \d, which it is made from"
+    ):
         check_fits(base, replace(growth, config={**growth.config, "layer_types": types[::-1]}), specs, "grow")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import torch
 from test_merge import BASE, ONE, TWO, close, merge, models
 from torch import Tensor
 
+from workbench.docs import describe
 from workbench.errors import WorkbenchError
 from workbench.merge.least_squares import solve
 from workbench.merge.wudi import own_gram
+from workbench.registry import methods
 
 THREE = [torch.randn(5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 WEIGHTS = [1.0, 2.0, 0.5]
@@ -195,3 +199,16 @@ def test_wudi_is_the_same_in_any_order_and_drops_nothing_alone() -> None:
 def test_weights_of_squared_errors(weights: dict[str, float]) -> None:
     with pytest.raises((WorkbenchError, ValueError), match=r"squared errors|weights at"):
         merge("wudi", layer_model(BASE), {n: layer_model(BASE + ONE) for n in weights}, bricks=weights)
+
+
+def test_wudi_says_that_its_result_is_longer_than_the_sum() -> None:
+    """On deltas of low rank with little in common: longer than their sum, as the method's page and its measured table say."""
+    base = layer_model(torch.zeros(40, 48))
+    bricks = {n: layer_model(low_rank(i, 2, 40, 48)) for i, n in enumerate("abc")}
+    total = sum(t["layers.0.w.weight"] for t in bricks.values())
+    merged = merge("wudi", base, bricks)["layers.0.w.weight"]
+    assert merged.norm() / total.norm() > 1.02
+    assert "can be longer than the sum of the deltas" in describe(methods()["merge:wudi"])["text"]
+    measured = json.loads((Path(__file__).parents[1] / "benchmarks/results/wudi.json").read_text("utf-8"))
+    assert measured["length_ratio"]["mean"] > 1.5
+    assert measured["cosine"]["mean"] < 0.7

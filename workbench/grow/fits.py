@@ -111,8 +111,8 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
         if different := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
             key = different[0]
             raise WorkbenchError(
-                f"step {step}: transformers builds layer {number} otherwise than layer {source}, which it is made from: {key} is "
-                f"{found.get(key)!r}, not {expected.get(key)!r}; what depends on a layer's number has not moved with the layer",
+                f"step {step}: transformers builds layer {number} otherwise than it built layer {source}, which it is made from: "
+                f"{key} is {found.get(key)!r}, not {expected.get(key)!r}; config.json changes what a layer computes",
                 _REPORT, 3)  # fmt: skip
 
 
