@@ -64,5 +64,7 @@ def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, 
     for key in row:
         if key not in known and (near := get_close_matches(str(key), missing, n=1, cutoff=0.8)):
             raise WorkbenchError(
-                f"{place}: the field '{key}' is not read", f"Did you mean '{near[0]}'? If not, rename it or take it out.", exit_code
+                f"{place}: the field '{key}' is not read",
+                f"Did you mean '{near[0]}'? If not, rename it or take it out.",
+                exit_code,
             )
