@@ -5,7 +5,7 @@
 
 Keys, their spread behind contexts and wanted changes are random, with a spectrum like that of text; no model is needed. For each width
 both sides solve the same facts in turn: the workbench (`workbench.edit.solver`), and one system of facts x contexts and one of facts,
-solved whole, as its versions up to 0.9 did (`reference` below). `difference` is the largest difference of the two updates on the keys,
+solved whole, as it did before (`reference` below). `difference` is the largest difference of the two updates on the keys,
 as a share of the largest wanted change. Then the workbench solves `--most` facts.
 
 CPU seconds of one thread; peak resident memory above what the keys and changes themselves take. Results go to

@@ -101,6 +101,18 @@ def test_a_long_sequence_is_the_joint_solve(sizes: list[int]) -> None:
     assert difference(joint, changes @ keys.T @ inv(0.1 * D_IN * _c(metric) + keys @ keys.T)) <= TOLERANCE
 
 
+def test_groups_keep_their_own_ridge_when_they_are_added_up() -> None:
+    """Few keys that weigh four times as much, kept as columns until many others follow."""
+    metric, mu = preset("memit")
+    heavy, many, keys, changes = (
+        random(rows, n, seed=s) for rows, n, s in ((D_IN, 10, 4), (D_IN, 200, 5), (D_IN, 6, 2), (D_OUT, 6, 3))
+    )
+    after = metric.after(heavy, mu / 4).after(many, mu)
+    assert not after.written
+    system = 0.1 * D_IN * _c(metric) + 4 * heavy @ heavy.T + many @ many.T + keys @ keys.T
+    assert difference(changes @ right_factor(keys, after, mu).T, changes @ keys.T @ inv(system)) <= TOLERANCE
+
+
 def _c(metric: Metric) -> Tensor:
     assert metric.basis is not None
     return metric.basis @ torch.diag(metric.diagonal) @ metric.basis.T / (0.1 * D_IN)

@@ -107,7 +107,7 @@ def test_strengths_are_relative_to_the_rest() -> None:
 
 @pytest.fixture
 def sink(facts: Project) -> MethodContext:  # noqa: F811
-    """A live model whose first token of a row reads a key of length LONG at layer 1, along a direction that no other token uses."""
+    """A live model whose first token of a row reads a key of length LONG at layer 1, along a direction that other tokens, and the facts, use as well."""
     context = context_of(facts)
     module = Parts.of(context).out(1)
     weight = module.weight
@@ -116,7 +116,6 @@ def sink(facts: Project) -> MethodContext:  # noqa: F811
 
     def swell(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keys = args[0].clone()
-        keys[..., 0] = 0.0
         keys[:, 0, 0] = LONG * keys[:, -1].norm(dim=-1)
         return (keys, *args[1:])
 

@@ -124,6 +124,8 @@ def test_every_edit_of_a_run_is_asked_on_its_own_state(half: Project) -> None:
     half.write(step("", taught) + F32, "taught.yaml")
     alone = half.run(step("", taught) + F32)
     assert alone["said"]["facts"]["said"] == 4
+    undone = "bricks: {one: bricks/one}\nsteps: [{id: facts, " + taught + "}, {merge: task_arithmetic, bricks: {one: 40.0}}]\n"
+    assert half.run(undone + F32)["said"]["facts"]["said"] == 4
     text = "bricks: {inner: {recipe: recipes/taught.yaml}, one: bricks/one}\n"
     text += "steps: [{merge: task_arithmetic, bricks: {inner: 0.0, one: 40.0}}, {id: again, " + NOTHING + ", min_efficacy: 0}]\n"
     document = half.run(text)
