@@ -109,6 +109,23 @@ def test_there_is_no_score_line_where_nothing_can_be_scored(world: Project) -> N
     assert "lm_eval" not in said
 
 
+def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) -> None:
+    """`eval` refuses an encoder; a recipe without steps and merges by tensor name write one all the same."""
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    clustered_suite(world)
+    sizes = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    DistilBertForMaskedLM(DistilBertConfig(**sizes)).save_pretrained(world.path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(world.path / "base" / name, world.path / "encoder" / name)
+    world.write("base: encoder\nsteps: []\neval: [mini]\n", "encoder.yaml")
+    said = call("run", "encoder").stderr
+    assert "load:" in said
+    assert "score:" not in said
+    with pytest.raises(WorkbenchError, match="not a decoder-only language model"):
+        call("eval", "encoder")
+
+
 def test_hints_quote_paths(world: Project) -> None:
     clustered_suite(world)
     world.write(TWO + "steps: [{merge: average}]\neval: [mini]\n", "a b.yaml")

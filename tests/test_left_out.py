@@ -166,6 +166,20 @@ def test_two_bricks_of_one_name_are_told_apart(world: Project) -> None:
     assert entries["average"].resolved.key != entries["average-one-two"].resolved.key
 
 
+def test_a_recipe_with_the_name_of_the_average_is_scored(world: Project) -> None:
+    world.write(TWO + "steps: [{merge: linear, bricks: {one: 1, two: 3}}]\neval: [mini]\n", "average.yaml")
+    left: list[LeftOut] = []
+    entries = lineup([load_recipe(world.path / "recipes" / "average.yaml")], left_out=left)
+    assert [(e.name, e.role) for e in entries] == [
+        ("base", "base"),
+        ("one", "brick"),
+        ("two", "brick"),
+        ("average", "configuration"),
+    ]
+    reason = "the average of the bricks 'average' is not scored: another configuration has its name"
+    assert [(one.name, one.reason) for one in left] == [("average", reason)]
+
+
 def test_two_recipes_or_the_base_of_one_name_are_refused(world: Project) -> None:
     world.write(TWO + "name: mean\nsteps: [{merge: linear, bricks: {one: 1, two: 3}}]\neval: [mini]\n", "again.yaml")
     with pytest.raises(WorkbenchError, match="two different configurations are called 'mean'"):

@@ -158,7 +158,8 @@ def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) 
             skipped.pop(name, None)
     for name, entry in skipped.items():
         what = "average of the bricks" if entry.role == "average" else "brick"
-        (left_out or []).append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
+        assert left_out is not None  # else it has been an error
+        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
     return found
 
 
