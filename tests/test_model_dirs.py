@@ -92,7 +92,8 @@ def test_equal_weights_are_scored_once(world: Project, monkeypatch: pytest.Monke
     for place in (ran["model"], ran["run"]):
         (again,) = document("eval", place, "--suite", "mini")["configurations"]
         assert again["name"] == Path(ran["run"]).name
-        assert again["digest"] == of_recipe["mean"]["digest"] == ran["configuration"]
+        assert again["digest"] == of_recipe["mean"]["digest"]
+        assert again["weights"] == of_recipe["mean"]["weights"] == ran["configuration"]
         assert again["tasks"] == of_recipe["mean"]["tasks"]
     (base,) = document("eval", "base", "--suite", "mini")["configurations"]
     assert base["digest"] == of_recipe["base"]["digest"]

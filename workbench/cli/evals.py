@@ -184,7 +184,7 @@ def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]
     for s in scores:
         document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
         document["configurations"].append({
-            "name": s.configuration.name, "digest": s.configuration.digest,
+            "name": s.configuration.name, "digest": s.configuration.digest, "weights": s.configuration.of_weights,
             "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
                       for t, r in s.tasks.items()}})  # fmt: skip
         own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]

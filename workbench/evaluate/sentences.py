@@ -104,6 +104,6 @@ def _holds(kind: str, value: Any, character: str) -> bool:
         return bool(ord(character) == value)
     if kind == "CATEGORY":
         name = str(value).removeprefix("CATEGORY_")
-        of: Callable[[str], bool] = {"SPACE": str.isspace, "DIGIT": str.isdigit, "WORD": lambda c: c.isalnum() or c == "_"}[name.removeprefix("NOT_")]
-        return bool(of(character)) is not name.startswith("NOT_")
+        holds = {"SPACE": character.isspace(), "DIGIT": character.isdigit(), "WORD": character.isalnum() or character == "_"}
+        return holds[name.removeprefix("NOT_")] is not name.startswith("NOT_")
     return False

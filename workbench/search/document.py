@@ -107,7 +107,7 @@ def _row(objectives: Sequence[Objective], tested: Tested, control: Tested) -> di
     """Scores on both halves; `optimism` of the other controls, which nothing has chosen, shows what the halves alone make."""
     after = [tested.answers.value(objective) for objective in objectives]
     optimism = [line["optimism"] for line in _against(objectives, control, tested)]
-    return {"name": tested.name, "part": tested.part, "digest": tested.configuration.digest,
+    return {"name": tested.name, "part": tested.part, "digest": tested.configuration.of_weights,
             "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after), "optimism": optimism}  # fmt: skip
 
 
