@@ -15,7 +15,7 @@ MAX_DEPTH = 100
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DEEP = f"nested too deeply (up to {MAX_DEPTH} levels)"
 _HALF = "half a surrogate pair in a text"
-_KINDS = {dict: "an object", list: "a list", str: "a text"}
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 
 def text_of(path: Path, shown: str | None = None) -> str:

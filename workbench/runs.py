@@ -43,7 +43,7 @@ _SHAPE: dict[str, Any] = {
     "status": str, "created": str, "device": str, "seconds": _NUMBER, "error": str, "warnings": [str],
     "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
     "steps": [{"id": str}],
-    "output": {"digest": str, "parameters": _NUMBER, "bytes": _NUMBER, "tensors": {"*": str}, "digests": {"*": str}, "memory": str},
+    "output": {"digest": str, "parameters": _NUMBER, "bytes": _NUMBER, "tensors": {"*": (str, dict)}, "digests": {"*": str}, "memory": str},
 }  # fmt: skip
 
 

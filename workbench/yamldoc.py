@@ -103,6 +103,11 @@ class Document:
             del self.texts[old]
         self.texts.update({(*path, *inner): text for inner, text in by.texts.items()})
 
+    @property
+    def as_texts(self) -> Any:
+        """The data with numbers such as 1e-3 as they are written, for documents whose fields are texts."""
+        return _with_texts(self.data, self.texts) if self.texts else self.data
+
     def validate(self, model: type[Model], context: Any = None) -> Model:
         """The document as a pydantic model; all problems are listed at once, each at its place."""
         data = self.data

@@ -74,6 +74,14 @@ def _are_tokens(value: Any) -> bool:
     return all(isinstance(tokens, list) and all(_is_whole(token) for token in tokens) for tokens in lists)
 
 
+def _are_ranks(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_positive, value.values()))
+
+
+def _are_masks(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(mask, list) and all(map(_is_flag, mask)) for mask in value.values())
+
+
 # Field -> test, and what is expected; null is allowed everywhere.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a text"),
@@ -82,7 +90,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_whole, "a whole number"),
     "init_r": (_is_whole, "a whole number"),
     "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "patterns with numbers"),
-    "rank_pattern": (lambda value: isinstance(value, dict) and all(map(_is_positive, value.values())), "patterns with numbers over 0"),
     "target_parameters": (lambda value: _are_texts(value) and not isinstance(value, str), "a list of texts"),
     "target_modules": (_are_texts, "a text or a list of texts"),
     "exclude_modules": (_are_texts, "a text or a list of texts"),
@@ -101,6 +108,13 @@ def check_kinds(config: Mapping[str, Any], where: str) -> None:
         WorkbenchError: The first field that is not. The message names file and field.
     """
     check_fields(config, _KINDS, where)
+    # AdaLoRA keeps which singular values are left under this name: lists of truth values.
+    test, expected = (
+        (_are_masks, "lists of truth values")
+        if config.get("peft_type") == "ADALORA"
+        else (_are_ranks, "patterns with numbers over 0")
+    )
+    check_fields(config, {"rank_pattern": (test, expected)}, where)
 
 
 def check_config(config: Mapping[str, Any], label: str) -> None:

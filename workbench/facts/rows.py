@@ -59,7 +59,7 @@ def _of_yaml(path: Path, shown: str, expected: str) -> list[Row]:
     document = yamldoc.load(path, shown)
     if not isinstance(document.data, list):
         raise WorkbenchError(f"{shown}: expected a list of facts, found {type(document.data).__name__}", expected)
-    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.data)]
+    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
 
 
 def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:

@@ -157,24 +157,25 @@ def is_stand_in(path: Path) -> bool:
 def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
     """Offsets, name, dtype and shape of a header's entry. Raises WorkbenchError for one of another form."""
     if isinstance(info, dict):
-        offsets, dtype, shape = info.get("data_offsets"), info.get("dtype"), info.get("shape")
+        offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
         if (
-            _are_sizes(offsets)
+            offsets is not None
             and len(offsets) == 2
             and isinstance(dtype, str)
-            and _are_sizes(shape)
+            and shape is not None
             and len(shape) <= MAX_DIMENSIONS
         ):
-            return offsets[0], offsets[1], name, dtype, tuple(shape)
+            return offsets[0], offsets[1], name, dtype, shape
     raise WorkbenchError(
         f"{file}: damaged safetensors header: {name[:80]!r} has no dtype, shape and data_offsets that a tensor can have",
         "Fetch the file again.",
     )
 
 
-def _are_sizes(value: Any) -> bool:
-    """Whether a value of a header is a list of whole numbers that 64 bits hold."""
-    return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers that 64 bits hold, as a header has them; None for anything else."""
+    fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return tuple(value) if fits else None
 
 
 def checkpoint_files(path: Path, label: str) -> list[Path]:
