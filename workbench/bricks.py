@@ -20,8 +20,9 @@ from workbench.fields import NAME, BrickRef, Strict
 from workbench.hub import CARD, FETCH, Hub
 from workbench.layout import Model
 from workbench.stored import is_head, tidy
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in, read_config, refuse_foreign
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
+from workbench.weights.foreign import is_stand_in
 from workbench.weights.identity import WatchedFiles
 from workbench.weights.saving import write_text
 from workbench.weights.specs import NAMES, TensorSpec, Weights

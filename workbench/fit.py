@@ -24,8 +24,9 @@ from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod
 from workbench.ties import base_for
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, is_stand_in
+from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.digests import digests_known, read_json
+from workbench.weights.foreign import is_stand_in
 
 if TYPE_CHECKING:
     from workbench.resolve import Resolved

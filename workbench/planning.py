@@ -170,8 +170,8 @@ def _merge_row(step: MergeMethod, resolved: Resolved, needs: _Needs) -> dict[str
     merged = Merged.of(resolved, names)
     sizes = merge_bytes(step, resolved, names, merged)
     needs.whole = max(needs.whole, largest(sizes.values(), needs.threads))
-    for name, size in sizes.items():
-        needs.tensors[name] = max(size, needs.tensors.get(name, 0))
+    for name, held in sizes.items():
+        needs.tensors[name] = max(held, needs.tensors.get(name, 0))
         rank = merged.ranks[name] if merged and keeps_rank(step) else None
         before = needs.ranks.get(name, 0)
         needs.ranks[name] = None if rank is None or before is None else before + rank

@@ -30,9 +30,10 @@ from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMe
 from workbench.standins import CACHE, Download, download_of
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
-from workbench.weights.checkpoint import Checkpoint, is_stand_in
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import bytes_digest, digests_known, json_digest, stamp
 from workbench.weights.identity import WatchedFiles, check_unchanged
+from workbench.weights.foreign import is_stand_in
 
 
 @dataclass(frozen=True)

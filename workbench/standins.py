@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from workbench.errors import size
-from workbench.weights.checkpoint import MAX_HEADER, STAND_IN
+from workbench.weights.checkpoint import MAX_HEADER
+from workbench.weights.foreign import STAND_IN
 from workbench.weights.digests import read_json, write_json
 
 CACHE = ".workbench"

@@ -19,6 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.weights import kernels
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
+from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise, is_stand_in
 from workbench.weights.identity import FileIdentity, check_unchanged, settled_identity
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
@@ -26,47 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 16
-# Beside it, safetensors files are sparse: their headers are real, their tensors are not there (see hub.py).
-STAND_IN = "headers-only.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_LOAD = (
-    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
-)
-_TOKENIZER = "A base needs its tokenizer files beside it: copy them too."
-# Quantisations that transformers undoes while it loads; of the others only bitsandbytes can be undone afterwards.
-_UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig",
-                   "metal": "MetalConfig"}  # fmt: skip
-
-
-def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
-    """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
-    kind = _saved_class(path)
-    if is_stand_in(path):
-        path = Path(str((jsondoc.kept(path / STAND_IN) or {}).get("repository", path)))
-    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
-
-
-def _saved_class(path: Path) -> str:
-    """The class that config.json names: AutoModelForCausalLM would leave out the towers of a multimodal model."""
-    named = (jsondoc.kept(path / "config.json") or {}).get("architectures")
-    first = named[0] if isinstance(named, list) and named else None
-    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
-        return first
-    return "AutoModelForCausalLM"
-
-
-def dequantise(method: str | None, path: Path) -> str:
-    """What to do about a quantised checkpoint."""
-    if method in _UNDONE_ON_LOAD:
-        kind = _UNDONE_ON_LOAD[method]
-        options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
-        return f"Dequantise it: {convert_command(path, f', {kind}', options)}  {_TOKENIZER}"
-    if method is not None and method.startswith("bitsandbytes"):
-        return f"Dequantise it, where bitsandbytes runs: {convert_command(path, then='.dequantize()')}  {_TOKENIZER}"
-    return (
-        "Use the model that it was quantised from (`base_model` in its README): transformers cannot undo this format exactly, "
-        "and deltas would be taken from rounded weights."
-    )
 
 
 class HeadersOnlyError(WorkbenchError):
@@ -149,11 +110,6 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
     return entries
 
 
-def is_stand_in(path: Path) -> bool:
-    """Whether the safetensors files of a directory have headers only."""
-    return (path / STAND_IN).is_file()
-
-
 def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
     """Offsets, name, dtype and shape of a header's entry. Raises WorkbenchError for one of another form."""
     if isinstance(info, dict):
@@ -217,13 +173,13 @@ def refuse_foreign(path: Path, label: str) -> None:
     if pickles:
         raise WorkbenchError(
             f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
-            f"{convert_command(path)}  (opens the pickle: only for files that you trust). {_TOKENIZER}",
+            f"{convert_command(path)}  (opens the pickle: only for files that you trust). {TOKENIZER_TOO}",
         )
     gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
     if gguf:
         raise WorkbenchError(
             f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
-            f"Dequantise it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {_TOKENIZER}",
+            f"Dequantise it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {TOKENIZER_TOO}",
         )
 
 
