@@ -150,11 +150,12 @@ def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) 
     for entry in by_name.values():
         hidden = frozenset(_under_another_name(entry.resolved, by_name))
         found.append(replace(entry, unscored=hidden))
-        for name in () if left_out is None or entry.role != "configuration" else sorted(hidden & by_name.keys()):
+        if left_out is None or entry.role != "configuration":
+            continue
+        for name in sorted(hidden & by_name.keys()):
             what = "recipe" if by_name[name].role == "configuration" else "brick"
-            left_out.append(
-                LeftOut(name, f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name", RENAME)
-            )
+            reason = f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name"
+            left_out.append(LeftOut(name, reason, RENAME))
             skipped.pop(name, None)
     for name, entry in skipped.items():
         what = "average of the bricks" if entry.role == "average" else "brick"
