@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_model_type(project: Project, tmp_path: Path) ->
     full = Path(shutil.copytree(project.path / "bricks/full", tmp_path / "full"))
     text = f"bricks: {{full: {full}}}\nsteps: [{{merge: average}}]\n"
     edit_json(full / "config.json", model_type="mistral")
-    with pytest.raises(WorkbenchError, match="its config.json is of a mistral model, the base is a llama model"):
+    with pytest.raises(WorkbenchError, match=r"its config.json is of a mistral model, the base is a llama model"):
         project.resolve(text)
 
 
@@ -191,7 +191,7 @@ def test_an_adapter_of_integers_is_refused(project: Project, own: Path) -> None:
     tensors = load_file(own / "adapter_model.safetensors")
     key = next(key for key in tensors if "lora_B" in key)
     save_file({**tensors, key: (tensors[key] * 1000).to(torch.int8)}, own / "adapter_model.safetensors")
-    with pytest.raises(WorkbenchError, match="lora_B.weight holds integer numbers"):
+    with pytest.raises(WorkbenchError, match=r"lora_B.weight holds integer numbers"):
         project.resolve(recipe(own))
 
 
@@ -241,7 +241,7 @@ def test_other_integers_that_differ_are_refused(project: Project, resnets: Path,
         made = Path(shutil.copytree(resnets / name, tmp_path / f"resnet-{name}"))
         tensors = {**load_file(made / "model.safetensors"), "resnet.table": torch.tensor([len(name)])}
         save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WorkbenchError, match="the integer tensor resnet.table differs"):
+    with pytest.raises(WorkbenchError, match=r"the integer tensor resnet.table differs"):
         project.resolve(
             f"base: {tmp_path / 'resnet-base'}\nbricks: {{one: {tmp_path / 'resnet-one'}}}\nsteps: [{{merge: linear}}]\n"
         )

@@ -116,7 +116,7 @@ def loading_class(config: dict[str, Any]) -> str:
         mapping = getattr(getattr(modeling_auto, name, None), "_model_mapping", None)
         stands_for = mapping._model_mapping.get(kind) if mapping is not None else None
         if stands_for and (named is None or named in ((stands_for,) if isinstance(stands_for, str) else stands_for)):
-            return name
+            return str(name)
     return str(named or "AutoModelForCausalLM")
 
 
