@@ -185,7 +185,7 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
     tokenizer["model"]["vocab"]["other"] = tokenizer["model"]["vocab"].pop("w3")
     (full / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     resolved = project.resolve(
-        f"bricks: {{carded: {{brick: {brick}, any_base: true}}, full: {full}}}\nsteps: [{{merge: average}}]\n"
+        f"base: base\nbricks: {{carded: {{brick: {brick}, any_base: true}}, full: {full}}}\nsteps: [{{merge: average}}]\n"
     )
     warnings = "\n".join(plan(resolved, project.path / "runs").warnings)
     assert "brick 'carded' was made on another base than base: its brick.yaml records other weights (0000000000" in warnings
