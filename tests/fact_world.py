@@ -11,9 +11,10 @@ import pytest
 import torch
 from project import CPU, Project
 
-from workbench.controls import lineup, plans, suites_of
+from workbench.controls import lineup, plans
 from workbench.engine import materialize
 from workbench.recipe import load_recipe
+from workbench.suitechoice import suites_of
 from workbench.suites import Plan
 
 FACTS = [

@@ -11,12 +11,13 @@ from fact_world import EDIT, F32, Reference, docs, expected, live, plan_of, worl
 from project import Project
 from test_end_to_end import call, document
 
-from workbench.controls import lineup, suites_of
+from workbench.controls import lineup
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
 from workbench.factsuite import Wanted
 from workbench.recipe import load_recipe
 from workbench.scores import Configuration, Scores
+from workbench.suitechoice import suites_of
 from workbench.suites import Plan, Suite
 
 __all__ = ["world"]

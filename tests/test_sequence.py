@@ -12,7 +12,7 @@ from project import CPU, Project
 from report_page import Page
 from test_end_to_end import call, document
 
-from workbench.controls import lineup, suites_of
+from workbench.controls import lineup
 from workbench.engine import execute
 from workbench.errors import WorkbenchError
 from workbench.evalfields import FactsEval, SequentialEval
@@ -20,6 +20,7 @@ from workbench.factsuite import Wanted, sequential
 from workbench.recipe import load_recipe
 from workbench.resolve import resolve
 from workbench.scores import Store
+from workbench.suitechoice import suites_of
 
 RECIPE = """
 base: people

@@ -17,8 +17,8 @@ from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import WorkbenchError, size
 from workbench.standins import Download, Repository, kept_stand_in, small_file, snapshot_with, space_problems, stand_in
 from workbench.weights.checkpoint import INDEX, SINGLE
-from workbench.weights.foreign import convert_command
 from workbench.weights.digests import read_json
+from workbench.weights.foreign import convert_command
 
 CARD = "brick.yaml"
 # What is fetched beside the weights, by name; large extras (pickles, GGUF, ONNX, original/, consolidated*) match nothing here.

@@ -25,15 +25,16 @@ from workbench.fields import parse_size
 from workbench.fit import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
 from workbench.hub import FETCH, Hub
 from workbench.layout import Model
-from workbench.recipe import Recipe, dump_step, dump_steps, load_recipe
-from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, MergeMethod, Step, TrainMethod
+from workbench.recipe import Recipe, dump_steps, load_recipe
+from workbench.registry import BrickStep, EditMethod, GrowMethod, Memo, MemoryMethod, Step
 from workbench.standins import CACHE, Download, download_of
+from workbench.stepkeys import chain
 from workbench.ties import find_ties, rows_of, untied
 from workbench.vocabulary.align import Member, Vocabulary, align
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import bytes_digest, digests_known, json_digest, stamp
-from workbench.weights.identity import WatchedFiles, check_unchanged
 from workbench.weights.foreign import is_stand_in
+from workbench.weights.identity import WatchedFiles, check_unchanged
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Resolved:
         """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
         bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
-        return self._chain([stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
+        return chain(self, [stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
@@ -163,51 +164,18 @@ class Resolved:
     @cached_property
     def keys(self) -> list[str]:
         """Key of the state after each step: all that its numbers depend on."""
-        return self._chain(self._start, self.digests)[1:]
+        return chain(self, self._start, self.digests)[1:]
 
     @property
     def _start(self) -> list[Any]:
         """What the base's numbers depend on."""
         return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
-    def _chain(self, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
-        """Keys of the states before the first step and after each; `listed`: the same for a merge step that takes all bricks and for
-        one that names them."""
-        keys = [json_digest(base)]
-        for i, step in enumerate(self.recipe.steps):
-            parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
-            if isinstance(step, MergeMethod):
-                if listed:
-                    entries = {name: step.entry(name).model_dump(mode="json") for name in self.recipe.used_bricks(step)}
-                    parts[1] = {**parts[1], "bricks": entries}
-                parts.append([[name, bricks[name]] for name in self.recipe.used_bricks(step)])
-                parts += [self.recipe.fields.seed] if step.laws.random else []
-                if files := step.inputs():
-                    parts += [[self._file(f) for f in files], self._vocabulary_at(0)]
-            elif isinstance(step, GrowMethod):
-                parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
-                parts += [self.recipe.fields.seed] if step.random else []
-                parts += [step.binding()] if step.binding() is not None else []
-                if (files := step.inputs()) or step.measures():
-                    parts += [[self._file(f) for f in files], self._vocabulary_at(i)]
-                if step.train:
-                    parts.append([self._file(f) for f in step.train.inputs()])
-                    parts.append([self.recipe.fields.seed, self._vocabulary_at(i + 1), step.train.version])
-            elif isinstance(step, TrainMethod):
-                parts.append([[name, bricks[name]] for name in step.names() or ()])
-                parts.append([self._file(f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, step.id, self._vocabulary_at(i)])
-            elif isinstance(step, (EditMethod, MemoryMethod)):
-                parts.append([self._file(f) for f in step.inputs()])
-                parts.append([self.recipe.fields.seed, self._vocabulary_at(i)])
-            keys.append(json_digest(parts))
-        return keys
-
-    def _file(self, name: str) -> str:
+    def input_digest(self, name: str) -> str:
         """Digest of an input file of a step, which is watched from then on."""
         return bytes_digest(self.watched.read(self.recipe.project / name))
 
-    def _vocabulary_at(self, steps: int) -> str | None:
+    def vocabulary_at(self, steps: int) -> str | None:
         """Digest of the vocabulary after the first steps; its file is watched from then on."""
         return vocabulary_digest(self.tokenizer_at(steps), self.watched)
 
@@ -233,12 +201,12 @@ class Resolved:
         names |= set(self.bricks) if self.vocabulary else set()
         bricks = {name: _content(self.bricks[name], self.cache) for name in names}
         start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
-        return before._chain(start, bricks, listed=True)[-1]
+        return chain(before, start, bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration: the last step's, and the dtype of the output."""
-        last = self._chain(self._start, self.digests)[-1]
+        last = chain(self, self._start, self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])

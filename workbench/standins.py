@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from workbench.errors import size
 from workbench.weights.checkpoint import MAX_HEADER
-from workbench.weights.foreign import STAND_IN
 from workbench.weights.digests import read_json, write_json
+from workbench.weights.foreign import STAND_IN
 
 CACHE = ".workbench"
 _CONNECTIONS = 8

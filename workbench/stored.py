@@ -8,8 +8,8 @@ from typing import Any
 from workbench.conversion import is_native, ties_head
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
-from workbench.weights.foreign import dequantise
 from workbench.weights.digests import entry_digest
+from workbench.weights.foreign import dequantise
 from workbench.weights.specs import TensorSpec
 from workbench.weights.tied import EMBEDDINGS, HEADS
 

@@ -62,8 +62,8 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         settings: What `--set` changed.
         checkpoint: The result, where lm-eval alone can load it.
     """
-    from workbench.controls import suites_of
     from workbench.livemodels import check_decoder
+    from workbench.suitechoice import suites_of
     from workbench.suites import Suite
 
     project = resolved.recipe.project

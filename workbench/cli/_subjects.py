@@ -63,11 +63,12 @@ def open_subjects(
         device: Where the base may answer prompts. Stored scores are looked up without.
         skip: Leave out recipes that are invalid, and, where `lenient` is not set, those whose inputs are missing.
     """
-    from workbench.controls import lineup, plans, suites_of
+    from workbench.controls import lineup, plans
     from workbench.hub import Hub
     from workbench.models import is_model, resolve_model
     from workbench.recipe import find_project, load_recipe
     from workbench.scores import Store
+    from workbench.suitechoice import suites_of
 
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
     left_out: list[LeftOut] = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from workbench.controls import Entry, plans, suites_of
+from workbench.controls import Entry, plans
 from workbench.errors import WorkbenchError
 from workbench.evaluate.resident import GOLD
 from workbench.livemodels import Events, no_events
@@ -28,6 +28,7 @@ from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
 from workbench.searchfields import seconds
 from workbench.standins import CACHE
+from workbench.suitechoice import suites_of
 from workbench.suites import Plan
 from workbench.weights.digests import json_digest
 
