@@ -196,3 +196,36 @@ def test_threads_see_what_the_main_thread_has_queued() -> None:
     seen: dict[str, torch.Tensor] = {}
     each(lambda name: seen.__setitem__(name, product.clone()), [str(i) for i in range(16)], 8, CUDA)
     assert all(torch.equal(value, product) for value in seen.values())
+
+
+# -- plan
+
+
+def test_a_plan_for_cuda_counts_buffers_on_the_device_and_staged_blocks(project: Project) -> None:
+    """By hand: the largest tensor of the tiny model is one block; float32 buffers, and two stored blocks of each input."""
+    from workbench.planning import plan
+
+    resolved = project.resolve("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
+    on_cpu, on_cuda = (plan(resolved, project.path / "runs", 3, cuda=cuda) for cuda in (False, True))
+    elements = max(spec.numel for spec in resolved.base.weights.specs.values())
+    stored = 2 * elements  # bf16
+    assert on_cuda.device_bytes == 3 * ((1 + 6) * 4 * elements + 2 * 2 * stored)
+    assert on_cuda.peak_bytes - 250_000_000 == 3 * (2 * 2 * stored + stored)
+    assert on_cpu.device_bytes == 0
+    assert on_cpu.peak_bytes != on_cuda.peak_bytes
+
+
+@pytest.mark.parametrize(("device", "shown"), [("cuda:1", True), ("cpu", False)])
+def test_plan_says_what_the_device_holds(project: Project, device: str, shown: bool) -> None:
+    project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
+    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", device]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
+    assert (" on the device, " in done.stdout) == shown
+
+
+def test_plan_refuses_a_device_that_does_not_exist(project: Project) -> None:
+    project.write("steps: []\n")
+    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", "gpu"]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--device gpu: expected auto, cpu, cuda or cuda:N" in done.stderr

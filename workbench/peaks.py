@@ -14,7 +14,7 @@ from workbench.merge.core import wants_core
 from workbench.registry import MergeMethod
 from workbench.resolve import Resolved
 from workbench.weights.checkpoint import HeadersOnlyError
-from workbench.weights.specs import TensorSpec
+from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, TensorSpec
 from workbench.weights.svd import OVERSAMPLE
 
 # Rows of `svd.residual`: the difference in float32, its double and its square.
@@ -64,6 +64,35 @@ def _rank_of(update: Update) -> int | None:
 def largest(sizes: Iterable[int], threads: int) -> int:
     """What the `threads` largest tensors take together: every thread computes another tensor."""
     return sum(heapq.nlargest(threads, sizes))
+
+
+def buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: int) -> int:
+    """What the block buffers of a run on the CPU take: base, bricks, result and scratch of one block a thread.
+
+    Args:
+        specs: Of the output.
+        width: Most bricks of a merge step.
+        threads: Tensors that are computed at a time.
+    """
+    return threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(spec.cols for spec in specs.values()))
+
+
+def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: int) -> tuple[int, int]:
+    """What the block buffers of a run on a CUDA device take, by the arithmetic of `weights/device.py` and `weights/kernels.py`.
+
+    Args:
+        specs: Of the output.
+        width: Most bricks of a merge step.
+        threads: Tensors that are computed at a time.
+
+    Returns:
+        Bytes on the device: the float32 buffers, scratch included, and two blocks of each input as they lie in the files; and bytes
+        of page-locked host memory: two blocks of each input and one of the result.
+    """
+    block = max(min(spec.numel, max(spec.cols, DEVICE_BLOCK_ELEMENTS)) for spec in specs.values())
+    stored = max(spec.dtype.itemsize for spec in specs.values()) * block
+    inputs = 2 * (width + 1) * stored
+    return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
 
 
 def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged: Merged | None) -> dict[str, int]:

@@ -15,7 +15,7 @@ from workbench.errors import size
 from workbench.grow.remap import GrownWeights
 from workbench.grow.streamed import streamed_bytes
 from workbench.layout import Model
-from workbench.peaks import Merged, adapter_bytes, largest, merge_bytes
+from workbench.peaks import Merged, adapter_bytes, buffer_bytes, device_buffer_bytes, largest, merge_bytes
 from workbench.registry import EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod
 from workbench.resolve import Resolved
 from workbench.runs import Run, run_for
@@ -24,7 +24,6 @@ from workbench.standins import space_problems
 from workbench.train import TrainSpec, training_cost
 from workbench.trained import check_training
 from workbench.weights.parallel import default_threads
-from workbench.weights.specs import BLOCK_ELEMENTS
 from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
@@ -64,6 +63,8 @@ class Plan:
     """The same per repository: repository, commit, files, bytes."""
     checked_at_run: list[str] = field(default_factory=list)
     """What headers do not show: `run` finds it out before the first step, and warns or refuses."""
+    device_bytes: int = 0
+    """Peak memory of a CUDA device, where the run is planned for one; `peak_bytes` is then the host's."""
 
     def document(self) -> dict[str, Any]:
         """Plain data."""
@@ -79,13 +80,14 @@ def run_of(resolved: Resolved, runs: Path) -> Run:
     return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
 
 
-def plan(resolved: Resolved, runs: Path, threads: int | None = None) -> Plan:
+def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> Plan:
     """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that.
 
     Args:
         resolved: The recipe.
         runs: Where run directories stand.
         threads: Tensors that `run` computes at a time; omitted: as many as `run` takes where it is not told.
+        cuda: Plan a run on a CUDA device: buffers, whole tensors and live models lie there, staged blocks on the host.
     """
     run = run_of(resolved, runs)
     threads = threads or default_threads()
@@ -117,16 +119,21 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None) -> Plan:
         live = max(live, whole) + _TRANSFORMERS
     if run.done:
         cached.append("run")
-    buffers = threads * (width + 6) * 4 * max(BLOCK_ELEMENTS, *(s.cols for s in model.weights.specs.values()))
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = threads * sum(_factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
+    host = buffer_bytes(model.weights.specs, width, threads) + factors + max(live, whole)
+    on_device = 0
+    if cuda:
+        on_device, host = device_buffer_bytes(model.weights.specs, width, threads)
+        on_device += factors + max(live, whole)
+        host += factors + (_TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
         resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + buffers + factors + max(live, whole), round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
+        _INTERPRETER + host, round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
         [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
-        resolved.deferred)  # fmt: skip
+        resolved.deferred, on_device)  # fmt: skip
 
 
 @dataclass

@@ -39,7 +39,7 @@ _UNSEEN = frozenset({
 def _installed() -> tuple[Path, ...]:
     """Folders of installed code, which versions stand for."""
     paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    found = [*filter(None, paths), sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages()]
+    found = [*(path for path in paths if path), sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages()]
     return tuple(dict.fromkeys(Path(p).resolve() for p in (*found, Path(__file__).parent)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +22,14 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def plan(
-    recipe: RecipeArg, settings: SetOpt = None, runs_dir: RunsOpt = None, threads: ThreadsOpt = None, json: JsonOpt = False
+    recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None, threads: ThreadsOpt = None,
+    json: JsonOpt = False,
 ) -> None:  # fmt: skip
-    """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only."""
+    """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only; a CUDA device need not be there."""
     from workbench.planning import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
-    found = make_plan(resolved, runs, threads)
+    found = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
     if json:
         out.json(found.document())
     else:
@@ -35,7 +37,8 @@ def plan(
         out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
         for edit in (edit for step in found.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
             out.line(f"{edit['id']}: {_cost(edit)}")
-        out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}, "
+        out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}"
+                 + (f" and {size(found.device_bytes)} on the device, " if found.device_bytes else ", ") +
                  f"about {duration(found.seconds)}" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
                  + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
         if found.downloads:
@@ -52,6 +55,13 @@ def plan(
         raise WorkbenchError(
             "\n".join(found.problems), f"`workbench runs ls` shows what could go: `workbench runs rm NAME`.{downloads}"
         )
+
+
+def plans_cuda(device: str) -> bool:
+    """Return whether a plan is for a CUDA device; one that is named need not be on this machine."""
+    from workbench.engine import pick_device
+
+    return re.fullmatch(r"cuda(:\d+)?", device) is not None or pick_device(device).type == "cuda"
 
 
 def run(
