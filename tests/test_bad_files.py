@@ -362,3 +362,20 @@ def test_task_files(name: str, tmp_path: Path) -> None:
     with pytest.raises(WorkbenchError, match=re.escape(message)):
         task_index(tmp_path)
     assert time.process_time() - begun < 3
+
+
+def test_empty_fields_in_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = {"base": {"id": "b", "digest": None}, "bricks": {"one": None}}
+    record = {
+        "status": "done",
+        "created": "x",
+        "device": "cpu",
+        "inputs": inputs,
+        "output": {"digest": "d", "parameters": None, "bytes": None},
+    }
+    (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for output in (record["output"], {"digest": "d", "parameters": 10**400, "bytes": 1}):
+        (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({**record, "output": output}))
+        result = CliRunner().invoke(app, ["runs", "show", "a"])
+        assert result.exception is None or isinstance(result.exception, (WorkbenchError, SystemExit))

@@ -55,7 +55,7 @@ def _fits(value: Any, shape: Any) -> bool:
         return isinstance(value, dict) and all(
             inner is None or _fits(inner, shape.get(key, shape.get("*", object))) for key, inner in value.items()
         )
-    return isinstance(value, shape)
+    return isinstance(value, shape) and (shape is not _NUMBER or abs(value) < 1e30)
 
 
 class BusyError(WorkbenchError):

@@ -38,9 +38,9 @@ _UNSEEN = frozenset({
 @cache
 def _installed() -> tuple[Path, ...]:
     """Folders of installed code, which versions stand for."""
-    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    found = [*(path for path in paths if path), sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages()]
-    return tuple(dict.fromkeys(Path(p).resolve() for p in (*found, Path(__file__).parent)))
+    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places += [sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    return tuple(dict.fromkeys(Path(place).resolve() for place in places if place))
 
 
 def is_own(path: Path) -> bool:

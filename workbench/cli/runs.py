@@ -64,11 +64,11 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     )
     out.line(f"base   {base['id']}  {(base['digest'] or '')[:12]}")
     for brick, found in (record["inputs"].get("bricks") or {}).items():
-        out.line(f"brick  {brick} ({found.get('kind')})  {str(found.get('digest'))[:12]}")
+        out.line(f"brick  {brick} ({(found or {}).get('kind')})  {str((found or {}).get('digest'))[:12]}")
     for step in record.get("steps") or []:
         out.line(f"step   {step.get('id')}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
     output = record.get("output") or {}
-    if {"digest", "parameters", "bytes"} <= output.keys():
+    if all(output.get(key) is not None for key in ("digest", "parameters", "bytes")):
         place = f"{run.result.name:<6} {run.result}"
         out.line(f"{place}  {output['digest'][:12]}, {output['parameters'] / 1e6:.1f} M parameters, {size(output['bytes'])}")
     for warning in record.get("warnings") or []:
