@@ -9,13 +9,14 @@ WB := $(BIN)workbench
 
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
+FUZZ ?= 230
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test check run eval search report bricks data docs bench clean
+.PHONY: help setup demo test fuzz check run eval search report bricks data docs bench clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,6 +39,9 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 
 test: bricks/starter/base/config.json  ## run the tests
 	@$(BIN)python -m pytest -n 2 $(ARGS)
+
+fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and four times as many a reader, 92 x FUZZ in all
+	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)python -m pytest -n 2 tests/fuzz $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check

@@ -309,3 +309,15 @@ def test_neighbours_are_rebuilt_from_subjects_that_are_not_edited() -> None:
     assert first.neighbours == second.neighbours == (Probe("own"), Probe("C is in", "Europe"), Probe("D is in", "Europe"))
     assert rebuild_neighbours(every[:2], every, 2)[0].neighbours == (Probe("own"), Probe("C is in", "Europe"))
     assert rebuild_neighbours(every, every, 5) == every, "all other subjects are edited"
+
+
+def test_texts_that_look_like_numbers_or_dates_in_yaml(tmp_path: Path) -> None:
+    """As YAML 1.1 reads them; other numbers are refused."""
+    (tmp_path / "f.yaml").write_text(
+        "- {prompt: The year is, target: 2026-01-01, id: 1e3}\n- {prompt: It weighs, target: 1e-3}\n", "utf-8"
+    )
+    assert next((fact.id, fact.target) for fact in read_facts(tmp_path / "f.yaml", "f.yaml")) == ("1e3", "2026-01-01")
+    assert read_facts(tmp_path / "f.yaml", "f.yaml")[1].target == "1e-3"
+    (tmp_path / "f.yaml").write_text("- {prompt: The year is, target: 1950}\n", "utf-8")
+    with pytest.raises(WorkbenchError, match=r"f.yaml:1: expected a text in 'target', found 1950"):
+        read_facts(tmp_path / "f.yaml", "f.yaml")

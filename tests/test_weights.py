@@ -57,7 +57,10 @@ BAD_FILES = {
     "overlap": (raw({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, b"0" * 12), "b has offsets 4-12, expected 8-16"),
     "gap": (raw({"a": tensor(4, 8, [1])}, b"0" * 8), "a has offsets 4-8, expected 0-4"),
     "size unlike shape": (raw({"a": tensor(0, 8, [3])}, b"0" * 8), "a has offsets 0-8, expected 0-12"),
-    "negative shape": (raw({"a": tensor(0, 4, [-1, -1])}, b"0" * 4), "a has offsets 0-4"),
+    "negative shape": (
+        raw({"a": tensor(0, 4, [-1, -1])}, b"0" * 4),
+        "damaged safetensors header: 'a' has no dtype, shape and data_offsets",
+    ),
     "fp8": (raw({"a": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "a has dtype F8_E4M3, a quantised or packed format"),
 }
 
@@ -153,8 +156,8 @@ def test_hub_snapshots_are_links(tmp_path: Path) -> None:
     [
         ('{"quantization_config": {"quant_method": "gptq"}}', "quantised weights (gptq)"),
         ('{"quantization_config": {"load_in_4bit": true}}', "quantised weights (unknown)"),
-        ("{", "is not valid JSON"),
-        ("[]", "holds a list, expected an object"),
+        ("{", "config.json: not JSON: Expecting property name"),
+        ("[]", "config.json: found a list, expected an object"),
         (None, "no config.json in"),
     ],
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
-from workbench import yamldoc
+from workbench import jsondoc, yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters import Adapter
@@ -25,6 +24,7 @@ from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, is_stand_in,
 from workbench.weights.digests import digests_known, fingerprint, json_digest, stamp, tensor_digests, weights_digest
 from workbench.weights.specs import Weights
 from workbench.weights.tied import with_head_of
+from workbench.yamltree import top_scalars
 
 STARTER = "bricks/starter/base"
 
@@ -353,15 +353,14 @@ def read_title(path: Path) -> str | None:
 
 
 def _readme_header(path: Path) -> dict[str, str]:
+    """The texts and numbers at the header's top level, as they are written; none where it is no header that YAML reads."""
     readme = path / "README.md"
-    text = readme.read_text("utf-8", errors="replace") if readme.is_file() else ""
-    if not text.startswith("---"):
+    if not readme.is_file():
         return {}
-    try:
-        header = yaml.safe_load(text.split("---")[1])
-    except yaml.YAMLError:
-        return {}
-    return {k: str(v) for k, v in header.items() if isinstance(v, (str, int, float))} if isinstance(header, dict) else {}
+    with readme.open("rb") as stream:
+        text = stream.read(yamldoc.MAX_BYTES).decode("utf-8", errors="replace").replace("\r\n", "\n")
+    match = re.match(r"---[ \t]*\n(.*?)(\n---|\Z)", text, re.DOTALL)
+    return top_scalars(match[1]) if match else {}
 
 
 def vocabulary_digest(path: Path) -> str | None:
@@ -369,4 +368,4 @@ def vocabulary_digest(path: Path) -> str | None:
     file = path / "tokenizer.json"
     if not file.is_file():
         return None
-    return json_digest(json.loads(file.read_text("utf-8")).get("model"))
+    return json_digest(jsondoc.read_object(file).get("model"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from workbench import yamldoc
 from workbench.bricks import Brick, read_licence, read_title
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, as_markdown, printable
 from workbench.grow.kept import told
 from workbench.resolve import Resolved
 
@@ -82,22 +83,28 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
     lines += ["## Inputs", "", "| role | what | digest | licence |", "| --- | --- | --- | --- |",
-              f"| base | {base_title(resolved)} | `{resolved.base_digest[:12]}` | {found['base']} |"]  # fmt: skip
+              f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(found['base'])} |"]  # fmt: skip
     lines += [
-        f"| brick `{n}` | {_reference(resolved.bricks[n])} | `{resolved.digests[n][:12]}` | {found[n]} |"
+        f"| brick `{n}` | {as_markdown(_reference(resolved.bricks[n]))} | `{resolved.digests[n][:12]}` | {as_markdown(found[n])} |"
         for n in resolved.parents
     ]
     if data := data_licences(resolved):
         lines += ["", "| brick | trained on | licence |", "| --- | --- | --- |"]
-        lines += [f"| `{brick}` | {name} | {licence} |" for brick, name, licence in data]
+        lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
     if resolved.warnings:
-        lines += ["", *(f"- {w}" for w in resolved.warnings)]
+        lines += ["", *(f"- {_line(w)}" for w in resolved.warnings)]
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
-    lines += ["", "## Recipe", "", "```yaml", recipe_text.strip(), "```", "", "## Provenance", "",
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
+    lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", "",
               f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
               f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip
     return "\n".join(lines)
+
+
+def _line(warning: str) -> str:
+    """A warning of ours, with names from foreign files in it, as one line that holds no HTML."""
+    return " ".join(printable(warning).split()).replace("<", "\\<")
 
 
 def _reference(brick: Brick | Resolved) -> str:

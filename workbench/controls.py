@@ -47,7 +47,7 @@ class Entry:
 
     def digest(self) -> str | None:
         """The configuration's digest, where an earlier run or evaluation has found it."""
-        known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json")
+        known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
         return str(known["digest"]) if known else None
 
     def configuration(self, digest: str) -> Configuration:

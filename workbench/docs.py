@@ -20,6 +20,24 @@ _NEEDS = {
 }
 
 
+_VALUES = [
+    "## How values are read",
+    "",
+    "Recipes, suites, facts, `brick.yaml`, `train.yaml` and `--set` read values in one way.",
+    "",
+    "| written | read as |",
+    "| --- | --- |",
+    "| `1e-3`, `1.5e3`, `.5`, `1_000`, `0x1F` | numbers; `1e-3` and the like stay texts where a field wants a text |",
+    "| `010`, `1:30` | refused: YAML 1.1 reads them in base 8 and base 60. Write the decimal number, or the text in quotes |",
+    "| `yes`, `no`, `on`, `off`, `true`, `false` | truth values; refused where a number or a text is wanted |",
+    "| `2026-01-01` | a text |",
+    "| `.inf`, `.nan`, `1e400` | refused |",
+    "",
+    "A file has at most 1 MB, 100,000 values and 40 levels. A key stands once.",
+    "",
+]
+
+
 def summary(method: type[Step]) -> str:
     """The method's first sentence, without its reference."""
     text = " ".join((inspect.getdoc(method) or "").split())
@@ -70,7 +88,7 @@ def methods_page() -> str:
 def recipe_page() -> str:
     """docs/recipe.md's field reference."""
     lines = ["# Recipe reference", "", "Generated from the schema by `make docs`. The JSON schema for editors is [recipe.schema.json](recipe.schema.json).",
-             "", "## Top level", "", *_table(_fields(recipe_model())), ""]  # fmt: skip
+             "", *_VALUES, "## Top level", "", *_table(_fields(recipe_model())), ""]  # fmt: skip
     for title, name in (
         ("output", "Output"),
         ("tokenizer", "TokenizerFields"),

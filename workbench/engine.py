@@ -277,7 +277,7 @@ def configuration_digest(
 
     Computed once a recipe key: in memory, with the bytes that a run would write.
     """
-    known = read_json(resolved.cache / "configurations" / f"{resolved.key}.json")
+    known = read_json(resolved.cache / "configurations" / f"{resolved.key}.json", digest=str)
     if known:
         return str(known["digest"]), None
     with exact():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from workbench import jsondoc
 from workbench.adapted import AdaptedWeights, Policy
 from workbench.adapter_output import write_result
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
@@ -36,7 +37,7 @@ from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.standins import CACHE
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import entry_digest, read_json, tensor_digests, weights_digest, write_json
+from workbench.weights.digests import entry_digest, tensor_digests, weights_digest, write_json
 from workbench.weights.parallel import default_threads
 
 RECORD = "extract.json"
@@ -166,8 +167,8 @@ def base_of(path: Path, project: Path, hint: str) -> str:
     """The base that a brick names: on its card, or in adapter_config.json. Errors: none named, or it is not there."""
     card = read_card(path) if (path / CARD).is_file() else None
     files = path / card.files if card else path
-    named = card.base.id if card else (read_json(files / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
-    if not named:
+    named = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
         raise WorkbenchError(f"{path}: neither {CARD} nor {ADAPTER_CONFIG} names its base", hint)
     try:
         locate(named, project, "base")

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from workbench import yamldoc
+from workbench import jsondoc, yamldoc
 from workbench.adapters import CONFIG as ADAPTER_CONFIG
 from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import WorkbenchError
@@ -154,8 +154,7 @@ def _wanted(found: Repository, what: str) -> tuple[list[str], list[str]]:
     if folder + SINGLE in found.sizes:  # as transformers and the reader prefer it
         weights.append(folder + SINGLE)
     elif folder + INDEX in found.sizes:
-        index = read_json(small_file(found, folder + INDEX))
-        shards = index.get("weight_map") if isinstance(index, dict) else None
+        shards = jsondoc.optional(small_file(found, folder + INDEX), what).get("weight_map")
         weights += sorted({folder + str(f) for f in shards.values()}) if isinstance(shards, dict) else []
     weights = [file for file in weights if file in found.sizes]
     if not weights:

@@ -30,6 +30,27 @@ from workbench.weights.digests import read_json, write_json
 RECORD = "run.json"
 
 
+_NUMBER = (int, float)
+# Fields of run.json that are read: field -> type, shape of an object, or a list of one of them. Others may stand beside them.
+_SHAPE: dict[str, Any] = {
+    "status": str, "created": str, "device": str, "seconds": _NUMBER, "error": str, "warnings": [str],
+    "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
+    "steps": [{"id": str}],
+    "output": {"digest": str, "parameters": _NUMBER, "bytes": _NUMBER, "tensors": {"*": (str, dict)}, "digests": {"*": str}, "memory": str},
+}  # fmt: skip
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether plain data have a shape; a field that is missing or null fits."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            inner is None or _fits(inner, shape.get(key, shape.get("*", object))) for key, inner in value.items()
+        )
+    return isinstance(value, shape) and (shape is not _NUMBER or abs(value) < 1e30)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory."""
@@ -69,12 +90,14 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """run.json; empty where it is missing or damaged."""
-        return read_json(self.path / RECORD) or {}
+        found = read_json(self.path / RECORD)
+        return found if found is not None and _fits(found, _SHAPE) else {}
 
     @property
     def done(self) -> bool:
         """Whether the run has ended well: the only state in which its model is an input for anything."""
-        return self.record.get("status") == "done" and self.result.is_dir()
+        record = self.record
+        return record.get("status") == "done" and "digest" in (record.get("output") or {}) and self.result.is_dir()
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace run.json."""
@@ -94,7 +117,7 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            holder = read_json(self.path / ".holder") or {}
+            holder = read_json(self.path / ".holder", since=(int, float)) or {}
             age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
             raise WorkbenchError(
                 f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
@@ -132,7 +155,7 @@ def move_run(run: Run, to: Run) -> Run:
 def list_runs(runs: Path) -> list[Run]:
     """All run directories, newest first."""
     found = [Run(p.parent) for p in runs.glob(f"*/{RECORD}")]
-    return sorted(found, key=lambda run: run.record.get("created", ""), reverse=True)
+    return sorted(found, key=lambda run: run.record.get("created") or "", reverse=True)
 
 
 def find_run(runs: Path, name: str) -> Run:

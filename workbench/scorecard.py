@@ -11,6 +11,7 @@ from typing import Any
 from workbench import yamldoc
 from workbench.compare import Comparison
 from workbench.controls import Entry
+from workbench.errors import as_markdown
 from workbench.runs import run_for
 from workbench.scores import Scores, write_whole
 
@@ -78,7 +79,7 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
     for s in scores:
         for task, t in s.tasks.items():
             for metric, m in t.metrics.items():
-                cells = [task, metric, str(t.n), _range(m.value, m.low, m.high)]
+                cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
                 row = rows.get((task, metric))
                 if rows:
                     cells += [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), row["verdict"]] if row else [""] * 3  # fmt: skip

@@ -54,7 +54,7 @@ def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None
 def stand_in(found: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path) -> Path:
     """The directory with a repository's small files and headers; made where it is not there yet, whole or not at all."""
     place = project / CACHE / "hub" / f"{found.name}@{found.commit}"
-    record = read_json(place / STAND_IN)
+    record = read_json(place / STAND_IN, files=dict, revisions=list)
     asked = revision or "main"
     if record is not None and all((place / file).is_file() for file in record["files"]):
         if asked not in record["revisions"]:
@@ -121,7 +121,7 @@ def _range(url: str, start: int, stop: int) -> bytes:
 
 def download_of(path: Path) -> Download | None:
     """What a stand-in stands for, less what the hub's cache has by now; None for any other directory."""
-    record = read_json(path / STAND_IN)
+    record = read_json(path / STAND_IN, repository=str, commit=str, files=dict)
     if record is None:
         return None
     name, commit = record["repository"], record["commit"]

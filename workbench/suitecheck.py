@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from workbench import jsondoc
 from workbench.bricks import STARTER, resolve_base
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
@@ -96,10 +96,10 @@ def read_base(base: str, project: Path) -> Reader:
     positions = next((int(part[key]) for part in parts for key in _POSITIONS if part.get(key)), 0)
     if not positions:
         settings = checkpoint.path / "tokenizer_config.json"
-        longest = json.loads(settings.read_text("utf-8")).get("model_max_length") if settings.is_file() else None
-        positions = int(longest) if longest and longest < 1e9 else _UNKNOWN_POSITIONS
-    dtype = next(spec.dtype for spec in checkpoint.specs.values() if spec.is_float)
-    return Reader(checkpoint.path, positions, str(dtype).removeprefix("torch."))
+        longest = jsondoc.optional(settings).get("model_max_length")
+        positions = int(longest) if isinstance(longest, (int, float)) and 1 <= longest < 1e9 else _UNKNOWN_POSITIONS
+    dtype = next((str(spec.dtype) for spec in checkpoint.specs.values() if spec.is_float), "float32")
+    return Reader(checkpoint.path, positions, dtype.removeprefix("torch."))
 
 
 def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:

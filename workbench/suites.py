@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import ConfigDict, Field, model_validator
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.suiteparts import Contrast, FactTasks
 from workbench.taskfiles import Source, digest_of
@@ -387,7 +388,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     parts: list[Any] = []
     for path in sorted(Path(tokenizer).glob("*")):
         if path.name in _TOKENIZER_JSON:
-            content = json.loads(path.read_text("utf-8"))
+            content = jsondoc.read_object(path, None, "Fetch the tokenizer's files again.", infinite=True)
             parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
         elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
             parts.append([path.name, digest_of(path.read_bytes())])

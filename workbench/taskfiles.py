@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import xxhash
 import yaml
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.statistics import RATIOS
+from workbench.yamldoc import MAX_BYTES
 
 # Metrics that lm-eval 0.4.13 gives a task without a metric_list (DEFAULT_METRIC_REGISTRY).
 DEFAULT_METRICS = {
@@ -99,7 +102,12 @@ class TaskFile:
                 f"{self.path}: task '{name}' has no data: neither dataset_path nor custom_dataset",
                 "Add `custom_dataset: !function localdata.jsonl` and `dataset_kwargs: {data_files: {test: data/NAME.jsonl}}`, or dataset_path.",
             )
-        given = (config.get("dataset_kwargs") or {}).get("data_files")
+        given = config.get("dataset_kwargs") or {}
+        if not isinstance(given, dict):
+            raise WorkbenchError(
+                f"{self.path}: task '{name}': dataset_kwargs: expected a mapping, found {type(given).__name__}", None
+            )
+        given = given.get("data_files")
         if not config.get("custom_dataset") or config.get("process_docs") or not isinstance(given, dict):
             return None
         paths = {split: self.path.parent / str(p) for split, p in given.items()}
@@ -169,22 +177,45 @@ def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tu
     if path in seen:
         raise WorkbenchError(f"{path}: includes itself", "Break the cycle of includes.")
     try:
-        config = yaml.load(path.read_text("utf-8"), _TaskLoader)  # noqa: S506, TID251  a SafeLoader
+        text = path.read_text("utf-8")
+        config = yaml.load(text[: MAX_BYTES + 1], _TaskLoader)  # noqa: S506, TID251  a SafeLoader
     except FileNotFoundError:
         raise WorkbenchError(f"{seen[-1]}: included file {path} not found", None) from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}" if error.problem_mark else ""
         raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", "lm-eval would skip this file in silence.") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # UTF-16, a date such as 2026-13-45, an explicit tag without a value that it fits, endless nesting
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
+        raise WorkbenchError(f"{path}: not YAML: {said}", "lm-eval would skip this file in silence.") from None
+    if len(text) > MAX_BYTES or _is_large(config):
+        raise WorkbenchError(
+            f"{path}: too large, nested too deeply, or full of aliases", "Keep the items in a file of their own."
+        )
     if not isinstance(config, dict):
         raise WorkbenchError(f"{path}: expected a mapping, found {type(config).__name__}", None)
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}
     files = [path, *(path.parent / f"{f.rpartition('.')[0].replace('.', '/')}.py" for f in _functions(config))]
     for name in includes if isinstance(includes, list) else [includes]:
+        if not isinstance(name, str) or "\0" in name:
+            raise WorkbenchError(f"{path}: include: expected the names of task files, found {name!r:.60}", None)
         inner, more = _task_config((path.parent / name).resolve(), (*seen, path))
         merged.update(inner)
         files.extend(more)
     return {**merged, **config}, tuple(dict.fromkeys(f for f in files if f.is_file()))
+
+
+def _is_large(config: Any) -> bool:
+    """Whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
+    count, level = 0, [config]
+    for _ in range(100):
+        level = [inner for value in level if isinstance(value, (dict, list))
+                 for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)][: 100_001 - count]  # fmt: skip
+        count += len(level)
+        if not level or count > 100_000:
+            return bool(level)
+    return True
 
 
 def _functions(value: Any) -> list[_Function]:
@@ -196,14 +227,11 @@ def _functions(value: Any) -> list[_Function]:
 
 def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
     docs = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(jsondoc.text_of(path, f"{path}: task '{task}'").split("\n"), 1):
         if line.strip():
-            try:
-                docs.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise WorkbenchError(
-                    f"{path}:{number}: task '{task}': not JSON: {error.msg}", "One JSON object a line."
-                ) from error
+            place, hint = f"{path}:{number}: task '{task}'", "One JSON object a line."
+            docs.append(jsondoc.as_object(jsondoc.parse(line, place, hint), place, hint))
     return docs
 
 

@@ -21,6 +21,8 @@ MAX_BYTES = 1_000_000
 _OF_A_KEY = ("missing", "extra_forbidden")
 _SHALLOW = ("too_short", "string_type", "dict_type", "model_type")
 _NUMBERS = ("int", "float")
+_LISTED = 50
+"""Problems that one error names."""
 
 
 def _numeric(schema: Any, model: type) -> Any:
@@ -101,6 +103,11 @@ class Document:
             del self.texts[old]
         self.texts.update({(*path, *inner): text for inner, text in by.texts.items()})
 
+    @property
+    def as_texts(self) -> Any:
+        """The data with numbers such as 1e-3 as they are written, for documents whose fields are texts."""
+        return _with_texts(self.data, self.texts) if self.texts else self.data
+
     def validate(self, model: type[Model], context: Any = None) -> Model:
         """The document as a pydantic model; all problems are listed at once, each at its place."""
         data = self.data
@@ -122,6 +129,7 @@ class Document:
     def _all(self, details: list[ErrorDetails], model: type[BaseModel]) -> WorkbenchError:
         lines = []
         hints: list[str] = []
+        more, details = len(details) - _LISTED, details[:_LISTED]
         paths = [self._existing(detail["loc"], detail["type"] in _OF_A_KEY) for detail in details]
         for detail, path in zip(details, paths, strict=True):
             # "Too short" after an element was refused, "not a string" where a union also tried a mapping: the deeper one says why.
@@ -131,6 +139,8 @@ class Document:
             lines.append(self.error(path, message).message)
             if hint and hint not in hints:
                 hints.append(hint)
+        if more > 0:
+            lines.append(f"{self.path}: {more} more problems of this kind")
         return WorkbenchError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None, exit_code=2)
 
     def _existing(self, loc: KeyPath, of_a_key: bool) -> KeyPath:

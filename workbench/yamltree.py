@@ -73,6 +73,23 @@ def read_tree(text: str, shown: str) -> Tree:
         raise WorkbenchError(f"{shown}: nested too deeply", None, 2) from None
 
 
+def top_scalars(text: str) -> dict[str, str]:
+    """Return the scalars at the top level of a foreign mapping as they are written, nulls left out; {} where it is no YAML."""
+    loader = _loader(text, "")
+    try:
+        node = loader.get_single_node()
+    except (yaml.YAMLError, ValueError, RecursionError, WorkbenchError):
+        return {}
+    finally:
+        loader.dispose()
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return {
+        str(key.value): str(value.value)
+        for key, value in pairs
+        if isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode) and value.tag != f"{_TAG}null"
+    }
+
+
 def _read(text: str, shown: str) -> Tree:
     loader = _loader(text, shown)
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.weights.configuration import check_fields
 
 BAKE = (
     "Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
@@ -46,6 +47,74 @@ _NEUTRAL = frozenset({
     "feedforward_modules", "enable_lora", "merge_weights", "oft_block_size", "block_share", "use_cayley_neumann",
     "num_cayley_neumann_terms", "eps", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
 })  # fmt: skip
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(text, str) for text in value))
+
+
+def _are_tokens(value: Any) -> bool:
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    return all(isinstance(tokens, list) and all(_is_whole(token) for token in tokens) for tokens in lists)
+
+
+def _are_ranks(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_positive, value.values()))
+
+
+def _are_masks(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(mask, list) and all(map(_is_flag, mask)) for mask in value.values())
+
+
+# Field -> test, and what is expected; null is allowed everywhere.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "peft_type": (lambda value: isinstance(value, str), "a text"),
+    "lora_alpha": (_is_number, "a number"),
+    "alpha": (_is_number, "a number"),
+    "r": (_is_whole, "a whole number"),
+    "init_r": (_is_whole, "a whole number"),
+    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "patterns with numbers"),
+    "target_parameters": (lambda value: _are_texts(value) and not isinstance(value, str), "a list of texts"),
+    "target_modules": (_are_texts, "a text or a list of texts"),
+    "exclude_modules": (_are_texts, "a text or a list of texts"),
+    "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
+    "trainable_token_indices": (_are_tokens, "a list of token ids"),
+    "token_indices": (_are_tokens, "a list of token ids"),
+    "num_cayley_neumann_terms": (lambda value: _is_whole(value) and 0 < value <= 100, "a whole number from 1 to 100"),
+    **dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out", "use_cayley_neumann", "block_share"), (_is_flag, "true or false")),
+}  # fmt: skip
+
+
+def check_kinds(config: Mapping[str, Any], where: str) -> None:
+    """Check that the fields that are read are of the kind that PEFT writes: "16" is no number.
+
+    Raises:
+        WorkbenchError: The first field that is not. The message names file and field.
+    """
+    check_fields(config, _KINDS, where)
+    # AdaLoRA keeps which singular values are left under this name: lists of truth values.
+    test, expected = (
+        (_are_masks, "lists of truth values")
+        if config.get("peft_type") == "ADALORA"
+        else (_are_ranks, "patterns with numbers over 0")
+    )
+    check_fields(config, {"rank_pattern": (test, expected)}, where)
 
 
 def check_config(config: Mapping[str, Any], label: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench import jsondoc
 from workbench.adapters.bind import Binder
 from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.entries import Stored
-from workbench.adapters.flavours import TUNERS, check_config, meaning, unknown_fields
+from workbench.adapters.flavours import TUNERS, check_config, check_kinds, meaning, unknown_fields
 from workbench.adapters.keys import Keys, sort_keys
+from workbench.adapters.patterns import Patterns
 from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
@@ -51,17 +51,17 @@ class Adapter:
                 "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
             )
         self.entries = read_header(path / WEIGHTS)
+        self._matchers: dict[str, Patterns] = {}
         self._bound: tuple[Model | None, BoundAdapter] | None = None
 
     def _read_config(self) -> dict[str, Any]:
         try:
-            config = json.loads((self.path / CONFIG).read_text("utf-8"))
+            config = jsondoc.read_object(self.path / CONFIG, f"{self.label}: {self.path / CONFIG}", unique=True)
         except FileNotFoundError:
             raise WorkbenchError(f"{self.label}: no {CONFIG} in {self.path}") from None
-        except ValueError as error:
-            raise WorkbenchError(f"{self.label}: {self.path / CONFIG} is not valid JSON ({error})") from None
+        check_kinds(config, f"{self.label}: {self.path / CONFIG}")
         check_config(config, self.label)
-        return dict(config)
+        return config
 
     @cached_property
     def keys(self) -> Keys:
@@ -92,7 +92,7 @@ class Adapter:
     def scale(self, module: str, rank: int) -> float:
         """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
         alpha = self.config.get("lora_alpha")
-        alpha = _pattern(self.config.get("alpha_pattern"), module, 8 if alpha is None else alpha)
+        alpha = self._patterns("alpha_pattern").value(module, 8 if alpha is None else alpha)
         if self.config["peft_type"] == "ADALORA":  # as PEFT: the rank before pruning, and its guard against zero
             return float((alpha if alpha > 0 else rank) / (self.config.get("init_r", 12) + 1e-5))
         return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
@@ -100,7 +100,13 @@ class Adapter:
     def lycoris_scale(self, module: str) -> float:
         """alpha / r of LoHa and LoKr, both from their patterns where these match."""
         alpha, rank = (self.config.get(name) or 8 for name in ("alpha", "r"))
-        return _pattern(self.config.get("alpha_pattern"), module, alpha) / _pattern(self.config.get("rank_pattern"), module, rank)
+        rank = self._patterns("rank_pattern").value(module, rank)
+        return float(self._patterns("alpha_pattern").value(module, alpha) / rank)
+
+    def _patterns(self, field: str) -> Patterns:
+        if field not in self._matchers:
+            self._matchers[field] = Patterns(self.config.get(field), f"{self.label}: {self.path / CONFIG}: {field}")
+        return self._matchers[field]
 
     def unties(self, base: Model) -> str | None:
         """How it unties a tied base's head from its embeddings; None where both stay one tensor."""
@@ -156,11 +162,3 @@ class BoundAdapter:
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """One tensor's update by rows."""
         return self.places[name].open(device)
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the end of the module's name, at a dot."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return default

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from workbench.cli._output import out
+from workbench.cli._output import out, shown
+from workbench.errors import printable
 
 if TYPE_CHECKING:
     from workbench.measure import Measures, Sums
@@ -90,10 +91,10 @@ def grid(
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer")
     for head in columns.values():
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(shown(head), justify="right", no_wrap=True)
     for layer, row in values.items():
         table.add_row(str(layer), *_cells(row, metric, middle, top))
-    out.data.print(Text(title, style="bold"))
+    out.data.print(Text(printable(title), style="bold"))
     if values:
         out.data.print(table)
 

@@ -12,7 +12,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, printable, shortened
+
+# json.dumps escapes what is below U+0020 itself; the rest of what a terminal obeys, and halves of surrogate pairs, stay JSON as \\uXXXX.
+_IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """A text for rich: foreign names in it neither style the line nor move the cursor."""
+    return escape(printable(text))
 
 
 class Output:
@@ -30,30 +38,30 @@ class Output:
 
     def json(self, document: Any) -> None:
         """One JSON document on stdout."""
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False).translate(_IN_JSON) + "\n")
 
     def line(self, text: str) -> None:
         """A line of data on stdout."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(printable(text) + "\n")
 
     def say(self, text: str) -> None:
         """A line for people on stderr."""
         if not self.quiet:
             self.stop()
-            self.talk.print(escape(text))
+            self.talk.print(shown(text))
 
     def warn(self, text: str) -> None:
         """A warning on stderr."""
         if not self.quiet:
             self.stop()
-            self.talk.print(f"[yellow]warning:[/] {escape(text)}")
+            self.talk.print(f"[yellow]warning:[/] {shown(text)}")
 
     def error(self, error: WorkbenchError) -> None:
         """An error with its hint on stderr."""
         self.stop()
-        self.talk.print(f"[bold red]error:[/] {escape(error.message)}")
+        self.talk.print(f"[bold red]error:[/] {shown(shortened(error.message))}")
         if error.hint:
-            self.talk.print(f"  [bold]hint:[/] {escape(error.hint)}")
+            self.talk.print(f"  [bold]hint:[/] {shown(shortened(error.hint))}")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
         """A table on stdout; `right` are the columns of numbers."""
@@ -62,7 +70,7 @@ class Output:
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i in numbers else "left", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(shown(cell) for cell in row))
         self.data.print(table)
 
     def event(self, event: dict[str, Any]) -> None:
@@ -89,10 +97,10 @@ class Output:
         if self._bar is None:
             self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
                                  console=self.talk, transient=True)  # fmt: skip
-            self._task = self._bar.add_task(text, total=total)
+            self._task = self._bar.add_task(printable(text), total=total)
             self._bar.start()
         assert self._task is not None
-        self._bar.update(self._task, description=text, completed=done, total=total)
+        self._bar.update(self._task, description=printable(text), completed=done, total=total)
         if done == total:
             self.stop()
             self.say(text)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import jsondoc
 from workbench.cli._output import out
 from workbench.cli._subjects import recipe_named
 from workbench.cli.run import relative
@@ -64,8 +64,10 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        document: dict[str, Any] = jsondoc.read_object(
+            file, f"{relative(file)}: expected a search's result as JSON", _again(recipe)
+        )
+    except OSError as error:
         raise WorkbenchError(f"{relative(file)}: expected a search's result as JSON, found {error}", _again(recipe)) from error
     lacking = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
     if lacking:

@@ -26,13 +26,16 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
     found = list_runs(_runs(runs_dir))
     rows = [{"name": r.name, "status": r.record.get("status", "damaged"), "created": r.record.get("created", ""), "bytes": r.size(),
-             "configuration": r.record.get("output", {}).get("digest")} for r in found]  # fmt: skip
+             "configuration": (r.record.get("output") or {}).get("digest")} for r in found]  # fmt: skip
     if json:
         out.json(rows)
     elif rows:
         out.table(
             ["run", "status", "created", "size", "configuration"],
-            [[r["name"], r["status"], r["created"], size(r["bytes"]), (r["configuration"] or "")[:12]] for r in rows],
+            [
+                [r["name"], r["status"] or "damaged", r["created"] or "", size(r["bytes"]), (r["configuration"] or "")[:12]]
+                for r in rows
+            ],
             right=(3,),
         )
     else:
@@ -42,31 +45,35 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show a run's record: inputs, steps, result."""
-    from workbench.runs import find_run
+    from workbench.runs import RECORD, find_run
 
     run = find_run(_runs(runs_dir), name)
     record = run.record
+    base = (record.get("inputs") or {}).get("base") or {}
+    if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
+        raise WorkbenchError(
+            f"{relative(run.path / RECORD)}: damaged: no status, creation time, device or base in it",
+            "Run its recipe again: what the directory holds is checked and used.",
+        )
     if json:
         out.json(record)
         return
     out.line(
         f"{run.name}: {record['status']}, {record['created']}, on {record['device']}"
-        + (f", {record['seconds']} s" if "seconds" in record else "")
+        + (f", {record['seconds']} s" if record.get("seconds") is not None else "")
     )
-    out.line(f"base   {record['inputs']['base']['id']}  {record['inputs']['base']['digest'][:12]}")
-    for brick, found in record["inputs"]["bricks"].items():
-        out.line(f"brick  {brick} ({found['kind']})  {found['digest'][:12]}")
-    for step in record.get("steps", []):
-        out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
-    if "output" in record:
+    out.line(f"base   {base['id']}  {(base['digest'] or '')[:12]}")
+    for brick, found in (record["inputs"].get("bricks") or {}).items():
+        out.line(f"brick  {brick} ({(found or {}).get('kind')})  {str((found or {}).get('digest'))[:12]}")
+    for step in record.get("steps") or []:
+        out.line(f"step   {step.get('id')}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
+    output = record.get("output") or {}
+    if all(output.get(key) is not None for key in ("digest", "parameters", "bytes")):
         place = f"{run.result.name:<6} {run.result}"
-        out.line(
-            f"{place}  {record['output']['digest'][:12]}, {record['output']['parameters'] / 1e6:.1f} M parameters, "
-            f"{size(record['output']['bytes'])}"
-        )
-    for warning in record.get("warnings", []):
+        out.line(f"{place}  {output['digest'][:12]}, {output['parameters'] / 1e6:.1f} M parameters, {size(output['bytes'])}")
+    for warning in record.get("warnings") or []:
         out.warn(warning)
-    if "error" in record:
+    if record.get("error"):
         raise WorkbenchError(f"{run.name} failed: {record['error']}", "Repair its cause and run the recipe again.")
 
 
@@ -103,14 +110,16 @@ def verify(
             f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes."
         )
     is_adapter = run.adapter.is_dir()
-    expected = run.record["output"]["digests" if is_adapter else "tensors"]
+    expected = (run.record.get("output") or {}).get("digests" if is_adapter else "tensors")
+    if expected is None:
+        raise WorkbenchError(f"{run.name}: its record names no tensors, so nothing can be verified", "Run its recipe again.")
     model = run.configuration / "model" if run.configuration.is_dir() else run.model
     if is_adapter:
         entries = read_header(run.adapter / "adapter_model.safetensors")
     else:
         entries = Checkpoint(model, run.name).entries if expected else {}  # a memory on the base as it is holds no tensors
     found = tensor_digests(entries)
-    if "memory" in run.record["output"]:
+    if run.record["output"].get("memory"):
         _verify_memory(run, run.record["output"]["memory"])
     bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
     if sha256:

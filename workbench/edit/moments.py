@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.edit.bundled import statistics_texts
 from workbench.edit.parts import Parts, Stopped, hooked
 from workbench.edit.passes import run
@@ -88,7 +89,7 @@ def statistics_source(context: MethodContext, source: str | None) -> tuple[list[
         path = context.project / source
         if not path.is_file():
             raise WorkbenchError(f"{source}: no such file of text for statistics", "Paths start at the project folder.")
-        texts = [part.strip() for part in path.read_text("utf-8").split("\n\n") if part.strip()]
+        texts = [part.strip() for part in jsondoc.text_of(path).split("\n\n") if part.strip()]
     return texts, json_digest(texts)
 
 

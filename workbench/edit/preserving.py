@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.edit.parts import Parts
 from workbench.edit.rows import Position
 from workbench.edit.values import keys_of
@@ -25,14 +25,8 @@ def read_prompts(path: Path, shown: str) -> list[Fact]:
     if not path.is_file():
         raise WorkbenchError(f"{shown}: no such file of prompts to preserve", "Paths start at the project folder.")
     found: dict[tuple[str, str | None], Fact] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, row in jsondoc.lines(path, shown, _EXPECTED):
         place = f"{shown}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise WorkbenchError(f"{place}: not JSON ({error})", _EXPECTED) from None
         for prompt, subject in _prompts(row, place):
             fact = Fact(f"preserve-{len(found)}", prompt, subject, ".", place=place)
             found.setdefault((fact.text, subject), fact)
@@ -45,7 +39,12 @@ def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     if row.get("neighbours"):
-        return [(n if isinstance(n, str) else str(n["prompt"]), None) for n in row["neighbours"]]
+        listed = row["neighbours"] if isinstance(row["neighbours"], list) else [None]
+        given = [n.get("prompt") if isinstance(n, dict) else n for n in listed]
+        texts = [text for text in given if isinstance(text, str) and text.strip()]
+        if len(texts) < len(given):
+            raise WorkbenchError(f"{place}: expected a list of prompts in 'neighbours'", _EXPECTED)
+        return [(text, None) for text in texts]
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():
         raise WorkbenchError(f"{place}: no prompt", _EXPECTED)

@@ -61,7 +61,7 @@ def choose(method: ClosedForm, context: MethodContext, parts: Parts, facts: Sequ
     names = [[f.prompt, f.subject, f.target] for f in pilot]
     key = json_digest([_VERSION, weights, vocabulary_key(context), method.name, method.version, _numbers(method), asked, names])
     file = context.cache / "sweeps" / f"{key}.json"
-    record = read_json(file)
+    record = read_json(file, layers=list, positions=dict)
     if record is None:
         record = _measure(method, context, parts, pilot, layers, weights)
         write_json(file, record, indent=2)

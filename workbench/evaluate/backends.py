@@ -14,6 +14,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED
 from workbench.suites import Plan
+from workbench.weights.checkpoint import read_config
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,5 @@ def _check_server(model: Written) -> None:
 
 def _length(path: Path) -> int:
     """Tokens that the model takes."""
-    config = json.loads((path / "config.json").read_text("utf-8"))
+    config = read_config(path, str(path))
     return int(next((config[key] for key in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(key)), 2048))

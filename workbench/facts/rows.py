@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import yamldoc
+from workbench import jsondoc, yamldoc
 from workbench.errors import WorkbenchError, nearest
 
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
@@ -59,30 +59,29 @@ def _of_yaml(path: Path, shown: str, expected: str) -> list[Row]:
     document = yamldoc.load(path, shown)
     if not isinstance(document.data, list):
         raise WorkbenchError(f"{shown}: expected a list of facts, found {type(document.data).__name__}", expected)
-    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.data)]
+    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
 
 
 def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:
+    hint = "One object a line, or in a .json file a list: [{…}, {…}]."
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            hint = "One object a line, or in a .json file a list: [{…}, {…}]."
-            raise WorkbenchError(f"{shown}:{number}: not JSON ({error})", hint) from None
+        if line.strip():
+            yield number, jsondoc.parse(line, f"{shown}:{number}", hint)
 
 
 def _of_list(text: str, shown: str) -> Iterator[tuple[int, Any]]:
     """(line, value) of every element of a JSON list."""
-    decoder, line, before = json.JSONDecoder(), 1, 0
+    decoder, line, before = json.JSONDecoder(parse_constant=jsondoc.refuse_constant), 1, 0
     at = _blank(text, text.index("[") + 1)
     while text[at : at + 1] != "]":
         line, before = line + text.count("\n", before, at), at
         try:
             value, end = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise WorkbenchError(f"{shown}:{line}: not JSON: nested too deeply", "A list of objects: [{…}, {…}].") from None
         except ValueError as error:
-            raise WorkbenchError(f"{shown}:{line}: not JSON ({error})", "A list of objects: [{…}, {…}].") from None
+            raise WorkbenchError(f"{shown}:{line}: not JSON: {error}", "A list of objects: [{…}, {…}].") from None
+        jsondoc.check(value, text[at:end].encode("utf-8", "surrogatepass"), f"{shown}:{line}")
         yield line, value
         at = _blank(text, end)
         if text[at : at + 1] == ",":

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.credibility import Use
 from workbench.facts.facts import Fact, fact_of
@@ -94,13 +95,23 @@ def read_log(folder: Path) -> Log:
         raise WorkbenchError(
             f"{folder}: no {LOG}, so not a memory", "Name a memory directory, or a configuration that holds one."
         )
-    lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            raise WorkbenchError(f"{path}:{number}: not JSON", "The log ends in a line cut short: take that line out.") from None
+    hint = "If the log ends in a line cut short, take that line out."
+    lines = [_checked(line, f"{path}:{number}") for number, line in jsondoc.lines(path, str(path), hint)]
     return Log(lines, str(path))
+
+
+def _checked(line: Any, place: str) -> dict[str, Any]:
+    """A line of the log. Raises WorkbenchError for one that no version of the workbench writes."""
+    entry = jsondoc.as_object(line, place)
+    fields = {"version": int, "action": str, "id": str}
+    if entry.get("action") in (ADD, UPDATE):
+        fields |= {"fact": dict} | ({"source": str} if entry["action"] == ADD else {})
+    elif entry.get("action") not in (REMOVE, None):
+        fields |= {"similarity": (int, float), "reward": (int, float)}  # type: ignore[dict-item]
+    for name, kind in fields.items():
+        if not isinstance(entry.get(name), kind):
+            raise WorkbenchError(f"{place}: {name}: found {jsondoc.kind(entry.get(name))}, which no memory's log has there", None)
+    return entry
 
 
 def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.factsuite.definitions import GENERATED, METRICS, bundled_text, code, definition, write_tasks, write_whole_folder
 from workbench.factsuite.documents import Count, Doc, documents, neighbour_prompts, targets
@@ -119,7 +120,7 @@ def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
 
 
 def _passages(wanted: Wanted) -> list[str]:
-    text = wanted.text.read_text("utf-8") if wanted.text else bundled_text()
+    text = jsondoc.text_of(wanted.text) if wanted.text else bundled_text()
     found = [line.strip() for line in text.split("\n") if line.strip()]
     if not found:
         raise WorkbenchError(f"{wanted.options.text}: no passages", "One passage a line.")
@@ -131,7 +132,7 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
     chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
     file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
     known: Mapping[str, str] | None = read_json(file)
-    if known is None:
+    if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
         if device is None:
             raise WorkbenchError(
                 f"{wanted.source}: the base's answers to the neighbours' prompts are not known yet",

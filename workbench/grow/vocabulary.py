@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.fields import Whole
 from workbench.grow.parts import check_shapes
@@ -19,7 +19,7 @@ from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Pre
 from workbench.vocabulary.align import configured, vocabulary_tensors
 from workbench.vocabulary.files import GENERATION, Addition, tokenizer_digests, write_tokenizer
 from workbench.vocabulary.tokens import load_tokenizer, read_tokens
-from workbench.weights.digests import json_digest, read_json
+from workbench.weights.digests import json_digest
 
 Rows = NDArray[np.int64]
 
@@ -78,7 +78,7 @@ class Vocabulary(GrowMethod):
         if not self.file:
             return dict(self.tokens) if isinstance(self.tokens, Mapping) else dict.fromkeys(self.tokens or ())
         found: dict[str, str | None] = {}
-        for number, line in enumerate((project / self.file).read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(jsondoc.text_of(project / self.file, self.file).split("\n"), 1):
             if not line.strip():
                 continue
             token, description = _entry(line, f"{self.file}:{number}") if self.file.endswith(".jsonl") else (line.strip(), None)
@@ -114,7 +114,7 @@ class Vocabulary(GrowMethod):
                     raise WorkbenchError(f"grow vocabulary: the text {text!r} for {token!r} has no known token", "Describe it in other words.", 2)  # fmt: skip
                 bound._sources[bound._ids[token]] = pieces
         additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
-        generation = read_json(tokenizer / GENERATION) or {}
+        generation = jsondoc.optional(tokenizer / GENERATION)
         files = json_digest([tokenizer_digests(tokenizer), [[a.token, a.id, a.flags] for a in additions]])
         path = cache / "tokenizers" / files
         if not path.is_dir():
@@ -149,9 +149,9 @@ class Vocabulary(GrowMethod):
 def _entry(line: str, where: str) -> tuple[str, str | None]:
     """Token and description of a line of JSON."""
     try:
-        row = json.loads(line)
+        row = jsondoc.parse(line, where)
         token, description = row["token"], row.get("description")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (WorkbenchError, KeyError, TypeError, AttributeError):
         token, description = None, None
     if not isinstance(token, str) or not token.strip() or not isinstance(description, str | None):
         raise WorkbenchError(f'{where}: expected {{"token": "…", "description": "…"}}, found {line[:60]}', None, 2)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench import yamldoc
+from workbench import jsondoc, yamldoc
+from workbench.errors import WorkbenchError
 from workbench.importing.config import Config, Reference, read_reference
 
 Block = dict[str, Any]
@@ -104,12 +104,12 @@ def _same_tokens(config: Config, key: str, places: Mapping[str, Path | None]) ->
 def _vocabulary(path: Path) -> tuple[dict[str, int], int] | None:
     """Token -> row, and the number of rows; None where a file is missing."""
     try:
-        document = json.loads((path / "tokenizer.json").read_text("utf-8"))
-        rows = int(json.loads((path / "config.json").read_text("utf-8"))["vocab_size"])
+        document = jsondoc.read_object(path / "tokenizer.json")
+        rows = int(jsondoc.read_object(path / "config.json", infinite=True)["vocab_size"])
         vocabulary = document["model"]["vocab"]
         if isinstance(vocabulary, list):
             vocabulary = {token: row for row, (token, _) in enumerate(vocabulary)}
         tokens = {**vocabulary, **{added["content"]: added["id"] for added in document.get("added_tokens", [])}}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, WorkbenchError):
         return None
     return tokens, rows

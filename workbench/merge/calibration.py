@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.fields import BrickEntry, Bricks, Whole
 from workbench.merge.least_squares import not_negative
@@ -69,7 +69,7 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
     Errors, each with file and line: missing file, not JSON, missing or empty field, no texts.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = jsondoc.text_of(path, shown).split("\n")
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = nearest(path.name, near) if near else "Paths start at the project folder."
@@ -82,10 +82,7 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
 
 
 def _text(line: str, place: str) -> Text:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise WorkbenchError(f"{place}: not JSON ({error})", "One object a line.") from None
+    row = jsondoc.parse(line, place, "One object a line.")
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     if "text" in row:

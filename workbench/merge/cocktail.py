@@ -62,7 +62,7 @@ class Cocktail(MergeMethod):
         for i, name in enumerate(names):
             context.progress(i, len(names), f"loss of {name or 'the base'} on {len(rows)} examples")
             known = context.cache / "losses" / f"{json_digest(['loss', 1, context.keys[name], data, longest, 'float32'])}.json"
-            record = read_json(known)
+            record = read_json(known, loss=(int, float))
             if record is None:
                 record = {"loss": loss(context, name, rows)}
                 write_json(known, record)

@@ -62,7 +62,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) ->
     Errors: inputs that are not finite.
     """
     place = context.cache / "grams" / key
-    if not (place / _INDEX).is_file():
+    if read_json(place / _INDEX, files=dict, record=dict) is None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".collecting-") as name:
             partial = Path(name) / "grams"
@@ -71,7 +71,9 @@ def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) ->
                 _collect(context, brick, rows, partial)
             shutil.rmtree(place, ignore_errors=True)
             partial.rename(place)
-    index = read_json(place / _INDEX)
+    index = read_json(place / _INDEX, files=dict, record=dict)
+    if index is None:
+        raise WorkbenchError(f"{place / _INDEX}: damaged", f"Delete {place}: it is measured again.")
     return Grams(place, index["files"], index["record"])
 
 

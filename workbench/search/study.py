@@ -13,9 +13,10 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.search.samplers import grid, make_sampler, starts, suggest
 from workbench.search.space import Space
@@ -74,7 +75,7 @@ class Study:
         self._alive = FileLock(folder / "workers" / f"{self._worker}.lock")
         self._alive.acquire()
         self._studies: dict[Arm, optuna.Study] = {}
-        with self._locked():
+        with self._locked(), self._readable():
             check_storage(self.file, key)
             store = _open(self.file)
             for arm in ARMS:
@@ -98,7 +99,7 @@ class Study:
         Which values a new one has depends on the candidates before it alone, not on how often the search was interrupted.
         """
         study = self._studies[arm]
-        with self._locked():
+        with self._locked(), self._readable():
             found = study.get_trials(deepcopy=False)
             left = next((t for t in found if t.state == TrialState.RUNNING and not self._lives(t)), None)
             if left is None:
@@ -114,29 +115,40 @@ class Study:
             trial = optuna.Trial(study, left._trial_id) if left else study.ask()
             trial.set_user_attr(_OWNER, self._worker)
             values = trial.user_attrs.get(_VALUES) or suggest(trial, self.space)
+            if not isinstance(values, dict):
+                raise TypeError(f"values of candidate {trial.number} are {values!r:.60}")
             trial.set_user_attr(_VALUES, values)
         return Trial(arm, trial.number, values, trial)
 
     def finish(self, trial: Trial, scores: Sequence[float] | None, result: dict[str, Any]) -> None:
         """Keep what a candidate scored; None for one that could not be scored, `result` then says why."""
-        trial._trial.set_user_attr(_RESULT, result)
         study = self._studies[trial.arm]
-        if scores is None:
-            study.tell(trial._trial, state=TrialState.FAIL)
-        else:
-            study.tell(trial._trial, list(scores))
+        with self._readable():
+            trial._trial.set_user_attr(_RESULT, result)
+            if scores is None:
+                study.tell(trial._trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial._trial, list(scores))
 
     def finished(self, *arms: Arm) -> list[dict[str, Any]]:
         """Every candidate of some arms (all if none is named) that is done, in order: arm, number, name, values, scores (None: failed), and
         its result."""
         done = (TrialState.COMPLETE, TrialState.FAIL)
-        return [
-            self._record(arm, t) for arm in arms or ARMS for t in self._studies[arm].get_trials(deepcopy=False) if t.state in done
-        ]
+        with self._readable():
+            return [
+                self._record(arm, t)
+                for arm in arms or ARMS
+                for t in self._studies[arm].get_trials(deepcopy=False)
+                if t.state in done
+            ]
 
     def importances(self) -> list[dict[str, float]]:
         """For every objective dimension -> share of the spread of scores that it explains (PED-ANOVA); empty where too few are done."""
         study = self._studies["search"]
+        with self._readable():
+            return self._importances(study)
+
+    def _importances(self, study: optuna.Study) -> list[dict[str, float]]:
         done = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
         if len(done) < 4:
             return [{} for _ in study.directions]
@@ -163,6 +175,19 @@ class Study:
             return True
 
     @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raise WorkbenchError where the storage holds what no search has written: what Optuna raises then is up to it."""
+        try:
+            yield
+        except (WorkbenchError, OSError):
+            raise
+        except Exception as error:
+            raise WorkbenchError(
+                f"{self.file}: damaged: its candidates cannot be read ({type(error).__name__}: {str(error)[:120]})",
+                "Move the file away: the search then begins again. Candidates that were scored are not scored twice.",
+            ) from error
+
+    @contextmanager
     def _locked(self) -> Iterator[None]:
         with FileLock(self.folder / "study.lock"):
             yield
@@ -185,6 +210,8 @@ def check_storage(file: Path, key: str) -> None:
     """Errors: a storage whose candidates are those of another search, or that no search has written."""
     if not file.exists():
         return
+    if file.suffix != ".db":
+        _mend(file)
     try:
         summaries = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(_open(file))}
     except Exception as error:  # what a foreign file raises is up to Optuna and its database
@@ -200,6 +227,45 @@ def check_storage(file: Path, key: str) -> None:
             "space, objectives or items differ",
             "Name another file with --storage, or leave it out: every search has a folder of its own.",
         )
+
+
+def _mend(file: Path) -> None:
+    """Take off a last line that was cut short: what is appended to it would be lost with it, and every later reading fail.
+
+    Raises WorkbenchError, with the line, for one that is no entry of a journal.
+    """
+    raw = file.read_bytes()
+    if not raw.endswith(b"\n"):
+        raw = _without_cut_line(file)
+    hint = "Name another file with --storage, or move this one away: the search then begins again."
+    for number, line in enumerate(raw.split(b"\n")[:-1], 1):
+        place = f"{file}:{number}: no storage of a search"
+        entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
+        if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
+            raise WorkbenchError(place, hint)
+
+
+def _without_cut_line(file: Path) -> bytes:
+    """Truncate a journal behind its last whole line, or end that line; returns what it then holds."""
+    lock = JournalFileSymlinkLock(os.fspath(file))  # other processes append under it
+    lock.acquire()
+    try:
+        raw = file.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        try:
+            jsondoc.parse(raw[whole:], str(file))
+            raw += b"\n" if whole < len(raw) else b""
+        except WorkbenchError:
+            raw = raw[:whole]
+        with file.open("r+b") as stream:
+            stream.truncate(min(len(raw), whole))
+            stream.seek(0, os.SEEK_END)
+            stream.write(raw[whole:])
+            stream.flush()
+            os.fsync(stream.fileno())
+        return raw
+    finally:
+        lock.release()
 
 
 def _open(file: Path) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.train.rows import IGNORED, collate
-from workbench.weights.digests import read_json, write_json
+from workbench.weights.digests import write_json
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
 
@@ -84,7 +85,7 @@ class HeldOut:
         """Read what `save` wrote."""
         from safetensors.torch import load_file
 
-        self.losses = [(int(step), float(loss)) for step, loss in read_json(folder / _LOSSES) or []]
+        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.kept(folder / _LOSSES, list) or []]
         self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 
     def record(self, count: int) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.train.spec import TrainSpec
 
@@ -21,14 +21,11 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
     if not path.is_file():
         raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names of the training.", 2)
     found = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found.append((str(row["prompt"]), str(row["completion"]) if "completion" in row else None))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise WorkbenchError(f"{path.name}:{number}: expected an object with `prompt`", None, 2) from None
+    for number, row in jsondoc.lines(path, path.name, "One object a line, with `prompt`."):
+        texts = [row.get(key) for key in ("prompt", "completion") if key in row] if isinstance(row, dict) else []
+        if not isinstance(row, dict) or "prompt" not in row or not all(isinstance(text, (str, int, float)) for text in texts):
+            raise WorkbenchError(f"{path.name}:{number}: expected an object with `prompt`", None, 2)
+        found.append((str(row["prompt"]), str(row["completion"]) if "completion" in row else None))
     if not found:
         raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)
     return found

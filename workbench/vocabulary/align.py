@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.layout import Model
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
@@ -352,7 +353,7 @@ def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], pr
     if named.endswith(".jinja"):
         if not (project / named).is_file():
             raise WorkbenchError(f"tokenizer: chat_template: {named} does not exist", "Paths start at the project folder.", 2)
-        return (project / named).read_text("utf-8")
+        return jsondoc.text_of(project / named, str(named))
     if "{" not in named:
         choices = ["base", *(b.name for b in bricks)]
         raise WorkbenchError(f"tokenizer: chat_template: '{named}' is no model. {nearest(named, choices)}",

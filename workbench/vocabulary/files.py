@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
-from workbench.weights.digests import file_digest, read_json, write_json
+from workbench.weights.digests import file_digest, write_json
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -83,10 +84,10 @@ def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> N
     """
     for name in _SECOND_COPIES:
         (path / name).unlink(missing_ok=True)
-    data = json.loads((path / "tokenizer.json").read_text("utf-8"))
+    data = jsondoc.read_object(path / "tokenizer.json")
     added = data.setdefault("added_tokens", []) or []
     known = {str(entry["content"]): int(entry["id"]) for entry in added} | {a.token: a.id for a in additions}
-    others = [json.loads(file.read_text("utf-8"))["model"] for d in donors if (file := d / "tokenizer.json").is_file()]
+    others = [jsondoc.read_object(file)["model"] for d in donors if (file := d / "tokenizer.json").is_file()]
     model = data["model"]
     if isinstance(model["vocab"], dict):
         model["vocab"] |= {token: i for token, i in known.items() if token not in model["vocab"]}
@@ -97,13 +98,13 @@ def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> N
     new = [{"id": a.id, "content": a.token, **_FLAGS, **a.flags} for a in additions if a.flags is not None]
     data["added_tokens"] = sorted([*added, *new], key=lambda entry: int(entry["id"]))
     (path / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), "utf-8")
-    config = read_json(path / "tokenizer_config.json")
+    config = jsondoc.optional(path / "tokenizer_config.json")
     if config and "added_tokens_decoder" in config:
         config["added_tokens_decoder"] |= {str(n["id"]): {k: v for k, v in n.items() if k != "id"} for n in new}
         write_json(path / "tokenizer_config.json", config, indent=2)
     if (path / "added_tokens.json").is_file():
         write_json(
-            path / "added_tokens.json", {**(read_json(path / "added_tokens.json") or {}), **{n["content"]: n["id"] for n in new}}
+            path / "added_tokens.json", {**jsondoc.optional(path / "added_tokens.json"), **{n["content"]: n["id"] for n in new}}
         )
     _check(path, additions)
 
@@ -154,18 +155,18 @@ def _check(path: Path, additions: Sequence[Addition]) -> None:
 def read_template(path: Path) -> str | None:
     """The chat template of a directory: of its own file, else of tokenizer_config.json."""
     if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text("utf-8")
+        return jsondoc.text_of(path / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found = (read_json(path / name) or {}).get("chat_template")
+        found = jsondoc.optional(path / name).get("chat_template")
         if isinstance(found, list):
-            found = next((t.get("template") for t in found if t.get("name") == "default"), None)
+            found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
         if isinstance(found, str):
             return found
     return None
 
 
 def _set_template(path: Path, template: str) -> None:
-    config = read_json(path / "tokenizer_config.json")
+    config = jsondoc.optional(path / "tokenizer_config.json")
     if config and config.pop("chat_template", None) is not None:
         write_json(path / "tokenizer_config.json", config, indent=2)
     (path / "chat_template.json").unlink(missing_ok=True)
@@ -176,22 +177,22 @@ def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> di
     """bos, eos and pad ids of the tokenizer of a directory: as its config.json says, else by the strings in tokenizer_config.json."""
     if config is not None:
         return {key: config[key] for key in SPECIAL_IDS if key in config}
-    strings = read_json(path / "tokenizer_config.json") or {}
+    strings = jsondoc.optional(path / "tokenizer_config.json")
     found = {}
     for key in SPECIAL_IDS:
         value = strings.get(key.removesuffix("_id"))
         token = value.get("content") if isinstance(value, dict) else value
-        if token in tokens.ids:
+        if isinstance(token, str) and token in tokens.ids:
             found[key] = tokens.ids[token]
     return found
 
 
 def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str, Any]:
     """The base's generation_config.json with the token ids of the chosen tokenizer; other ids of the base's vocabulary are left out."""
-    settings: dict[str, Any] = read_json(base / GENERATION) or {}
+    settings: dict[str, Any] = jsondoc.optional(base / GENERATION)
     if base == chosen:
         return settings
-    theirs: dict[str, Any] = read_json(chosen / GENERATION) or {}
+    theirs: dict[str, Any] = jsondoc.optional(chosen / GENERATION)
     special = {**ids, **{key: value for key, value in theirs.items() if key in SPECIAL_IDS}}
     kept = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
     return {**kept, **special} if settings or theirs else {}

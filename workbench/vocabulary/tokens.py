@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.weights.digests import read_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
          "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
@@ -48,7 +47,7 @@ def read_tokens(path: Path, label: str) -> Tokens:
     if not file.is_file():
         return _converted(path, label)
     try:
-        data = json.loads(file.read_text("utf-8"))
+        data = jsondoc.read_object(file, f"{label}: {file}", "Fetch the file again.")
         vocabulary = data["model"]["vocab"]
         # Unigram keeps a list of (token, score).
         pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], i) for i, entry in enumerate(vocabulary))
@@ -58,7 +57,7 @@ def read_tokens(path: Path, label: str) -> Tokens:
         raise WorkbenchError(f"{label}: {file} is not a tokenizer (no model.vocab)", "Fetch the file again.") from None
     # transformers adds what the configuration names beyond the file.
     taken = {*ids.values(), *(i for i, _ in added.values())}
-    config = read_json(path / "tokenizer_config.json") or {}
+    config = jsondoc.optional(path / "tokenizer_config.json", label)
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
         token = str(entry["content"])
         if token not in ids and token not in added and int(number) not in taken:
@@ -98,7 +97,7 @@ def same_file(one: Path, other: Path) -> bool:
     files = [(d / "tokenizer.json", d / "tokenizer_config.json") for d in (one, other)]
     if not all(file.is_file() for file, _ in files) or files[0][0].read_bytes() != files[1][0].read_bytes():
         return False
-    decoders = [(read_json(config) or {}).get("added_tokens_decoder") for _, config in files]
+    decoders = [jsondoc.optional(config).get("added_tokens_decoder") for _, config in files]
     return decoders[0] == decoders[1] or None in decoders
 
 

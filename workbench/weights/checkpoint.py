@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -15,13 +14,16 @@ import torch
 import xxhash
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.weights import kernels
+from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
+MAX_DIMENSIONS = 16
 # Beside it, safetensors files are sparse: their headers are real, their tensors are not there (see hub.py).
 STAND_IN = "headers-only.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,7 +37,7 @@ _UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compr
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
     """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
     if is_stand_in(path):
-        path = Path(json.loads((path / STAND_IN).read_text("utf-8"))["repository"])
+        path = Path(str((jsondoc.kept(path / STAND_IN) or {}).get("repository", path)))
     return _LOAD.format(path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
 
 
@@ -95,12 +97,12 @@ def read_header(file: Path) -> dict[str, Entry]:
                 f"{file}: not a safetensors file (header of {length:,} bytes in a file of {size:,})",
                 "The download may be incomplete: fetch the file again.",
             )
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            described = [_described(name, info) for name, info in header.items()]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise WorkbenchError(f"{file}: damaged safetensors header", "Fetch the file again.") from None
+        text = stream.read(length)
+    again = "Fetch the file again."
+    where = f"{file}: damaged safetensors header"
+    header = jsondoc.as_object(jsondoc.parse(text, where, again, unique=True), where, again)
+    header.pop("__metadata__", None)
+    described = [_described(file, name, info) for name, info in header.items()]
     entries: dict[str, Entry] = {}
     stand_in = is_stand_in(file.parent)
     expected = 0
@@ -131,9 +133,28 @@ def is_stand_in(path: Path) -> bool:
     return (path / STAND_IN).is_file()
 
 
-def _described(name: str, info: dict[str, Any]) -> tuple[int, int, str, str, tuple[int, ...]]:
-    start, stop = info["data_offsets"]
-    return int(start), int(stop), name, str(info["dtype"]), tuple(map(int, info["shape"]))
+def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
+    """Offsets, name, dtype and shape of a header's entry. Raises WorkbenchError for one of another form."""
+    if isinstance(info, dict):
+        offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
+        if (
+            offsets is not None
+            and len(offsets) == 2
+            and isinstance(dtype, str)
+            and shape is not None
+            and len(shape) <= MAX_DIMENSIONS
+        ):
+            return offsets[0], offsets[1], name, dtype, shape
+    raise WorkbenchError(
+        f"{file}: damaged safetensors header: {name[:80]!r} has no dtype, shape and data_offsets that a tensor can have",
+        "Fetch the file again.",
+    )
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """A list of whole numbers that 64 bits hold, as a header has them; None for anything else."""
+    fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
+    return tuple(value) if fits else None
 
 
 def checkpoint_files(path: Path, label: str) -> list[Path]:
@@ -149,9 +170,9 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
     if index.is_file():
         names = sorted(set(_weight_map(index, label).values()))
         for name in names:
-            if Path(name).name != name or ((path / name).resolve().parent != path.resolve() and not _is_hub_blob(path / name)):
+            if not is_file_name(name) or ((path / name).resolve().parent != path.resolve() and not _is_hub_blob(path / name)):
                 raise WorkbenchError(
-                    f"{label}: {index} points outside its folder ({name!r})",
+                    f"{label}: {index} points outside its folder ({name[:80]!r})",
                     "Only plain file names beside the index are read: fetch the checkpoint again.",
                 )
             if not (path / name).is_file():
@@ -198,12 +219,12 @@ def _check_same(single: Path, index: Path, label: str) -> None:
 
 def _weight_map(index: Path, label: str) -> dict[str, str]:
     """Tensor -> file, as an index says."""
-    try:
-        return {str(name): str(file) for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise WorkbenchError(
-            f"{label}: {index} is not an index of safetensors files (no weight_map)", "Fetch the checkpoint again."
-        ) from None
+    again = "Fetch the checkpoint again."
+    where = f"{label}: {index} is not an index of safetensors files"
+    found = jsondoc.read_object(index, where, again, unique=True).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise WorkbenchError(f"{where} (no weight_map)", again)
+    return found
 
 
 def _is_hub_blob(file: Path) -> bool:
@@ -347,16 +368,13 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
     """config.json of a checkpoint directory. Errors: missing, not JSON, a quantisation."""
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = jsondoc.read_object(file, f"{label}: {file}", infinite=True, unique=True)
     except FileNotFoundError:
         refuse_foreign(path, label)
         raise WorkbenchError(
             f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
         ) from None
-    except ValueError as error:
-        raise WorkbenchError(f"{label}: {file} is not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise WorkbenchError(f"{label}: {file} holds a {type(config).__name__}, expected an object")
+    check_config(config, f"{label}: {file}")
     if quantisation := config.get("quantization_config") or config.get("compression_config"):
         method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
         raise WorkbenchError(

@@ -12,6 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
 from workbench.weights.specs import NAMES, TensorSpec
@@ -70,7 +71,7 @@ def tensor_digests(
     for here in _by_file(entries):
         memo = _memo(here, cache) if cache else None
         found = read_json(memo) if memo else None
-        if found is None:
+        if found is None or found.keys() != here.keys() or not all(isinstance(digest, str) for digest in found.values()):
             found = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in here.items()}
             if memo:
                 write_json(memo, found)
@@ -127,12 +128,18 @@ def _memo(here: Mapping[str, Entry], cache: Path) -> Path:
     return cache / "digests" / f"{json_digest(_identity(here))}.json"
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's data; None where the file is missing or cut short."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """An object that the workbench has kept, with the fields that its reader needs.
+
+    Args:
+        path: The file.
+        needs: Field -> its type, or several.
+
+    Returns:
+        The object; None where the file is missing, damaged, or lacks a field, so that what it holds is computed again.
+    """
+    found = jsondoc.kept(path)
+    return found if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()) else None
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:

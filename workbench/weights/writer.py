@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 import xxhash
 
+from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
@@ -228,14 +229,16 @@ class _Journal:
     def __init__(self, path: Path, layout: str, places: Mapping[str, Entry]) -> None:
         self.path = path
         self.digests: dict[str, str] = {}
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         if lines and lines[0] == json.dumps({"layout": layout}):
             for line in lines[1:]:
                 try:
-                    row = json.loads(line)
-                except ValueError:
+                    row = jsondoc.parse(line, str(path))
+                except WorkbenchError:
                     break  # the line that the interruption cut
-                if entry_digest(places[row["tensor"]]) == row["digest"]:
+                if not isinstance(row, dict) or not isinstance(row.get("tensor"), str) or row["tensor"] not in places:
+                    break
+                if entry_digest(places[row["tensor"]]) == row.get("digest"):
                     self.digests[row["tensor"]] = row["digest"]
         self._stream = path.open("w", encoding="utf-8")
         self._stream.write(json.dumps({"layout": layout}) + "\n")

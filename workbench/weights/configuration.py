@@ -1,0 +1,91 @@
+"""What config.json may hold: the fields that are read here, each of the kind that it has in every model of transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from workbench import jsondoc
+from workbench.errors import WorkbenchError
+
+MAX_LAYERS = 10_000
+MAX_SIZE = 2**40
+_PARTS = ("text_config", "llm_config", "vision_config", "audio_config")
+_NAME_BYTES = 255
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
+    plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    try:
+        return plain and len(os.fsencode(name)) <= _NAME_BYTES
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
+def _is_whole(most: int) -> Callable[[Any], bool]:
+    return lambda value: (type(value) is int or (type(value) is float and value.is_integer())) and 0 <= value <= most
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_token(value: Any) -> bool:
+    whole = type(value) is int and abs(value) < 2**31
+    return whole or (isinstance(value, list) and all(type(number) is int and abs(number) < 2**31 for number in value))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+_LAYERS = f"a whole number from 0 to {MAX_LAYERS:,}"
+_SIZE = "a whole number from 0"
+# Field -> test, and what is expected. null is allowed everywhere: transformers takes the default then.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), (_is_whole(MAX_LAYERS), _LAYERS)),
+    **dict.fromkeys(
+        ("vocab_size", "n_embd", "d_model", "n_positions", "max_position_embeddings", "n_ctx"), (_is_whole(MAX_SIZE), _SIZE)
+    ),
+    "model_type": (_is_text, "a text"),
+    "architectures": (_is_list_of_texts, "a list of texts"),
+    "layer_types": (_is_list_of_texts, "a list of texts"),
+    "tie_word_embeddings": (lambda value: isinstance(value, bool), "true or false"),
+    "auto_map": (_is_object, "an object"),
+    "rope_scaling": (_is_object, "an object"),
+    "rope_parameters": (_is_object, "an object"),
+    "initializer_range": (_is_number, "a number"),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (_is_token, "a token id, or a list of them")),
+    **dict.fromkeys(_PARTS, (_is_object, "an object")),
+}  # fmt: skip
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Check the fields of config.json that are read here, those of its parts (`text_config`) too.
+
+    Raises:
+        WorkbenchError: A field is of another kind, or a number is out of range. The message names file and field.
+    """
+    check_fields(config, _FIELDS, where)
+    for name in _PARTS:
+        if config.get(name):
+            check_fields(config[name], _FIELDS, f"{where}: {name}")
+
+
+def check_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], where: str) -> None:
+    """Check the fields of a foreign object that have an entry in `fields`; null passes. Raises WorkbenchError for the first bad one."""
+    for name, value in found.items():
+        test, expected = fields.get(name, (None, ""))
+        if test is not None and value is not None and not test(value):
+            shown = jsondoc.kind(value) if isinstance(value, (dict, list)) else repr(value)[:60]
+            raise WorkbenchError(f"{where}: {name}: expected {expected}, found {shown}", "The file is damaged: fetch it again.")
