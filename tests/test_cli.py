@@ -37,7 +37,7 @@ COMMANDS = {
     "memory rm": "--runs-dir",
     "memory update": "--device --quiet --runs-dir --target",
     "methods": "--json",
-    "plan": "--json --runs-dir --set",
+    "plan": "--device --json --runs-dir --set --threads",
     "recipe check": "--set",
     "recipe import": "--out",
     "recipe new": "--base --brick --project --suite",

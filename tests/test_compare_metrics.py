@@ -282,7 +282,7 @@ def spoil(base: Data, how: str) -> Data:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("NaN", r"1{12}\.jsonl\.gz:\d+: not JSON: NaN is not a JSON number"),
+        ("NaN", r"1{12}\.jsonl\.gz:\d+: not JSON: NaN, expected a finite number"),
         ("no weight", r"'a', item '3' of 'text': word_perplexity is -1.0, expected a log-likelihood and a weight"),
         ("weights", r"items of 1{12} on 'text' have other weights"),
         ("missing", r"'a' has no 'error' on item '3' of 'told'"),

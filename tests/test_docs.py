@@ -128,7 +128,7 @@ def test_merge_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path: 
     assert "Measured by `python merge.py` on 2 cores, commit 0123456789ab." in text
     old = [{"method": "linear", "workbench": new, "mergekit": new, "cpu_ratio": 1.8, "peak_ratio": 53.7}]
     path.write_text(json.dumps({**document, "rows": old, "threads": 1}), "utf-8")
-    assert build.merge_block(tmp_path) == build.merge_small_block(tmp_path) == build.core_block(tmp_path) == build.MISSING
+    assert build.merge_block(tmp_path) == build.merge_small_block(tmp_path) == build.BLOCKS["core"](tmp_path) == build.MISSING
 
 
 def _options(words: list[str]) -> set[str]:

@@ -26,7 +26,7 @@ FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt
 @pytest.fixture
 def facts(project: Project) -> list[tuple[str, str]]:
     pairs = [(f"w{i} of w{i + 1} is", f"w{i + 20} w{i + 30}") for i in range(4)]
-    rows = [{"prompt": prompt, "target": target, "note": "ignored"} for prompt, target in pairs]
+    rows = [{"prompt": prompt, "target": target} for prompt, target in pairs]
     (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return pairs
 
@@ -178,7 +178,7 @@ def test_bad_facts(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_good_facts(tmp_path: Path) -> None:
-    (tmp_path / "f.jsonl").write_text(GOOD + "\n" + GOOD + '{"prompt": "x:\\n", "target": "y", "more": 1}\n', "utf-8")
+    (tmp_path / "f.jsonl").write_text(GOOD + "\n" + GOOD + '{"prompt": "x:\\n", "target": "y"}\n', "utf-8")
     assert [(f.prompt, f.continuation) for f in read_facts(tmp_path / "f.jsonl", "f")] == [("a is", " b"), ("x:\n", "y")]
     with pytest.raises(WorkbenchError, match=r"g\.jsonl: no such facts file") as caught:
         read_facts(tmp_path / "g.jsonl", "g.jsonl")

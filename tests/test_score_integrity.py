@@ -98,8 +98,8 @@ def test_an_edited_item_is_refused(kept: Kept) -> None:
     [
         ("20001", "acc is 20001, expected a number from 0 to 1"),
         ("-0.5", "acc is -0.5, expected a number from 0 to 1"),
-        ("NaN", "not JSON: NaN is not a JSON number"),
-        ("1e999", "not JSON: 1e999 is beyond the largest float64"),
+        ("NaN", "not JSON: NaN, expected a finite number"),
+        ("1e999", "not JSON: 1e999, expected a number up to"),
         ("true", "acc is true, expected a finite number"),
         ('"1"', 'acc is "1", expected a finite number'),
         ("[1, 2, 3]", "acc is [1, 2, 3], expected a finite number and a weight of at least 0"),
