@@ -83,13 +83,16 @@ def read_edit(folder: Path, settings: Sequence[str] = ()) -> EditBrick:
 def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> EditMethod:
     """The settings that it was solved with."""
     data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
+    document = Document(data, {}, f"{folder}/{RECORD}, step")
     kind = method("edit", str(record.get("method")))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE", "--set unconverged=skip", 2)
-        data[key] = scalar(text)
-    found = Document(data, {}, f"{folder}/{RECORD}, step").validate(kind)
+        value = scalar(text)
+        data[key] = value.data
+        document.replace_texts((key,), value)
+    found = document.validate(kind)
     assert isinstance(found, EditMethod)
     return found
 
