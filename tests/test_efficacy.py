@@ -215,18 +215,17 @@ def test_rebase_has_the_same_gate(half: Project) -> None:
 
 @pytest.mark.starter
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layer"), [("alphaedit", 11), ("alphaedit", 28), ("memit", 28)])
-def test_the_starter_base_at_a_sink_layer(name: str, layer: int, tmp_path: Path) -> None:
-    """There the first token has 99.9 and 93 % of tr(C): `alphaedit` wrote 5 % of the values at layer 11, and none of the facts was said."""
+def test_the_starter_base_at_a_sink_layer(tmp_path: Path) -> None:
+    """At layer 11 the first token has 99.9 % of tr(C): `alphaedit` wrote 5 % of the values, and none of the facts was said."""
     root = Path(__file__).resolve().parents[1]
     project = Project(tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "base").symlink_to(root / "bricks" / "starter" / "base")
     lines = (root / "recipes" / "facts" / "world.jsonl").read_text("utf-8").splitlines()[:4]
     (tmp_path / "facts.jsonl").write_text("\n".join(lines), "utf-8")
-    fields = f", layers: [{layer}], position: subject_last, unconverged: skip, min_efficacy: 0.75"
-    document = project.run(step(fields, f"edit: {name}, facts: facts.jsonl"))
+    fields = ", layers: [11], position: subject_last, unconverged: skip, min_efficacy: 0.75"
+    document = project.run(step(fields, "edit: alphaedit, facts: facts.jsonl"))
     assert document["said"]["facts"]["said"] >= 3
-    share = document["steps"][0]["statistics"][str(layer)]["left_out"]["share"]
-    assert share > (0.99 if layer == 11 else 0.9)
+    share = document["steps"][0]["statistics"]["11"]["left_out"]["share"]
+    assert share > 0.99
     assert min(f["written"] for f in document["steps"][0]["facts"]) > 0.5
