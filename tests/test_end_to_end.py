@@ -20,7 +20,7 @@ bricks: {one: bricks/one, two: bricks/two}
 steps:
   - {id: deeper, grow: depth, blocks: 1}
   - {id: mix, merge: ties, density: 0.5}
-  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2}
+  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}
 eval: [mini]
 """
 
@@ -61,13 +61,16 @@ def test_plan_and_run(world: Project) -> None:
         "directory",
         "configuration",
         "steps",
+        "said",
         "seconds",
         "peak_bytes",
     ]
     assert ran["status"] == "done"
     assert ran["key"] == planned["key"]
     assert (Path(ran["model"]) / "model.safetensors").stat().st_size > planned["write_bytes"]
-    assert ran["steps"][0]["check"] == {
+    check = ran["steps"][0]["check"]
+    assert len(check.pop("at_first_without")) == 7, "what stands before the two projections that start at zero"
+    assert check == {
         "max_logit_difference": 0.0,
         "same_generation": True,
         "gradient": {"now": 2, "after_one_step": 9},
@@ -86,7 +89,7 @@ def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) ->
     assert list(scored) == ["suite", "plan", "configurations"]
     assert [c["name"] for c in scored["configurations"]] == ["base", "one", "two", "average", "all", "mean"]
     ran = document("run", "recipes/all.yaml")
-    digest = {c["name"]: c["digest"] for c in scored["configurations"]}
+    digest = {c["name"]: c["weights"] for c in scored["configurations"]}
     assert digest["all"] == ran["configuration"], "what is scored in memory is what is written"
     assert digest["average"] == digest["mean"]
 
@@ -148,7 +151,7 @@ def test_recipes_are_compared_with_each_other_where_the_base_is_not_scored(world
 
 def test_edit_left_out_gives_the_file_without_it(world: Project) -> None:
     with_edit = document("run", "recipes/all.yaml")
-    without = world.write(RECIPE.replace("  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2}\n", ""), "less.yaml")
+    without = world.write(RECIPE.replace("  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}\n", ""), "less.yaml")
     first = (Path(document("run", str(without))["model"]) / "model.safetensors").read_bytes()
     shutil.rmtree("runs")
     shutil.rmtree(".workbench")

@@ -215,10 +215,11 @@ def test_gold_answers_have_error_zero(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_task_files_say_which_way_is_better() -> None:
+    from workbench.evaluate.tasks import source_of
+    from workbench.suites import Suite
     from workbench.taskfiles import task_index
 
-    source = task_index(TASKS)["functions-stripped"].source("functions-stripped")
-    assert source
+    source = source_of("functions-stripped", Suite(suite="x", tasks=("functions-stripped",)), task_index(TASKS), TASKS)
     assert source.metrics == ("error", "within_10", "error_mean", "error_linear", "error_1nn", "error_3nn", "error_mlp")
     assert source.lower == set(source.metrics) - {"within_10"}
     code = TASKS / "functions.py"
