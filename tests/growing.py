@@ -55,8 +55,8 @@ GROWN = {
     "depth": (
         "apertus apertus1p5_text arcee biogpt bitnet bloom codegen cohere cohere2 ernie4_5 exaone exaone4 falcon gemma gemma2 "
         "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
-        "internlm3 iquestcoder jais2 llama ministral ministral3 mistral nanochat nemotron olmo olmo2 olmo3 opt persimmon phi "
-        "phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
+        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral nanochat nemotron olmo olmo2 olmo3 opt "
+        "persimmon phi phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
     ),
     "stack": (
         "apertus apertus1p5_text arcee aria_text beam bert bert-generation biogpt bitnet bloom codegen cohere cohere2 "
@@ -65,7 +65,7 @@ GROWN = {
         "granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 hyperclovax "
         "inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lara_mini lfm2 lfm3 llama llama4_text mamba "
         "megatron-bert mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi mpt "
-        "nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 "
+        "nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 "
         "qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next rembert roformer rwkv sarvam_mla sarvam_moe seed_oss smollm3 "
         "solar_open stablelm starcoder2 vaultgemma xglm xlnet"
     ),

@@ -151,7 +151,9 @@ def test_recipes_are_compared_with_each_other_where_the_base_is_not_scored(world
 
 def test_edit_left_out_gives_the_file_without_it(world: Project) -> None:
     with_edit = document("run", "recipes/all.yaml")
-    without = world.write(RECIPE.replace("  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}\n", ""), "less.yaml")
+    without = world.write(
+        RECIPE.replace("  - {id: facts, edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}\n", ""), "less.yaml"
+    )
     first = (Path(document("run", str(without))["model"]) / "model.safetensors").read_bytes()
     shutil.rmtree("runs")
     shutil.rmtree(".workbench")

@@ -139,7 +139,8 @@ BRICK = (
 
 
 def test_a_brick_is_trained_on_what_the_steps_before_have_made(rows: Project) -> None:
-    """Kept with its card in the run, loadable by PEFT onto the model below it; another recipe takes it as a brick."""
+    """Kept with its card in the run, loadable by PEFT onto the model below it; another recipe takes it as a brick, where it says that the brick may
+    be of another base."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -162,7 +163,10 @@ def test_a_brick_is_trained_on_what_the_steps_before_have_made(rows: Project) ->
     expected = peft.merge_and_unload().state_dict()
     for name, tensor in tensors_of(Path(document["model"])).items():
         assert torch.allclose(tensor, expected[name].float(), atol=1e-5)
-    again = rows.tensors(f"bricks: {{seven: {place}}}\nsteps: [{{merge: task_arithmetic, bricks: {{seven: 1}}}}]\n")
+    step = "steps: [{merge: task_arithmetic, bricks: {seven: 1}}]\n"
+    with pytest.raises(WorkbenchError, match="was made on another base"):
+        rows.tensors(f"bricks: {{seven: {place}}}\n{step}")
+    again = rows.tensors(f"base: base\nbricks: {{seven: {{adapter: {place}, any_base: true}}}}\n{step}")
     assert not torch.equal(again["model.layers.0.mlp.up_proj.weight"], tensors_of(merged)["model.layers.0.mlp.up_proj.weight"])
 
 

@@ -154,7 +154,7 @@ def test_a_plan_counts_the_memory_of_streamed_logits(project: Project, tmp_path:
     }
     tensors = tensors_of(project.path / "base")
     layer = 4 * sum(t.numel() for n, t in tensors.items() if ".layers.0." in n)
-    extra = peaks["tensors"] - peaks["off"] - 170_000_000  # transformers itself
+    extra = peaks["tensors"] - peaks["off"] - 160_000_000  # transformers itself
     assert layer <= extra < 4 * sum(t.numel() for t in tensors.values())
 
 
