@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 _ROWS = 4
 _TOLERANCE = 1e-3
+# Inputs are so large that the largest epsilon in use (below 1) is no part of what a norm gives, and so small that tanh is not yet a sign.
+_LARGE = 30.0
 _BUILDING = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
 
@@ -40,7 +42,7 @@ def is_norm(module: nn.Module) -> bool:
     size = _size(module)
     if size is None:
         return False
-    x = torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(0))
+    x = _LARGE * torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(0))
     small, large = _run(module, x), _run(module, 50 * x)
     if small is None or large is None or small.shape != x.shape:
         return False
@@ -53,7 +55,7 @@ def rms_norm(module: nn.Module) -> Norm | None:
     size = _size(module)
     if size is None:
         return None
-    x = torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(1)) + 0.5  # the mean is not 0
+    x = _LARGE * (torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(1)) + 0.5)  # the mean is not 0
     y = _run(module, x)
     if y is None or y.shape != x.shape:
         return None
