@@ -112,8 +112,8 @@ def test_a_search_that_is_not_finished(world: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "expected a search's result as JSON, found Expecting property name"),
-        ("[]", "expected the result of a search with the keys name, objectives, space, trials, test, found no name"),
+        ("{", "expected a search's result as JSON: not JSON: Expecting property name"),
+        ("[]", "expected a search's result as JSON: found a list, expected an object"),
         ('{"name": "toy", "objectives": [], "space": {}, "trials": []}', "found no test"),
     ],
 )

@@ -118,7 +118,7 @@ def test_other_layers_are_refused(mixers: Project) -> None:
     assert caught.value.hint == "Layers that have one: 1, 3."
 
 
-@pytest.mark.parametrize(("edit", "layers"), [("finetune, epochs: 1", {1}), ("ultraedit", {3})])
+@pytest.mark.parametrize(("edit", "layers"), [("finetune, epochs: 1, min_efficacy: 0", {1}), ("ultraedit, min_efficacy: 0", {3})])
 def test_layers_that_a_method_chooses(mixers: Project, edit: str, layers: set[int]) -> None:
     document = mixers.run(f"steps: [{{edit: {edit}, facts: facts.jsonl}}]\n")
     base, edited = tensors_of(mixers.path / "base"), tensors_of(Path(document["model"]))

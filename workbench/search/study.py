@@ -13,7 +13,7 @@ from typing import Any, Literal
 import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench import jsondoc
@@ -24,6 +24,8 @@ from workbench.search.space import Space
 Arm = Literal["search", "random"]
 ARMS: tuple[Arm, ...] = ("search", "random")
 JOURNAL = "journal.log"
+# How Optuna begins every line of a journal.
+_ENTRY = b'{"op_code":'
 _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
 
 
@@ -77,7 +79,6 @@ class Study:
         self._studies: dict[Arm, optuna.Study] = {}
         with self._locked(), self._readable():
             check_storage(self.file, key)
-            _drop_cut_line(self.file)
             store = _open(self.file)
             for arm in ARMS:
                 study = optuna.create_study(
@@ -233,42 +234,25 @@ def check_storage(file: Path, key: str) -> None:
 
 
 def _mend(file: Path) -> None:
-    """Take off a last line that was cut short: what is appended to it would be lost with it, and every later reading fail.
+    """Take off a last line that a killed process has not written to its end: the next line would be appended to it, and neither could be
+    read. Nothing is changed in a file that no search has written.
 
     Raises WorkbenchError, with the line, for one that is no entry of a journal.
     """
-    raw = file.read_bytes()
-    if not raw.endswith(b"\n"):
-        raw = _without_cut_line(file)
     hint = "Name another file with --storage, or move this one away: the search then begins again."
-    for number, line in enumerate(raw.split(b"\n")[:-1], 1):
-        place = f"{file}:{number}: no storage of a search"
-        entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
-        if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
-            raise WorkbenchError(place, hint)
-
-
-def _without_cut_line(file: Path) -> bytes:
-    """Truncate a journal behind its last whole line, or end that line; returns what it then holds."""
-    lock = JournalFileSymlinkLock(os.fspath(file))  # other processes append under it
-    lock.acquire()
-    try:
-        raw = file.read_bytes()
+    with FileLock(f"{file}.write"), file.open("r+b") as stream:
+        raw = stream.read()
         whole = raw.rfind(b"\n") + 1
-        try:
-            jsondoc.parse(raw[whole:], str(file))
-            raw += b"\n" if whole < len(raw) else b""
-        except WorkbenchError:
-            raw = raw[:whole]
-        with file.open("r+b") as stream:
-            stream.truncate(min(len(raw), whole))
-            stream.seek(0, os.SEEK_END)
-            stream.write(raw[whole:])
-            stream.flush()
-            os.fsync(stream.fileno())
-        return raw
-    finally:
-        lock.release()
+        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+            place = f"{file}:{number}: no storage of a search"
+            entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
+            if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
+                raise WorkbenchError(place, hint)
+        cut = raw[whole:]
+        if not cut.startswith(_ENTRY[: len(cut)]):
+            raise WorkbenchError(f"{file}: no storage of a search: its last line is no entry of a journal", hint)
+        if cut:
+            stream.truncate(whole)
 
 
 def _open(file: Path) -> Any:
@@ -292,16 +276,6 @@ class _WriteLock(JournalFileOpenLock):
     def release(self) -> None:
         """Let other processes write."""
         self._lock.release()
-
-
-def _drop_cut_line(file: Path) -> None:
-    """Remove a last line of a journal that was not written to its end: the next line would be appended to it, and neither could be read."""
-    if file.suffix == ".db" or not file.exists():
-        return
-    with FileLock(f"{file}.write"), file.open("r+b") as stream:
-        text = stream.read()
-        if not text.endswith(b"\n"):
-            stream.truncate(text.rfind(b"\n") + 1)
 
 
 def _size(points: dict[str, list[Any]]) -> int:
