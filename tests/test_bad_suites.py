@@ -163,3 +163,33 @@ def test_store_refuses_a_colliding_digest(tasks_dir: Path, tokenizer: Any, tmp_p
     shutil.rmtree(tmp_path / f"toy-{plan.digest[:12]}")
     with pytest.raises(WorkbenchError, match=r"has no scores on suite 'toy'"):
         store.read(plan, A.digest)
+
+
+def test_a_deeply_nested_document_is_refused_before_the_task_is_built(tmp_path: Path) -> None:
+    """`datasets` takes time that doubles with every level: at 40 levels the plan of a suite would never be made."""
+    from workbench.taskfiles import MAX_LEVELS, task_index
+
+    (tmp_path / "deep.yaml").write_text(
+        "task: deep\ncustom_dataset: !function localdata.jsonl\ndataset_kwargs: {data_files: {test: deep.jsonl}}\ntest_split: test\n"
+    )
+    nested = "[" * 40 + "]" * 40
+    (tmp_path / "deep.jsonl").write_text('{"prompt": "a"}\n{"prompt": ' + nested + "}\n")
+    with pytest.raises(WorkbenchError, match=rf"deep\.jsonl:2: task 'deep': a document nested in more than {MAX_LEVELS} levels"):
+        task_index(tmp_path)["deep"].check("deep")
+    (tmp_path / "deep.jsonl").write_text('{"prompt": ' + "[" * (MAX_LEVELS - 1) + "]" * (MAX_LEVELS - 1) + "}\n")
+    assert task_index(tmp_path)["deep"].check("deep") == (tmp_path / "deep.jsonl",)
+
+
+def test_what_a_tasks_code_raises_names_the_task(tmp_path: Path) -> None:
+    """Templates and code of a task may raise anything: here lm-eval evaluates a text as Python."""
+    from workbench.evaluate.tasks import source_of
+    from workbench.taskfiles import task_index
+
+    shutil.copyfile(Path(__file__).resolve().parents[1] / "evals" / "tasks" / "localdata.py", tmp_path / "localdata.py")
+    (tmp_path / "odd.yaml").write_text(
+        "task: odd\ncustom_dataset: !function localdata.jsonl\ndataset_kwargs: {data_files: {test: odd.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: prompt\ndoc_to_choice: choic{\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "gold": 0}\n')
+    with pytest.raises(WorkbenchError, match=r"task 'odd' could not be (loaded|built): SyntaxError"):
+        source_of("odd", Suite(suite="x", tasks=("odd",)), task_index(tmp_path), tmp_path)

@@ -72,7 +72,7 @@ def check(found: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
             json.dumps(found, ensure_ascii=False).encode("utf-8")
         except (UnicodeEncodeError, RecursionError) as error:
             raise WorkbenchError(f"{shown}: not JSON: {_DEEP if isinstance(error, RecursionError) else _HALF}", hint) from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(found):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(found):
         raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint)
 
 
@@ -153,10 +153,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _is_deep(found: Any) -> bool:
+def is_deep(found: Any, levels: int = MAX_DEPTH) -> bool:
     """Whether a value has more levels than the code that walks such data should recurse into."""
     level = [found]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(levels + 1):
         level = [inner for value in level if isinstance(value, (dict, list))
                  for inner in (value.values() if isinstance(value, dict) else value) if isinstance(inner, (dict, list))]  # fmt: skip
         if not level:

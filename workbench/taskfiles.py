@@ -47,6 +47,9 @@ _CORPUS = {  # what lm-eval computes corpus metrics of
     "bits_per_byte": "loglikelihood_rolling",
 }
 
+MAX_LEVELS = 12
+"""Levels of lists and objects in a document. `datasets`, which builds tasks, looks at every value twice a level: 40 levels take days."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -247,6 +250,8 @@ def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
         if line.strip():
             place, hint = f"{path}:{number}: task '{task}'", "One JSON object a line."
             docs.append(jsondoc.as_object(jsondoc.parse(line, place, hint), place, hint))
+            if jsondoc.is_deep(docs[-1], MAX_LEVELS):
+                raise WorkbenchError(f"{place}: a document nested in more than {MAX_LEVELS} levels", "Flatten the document.")
     return docs
 
 

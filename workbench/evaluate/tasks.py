@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
@@ -27,14 +26,14 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     """
     found = index.get(name)
     if found is None:
-        with quiet():
+        with quiet(), foreign_code(name, "built"):
             return _from_lm_eval(name, suite, index, tasks_dir)
     code = code_of(found.files, found.path.parent)
     place = memo / f"{digest_of(json.dumps([str(found.path), name, suite.num_fewshot]).encode())}.json" if memo else None
     if place and (kept := recall(place, code, found.files)):
         return kept
     data = found.check(name)
-    with watched(code) as reads, quiet():
+    with watched(code) as reads, quiet(), foreign_code(name, "built"):
         task = load_task(manager_of(tasks_dir, bundled=False), name, index)
         if suite.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=suite.num_fewshot)
@@ -104,27 +103,31 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
     """A task or a group, with lm-eval's tasks and groups by name. Errors: data out of reach, code that fails."""
-    try:
+    with foreign_code(name, "loaded"):
         loaded: dict[str, Any] = manager.load([name])
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        TemplateError,
-    ) as error:
+    return loaded
+
+
+@contextmanager
+def foreign_code(name: str, done: str) -> Iterator[None]:
+    """Turn what lm-eval, `datasets` or a task's own code raises into a WorkbenchError that names the task.
+
+    Args:
+        name: The task.
+        done: What could not be done with it: "loaded", "built".
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a task's code and templates may raise anything)
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
-            if offline
-            else "Check the task's data and code."
+            if offline and isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
+            else "Check the task's data and code; WORKBENCH_DEBUG=1 shows where it failed."
         )
-        raise WorkbenchError(f"task '{name}' could not be loaded: {type(error).__name__}: {str(error)[:300]}", hint) from error
-    return loaded
+        raise WorkbenchError(f"task '{name}' could not be {done}: {type(error).__name__}: {str(error)[:300]}", hint) from error
 
 
 def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> dict[str, list[Group]]:
