@@ -310,7 +310,7 @@ def test_growth(layout: str, family_of: Callable[[str], Family]) -> None:
     """A grown model that computes the same and loads, or a word that this architecture cannot be grown."""
     family = family_of(layout)
     text = "bricks: {}\nsteps: [{grow: depth, blocks: 1}]\n"
-    refused = {"mixtral", "qwen3_moe", "qwen3_next", "granitemoehybrid", "jamba", "lfm2", "mamba"}
+    refused = {"mixtral", "qwen3_moe", "qwen3_next", "granitemoehybrid", "jamba", "lfm2"}
     if layout in refused:
         with pytest.raises(WorkbenchError, match=r"expected one .*, found 0|refers to layers by number") as caught:
             family.project.run(text, "grow.yaml")

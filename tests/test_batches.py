@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import NAMES, random_model
 from local_tasks import tokenizer
+from padded_families import NAMES, random_model
 
 from workbench.batching import side_by_side
 from workbench.edit.rows import Row, padded

@@ -261,6 +261,14 @@ def plan_record(folder: Path) -> dict[str, Any]:
         known = isinstance(ratios, dict) and all(kind in RATIOS for kind in ratios.values())
         if not known or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
+    # Imported plans do not know dtype and batch size: null.
+    shown: dict[str, tuple[type, ...]] = {
+        "scorer": (str,), "dtype": (str, type(None)), "batch_size": (int, type(None)), "partial": (bool,), "versions": (dict,),
+    }  # fmt: skip
+    for field, expected in shown.items():
+        if not isinstance(record.get(field, ...), expected):
+            raise WorkbenchError(f"{path}: {field}: found {str(record.get(field))[:80]}, which no plan has there", hint)
+    _check_groups(record, path)
     return record
 
 

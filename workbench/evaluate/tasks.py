@@ -120,7 +120,7 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
         yield
     except WorkbenchError:
         raise
-    except Exception as error:  # noqa: BLE001 (a task's code and templates may raise anything)
+    except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
