@@ -265,9 +265,9 @@ def plan_record(folder: Path) -> dict[str, Any]:
     shown: dict[str, tuple[type, ...]] = {
         "scorer": (str,), "dtype": (str, type(None)), "batch_size": (int, type(None)), "partial": (bool,), "versions": (dict,),
     }  # fmt: skip
-    for field, expected in shown.items():
-        if not isinstance(record.get(field, ...), expected):
-            raise WorkbenchError(f"{path}: {field}: found {str(record.get(field))[:80]}, which no plan has there", hint)
+    for name, expected in shown.items():
+        if not isinstance(record.get(name, ...), expected):
+            raise WorkbenchError(f"{path}: {name}: found {str(record.get(name))[:80]}, which no plan has there", hint)
     _check_groups(record, path)
     return record
 
