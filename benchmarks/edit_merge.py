@@ -30,13 +30,14 @@ from record import write_results
 
 from workbench.compare import compare
 from workbench.compose import compose
-from workbench.controls import Entry, plans, suites_of
+from workbench.controls import Entry, plans
 from workbench.facts import Fact
 from workbench.rebase import rebase
 from workbench.recipe import from_data
 from workbench.resolve import resolve
 from workbench.scores import Scores, Store
 from workbench.scoring import score_all
+from workbench.suitechoice import suites_of
 
 SKILLS = ("add", "reverse")
 MERGES: dict[str, dict[str, Any]] = {

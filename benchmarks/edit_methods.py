@@ -46,7 +46,7 @@ from record import write_results
 
 from workbench.compare import compare
 from workbench.compose import compose
-from workbench.controls import Entry, lineup, plans, suites_of
+from workbench.controls import Entry, lineup, plans
 from workbench.engine import configuration_digest
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
@@ -55,6 +55,7 @@ from workbench.recipe import load_recipe
 from workbench.registry import methods
 from workbench.scores import Scores, Store, TaskScores
 from workbench.scoring import score_all
+from workbench.suitechoice import suites_of
 from workbench.suites import Plan
 
 # Row -> fields of its step. All defaults otherwise: nothing is tuned to these facts.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +119,17 @@ def test_third_parties(path: Path) -> None:
                 or module.startswith("workbench.weights")
             )
             assert allowed, f"{name}:{line} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_names_that_exist(path: Path) -> None:
+    """Benchmarks run rarely: a name that has moved must not wait for the next run."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "workbench":
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                found = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert found, f"{path.name}:{node.lineno}: {node.module} has no {alias.name}"
 
 
 def test_methods_do_not_import_each_other() -> None:
