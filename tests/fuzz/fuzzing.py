@@ -32,14 +32,14 @@ steps:
     density: 0.5
     bricks: {one: 1.0, full: {weight: 0.5, density: 0.3}}
 """
-ASKED = os.environ.get("WORKBENCH_FUZZ_EXAMPLES")
-EXAMPLES = int(ASKED or 12)
+EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES") or 12)
 # CPU seconds of one example, and of each megabyte of its file; the first allows for what a command reads beside the damaged file.
 SECONDS, SECONDS_A_MB = 2.0, 2.0
 # A failure is reported as it is found: making the example smaller takes minutes with commands that take a tenth of a second.
-# Without a number in the environment every run tries the same examples, so that `make test` does not depend on chance.
+# Every run of one number tries the same examples, so that whether a change lands does not depend on chance; with
+# WORKBENCH_FUZZ_RANDOM=1 every run tries others.
 fuzz = settings(
-    max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate), database=None, derandomize=ASKED is None, print_blob=True,
+    max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate), database=None, derandomize=os.environ.get("WORKBENCH_FUZZ_RANDOM") != "1", print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture, HealthCheck.large_base_example],
 )  # fmt: skip
 # Readers alone take a few milliseconds, commands fifty: they get four times as many examples.
