@@ -249,6 +249,8 @@ def disagreement(scores: Scores, rows: Rows) -> str | None:
 def plan_record(folder: Path) -> dict[str, Any]:
     """Return the plan.json of a plan's folder. Raises WorkbenchError if it is missing or damaged."""
     path = folder / "plan.json"
+    if not path.is_file():
+        raise WorkbenchError(f"{path}: no such plan, although scores name it", again(path))
     record, hint = read_object(path, None, again(path)), again(path)
     tasks, suite = record.get("tasks"), record.get("suite")
     if not isinstance(suite, dict) or not isinstance(suite.get("suite"), str) or not isinstance(record.get("plan"), str):

@@ -85,6 +85,7 @@ def _are_masks(value: Any) -> bool:
 # Field -> test, and what is expected; null is allowed everywhere.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a text"),
+    "auto_mapping": (lambda value: isinstance(value, dict), "an object"),
     "lora_alpha": (_is_number, "a number"),
     "alpha": (_is_number, "a number"),
     "r": (_is_whole, "a whole number"),

@@ -112,6 +112,8 @@ class _Places:
                 ("base_model",), f"{base}: a recipe's base is one checkpoint; bake the adapter into it first"
             )
         if base is None:
+            if not self.config.sources:
+                raise self.config.report.document.error((), "names no model to start from", "Name a model, or a base_model.")
             base = self.config.sources[0].reference
             self.config.report.note((), f"no base_model: {base.model}, the first input, gives configuration and tokenizer")
         return base.model, self.find(base.model)
