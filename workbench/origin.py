@@ -42,7 +42,8 @@ class NamedBase:
         ids = [(_hub_id(text) or os.path.normpath(text)).casefold() for text in names]
         if names[0] and (names[0] == self.digest or ids[0] in ids[1:]):
             return True
-        return bool(names[0]) and (project / Path(names[0]).expanduser()).resolve() == self.path.resolve()
+        place = _directory(names[0], project)
+        return place is not None and place.resolve() == self.path.resolve()
 
 
 def recorded_digests(brick: Brick) -> list[str]:
@@ -145,11 +146,20 @@ def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str
     for name in _names(brick):
         if base.is_named(name, project):
             continue
-        place = project / Path(name).expanduser() / "config.json"
-        if not place.is_file() and _hub_id(name) == name and (snapshot := snapshot_with(name, None, "config.json")):
-            place = snapshot / "config.json"
-        if isinstance(config := read_json(place), dict):
+        place = _directory(name, project)
+        if place is None and _hub_id(name) == name:
+            place = snapshot_with(name, None, "config.json")
+        if place is not None and isinstance(config := read_json(place / "config.json"), dict):
             yield f"{name}, the base that it names,", config
+
+
+def _directory(name: str, project: Path) -> Path | None:
+    """Return the directory that a name stands for; None where there is none, or no file system takes the name."""
+    try:
+        place = project / Path(name).expanduser()
+        return place if name and place.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of a user who is not there
+        return None
 
 
 def _types(config: Mapping[str, Any]) -> set[str]:

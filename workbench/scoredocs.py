@@ -224,6 +224,8 @@ def read_document(path: Path) -> Scores:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise WorkbenchError(f"{path}: {where}: {first['msg']}", again(path)) from error
+    if path.parent.name != f"{scores.suite}-{scores.plan[:12]}":
+        raise WorkbenchError(f"{path}: names a suite and a plan that are not those of its folder", again(path))
     if version == FORMAT and not (scores.key and scores.rows and scores.items):
         raise WorkbenchError(f"{path}: expected a key and the digests of rows and items", again(path))
     return scores if scores.key else scores.model_copy(update={"key": scores.configuration.digest})
