@@ -23,6 +23,7 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
     ("text", "message"),
     [
         ("bricks: {}\n", "expected a mergekit configuration with a merge_method"),
+        ("merge_method: passthrough\nslices:\n- sources: []\n", "1:1 names no model to start from"),
         ("experts: []\nbase_model: base\n", "1:1 experts: expected a list of at least two experts, found 0"),
         (MOE.replace("random", "best"), "gate_mode: found 'best'; expected one of hidden,"),
         (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` has no shared expert"),

@@ -245,3 +245,9 @@ def test_other_integers_that_differ_are_refused(project: Project, resnets: Path,
         project.resolve(
             f"base: {tmp_path / 'resnet-base'}\nbricks: {{one: {tmp_path / 'resnet-one'}}}\nsteps: [{{merge: linear}}]\n"
         )
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a/" + "b" * 300, "~nobody-here/model", "a\0b"])
+def test_a_name_that_no_file_system_takes_is_a_name_of_nothing(name: str, project: Project, own: Path) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=name)
+    assert SHOWN in warnings(project, recipe(own))

@@ -256,3 +256,11 @@ def test_stored_shows_the_scorer_that_has_most(tasks_dir: Path, tokenizer: Any, 
 
 def scorer(scores: Scores) -> str | None:
     return scores.tasks["pick"].scorer
+
+
+@pytest.mark.parametrize("suite", ["other", "\0", "x" * 300])
+def test_a_document_of_another_suite_is_refused(kept: Kept, suite: str) -> None:
+    document = json.loads(kept.document.read_text("utf-8"))
+    kept.document.write_text(json.dumps({**document, "suite": suite}), "utf-8")
+    with pytest.raises(WorkbenchError, match="names a suite and a plan that are not those of its folder"):
+        read_document(kept.document)

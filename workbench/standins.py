@@ -160,8 +160,12 @@ def small_file(found: Repository, file: str) -> Path:
 
 
 def snapshot_with(name: str, revision: str | None, file: str) -> Path | None:
-    """The cached snapshot that holds a file."""
+    """The cached snapshot that holds a file; None where none does, or the name can be no hub id."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    path = try_to_load_from_cache(name, file, revision=revision)
+    try:
+        path = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        return None
     return Path(path).parents[len(PurePosixPath(file).parts) - 1] if isinstance(path, str) else None
