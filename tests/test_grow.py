@@ -367,3 +367,12 @@ UNFIT = {
 def test_families_that_do_not_fit(step: str, family: str, project: Project, dense_of: Callable[[str], Path]) -> None:
     with pytest.raises(WorkbenchError, match=UNFIT[step, family]):
         compose(project.resolve(f"base: {dense_of(family)}\nsteps: [{{grow: width, {step}}}]\n"), CPU)
+
+
+def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out() -> None:
+    """As a list of layers it would take more memory than there is."""
+    from workbench.grow.stack import Stack
+
+    step = Stack.model_validate({"grow": "stack", "slices": [{"layers": [0, 2**40]}]})
+    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has 0\.\.3"):
+        step.places(4)

@@ -64,6 +64,9 @@ class Stack(GrowMethod):
     def places(self, depth: int) -> list[tuple[int, dict[str, float]]]:
         """For each new layer the old one, and its factors. Errors: out of range."""
         slices = self.slices or ()
+        # Ends first: a slice up to 2³¹ would be written out as a list.
+        if far := [s.layers[1] - 1 for s in slices if s.layers[1] > depth]:
+            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has 0..{depth - 1}", None, 2)
         found = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
         if bad := [i for i, _ in found if not 0 <= i < depth]:
             raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has 0..{depth - 1}", None, 2)
