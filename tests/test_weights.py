@@ -56,6 +56,7 @@ BAD_FILES = {
     "trailing bytes": (raw({"a": tensor(0, 4, [1])}, b"00000000"), "its header describes"),
     "overlap": (raw({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, b"0" * 12), "b has offsets 4-12, expected 8-16"),
     "gap": (raw({"a": tensor(4, 8, [1])}, b"0" * 8), "a has offsets 4-8, expected 0-4"),
+    "long name": (raw({"layers." + "9" * 5000: tensor(0, 4, [1])}, b"0" * 4), "damaged safetensors header: 'layers.999"),
     "size unlike shape": (raw({"a": tensor(0, 8, [3])}, b"0" * 8), "a has offsets 0-8, expected 0-12"),
     "negative shape": (
         raw({"a": tensor(0, 4, [-1, -1])}, b"0" * 4),

@@ -27,6 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 16
+MAX_NAME = 1000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -112,7 +113,7 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
 
 def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
     """Offsets, name, dtype and shape of a header's entry. Raises WorkbenchError for one of another form."""
-    if isinstance(info, dict):
+    if isinstance(info, dict) and len(name) <= MAX_NAME:
         offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
         if (
             offsets is not None
