@@ -310,7 +310,7 @@ def study(folder: Path, project: Project) -> Study:
 
 
 def test_a_journal_whose_last_line_was_cut(project: Project, tmp_path: Path) -> None:
-    """What is appended behind half a line was lost, and the file unreadable for good."""
+    """A line that was appended behind half a line was lost, and the file could never be read again."""
     for i in range(3):
         opened = study(tmp_path / "s", project)
         trial = opened.claim("search", None)

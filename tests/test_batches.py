@@ -45,7 +45,7 @@ def test_the_loss_of_a_batch_is_that_of_its_rows(family: str) -> None:
 @pytest.mark.parametrize("family", NAMES)
 @torch.no_grad()
 def test_logits_of_padded_rows_are_those_of_the_rows(family: str) -> None:
-    """Of edits' and of calibration's batches; of greedy answers, which pass no mask."""
+    """The logits of a row do not depend on its batch: for edits, for calibration, and for greedy answers, which pass no mask."""
     model = random_model(family)
     rows = [tokens for tokens, _ in ROWS]
     single = [model(torch.tensor([row]), use_cache=False).logits[0] for row in rows]

@@ -42,7 +42,7 @@ def _settings() -> Iterator[None]:
 
 @pytest.mark.parametrize("way", ["set_float32_matmul_precision", "fp32_precision"])
 def test_exact_wins_over_what_the_program_asked_for(way: str) -> None:
-    """Of both ways to ask torch for TF32 and bfloat16 inside float32 products. Convolutions take TF32 unless told otherwise."""
+    """A program can ask torch for TF32 and bfloat16 inside float32 products in two ways. Convolutions use TF32 by default."""
     if way == "fp32_precision":
         torch.backends.fp32_precision = "tf32"
     else:

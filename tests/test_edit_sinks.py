@@ -125,7 +125,7 @@ def sink(facts: Project) -> MethodContext:  # noqa: F811
 
 @pytest.mark.parametrize("name", ["alphaedit", "encore", "memit", "rome", "emmet"])
 def test_edits_at_a_sink_layer_write_their_values(name: str, sink: MethodContext, facts: Project) -> None:  # noqa: F811
-    """As at the same layer without the sink, and the sink's own output stays where it is."""
+    """The edit writes what it writes at the same layer without the sink, and the sink's own output does not change."""
     with_sink = solve(sink, name, refine=0)
     plain = solve(replace(context_of(facts), cache=facts.path / "plain"), name, refine=0)
     left_out = with_sink.record["statistics"]["1"]["left_out"]

@@ -1,4 +1,4 @@
-"""What the fuzzers share: damaged documents made from valid ones, and the property that every reader keeps."""
+"""Make damaged documents from valid ones, and check the property that every reader keeps."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def yaml_files(valid: Any, text: str | None = None) -> st.SearchStrategy[bytes]:
 
 
 def check_shown(error: WorkbenchError) -> None:
-    """What the terminal would get: a line that starts with error:, of bounded length, without control characters."""
+    """Check what the terminal gets: a line that starts with error:, of bounded length, without control characters."""
     output = Output()
     output.talk = Console(file=(stream := io.StringIO()), width=200, soft_wrap=True, highlight=False)
     output.error(error)

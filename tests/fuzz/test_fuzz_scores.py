@@ -277,7 +277,7 @@ def test_results_files(world: World, data: st.DataObject) -> None:
 @fuzzed
 @given(data=st.data())
 def test_journals_and_finished_tasks(world: World, data: st.DataObject) -> None:
-    """What is damaged of an interrupted evaluation is asked again; what is left are whole answers."""
+    """Damaged answers of an interrupted evaluation are asked for again; the answers that remain are whole."""
     key = "c" * 32
     world.store.keep_task(world.plan, key, "pick", {"rows": [1, 2], "seconds": 0.5})
     file = next((world.folder / f"{key[:12]}.partial").glob("*.json.gz"))
