@@ -14,9 +14,10 @@ import pytest
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare import Comparison, compare
 from workbench.errors import WorkbenchError
+from workbench.paired import paired
 from workbench.report import render
 from workbench.scores import Configuration, Metric, Scores, Store, TaskScores
-from workbench.statistics import paired, ratio
+from workbench.statistics import ratio
 from workbench.suites import Item, Plan, Suite
 
 BASE = Configuration("0" * 32, "base", "base")

@@ -14,7 +14,8 @@ from scipy import stats
 
 from workbench.comparison.differences import Difference, differences
 from workbench.scores import Configuration
-from workbench.statistics import codes, paired, paired_ratio, ratio, ratio_interval
+from workbench.paired import paired, paired_ratio
+from workbench.statistics import codes, ratio, ratio_interval
 from workbench.suites import Suite
 from workbench.tables import Table
 

@@ -15,9 +15,9 @@ from test_suite_check import run
 
 from workbench.errors import WorkbenchError
 from workbench.exchange import find_imported, import_samples, stored_plans
+from workbench.paired import paired
 from workbench.samples import read_samples
 from workbench.scores import Store
-from workbench.statistics import paired
 
 __all__ = ["tokenizer"]
 ROLLING = """

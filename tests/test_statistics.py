@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workbench.paired import paired, paired_ratio
 from workbench.statistics import (
     codes,
-    holm,
-    paired,
-    paired_ratio,
     ratio,
     ratio_interval,
     resampled_means,
@@ -40,20 +38,6 @@ def test_clustered_error_and_p_equal_statsmodels() -> None:
     assert pair.se == pytest.approx(fit.bse[0], abs=1e-15)
     assert pair.p == pytest.approx(fit.pvalues[0], rel=1e-10)
     assert pair.interval(0.05) == pytest.approx(tuple(fit.conf_int()[0]), abs=1e-12)
-
-
-def test_holm_equals_statsmodels_and_levels_agree_with_it() -> None:
-    from statsmodels.stats.multitest import multipletests
-
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = (rng.random(9) ** 4).tolist()
-        adjusted, levels = holm(p)
-        assert adjusted == pytest.approx(multipletests(p, method="holm")[1])
-        assert [x <= 0.05 for x in adjusted] == [x <= level for x, level in zip(p, levels, strict=True)]
-    adjusted, levels = holm([0.01, 0.04, 0.03])
-    assert adjusted == pytest.approx([0.03, 0.06, 0.06])
-    assert levels == pytest.approx([0.05 / 3, 0.025, 0.025])
 
 
 def test_by_hand() -> None:

@@ -1,8 +1,7 @@
 """Comparison of scored configurations with one baseline: paired differences, verdicts, kept, interference, flips.
 
-Nothing is scored here. Rows of the family (primary metric of each task, and contrasts of two tasks, x configurations other than the
-baseline) get Holm-adjusted p values; `low_adj, high_adj` are intervals at the level at which Holm tested the row, so that they exclude 0
-exactly when p_adj <= alpha, and they decide the verdict.
+Nothing is scored here. Rows are primary metrics of tasks, and contrasts of two tasks, x configurations other than the baseline; `comparison.families`
+says which are tested together. `low_adj, high_adj` are intervals at the family's critical values: they exclude 0 exactly when p_adj <= alpha.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 
 from workbench.comparison.configurations import summary
 from workbench.comparison.differences import Difference, differences, interference, unchanged
+from workbench.comparison.families import COMPARED, CONTROLS, GUARDED
 from workbench.comparison.flips import flips
 from workbench.comparison.survival import facts_of
 from workbench.comparison.warnings import warnings_of
@@ -42,6 +42,12 @@ class Comparison:
     def worse(self) -> list[Difference]:
         """Rows in which a configuration that is no control is worse than the baseline."""
         return [row for row in self.rows if row.verdict == "worse" and row.role == "configuration"]
+
+    @property
+    def not_safe(self) -> list[Difference]:
+        """Rows of guarded tasks in which a configuration that is no control is worse, or not shown to be safe."""
+        named = [row for row in self.rows if row.role == "configuration" and row.tolerance is not None]
+        return [row for row in named if row.verdict in ("worse", "not shown safe")]
 
     def document(self) -> dict[str, Any]:
         """JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
@@ -87,7 +93,9 @@ def compare(
     family = _family(tasks, settings, others, base)
     alpha, correction = family["alpha"], family["correction"]
     rows = differences(tasks, base, others, alpha, correction)
-    family["size"] = len(rows)
+    for name in (COMPARED, GUARDED, CONTROLS):
+        family[name] = sum(row.family == name for row in rows)
+    family["size"] = family[COMPARED]
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
     bricks = [c for c in (e[0].configuration for e in entries) if c.role == "brick"]
     against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha, correction)
@@ -149,17 +157,27 @@ def _family(
     tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
 ) -> dict[str, Any]:
     """What is tested together, declared before any test. Without correction only if every suite says so."""
-    contrasts = sum(t.contrast is not None for t in tasks)
-    text = f"primary metric of {len(tasks) - contrasts} tasks"
+    compared, named = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
+    contrasts, guarded = sum(t.contrast is not None for t in compared), len(tasks) - len(compared)
+    text = f"primary metric of {_counted(len(compared) - contrasts, 'task')}"
     if contrasts:
-        text += f" and {contrasts} contrast{'s' if contrasts > 1 else ''}"
+        text += f" and {_counted(contrasts, 'contrast')}"
+    text += f" x {_counted(len(named), 'configuration')} against {base.name}"
+    if guarded:
+        text += f"; {_counted(guarded, 'guarded task')} apart"
+    if len(named) < len(others):
+        text += f"; {_counted(len(others) - len(named), 'control')} apart"
     return {
         "size": 0,
         "alpha": min(suite.alpha for suite in settings.values()),
-        "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "holm",
+        "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "max-t",
         "min_effect": max(suite.default_effect for suite in settings.values()),
-        "text": f"{text} x {len(others)} configurations against {base.name}",
+        "text": text,
     }
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _task(t: Table) -> dict[str, Any]:
@@ -178,6 +196,7 @@ def _task(t: Table) -> dict[str, Any]:
         "ratio": t.ratio,
         "share": t.share,
         "min_effect": t.min_effect,
+        "tolerance": t.tolerance if t.guarded else None,
         "scorer": t.scorer,
         "contrast": {"of": t.contrast.of, "minus": t.contrast.minus} if t.contrast else None,
     }

@@ -16,7 +16,7 @@ from workbench.evaluate import build_plan
 from workbench.groups import expanded
 from workbench.hub import HEADERS
 from workbench.standins import CACHE
-from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS
+from workbench.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.suites import Plan, Suite, load_suite
 from workbench.taskfiles import task_index
 
@@ -234,8 +234,8 @@ def _clusters(plan: Plan, name: str) -> Check:
     hint = f"Make items from more templates or passages, or write `cluster: {{{name}: id}}` if every item stands alone."
     if k < FEW_CLUSTERS:
         return Check(name, "clusters", "failed", f"{found}: below {FEW_CLUSTERS} no verdict is given", hint)
-    if k < T_CLUSTERS:
-        return Check(name, "clusters", "warning", f"{found}: below {T_CLUSTERS} only large differences are found", hint)
+    if k < MANY_CLUSTERS:
+        return Check(name, "clusters", "warning", f"{found}: below {MANY_CLUSTERS} only large differences are found", hint)
     return Check(name, "clusters", "ok", found)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.suiteparts import Contrast, FactTasks
@@ -49,11 +49,13 @@ class Suite(Written):
         limit: Number of items, one for all tasks or by task: those with the smallest hash of their id, never the first ones.
         baseline: Configuration that differences are taken against.
         alpha: Error rate of the verdicts over the family.
-        correction: `holm`, or `none`: every comparison is tested at alpha.
+        correction: `max-t`, or `none`: every comparison is tested at alpha. `holm` of earlier versions is read as `max-t`.
         min_effect: Smallest difference of interest, and the margin within which configurations are equivalent; one number for
             all metrics that lie in [0, 1], or by task, in the metric's units.
+        tolerance: Largest loss on a guarded task that is safe; one number or by task, as min_effect, which it is if not given.
         contrasts: Name -> difference of one metric between two tasks, item by item; a further row of the comparison.
-        roles: `skill` (default), `retention` or `other` (shown, but not part of the mean and of kept), by task.
+        roles: `skill` (default), `retention` (guarded, and the source of forgetting), `guarded` (must not get worse) or `other` (shown,
+            but not part of the mean and of kept), by task.
         owners: Brick that teaches a task.
         facts: Tasks that score edited facts, by what they say of them; the report's view of facts.
         chat_template: Wrap prompts in the tokenizer's chat template.
@@ -74,10 +76,13 @@ class Suite(Written):
     limit: int | dict[str, int] | None = None
     baseline: str = "base"
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    correction: Literal["holm", "none"] = "holm"
+    correction: Annotated[Literal["max-t", "none"], BeforeValidator(lambda value: "max-t" if value == "holm" else value)] = (
+        "max-t"
+    )
     min_effect: NonNegative | dict[str, NonNegative] = MIN_EFFECT
+    tolerance: NonNegative | dict[str, NonNegative] | None = None
     contrasts: dict[str, Contrast] = {}
-    roles: dict[str, Literal["skill", "retention", "other"]] = {}
+    roles: dict[str, Literal["skill", "retention", "guarded", "other"]] = {}
     owners: dict[str, str] = {}
     facts: FactTasks | None = None
     chat_template: bool = False
@@ -106,11 +111,11 @@ class Suite(Written):
                     raise ValueError(f"contrasts: {name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
             if contrast.of == contrast.minus:
                 raise ValueError(f"contrasts: {name}: of and minus are the same task '{contrast.of}'")
-        if isinstance(self.min_effect, dict):
-            known = (*self.tasks, *self.contrasts)
-            for task in self.min_effect:
+        for name in ("min_effect", "tolerance"):
+            value, known = getattr(self, name), (*self.tasks, *self.contrasts)
+            for task in value if isinstance(value, dict) else ():
                 if task not in known:
-                    raise ValueError(f"min_effect: '{task}' is not a task of this suite. {nearest(task, known)}")
+                    raise ValueError(f"{name}: '{task}' is not a task of this suite. {nearest(task, known)}")
         for task, chance in self.chance.items():
             if not 0 <= chance < 1:
                 raise ValueError(f"chance: {task}: expected a number from 0 up to, not including, 1, found {chance}")
@@ -128,13 +133,25 @@ class Suite(Written):
         return self.limit.get(task) if isinstance(self.limit, dict) else self.limit
 
     def role_of(self, task: str) -> str:
-        """skill | retention | other; the mean over skills and `kept` look at skills only. Contrasts are other."""
+        """skill | retention | guarded | other; the mean over skills and `kept` look at skills only. Contrasts are other."""
         return "other" if task in self.contrasts else self.roles.get(task, "skill")
 
     def min_effect_of(self, task: str, *, share: bool) -> float | None:
         """Smallest difference of interest on a task or contrast; the suite's one number is for metrics in [0, 1] (`share`) alone."""
         by_task = self.min_effect if isinstance(self.min_effect, dict) else {}
         return by_task.get(task, self.default_effect if share else None)
+
+    def guards(self, task: str) -> bool:
+        """Whether a task must not get worse."""
+        return self.role_of(task) in ("retention", "guarded")
+
+    def tolerance_of(self, task: str, *, share: bool) -> float | None:
+        """Largest loss on a guarded task that is safe; the smallest difference of interest where nothing else is given."""
+        if isinstance(self.tolerance, dict) and task in self.tolerance:
+            return self.tolerance[task]
+        if share and isinstance(self.tolerance, (int, float)):
+            return self.tolerance
+        return self.min_effect_of(task, share=share)
 
     @property
     def default_effect(self) -> float:

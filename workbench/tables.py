@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.paired import Paired, Ratio, paired, paired_ratio
 from workbench.scoredocs import again
 from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store, margin_of
 from workbench.statistics import (
     Floats,
-    Paired,
-    Ratio,
     codes,
-    paired,
-    paired_ratio,
     ratio,
     ratio_interval,
     resampled_means,
@@ -88,6 +85,16 @@ class Table:
         """Smallest difference of interest, in the metric's units."""
         return self.suite.min_effect_of(self.name, share=self.share)
 
+    @property
+    def guarded(self) -> bool:
+        """The verdict is about harm: safe, worse or not shown safe."""
+        return self.suite.guards(self.name)
+
+    @property
+    def tolerance(self) -> float | None:
+        """Largest loss on a guarded task that is safe, in the metric's units."""
+        return self.suite.tolerance_of(self.name, share=self.share)
+
     def value(self, digest: str) -> float:
         """The metric of one configuration."""
         if self.ratio is not None and self.weights is not None:
@@ -105,7 +112,7 @@ class Table:
         before, after, cluster = self.values[base], self.values[digest], self.cluster.tolist()
         if self.ratio is not None and self.weights is not None:
             return paired_ratio(self.ratio, before, after, self.weights, cluster)
-        return paired(before, after, cluster)
+        return paired(before, after, cluster, span=2.0 if self.contrast and self.share else None)
 
     @cached_property
     def margins(self) -> dict[str, Floats]:

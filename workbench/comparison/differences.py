@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from workbench.comparison.families import Cell, Ruling, cells_of, rulings
+from workbench.paired import Pair, paired
 from workbench.scores import Configuration
-from workbench.statistics import FEW_CLUSTERS, T_CLUSTERS, Pair, holm, paired
+from workbench.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.suites import MARGIN
 from workbench.tables import Table
+
+Verdict = Literal["better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,18 @@ class Difference:
     Attributes:
         value, baseline_value, diff: In the metric's own units; `diff` is configuration - baseline also where lower is better.
         low, high: Plain 95 % interval of the difference.
-        low_adj, high_adj: At the level that the correction leaves to this row; they decide.
+        low_adj, high_adj: At the critical value that the family leaves to this row.
+        p_adj: The family's; of a guarded task that of the configuration's guarded tasks alone.
         mde: Difference that would be found with 80 % power at that level; None if no spread was seen.
-        needs: Items, about, to tell a difference as large as this one, or min_effect if that is larger; with "cannot tell" only.
-        verdict: better | worse | equivalent | cannot tell | no item changed.
+        needs: Items, about, to tell a difference as large as this one, or min_effect if that is larger; of a guarded task, to show that
+            an unchanged one is safe. With "cannot tell" and "not shown safe" only.
+        verdict: better | worse | equivalent | cannot tell | no item changed; of a guarded task safe | worse | not shown safe | no item changed.
         reason: Why it cannot tell.
         wins, losses: Items that got better, worse.
         lower: Lower is better.
         ratio: A ratio of sums over items, not a mean.
+        family: compared | guarded | controls.
+        tolerance: Of a guarded task: the largest loss that is safe, in the metric's units.
         companion: The lead of the gold choice, for multiple-choice tasks.
     """
 
@@ -62,28 +70,28 @@ class Difference:
     clusters: int
     mde: float | None
     needs: int | None
-    verdict: str
+    verdict: Verdict
     reason: str | None
     wins: int
     losses: int
     lower: bool = False
     ratio: bool = False
+    family: str = "compared"
+    tolerance: float | None = None
     companion: Companion | None = None
 
 
 def differences(
-    tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration], alpha: float, correction: str = "holm"
+    tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration], alpha: float, correction: str = "max-t"
 ) -> list[Difference]:
-    """One row per configuration and task: one family."""
-    cells = [(c, t, t.paired(base.digest, c.digest)) for c in others for t in tasks if c.digest in t.values]
-    p = [pair.p for *_, pair in cells]
-    adjusted, levels = holm(p, alpha) if correction == "holm" else (p, [alpha] * len(p))
+    """One row per configuration and task; each family is corrected by itself."""
+    cells = cells_of(tasks, base, others)
     return [
         replace(
-            _difference(c, t, pair, t.value(base.digest), p_adj, level, alpha),
-            companion=_companion(t, base.digest, c.digest),
+            _difference(cell, ruling, cell.table.value(base.digest), alpha),
+            companion=_companion(cell.table, base.digest, cell.configuration.digest),
         )
-        for (c, t, pair), p_adj, level in zip(cells, adjusted, levels, strict=True)
+        for cell, ruling in zip(cells, rulings(cells, alpha, correction), strict=True)
     ]
 
 
@@ -91,22 +99,19 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
     """Rows of a configuration, `name`, whose weights are the baseline's: nothing is tested."""
     again = replace(base, name=name, role="configuration")
     for t in tasks:
-        yield _difference(again, t, t.paired(base.digest, base.digest), t.value(base.digest), 1.0, 0.05, 0.05)
+        cell = Cell(again, t, t.paired(base.digest, base.digest))
+        yield _difference(cell, Ruling(1.0, 0.0, 1.0), t.value(base.digest), 0.05)
 
 
-def _difference(c: Configuration, task: Table, pair: Pair, start: float, p_adj: float, level: float, alpha: float) -> Difference:
-    """The row with its verdict.
-
-    Better and worse: the test at `level`, whose interval is low_adj, high_adj. Equivalent, where that finds nothing: both ends of this
-    interval lie within +-min_effect, which is two one-sided tests of "the difference is at least min_effect", each at level / 2.
-    """
-    margin = task.min_effect
+def _difference(cell: Cell, ruling: Ruling, start: float, alpha: float) -> Difference:
+    """The row with its verdict."""
+    task, pair = cell.table, cell.pair
     low, high = pair.interval(0.05)
-    low_adj, high_adj = pair.interval(level)
+    low_adj, high_adj = pair.within(ruling.critical, ruling.excludes_zero(alpha))
     gained, lost = (pair.losses, pair.wins) if task.lower else (pair.wins, pair.losses)
     row = Difference(
-        configuration=c.name,
-        role=c.role,
+        configuration=cell.configuration.name,
+        role=cell.configuration.role,
         task=task.name,
         metric=task.metric,
         value=start + pair.diff,
@@ -117,10 +122,10 @@ def _difference(c: Configuration, task: Table, pair: Pair, start: float, p_adj: 
         low_adj=low_adj,
         high_adj=high_adj,
         p=pair.p,
-        p_adj=p_adj,
+        p_adj=ruling.p,
         n=pair.n,
         clusters=pair.clusters,
-        mde=pair.mde(level),
+        mde=pair.mde(ruling.critical),
         needs=None,
         verdict="cannot tell",
         reason=None,
@@ -128,29 +133,59 @@ def _difference(c: Configuration, task: Table, pair: Pair, start: float, p_adj: 
         losses=lost,
         lower=task.lower,
         ratio=task.ratio is not None,
+        family=cell.family,
+        tolerance=task.tolerance if task.guarded else None,
     )
     if pair.unchanged:
         return replace(row, verdict="no item changed")
-    needs = pair.needs(max(abs(pair.diff), margin or 0.0), level)
+    judge = _guarded if task.guarded else _compared
+    return judge(row, pair, ruling, task, alpha)
+
+
+def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
+    """Better and worse: the family's test. Equivalent: the adjusted interval lies within +-min_effect."""
+    margin = task.min_effect
     if pair.clusters < FEW_CLUSTERS:
-        return replace(
-            row,
-            reason=f"too few clusters: {pair.clusters}, at least {FEW_CLUSTERS} needed",
-            needs=needs or math.ceil(pair.n * T_CLUSTERS / pair.clusters),
-        )
-    if p_adj <= alpha:
+        return replace(row, **_too_few(pair))
+    if ruling.p <= alpha:
         return replace(row, verdict="better" if (pair.diff > 0) != task.lower else "worse")
-    if pair.clusters < T_CLUSTERS and 2.0 ** (1 - pair.clusters) > level:
-        return replace(
-            row,
-            reason=f"too few clusters for this level: sign flips of {pair.clusters} give no p below {2.0 ** (1 - pair.clusters):.2g}",
-            needs=needs or math.ceil(pair.n * T_CLUSTERS / pair.clusters),
-        )
+    if margin is not None and -margin < row.low_adj and row.high_adj < margin:
+        return replace(row, verdict="equivalent")
+    if ruling.least > alpha:
+        return replace(row, reason=_no_verdict_can_fall(pair, ruling))
+    needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
     if margin is None:
         return replace(row, reason="the interval holds 0, and the suite gives no min_effect for this metric", needs=needs)
-    if -margin <= low_adj and high_adj <= margin:
-        return replace(row, verdict="equivalent")
     return replace(row, reason="the interval holds 0 and more than the smallest effect of interest", needs=needs)
+
+
+def _guarded(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
+    """Safe: at most a loss of `tolerance` is left in the adjusted interval. Worse: the configuration's own test finds a loss."""
+    if pair.clusters < FEW_CLUSTERS:
+        return replace(row, verdict="not shown safe", **_too_few(pair))
+    worst = row.high_adj if task.lower else -row.low_adj  # the largest loss that is left
+    if task.tolerance is not None and worst < task.tolerance:
+        return replace(row, verdict="safe")
+    if ruling.p <= alpha and (pair.diff < 0) != task.lower:
+        return replace(row, verdict="worse")
+    if task.tolerance is None:
+        return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
+    needs = pair.needs(task.tolerance, ruling.critical)
+    return replace(row, verdict="not shown safe", reason="the interval holds losses beyond the tolerance", needs=needs)
+
+
+def _too_few(pair: Pair) -> dict[str, Any]:
+    return {
+        "reason": f"too few clusters: {pair.clusters}, at least {FEW_CLUSTERS} needed",
+        "needs": pair.needs(abs(pair.diff)) or math.ceil(pair.n * MANY_CLUSTERS / pair.clusters),
+    }
+
+
+def _no_verdict_can_fall(pair: Pair, ruling: Ruling) -> str:
+    return (
+        f"no verdict can fall: with every changed cluster of {pair.clusters} on one side p is still {ruling.least:.2g}; "
+        "more clusters or fewer rows are needed"
+    )
 
 
 def _companion(task: Table, base: str, digest: str) -> Companion | None:

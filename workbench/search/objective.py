@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.paired import Changes, paired, pooled
 from workbench.recipe import Recipe
 from workbench.scores import Row
 from workbench.searchfields import SEPARATOR
-from workbench.statistics import FEW_CLUSTERS, TINY, paired, upper_t
+from workbench.statistics import FEW_CLUSTERS
 from workbench.suites import Plan
 
 Key = tuple[str, str]
@@ -97,30 +97,36 @@ class Gap:
     """The difference of an objective between two configurations on the items that both have seen.
 
     Attributes:
-        diff: Mean over the terms of the mean paired differences.
-        se: Cluster-robust; terms are independent.
-        df: Degrees of freedom of the interval's t quantile.
+        changes: Of the mean over the terms; terms are independent.
+        unchanged: No item has another score.
         clusters: Of the term with the fewest.
     """
 
-    diff: float
-    se: float
-    df: float
+    changes: Changes
+    unchanged: bool
     clusters: int
 
+    @property
+    def diff(self) -> float:
+        """Mean over the terms of the mean paired differences."""
+        return 0.0 if self.unchanged else self.changes.mean
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of "no difference"."""
+        return 1.0 if self.unchanged else self.changes.p
+
     def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Two-sided, of confidence 1 - level. Without any changed item (0, 0); without an error estimate infinite."""
-        if self.se < TINY and abs(self.diff) < TINY:
-            return 0.0, 0.0
-        half = upper_t(level / 2, self.df) * self.se if self.se >= TINY else math.inf
-        return self.diff - half, self.diff + half
+        """Two-sided, of confidence 1 - level. Without any changed item (0, 0)."""
+        return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(level), self.p <= level)
 
     def verdict(self, level: float = 0.05) -> str:
-        """better | worse | cannot tell."""
-        low, high = self.interval(level)
-        if self.clusters < FEW_CLUSTERS or low <= 0 <= high:
+        """better | worse | cannot tell | no item changed."""
+        if self.unchanged:
+            return "no item changed"
+        if self.clusters < FEW_CLUSTERS or self.p > level:
             return "cannot tell"
-        return "better" if low > 0 else "worse"
+        return "better" if self.diff > 0 else "worse"
 
 
 def gap(before: Answers, after: Answers, objective: Objective) -> Gap:
@@ -136,17 +142,13 @@ def gold_gap(before: Answers, after: Answers, objectives: Sequence[Objective], m
 
 
 def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, float]]) -> Gap:
-    diffs, errors, df, fewest = [], [], 0.0, math.inf
+    pairs = []
     for key, metric, sign in terms:
         a, b = (answers.scores[key][metric] for answers in (before, after))
         n = min(len(a), len(b))
-        pair = paired(sign * a[:n], sign * b[:n], after.clusters[key][:n])
-        diffs.append(pair.diff)
-        errors.append(pair.se if not pair.unchanged else 0.0)
-        df += pair.df
-        fewest = min(fewest, pair.clusters)
-    se = math.sqrt(sum(e * e for e in errors)) / len(terms)
-    return Gap(float(np.mean(diffs)), se, df, int(fewest))
+        pairs.append(paired(sign * a[:n], sign * b[:n], after.clusters[key][:n]))
+    changes = pooled([pair.changes for pair in pairs])
+    return Gap(changes, all(pair.unchanged for pair in pairs), min(pair.clusters for pair in pairs))
 
 
 def objectives_of(recipe: Recipe, plans: Sequence[Plan]) -> list[Objective]:

@@ -1,0 +1,117 @@
+"""Which rows are tested together, and what that leaves to each.
+
+Three families, declared before any test: the named configurations on the suite's tasks; the controls (base, bricks, averages) on the same
+tasks, since a control answers another question and must not weaken the answer that was asked for; and the guarded tasks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.paired import Pair
+from workbench.scores import Configuration
+from workbench.signflips import step_down
+from workbench.tables import Table
+
+COMPARED, CONTROLS, GUARDED = "compared", "controls", "guarded"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration and a task, with the difference from the baseline."""
+
+    configuration: Configuration
+    table: Table
+    pair: Pair
+
+    @property
+    def control(self) -> bool:
+        """Whether nobody asked for this configuration by name."""
+        return self.configuration.role != "configuration"
+
+    @property
+    def family(self) -> str:
+        """What the row is tested with."""
+        return GUARDED if self.table.guarded else CONTROLS if self.control else COMPARED
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a family leaves to one row.
+
+    Attributes:
+        p: Adjusted; of a guarded task within the configuration's guarded tasks.
+        critical: For the adjusted interval.
+        least: The adjusted p of the row if all its changed clusters had changed in one direction.
+        interval_p: The p that says whether the adjusted interval excludes 0; `p` if not given.
+    """
+
+    p: float
+    critical: float
+    least: float
+    interval_p: float | None = None
+
+    def excludes_zero(self, alpha: float) -> bool:
+        """Whether the adjusted interval excludes 0."""
+        return (self.p if self.interval_p is None else self.interval_p) <= alpha
+
+
+def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[Cell]:
+    """One cell per configuration and task that it was scored on."""
+    return [Cell(c, t, t.paired(base.digest, c.digest)) for c in others for t in tasks if c.digest in t.values]
+
+
+def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling]:
+    """Test every family.
+
+    A guarded row is tested twice. That a configuration is worse is a test of that configuration's guarded tasks alone: an alarm must not
+    grow quieter because other configurations stand beside it. That it is safe is read off an interval that holds for all guarded rows
+    at once: of twenty harmful configurations none may pass by chance.
+    """
+    if correction == "none":
+        return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
+    together = _tested(cells, alpha, lambda cell: (cell.family, cell.control))
+    alone = _tested(cells, alpha, lambda cell: (cell.family, cell.control, cell.configuration.digest))
+    return [
+        Ruling(own.p, all_.critical, own.least, all_.p) if cell.table.guarded else all_
+        for cell, all_, own in zip(cells, together, alone, strict=True)
+    ]
+
+
+def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashable]) -> list[Ruling]:
+    """The ruling of every cell within its family."""
+    found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for i, cell in enumerate(cells):
+        if (
+            np.abs(cell.pair.changes.sums).max() > 0 and cell.pair.changes.scale > 0
+        ):  # else nothing differs, and nothing is tested
+            members[family(cell)].append(i)
+    for rows in members.values():
+        _family(cells, rows, alpha, found)
+    return found
+
+
+def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
+    """Test one family by step-down max-T.
+
+    A rejected row's interval takes the critical value of its own step; all others take that of the first step, which holds for all rows at
+    once, so that "equivalent" and "safe" are never claimed at a level that other rows' rejections have relaxed. Where sign flips
+    give no critical value, or a larger one, Student's t at alpha / rows stands in (Bonferroni).
+    """
+    tasks: dict[int, list[int]] = defaultdict(list)
+    for i in rows:
+        tasks[id(cells[i].table)].append(i)
+    changes = {i: cells[i].pair.changes for i in rows}
+    given = [
+        (np.stack([changes[i].sums for i in task], 1), np.array([changes[i].scale for i in task])) for task in tasks.values()
+    ]
+    steps, first = step_down(given, alpha)
+    for task, of_task in zip(tasks.values(), steps, strict=True):
+        for i, step in zip(task, of_task, strict=True):
+            critical = step.critical if step.p <= alpha else first
+            found[i] = Ruling(step.p, min(critical, changes[i].critical(alpha / len(rows))), step.least)
