@@ -18,10 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this file is loaded
 
 import edit_tables
+import error_tables
 import grow_tables
 import merge_tables
 import search_tables
-from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
+from cells import MISSING, SIGNED, SIGNS, interval, measured, points, results, signed, table
 
 from workbench.bricks import BrickCard, library
 from workbench.docs import pages, summary
@@ -315,10 +316,10 @@ def _name(configuration: Mapping[str, Any]) -> str:
 
 def _legend(found: Mapping[str, Any], where: str) -> str:
     return (
-        f"Scores in percent of items with 95 % intervals; + better, − worse, = equivalent or unchanged, ? cannot tell, against {found['baseline']} "
-        f"({found['family']['text']}, Holm, {found['family']['alpha']:.0%}). "
+        f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']} "
+        f"({found['family']['text']}; {found['family']['alpha']:.0%} a family). "
         "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
-        "Difference: in points, interval at Holm's level. "
+        "Difference: in points, adjusted interval. "
         f"{measured(found)} {where}"
     )
 
@@ -342,6 +343,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     **merge_tables.BLOCKS,
     "scoring": scoring_block,
     "skills": skills_block,
+    **error_tables.BLOCKS,
     **edit_tables.BLOCKS,
     **grow_tables.BLOCKS,
     **search_tables.BLOCKS,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "Not measured yet."
-SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "="}
+SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "=", "safe": "✓", "not shown safe": "!"}  # fmt: skip
+SIGNED = "+ better, − worse, = equivalent or unchanged, ? cannot tell; on guarded tasks ✓ safe, ! not shown safe"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:

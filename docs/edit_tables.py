@@ -66,7 +66,7 @@ def _name(row: Row) -> str:
 
 
 def _retention(row: Row) -> str:
-    """Difference from the base in points, at Holm's level."""
+    """Difference from the base in points, adjusted for the family."""
     found = row.get("retention", {})
     if "diff" not in found:
         return ""
@@ -115,7 +115,7 @@ def _legend(found: Row) -> str:
     return (
         f"{found['facts']} facts of `{found['file']}`{behind} at once, {asked['paraphrases']} paraphrases, {asked['neighbours']} neighbours; {found['dtype']}; default settings. In percent of "
         "prompts, with 95 % intervals. Strict: every token of the answer is the most probable one; neighbours: the base's own answer stays; generated: written by the model, ended by "
-        "itself, a line's end or a full stop. Retention: points on the suite `retention`, interval at Holm's level over the rows; − worse, = equivalent, ? cannot tell."
+        "itself, a line's end or a full stop. Retention: points on the suite `retention`, adjusted interval; − worse, ✓ safe, ! not shown safe."
         + (f" A quick look: at most {found['limit']} items a task." if found.get("limit") else "")
     )
 

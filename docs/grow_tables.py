@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import MISSING, SIGNS, interval, measured, points, results, signed, table
+from cells import MISSING, SIGNED, SIGNS, interval, measured, points, results, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 
@@ -65,7 +65,7 @@ def starter_block(project: Path) -> str:
         parts.append(table(["configuration", *tasks], lines, left=1))
     note = (
         "Scores in percent with 95 % intervals, all items; kept: the share of a brick's own gain over the base. `starter-two` is the sum of `add` and "
-        f"`reverse`, `starter-glossary` of the three. + better, − worse, = equivalent, ? cannot tell. {measured(found)} The source: [{STARTER}](../{STARTER})."
+        f"`reverse`, `starter-glossary` of the three. {SIGNED}. {measured(found)} The source: [{STARTER}](../{STARTER})."
     )
     return "\n\n".join([*parts, note])
 

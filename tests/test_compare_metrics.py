@@ -13,12 +13,14 @@ import pytest
 
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare import Comparison, compare
+from workbench.comparison.differences import differences
 from workbench.errors import WorkbenchError
 from workbench.paired import paired
 from workbench.report import render
 from workbench.scores import Configuration, Metric, Scores, Store, TaskScores
 from workbench.statistics import ratio
 from workbench.suites import Item, Plan, Suite
+from workbench.tables import Table
 
 BASE = Configuration("0" * 32, "base", "base")
 A = Configuration("1" * 32, "a", "configuration")
@@ -177,14 +179,16 @@ def test_contrast_pairs_two_tasks_by_id(tmp_path: Path) -> None:
     assert (row.baseline_value, row.value) == pytest.approx(tuple(gain))
     cluster = [i % 30 for i in range(N)]
     items = [np.subtract(d["stripped"], d["told"]) for d in (base, a)]
-    assert (row.low, row.high) == pytest.approx(paired(*items, cluster).interval())
+    assert (row.low, row.high) == pytest.approx(paired(*items, cluster, span=2.0).interval())
     assert (row.verdict, row.lower, row.metric, row.companion) == ("better", False, "error", None)
     document = result.document()
     about = document["tasks"][-1]
     assert about["contrast"] == {"of": "stripped", "minus": "told"}
     assert (about["task"], about["role"], about["n"], about["clusters"]) == ("prior_gain", "other", N, 30)
-    assert document["family"]["text"] == "primary metric of 5 tasks and 1 contrast x 1 configurations against base"
-    assert document["family"]["size"] == 6
+    assert document["family"]["text"] == (
+        "primary metric of 4 tasks and 1 contrast x 1 configuration against base; 1 guarded task apart"
+    )
+    assert document["family"]["size"] == 5
 
 
 def test_margin_goes_beside_choices(tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_forgetting_is_the_retention_lost(tmp_path: Path) -> None:
 
 def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> None:
     store, wrong = Store(tmp_path), data(1, facts=0.7)
-    for clusters, verdict in ((6, "cannot tell"), (12, "worse")):
+    for clusters, verdict in ((6, "not shown safe"), (12, "worse")):
         document = compare(store, stored(store, {BASE: data(), A: wrong}, clusters=clusters)).document()
         found, row = document["configurations"][1]["forgetting"], next(r for r in document["rows"] if r["task"] == "facts")
         expected = {k: None if row[k] is None else pytest.approx(row[k] / 0.5) for k in ("diff", "low", "high")}
@@ -227,15 +231,48 @@ def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> 
         shutil.rmtree(store.root)
 
 
-def test_levels_that_few_clusters_cannot_reach(tmp_path: Path) -> None:
-    """Eight clusters give no p below 1/128: a family of 36 leaves nothing to find, whatever the difference."""
-    family = [Configuration(f"{i}" * 32, f"c{i}") for i in range(3, 9)]
+def test_ten_clusters_decide_in_a_large_family(tmp_path: Path) -> None:
+    """64 configurations on ten clusters: Holm leaves no p that ten clusters can reach, joint sign flips find the one that is better."""
+    family = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, error=0.4) for i in range(3, 66)}
     store = Store(tmp_path)
-    many = compare(store, stored(store, {BASE: data(), **{c: data(1, facts=0.2) for c in family}}, clusters=8))
-    row = next(r for r in many.rows if r.task == "facts")
-    assert (row.verdict, row.reason) == ("cannot tell", "too few clusters for this level: sign flips of 8 give no p below 0.0078")
-    assert row.needs is not None
-    assert row.needs >= 600
+    result = compare(store, stored(store, {BASE: data(), A: data(1, error=0.1), **family}, clusters=10))
+    row = next(r for r in result.rows if (r.configuration, r.task) == ("a", "told"))
+    assert row.verdict == "better"
+    assert row.p * 64 > 0.05 >= row.p_adj
+
+
+def test_where_no_verdict_can_fall_the_row_says_so(tmp_path: Path) -> None:
+    """Eight clusters a task and very many tasks: even eight clusters on one side are matched by chance somewhere."""
+    rng, names = np.random.default_rng(0), [f"t{i}" for i in range(40)]
+    suite, cluster = Suite(suite="s", tasks=tuple(names)), np.arange(80) // 10
+    tables = []
+    for name in names:
+        before = rng.normal(size=80)
+        after = before + 1 + 0.001 * rng.normal(size=80)
+        tables.append(Table(name, "x", suite, "p", [{}] * 80, cluster, {BASE.digest: before, A.digest: after}, {}))
+    row = differences(tables, BASE, [A], 0.01)[0]
+    assert row.verdict == "cannot tell"
+    assert row.reason is not None
+    assert row.reason.startswith("no verdict can fall: with all 8 clusters on one side p is still 0.")
+    assert row.needs is None
+
+
+def test_a_guarded_task_is_safe_worse_or_neither(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    others = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, facts=0.86) for i in range(3, 20)}
+    rows = compare(store, stored(store, {BASE: data(), A: data(1, facts=0.85), B: data(1, facts=0.9), **others})).rows
+    alone = compare(Store(tmp_path / "one"), stored(Store(tmp_path / "one"), {BASE: data(), A: data(1, facts=0.85)})).rows
+    facts = {r.configuration: r for r in rows if r.task == "facts"}
+    (only,) = (r for r in alone if r.task == "facts")
+    assert facts["a"].family == "guarded"
+    assert (facts["a"].p_adj, facts["a"].verdict) == (only.p_adj, only.verdict)  # company does not quieten an alarm
+    assert facts["a"].low_adj <= only.low_adj  # but an all-clear is harder to get
+    wide = compare(
+        store, stored(store, {BASE: data(), A: data(1, facts=0.85)}, suite=SUITE.model_copy(update={"tolerance": 0.2}))
+    ).rows
+    (safe,) = (r for r in wide if r.task == "facts")
+    assert (safe.verdict, safe.tolerance) == ("safe", 0.2)
+    assert safe.low_adj > -0.2
 
 
 def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
@@ -246,7 +283,7 @@ def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
     assert any(r.p_adj > r.p for r in corrected.rows)
     document = plain.document()
     assert document["family"]["correction"] == "none"
-    expected = "6 comparisons at 0.05 each, without correction: about 0.3 better or worse are expected where nothing differs."
+    expected = "5 comparisons at 0.05 each, without correction: about 0.25 better or worse are expected where nothing differs."
     assert expected in document["warnings"]
 
 
@@ -256,7 +293,7 @@ def test_equal_weights_under_two_names(tmp_path: Path) -> None:
     result = compare(store, [base, base.called(again), worse])
     rows = {(r.configuration, r.task): r.verdict for r in result.rows}
     assert {v for (c, _), v in rows.items() if c == "again"} == {"no item changed"}
-    assert result.document()["family"]["size"] == 6  # not tested, not counted
+    assert result.document()["family"]["size"] == 5  # not tested, not counted
     both = compare(store, [base, worse.called(Configuration(A.digest, "average", "average")), worse])
     assert {r.configuration for r in both.worse} == {"a"}  # a named recipe gates although a control has its weights
     alone = compare(store, [worse, worse], baseline="a")

@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
 
-from workbench.paired import paired, paired_ratio
+from workbench.paired import paired, paired_ratio, pooled
+from workbench.signflips import PATTERNS
 from workbench.statistics import (
+    clustered_se,
     codes,
+    effective_clusters,
     ratio,
     ratio_interval,
     resampled_means,
@@ -29,15 +34,27 @@ def correlated(rng: np.random.Generator, n: int, per: int, gain: float = 0.0, by
     return (hard + noise[0] > 0) * 1.0, (hard + noise[1] + shift > 0) * 1.0, cluster
 
 
-def test_clustered_error_and_p_equal_statsmodels() -> None:
+def test_clustered_error_and_interval_equal_statsmodels() -> None:
+    """Clusters of one size and scores without a range: CR2 is CR1, and the interval is the cluster-robust t interval."""
     import statsmodels.api as sm
 
-    a, b, cluster = correlated(np.random.default_rng(1), 200, 5, gain=0.3)
+    rng, cluster = np.random.default_rng(1), np.arange(200) // 5
+    a = rng.normal(size=200)
+    b = a + 0.1 + 0.3 * rng.normal(size=40)[cluster] + rng.normal(size=200)
     fit = sm.OLS(b - a, np.ones(200)).fit(cov_type="cluster", cov_kwds={"groups": cluster}, use_t=True)
     pair = paired(a, b, cluster.tolist())
     assert pair.se == pytest.approx(fit.bse[0], abs=1e-15)
-    assert pair.p == pytest.approx(fit.pvalues[0], rel=1e-10)
     assert pair.interval(0.05) == pytest.approx(tuple(fit.conf_int()[0]), abs=1e-12)
+    assert pair.p == pytest.approx(fit.pvalues[0], abs=0.01)  # sign flips and t say nearly the same
+
+
+def test_unequal_clusters_count_as_fewer() -> None:
+    """CR2 by hand: each cluster's squared deviation over 1 - its share of the items."""
+    values, cluster = np.array([1.0, 3, 2, 8, 0, 4]), np.array([0, 0, 0, 1, 2, 2])
+    shares, deviations = np.array([3, 1, 2]) / 6, np.array([6 - 9, 8 - 3, 4 - 6])
+    assert clustered_se(values, cluster) == pytest.approx(math.sqrt((deviations**2 / (1 - shares)).sum()) / 6)
+    assert effective_clusters(np.array([3, 1, 2])) == pytest.approx(36 / 14)
+    assert effective_clusters(np.full(9, 7)) == pytest.approx(9)
 
 
 def test_by_hand() -> None:
@@ -50,20 +67,68 @@ def test_by_hand() -> None:
     assert pair.diff == pytest.approx(0.55)
     # SE: sqrt(10/9 * sum (s - 1.1)^2) / 20
     assert pair.se == pytest.approx(math.sqrt(10 / 9 * sum((s - 1.1) ** 2 for s in sums)) / 20)
-    # Sign flips of |sum| >= 11: all six twos alike (12), the one either way (11 or 13), the zeros anyhow: 2 * 2 * 8 of 1024.
-    assert pair.p == pytest.approx(32 / 1024)
+    # Sign flips: all six twos alike (12), the one against them (11, what was seen: half) or with them (13), the zeros anyhow.
+    assert pair.p == pytest.approx((16 / 2 + 16) / 1024)
     low, high = pair.interval(0.05)
     assert 0 < low < 0.55 < high <= 1
-    assert pair.interval(0.03)[0] <= 0  # p > 0.03: a stricter interval holds 0
+    assert pair.interval(0.02)[0] <= 0  # p > 0.02: a stricter interval holds 0
 
 
-def test_sign_flip_interval_inverts_the_test() -> None:
-    rng = np.random.default_rng(3)
-    a, b, cluster = correlated(rng, 48, 4, gain=0.5)
-    d = b - a
-    low, high = paired(a, b, cluster.tolist()).interval(0.1)
-    for shift, inside in ((low - 0.01, False), (low + 0.01, True), (high - 0.01, True), (high + 0.01, False)):
-        assert (paired(np.zeros(48), d - shift, cluster.tolist()).p > 0.1) == inside
+def tango(d: Any, x: float) -> float:
+    """Tango's score statistic for a true difference x, its likelihood maximised by brute force over the share of falls."""
+    n, rises, falls = d.size, int((d > 0).sum()), int((d < 0).sum())
+
+    def loss(q: float) -> float:
+        return -(xlogy(rises, max(q + x, 0.0)) + xlogy(falls, q) + xlogy(n - rises - falls, max(1 - 2 * q - x, 0.0)))  # type: ignore[no-any-return]
+
+    found = minimize_scalar(loss, bounds=(max(0.0, -x), (1 - x) / 2), method="bounded", options={"xatol": 1e-12})
+    q = min((found.x, max(0.0, -x), (1 - x) / 2), key=loss)
+    return float((d.sum() - n * x) / math.sqrt(n * (2 * q + x - x * x)))
+
+
+@pytest.mark.parametrize(("rises", "falls", "n"), [(0, 2, 240), (1, 5, 60), (12, 3, 100), (0, 9, 10), (40, 45, 300)])
+def test_independent_answers_get_tangos_interval(rises: int, falls: int, n: int) -> None:
+    d = np.r_[np.ones(rises), -np.ones(falls), np.zeros(n - rises - falls)]
+    a = np.where(d < 0, 1.0, 0.0)
+    pair = paired(a, a + d)
+    low, high = pair.within(1.96, rejected=abs(tango(d, 0.0)) > 1.96)
+    assert tango(d, low) == pytest.approx(1.96, abs=1e-3) or low in (-1.0, 0.0)
+    assert tango(d, high) == pytest.approx(-1.96, abs=1e-3) or high in (1.0, 0.0)
+    assert low < pair.diff < high
+
+
+def test_two_losses_of_240_do_not_exclude_a_loss_of_two_points() -> None:
+    a = np.ones(240)
+    b = np.r_[np.zeros(2), np.ones(238)]
+    low, high = paired(a, b).interval()
+    assert low < -0.02  # mean +- t * SE ends at -0.0199
+    assert 0 <= high < 0.02
+
+
+def test_a_design_effect_is_at_least_one() -> None:
+    """Wins and losses that cancel within clusters make clustered errors too small: the interval is that of independent items."""
+    d = np.tile([1.0, -1.0], 40)
+    d[:3] = 1
+    a = np.where(d < 0, 1.0, 0.0)
+    cluster = (np.arange(80) // 2).tolist()
+    together, apart = paired(a, a + d, cluster), paired(a, a + d)
+    assert together.changes.scale == pytest.approx(apart.changes.scale)
+    assert together.within(2.0, rejected=False)[1] >= apart.within(2.0, rejected=False)[1] - 1e-9
+
+
+def test_mean_over_tasks() -> None:
+    """Tasks count alike whatever their numbers of items; a design effect and a range come along."""
+    rng = np.random.default_rng(8)
+    one = paired(*[(rng.random(40) < 0.5) * 1.0 for _ in range(2)], (np.arange(40) // 4).tolist())
+    two = paired(*[(rng.random(120) < 0.5) * 1.0 for _ in range(2)], (np.arange(120) // 4).tolist())
+    both = pooled([one.changes, two.changes])
+    assert both.mean == pytest.approx((one.diff + two.diff) / 2)
+    assert both.effective == pytest.approx(1 / (0.25 / 10 + 0.25 / 30))
+    assert both.sizes.sum() == pytest.approx(160)
+    single = pooled([one.changes])
+    assert single.interval(2.0, rejected=False) == pytest.approx(one.within(2.0, rejected=False))
+    scaled = pooled([one.changes], [2.0])
+    assert scaled.interval(2.0, rejected=False) == pytest.approx([2 * end for end in one.within(2.0, rejected=False)])
 
 
 def test_test_and_interval_agree() -> None:
@@ -96,9 +161,10 @@ def test_identical_and_constant_differences() -> None:
     assert same.mde() is None
     everything = paired([0] * 60, [1] * 60, [i // 3 for i in range(60)])
     assert everything.se == 0
-    assert everything.p == pytest.approx(2.0**-19)
+    assert everything.p == pytest.approx(0.5 / PATTERNS)  # no random pattern but the first, and that counts half
     low, high = everything.interval()
-    assert 0.85 < low < 0.95  # not [1, 1]
+    z2 = everything.changes.critical(0.05) ** 2
+    assert low == pytest.approx((20 - z2) / (20 + z2))  # Tango's for 20 of 20, a cluster counting once; not [1, 1]
     assert high == 1.0
     with pytest.raises(ValueError, match=r"paired items expected, got 2 and 3"):
         paired([0, 1], [0, 1, 1])
@@ -177,8 +243,12 @@ def test_error_of_a_ratio_is_the_jackknife() -> None:
     pair = paired_ratio("bits_per_byte", a, b, words, cluster.tolist())
     gaps = left_out[1] - left_out[0] - pair.diff
     assert pair.se == pytest.approx(math.sqrt(29 / 30 * (gaps**2).sum()))
-    assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1))
-    assert pair.interval() == pytest.approx((pair.diff - q * pair.se, pair.diff + q * pair.se))
+    changes, critical = pair.changes, pair.changes.critical(0.05)
+    assert critical == pytest.approx(q * math.sqrt(effective / (effective - 1 + q * q)))
+    for end in (bits * math.log(2) for bits in pair.interval()):
+        left = changes.sums - changes.sizes * end
+        assert abs(left.sum()) / math.sqrt((left**2).sum()) == pytest.approx(critical)
+    assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1), abs=0.01)
 
 
 @pytest.mark.parametrize(("n", "per"), [(60, 5), (120, 4)])
@@ -226,7 +296,7 @@ def test_ratios_without_spread_or_clusters() -> None:
     assert (same.p, same.interval(), same.mde()) == (1.0, (0.0, 0.0), None)
     alike = paired_ratio("perplexity", a, a - 0.1 * words, words, cluster.tolist())  # every cluster 0.1 nats a word worse
     low, high = alike.interval()
-    assert alike.p == pytest.approx(2.0**-29)
+    assert alike.p == pytest.approx(0.5 / PATTERNS)
     assert 0 < low < alike.diff < high
     assert ratio_interval("perplexity", a, words, np.zeros(60, int)) == (1.0, math.inf)
     assert paired_ratio("perplexity", a, a - 1, words, [0] * 60).interval() == (-math.inf, math.inf)

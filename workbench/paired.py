@@ -65,7 +65,18 @@ class Changes:
     @cached_property
     def mean(self) -> float:
         """The mean difference."""
-        return float(self.sums.sum() / self.sizes.sum())
+        total, weight = self._totals
+        return total / weight
+
+    @cached_property
+    def _squares(self) -> tuple[float, float, float]:
+        """Sums over clusters of s^2, s n and n^2."""
+        return float(self.sums @ self.sums), float(self.sums @ self.sizes), float(self.sizes @ self.sizes)
+
+    @cached_property
+    def _totals(self) -> tuple[float, float]:
+        """S and N."""
+        return float(self.sums.sum()), float(self.sizes.sum())
 
     @property
     def scale(self) -> float:
@@ -97,14 +108,13 @@ class Changes:
 
     def _end(self, critical: float, side: int) -> float:
         """One end: halving between the mean, where z is 0, and a value that lies outside."""
-        total, weight = float(self.sums.sum()), float(self.sizes.sum())
+        total, weight = self._totals
         inside = self.mean
         if self.effective <= 1 + 1e-9:
             return side * (math.inf if self.span is None else self.span)
         if self.span is None:  # R = 1: a quadratic equation
-            p, m = float(self.sums @ self.sizes), float(self.sizes @ self.sizes)
-            a, b = weight**2 - critical**2 * m, critical**2 * p - weight * total
-            c = total**2 - critical**2 * float(self.sums @ self.sums)
+            sums, cross, sizes = self._squares
+            a, b, c = weight**2 - critical**2 * sizes, critical**2 * cross - weight * total, total**2 - critical**2 * sums
             return (-b + side * math.sqrt(max(b * b - a * c, 0.0))) / a if a > TINY * weight**2 else side * math.inf
         outside = side * self.span
         for _ in range(_HALVINGS):
@@ -117,7 +127,8 @@ class Changes:
 
     def _variance(self, x: float) -> float:
         """V(x)."""
-        spread = float(np.square(self.sums - self.sizes * x).sum())
+        sums, cross, sizes = self._squares
+        spread = max(sums - 2 * x * cross + x * x * sizes, 0.0)
         if self.squares is not None:
             squares, plain, units = self.squares
             spread = max(spread, squares - 2 * x * plain + x * x * units)
@@ -131,7 +142,7 @@ class Changes:
         """
         if self.span is None:
             return 1.0
-        rise, fall, x, n = self.rise / self.span, self.fall / self.span, x / self.span, float(self.sizes.sum())
+        rise, fall, x, n = self.rise / self.span, self.fall / self.span, x / self.span, self._totals[1]
         seen = rise + fall - 2 * x * (rise - fall) + n * x * x
         if seen <= TINY * n:
             return 1.0

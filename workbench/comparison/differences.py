@@ -151,7 +151,7 @@ def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: f
         return replace(row, verdict="better" if (pair.diff > 0) != task.lower else "worse")
     if margin is not None and -margin < row.low_adj and row.high_adj < margin:
         return replace(row, verdict="equivalent")
-    if ruling.least > alpha:
+    if ruling.least > alpha and not _few_changed(pair):
         return replace(row, reason=_no_verdict_can_fall(pair, ruling))
     needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
     if margin is None:
@@ -181,9 +181,14 @@ def _too_few(pair: Pair) -> dict[str, Any]:
     }
 
 
+def _few_changed(pair: Pair) -> bool:
+    """Whether it is the number of changes that leaves nothing to find: more items help then."""
+    return 2 * int((abs(pair.changes.sums) > 0).sum()) < pair.clusters
+
+
 def _no_verdict_can_fall(pair: Pair, ruling: Ruling) -> str:
     return (
-        f"no verdict can fall: with every changed cluster of {pair.clusters} on one side p is still {ruling.least:.2g}; "
+        f"no verdict can fall: with all {pair.clusters} clusters on one side p is still {ruling.least:.2g}; "
         "more clusters or fewer rows are needed"
     )
 

@@ -114,4 +114,4 @@ def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: lis
     for task, of_task in zip(tasks.values(), steps, strict=True):
         for i, step in zip(task, of_task, strict=True):
             critical = step.critical if step.p <= alpha else first
-            found[i] = Ruling(step.p, min(critical, changes[i].critical(alpha / len(rows))), step.least)
+            found[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)

@@ -1,0 +1,50 @@
+"""How often verdicts err: the simulations of tests/test_error_rates.py with more trials.
+
+    python benchmarks/error_rates.py
+    python benchmarks/error_rates.py --trials 200          a quick look
+
+Every rate that the tests look at is kept with its case: kind of items, shape and number of clusters, items, level, and the number of
+configurations and tasks of a family. Results go to benchmarks/results/error-rates.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from record import write_results
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Simulate, write the results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=4000, help="of a single row; families take half of them")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    started = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "rates.jsonl"
+        environment = {
+            **os.environ,
+            "WORKBENCH_TRIALS": str(given.trials),
+            "WORKBENCH_ERROR_RATES": str(found),
+            "OMP_NUM_THREADS": "1",
+        }
+        test = [sys.executable, "-m", "pytest", "-q", "-n", str(given.processes), "tests/test_error_rates.py"]
+        failed = subprocess.run(test, cwd=HERE.parent, env=environment, check=False).returncode
+        rows = [json.loads(line) for line in found.read_text("utf-8").splitlines()]
+    rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
+    document = {"seconds": round(time.time() - started), "trials": given.trials, "within_limits": not failed, "rows": rows}
+    write_results(HERE / "results" / "error-rates.json", document)
+
+
+if __name__ == "__main__":
+    main()
