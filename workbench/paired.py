@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from workbench.statistics import (
 )
 
 _HALVINGS = 60
+PairT = TypeVar("PairT", bound="Pair")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Changes:
         span: Largest possible change of an item; None without a bound.
         squares, plain, units: Sums over items of w^2 d^2, w^2 d and w^2, where w is 1 but for pooled tasks; None for items that are not
             right or wrong.
+        tested: The p of the sign-flip test, where it was found together with other rows'.
     """
 
     sums: Floats
@@ -56,6 +58,7 @@ class Changes:
     fall: float
     span: float | None
     squares: tuple[float, float, float] | None
+    tested: float | None = None
 
     @cached_property
     def effective(self) -> float:
@@ -86,7 +89,7 @@ class Changes:
     @cached_property
     def p(self) -> float:
         """Two-sided, of "no difference": the sign-flip test."""
-        return tails(self.sums)
+        return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
 
     def critical(self, level: float) -> float:
         """Return what z has to exceed for a single test at this two-sided level, by Student's t."""
@@ -149,6 +152,14 @@ class Changes:
         b, c = 2 * n * x - (rise + fall) - x * (rise - fall), -fall * x * (1 - x)
         q = max((math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n), 0.0, -x)
         return max(n * (2 * q + x - x * x), 0.0) / seen
+
+
+def tested_together(pairs: Sequence[PairT]) -> list[PairT]:
+    """The same pairs, all over the same clusters, with their p values from one run over the sign patterns."""
+    if not pairs:
+        return []
+    p = tails(np.stack([pair.changes.sums for pair in pairs], 1))
+    return [replace(pair, changes=replace(pair.changes, tested=float(x))) for pair, x in zip(pairs, p, strict=True)]
 
 
 def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> Changes:

@@ -19,39 +19,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_Singles = NDArray[np.float32]
+Singles = NDArray[np.float32]
+Signs = NDArray[np.int8]
 
 TINY = 1e-12
 PATTERNS = 10_000
 """Random patterns of signs where there are too many to take all."""
 _ALL_UP_TO = 14  # clusters: all 2^13 patterns, the first sign fixed
-_CACHED = 512  # clusters whose patterns are kept
-_CHUNK = 1 << 24  # signs drawn at once
+_KEPT_UP_TO = 2048  # clusters whose patterns are kept, a byte a sign
+_CHUNK = 1 << 24  # signs at once
 _CLOSE = 1e-5  # of the sum of absolute values: equal in single precision
 
 
-def flipped(sums: Floats) -> Floats:
+def flipped(sums: Floats) -> Singles:
     """Return sums over clusters under patterns of signs.
 
     The first pattern flips nothing. Up to 14 clusters all patterns are taken, the sign of the first cluster fixed, since tests use
     absolute values alone; above, 10,000 seeded ones, the same for every task with this number of clusters.
 
     Args:
-        sums: [clusters] or [clusters, rows].
+        sums: [clusters, rows].
 
     Returns:
-        [patterns] or [patterns, rows].
+        [patterns, rows].
     """
     table = np.asarray(sums, np.float32)
-    return np.concatenate([signs @ table for signs in _patterns(len(table))]).astype(np.float64)
+    return np.concatenate([signs.astype(np.float32) @ table for signs in _patterns(len(table))])
 
 
-def tails(sums: Floats) -> float:
-    """Two-sided mid-p of "the differences are symmetric about 0", from their sums by cluster [clusters]."""
-    if not np.abs(sums).max() > TINY:  # items changed, but no cluster's sum did
-        return 1.0
-    found, seen, close = np.abs(flipped(sums)), abs(float(sums.sum())), _CLOSE * float(np.abs(sums).sum())
-    return float(((found > seen + close).mean() + (found >= seen - close).mean()) / 2)
+def tails(sums: Floats) -> Floats:
+    """Two-sided mid-p [rows] of "the differences are symmetric about 0", from their sums by cluster [clusters, rows]."""
+    total = np.abs(sums).sum(0)
+    found, seen, close = np.abs(flipped(sums)), np.abs(sums.sum(0)), _CLOSE * total
+    p = ((found > seen + close).mean(0) + (found >= seen - close).mean(0)) / 2
+    return np.where(np.abs(sums).max(0) > TINY, p, 1.0)  # 1: items changed, but no cluster's sum did
 
 
 @dataclass(frozen=True)
@@ -84,40 +85,48 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> tuple[lis
     """
     seen = [np.abs(sums.sum(0)) / scales for sums, scales in tasks]
     most = [np.abs(sums).sum(0) / scales for sums, scales in tasks]
-    drawn = [np.abs(flipped(sums)) / scales for sums, scales in tasks]
-    largest = _Largest([len(z) for z in drawn])
-    order = sorted(((float(z), t, r) for t, row in enumerate(seen) for r, z in enumerate(row)))
-    steps: list[tuple[int, int, Step]] = []
-    for z, t, r in order:  # from the smallest statistic: each step's set is the last one's and one row more
-        largest.add(t, drawn[t][:, r])
-        steps.append((t, r, Step(largest.above(z), largest.quantile(alpha), largest.above(float(most[t][r])))))
-    first = steps[-1][2].critical if steps else 0.0
-    found = [[Step(1.0, math.inf, 1.0)] * len(row) for row in seen]
-    running, stopped = 0.0, None
-    for t, r, step in reversed(steps):
-        running = max(running, step.p)
-        if stopped is None and running > alpha:
-            stopped = step.critical
-        found[t][r] = Step(running, step.critical if stopped is None else stopped, step.least)
+    drawn: list[Singles] = [(np.abs(flipped(sums)) / scales).astype(np.float32) for sums, scales in tasks]
+    # From the smallest statistic: the set of each step is the last one's and one row more.
+    order = sorted((float(z), t, r) for t, row in enumerate(seen) for r, z in enumerate(row))
+    largest = _Largest(drawn)
+    p, least = [], []
+    for z, t, r in order:
+        largest.add(t, r)
+        p.append(largest.above(z))
+        least.append(largest.above(float(most[t][r])))
+    first = largest.quantile(alpha) if order else 0.0
+    adjusted = np.maximum.accumulate(p[::-1])[::-1]
+    found = [[Step(1.0, first, 1.0)] * len(row) for row in seen]
+    largest = _Largest(drawn)
+    for i, (_, t, r) in enumerate(order):
+        largest.add(t, r)
+        critical = largest.quantile(alpha) if adjusted[i] <= alpha else first
+        found[t][r] = Step(float(adjusted[i]), critical, least[i])
     return found, first
 
 
 class _Largest:
     """The largest statistic of a growing set of rows, by task."""
 
-    def __init__(self, patterns: Sequence[int]) -> None:
-        self._by_task = [np.zeros(n) for n in patterns]
-        self._sorted = list(self._by_task)
+    def __init__(self, drawn: Sequence[Singles]) -> None:
+        self._drawn = drawn
+        self._by_task = [np.zeros(len(z), np.float32) for z in drawn]
+        self._sorted: list[Singles | None] = list(self._by_task)
 
-    def add(self, task: int, statistics: Floats) -> None:
+    def add(self, task: int, row: int) -> None:
         """Put a row into the set."""
-        self._by_task[task] = np.maximum(self._by_task[task], statistics)
-        self._sorted[task] = np.sort(self._by_task[task])
+        np.maximum(self._by_task[task], self._drawn[task][:, row], out=self._by_task[task])
+        self._sorted[task] = None
+
+    def _found(self) -> list[Singles]:
+        """The largest statistics of each task, sorted."""
+        self._sorted = [np.sort(z) if kept is None else kept for z, kept in zip(self._by_task, self._sorted, strict=True)]
+        return [z for z in self._sorted if z is not None]
 
     def above(self, z: float) -> float:
         """Mid-p: the probability that the largest statistic exceeds z, half of that it equals z included."""
         upto, below = 1.0, 1.0
-        for found in self._sorted:
+        for found in self._found():
             close = _CLOSE * (1 + z)
             upto *= np.searchsorted(found, z + close, "right") / found.size
             below *= np.searchsorted(found, z - close, "left") / found.size
@@ -125,7 +134,7 @@ class _Largest:
 
     def quantile(self, alpha: float) -> float:
         """The least value that leaves at most `alpha` above it."""
-        low, high = 0.0, max(float(found[-1]) for found in self._sorted)
+        low, high = 0.0, max(float(found[-1]) for found in self._found())
         if self.above(high) > alpha:
             return math.inf
         for _ in range(40):
@@ -134,26 +143,27 @@ class _Largest:
         return high
 
 
-def _patterns(clusters: int) -> Iterator[_Singles]:
+def _patterns(clusters: int) -> Iterator[Signs]:
     """Patterns of signs [some, clusters], chunk by chunk."""
-    if clusters <= _CACHED:
-        yield _kept(clusters)
-    else:
+    if clusters > _KEPT_UP_TO:
         yield from _drawn(clusters)
+    else:
+        kept, rows = _kept(clusters), max(1, _CHUNK // clusters)
+        yield from (kept[start : start + rows] for start in range(0, len(kept), rows))
 
 
-@lru_cache(maxsize=16)
-def _kept(clusters: int) -> _Singles:
+@lru_cache(maxsize=8)
+def _kept(clusters: int) -> Signs:
     if clusters > _ALL_UP_TO:
         return np.concatenate(list(_drawn(clusters)))
     bits = np.arange(1 << max(clusters - 1, 0))[:, None] >> np.arange(clusters)[None, ::-1] & 1
-    return (1 - 2 * bits).astype(np.float32)
+    return (1 - 2 * bits).astype(np.int8)
 
 
-def _drawn(clusters: int) -> Iterator[_Singles]:
+def _drawn(clusters: int) -> Iterator[Signs]:
     rng, rows = np.random.default_rng(clusters), max(1, _CHUNK // clusters)
     for start in range(0, PATTERNS, rows):
         signs = 1 - 2 * rng.integers(0, 2, (min(rows, PATTERNS - start), clusters), np.int8)
         if start == 0:
             signs[0] = 1
-        yield signs.astype(np.float32)
+        yield signs

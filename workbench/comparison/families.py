@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.paired import Pair
+from workbench.paired import Pair, tested_together
 from workbench.scores import Configuration
 from workbench.signflips import step_down
 from workbench.tables import Table
@@ -61,8 +61,14 @@ class Ruling:
 
 
 def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[Cell]:
-    """One cell per configuration and task that it was scored on."""
-    return [Cell(c, t, t.paired(base.digest, c.digest)) for c in others for t in tasks if c.digest in t.values]
+    """One cell per configuration and task that it was scored on, configuration by configuration."""
+    asked = list(others)
+    found: dict[tuple[str, int], Cell] = {}
+    for i, task in enumerate(tasks):
+        scored = [c for c in asked if c.digest in task.values]
+        pairs = tested_together([task.paired(base.digest, c.digest) for c in scored])
+        found.update({(c.digest, i): Cell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
+    return [found[c.digest, i] for c in asked for i in range(len(tasks)) if (c.digest, i) in found]
 
 
 def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling]:
@@ -74,16 +80,16 @@ def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling
     """
     if correction == "none":
         return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
-    together = _tested(cells, alpha, lambda cell: (cell.family, cell.control))
-    alone = _tested(cells, alpha, lambda cell: (cell.family, cell.control, cell.configuration.digest))
-    return [
-        Ruling(own.p, all_.critical, own.least, all_.p) if cell.table.guarded else all_
-        for cell, all_, own in zip(cells, together, alone, strict=True)
-    ]
+    found = _tested(cells, alpha, lambda cell: (cell.family, cell.control))
+    guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
+    alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
+    for i, own in zip(guarded, alone, strict=True):
+        found[i] = Ruling(own.p, found[i].critical, own.least, found[i].p)
+    return found
 
 
 def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashable]) -> list[Ruling]:
-    """The ruling of every cell within its family."""
+    """Return the ruling of every cell within its family."""
     found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):

@@ -1,0 +1,104 @@
+"""Sign flips and step-down max-T: by hand, by brute force, and against each other."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workbench.signflips import PATTERNS, flipped, step_down, tails
+
+
+def every_pattern(k: int) -> Any:
+    return np.array(list(itertools.product((1.0, -1.0), repeat=k)))
+
+
+def mid_p(drawn: Any, seen: float) -> float:
+    """Share above what was seen, and half of the share that equals it."""
+    close = 1e-9 * (1 + abs(seen))
+    return float(((drawn > seen + close).mean() + (drawn >= seen - close).mean()) / 2)
+
+
+def test_all_patterns_of_few_clusters() -> None:
+    sums = np.array([[3.0], [1.0], [-2.0], [0.5]])
+    found = flipped(sums)[:, 0]
+    assert found[0] == 2.5  # nothing flipped
+    assert sorted(np.abs(found)) == sorted(np.abs(every_pattern(4) @ sums[:, 0])[:8])  # the first sign is fixed
+    assert flipped(np.ones((14, 1))).shape == (2**13, 1)
+    assert flipped(np.ones((15, 1))).shape == (PATTERNS, 1)
+    assert flipped(np.ones((3000, 1)))[0] == 3000
+
+
+def test_p_by_hand() -> None:
+    # |3+1+1| = 5 by 2 of 8 patterns: nothing lies above, half of 1/4.
+    # 3+1-1 = 3: 5 twice lies above, 3 four times equals it.
+    sums = np.array([[3.0, 3.0, 0.0], [1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
+    assert tails(sums) == pytest.approx([1 / 8, 1 / 4 + 1 / 4, 1.0])
+
+
+@pytest.mark.parametrize("k", [8, 12])
+def test_p_by_brute_force(k: int) -> None:
+    sums = np.random.default_rng(k).normal(0.4, 1, (k, 5))
+    expected = [mid_p(np.abs(every_pattern(k) @ row), abs(row.sum())) for row in sums.T]
+    assert tails(sums) == pytest.approx(expected)
+
+
+def test_random_patterns_agree_with_all() -> None:
+    """40 clusters of which 12 changed: all patterns of the twelve give the exact p."""
+    sums = np.zeros((40, 1))
+    sums[:12, 0] = np.random.default_rng(0).integers(-1, 3, 12)
+    exact = mid_p(np.abs(every_pattern(12) @ sums[:12, 0]), abs(sums.sum()))
+    assert tails(sums)[0] == pytest.approx(exact, abs=4 * (exact / PATTERNS) ** 0.5)
+    assert tails(sums) == tails(sums)  # seeded
+
+
+def brute_step_down(tasks: Any) -> list[float]:
+    """Westfall and Young's procedure over every combination of patterns of all tasks."""
+    blocks = [np.abs(every_pattern(len(sums)) @ sums) / scales for sums, scales in tasks]
+    grid = np.array(list(itertools.product(*(range(len(b)) for b in blocks))))
+    drawn = np.concatenate([b[grid[:, i]] for i, b in enumerate(blocks)], axis=1)
+    seen = np.concatenate([np.abs(sums.sum(0)) / scales for sums, scales in tasks])
+    order, running, found = np.argsort(-seen), 0.0, np.zeros(seen.size)
+    for rank, row in enumerate(order):
+        running = max(running, mid_p(drawn[:, order[rank:]].max(1), seen[row]))
+        found[row] = running
+    return [float(p) for p in found]
+
+
+def test_step_down_is_westfall_and_youngs() -> None:
+    """Rows of a task are flipped together, tasks apart."""
+    rng = np.random.default_rng(3)
+    tasks = []
+    for k, rows, gain in ((6, 3, 0.9), (5, 2, 0.2)):
+        sums = rng.normal(0, 1, (k, 1)) + rng.normal(gain, 0.7, (k, rows))
+        tasks.append((sums, np.sqrt((sums**2).sum(0))))
+    steps, first = step_down(tasks, 0.2)
+    found = [step for task in steps for step in task]
+    assert [step.p for step in found] == pytest.approx(brute_step_down(tasks), abs=1e-6)
+    assert 0 < sum(step.p <= 0.2 for step in found) < len(found)
+    for step, z in zip(found, np.concatenate([np.abs(s.sum(0)) / c for s, c in tasks]), strict=True):
+        assert (z > step.critical) == (step.p <= 0.2)
+        assert step.critical <= first + 1e-9
+
+
+def test_equal_rows_cost_nothing() -> None:
+    sums = np.random.default_rng(5).normal(0.5, 1, (10, 1))
+    scale = np.sqrt((sums**2).sum(0))
+    ((alone,),), _ = step_down([(sums, scale)], 0.05)
+    (many,), _ = step_down([(np.repeat(sums, 50, 1), np.repeat(scale, 50))], 0.05)
+    assert [step.p for step in many] == pytest.approx([alone.p] * 50)
+    assert alone.p == pytest.approx(float(tails(sums)[0]))
+
+
+def test_least_is_the_p_of_clusters_on_one_side() -> None:
+    sums = np.array([[2.0], [-1.0], [1.0], [1.0], [0.0]])
+    ((step,),), first = step_down([(sums, np.sqrt((sums**2).sum(0)))], 0.05)
+    assert step.least == pytest.approx(1 / 16)  # +-5 of 16 patterns of four signs, half of it
+    assert first == np.inf  # so that nothing is rejected at 5 %
+    assert step.p > 0.05
+
+
+def test_an_empty_family() -> None:
+    assert step_down([], 0.05) == ([], 0.0)
