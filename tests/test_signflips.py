@@ -79,7 +79,7 @@ def test_step_down_is_westfall_and_youngs() -> None:
     assert [step.p for step in found] == pytest.approx(brute_step_down(tasks), abs=1e-6)
     assert 0 < sum(step.p <= 0.2 for step in found) < len(found)
     for step, z in zip(found, np.concatenate([np.abs(s.sum(0)) / c for s, c in tasks]), strict=True):
-        assert (z > step.critical) == (step.p <= 0.2)
+        assert (z >= step.critical - 1e-4) == (step.p <= 0.2)
         assert step.critical <= first + 1e-9
 
 
@@ -98,6 +98,13 @@ def test_least_is_the_p_of_clusters_on_one_side() -> None:
     assert step.least == pytest.approx(1 / 16)  # +-5 of 16 patterns of four signs, half of it
     assert first == np.inf  # so that nothing is rejected at 5 %
     assert step.p > 0.05
+
+
+def test_between_two_values_the_upper_one_is_critical() -> None:
+    """Six losses and no win: |z| is 6, 4, 2 or 0 over sqrt(6); 4 leaves 1/8 above it, 6 leaves 1/64."""
+    sums = np.ones((6, 1))
+    _, first = step_down([(sums, np.sqrt([6.0]))], 0.05)
+    assert first == pytest.approx(np.sqrt(6))
 
 
 def test_an_empty_family() -> None:

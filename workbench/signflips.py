@@ -61,7 +61,7 @@ class Step:
 
     Attributes:
         p: Adjusted mid-p.
-        critical: What the row's statistic has to exceed at the step at which it was tested.
+        critical: What the row's statistic has to reach at the step at which it was tested.
         least: The p that the row would have if all its clusters had changed in one direction; above the level no verdict can fall.
     """
 
@@ -133,14 +133,19 @@ class _Largest:
         return float(1 - (upto + below) / 2)
 
     def quantile(self, alpha: float) -> float:
-        """The least value that leaves at most `alpha` above it."""
-        low, high = 0.0, max(float(found[-1]) for found in self._found())
+        """Return the least value that the largest statistic takes and that leaves at most `alpha` above it; infinite if none does.
+
+        Between two values that it takes nothing is known of a statistic's distribution, so that the upper one is the answer.
+        """
+        found = self._found()
+        low, high = 0.0, max(float(z[-1]) for z in found)
         if self.above(high) > alpha:
             return math.inf
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (middle, high) if self.above(middle) > alpha else (low, middle)
-        return high
+        at = [np.searchsorted(z, high - _CLOSE * (1 + high), "left") for z in found]
+        return min(float(z[i]) for z, i in zip(found, at, strict=True) if i < z.size)
 
 
 def _patterns(clusters: int) -> Iterator[Signs]:

@@ -106,8 +106,8 @@ def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: lis
     """Test one family by step-down max-T.
 
     A rejected row's interval takes the critical value of its own step; all others take that of the first step, which holds for all rows at
-    once, so that "equivalent" and "safe" are never claimed at a level that other rows' rejections have relaxed. Where sign flips
-    give no critical value, or a larger one, Student's t at alpha / rows stands in (Bonferroni).
+    once, so that "equivalent" and "safe" are never claimed at a level that other rows' rejections have relaxed. The value lies between
+    Student's t at alpha and at alpha / rows (Bonferroni): where few items change, sign flips of no difference say little about larger ones.
     """
     tasks: dict[int, list[int]] = defaultdict(list)
     for i in rows:
@@ -119,5 +119,5 @@ def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: lis
     steps, first = step_down(given, alpha)
     for task, of_task in zip(tasks.values(), steps, strict=True):
         for i, step in zip(task, of_task, strict=True):
-            critical = step.critical if step.p <= alpha else first
+            critical = max(step.critical if step.p <= alpha else first, changes[i].critical(alpha))
             found[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)
