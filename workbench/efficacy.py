@@ -90,9 +90,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     return found
 
 
-def _asked(
-    resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events
-) -> list[bool]:  # fmt: skip
+def _asked(resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events) -> list[bool]:
     """Whether the model behind a step says each of its facts: from the cache, or asked."""
     known = _place(resolved, taught.number)
     record = read_json(known)
@@ -122,8 +120,13 @@ def _is_last(resolved: Resolved, number: int) -> bool:
 
 
 def ask(
-    model: Model, dtype: torch.dtype | None, tokenizer: Path, facts: Sequence[Fact], device: torch.device, memory: Path | None = None
-) -> list[bool]:  # fmt: skip
+    model: Model,
+    dtype: torch.dtype | None,
+    tokenizer: Path,
+    facts: Sequence[Fact],
+    device: torch.device,
+    memory: Path | None = None,
+) -> list[bool]:
     """Ask a configuration for facts.
 
     Args:

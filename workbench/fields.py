@@ -22,7 +22,7 @@ from pydantic import (
     Tag,
     field_validator,
     model_validator,
-)  # fmt: skip
+)
 from pydantic_core import CoreSchema, core_schema
 
 from workbench.errors import WorkbenchError

@@ -40,11 +40,23 @@ _KEYED = re.compile(r".+-[0-9a-f]{10}")
 _NUMBER = (int, float)
 # Fields of run.json that are read: field -> type, shape of an object, or a list of one of them. Others may stand beside them.
 _SHAPE: dict[str, Any] = {
-    "status": str, "created": str, "device": str, "seconds": _NUMBER, "error": str, "warnings": [str],
+    "status": str,
+    "created": str,
+    "device": str,
+    "seconds": _NUMBER,
+    "error": str,
+    "warnings": [str],
     "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
     "steps": [{"id": str}],
-    "output": {"digest": str, "parameters": _NUMBER, "bytes": _NUMBER, "tensors": {"*": (str, dict)}, "digests": {"*": str}, "memory": str},
-}  # fmt: skip
+    "output": {
+        "digest": str,
+        "parameters": _NUMBER,
+        "bytes": _NUMBER,
+        "tensors": {"*": (str, dict)},
+        "digests": {"*": str},
+        "memory": str,
+    },
+}
 
 
 def _fits(value: Any, shape: Any) -> bool:

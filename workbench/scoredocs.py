@@ -197,8 +197,10 @@ class Scores(_Document):
     def knows(self, configuration: Configuration) -> bool:
         """Return whether the document holds this name of this configuration."""
         mine = self.configuration.digest
-        return any((a.name, a.digest or mine) == (configuration.name, configuration.digest)
-                   for a in (_alias(self.configuration), *self.aliases))  # fmt: skip
+        return any(
+            (a.name, a.digest or mine) == (configuration.name, configuration.digest)
+            for a in (_alias(self.configuration), *self.aliases)
+        )
 
 
 def _alias(configuration: Configuration) -> Alias:
@@ -267,8 +269,12 @@ def plan_record(folder: Path) -> dict[str, Any]:
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
     # Imported plans do not know dtype and batch size: null.
     shown: dict[str, tuple[type, ...]] = {
-        "scorer": (str,), "dtype": (str, type(None)), "batch_size": (int, type(None)), "partial": (bool,), "versions": (dict,),
-    }  # fmt: skip
+        "scorer": (str,),
+        "dtype": (str, type(None)),
+        "batch_size": (int, type(None)),
+        "partial": (bool,),
+        "versions": (dict,),
+    }
     for name, expected in shown.items():
         if not isinstance(record.get(name, ...), expected):
             raise WorkbenchError(f"{path}: {name}: found {str(record.get(name))[:80]}, which no plan has there", hint)

@@ -90,5 +90,12 @@ def _options(facts: Wanted) -> tuple[Any, ...]:
 
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
     """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
-    return Suite(suite=f"{name}-eval{index}", tasks=item.tasks, num_fewshot=item.num_fewshot, limit=item.limit,
-                 chat_template=item.chat_template, backend=item.backend, cluster="id")  # fmt: skip
+    return Suite(
+        suite=f"{name}-eval{index}",
+        tasks=item.tasks,
+        num_fewshot=item.num_fewshot,
+        limit=item.limit,
+        chat_template=item.chat_template,
+        backend=item.backend,
+        cluster="id",
+    )

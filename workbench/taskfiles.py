@@ -228,8 +228,12 @@ def _is_large(config: Any) -> bool:
     """Whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
     count, level = 0, [config]
     for _ in range(100):
-        level = [inner for value in level if isinstance(value, (dict, list))
-                 for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)][: 100_001 - count]  # fmt: skip
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)
+        ][: 100_001 - count]
         count += len(level)
         if not level or count > 100_000:
             return bool(level)

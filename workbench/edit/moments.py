@@ -276,8 +276,12 @@ def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tupl
 def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None:
     for layer, place in places.items():
         of = sums[layer]
-        tensors = {"rest": of.rest.cpu(), "outliers": of.outliers.cpu(), "progress": torch.tensor([row, *of.counts]),
-                   "median": torch.tensor(of.median, dtype=torch.float64)}  # fmt: skip
+        tensors = {
+            "rest": of.rest.cpu(),
+            "outliers": of.outliers.cpu(),
+            "progress": torch.tensor([row, *of.counts]),
+            "median": torch.tensor(of.median, dtype=torch.float64),
+        }
         _save(tensors, place.with_suffix(".sums.safetensors"))
 
 

@@ -66,8 +66,17 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     metrics, lower, ratios = _metrics(task)
     digest = digest_of(repr([name, docs, shots]).encode())
-    return Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, bundled=True, ratios=ratios,
-                  filters=tuple(f.name for f in task._filters))  # fmt: skip
+    return Source(
+        name,
+        str(task.OUTPUT_TYPE),
+        metrics,
+        lower,
+        docs,
+        digest,
+        bundled=True,
+        ratios=ratios,
+        filters=tuple(f.name for f in task._filters),
+    )
 
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
@@ -145,8 +154,10 @@ def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> d
 
 
 def _group(group: Any) -> Group:
-    given = [Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
-             for a in group.aggregate_metric_list or ()]  # fmt: skip
+    given = [
+        Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
+        for a in group.aggregate_metric_list or ()
+    ]
     return Group(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
 
 

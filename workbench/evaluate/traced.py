@@ -71,9 +71,14 @@ def watched(code: Code) -> Iterator[list[Reads]]:
         names = watch.opened.union(*(_imports.get(str(path), ()) for path in code.files))
         paths = {_source(Path(name)) for name in names}
         own = {path for path in paths if is_own(path)}
-        found.append(Reads(
-            frozenset(p for p in own if p.is_file()), frozenset(p for p in own if not p.exists()),
-            frozenset(p for p in map(_source, map(Path, watch.listed)) if is_own(p)), frozenset(watch.unseen)))  # fmt: skip
+        found.append(
+            Reads(
+                frozenset(p for p in own if p.is_file()),
+                frozenset(p for p in own if not p.exists()),
+                frozenset(p for p in map(_source, map(Path, watch.listed)) if is_own(p)),
+                frozenset(watch.unseen),
+            )
+        )
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:

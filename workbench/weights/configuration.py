@@ -67,7 +67,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "initializer_range": (_is_number, "a number"),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (_is_token, "a token id, or a list of them")),
     **dict.fromkeys(_PARTS, (_is_object, "an object")),
-}  # fmt: skip
+}
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

@@ -13,8 +13,12 @@ _LOAD = (
 )
 TOKENIZER_TOO = "A base needs its tokenizer files beside it: copy them too."
 # Quantisations that transformers undoes while it loads; of the others only bitsandbytes can be undone afterwards.
-_UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig",
-                   "metal": "MetalConfig"}  # fmt: skip
+_UNDONE_ON_LOAD = {
+    "fp8": "FineGrainedFP8Config",
+    "mxfp4": "Mxfp4Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "metal": "MetalConfig",
+}
 
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
