@@ -134,7 +134,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 
 
 def _line(warning: str) -> str:
-    """A warning of ours, with names from foreign files in it, as one line that holds no HTML."""
+    """Return a warning of ours, with names from foreign files in it, as one line that holds no HTML."""
     return " ".join(printable(warning).split()).replace("<", "\\<")
 
 

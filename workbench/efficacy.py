@@ -91,7 +91,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
 
 
 def _asked(resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events) -> list[bool]:
-    """Whether the model behind a step says each of its facts: from the cache, or asked."""
+    """Return whether the model behind a step says each of its facts: from the cache, or by asking the model."""
     known = _place(resolved, taught.number)
     record = read_json(known)
     if isinstance(record, dict) and len(record.get("said", ())) == len(taught.facts):
@@ -110,7 +110,7 @@ def is_counted(resolved: Resolved, number: int) -> bool:
 
 
 def _place(resolved: Resolved, number: int) -> Path:
-    """Where the answers of a step are kept: by the key of the state that gave them, and the dtype that it is rounded to."""
+    """Return the file of a step's answers, named by the key of the state that gave them and the dtype that it is rounded to."""
     state = resolved.key if _is_last(resolved, number) else resolved.keys[number]
     return resolved.cache / "said" / f"{json_digest([_VERSION, state, str(resolved.dtype), number])}.json"
 

@@ -100,7 +100,7 @@ def optional(path: Path, label: str = "") -> dict[str, Any]:
 
 
 def as_object(value: Any, shown: str, hint: str | None = None) -> dict[str, Any]:
-    """The value, which must be an object. Raises WorkbenchError for anything else."""
+    """Return the value, which must be an object. Raises WorkbenchError for anything else."""
     if not isinstance(value, dict):
         raise WorkbenchError(f"{shown}: found {kind(value)}, expected an object", hint)
     return value
@@ -128,7 +128,7 @@ def kept(path: Path, expected: type = dict) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Name the kind of a JSON value in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return _KINDS.get(type(value), "a number")
@@ -156,7 +156,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_deep(found: Any, levels: int = MAX_DEPTH) -> bool:
-    """Whether a value has more levels than the code that walks such data should recurse into."""
+    """Return whether a value has more levels than the code that walks such data should recurse into."""
     level = [found]
     for _ in range(levels + 1):
         level = [

@@ -339,7 +339,7 @@ def _aligned(resolved: Resolved) -> Vocabulary:
 
 
 def _bound(resolved: Resolved) -> Resolved:
-    """With steps that know the tokenizer that they meet. Errors: in what they are asked to do with it."""
+    """Bind each grow step to the tokenizer in effect before it. Raises WorkbenchError if the tokenizer cannot do what the step asks."""
     if not any(isinstance(step, GrowMethod) for step in resolved.recipe.steps):
         return resolved
     steps: list[Step] = []

@@ -60,7 +60,7 @@ _SHAPE: dict[str, Any] = {
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether plain data have a shape; a field that is missing or null fits."""
+    """Return whether plain data have a shape; a field that is missing or null fits."""
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
     if isinstance(shape, dict):
@@ -276,7 +276,7 @@ def _check_ours(run: Run) -> None:
 
 
 def _is_ours(child: Path) -> bool:
-    """Whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
+    """Return whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
     return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
 
 

@@ -106,7 +106,7 @@ class Metric(_Document):
 
     @classmethod
     def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
-        """Of the items' scores; with a `kind` of ratio (`statistics.RATIOS`) of their pairs (numerator, weight)."""
+        """Return the metric of items' scores; with a `kind` of ratio (`statistics.RATIOS`) that of their pairs (numerator, weight)."""
         numbers = np.asarray(values, np.float64)
         if kind:
             low, high = ratio_interval(kind, numbers[:, 0], numbers[:, 1], cluster)
@@ -181,11 +181,11 @@ class Scores(_Document):
         return [self.configuration.name, *(alias.name for alias in self.aliases)]
 
     def also(self, configuration: Configuration) -> Scores:
-        """The same scores with one more name of the same weights."""
+        """Return the same scores with one more name of the same weights."""
         return self.model_copy(update={"aliases": (*self.aliases, _alias(configuration))})
 
     def called(self, configuration: Configuration) -> Scores:
-        """The same scores shown under the name that is asked for; the other names of that configuration become aliases.
+        """Return the same scores shown under the name that is asked for; the other names of that configuration become aliases.
 
         Names of the same weights with other generation settings are left out: they are other configurations.
         """

@@ -14,7 +14,7 @@ from workbench.suites import Suite, load_suite
 
 
 def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
-    """The suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
+    """Return the suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
 
     Names are those of suites, `facts:FILE`, and `edits`: the facts of all edits that the recipes use.
     Errors: nothing to score, `edits` without any, two files of facts of one name, one file with different options.

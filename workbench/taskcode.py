@@ -64,7 +64,7 @@ class Code:
 
     @property
     def is_traceable(self) -> bool:
-        """Whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
+        """Return whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
         return not self.foreign
 
 

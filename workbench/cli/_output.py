@@ -19,7 +19,7 @@ _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F),
 
 
 def shown(text: str) -> str:
-    """A text for rich: foreign names in it neither style the line nor move the cursor."""
+    """Return a text for rich: foreign names in it neither style the line nor move the cursor."""
     return escape(printable(text))
 
 

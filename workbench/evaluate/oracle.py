@@ -118,7 +118,7 @@ def _in_sentences(
     means: set[str],
     lower: set[str],
 ) -> list[Asked]:
-    """The items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
+    """Return the items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
     texts = {}
     for number, found in grouped.items():
         target = str(_response(task, found[0], gold[number]))

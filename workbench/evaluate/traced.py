@@ -116,7 +116,7 @@ def _frames() -> Iterator[tuple[str, str]]:
 
 
 def _source(path: Path) -> Path:
-    """A source file for its compiled one, links followed."""
+    """Return a source file for its compiled one, links followed."""
     if path.suffix == ".pyc":
         with contextlib.suppress(ValueError):
             path = Path(importlib.util.source_from_cache(str(path)))
@@ -142,7 +142,7 @@ def yielded(task: Any) -> list[Any]:
 
 
 def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
-    """A template that fails is said where the requests are built; here its error stands for what it yields."""
+    """Return what one document yields. The error of a template that fails stands for its text; it is told where requests are built."""
     text, target, choices = (shot.doc_to_text, shot.doc_to_target, shot.doc_to_choice) if shot else (None, None, None)
     found: list[Any] = [doc]
     has_choices = task.config.doc_to_choice is not None or choices is not None

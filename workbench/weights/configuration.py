@@ -16,7 +16,7 @@ _NAME_BYTES = 255
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
+    """Return whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
     try:
         return plain and len(os.fsencode(name)) <= _NAME_BYTES
