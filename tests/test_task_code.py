@@ -10,26 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local_tasks import documents, tokenizer
+from local_tasks import asks_for_texts, documents, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.suites import Plan, Suite
 
 __all__ = ["tokenizer"]
-TASK = """
-task: copy
-custom_dataset: !function code.docs
-dataset_kwargs: {data_files: {test: data.jsonl}}
-output_type: generate_until
-test_split: test
-doc_to_text: !function code.prompt
-doc_to_target: answer
+TASK = asks_for_texts("copy", "data.jsonl", docs="code.docs", prompt="!function code.prompt", more="""\
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
 process_results: !function code.score
 metric_list: [{metric: em, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0}
-"""
+""")  # fmt: skip
 CODE = """
 import json
 import sys
