@@ -373,3 +373,21 @@ def test_an_epsilon_that_config_does_not_say_is_refused(
     with pytest.raises(WorkbenchError, match=rf"{message} \(.*0.001, rms_norm_eps: 3e-05\)") as caught:
         compose(project.resolve(text), CPU)
     assert caught.value.exit_code == 2
+
+
+def test_a_norm_with_a_bias_is_refused(project: Project, family: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hidden` rescales a gain alone."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    init, forward = LlamaRMSNorm.__init__, LlamaRMSNorm.forward
+
+    def with_bias(self: Any, size: int, eps: float) -> None:
+        init(self, size, eps)
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    base = family("llama")
+    edit_json(project.path / base / "config.json", rms_norm_eps=4e-5)
+    monkeypatch.setattr(LlamaRMSNorm, "__init__", with_bias)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: forward(self, x) + self.bias)
+    with pytest.raises(WorkbenchError, match=r"has a norm with a bias \(model.layers.0.input_layernorm\)"):
+        compose(project.resolve(f"base: {base}\nsteps: [{{grow: width, hidden: 48, check: off}}]\n"), CPU)

@@ -268,6 +268,20 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
     assert digest(None) != first
 
 
+@pytest.mark.parametrize("field", ["doc_to_target", "doc_to_choice"])
+def test_targets_and_choices_are_part_of_a_plan(field: str, place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function of them yields, where neither documents nor files tell it."""
+    made = 'os.environ["W16_WORD"]' if field == "doc_to_target" else '[os.environ["W16_WORD"], "b"]'
+    (place / "code.py").write_text(f"import os\n{CODE}\n\ndef made(doc):\n    return {made}\n")
+    others = "".join(line for line in TASK.splitlines(True) if field not in line)
+    (place / "copy.yaml").write_text(f"{others}{field}: !function code.made\n")
+    digests = []
+    for word in ("a", "a", "c"):
+        monkeypatch.setenv("W16_WORD", word)
+        digests.append(plan(place, tokenizer).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_module_with_a_computed_name_counts_each_time(place: Path, tokenizer: Any) -> None:
     swap("code.py", "    import indirect_lazy\n", "    indirect_lazy = __import__('indirect_' + 'lazy')\n")(place)
     first = plan(place, tokenizer).digest
