@@ -85,6 +85,9 @@ def texts_of(project: Project, digest: str) -> list[str]:
 
 
 def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(world: Project) -> None:
+    document(
+        "eval", "models/plain", "--suite", "texts"
+    )  # the scores of equal weights, which the other folder must not take for its own
     found = document("eval", "models/plain", "models/other", "--suite", "texts")
     plain, other = found["configurations"]
     assert (plain["name"], other["name"]) == ("plain", "other")

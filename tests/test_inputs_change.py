@@ -109,6 +109,7 @@ def test_every_reader_refuses_a_changed_file(own: Project, llama: Path, tmp_path
     save_file({n: t + 1 for n, t in tensors.items()}, tmp_path / "one" / "adapter_model.safetensors")
     for read in (
         lambda: source.read(0, 1, torch.empty(1, opened.specs[name].cols)),
+        lambda: fresh.open(name, CPU),
         lambda: load(fresh, name, torch.float32),
         lambda: entry_digest(fresh.entries[name]),
         lambda: tensor_digests(fresh.entries, tmp_path),

@@ -235,6 +235,26 @@ def test_a_folder_that_an_import_lists_ends_a_memo(
         plan(place, tokenizer, tmp_path / "memo")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "try:\n    HEAD += open(Path(__file__).parent / ('la' + 'ter.txt')).read()\nexcept OSError:\n    pass",
+        "NAMED = 'later.txt'",
+    ],
+    ids=["opened in vain", "named"],
+)
+def test_a_file_that_was_not_there_ends_a_memo(
+    line: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "indirect_helper.py").write_text(f"{HELPER}{line}\n")
+    plan(place, tokenizer, tmp_path / "memo")
+    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
+    plan(place, tokenizer, tmp_path / "memo")
+    (place / "later.txt").write_text("now")
+    with pytest.raises(WorkbenchError, match="built again"):
+        plan(place, tokenizer, tmp_path / "memo")
+
+
 @pytest.mark.parametrize("field", ["format", "cwd", "versions"])
 def test_a_memo_of_another_place_or_version_is_not_used(
     field: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
