@@ -84,7 +84,9 @@ def texts_of(project: Project, digest: str) -> list[str]:
     return [row["response"] for row in read_rows(file, None, "", answers=True)["texts"]]
 
 
-def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(world: Project) -> None:
+def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(
+    world: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document(
         "eval", "models/plain", "--suite", "texts"
     )  # the scores of equal weights, which the other folder must not take for its own
@@ -94,6 +96,9 @@ def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(w
     assert plain["digest"] != other["digest"]
     mine, theirs = texts_of(world, plain["digest"]), texts_of(world, other["digest"])
     assert sum(a != b for a, b in zip(mine, theirs, strict=True)) >= 12
+    with monkeypatch.context() as patched:
+        patched.setattr("workbench.engine.materialize", lambda *_: pytest.fail("scored again"))
+        assert document("eval", "models/other", "--suite", "texts")["configurations"][0]["digest"] == other["digest"]
     call("report", "models/plain", "models/other", "--suite", "texts")
     shown = json.loads(Path("reports/report.json").read_text("utf-8"))
     assert [(c["name"], c["aliases"]) for c in shown["configurations"]] == [("plain", []), ("other", [])]

@@ -176,12 +176,16 @@ def test_a_depth_that_config_does_not_say_is_caught(
     import workbench.grow.layers
 
     base = family("mpt")
+    stages: list[str] = []
     monkeypatch.setattr(workbench.grow.layers, "DEPTHS", ("num_hidden_layers",))
     with pytest.raises(
         WorkbenchError, match=r"no place for transformer.blocks.4.*: config.json says 4 layers, the tensors have 6"
     ) as caught:
-        project.run(f"base: {base}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: tensors}}]\n")
-    assert caught.value.exit_code == 3
+        project.run(
+            f"base: {base}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: tensors}}]\n",
+            events=lambda event: stages.append(event["stage"]),
+        )
+    assert (caught.value.exit_code, "write" in stages) == (3, False), "before anything is written"
 
 
 WRONG = {

@@ -239,19 +239,20 @@ def test_a_folder_that_an_import_lists_ends_a_memo(
 @pytest.mark.parametrize(
     "line",
     [
-        "try:\n    HEAD += open(Path(__file__).parent / ('la' + 'ter.txt')).read()\nexcept OSError:\n    pass",
-        "NAMED = 'later.txt'",
+        "try:\n    HEAD += open(Path(__file__).parent / ('parts/la' + 'ter.txt')).read()\nexcept OSError:\n    pass",
+        "NAMED = 'parts/later.txt'",
     ],
     ids=["opened in vain", "named"],
 )
 def test_a_file_that_was_not_there_ends_a_memo(
     line: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (place / "parts").mkdir()  # nobody lists it: a new file beside the code ends a memo by the list of its folder
     (place / "indirect_helper.py").write_text(f"{HELPER}{line}\n")
     plan(place, tokenizer, tmp_path / "memo")
     monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
     plan(place, tokenizer, tmp_path / "memo")
-    (place / "later.txt").write_text("now")
+    (place / "parts" / "later.txt").write_text("now")
     with pytest.raises(WorkbenchError, match="built again"):
         plan(place, tokenizer, tmp_path / "memo")
 
