@@ -31,7 +31,7 @@ import torch
 from edit_reference import Found, memit, rome, value_of
 from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_project, one_thread, published
 from edit_single import solve
-from record import write_results
+from record import parser_of, write_results
 
 from workbench.edit.contexts import contexts
 from workbench.edit.moments import moments, statistics_source
@@ -50,7 +50,7 @@ DRAWS = 2000
 
 def main() -> None:
     """All parts, the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "edit")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--numbers", type=int, nargs="+", default=[10, 100], help="facts on the starter base")
     parser.add_argument("--fixture-numbers", type=int, nargs="+", default=[10, 100, 1000], help="facts on the fixture")
@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--peer", type=int, default=8, help="facts of a block")
     parser.add_argument("--blocks", type=int, default=5, help="blocks; 0: without the peer")
     parser.add_argument("--tokens-per-input", type=int, default=10, help="of the statistics")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "edit.json")
     given = parser.parse_args()
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, Clock, make_project, one_thread, published, show, sizes
-from record import write_results
+from record import parser_of, write_results
 
 from workbench.compare import compare
 from workbench.compose import compose
@@ -51,7 +51,7 @@ WANTED = 0.95  # of the facts that are right after the edit alone, after a rebas
 
 def main() -> None:
     """Solve, merge, rebase, score, write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "edit-merge")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=50, help="facts, the first ones that convert without conflicts")
     parser.add_argument(
@@ -68,7 +68,6 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=80, help="items of each skill")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="a project folder that is kept, so that the work can be taken up again")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "edit-merge.json")
     given = parser.parse_args()
     one_thread()
     facts = sorted(published(given.facts, given.count, 1, given.skip), key=lambda fact: fact.id)

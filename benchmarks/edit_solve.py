@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from edit import cpu
 from edit import peak as measured_peak
 from edit_setup import one_thread
-from record import write_results
+from record import parser_of, write_results
 from torch import Tensor
 
 from workbench.edit.metrics import of_moments
@@ -38,11 +37,10 @@ LAMBDA, MU = 0.05, 1.0
 
 def main() -> None:
     """Both widths, the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "edit-solve")
     parser.add_argument("--facts", type=int, default=2000, help="facts that both sides solve")
     parser.add_argument("--most", type=int, default=10_000, help="facts that the workbench solves")
     parser.add_argument("--blocks", type=int, default=3, help="how often both sides solve, in turn")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "edit-solve.json")
     given = parser.parse_args()
     one_thread()
     rows = [measured(width, outputs, given) for width, outputs in WIDTHS]

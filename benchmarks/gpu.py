@@ -18,7 +18,6 @@ A part that would start after the time limit is left out and named. The results 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -35,7 +34,7 @@ import merge
 import search
 import torch
 from models import SHAPES, make_models
-from record import write_results
+from record import parser_of, write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 METHODS = ("linear", "task_arithmetic", "ties", "lora")
@@ -124,14 +123,13 @@ def searches(folder: Path, candidates: int) -> dict[str, Any]:
 
 def main() -> int:
     """All parts that fit the time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "gpu")
     parser.add_argument(
         "--size", choices=[size for size in SHAPES if size != "8B"], default="8B-8", help="shape of the merged models"
     )
     parser.add_argument("--seconds", type=int, default=480, help="no part starts later")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         print("make gpu: no CUDA device here, nothing was run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,18 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+
+def parser_of(description: str | None, name: str) -> argparse.ArgumentParser:
+    """Return the command line of a benchmark: its docstring as help, and `--out` with its results file.
+
+    Args:
+        description: The module's docstring.
+        name: The results file's stem.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{name}.json", help="the results file")
+    return parser
 
 
 def write_results(path: Path, document: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ also compared with the peer score by score. Results go to benchmarks/results/sea
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import write_results
+from record import parser_of, write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 TASKS = {"add": "exact_match", "reverse": "exact_match", "triage_mc": "acc"}
@@ -42,10 +41,9 @@ SPACE = {"mix.merge": ["ties", "task_arithmetic"], **{f"mix.bricks.{name}": [0.2
 
 def main() -> None:
     """Time all ways, write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "search")
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--peer", type=int, help="only so many of them by the peer; its time is scaled up and the results say so")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -17,7 +17,6 @@ digest of what was scored. Results go to benchmarks/results/search-winner.json.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from record import write_results
+from record import parser_of, write_results
 
 PROJECT = Path(__file__).resolve().parents[1]
 SUITES = {"three-methods": "words", "two-methods": "words", "even": "three"}
@@ -39,11 +38,10 @@ EVEN = ("add", "reverse", "triage")
 
 def main() -> None:
     """Run the searches, write the results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "search-winner")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--searches", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search-winner.json")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

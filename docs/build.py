@@ -22,7 +22,7 @@ import error_tables
 import grow_tables
 import merge_tables
 import search_tables
-from cells import MISSING, SIGNED, SIGNS, interval, measured, points, results, signed, table
+from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
 from workbench.bricks import BrickCard, library
 from workbench.docs import pages, summary
@@ -80,31 +80,25 @@ def methods_block(_project: Path) -> str:
     return table(["step", "what it does"], rows)
 
 
-def results_block(project: Path) -> str:
+@of_results(RESULTS)
+def results_block(found: dict[str, Any]) -> str:
     """The committed comparison of the demo's three bricks: who they are, alone and merged, on their tasks and on retention."""
-    found = _results(project)
-    if found is None:
-        return MISSING
     shown = [c for c in found["configurations"] if set(c["parents"]) <= set(THREE)]
     tasks = [t for t in found["tasks"] if t["owner"] in THREE or t["role"] == "retention"]
     return "\n\n".join([_scores(found, shown, tasks), _legend(found, f"Everything that was scored: [{PAGE}]({PAGE}).")])
 
 
-def whole_block(project: Path) -> str:
+@of_results(RESULTS)
+def whole_block(found: dict[str, Any]) -> str:
     """Every configuration of the committed comparison on every task."""
-    found = _results(project)
-    if found is None:
-        return MISSING
     half = [t for t in found["tasks"] if t["role"] == "skill"], [t for t in found["tasks"] if t["role"] != "skill"]
     parts = [_scores(found, found["configurations"], tasks) for tasks in half]
     return "\n\n".join([*parts, _legend(found, f"The source: [{RESULTS}](../{RESULTS}).")])
 
 
-def six_block(project: Path) -> str:
+@of_results(SIX)
+def six_block(found: dict[str, Any]) -> str:
     """The merge of six skills and its controls: skills, then retention, function modelling and the gain from its story."""
-    found = results(project, SIX)
-    if found is None:
-        return MISSING
     parts = [
         _scores(found, found["configurations"], [t for t in found["tasks"] if (t["role"] == "skill") is skill])
         for skill in (True, False)
@@ -112,21 +106,17 @@ def six_block(project: Path) -> str:
     return "\n\n".join([*parts, _legend(found, f"The source: [{SIX}](../{SIX}).")])
 
 
-def smoke_block(project: Path) -> str:
+@of_results(SMOKE)
+def smoke_block(found: dict[str, Any]) -> str:
     """One untuned merge of the same three bricks a method, on a quarter of the items."""
-    found = results(project, SMOKE)
-    if found is None:
-        return MISSING
     return "\n\n".join(
         [_scores(found, found["configurations"], found["tasks"]), _legend(found, f"The source: [{SMOKE}](../{SMOKE}).")]
     )
 
 
-def interference_block(project: Path) -> str:
+@of_results(RESULTS)
+def interference_block(found: dict[str, Any]) -> str:
     """Each brick alone minus the base, on every task."""
-    found = _results(project)
-    if found is None:
-        return MISSING
     matrix = found["interference"]
     rows = [
         [f"`{brick}`", *(f"{signed(d)} {SIGNS.get(v, '')}" for d, v in zip(diffs, verdicts, strict=True))]
@@ -231,10 +221,6 @@ def _gigabytes(row: Mapping[str, Any]) -> str:
     return f"{row['peak'] / 1e9:.2f}{planned}"
 
 
-def _results(project: Path) -> dict[str, Any] | None:
-    return results(project, RESULTS)
-
-
 def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> str:
     """A row for each configuration, a column for each task; kept beside skills, the difference beside retention."""
     rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
@@ -251,11 +237,9 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
     return table(heads, lines, left=1)
 
 
-def forgetting_block(project: Path) -> str:
+@of_results(FORGETTING)
+def forgetting_block(found: dict[str, Any]) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
-    found = results(project, FORGETTING)
-    if found is None:
-        return MISSING
     tasks = list(found["rows"][0]["scores"])
     heads = [f"{task} (n = {found['rows'][0]['scores'][task]['n']})" for task in tasks]
     rows = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,17 @@ def results(project: Path, name: str) -> dict[str, Any] | None:
     """A results file, if it is there."""
     path = project / name
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def of_results(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[Path], str]]:
+    """Make a block of a page from a function of a results file; where the file is missing, the block says that nothing is measured."""
+
+    def block(write: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
+        @wraps(write)
+        def written(project: Path) -> str:
+            found = results(project, name)
+            return MISSING if found is None else write(found)
+
+        return written
+
+    return block

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import MISSING, SIGNS, interval, measured, results, signed, table
+from cells import MISSING, SIGNS, interval, measured, of_results, results, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
@@ -29,11 +29,9 @@ PREFERRED = {
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
 
 
-def methods_block(project: Path) -> str:
+@of_results(METHODS)
+def methods_block(found: dict[str, Any]) -> str:
     """Every method on the same facts of the starter base: what is taught, what is spared, what it costs."""
-    found = results(project, METHODS)
-    if found is None:
-        return MISSING
     rows = [row for row in found["rows"] if "error" not in row]
     strict = [kind for kind in STRICT if any(kind in row["scores"] for row in rows)]
     first = table(
@@ -198,11 +196,9 @@ def _at(part: Row, name: str, kind: str) -> str:
     return "–" if "error" in row else interval(row["scores"].get(kind))
 
 
-def merge_block(project: Path) -> str:
+@of_results(MERGE)
+def merge_block(found: dict[str, Any]) -> str:
     """Facts after a merge with two skills, and after a rebase onto it."""
-    found = results(project, MERGE)
-    if found is None:
-        return MISSING
     rows = [line for row in found["rows"] for line in _merges(row)]
     heads = ["edit", "merge", "said without the edit", "of those right alone, right in the merge", "after the rebase", "paraphrases in the merge",
              "after the rebase", "neighbours unchanged", "after the rebase", *found["skills"]]  # fmt: skip
@@ -238,11 +234,9 @@ def _settings(name: str, fields: Row) -> str:
     return f"{MERGES.get(name, name)} (" + ", ".join(f"`{key}: {value}`" for key, value in fields.items() if key != "merge") + ")"
 
 
-def speed_block(project: Path) -> str:
+@of_results(SPEED)
+def speed_block(found: dict[str, Any]) -> str:
     """Values and solve apart, memory, and a straightforward implementation in the same run."""
-    found = results(project, SPEED)
-    if found is None:
-        return MISSING
     rows = [
         [f"`{name}`", title, str(row["facts"]), f"{row[name]['values']:.2f}", f"{row[name]['solve']:.2f}", _megabytes(row[name]["values_peak"]),
          _megabytes(row[name]["solve_peak"])]
@@ -259,11 +253,9 @@ def speed_block(project: Path) -> str:
     )
 
 
-def solve_block(project: Path) -> str:
+@of_results(SOLVE)
+def solve_block(found: dict[str, Any]) -> str:
     """The linear solve alone, for thousands of facts, beside systems that grow with the facts."""
-    found = results(project, SOLVE)
-    if found is None:
-        return MISSING
     heads = ["inputs", "facts", "CPU s", "whole systems, CPU s", "ratio", "peak MB", "whole systems, peak MB"]
     rows: list[list[str]] = []
     for row in found["rows"]:

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import MISSING, SIGNED, SIGNS, interval, measured, points, results, signed, table
+from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 
 
-def cost_block(project: Path) -> str:
+@of_results(COST)
+def cost_block(found: dict[str, Any]) -> str:
     """Bytes, seconds and memory of every operator, beside the floor and mergekit."""
-    found = results(project, COST)
-    if found is None:
-        return MISSING
     rows = []
     for row in found["rows"]:
         ours, checked, theirs = row["unchecked"], row["checked"], row.get("mergekit")
@@ -32,11 +30,9 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-def starter_block(project: Path) -> str:
+@of_results(STARTER)
+def starter_block(found: dict[str, Any]) -> str:
     """Models that grow from two skills beside merges of the same bricks, and paired differences against the two merges."""
-    found = results(project, STARTER)
-    if found is None:
-        return MISSING
     tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
     primary = {t["task"]: t["metric"] for t in found["tasks"]}
     cells: dict[tuple[str, str], dict[str, Any]] = {

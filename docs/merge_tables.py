@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from cells import MISSING, measured, results, table
+from cells import measured, of_results, table
 
 CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 
 
-def core_block(project: Path) -> str:
+@of_results(CORE)
+def core_block(found: dict[str, Any]) -> str:
     """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
-    found = results(project, CORE)
-    if found is None:
-        return MISSING
     rows = [
         [f"`{r['method']}`", f"{r['factors_seconds']:.2f}", f"{r['whole_seconds']:.1f}", f"{r['ratio']}",
          f"{r['relative_difference']:.1e}"]
@@ -30,11 +29,9 @@ def core_block(project: Path) -> str:
     return table(heads, rows, left=1) + "\n\n" + note
 
 
-def wudi_block(project: Path) -> str:
+@of_results(WUDI)
+def wudi_block(found: dict[str, Any]) -> str:
     """The merged delta of `wudi` beside the sum of the bricks' deltas: length, direction, projections on the bricks."""
-    found = results(project, WUDI)
-    if found is None:
-        return MISSING
     names = {
         "length_ratio": "length, over that of the sum",
         "cosine": "cosine with the sum",

@@ -6,18 +6,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cells import MISSING, measured, points, results, signed, table
+from cells import measured, of_results, points, signed, table
 
 WINNER = "benchmarks/results/search-winner.json"
 SPEED = "benchmarks/results/search.json"
 PARTS = {"compose": "weights", "score": "scoring", "load": "loading the base", "rest": "drawing, comparing, keeping"}
 
 
-def winner_block(project: Path) -> str:
+@of_results(WINNER)
+def winner_block(found: dict[str, Any]) -> str:
     """The winner of each search beside the best control, on test items."""
-    found = results(project, WINNER)
-    if found is None:
-        return MISSING
     heads = ["search", "seed", "winner", "best control", "winner, test", "control, test", "difference", "verdict", "flattered by", "kept",
              "given up", "minutes"]  # fmt: skip
     rows = [_winner(row) for row in found["rows"]]
@@ -41,11 +39,9 @@ def _winner(row: Mapping[str, Any]) -> list[str]:
             points(row["kept"]), str(row["given_up"]), f"{row['seconds'] / 60:.1f}" if row["whole"] else ""]  # fmt: skip
 
 
-def speed_block(project: Path) -> str:
+@of_results(SPEED)
+def speed_block(found: dict[str, Any]) -> str:
     """Seconds of the same candidates by a search, by a search without early stops, and by command lines."""
-    found = results(project, SPEED)
-    if found is None:
-        return MISSING
     ways = {
         "search": "`workbench search`",
         "in_full": "the same, every candidate on all items",

@@ -22,19 +22,35 @@ def jsonl(config_source, data_files, **_):
     return {s: datasets.Dataset.from_list([json.loads(x) for x in (base / p).read_text("utf-8").splitlines()])
             for s, p in data_files.items()}
 """
-GENERATE = """
-task: copy
-custom_dataset: !function localdata.jsonl
-dataset_kwargs: {data_files: {test: data/copy.jsonl}}
+
+
+def asks_for_texts(task: str, data: str, more: str, docs: str = "localdata.jsonl", prompt: str = "prompt") -> str:
+    """Return the file of a task that generates, with further lines.
+
+    Args:
+        task: Its name.
+        data: The file of its items.
+        more: Generation settings and metrics.
+        docs: The function that reads the items.
+        prompt: The field or the function that gives the prompt.
+    """
+    return f"""
+task: {task}
+custom_dataset: !function {docs}
+dataset_kwargs: {{data_files: {{test: {data}}}}}
 output_type: generate_until
 test_split: test
-doc_to_text: prompt
+doc_to_text: {prompt}
 doc_to_target: answer
+metadata: {{version: 1.0}}
+{more}"""
+
+
+GENERATE = asks_for_texts("copy", "data/copy.jsonl", """\
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
 filter_list: [{name: strip, filter: [{function: remove_whitespace}, {function: take_first}]}]
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0}
-"""
+""")  # fmt: skip
 CHOICE = """
 task: pick
 custom_dataset: !function localdata.jsonl

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from project import Project
 from rich.console import Console
+from tiny import edit_json
 from typer.testing import CliRunner
 
 from workbench import jsondoc
@@ -94,14 +95,6 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_configurations(name: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes, message = CONFIGS[name]
-    file = mine(project, "full") / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    assert plan(project, monkeypatch).message.endswith(f"mine/config.json: {message}")
-
-
 ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "alpha as text": ({"lora_alpha": "16"}, "lora_alpha: expected a number, found '16'"),
     "alpha infinite": ({"lora_alpha": 1e40}, "lora_alpha: expected a number, found 1e+40"),
@@ -114,12 +107,20 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters(name: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes, message = ADAPTERS[name]
-    file = mine(project, "one") / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    assert plan(project, monkeypatch).message.endswith(f"mine/adapter_config.json: {message}")
+FIELDS = [
+    *(("full", "config.json", case) for case in CONFIGS.values()),
+    *(("one", "adapter_config.json", case) for case in ADAPTERS.values()),
+]
+
+
+@pytest.mark.parametrize(("brick", "file", "case"), FIELDS, ids=[*CONFIGS, *(f"adapter: {name}" for name in ADAPTERS)])
+def test_a_field_of_another_kind_is_named(
+    brick: str, file: str, case: tuple[dict[str, Any], str], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the configuration of a checkpoint and in that of an adapter."""
+    changes, message = case
+    edit_json(mine(project, brick) / file, **changes)
+    assert plan(project, monkeypatch).message.endswith(f"mine/{file}: {message}")
 
 
 MODULES = [

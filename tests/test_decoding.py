@@ -8,26 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from local_tasks import asks_for_texts
 from project import Project
 from test_bad_input import clustered_suite
-from test_model_dirs import call, document
+from test_model_dirs import call, document, refused
 from tiny import edit_json, save_finetuned
 
 from workbench.decoding import DEFAULTS, generation_settings, identity
 from workbench.errors import WorkbenchError
 
-TEXTS = """
-task: texts
-custom_dataset: !function localdata.jsonl
-dataset_kwargs: {data_files: {test: texts.jsonl}}
-output_type: generate_until
-test_split: test
-doc_to_text: prompt
-doc_to_target: answer
+TEXTS = asks_for_texts("texts", "texts.jsonl", """\
 generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 8, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0}
-"""
+""")  # fmt: skip
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -92,6 +85,9 @@ def texts_of(project: Project, digest: str) -> list[str]:
 
 
 def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(world: Project) -> None:
+    document("eval", "models/plain", "--suite", "texts")
+    early = refused("report", "models/plain", "models/other", "--suite", "texts")
+    assert early.message == "left out: other", "it has equal weights and no scores yet"
     found = document("eval", "models/plain", "models/other", "--suite", "texts")
     plain, other = found["configurations"]
     assert (plain["name"], other["name"]) == ("plain", "other")

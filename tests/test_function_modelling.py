@@ -195,6 +195,7 @@ def test_gold_answers_have_error_zero(name: str, tmp_path: Path, monkeypatch: py
         def generate_until(self, requests: list[Any], **_: Any) -> list[str]:
             return [self.answer.format(r.doc["answer"]) for r in requests]
 
+        # lm-eval's base class wants both, and a task that generates asks for neither: a call is a failure of the test.
         def loglikelihood(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
             raise NotImplementedError
 

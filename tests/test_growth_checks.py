@@ -176,12 +176,16 @@ def test_a_depth_that_config_does_not_say_is_caught(
     import workbench.grow.layers
 
     base = family("mpt")
+    stages: list[str] = []
     monkeypatch.setattr(workbench.grow.layers, "DEPTHS", ("num_hidden_layers",))
     with pytest.raises(
         WorkbenchError, match=r"no place for transformer.blocks.4.*: config.json says 4 layers, the tensors have 6"
     ) as caught:
-        project.run(f"base: {base}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: tensors}}]\n")
-    assert caught.value.exit_code == 3
+        project.run(
+            f"base: {base}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: tensors}}]\n",
+            events=lambda event: stages.append(event["stage"]),
+        )
+    assert (caught.value.exit_code, "write" in stages) == (3, False), "before anything is written"
 
 
 WRONG = {
@@ -275,6 +279,14 @@ class Half(Balance):
         return x * x.square().mean(-1, keepdim=True).pow(-0.25)
 
 
+class Constant(Balance):
+    """Gives the same for every input, a multiple included: no norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The weight, row by row."""
+        return torch.zeros_like(x) + self.weight
+
+
 NORMS: list[tuple[nn.Module, bool, tuple[int, float, bool, bool] | None]] = [
     (Balance(), True, (1, 3e-5, True, False)),
     (Balance(0.0, 1e-6), True, (0, 1e-6, True, False)),
@@ -282,6 +294,7 @@ NORMS: list[tuple[nn.Module, bool, tuple[int, float, bool, bool] | None]] = [
     (RMSNorm(), True, None),
     (nn.LayerNorm(32), True, None),
     (Half(), False, None),
+    (Constant(), False, None),
     (nn.Identity(), False, None),
     (nn.Dropout(), False, None),
     (nn.GELU(), False, None),
@@ -337,3 +350,48 @@ def test_norms_that_do_not_grow_are_refused_before_any_work(
     with pytest.raises(WorkbenchError, match=REFUSED[name, step]) as caught:
         compose(project.resolve(f"base: {family(name)}\nsteps: [{{grow: width, {step}, check: off}}]\n"), CPU)
     assert caught.value.exit_code == 2
+
+
+OWN = {
+    "llama": (32, "has a norm with an epsilon of its own"),
+    "qwen3": (8, "has norms of queries and keys with an epsilon of their own"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_an_epsilon_that_config_does_not_say_is_refused(
+    name: str, project: Project, family: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms of the residual stream, and those of queries and keys alone (of 8 channels), whose class sets another epsilon."""
+    from importlib import import_module
+
+    channels, message = OWN[name]
+    base = family(name)
+    edit_json(project.path / base / "config.json", rms_norm_eps=2e-5)
+    text = f"base: {base}\nsteps: [{{grow: width, hidden: 48, check: off}}]\n"
+    compose(project.resolve(text), CPU)
+    kind = getattr(import_module(f"transformers.models.{name}.modeling_{name}"), f"{name.capitalize()}RMSNorm")
+    init = kind.__init__
+    monkeypatch.setattr(kind, "__init__", lambda self, size, eps: init(self, size, 1e-3 if size == channels else eps))
+    edit_json(project.path / base / "config.json", rms_norm_eps=3e-5)  # models without weights are kept by their config.json
+    with pytest.raises(WorkbenchError, match=rf"{message} \(.*0.001, rms_norm_eps: 3e-05\)") as caught:
+        compose(project.resolve(text), CPU)
+    assert caught.value.exit_code == 2
+
+
+def test_a_norm_with_a_bias_is_refused(project: Project, family: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hidden` rescales a gain alone."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    init, forward = LlamaRMSNorm.__init__, LlamaRMSNorm.forward
+
+    def with_bias(self: Any, size: int, eps: float) -> None:
+        init(self, size, eps)
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    base = family("llama")
+    edit_json(project.path / base / "config.json", rms_norm_eps=4e-5)
+    monkeypatch.setattr(LlamaRMSNorm, "__init__", with_bias)
+    monkeypatch.setattr(LlamaRMSNorm, "forward", lambda self, x: forward(self, x) + self.bias)
+    with pytest.raises(WorkbenchError, match=r"has a norm with a bias \(model.layers.0.input_layernorm\)"):
+        compose(project.resolve(f"base: {base}\nsteps: [{{grow: width, hidden: 48, check: off}}]\n"), CPU)

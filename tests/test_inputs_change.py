@@ -19,8 +19,8 @@ from tiny import save_finetuned, tensors_of
 from workbench.adapters import Adapter
 from workbench.registry import Memo
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import digests_known, fingerprint, tensor_digests
-from workbench.weights.identity import InputChangedError, WatchedFiles
+from workbench.weights.digests import digests_known, entry_digest, file_digest, fingerprint, tensor_digests
+from workbench.weights.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, settled_identity, unchanged
 from workbench.weights.specs import load
 
 FULL = "bricks: {full: own/full}\nsteps: [{merge: task_arithmetic, bricks: {full: 0.5}}]\noutput: {dtype: float32}\n"
@@ -109,7 +109,9 @@ def test_every_reader_refuses_a_changed_file(own: Project, llama: Path, tmp_path
     save_file({n: t + 1 for n, t in tensors.items()}, tmp_path / "one" / "adapter_model.safetensors")
     for read in (
         lambda: source.read(0, 1, torch.empty(1, opened.specs[name].cols)),
+        lambda: fresh.open(name, CPU),
         lambda: load(fresh, name, torch.float32),
+        lambda: entry_digest(fresh.entries[name]),
         lambda: tensor_digests(fresh.entries, tmp_path),
         lambda: fingerprint(fresh.entries),
         lambda: part.read(),
@@ -156,6 +158,57 @@ def test_small_inputs_that_change_poison_no_cache(project: Project, llama: Path,
     shutil.rmtree(project.path / ".workbench")
     shutil.rmtree(project.path / "runs")
     assert project.run(text)["configuration"] == kept
+
+
+def test_an_identity_is_taken_when_a_later_write_would_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes within a tick of the kernel's clock leave the same times, so a file that was just written is waited for."""
+    waited: list[float] = []
+    monkeypatch.setattr("workbench.weights.identity.time.sleep", waited.append)
+    with (tmp_path / "x").open("w") as file:
+        now = identity_of(file.fileno()).ctime_ns
+        for age, waits in ((5_000_000, True), (25_000_000, False)):
+            monkeypatch.setattr("workbench.weights.identity.time.time_ns", lambda age=age: now + age)
+            settled_identity(file.fileno())
+            assert bool(waited) == waits
+            waited.clear()
+
+
+def test_what_a_stored_key_takes_of_an_identity() -> None:
+    """All but the device, whose number may differ when the machine has started again."""
+    one = FileIdentity(1, 2, 3, 4, 5)
+    assert one.kept == one._replace(device=9).kept
+    assert all(one.kept != one._replace(**{field: 9}).kept for field in ("inode", "size", "mtime_ns", "ctime_ns"))
+
+
+def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
+    """Neither one that another identity is expected of, nor one that is written to while its digest is taken."""
+    import xxhash
+
+    file = tmp_path / "x"
+    file.write_text("a")
+    before = identity_of(file)
+    file.write_text("bc")
+    with pytest.raises(InputChangedError, match="changed"), unchanged(file, before):
+        pytest.fail("read all the same")
+
+    made = xxhash.xxh3_128
+
+    class Written:
+        def __init__(self) -> None:
+            self.inner = made()
+
+        def update(self, data: bytes) -> None:
+            self.inner.update(data)
+            file.write_text("other")
+
+        def hexdigest(self) -> str:
+            return self.inner.hexdigest()
+
+    assert file_digest(file) == xxhash.xxh3_128_hexdigest(b"bc")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("workbench.weights.digests.xxhash.xxh3_128", Written)
+        with pytest.raises(InputChangedError, match="changed"):
+            file_digest(file)
 
 
 def test_watched_files(tmp_path: Path) -> None:

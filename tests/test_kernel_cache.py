@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from project import Project
 
+from workbench.weights import compiled
+
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 SAYS = "from workbench.weights import kernels; print(kernels.compiled())"
 
@@ -70,6 +72,31 @@ def test_another_version_of_the_compiler_builds_again(tmp_path: Path) -> None:
         assert len(keys) == count
 
 
+@pytest.mark.parametrize("part", ["_processor", "_FLAGS", "_SOURCE"])
+def test_all_that_decides_the_code_is_in_the_key(part: str, tmp_path: Path) -> None:
+    """Machines of two kinds may share a cache, and a new version of the workbench has other flags or another source."""
+    (tmp_path / "kernels.c").write_bytes(compiled._SOURCE.read_bytes() + b"\n")
+    other = {
+        "_processor": "lambda: 'another'",
+        "_FLAGS": "(*c._FLAGS, '-DX')",
+        "_SOURCE": f"c.Path({str(tmp_path / 'kernels.c')!r})",
+    }
+    code = "import workbench.weights.compiled as c; {}print(c.backend().file.name.split('-')[1])"
+    keys = {python(code.format(change), tmp_path).stdout for change in ("", f"c.{part} = {other[part]}; ")}
+    assert len(keys) == 2
+    assert all(len(key) == 17 for key in keys), "16 hex digits and the end of the line"
+
+
+def test_a_library_is_synced_before_it_has_its_name(tmp_path: Path) -> None:
+    """A machine that stops right after has the whole library or none; its folder is synced behind the renaming."""
+    code = (
+        "import workbench.weights.compiled as c\n"
+        "c.sync = lambda path: print(path.name, len(list(path.parent.parent.glob('kernels-*.so'))), len(list(path.glob('kernels-*.so'))))\n"
+        "c.backend()"
+    )
+    assert python(code, tmp_path).stdout.splitlines() == ["kernels.so 0 0", "brick-workbench 0 1"]
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """The library then stands below the temporary folder, in a folder that belongs to the user alone."""
     (tmp_path / "file").write_text("")
@@ -82,6 +109,10 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert python(SAYS, tmp_path / "file", TMPDIR=str(tmp_path / "tmp")).stdout == "False\n", (
         "anyone could have put a library there"
     )
+    found.parent.rename(tmp_path / "moved")
+    (tmp_path / "moved").chmod(0o700)
+    found.parent.symlink_to(tmp_path / "moved")
+    assert python(SAYS, tmp_path / "file", TMPDIR=str(tmp_path / "tmp")).stdout == "False\n", "nor is a link followed"
 
 
 def test_the_reason_is_said(tmp_path: Path) -> None:

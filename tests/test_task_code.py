@@ -5,31 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from local_tasks import documents, tokenizer
+from local_tasks import asks_for_texts, documents, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.suites import Plan, Suite
 
 __all__ = ["tokenizer"]
-TASK = """
-task: copy
-custom_dataset: !function code.docs
-dataset_kwargs: {data_files: {test: data.jsonl}}
-output_type: generate_until
-test_split: test
-doc_to_text: !function code.prompt
-doc_to_target: answer
+TASK = asks_for_texts("copy", "data.jsonl", docs="code.docs", prompt="!function code.prompt", more="""\
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
 process_results: !function code.score
 metric_list: [{metric: em, aggregation: mean, higher_is_better: true}]
-metadata: {version: 1.0}
-"""
+""")  # fmt: skip
 CODE = """
 import json
 import sys
@@ -77,9 +70,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "at_import.json").write_text('{"head": "Please "}')
     (folder / "used_when_scoring.json").write_text('" "')
     (folder / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents()))
-    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    monkeypatch.setattr("sys.path", list(sys.path))
     for name in ("indirect_helper", "indirect_lazy"):
-        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return folder
 
 
@@ -161,6 +154,7 @@ def test_a_memo_is_used_while_no_file_has_changed(
     place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = plan(place, tokenizer, tmp_path / "memo")
+    kept = (place / "read.json").stat()
     with monkeypatch.context() as patched:
         patched.setattr("workbench.evaluate.tasks.load_task", never)
         again = plan(place, tokenizer, tmp_path / "memo")
@@ -168,7 +162,7 @@ def test_a_memo_is_used_while_no_file_has_changed(
         os.utime(place / "read.json", (1, 1))  # another time, the same bytes
         assert plan(place, tokenizer, tmp_path / "memo").digest == first.digest
         swap("read.json", "say", "tel")(place)
-        os.utime(place / "read.json", (1, 1))  # other bytes of the same size and time
+        os.utime(place / "read.json", ns=(kept.st_atime_ns, kept.st_mtime_ns))  # other bytes of the same size and time
         with pytest.raises(WorkbenchError, match="built again"):
             plan(place, tokenizer, tmp_path / "memo")
 
@@ -192,7 +186,7 @@ def test_a_module_that_hides_another_ends_a_memo(
     shutil.move(place / "indirect_helper.py", late)
     shutil.copy(place / "at_import.json", late)
     swap("code.py", "sys.path.insert(0, str(Path(__file__).parent))", "")(place)
-    monkeypatch.setattr("sys.path", [str(first), str(late), str(place), *__import__("sys").path])
+    monkeypatch.setattr("sys.path", [str(first), str(late), str(place), *sys.path])
     before = plan(place, tokenizer, tmp_path / "memo")
     (first / "indirect_helper.py").write_text('HEAD = "Hidden "\n')
     assert plan(place, tokenizer, tmp_path / "memo").digest != before.digest
@@ -214,6 +208,106 @@ def test_no_memo_is_kept_of_code_that_may_read_unseen(line: str, place: Path, to
     made = plan(place, tokenizer, tmp_path / "memo")
     assert not list((tmp_path / "memo").glob("*.json"))
     assert plan(place, tokenizer, tmp_path / "memo").digest == made.digest
+
+
+@pytest.mark.parametrize("file", ["code.py", "indirect_helper.py"])
+def test_no_memo_is_kept_where_an_import_starts_a_process(file: str, place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Seen while it runs, under no name that the code's text shows; a module that is imported once is not seen again, and counts."""
+    (place / file).write_text("import sys\nsys.modules['o' + 's'].system('true')\n" + (place / file).read_text("utf-8"))
+    for _ in range(2):
+        plan(place, tokenizer, tmp_path / "memo")
+        assert not list((tmp_path / "memo").glob("*.json"))
+
+
+@pytest.mark.parametrize("how", ["iterdir()", "glob('*')"])
+def test_a_folder_that_an_import_lists_ends_a_memo(
+    how: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the memo is of a second build, which imports nothing."""
+    listing = f"HEAD += ' '.join(sorted(p.name for p in (Path(__file__).parent / 'parts').{how}))\n"
+    (place / "indirect_helper.py").write_text(HELPER + listing)
+    (place / "parts").mkdir()
+    plan(place, tokenizer)
+    plan(place, tokenizer, tmp_path / "memo")
+    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
+    plan(place, tokenizer, tmp_path / "memo")
+    (place / "parts" / "new").write_text("")
+    with pytest.raises(WorkbenchError, match="built again"):
+        plan(place, tokenizer, tmp_path / "memo")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "try:\n    HEAD += open(Path(__file__).parent / ('parts/la' + 'ter.txt')).read()\nexcept OSError:\n    pass",
+        "NAMED = 'parts/later.txt'",
+    ],
+    ids=["opened in vain", "named"],
+)
+def test_a_file_that_was_not_there_ends_a_memo(
+    line: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "parts").mkdir()  # nobody lists it: a new file beside the code ends a memo by the list of its folder
+    (place / "indirect_helper.py").write_text(f"{HELPER}{line}\n")
+    plan(place, tokenizer, tmp_path / "memo")
+    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
+    plan(place, tokenizer, tmp_path / "memo")
+    (place / "parts" / "later.txt").write_text("now")
+    with pytest.raises(WorkbenchError, match="built again"):
+        plan(place, tokenizer, tmp_path / "memo")
+
+
+@pytest.mark.parametrize("field", ["format", "cwd", "versions"])
+def test_a_memo_of_another_place_or_version_is_not_used(
+    field: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code may read by relative paths, and another lm-eval may build other requests of the same files."""
+    plan(place, tokenizer, tmp_path / "memo")
+    (memo,) = (tmp_path / "memo").glob("*.json")
+    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
+    plan(place, tokenizer, tmp_path / "memo")
+    kept = json.loads(memo.read_text("utf-8"))
+    other = {"format": "task-0", "cwd": "/", "versions": {**kept["versions"], "lm_eval": "0.0"}}
+    memo.write_text(json.dumps({**kept, field: other[field]}))
+    with pytest.raises(WorkbenchError, match="built again"):
+        plan(place, tokenizer, tmp_path / "memo")
+
+
+def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Fields that change no prompt decide scores too; examples are asked for by the suite, and their memos are kept apart."""
+    memo = tmp_path / "memo"
+    swap("copy.yaml", "test_split: test", "test_split: test\nfewshot_split: test")(place)
+
+    def digest(shots: int | None) -> str:
+        return build_plan(Suite(suite="toy", tasks=("copy",), num_fewshot=shots), tokenizer, tasks_dir=place, memo=memo).facts[1][
+            0
+        ][1]
+
+    first = digest(None)
+    assert len({first, digest(1)}) == 2, "the pool of examples is part of what the task yields"
+    assert digest(None) == first
+    swap("copy.yaml", "max_gen_toks: 4", "max_gen_toks: 5")(place)
+    assert digest(None) != first
+
+
+@pytest.mark.parametrize("field", ["doc_to_target", "doc_to_choice"])
+def test_targets_and_choices_are_part_of_a_plan(field: str, place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a function of them yields, where neither documents nor files tell it."""
+    made = 'os.environ["W16_WORD"]' if field == "doc_to_target" else '[os.environ["W16_WORD"], "b"]'
+    (place / "code.py").write_text(f"import os\n{CODE}\n\ndef made(doc):\n    return {made}\n")
+    others = "".join(line for line in TASK.splitlines(True) if field not in line)
+    (place / "copy.yaml").write_text(f"{others}{field}: !function code.made\n")
+    digests = []
+    for word in ("a", "a", "c"):
+        monkeypatch.setenv("W16_WORD", word)
+        digests.append(plan(place, tokenizer).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_module_with_a_computed_name_counts_each_time(place: Path, tokenizer: Any) -> None:
+    swap("code.py", "    import indirect_lazy\n", "    indirect_lazy = __import__('indirect_' + 'lazy')\n")(place)
+    first = plan(place, tokenizer).digest
+    assert plan(place, tokenizer).digest == first, "imported once, read once, and part of both"
 
 
 def test_the_tasks_of_this_repository_are_kept(tokenizer: Any, tmp_path: Path) -> None:

@@ -18,9 +18,14 @@ _UNKNOWN = ("unknown", "other")
 _RESTRICTED = ("-nc", "non-commercial", "noncommercial", "-nd", "research")
 _CAUTION = (*_RESTRICTED, *_UNKNOWN)
 # transformers' class -> the hub's task, which decides the lines that the hub shows for loading.
-_TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModelForImageTextToText": "image-text-to-text",
-          "AutoModelForMultimodalLM": "any-to-any", "AutoModelForImageClassification": "image-classification",
-          "AutoModelForMaskedLM": "fill-mask", "AutoModelForSequenceClassification": "text-classification"}  # fmt: skip
+_TASKS = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForMultimodalLM": "any-to-any",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+}
 
 
 def base_title(resolved: Resolved) -> str:
@@ -90,8 +95,13 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     lines = ["---", yamldoc.dump(metadata).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
-    lines += ["## Inputs", "", "| role | what | digest | licence |", "| --- | --- | --- | --- |",
-              f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(found['base'])} |"]  # fmt: skip
+    lines += [
+        "## Inputs",
+        "",
+        "| role | what | digest | licence |",
+        "| --- | --- | --- | --- |",
+        f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(found['base'])} |",
+    ]
     lines += [
         f"| brick `{n}` | {as_markdown(_reference(resolved.bricks[n]))} | `{resolved.digests[n][:12]}` | {as_markdown(found[n])} |"
         for n in resolved.parents
@@ -104,8 +114,16 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
     if recipe.fields.output.form == "checkpoint":
-        lines += ["", "## Loading", "", "```python", f"from transformers import {loader}", "",
-                  f'model = {loader}.from_pretrained("DIRECTORY")', "```"]  # fmt: skip
+        lines += [
+            "",
+            "## Loading",
+            "",
+            "```python",
+            f"from transformers import {loader}",
+            "",
+            f'model = {loader}.from_pretrained("DIRECTORY")',
+            "```",
+        ]
     if said := record.get("said"):
         lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(said_in_words(row))}" for name, row in said.items())]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
@@ -116,7 +134,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 
 
 def _line(warning: str) -> str:
-    """A warning of ours, with names from foreign files in it, as one line that holds no HTML."""
+    """Return a warning of ours, with names from foreign files in it, as one line that holds no HTML."""
     return " ".join(printable(warning).split()).replace("<", "\\<")
 
 

@@ -66,9 +66,20 @@ class Entry:
         shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
         specs = written_specs(self.resolved).values()
         bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
-        return Configuration(identity(digest, self.resolved.generation), self.name, self.role, self.parents, shown, self.resolved.base_digest,
-                             sum(s.numel for s in specs), sum(s.nbytes for s in specs), bricks, edited_for(self.resolved), _first(self.resolved.recipe),
-                             digest)  # fmt: skip
+        return Configuration(
+            identity(digest, self.resolved.generation),
+            self.name,
+            self.role,
+            self.parents,
+            shown,
+            self.resolved.base_digest,
+            sum(s.numel for s in specs),
+            sum(s.nbytes for s in specs),
+            bricks,
+            edited_for(self.resolved),
+            _first(self.resolved.recipe),
+            digest,
+        )
 
     def key(self, plan: Plan, digest: str | None) -> str | None:
         """Return what its scores under a plan are stored by (`Configuration.key`); None where the digest of its weights is not known."""
@@ -291,8 +302,18 @@ def plans(
             if not lenient:
                 raise
     _check_templates(entries, [suite for suite, _ in made])
-    return [build_plan(suite, resolved.tokenizer_path, tasks_dir=tasks, dtype=next(iter(dtypes)), batch_size=batch_size, limit=limit,
-                       memo=resolved.cache / "tasks") for suite, tasks in made]  # fmt: skip
+    return [
+        build_plan(
+            suite,
+            resolved.tokenizer_path,
+            tasks_dir=tasks,
+            dtype=next(iter(dtypes)),
+            batch_size=batch_size,
+            limit=limit,
+            memo=resolved.cache / "tasks",
+        )
+        for suite, tasks in made
+    ]
 
 
 def _base(entries: Sequence[Entry]) -> Resolved:

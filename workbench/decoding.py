@@ -33,12 +33,31 @@ DEFAULTS: Mapping[str, Any] = {
     "diversity_penalty": 0.0,
 }
 # What decides no text, or what lm-eval passes with every call.
-_IDLE = frozenset({
-    "_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "max_length", "use_cache",
-    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
-})  # fmt: skip
+_IDLE = frozenset(
+    {
+        "_from_model_config",
+        "transformers_version",
+        "bos_token_id",
+        "pad_token_id",
+        "max_length",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+    }
+)
 # Settings of older checkpoints, which transformers takes from config.json where there is no generation_config.json.
-_LEGACY = (*DEFAULTS, "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "exponential_decay_length_penalty")  # fmt: skip
+_LEGACY = (
+    *DEFAULTS,
+    "eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+)
 
 
 def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,8 +87,17 @@ def methods_page() -> str:
 
 def recipe_page() -> str:
     """docs/recipe.md's field reference."""
-    lines = ["# Recipe reference", "", "Generated from the schema by `make docs`. The JSON schema for editors is [recipe.schema.json](recipe.schema.json).",
-             "", *_VALUES, "## Top level", "", *_table(_fields(recipe_model())), ""]  # fmt: skip
+    lines = [
+        "# Recipe reference",
+        "",
+        "Generated from the schema by `make docs`. The JSON schema for editors is [recipe.schema.json](recipe.schema.json).",
+        "",
+        *_VALUES,
+        "## Top level",
+        "",
+        *_table(_fields(recipe_model())),
+        "",
+    ]
     for title, name in (
         ("output", "Output"),
         ("tokenizer", "TokenizerFields"),

@@ -38,7 +38,7 @@ class Finding:
     data: Any = None
 
     def document(self) -> dict[str, Any]:
-        """The finding as JSON."""
+        """Return the finding as JSON."""
         return {"check": self.check, "status": self.status, "text": self.text, "hint": self.hint, "data": self.data}
 
 
@@ -110,7 +110,7 @@ def _caches(cache: Path) -> Iterator[Finding]:
 
 
 def _damaged(file: Path) -> bool:
-    """Whether a cached file is not what its name says: JSON that does not parse, a safetensors file that was cut short."""
+    """Return whether a cached file is not what its name says: JSON that does not parse, a safetensors file that was cut short."""
     if file.suffix == ".json":
         return read_json(file) is None
     if file.suffix == ".safetensors":

@@ -90,10 +90,8 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     return found
 
 
-def _asked(
-    resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events
-) -> list[bool]:  # fmt: skip
-    """Whether the model behind a step says each of its facts: from the cache, or asked."""
+def _asked(resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events) -> list[bool]:
+    """Return whether the model behind a step says each of its facts: from the cache, or by asking the model."""
     known = _place(resolved, taught.number)
     record = read_json(known)
     if isinstance(record, dict) and len(record.get("said", ())) == len(taught.facts):
@@ -112,7 +110,7 @@ def is_counted(resolved: Resolved, number: int) -> bool:
 
 
 def _place(resolved: Resolved, number: int) -> Path:
-    """Where the answers of a step are kept: by the key of the state that gave them, and the dtype that it is rounded to."""
+    """Return the file of a step's answers, named by the key of the state that gave them and the dtype that it is rounded to."""
     state = resolved.key if _is_last(resolved, number) else resolved.keys[number]
     return resolved.cache / "said" / f"{json_digest([_VERSION, state, str(resolved.dtype), number])}.json"
 
@@ -122,8 +120,13 @@ def _is_last(resolved: Resolved, number: int) -> bool:
 
 
 def ask(
-    model: Model, dtype: torch.dtype | None, tokenizer: Path, facts: Sequence[Fact], device: torch.device, memory: Path | None = None
-) -> list[bool]:  # fmt: skip
+    model: Model,
+    dtype: torch.dtype | None,
+    tokenizer: Path,
+    facts: Sequence[Fact],
+    device: torch.device,
+    memory: Path | None = None,
+) -> list[bool]:
     """Ask a configuration for facts.
 
     Args:

@@ -272,7 +272,7 @@ def _scores(samples: Sequence[TaskSamples], plan: Plan, configuration: Configura
 
 
 def _seconds(found: Any) -> float:
-    """The run's time, which lm-eval writes as a text; 0 where it is no time."""
+    """Return the run's time, which lm-eval writes as a text; 0 where it is no time."""
     try:
         seconds = round(float(found), 2)
     except (TypeError, ValueError, OverflowError):

@@ -22,7 +22,7 @@ from pydantic import (
     Tag,
     field_validator,
     model_validator,
-)  # fmt: skip
+)
 from pydantic_core import CoreSchema, core_schema
 
 from workbench.errors import WorkbenchError
@@ -210,11 +210,11 @@ class _ListOfNames:
     """Lets a list of brick names stand for weights of 1, in validation and in the JSON schema."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The mapping's schema, after a list of names has become a mapping."""
+        """Return the mapping's schema, after a list of names has become a mapping."""
         return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The mapping, or a list of names."""
+        """Return the mapping, or a list of names."""
         return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
 
 

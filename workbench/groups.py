@@ -65,8 +65,10 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
         for item in given if isinstance(given, list) else [given]:
             child = item if isinstance(item, str) else item.get("task") or item.get("group") if isinstance(item, dict) else None
             if not isinstance(child, str) or (isinstance(item, dict) and len(item) > 1):
-                raise WorkbenchError(f"{path}: group '{name}': expected names of tasks and groups, found {str(item)[:80]}",
-                                     "Give a task with settings of its own a file of its own, and name it here.")  # fmt: skip
+                raise WorkbenchError(
+                    f"{path}: group '{name}': expected names of tasks and groups, found {str(item)[:80]}",
+                    "Give a task with settings of its own a file of its own, and name it here.",
+                )
             if child in files:
                 found = group(child, (*seen, name))
                 inner += found
@@ -93,8 +95,11 @@ def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Ag
         filters = entry.get("filter_list") if isinstance(entry, dict) else None
         listed = isinstance(filters, list) and all(isinstance(f, str) for f in filters)
         if not isinstance(metric, str) or not (filters is None or isinstance(filters, str) or listed):
-            raise WorkbenchError(f"{path}: group '{name}': aggregate_metric_list: expected {{metric:, filter_list:, weight_by_size:}}, "
-                                 f"found {str(entry)[:80]}", None)  # fmt: skip
+            raise WorkbenchError(
+                f"{path}: group '{name}': aggregate_metric_list: expected {{metric:, filter_list:, weight_by_size:}}, "
+                f"found {str(entry)[:80]}",
+                None,
+            )
         if entry.get("aggregation", "mean") != "mean":
             raise WorkbenchError(f"{path}: group '{name}': aggregation {entry['aggregation']}: lm-eval knows only mean", None)
         chosen = None if filters is None else (filters,) if isinstance(filters, str) else tuple(filters)
@@ -128,13 +133,27 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
             filters = {task: record["tasks"][task].get("filters") or ["none"] for task in group["tasks"]}
             wanted = entry["filters"] if entry["filters"] is not None else sorted({f for own in filters.values() for f in own})
             for by in wanted:
-                parts = [(scores.tasks[task].metrics[name].value, scores.tasks[task].n) for task in group["tasks"]
-                         if by in filters[task] and (name := _stored_name(entry["metric"], by, filters[task])) in scores.tasks[task].metrics]  # fmt: skip
+                parts = [
+                    (scores.tasks[task].metrics[name].value, scores.tasks[task].n)
+                    for task in group["tasks"]
+                    if by in filters[task]
+                    and (name := _stored_name(entry["metric"], by, filters[task])) in scores.tasks[task].metrics
+                ]
                 if parts:
                     weights = [n if entry["weighted"] else 1 for _, n in parts]
                     value = sum(v * w for (v, _), w in zip(parts, weights, strict=True)) / sum(weights)
-                    found.append({"group": group["name"], "alias": group["alias"], "metric": entry["metric"], "filter": by, "value": value,
-                                  "weighted": entry["weighted"], "tasks": len(parts), "n": sum(n for _, n in parts)})  # fmt: skip
+                    found.append(
+                        {
+                            "group": group["name"],
+                            "alias": group["alias"],
+                            "metric": entry["metric"],
+                            "filter": by,
+                            "value": value,
+                            "weighted": entry["weighted"],
+                            "tasks": len(parts),
+                            "n": sum(n for _, n in parts),
+                        }
+                    )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.grow.fits import check_fits
 from workbench.grow.kept import old_elements
 from workbench.grow.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
-from workbench.grow.streamed import NotStreamedError, Streamed
+from workbench.grow.streamed import Streamed
 from workbench.growth import GrownStep, grow
 from workbench.layout import Model
 from workbench.livemodels import Events, compute, live_model, no_events, skeleton
@@ -148,9 +148,15 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
         nonlocal whole
         with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
             streamed = Streamed.of(of, skeleton(of.config, device), device)
-            with suppress(NotStreamedError):
-                if streamed is not None:
+            if streamed is not None:
+                try:
                     return streamed.logits(tokens.to(device))
+                except torch.OutOfMemoryError:
+                    raise
+                except (
+                    RuntimeError
+                ):  # NotStreamedError, or what torch says of weights that are not loaded: nothing about the growth
+                    pass
             whole = True
             with torch.no_grad():
                 found: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()

@@ -43,9 +43,11 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
     try:
         raw, text = (text, text.decode("utf-8")) if isinstance(text, bytes) else (text.encode("utf-8"), text)
         found = json.loads(
-            text, parse_constant=None if infinite else refuse_constant, parse_float=None if infinite else _finite,
+            text,
+            parse_constant=None if infinite else refuse_constant,
+            parse_float=None if infinite else _finite,
             object_pairs_hook=_unique if unique else None,
-        )  # fmt: skip
+        )
     except UnicodeDecodeError as error:
         raise WorkbenchError(f"{shown}: not JSON: not UTF-8 text (byte {error.start})", hint) from None
     except UnicodeEncodeError:
@@ -98,7 +100,7 @@ def optional(path: Path, label: str = "") -> dict[str, Any]:
 
 
 def as_object(value: Any, shown: str, hint: str | None = None) -> dict[str, Any]:
-    """The value, which must be an object. Raises WorkbenchError for anything else."""
+    """Return the value, which must be an object. Raises WorkbenchError for anything else."""
     if not isinstance(value, dict):
         raise WorkbenchError(f"{shown}: found {kind(value)}, expected an object", hint)
     return value
@@ -126,7 +128,7 @@ def kept(path: Path, expected: type = dict) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Name the kind of a JSON value in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return _KINDS.get(type(value), "a number")
@@ -154,11 +156,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_deep(found: Any, levels: int = MAX_DEPTH) -> bool:
-    """Whether a value has more levels than the code that walks such data should recurse into."""
+    """Return whether a value has more levels than the code that walks such data should recurse into."""
     level = [found]
     for _ in range(levels + 1):
-        level = [inner for value in level if isinstance(value, (dict, list))
-                 for inner in (value.values() if isinstance(value, dict) else value) if isinstance(inner, (dict, list))]  # fmt: skip
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
         if not level:
             return False
     return True

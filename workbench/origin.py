@@ -37,7 +37,7 @@ class NamedBase:
     digest: str | None = None
 
     def is_named(self, name: str, project: Path) -> bool:
-        """Whether a name is this base: the same hub id or the same directory."""
+        """Return whether a name is this base: the same hub id or the same directory."""
         names = [text.partition("@")[0].rstrip("/") for text in (name, self.reference, str(self.path))]
         ids = [(_hub_id(text) or os.path.normpath(text)).casefold() for text in names]
         if names[0] and (names[0] == self.digest or ids[0] in ids[1:]):
@@ -98,7 +98,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
 
 
 def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
-    """Whether every tensor of the brick's delta is zero. It stops at the first tensor that changes something."""
+    """Return whether every tensor of the brick's delta is zero; stop at the first tensor that changes something."""
     if brick.kind == "adapter":
         return brick.adapter.bind(base.weights.specs, base).is_zero(base)
     mine, theirs = brick.checkpoint, getattr(base.weights, "entries", None)
@@ -108,7 +108,7 @@ def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
 
 
 def _names(brick: Brick) -> list[str]:
-    """What the brick calls its base, the card's names first."""
+    """Return the names that the brick gives its base, the card's names first."""
     card = [brick.card.base.id, *brick.card.base.aliases] if brick.card else []
     config = [brick.adapter.config.get("base_model_name_or_path")] if brick.kind == "adapter" else []
     return [str(name) for name in (*card, *config) if name]
@@ -163,7 +163,7 @@ def _directory(name: str, project: Path) -> Path | None:
 
 
 def _types(config: Mapping[str, Any]) -> set[str]:
-    """The model types of a configuration and its text decoder."""
+    """Return the model types of a configuration and its text decoder."""
     parts = (config, *(config.get(key) or {} for key in TEXT_CONFIGS))
     return {str(part["model_type"]) for part in parts if part.get("model_type")}
 
@@ -207,7 +207,7 @@ def _lost_layers(brick: Brick, base: Model) -> str | None:
 
 
 def _hub_id(name: str) -> str | None:
-    """The hub id that a name is, or that a directory of the hub's cache stands for."""
+    """Return the hub id that a name is, or that a directory of the hub's cache stands for."""
     parts = Path(name).parts
     cached = [part for part in parts if part.startswith("models--")]
     if cached:

@@ -62,12 +62,12 @@ def _rank_of(update: Update) -> int | None:
 
 
 def largest(sizes: Iterable[int], threads: int) -> int:
-    """What the `threads` largest tensors take together: every thread computes another tensor."""
+    """Add up the sizes of the `threads` largest tensors: every thread computes another tensor."""
     return sum(heapq.nlargest(threads, sizes))
 
 
 def buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: int) -> int:
-    """What the block buffers of a run on the CPU take: base, bricks, result and scratch of one block a thread.
+    """Return the bytes of the block buffers of a run on the CPU: base, bricks, result and scratch of one block a thread.
 
     Args:
         specs: Of the output.
@@ -78,7 +78,7 @@ def buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: int) -> i
 
 
 def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: int) -> tuple[int, int]:
-    """What the block buffers of a run on a CUDA device take, by the arithmetic of `weights/device.py` and `weights/kernels.py`.
+    """Return the bytes of the block buffers of a run on a CUDA device, by the arithmetic of `weights/device.py` and `weights/kernels.py`.
 
     Args:
         specs: Of the output.
@@ -109,7 +109,7 @@ def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged:
 
 
 def core_bytes(spec: TensorSpec, rank: int, bricks: int) -> int:
-    """What the core space takes for a tensor.
+    """Return the bytes that the core space takes for a tensor.
 
     The factors as they are read (float32), the first basis (float64), and while the second one is made its stacked factors in float32
     and float64, Q twice and the basis; then a few small matrices a brick.
@@ -121,7 +121,7 @@ def core_bytes(spec: TensorSpec, rank: int, bricks: int) -> int:
 def adapter_bytes(
     specs: Mapping[str, TensorSpec], ranks: Mapping[str, int | None], limit: int | None, methods: Mapping[str, int]
 ) -> tuple[list[int], int]:
-    """What `output: {form: adapter}` takes.
+    """Return the bytes that `output: {form: adapter}` takes.
 
     Args:
         specs: Tensors that get an update.

@@ -130,10 +130,22 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return Plan(
-        resolved.recipe.name, resolved.key if resolved.known else None, None if resolved.headers_only else run.name, steps, read, write,
-        _INTERPRETER + host, round(seconds + (read + write) / _BYTES_PER_SECOND, 1), cached, problems,
-        [*resolved.warnings, *licence_warnings(resolved)], sum(d.bytes for d in downloads), [asdict(d) for d in downloads],
-        resolved.deferred, on_device)  # fmt: skip
+        resolved.recipe.name,
+        resolved.key if resolved.known else None,
+        None if resolved.headers_only else run.name,
+        steps,
+        read,
+        write,
+        _INTERPRETER + host,
+        round(seconds + (read + write) / _BYTES_PER_SECOND, 1),
+        cached,
+        problems,
+        [*resolved.warnings, *licence_warnings(resolved)],
+        sum(d.bytes for d in downloads),
+        [asdict(d) for d in downloads],
+        resolved.deferred,
+        on_device,
+    )
 
 
 @dataclass

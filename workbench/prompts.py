@@ -103,12 +103,12 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their start."""
+    """Count the tokens that two sequences have in common at their start."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _reaches_beyond(tokenizer: Any, token: int, prompt: str, continuation: str) -> bool:
-    """Whether a token at the end of the prompt ends in more white space than the prompt does."""
+    """Return whether a token at the end of the prompt ends in more white space than the prompt does."""
     if not continuation[:1].isspace():
         return False
     piece = str(tokenizer.convert_ids_to_tokens(token))

@@ -136,10 +136,14 @@ class Resolved:
     def fingerprints(self) -> dict[str, str]:
         """Brick name -> the key that bricks are sorted by. It costs a sample; bricks with equal samples are told apart by their content."""
         return told_apart(
-            {n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)]) if isinstance(b, Resolved) else b.fingerprint(self.cache)
-             for n, b in self.bricks.items()},
+            {
+                n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)])
+                if isinstance(b, Resolved)
+                else b.fingerprint(self.cache)
+                for n, b in self.bricks.items()
+            },
             lambda name: _content(self.bricks[name], self.cache),
-        )  # fmt: skip
+        )
 
     @property
     def known(self) -> bool:
@@ -335,7 +339,7 @@ def _aligned(resolved: Resolved) -> Vocabulary:
 
 
 def _bound(resolved: Resolved) -> Resolved:
-    """With steps that know the tokenizer that they meet. Errors: in what they are asked to do with it."""
+    """Bind each grow step to the tokenizer in effect before it. Raises WorkbenchError if the tokenizer cannot do what the step asks."""
     if not any(isinstance(step, GrowMethod) for step in resolved.recipe.steps):
         return resolved
     steps: list[Step] = []

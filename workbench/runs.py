@@ -40,15 +40,27 @@ _KEYED = re.compile(r".+-[0-9a-f]{10}")
 _NUMBER = (int, float)
 # Fields of run.json that are read: field -> type, shape of an object, or a list of one of them. Others may stand beside them.
 _SHAPE: dict[str, Any] = {
-    "status": str, "created": str, "device": str, "seconds": _NUMBER, "error": str, "warnings": [str],
+    "status": str,
+    "created": str,
+    "device": str,
+    "seconds": _NUMBER,
+    "error": str,
+    "warnings": [str],
     "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
     "steps": [{"id": str}],
-    "output": {"digest": str, "parameters": _NUMBER, "bytes": _NUMBER, "tensors": {"*": (str, dict)}, "digests": {"*": str}, "memory": str},
-}  # fmt: skip
+    "output": {
+        "digest": str,
+        "parameters": _NUMBER,
+        "bytes": _NUMBER,
+        "tensors": {"*": (str, dict)},
+        "digests": {"*": str},
+        "memory": str,
+    },
+}
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Whether plain data have a shape; a field that is missing or null fits."""
+    """Return whether plain data have a shape; a field that is missing or null fits."""
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
     if isinstance(shape, dict):
@@ -264,7 +276,7 @@ def _check_ours(run: Run) -> None:
 
 
 def _is_ours(child: Path) -> bool:
-    """Whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
+    """Return whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
     return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
 
 

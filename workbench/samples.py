@@ -121,7 +121,7 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _problem(line: Any) -> str | None:
-    """What keeps a JSON value from being a line of lm-eval's sample files."""
+    """Say why a JSON value is no line of lm-eval's sample files."""
     if missing := [key for key in _NEEDED if not isinstance(line, dict) or key not in line]:
         return f"no {', '.join(missing)}"
     if not isinstance(line["doc_id"], int) or isinstance(line["doc_id"], bool):

@@ -106,7 +106,7 @@ class Metric(_Document):
 
     @classmethod
     def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
-        """Of the items' scores; with a `kind` of ratio (`statistics.RATIOS`) of their pairs (numerator, weight)."""
+        """Return the metric of items' scores; with a `kind` of ratio (`statistics.RATIOS`) that of their pairs (numerator, weight)."""
         numbers = np.asarray(values, np.float64)
         if kind:
             low, high = ratio_interval(kind, numbers[:, 0], numbers[:, 1], cluster)
@@ -181,11 +181,11 @@ class Scores(_Document):
         return [self.configuration.name, *(alias.name for alias in self.aliases)]
 
     def also(self, configuration: Configuration) -> Scores:
-        """The same scores with one more name of the same weights."""
+        """Return the same scores with one more name of the same weights."""
         return self.model_copy(update={"aliases": (*self.aliases, _alias(configuration))})
 
     def called(self, configuration: Configuration) -> Scores:
-        """The same scores shown under the name that is asked for; the other names of that configuration become aliases.
+        """Return the same scores shown under the name that is asked for; the other names of that configuration become aliases.
 
         Names of the same weights with other generation settings are left out: they are other configurations.
         """
@@ -197,8 +197,10 @@ class Scores(_Document):
     def knows(self, configuration: Configuration) -> bool:
         """Return whether the document holds this name of this configuration."""
         mine = self.configuration.digest
-        return any((a.name, a.digest or mine) == (configuration.name, configuration.digest)
-                   for a in (_alias(self.configuration), *self.aliases))  # fmt: skip
+        return any(
+            (a.name, a.digest or mine) == (configuration.name, configuration.digest)
+            for a in (_alias(self.configuration), *self.aliases)
+        )
 
 
 def _alias(configuration: Configuration) -> Alias:
@@ -267,8 +269,12 @@ def plan_record(folder: Path) -> dict[str, Any]:
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
     # Imported plans do not know dtype and batch size: null.
     shown: dict[str, tuple[type, ...]] = {
-        "scorer": (str,), "dtype": (str, type(None)), "batch_size": (int, type(None)), "partial": (bool,), "versions": (dict,),
-    }  # fmt: skip
+        "scorer": (str,),
+        "dtype": (str, type(None)),
+        "batch_size": (int, type(None)),
+        "partial": (bool,),
+        "versions": (dict,),
+    }
     for name, expected in shown.items():
         if not isinstance(record.get(name, ...), expected):
             raise WorkbenchError(f"{path}: {name}: found {str(record.get(name))[:80]}, which no plan has there", hint)

@@ -115,7 +115,7 @@ def _unpack(path: Path, hint: str) -> bytes:
 
 
 def _problem(row: Any, answers: bool) -> str | None:
-    """What keeps a JSON value from being a row of the store."""
+    """Say why a JSON value is no row of the store."""
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__}"
     for key in ("task", "id", *(() if answers else ("cluster", "prompt"))):

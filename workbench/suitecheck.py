@@ -172,7 +172,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
 
 
 def _expanded(suite: Suite, project: Path) -> Suite:
-    """The suite with groups replaced by their tasks; a group that cannot be read stays, and fails its first check."""
+    """Return the suite with groups replaced by their tasks; a group that cannot be read stays, and fails its first check."""
     from workbench.evaluate.tasks import groups_of
 
     tasks_dir = project / "evals" / "tasks"

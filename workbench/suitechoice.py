@@ -14,7 +14,7 @@ from workbench.suites import Suite, load_suite
 
 
 def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
-    """The suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
+    """Return the suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
 
     Names are those of suites, `facts:FILE`, and `edits`: the facts of all edits that the recipes use.
     Errors: nothing to score, `edits` without any, two files of facts of one name, one file with different options.
@@ -90,5 +90,12 @@ def _options(facts: Wanted) -> tuple[Any, ...]:
 
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
     """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
-    return Suite(suite=f"{name}-eval{index}", tasks=item.tasks, num_fewshot=item.num_fewshot, limit=item.limit,
-                 chat_template=item.chat_template, backend=item.backend, cluster="id")  # fmt: skip
+    return Suite(
+        suite=f"{name}-eval{index}",
+        tasks=item.tasks,
+        num_fewshot=item.num_fewshot,
+        limit=item.limit,
+        chat_template=item.chat_template,
+        backend=item.backend,
+        cluster="id",
+    )

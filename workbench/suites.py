@@ -224,7 +224,7 @@ class Plan:
 
     @property
     def generates(self) -> bool:
-        """Whether some task asks for text, so that generation settings decide scores."""
+        """Return whether some task asks for text, so that generation settings decide scores."""
         return any(kind == "generate_until" for kind in self.kinds.values())
 
     def by(self, scorer: str) -> Plan:

@@ -64,7 +64,7 @@ class Code:
 
     @property
     def is_traceable(self) -> bool:
-        """Whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
+        """Return whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
         return not self.foreign
 
 
@@ -177,10 +177,14 @@ def remember(path: Path, source: Source, code: Code, reads: Reads, files: Iterab
     every = {*files, *code.files, *code.named, *reads.files}
     kept = {**asdict(source), "lower": sorted(source.lower), "docs": list(source.docs)}
     document = {
-        "format": FORMAT, "versions": _versions(), "cwd": str(Path.cwd()),
+        "format": FORMAT,
+        "versions": _versions(),
+        "cwd": str(Path.cwd()),
         "files": {str(f): [*_stat(f), _digest(f)] for f in sorted(every) if f.is_file()},
-        "absent": sorted(map(str, reads.absent)), "folders": {str(f): _listing(f) for f in sorted(reads.folders)}, "source": kept,
-    }  # fmt: skip
+        "absent": sorted(map(str, reads.absent)),
+        "folders": {str(f): _listing(f) for f in sorted(reads.folders)},
+        "source": kept,
+    }
     try:
         data = json.dumps(document, allow_nan=False).encode()
     except (TypeError, ValueError):  # documents that are no plain JSON are built each time

@@ -131,7 +131,7 @@ class TaskFile:
 
     @property
     def definition(self) -> dict[str, Any]:
-        """The configuration without the names of its data files: what these hold counts."""
+        """Return the configuration without the names of its data files: what these hold counts."""
         kwargs = self.config.get("dataset_kwargs")
         if not isinstance(kwargs, dict):
             return dict(self.config)
@@ -225,11 +225,15 @@ def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tu
 
 
 def _is_large(config: Any) -> bool:
-    """Whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
+    """Return whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
     count, level = 0, [config]
     for _ in range(100):
-        level = [inner for value in level if isinstance(value, (dict, list))
-                 for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)][: 100_001 - count]  # fmt: skip
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)
+        ][: 100_001 - count]
         count += len(level)
         if not level or count > 100_000:
             return bool(level)

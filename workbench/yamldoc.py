@@ -26,7 +26,7 @@ _LISTED = 50
 
 
 def _numeric(schema: Any, model: type) -> Any:
-    """A core schema in which every number refuses truth values, and every float infinities; models inside have their own."""
+    """Return a core schema in which every number refuses truth values, and every float infinities; models inside have their own."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_numeric(inner, model) for inner in schema)
     if not isinstance(schema, dict) or (schema.get("type") == "model" and schema.get("cls") is not model):
@@ -105,7 +105,7 @@ class Document:
 
     @property
     def as_texts(self) -> Any:
-        """The data with numbers such as 1e-3 as they are written, for documents whose fields are texts."""
+        """Return the data with numbers such as 1e-3 as they are written, for documents whose fields are texts."""
         return _with_texts(self.data, self.texts) if self.texts else self.data
 
     def validate(self, model: type[Model], context: Any = None) -> Model:
@@ -206,7 +206,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that some reader of YAML 1.1 or 1.2 takes for a number."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """A text, in quotes where it would read as a number."""
+        """Write a text, in quotes where it would read as a number."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if NUMBER.fullmatch(data) else None)
 
 
@@ -214,7 +214,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _with_texts(data: Any, texts: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
-    """A copy of the data with the values at some places replaced."""
+    """Return a copy of the data with the values at some places replaced."""
     if path in texts:
         return texts[path]
     if isinstance(data, dict):

@@ -146,7 +146,7 @@ class _Plain(_Bounded, yaml.SafeLoader):
 
 
 def _loader(text: str, shown: str) -> Any:
-    """The parser of libyaml, ten times as fast as the one in Python, where PyYAML has it."""
+    """Return the parser of libyaml, ten times as fast as the one in Python, where PyYAML has it."""
     if not yaml.__with_libyaml__:
         return _Plain(text, shown)
     from yaml.cyaml import CParser  # type: ignore[attr-defined]
@@ -219,7 +219,7 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> Non
 
 
 def _other_base(node: yaml.ScalarNode, shown: str, base: str, meant: str) -> WorkbenchError:
-    """A number such as 010 or 1:30, with what to type instead."""
+    """Return a number such as 010 or 1:30, with what to type instead."""
     return WorkbenchError(
         f"{_place(node, shown)} YAML reads {node.value} as {_integer(node.value)} ({base})",
         f'Write {meant} for the number {meant}, or "{node.value}" in quotes where it is a text.',
@@ -228,7 +228,7 @@ def _other_base(node: yaml.ScalarNode, shown: str, base: str, meant: str) -> Wor
 
 
 def _integer(text: str) -> str:
-    """The value that YAML 1.1 gives a number in base 8 or 60."""
+    """Return the value that YAML 1.1 gives a number in base 8 or 60."""
     sign, digits = ("-" if text.startswith("-") else ""), text.lstrip("+-").replace("_", "")
     if ":" in digits:
         value = 0.0

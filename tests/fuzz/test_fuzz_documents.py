@@ -244,22 +244,25 @@ def test_texts(fuzzed: Project, reader: Any, raw: bytes) -> None:
     keeps(lambda: reader(*arguments), size)
 
 
+def damaged_run(project: Project, raw: bytes) -> tuple[Path, int]:
+    """Make a run directory with these bytes as its record; return its path and the record's size."""
+    place = project.path / "runs" / "test-ab"
+    (place / "model").mkdir(parents=True, exist_ok=True)
+    return place, put(place / "run.json", raw)
+
+
 @fuzz_reader
 @given(raw=json_files(RUN))
 def test_runs(fuzzed: Project, raw: bytes) -> None:
-    place = fuzzed.path / "runs" / "test-ab"
-    (place / "model").mkdir(parents=True, exist_ok=True)
-    size = put(place / "run.json", raw)
+    place, size = damaged_run(fuzzed, raw)
     assert keeps(lambda: Run(place).done, size) in (True, False)
 
 
 @fuzz
 @given(raw=json_files(RUN))
 def test_commands_on_runs(fuzzed: Project, raw: bytes) -> None:
-    place = fuzzed.path / "runs" / "test-ab"
-    (place / "model").mkdir(parents=True, exist_ok=True)
-    size = put(place / "run.json", raw)
-    for arguments in (["runs", "ls"], ["runs", "show", "test-ab"], ["runs", "ls", "--json"]):
+    place, size = damaged_run(fuzzed, raw)
+    for arguments in (["runs", "ls"], ["runs", "show", place.name], ["runs", "ls", "--json"]):
         command(arguments, size)
 
 

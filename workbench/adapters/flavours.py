@@ -98,8 +98,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainable_token_indices": (_are_tokens, "a list of token ids"),
     "token_indices": (_are_tokens, "a list of token ids"),
     "num_cayley_neumann_terms": (lambda value: _is_whole(value) and 0 < value <= 100, "a whole number from 1 to 100"),
-    **dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out", "use_cayley_neumann", "block_share"), (_is_flag, "true or false")),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("use_rslora", "use_dora", "fan_in_fan_out", "use_cayley_neumann", "block_share"), (_is_flag, "true or false")
+    ),
+}
 
 
 def check_kinds(config: Mapping[str, Any], where: str) -> None:

@@ -64,7 +64,7 @@ class Patterns:
 
 
 def _without(name: str, anywhere: tuple[int, ...]) -> str:
-    """The name with a mark in place of the characters that may be any."""
+    """Return the name with a mark in place of the characters that may be any."""
     characters = list(name)
     for i in anywhere:
         characters[i] = "\0" if characters[i] != "\n" else "\n"
@@ -72,7 +72,7 @@ def _without(name: str, anywhere: tuple[int, ...]) -> str:
 
 
 def _compiled(pattern: str, where: str) -> Any:
-    """The whole rule as a regular expression of RE2. Raises WorkbenchError where RE2 and Python do not both read it, and alike."""
+    """Return the whole rule as a regular expression of RE2. Raises WorkbenchError where RE2 and Python do not both read it, and alike."""
     import re2
 
     said = f"it has {len(pattern):,} characters, expected up to {MAX_LENGTH:,}" if len(pattern) > MAX_LENGTH else ""

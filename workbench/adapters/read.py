@@ -158,7 +158,7 @@ class BoundAdapter:
         return self.places[name].factors(device)
 
     def is_zero(self, base: Model) -> bool:
-        """Whether every update is zero on the base, up to rounding. Stops at the first update that changes something."""
+        """Return whether every update is zero on the base, up to rounding; stop at the first update that changes something."""
         return all(
             _is_zero(update, partial(base.weights.open, name), base.weights.specs[name]) for name, update in self.places.items()
         )
@@ -172,7 +172,7 @@ class BoundAdapter:
 
 
 def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
-    """Whether one update is zero: a low-rank one by its factors, another one by its rows, relative to the base's largest number."""
+    """Return whether an update is zero relative to the base's largest number: a low-rank one by its factors, others by their rows."""
     if isinstance(update, LowRank):
         return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
     cpu = torch.device("cpu")

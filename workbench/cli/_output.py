@@ -15,11 +15,11 @@ from rich.table import Table
 from workbench.errors import WorkbenchError, printable, shortened
 
 # json.dumps escapes what is below U+0020 itself; the rest of what a terminal obeys, and halves of surrogate pairs, stay JSON as \\uXXXX.
-_IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}  # fmt: skip
+_IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
 
 
 def shown(text: str) -> str:
-    """A text for rich: foreign names in it neither style the line nor move the cursor."""
+    """Return a text for rich: foreign names in it neither style the line nor move the cursor."""
     return escape(printable(text))
 
 

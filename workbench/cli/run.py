@@ -22,9 +22,13 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def plan(
-    recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None, threads: ThreadsOpt = None,
+    recipe: RecipeArg,
+    settings: SetOpt = None,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    threads: ThreadsOpt = None,
     json: JsonOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only; a CUDA device need not be there."""
     from workbench.planning import plan as make_plan
 

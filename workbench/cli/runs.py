@@ -25,8 +25,16 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     from workbench.runs import list_runs
 
     found = list_runs(_runs(runs_dir))
-    rows = [{"name": r.name, "status": r.record.get("status", "damaged"), "created": r.record.get("created", ""), "bytes": r.size(),
-             "configuration": (r.record.get("output") or {}).get("digest")} for r in found]  # fmt: skip
+    rows = [
+        {
+            "name": r.name,
+            "status": r.record.get("status", "damaged"),
+            "created": r.record.get("created", ""),
+            "bytes": r.size(),
+            "configuration": (r.record.get("output") or {}).get("digest"),
+        }
+        for r in found
+    ]
     if json:
         out.json(rows)
     elif rows:

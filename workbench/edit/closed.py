@@ -327,7 +327,7 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
 
 
 def _spreads(found: Values) -> Iterator[Tensor]:
-    """What single keys differ from their means by, as columns [d, ·], read a few values at a time; rows of zeros are left out."""
+    """Yield how single keys differ from their means, as columns [d, ·] of a few values at a time; rows of zeros are left out."""
     for start in range(0, len(found), CHUNK):
         rows = torch.cat([value.spread for value in found.some(range(start, min(len(found), start + CHUNK)))])
         if len(rows := rows[rows.any(1)]):

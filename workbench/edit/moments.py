@@ -66,7 +66,7 @@ class Moments:
 
     @property
     def total(self) -> float:
-        """The trace that strengths are relative to: tr(C) without dominating sinks."""
+        """Return the trace that strengths are relative to: tr(C) without dominating sinks."""
         return float(self.values.sum()) if self.trace is None else self.trace
 
     @property
@@ -208,7 +208,7 @@ class Sums:
         self.counts = [self.counts[0] + len(norms), self.counts[1] + int(far.sum()), self.counts[2] + int((far & first).sum())]
 
     def left_out(self, rows: int) -> dict[str, Any] | None:
-        """What of the trace is left out as that of sinks: their number, how many stand first in a row, their share of tr(C).
+        """Describe what of the trace is left out as that of sinks: their number, how many stand first in a row, their share of tr(C).
 
         Args:
             rows: Rows of text.
@@ -276,8 +276,12 @@ def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tupl
 def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None:
     for layer, place in places.items():
         of = sums[layer]
-        tensors = {"rest": of.rest.cpu(), "outliers": of.outliers.cpu(), "progress": torch.tensor([row, *of.counts]),
-                   "median": torch.tensor(of.median, dtype=torch.float64)}  # fmt: skip
+        tensors = {
+            "rest": of.rest.cpu(),
+            "outliers": of.outliers.cpu(),
+            "progress": torch.tensor([row, *of.counts]),
+            "median": torch.tensor(of.median, dtype=torch.float64),
+        }
         _save(tensors, place.with_suffix(".sums.safetensors"))
 
 

@@ -100,7 +100,7 @@ class Parts:
         return sorted(self.modules)
 
     def nearest(self, layer: int) -> int:
-        """The editable layer nearest to a layer; of two, the earlier one."""
+        """Return the editable layer nearest to a layer; of two, the earlier one."""
         return min(self.editable, key=lambda other: (abs(other - layer), other))
 
     def out(self, layer: int) -> nn.Module:

@@ -111,7 +111,7 @@ class Metric:
         return inner / self.diagonal.sqrt()[:, None]
 
     def summed(self) -> Metric:
-        """The same metric without groups: what is written is part of `free` and `factor`."""
+        """Return the same metric without groups: what is written is part of `free` and `factor`."""
         return self._summed(None, 1.0, 0.0) if self.written else self
 
     def _summed(self, gram: Tensor | None, mu: float, energy: float) -> Metric:
@@ -234,7 +234,7 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
 
 
 def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | None) -> Factors:
-    """An update ΔW [d_out, d_in] that several products have made, as factors of its own rank.
+    """Return an update ΔW [d_out, d_in] that several products have made, as factors of its own rank.
 
     Args:
         update: Their sum, float64; zeros give factors of zeros.
@@ -253,7 +253,7 @@ def _columns(keys: Tensor) -> Iterator[Tensor]:
 
 
 def _gram(parts: Sequence[Tensor], size: int) -> Tensor:
-    """The sum of X Xᵀ over parts [size, ·]."""
+    """Return the sum of X Xᵀ over parts [size, ·]."""
     found = parts[0].new_zeros(size, size)
     for part in parts:
         found.addmm_(part, part.T)
@@ -261,7 +261,7 @@ def _gram(parts: Sequence[Tensor], size: int) -> Tensor:
 
 
 def _energy(whitened: Tensor) -> float:
-    """The largest kᵀG k of whitened keys [m, n], as if nothing had been written: what is left of it is measured against this."""
+    """Return the largest kᵀG k of whitened keys [m, n], as if nothing had been written: what is left of it is measured against this."""
     return float(whitened.square().sum(0).max()) if whitened.shape[1] else 0.0
 
 

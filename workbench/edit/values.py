@@ -122,9 +122,16 @@ def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
 
 
 def values(
-    context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str],
-    settings: Settings, weights_key: str, what: str = "values",
-) -> Values:  # fmt: skip
+    context: MethodContext,
+    parts: Parts,
+    layer: int,
+    groups: Sequence[Group],
+    position: Position,
+    contexts: Sequence[str],
+    settings: Settings,
+    weights_key: str,
+    what: str = "values",
+) -> Values:
     """Keys and values of facts at one layer, one a group. What the cache has is not optimised again.
 
     Args:

@@ -36,9 +36,15 @@ if "workbench" not in model_registry:
 
 
 def build_plan(
-    suite: Suite, tokenizer: Any, *, tasks_dir: Path, dtype: str = "bfloat16", batch_size: int = 32, limit: int | None = None,
+    suite: Suite,
+    tokenizer: Any,
+    *,
+    tasks_dir: Path,
+    dtype: str = "bfloat16",
+    batch_size: int = 32,
+    limit: int | None = None,
     memo: Path | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Check a suite against its tasks and data, and fix its items. No model is loaded.
 
     Args:
@@ -52,8 +58,16 @@ def build_plan(
     groups = groups_of(suite, index, tasks_dir)
     suite = expanded(suite, groups)
     sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
-    return make_plan(suite, sources, tokenizer, tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size, limit=limit,
-                     groups=[g.document() for found in groups.values() for g in found])  # fmt: skip
+    return make_plan(
+        suite,
+        sources,
+        tokenizer,
+        tasks_dir=tasks_dir,
+        dtype=dtype,
+        batch_size=batch_size,
+        limit=limit,
+        groups=[g.document() for found in groups.values() for g in found],
+    )
 
 
 def evaluate(

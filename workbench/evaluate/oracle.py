@@ -110,9 +110,15 @@ def _is_full(metric: str, value: float, lower: set[str]) -> bool:
 
 
 def _in_sentences(
-    task: Any, grouped: Mapping[int, Sequence[Any]], gold: Mapping[int, _Gold], items: Sequence[Asked], pattern: str, means: set[str], lower: set[str]
-) -> list[Asked]:  # fmt: skip
-    """The items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
+    task: Any,
+    grouped: Mapping[int, Sequence[Any]],
+    gold: Mapping[int, _Gold],
+    items: Sequence[Asked],
+    pattern: str,
+    means: set[str],
+    lower: set[str],
+) -> list[Asked]:
+    """Return the items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
     texts = {}
     for number, found in grouped.items():
         target = str(_response(task, found[0], gold[number]))

@@ -38,7 +38,7 @@ def sentence_for(pattern: str, answer: str) -> str | None:
 
 @dataclass
 class _Place:
-    """Where the answer goes: a group by its number, or with 0 the first repeat of a set of characters; and whether it is still to come."""
+    """Find where the answer goes: a group by its number, or with 0 the first repeat of a set of characters; and whether it is still to come."""
 
     group: int
     open: bool = True
@@ -80,7 +80,7 @@ def _of(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterab
 
 
 def _letter(code: Any, given: Any) -> str:
-    """A character that one part matches."""
+    """Return a character that one part matches."""
     kind = str(code)
     if kind == "ANY":
         return "."

@@ -53,25 +53,34 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether a file belongs to the caches of the hub and of datasets, whose content documents stand for."""
+    """Return whether a file belongs to the caches of the hub and of datasets, whose content documents stand for."""
     from datasets.config import HF_CACHE_HOME
 
     return path.is_relative_to(Path(HF_CACHE_HOME).expanduser().resolve())
 
 
 def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> Source:
-    """A task that lm-eval brings along: its version stands for code, and documents are taken as they are loaded."""
+    """Build a task that lm-eval brings along: its version stands for code, and documents are taken as they are loaded."""
     task = load_task(manager_of(tasks_dir, bundled=True), name, index)
     docs = [dict(doc) for doc in task.eval_docs]
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     metrics, lower, ratios = _metrics(task)
     digest = digest_of(repr([name, docs, shots]).encode())
-    return Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, bundled=True, ratios=ratios,
-                  filters=tuple(f.name for f in task._filters))  # fmt: skip
+    return Source(
+        name,
+        str(task.OUTPUT_TYPE),
+        metrics,
+        lower,
+        docs,
+        digest,
+        bundled=True,
+        ratios=ratios,
+        filters=tuple(f.name for f in task._filters),
+    )
 
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
-    """As `taskfiles.listed_metrics`, of a task that has no file here."""
+    """Return what `taskfiles.listed_metrics` returns, for a task that has no file here."""
     from lm_eval.api.metrics import bits_per_byte, brier_score, mean, perplexity, weighted_perplexity
 
     filters = [f.name for f in task._filters]
@@ -102,7 +111,7 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
-    """A task or a group, with lm-eval's tasks and groups by name. Errors: data out of reach, code that fails."""
+    """Load a task or a group, with lm-eval's tasks and groups by name. Errors: data out of reach, code that fails."""
     with foreign_code(name, "loaded"):
         loaded: dict[str, Any] = manager.load([name])
     return loaded
@@ -145,8 +154,10 @@ def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> d
 
 
 def _group(group: Any) -> Group:
-    given = [Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
-             for a in group.aggregate_metric_list or ()]  # fmt: skip
+    given = [
+        Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
+        for a in group.aggregate_metric_list or ()
+    ]
     return Group(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
 
 

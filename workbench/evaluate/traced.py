@@ -34,21 +34,23 @@ class _Watch:
 
     Attributes:
         code: Files of the task's code, and the modules that it has imported by computed names.
-        at_import: Module -> what its import has read.
+        seen: (event, name) of what was opened, listed, or started outside what can be seen.
+        at_import: Module -> what was seen while it was imported.
     """
 
     def __init__(self, thread: int, code: Code) -> None:
         self.thread = thread
         self.code = {str(path) for path in code.files}
-        self.opened: set[str] = set()
-        self.listed: set[str] = set()
-        self.unseen: set[str] = set()
-        self.at_import: dict[str, set[str]] = {}
+        self.seen: set[tuple[str, str]] = set()
+        self.at_import: dict[str, set[tuple[str, str]]] = {}
 
 
 _watch: _Watch | None = None
 _hooked = False
-_imports: dict[str, set[str]] = {}  # of this process: module file -> what its import has read, since modules are imported once
+# Of this process, since modules are imported once: module file -> what was seen while it was imported, and files of a task's code ->
+# modules that they have imported by computed names.
+_imports: dict[str, set[tuple[str, str]]] = {}
+_computed: dict[frozenset[Path], set[str]] = {}
 _known: dict[Path, str] = {}  # of this process: module file -> digest of what is loaded
 
 
@@ -66,14 +68,22 @@ def watched(code: Code) -> Iterator[list[Reads]]:
         yield found
     finally:
         _watch = before
-        for module, names in watch.at_import.items():
-            _imports.setdefault(module, set()).update(names)
-        names = watch.opened.union(*(_imports.get(str(path), ()) for path in code.files))
-        paths = {_source(Path(name)) for name in names}
-        own = {path for path in paths if is_own(path)}
-        found.append(Reads(
-            frozenset(p for p in own if p.is_file()), frozenset(p for p in own if not p.exists()),
-            frozenset(p for p in map(_source, map(Path, watch.listed)) if is_own(p)), frozenset(watch.unseen)))  # fmt: skip
+        for module, events in watch.at_import.items():
+            _imports.setdefault(module, set()).update(events)
+        computed = _computed.setdefault(code.files, set())
+        computed |= {file for file in watch.code if Path(file) not in code.files}
+        files = {*map(str, code.files), *computed}
+        seen = watch.seen.union({("open", file) for file in computed}, *(_imports.get(file, ()) for file in files))
+        own = {path for path in (_source(Path(name)) for event, name in seen if event == "open") if is_own(path)}
+        listed = {_source(Path(name)) for event, name in seen if event in _LISTED}
+        found.append(
+            Reads(
+                frozenset(p for p in own if p.is_file()),
+                frozenset(p for p in own if not p.exists()),
+                frozenset(p for p in listed if is_own(p)),
+                frozenset(event for event, _ in seen if event not in ("open", *_LISTED)),
+            )
+        )
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
@@ -88,18 +98,21 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event == "open":
         path, mode, flags = args
         writes = flags & (os.O_WRONLY | os.O_RDWR) if isinstance(flags, int) else any(c in str(mode) for c in "wax+")
-        if isinstance(path, (str, bytes, os.PathLike)) and not writes:
-            name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  a hook must not open, list or resolve anything
-            watch.opened.add(name)
-            if name.endswith((".py", ".pyc")):
-                watch.code.add(str(_source(Path(name))))
-            for file, function in frames:
-                if function == "<module>" and file in watch.code:
-                    watch.at_import.setdefault(file, set()).add(name)
+        if writes or not isinstance(path, (str, bytes, os.PathLike)):
+            return
+        name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  a hook must not open, list or resolve anything
+        if name.endswith((".py", ".pyc")):
+            watch.code.add(str(_source(Path(name))))
+    elif event in _LISTED and isinstance(args[0], int):
+        event, name = f"{event} of a descriptor", ""
     elif event in _LISTED:
-        watch.listed.add(os.path.abspath(os.fsdecode(args[0])) if isinstance(args[0], (str, bytes)) else os.getcwd())  # noqa: PTH100, PTH109
+        name = os.getcwd() if args[0] is None else os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100, PTH109
     else:
-        watch.unseen.add(event)
+        name = ""
+    watch.seen.add((event, name))
+    for file, function in frames:
+        if function == "<module>" and file in watch.code:
+            watch.at_import.setdefault(file, set()).add((event, name))
 
 
 def _frames() -> Iterator[tuple[str, str]]:
@@ -111,7 +124,7 @@ def _frames() -> Iterator[tuple[str, str]]:
 
 
 def _source(path: Path) -> Path:
-    """A source file for its compiled one, links followed."""
+    """Return a source file for its compiled one, links followed."""
     if path.suffix == ".pyc":
         with contextlib.suppress(ValueError):
             path = Path(importlib.util.source_from_cache(str(path)))
@@ -137,7 +150,7 @@ def yielded(task: Any) -> list[Any]:
 
 
 def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
-    """A template that fails is said where the requests are built; here its error stands for what it yields."""
+    """Return what one document yields. The error of a template that fails stands for its text; it is told where requests are built."""
     text, target, choices = (shot.doc_to_text, shot.doc_to_target, shot.doc_to_choice) if shot else (None, None, None)
     found: list[Any] = [doc]
     has_choices = task.config.doc_to_choice is not None or choices is not None

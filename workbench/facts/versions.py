@@ -101,7 +101,7 @@ def read_log(folder: Path) -> Log:
 
 
 def _checked(line: Any, place: str) -> dict[str, Any]:
-    """A line of the log. Raises WorkbenchError for one that no version of the workbench writes."""
+    """Return a line of the log, checked. Raises WorkbenchError for one that no version of the workbench writes."""
     entry = jsondoc.as_object(line, place)
     fields = {"version": int, "action": str, "id": str}
     if entry.get("action") in (ADD, UPDATE):

@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
-_BUILDING = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError,
-             NotImplementedError)  # fmt: skip
+_BUILDING = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
 # A module's own place among the layers, under the names that architectures give it.
 _NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
@@ -67,7 +76,10 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
             continue
         raise WorkbenchError(
             f"step {step}: the model that transformers builds from the grown config.json (model_type {kind}) has no place for "
-            f"{name}{_depths(before, growth, specs)}", _REPORT, 3)  # fmt: skip
+            f"{name}{_depths(before, growth, specs)}",
+            _REPORT,
+            3,
+        )
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     filled = Counter(place for live in places.values() for place in live)
     for name, live in places.items():
@@ -76,13 +88,19 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
         (place,) = live
         if len(shapes[place]) == len(specs[name].shape) and shapes[place] != specs[name].shape:
             raise WorkbenchError(
-                        f"step {step}: {name} is {list(specs[name].shape)}, and transformers builds {list(shapes[place])} from the grown "
-                        f"config.json (model_type {kind})", _REPORT, 3)  # fmt: skip
+                f"step {step}: {name} is {list(specs[name].shape)}, and transformers builds {list(shapes[place])} from the grown "
+                f"config.json (model_type {kind})",
+                _REPORT,
+                3,
+            )
     given = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
     if absent := sorted(name for name, _ in built.named_parameters() if name not in given):
         raise WorkbenchError(
             f"step {step}: transformers builds {absent[0]} from the grown config.json (model_type {kind}; {len(absent)} such), and no "
-            f"tensor fills it{_depths(before, growth, specs)}", _REPORT, 3)  # fmt: skip
+            f"tensor fills it{_depths(before, growth, specs)}",
+            _REPORT,
+            3,
+        )
     _check_layers(before, growth, specs, built, step)
 
 
@@ -113,7 +131,9 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
             raise WorkbenchError(
                 f"step {step}: transformers builds layer {number} otherwise than it built layer {source}, which it is made from: "
                 f"{key} is {found.get(key)!r}, not {expected.get(key)!r}; config.json changes what a layer computes",
-                _REPORT, 3)  # fmt: skip
+                _REPORT,
+                3,
+            )
 
 
 def _signature(layer: nn.Module) -> dict[str, Any]:

@@ -11,9 +11,18 @@ from workbench.layout import DEPTHS, TEXT_CONFIGS, Layout, model_depth
 from workbench.registry import Grown
 
 # Fields of config.json that hold layer numbers, or a pattern over them: their meaning changes when layers move.
-_NUMBERED = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace", "global_attn_every_n_layers", "full_attention_interval",
-             "moe_layer_freq", "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval",
-             "moe_layers")  # fmt: skip
+_NUMBERED = (
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "first_k_dense_replace",
+    "global_attn_every_n_layers",
+    "full_attention_interval",
+    "moe_layer_freq",
+    "moe_layer_start_index",
+    "moe_layer_end_index",
+    "moe_layer_interval",
+    "moe_layers",
+)
 # Patterns that transformers reads only where the list beside them is absent.
 _PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
              "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip

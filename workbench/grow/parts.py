@@ -101,7 +101,7 @@ class Parts:
         return found
 
     def is_inside(self, norm: str) -> bool:
-        """Whether a norm lies inside attention or a feed-forward layer, beside their matrices: it does not see the residual stream."""
+        """Return whether a norm lies inside attention or a feed-forward layer, beside their matrices: it does not see the residual stream."""
         parent = self._modules[norm.rpartition(".")[0]]
         return any(
             leaf in (*QUERIES, *KEYS, *FFN_IN, *WRITERS, "qkv_proj", "query_key_value") for leaf, _ in parent.named_children()

@@ -179,7 +179,9 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
         raise WorkbenchError(
             f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), "
             f"{'also after one step of the others, ' if waiting else ''}and could not be trained",
-            _REPORT, 3)  # fmt: skip
+            _REPORT,
+            3,
+        )
     return {"gradient": counts, **({"at_first_without": waiting} if waiting else {})}
 
 

@@ -107,7 +107,7 @@ class GrowMethod(BrickStep):
         return self.preserves
 
     def learning(self) -> Learns:
-        """When everything that the step adds has a gradient, with these fields."""
+        """Return when everything that the step adds has a gradient, with these fields."""
         return self.learns
 
     def is_checked(self) -> bool:

@@ -42,7 +42,9 @@ def _replayed(row: Any, place: str) -> tuple[str, str | None]:
         if other := next((key for key in ANSWERS if key in row), None):
             raise WorkbenchError(
                 f"{place}: '{other}' is not read here: a prompt without `completion` is continued by the model",
-                "Name it `completion` if it is to be learned, or take it out.", 2)  # fmt: skip
+                "Name it `completion` if it is to be learned, or take it out.",
+                2,
+            )
         return row["prompt"], None
     if not isinstance(row["completion"], str) or not row["completion"].strip():
         raise WorkbenchError(
@@ -96,9 +98,11 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
     places = [place for end, _, learned in ends for place in range(end - learned - 1, end - 1)]
     wanted = [token for _, ids, learned in ends for token in ids[len(ids) - learned :]]
     return {
-        "input_ids": batch.tokens, "attention_mask": batch.mask,
-        "places": torch.tensor(places, dtype=torch.long), "wanted": torch.tensor(wanted, dtype=torch.long),
-    }  # fmt: skip
+        "input_ids": batch.tokens,
+        "attention_mask": batch.mask,
+        "places": torch.tensor(places, dtype=torch.long),
+        "wanted": torch.tensor(wanted, dtype=torch.long),
+    }
 
 
 def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -130,7 +130,7 @@ def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tu
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
-    """A list of whole numbers that 64 bits hold, as a header has them; None for anything else."""
+    """Return a list of whole numbers that 64 bits hold, as a header has them; None for anything else."""
     fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
     return tuple(value) if fits else None
 

@@ -60,7 +60,7 @@ class Backend:
     library: ctypes.CDLL | None = None
 
     def record(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the fields for run.json."""
         fields = {"kernels": self.name, "compiler": self.compiler, "version": self.version, "reason": self.reason}
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -115,7 +115,7 @@ def places() -> Iterator[Path]:
 
 
 def _kept(place: Path, key: str) -> tuple[Path | None, list[Path]]:
-    """The library of a key whose bytes have the digest in its name, and damaged ones, which are removed.
+    """Return the library of a key whose bytes have the digest in its name, and damaged ones, which are removed.
 
     Loading a file that was cut short ends the process with SIGBUS, so nothing is loaded unread.
     """
@@ -150,7 +150,7 @@ def _loaded(file: Path) -> ctypes.CDLL:
 
 
 def _told(error: Exception) -> str:
-    """An error in one line, with what the compiler said."""
+    """Return an error in one line, with what the compiler said."""
     said = getattr(error, "stderr", None) or b""
     lines = said.decode(errors="replace").strip().splitlines()
     found = next((line for line in lines if "error" in line), lines[0] if lines else "")
@@ -158,7 +158,7 @@ def _told(error: Exception) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a cache folder may be shared by machines."""
+    """Describe what -march=native depends on: a cache folder may be shared by machines."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8", errors="replace").splitlines() if info.is_file() else []
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -16,7 +16,7 @@ _NAME_BYTES = 255
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
+    """Return whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
     try:
         return plain and len(os.fsencode(name)) <= _NAME_BYTES
@@ -67,7 +67,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "initializer_range": (_is_number, "a number"),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (_is_token, "a token id, or a list of them")),
     **dict.fromkeys(_PARTS, (_is_object, "an object")),
-}  # fmt: skip
+}
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

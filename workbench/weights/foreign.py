@@ -13,12 +13,16 @@ _LOAD = (
 )
 TOKENIZER_TOO = "A base needs its tokenizer files beside it: copy them too."
 # Quantisations that transformers undoes while it loads; of the others only bitsandbytes can be undone afterwards.
-_UNDONE_ON_LOAD = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "compressed-tensors": "CompressedTensorsConfig",
-                   "metal": "MetalConfig"}  # fmt: skip
+_UNDONE_ON_LOAD = {
+    "fp8": "FineGrainedFP8Config",
+    "mxfp4": "Mxfp4Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "metal": "MetalConfig",
+}
 
 
 def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
-    """The shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
+    """Return the shell command that loads a model with transformers and saves it as safetensors; of a stand-in, that of its repository."""
     kind = _saved_class(path)
     if is_stand_in(path):
         path = Path(str((jsondoc.kept(path / STAND_IN) or {}).get("repository", path)))
@@ -26,7 +30,7 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
 
 
 def _saved_class(path: Path) -> str:
-    """The class that config.json names: AutoModelForCausalLM would leave out the towers of a multimodal model."""
+    """Return the class that config.json names: AutoModelForCausalLM would leave out the towers of a multimodal model."""
     named = (jsondoc.kept(path / "config.json") or {}).get("architectures")
     first = named[0] if isinstance(named, list) and named else None
     if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
@@ -35,7 +39,7 @@ def _saved_class(path: Path) -> str:
 
 
 def dequantise(method: str | None, path: Path) -> str:
-    """What to do about a quantised checkpoint."""
+    """Return the hint of an error about a quantised checkpoint."""
     if method in _UNDONE_ON_LOAD:
         kind = _UNDONE_ON_LOAD[method]
         options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
@@ -49,5 +53,5 @@ def dequantise(method: str | None, path: Path) -> str:
 
 
 def is_stand_in(path: Path) -> bool:
-    """Whether the safetensors files of a directory have headers only."""
+    """Return whether the safetensors files of a directory have headers only."""
     return (path / STAND_IN).is_file()

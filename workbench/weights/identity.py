@@ -31,7 +31,7 @@ class FileIdentity(NamedTuple):
 
     @property
     def kept(self) -> list[int]:
-        """The fields for keys that are stored on disk; device numbers may change when a machine restarts."""
+        """Return the fields for keys that are stored on disk; device numbers may change when a machine restarts."""
         return list(self[1:])
 
 
