@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
+
 from workbench.cli._comparison import scores_table
 from workbench.compare import Comparison, compare
 from workbench.comparison.kept import kept_of

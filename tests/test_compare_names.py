@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from stored_scores import ADD, ALONE, AVERAGE, BASE, MEAN, NOOP, SORT, TIES, TWIN, Values, of, right, stored
+
 from workbench.cli._comparison import scores_table
 from workbench.compare import compare
 from workbench.report import render

@@ -180,4 +180,6 @@ def test_facts_that_survive_a_merge(world: Project) -> None:
     call("eval", "edit", "kept")
     call("report", "edit", "kept", "-o", "report.html")
     (entry,) = json.loads((world.path / "report.json").read_text("utf-8"))["facts"]
-    assert [left["alone"] for left in entry["survival"]] == ["edit"], "the brick alone and its recipe are the same weights: one row"
+    assert [left["alone"] for left in entry["survival"]] == ["edit"], (
+        "the brick alone and its recipe are the same weights: one row"
+    )
