@@ -166,9 +166,9 @@ def test_kept_is_withheld_where_the_parent_is_near_chance(tmp_path: Path, capsys
     assert "withheld" in told.out
 
 
-@pytest.mark.parametrize(("share", "given"), [(0.10, True), (0.05, True), (0.02, False)])
+@pytest.mark.parametrize(("share", "given"), [(0.10, True), (0.05, True), (7 / 240, False)])
 def test_a_ratio_needs_a_parent_whose_interval_keeps_half_of_its_score(tmp_path: Path, share: float, given: bool) -> None:
-    """At 5 % of 240 items the interval begins at 2.9 %; at 2 % it begins at 0.9 %, below half."""
+    """12 of 240 items right: the interval begins at 2.9 %, above half; of 7 at 1.4 %, just below half."""
     low, _ = score_interval(np.array(right(share)), np.arange(240) % 240)
     assert (low >= share / 2) is given
     found = of(ratios(tmp_path, right(share), right(share / 2), clusters=240).document(), "ties")["kept"]["add"]
