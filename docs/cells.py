@@ -20,7 +20,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) ->
 
 
 def interval(found: Mapping[str, Any] | None) -> str:
-    """A share in percent with its interval: "55 [42, 67]"."""
+    """A share in percent with its interval: "55 [42, 67]"; "withheld" where there is a reason instead."""
+    if found and found.get("reason"):
+        return "withheld"
     if not found or found.get("value") is None:
         return ""
     low, high = found.get("low"), found.get("high")

@@ -122,6 +122,14 @@ def test_an_edit_with_fewer_facts_is_the_one_that_is_alone() -> None:
     assert (left["alone"], list(left["rows"]), left["without"]) == ("towns", ["base", "other"], ["base"])
 
 
+def test_a_recipe_of_the_edit_bricks_weights_is_the_edit_alone() -> None:
+    """The recipe's name is shown; that its weights are those of the brick alone stands in the alias."""
+    recipe = [entry("towns")[0].called(Configuration(digits("towns"), "just-towns", "configuration", ("towns",), edits=(FACTS,)))]
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), recipe, entry("merged")])
+    (left,) = found["survival"]
+    assert (left["alone"], list(left["rows"])) == ("just-towns", ["base", "merged"])
+
+
 def with_facts(document: dict[str, Any]) -> dict[str, Any]:
     """The synthetic comparison, as if `add` were an edit whose facts `add` and `reverse` ask for."""
     share = {"value": 0.75, "low": 0.55, "high": 0.9}
@@ -180,4 +188,6 @@ def test_facts_that_survive_a_merge(world: Project) -> None:
     call("eval", "edit", "kept")
     call("report", "edit", "kept", "-o", "report.html")
     (entry,) = json.loads((world.path / "report.json").read_text("utf-8"))["facts"]
-    assert [left["alone"] for left in entry["survival"]] == ["towns"], "the brick alone and its recipe are the same weights"
+    assert [left["alone"] for left in entry["survival"]] == ["edit"], (
+        "the brick alone and its recipe are the same weights: one row"
+    )

@@ -25,7 +25,7 @@ from workbench.errors import WorkbenchError
 from workbench.groups import aggregated
 from workbench.scores import Configuration, Scores, Store
 from workbench.suites import Suite
-from workbench.tables import Table, configurations_of, named, suites_of, tables_of
+from workbench.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
 
 __all__ = ["Comparison", "Difference", "compare"]
 
@@ -69,7 +69,7 @@ def compare(
     """Compare stored scores.
 
     Args:
-        scores: Of all configurations, controls included, over one or several suites; equal digests are shown once.
+        scores: Of all configurations, controls included, over one or several suites; a control of a recipe's weights is shown as the recipe.
         baseline: A name or alias; the suite's own if not given.
         suites: Suites by name whose analysis settings (alpha, chance, ...) replace the stored ones.
         project: Where recipes are read from, for the report.
@@ -80,9 +80,11 @@ def compare(
         raise WorkbenchError("nothing to compare: no scores", "Score something first: workbench eval RECIPE")
     settings = suites_of(store, scores, suites or {})
     first = next(iter(settings.values()))
-    entries = configurations_of(scores)
-    names = [entry[0].configuration.name for entry in entries]
-    base = named(entries, baseline or first.baseline)
+    against = baseline or first.baseline
+    entries = configurations_of(scores, against)
+    shown = with_twins(entries, scores)
+    names = [entry[0].configuration.name for entry in shown]
+    base = named(shown, against)
     tasks = tables_of(store, scores, settings)
     others = [entry[0].configuration for entry in entries if entry[0].configuration.digest != base.digest]
     for task in tasks:
@@ -97,8 +99,11 @@ def compare(
         family[name] = sum(row.family == name for row in rows)
     family["size"] = family[COMPARED]
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
-    bricks = [c for c in (e[0].configuration for e in entries) if c.role == "brick"]
-    against_root = rows if root is None or root.digest == base.digest else differences(tasks, root, bricks, alpha, correction)
+    alone = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
+    bricks = [c for c in alone.values() if root is None or c.digest != root.digest]
+    against_root = [*rows, *_same_weights(tasks, rows, base, alone, entries)]
+    if root is not None and root.digest != base.digest:
+        against_root = differences(tasks, root, bricks, alpha, correction)
     asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     same = list(_same_weights(tasks, rows, base, asked, entries))
     if not rows and not same and base.role != "base":  # a brick or an average that is compared with itself
@@ -107,12 +112,12 @@ def compare(
         base.name,
         (*rows, *same),
         {
-            "configurations": [summary(entry, tasks, entries, root, project) for entry in entries],
+            "configurations": [summary(entry, tasks, entries, root, project) for entry in shown],
             "tasks": [_task(t) for t in tasks],
             "interference": interference(tasks, bricks if root else [], against_root),
             "facts": facts_of(tasks, settings, entries),
             "family": family,
-            "flips": {c.name: flips(tasks, base, c) for c in others},
+            "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
             "provenance": {
                 "suites": list(settings),
                 "plans": list(dict.fromkeys(s.plan for s in scores)),
@@ -122,8 +127,8 @@ def compare(
                 "command": command,
                 "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             },
-            **_groups(store, entries),
-            "warnings": list(warnings_of(scores, settings, tasks, entries, names, family)),
+            **_groups(store, shown),
+            "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )
 
@@ -142,8 +147,8 @@ def _same_weights(
     asked: Mapping[str, Configuration],
     entries: Sequence[Sequence[Scores]],
 ) -> Iterator[Difference]:
-    """Rows of configurations that are shown under another name of the same weights, a control's or another recipe's: not tested again,
-    and not counted in the family. Against its own weights no item changed."""
+    """Rows of configurations whose weights are shown under another name, such as that of an equal recipe: not tested again, and not
+    counted in the family. Against its own weights no item changed."""
     shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
     for name, c in asked.items():
         if c.digest == base.digest:

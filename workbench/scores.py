@@ -39,6 +39,7 @@ __all__ = [
     "Scores",
     "Store",
     "TaskScores",
+    "gold_of",
     "margin_of",
     "plan_record",
     "stored_in",
@@ -213,13 +214,18 @@ def margin_of(row: Row, item: Row) -> float | None:
     known = row["metrics"].get(MARGIN)
     if known is not None:
         return float(known)
-    values, choices, gold = row.get("loglikelihoods"), item.get("choices"), item.get("gold")
-    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
-        with contextlib.suppress(ValueError, RecursionError):
-            gold = json.loads(gold)
-    right = {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}
+    values, choices, right = row.get("loglikelihoods"), item.get("choices"), gold_of(item)
     if not values or not choices or len(values) != len(choices):
         return None
     best = [v for i, v in enumerate(values) if i in right]
     others = [v for i, v in enumerate(values) if i not in right]
     return float(max(best) - max(others)) if best and others else None
+
+
+def gold_of(item: Row) -> set[int]:
+    """Return the numbers of an item's gold choices; empty where it does not say them."""
+    gold = item.get("gold")
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
+        with contextlib.suppress(ValueError, RecursionError):
+            gold = json.loads(gold)
+    return {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}

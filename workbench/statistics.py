@@ -140,7 +140,7 @@ def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, rep
     return np.asarray(sums @ counts.T / (counts @ np.bincount(cluster, minlength=k)))
 
 
-def expanded_tail(tail: float, clusters: int) -> float:
+def expanded_tail(tail: float, clusters: float) -> float:
     """Tail of a percentile interval from `clusters` resampled clusters that is as wide as the t interval (Hesterberg 2015)."""
     from scipy.special import ndtr
 

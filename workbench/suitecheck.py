@@ -106,7 +106,10 @@ def read_base(base: str, project: Path) -> Reader:
 
 
 def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
-    """Tasks, items, clusters, metrics and plan of a suite; without a base the plan's digest is not known."""
+    """Tasks, items, clusters, metrics and plan of a suite; without a base the plan's digest is not known.
+
+    `chance` is None where it is taken from the choices of the scored items, or is not known.
+    """
     suite = load_suite(name, project)
     try:
         reader = read_base(find_base(base, project), project)
@@ -123,7 +126,7 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
     document, suite = plan.document(), plan.suite
     for task, facts in document["tasks"].items():
         facts |= {"clusters": len({item.cluster for item in plan.items[task]}), "cluster": suite.cluster_of(task), "role": suite.role_of(task),
-                  "chance": suite.chance.get(task, 0.0), "owner": suite.owners.get(task), "bundled": task in plan.bundled}  # fmt: skip
+                  "chance": suite.chance_of(task, plan.kinds[task], plan.primary(task)), "owner": suite.owners.get(task), "bundled": task in plan.bundled}  # fmt: skip
     return document if reader else {**document, "plan": None, "tokenizer": None, "dtype": None}
 
 

@@ -26,6 +26,8 @@ from workbench.yamldoc import Written, load
 # How log-likelihoods are computed, with the version of what decides their last bits.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
 MARGIN = "margin"  # nats by which the gold choice leads the others; every multiple-choice item has it, beside the task's metrics
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # lm-eval's: whether the choice that scores best is a gold one
+WRITTEN = "exact_match"  # of a choice: whether the model would write it unasked, among all texts, so that guessing scores 0
 MIN_EFFECT = 0.02
 # What computes scores, for records.
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
@@ -43,7 +45,8 @@ class Suite(Written):
         tasks: Names of tasks, or of groups of tasks, which stand for their tasks: local ones under evals/tasks, or any that lm-eval
             bundles. What other fields say of a group holds for its tasks.
         primary: Headline metric of a task; its first metric if not given.
-        chance: Score of guessing, by task; 0 if not given.
+        chance: Score of guessing, by task. If not given: for accuracies of multiple-choice tasks that of guessing among the items'
+            choices, else 0.
         cluster: Field of the documents that says which items belong together; one name, or one by task. `id` makes each
             item stand alone.
         limit: Number of items, one for all tasks or by task: those with the smallest hash of their id, never the first ones.
@@ -136,6 +139,11 @@ class Suite(Written):
         """skill | retention | guarded | other; the mean over skills and `kept` look at skills only. Contrasts are other."""
         return "other" if task in self.contrasts else self.roles.get(task, "skill")
 
+    def chance_of(self, task: str, kind: str, metric: str) -> float | None:
+        """Score of guessing as far as it is known without the items; None where it depends on their choices, or is not known."""
+        open_choices = kind == "multiple_choice" and metric_of(metric) != WRITTEN
+        return self.chance.get(task, None if open_choices else 0.0)
+
     def min_effect_of(self, task: str, *, share: bool) -> float | None:
         """Smallest difference of interest on a task or contrast; the suite's one number is for metrics in [0, 1] (`share`) alone."""
         by_task = self.min_effect if isinstance(self.min_effect, dict) else {}
@@ -157,6 +165,11 @@ class Suite(Written):
     def default_effect(self) -> float:
         """Smallest difference of interest where no task's own is given."""
         return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
+
+
+def metric_of(name: str) -> str:
+    """Return a metric's name without its filter."""
+    return name.partition(",")[0]
 
 
 def load_suite(name: str | Path, project: Path) -> Suite:

@@ -16,17 +16,18 @@ from pydantic import ValidationError
 from workbench.errors import WorkbenchError, nearest
 from workbench.paired import Paired, Ratio, paired, paired_ratio
 from workbench.scoredocs import again
-from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store, margin_of
+from workbench.scores import DESIGN_ORDER, Configuration, Row, Scores, Store, gold_of, margin_of
 from workbench.statistics import (
     Floats,
     codes,
+    effective_clusters,
     ratio,
     ratio_interval,
     resampled_means,
     score_interval,
 )
 from workbench.suiteparts import Contrast
-from workbench.suites import MARGIN, Suite
+from workbench.suites import ACCURACIES, MARGIN, WRITTEN, Suite, metric_of
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,31 @@ class Table:
     contrast: Contrast | None = None
     scorer: str | None = None
 
+    @cached_property
+    def chance(self) -> float | None:
+        """Score of guessing: the suite's, else that of guessing among the items' choices, else 0; None where it is not known."""
+        given = self.suite.chance.get(self.name)
+        if given is not None or self.kind != "multiple_choice" or not self.correctable:
+            return given or 0.0
+        if metric_of(self.metric) == WRITTEN:
+            return 0.0
+        binary = all(np.isin(values, (0.0, 1.0)).all() for values in self.values.values())
+        return guessing(self.items) if binary and metric_of(self.metric) in ACCURACIES else None
+
     @property
-    def chance(self) -> float:
-        return self.suite.chance.get(self.name, 0.0)
+    def span(self) -> float:
+        """Distance from chance to 1, by which corrected scores are divided; 1 where chance is not known."""
+        return 1 - (self.chance or 0.0)
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.cluster.max()) + 1
+
+    @cached_property
+    def effective(self) -> float:
+        """Number of equal clusters that are worth as much as these: (sum of sizes)^2 / sum of squared sizes."""
+        return effective_clusters(np.bincount(self.cluster))
 
     @property
     def skill(self) -> bool:
@@ -125,8 +148,8 @@ class Table:
         return {digest: np.array(values, np.float64) for digest, values in found.items()}
 
     def corrected(self, score: Any) -> Any:
-        """(score - chance) / (1 - chance)."""
-        return (score - self.chance) / (1 - self.chance)
+        """(score - chance) / (1 - chance); the score itself where chance is not known."""
+        return (score - (self.chance or 0.0)) / self.span
 
     @cached_property
     def resampled(self) -> dict[str, Floats]:
@@ -134,6 +157,21 @@ class Table:
         seed = xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
         means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=seed)
         return dict(zip(self.values, self.corrected(means), strict=True))
+
+
+def guessing(items: Sequence[Row]) -> float | None:
+    """Return the expected score of an even guess: the mean over items of gold choices by choices.
+
+    An item that does not say which choices are right has one. None where an item does not say its choices, or guessing is always right.
+    """
+    shares = []
+    for item in items:
+        choices, right = item.get("choices"), gold_of(item)
+        if not choices:
+            return None
+        shares.append(sum(0 <= g < len(choices) for g in right) / len(choices) if right else 1 / len(choices))
+    found = float(np.mean(shares)) if shares else 1.0
+    return found if found < 1 else None
 
 
 def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
@@ -159,28 +197,62 @@ def _suite_of(store: Store, scores: Scores) -> Suite:
     return suite
 
 
-def configurations_of(scores: Sequence[Scores]) -> list[list[Scores]]:
-    """Scores of each configuration over all suites, in design order; equal digests are one configuration."""
-    found: dict[str, list[Scores]] = {}
-    for s in sorted(scores, key=lambda s: DESIGN_ORDER.index(s.configuration.role)):
-        same = found.setdefault(s.configuration.digest, [])
+def configurations_of(scores: Sequence[Scores], baseline: str) -> list[list[Scores]]:
+    """Scores of each configuration over all suites, in design order; equal digests are one configuration.
+
+    It has the name of the first recipe or model that was asked for; other recipes, and bricks and averages that are scored as controls,
+    become its aliases. The base and the control called `baseline` keep a place of their own beside a recipe of their weights, since
+    differences are taken against them.
+    """
+    asked = {s.configuration.digest for s in scores if s.configuration.role == "configuration"}
+    found: dict[tuple[str, bool], list[Scores]] = {}
+    for s in sorted(scores, key=_order):
+        c = s.configuration
+        apart = c.digest in asked and (c.role == "base" or (c.role != "configuration" and c.name == baseline))
+        same = found.setdefault((c.digest, apart), [])
         twin = next((i for i, other in enumerate(same) if other.suite == s.suite), None)
         if twin is None:
             same.append(s)
-        elif s.configuration.name not in same[twin].names:
-            same[twin] = same[twin].also(s.configuration)
+        elif c.name not in same[twin].names:
+            same[twin] = same[twin].also(c)
+    entries = sorted(found.values(), key=lambda entry: DESIGN_ORDER.index(entry[0].configuration.role))
     names: dict[str, str] = {}
-    for digest, (s, *_) in found.items():
-        if names.setdefault(s.configuration.name, digest) != digest:
+    for s, *_ in entries:
+        c = s.configuration
+        if names.setdefault(c.name, c.digest) != c.digest:
             raise WorkbenchError(
-                f"two configurations are called '{s.configuration.name}': {names[s.configuration.name][:12]} and {digest[:12]}",
+                f"two configurations are called '{c.name}': {names[c.name][:12]} and {c.digest[:12]}",
                 "Give one of them another name.",
             )
-    return list(found.values())
+    return entries
+
+
+def _order(scores: Scores) -> int:
+    """Whose name counts among equal weights: the base's, then a recipe's or model's, then a brick's, then an average's."""
+    return ("base", "configuration", "brick", "average").index(scores.configuration.role)
+
+
+def roles_of(entry: Sequence[Scores]) -> list[str]:
+    """Return the configuration's role and those that it has under its other names, in design order."""
+    found = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
+    return [role for role in DESIGN_ORDER if role in found]
+
+
+def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:
+    """Return the configurations, each recipe or model that shares its weights with another one beside it under its own name."""
+    found = []
+    for entry in entries:
+        found.append(list(entry))
+        first = entry[0].configuration
+        if first.role == "configuration":
+            others = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
+            found += [[s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name]
+    return found
 
 
 def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
-    for entry in entries:
+    """Return the configuration that has the name, else the one that has it as an alias. Raises WorkbenchError where none has it."""
+    for entry in sorted(entries, key=lambda e: e[0].configuration.name != name):
         if name in {n for s in entry for n in s.names}:
             return entry[0].configuration
     raise WorkbenchError(

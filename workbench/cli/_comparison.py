@@ -44,15 +44,21 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
             found = c["scores"].get(task["task"])
             mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
             cells.append(_interval(found, task["share"]) + mark if found else "")
-        cells.append(_interval(c["kept_mean"]))
+        cells.append("withheld" if (c["kept_mean"] or {}).get("reason") else _interval(c["kept_mean"]))
         rows.append(cells)
     heads = ["configuration", "mean", *(_head(t) for t in tasks), "kept"]
     out.table(heads, rows, right=range(1, len(heads)))
     family = document["family"]
     out.say(
-        f"scores in %{_own_units(tasks)}, 95 % intervals; mean over skills, chance-corrected; kept: share of the best parents' skills; "
+        f"scores in %{_own_units(tasks)}, 95 % intervals; mean over skills, {_corrected(tasks)}; kept: share of the best parents' skills; "
         f"+ better, - worse than {document['baseline']} ({_correction(family)} over {family['size']} comparisons)"
     )
+    for c in document["configurations"]:
+        for task, share in c["kept"].items():
+            if reason := share.get("reason"):
+                out.say(f"kept: {c['name']} on {task} is withheld: {reason}")
+        if c["aliases"]:
+            out.say(f"{c['name']}: same weights as {', '.join(c['aliases'])}")
     if document["facts"]:
         _facts(document)
     for warning in document["warnings"]:
@@ -126,6 +132,18 @@ def _own_units(tasks: list[Row]) -> str:
     """Which tasks are not in percent or points."""
     own = [t["task"] for t in tasks if not t["share"]]
     return f" (of {', '.join(own)} in the metric's own units)" if own else ""
+
+
+def _corrected(tasks: list[Row]) -> str:
+    """Whether the mean over skills is corrected for chance, and on which tasks it is not."""
+    bare = [t["task"] for t in tasks if t["role"] == "skill" and t["chance"] is None]
+    if not bare:
+        return "chance-corrected"
+    return (
+        f"chance-corrected except on {', '.join(bare)}"
+        if len(bare) < sum(t["role"] == "skill" for t in tasks)
+        else "not corrected for chance"
+    )
 
 
 def _correction(family: Row) -> str:

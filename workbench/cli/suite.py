@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +54,7 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
     for task, facts in document["tasks"].items():
         others = ", ".join(m for m in facts["metrics"] if m != facts["primary"])
         rows.append([task, facts["kind"], str(facts["n"]), f"{facts['clusters']} by {facts['cluster']}", facts["primary"], others,
-                     f"{facts['chance']:g}", facts["role"], facts["owner"] or ""])  # fmt: skip
+                     _chance(facts), facts["role"], facts["owner"] or ""])  # fmt: skip
     out.table(["task", "kind", "items", "clusters", "primary", "also", "chance", "role", "owner"], rows, right=(2, 6))
     for name, contrast in suite["contrasts"].items():
         out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
@@ -68,6 +69,15 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
         )
     else:
         out.say("plan not known: --base DIR names the tokenizer")
+
+
+def _chance(facts: Mapping[str, Any]) -> str:
+    """Score of guessing, or what it is taken from; a dash where it is not known."""
+    from workbench.suites import ACCURACIES, metric_of
+
+    if facts["chance"] is not None:
+        return f"{facts['chance']:g}"
+    return "1/choices" if metric_of(facts["primary"]) in ACCURACIES else "–"
 
 
 @app.command()

@@ -12,7 +12,7 @@ from workbench.scores import Configuration, Scores
 from workbench.statistics import codes, score_interval
 from workbench.suiteparts import FactKind, FactTasks
 from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.tables import Table, roles_of
 
 # Kinds whose items are right (1) or wrong (0) answers with the edit's target.
 SURVIVING: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "generated-paraphrase", "portability")
@@ -64,7 +64,7 @@ def _survivals(
 
 def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Sequence[Scores]]:
     """The configurations that have the edit alone: of all that it teaches, and of as few other facts as there are."""
-    alone = [entry for entry in entries if _alone(entry[0].configuration, facts)]
+    alone = [entry for entry in entries if _alone(entry, facts)]
     most = max((_taken(entry[0].configuration) for entry in alone), default=0)
     alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # checkpoints are no edits of their own
     fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
@@ -97,9 +97,11 @@ def _on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> di
     return found
 
 
-def _alone(c: Configuration, facts: FactTasks) -> bool:
-    """Whether a configuration is an edit for these facts and nothing else: an edit brick on the base, or edits without a merge."""
-    return _edited(c, facts) and c.role != "average" and (c.role == "brick" or not c.parents)
+def _alone(entry: Sequence[Scores], facts: FactTasks) -> bool:
+    """Return whether a configuration is an edit for these facts and nothing else: an edit brick on the base, under whatever name, or edits
+    without a merge."""
+    c = entry[0].configuration
+    return _edited(c, facts) and c.role != "average" and ("brick" in roles_of(entry) or not c.parents)
 
 
 def _taken(c: Configuration) -> float:

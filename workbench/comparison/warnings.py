@@ -9,8 +9,8 @@ from typing import Any
 from workbench.errors import nearest
 from workbench.scores import Scores
 from workbench.statistics import FEW_CLUSTERS
-from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.suites import ACCURACIES, Suite, metric_of
+from workbench.tables import Table, roles_of
 
 _SMALL = 100  # items below which a task is called small
 
@@ -34,6 +34,10 @@ def warnings_of(
             yield f"{t.name}: {k} clusters; tests by sign flips find only large differences."
         if len(t.items) < _SMALL and t.share and not t.contrast:
             yield f"{t.name}: {len(t.items)} items; if one in ten changes, a difference below {0.9 / math.sqrt(len(t.items)):.0%} can stay hidden."
+        if t.chance is None and t.suite.role_of(t.name) != "other":
+            known = metric_of(t.metric) in ACCURACIES
+            why = "its items do not tell a score of guessing" if known else f"no score of guessing is known for '{t.metric}'"
+            yield f"{t.name}: not corrected for chance: {why}, and the suite gives no `chance` for it."
         if t.contrast:
             asked = max(len(other.items) for other in tasks if other.name in (t.contrast.of, t.contrast.minus))
             if len(t.items) < asked:
@@ -50,7 +54,7 @@ def warnings_of(
     elif family["size"] > 20:
         yield f"{family['size']} comparisons in the family: each needs a smaller p; drop rows that nobody asks about."
     shown = {n for e in entries for s in e for n in s.names}
-    roles = {e[0].configuration.role for e in entries} | {a.role for e in entries for s in e for a in s.aliases}
+    roles = {role for entry in entries for role in roles_of(entry)}
     parents = dict.fromkeys(p for e in entries if e[0].configuration.role == "configuration" for p in e[0].configuration.parents)
     missing = [p for p in parents if p not in shown]
     made = (e[0].configuration for e in entries if e[0].configuration.role == "configuration")

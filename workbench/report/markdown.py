@@ -26,7 +26,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        "Scores in percent of items, the mean corrected for chance; brackets are 95 % intervals.",
+        escape(f"Scores in percent of items, the mean {wording.correction(view, 'skill')}; brackets are 95 % intervals."),
         *_undecided(view),
         *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
         f"## Differences against {escape(view.baseline)}",
@@ -87,7 +87,8 @@ def _summary(view: View) -> str:
 def _summary_row(view: View, c: Configuration) -> list[str]:
     found = view.compared(c.name, view.tasks)
     verdicts = {v: sum(d.word == v for d in found) for v in VERDICTS}
-    cells = [c.name, ROLE_NOTES.get(c.role, "configuration"), _levels(c.mean)]
+    role = ROLE_NOTES.get(c.role, "configuration")
+    cells = [c.name, ", ".join(p for p in (role, wording.also(c)) if p), _levels(c.mean)]
     cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
@@ -114,8 +115,8 @@ def _undecided(view: View) -> list[str]:
 def _forgetting(view: View) -> list[str]:
     found = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
     rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in found]
-    text = "Mean over the retention tasks, configuration minus base, corrected for chance, in points."
-    return ["## Forgetting", text, table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
+    text = f"Mean over the retention tasks, configuration minus base, {wording.correction(view, 'retention')}, in points."
+    return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
 
 def _checks(view: View) -> list[str]:
@@ -191,6 +192,7 @@ def _kept(view: View) -> list[str]:
         "## Kept",
         "Chance-corrected score over that of the best parent alone, with 95 % interval.",
         table(["Configuration", "Mean", *tasks], rows),
+        bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
 
 
@@ -250,4 +252,6 @@ def _levels(e: Estimate | None) -> str:
 
 
 def _percent(e: Estimate | None) -> str:
-    return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()
+    if e is None:
+        return MISSING
+    return "withheld" if e.value is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}".strip()

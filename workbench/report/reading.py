@@ -105,6 +105,7 @@ def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float |
         ratio=ratio,
         scorer=task.get("scorer"),
         contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
+        uncorrected="chance" in task and task["chance"] is None,
         min_effect=task.get("min_effect", margin),  # documents of before had one for all
     )
 
@@ -129,6 +130,7 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
         bricks={str(k): v for k, v in (row.get("bricks") or {}).items()},
         checks=tuple(_checks(row.get("check"), suites)),
         forgetting=_forgetting(str(row["name"]), row.get("forgetting")),
+        roles=tuple(map(str, row.get("roles") or (role,))),
     )
 
 
@@ -148,9 +150,9 @@ def _forgetting(name: str, found: Mapping[str, Any] | None) -> Effect | None:
 
 
 def _estimate(value: Mapping[str, Any] | None) -> Estimate | None:
-    if value is None or value.get("value") is None:
+    if value is None or (value.get("value") is None and not value.get("reason")):
         return None
-    return Estimate(value["value"], *(value.get(k) for k in ("low", "high", "corrected", "n")))
+    return Estimate(value.get("value"), *(value.get(k) for k in ("low", "high", "corrected", "n", "reason")))
 
 
 def _estimates(values: Mapping[str, Any] | None) -> dict[str, Estimate]:

@@ -15,13 +15,14 @@ VERDICTS = ("better", "worse", "equivalent", "cannot tell", "no item changed")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, in stored units."""
+    """A value and its 95 % interval, in stored units; `reason` says why there is no value."""
 
     value: float | None
     low: float | None
     high: float | None
     corrected: float | None = None
     n: int | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Task:
         ratio: Kind of a metric over the whole corpus, such as bits_per_byte; None for a mean over items.
         contrast: The two tasks whose difference this is.
         min_effect: Smallest difference of interest, in the metric's own units; None where the suite gives none.
+        uncorrected: The score of guessing is not known, so that means take the score as it is.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Task:
     scorer: str | None = None
     contrast: tuple[str, str] | None = None
     min_effect: float | None = None
+    uncorrected: bool = False
 
     @property
     def axis(self) -> str:
@@ -148,7 +151,8 @@ class Configuration:
     """A scored configuration.
 
     Attributes:
-        kept: Its share of the best parent's chance-corrected score.
+        kept: Its share of the best parent's chance-corrected score; without a value where the parent is too near to chance.
+        roles: Its role, and those that it has under its aliases: a recipe may be the plain average too.
         parameters: Number of parameters; bytes: of the weights as they would be written; bricks: bytes by brick.
         checks: One for each suite whose scorer was checked.
         forgetting: Mean over the retention tasks, configuration minus base.
@@ -171,6 +175,7 @@ class Configuration:
     bricks: Mapping[str, int | None] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     forgetting: Effect | None = None
+    roles: tuple[str, ...] = ()
 
     @property
     def is_control(self) -> bool:
@@ -217,6 +222,12 @@ class View:
     @property
     def skills(self) -> tuple[Task, ...]:
         return tuple(t for t in self.tasks if t.role != "retention")
+
+    @property
+    def withheld(self) -> tuple[tuple[str, str, str], ...]:
+        """Ratios to a parent that are not given: configuration, task, reason."""
+        found = ((c.name, task, e.reason) for c in self.configurations for task, e in c.kept.items())
+        return tuple((name, task, reason) for name, task, reason in found if reason)
 
     @property
     def undecided(self) -> tuple[Difference, ...]:

@@ -76,7 +76,9 @@ def headline(view: View) -> list[str]:
         subject = f"{best.name if above else 'It'} is "
         sentences.append((subject + "; ".join(clauses) if found else _capital("; ".join(clauses))) + ".")
     if rest:
-        sentences.append(f"{rest[0].name} follows with {_mean(rest[0])}; the two were not tested against each other.")
+        twin = bool(best.digest) and rest[0].digest == best.digest
+        said = "the two have the same weights" if twin else "the two were not tested against each other"
+        sentences.append(f"{rest[0].name} follows with {_mean(rest[0])}; {said}.")
     return sentences
 
 
@@ -141,7 +143,7 @@ def diff_pair(view: View) -> tuple[str, str]:
 
 def missing_controls(view: View) -> list[str]:
     """Controls that a reader needs and the document lacks: base, each parent alone, an average."""
-    roles = {c.role for c in view.configurations}
+    roles = {role for c in view.configurations for role in c.roles}
     shown = {name for c in view.configurations for name in (c.name, *c.aliases)}
     notes = [] if "base" in roles else [f"The base was not scored; differences are against {view.baseline}."]
     lacking = [p for p in dict.fromkeys(p for c in view.named for p in c.parents) if p not in shown]
@@ -154,7 +156,7 @@ def missing_controls(view: View) -> list[str]:
 
 def without_average(view: View) -> list[str]:
     """Sets of parents whose plain average was not scored, in words; empty without any average."""
-    averaged = [set(c.parents) for c in view.configurations if c.role == "average"]
+    averaged = [set(c.parents) for c in view.configurations if "average" in c.roles]
     sets = dict.fromkeys(c.parents for c in view.named if len(c.parents) > 1)
     return [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
 
@@ -180,7 +182,9 @@ def glossary(view: View) -> list[tuple[str, str]]:
     margin = f" (within {POINTS.score(view.margin)} points of zero" if view.margin else ""
     margin += (", or what the suite gives for a metric in its own unit)" if own else ")") if margin else ""
     score = "Share of items answered correctly under the task's primary metric, in percent."
-    mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks"
+    mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks: 0 is guessing, 100 is every item right."
+    if bare := [t.name for t in view.tasks if t.uncorrected and t.role == "skill"]:
+        mean += f" The score of guessing is not known on {listed(bare)}, whose score is taken as it is: 0 is no item right."
     adjusted = (
         f"The same difference at the level that the {view.correction.capitalize()} correction gives it in "
         f"the family{size}. Verdicts rest on this one: the chance that any better or worse in the family "
@@ -202,7 +206,7 @@ def glossary(view: View) -> list[tuple[str, str]]:
         more.append(
             (
                 "Forgetting",
-                "Mean over the retention tasks, configuration minus base, corrected for chance, in points; below zero is forgotten.",
+                f"Mean over the retention tasks, configuration minus base, {correction(view, 'retention')}, in points; below zero is forgotten.",
             )
         )
     if any(t.ratio for t in view.tasks):
@@ -211,7 +215,7 @@ def glossary(view: View) -> list[tuple[str, str]]:
         more.append(("Contrasts", "The score on one task minus the score on another, over the same items."))
     return [
         ("Score", f"{score} Metrics that are not shares, or where lower is better, are shown as they are, in their own unit."),
-        ("Mean over skills", f"{mean}: 0 is guessing, 100 is every item right. Retention is not part of it."),
+        ("Mean over skills", f"{mean} Retention is not part of it."),
         (
             "Difference",
             f"Score minus {view.baseline}'s score on the same items, in percentage points.",
@@ -237,11 +241,26 @@ def glossary(view: View) -> list[tuple[str, str]]:
         (
             "Kept",
             "Chance-corrected score over that of the configuration's best parent alone, per task; overall, "
-            "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging.",
+            "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging. A ratio is withheld where the lower end of "
+            "the parent's 95 % interval keeps less than half of its distance from chance, since a ratio to nearly nothing says nothing.",
         ),
         *more,
         ("Not tested", "Configurations are compared with the baseline, not with one another; --baseline NAME takes another."),
     ]
+
+
+def correction(view: View, role: str) -> str:
+    """Return whether means over the tasks of a role are corrected for chance, and on which tasks they are not."""
+    tasks = [t for t in view.tasks if t.role == role]
+    bare = [t.name for t in tasks if t.uncorrected]
+    if not bare:
+        return "corrected for chance"
+    return "not corrected for chance" if len(bare) == len(tasks) else f"corrected for chance except on {listed(bare)}"
+
+
+def also(c: Configuration) -> str:
+    """Return the other names of a configuration's weights, such as "same weights as average"; empty where there are none."""
+    return f"same weights as {listed(c.aliases)}" if c.aliases else ""
 
 
 def _finding(view: View, configuration: Configuration) -> str:
@@ -255,7 +274,9 @@ def _finding(view: View, configuration: Configuration) -> str:
             clauses.append(f"{_intro(verdict, view)} {listed(_told(view, d) for d in group)}")
     text = _capital("; ".join(clauses)) + "." if clauses else ""
     kept = configuration.kept_mean
-    if kept is not None:
+    if kept is not None and kept.value is None:
+        text += f" What it keeps of its parents' skill is withheld ({kept.reason})."
+    elif kept is not None:
         share = f"{PERCENT.score(kept.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept.low, kept.high)}"
         text += f" Keeps {share.strip()} of its parents' skill."
     return text.strip()
