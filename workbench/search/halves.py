@@ -138,7 +138,7 @@ def _warning(task: str, halves: Mapping[str, Sequence[Item]], objectives: Mappin
         wider = f", or set `test: {share:g}`" if clusters > FEW_CLUSTERS and share < 1 else ""
         return (
             f"task '{task}' has {len(kept)} of its {clusters} clusters in the test half, and below {FEW_CLUSTERS} no verdict is given: the test "
-            f"of {tests} says \"cannot tell\" whatever the search finds. Score more clusters{wider}."
+            f'of {tests} says "cannot tell" whatever the search finds. Score more clusters{wider}.'
         )
     sizes = [sum(item.cluster == label for item in halves["test"]) for label in kept]
     worth = effective_clusters(np.array(sizes))
