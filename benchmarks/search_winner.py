@@ -64,6 +64,8 @@ def searched(project: Path, name: str, seed: int, trials: int) -> dict[str, Any]
     found = called(project, "search", "recipes/s.yaml")
     seconds = time.perf_counter() - started
     winner = found["winner"]
+    if winner is None:
+        raise SystemExit(f"{name}, seed {seed}: no candidate beats {found['unbeaten'][0]['name']}")
     rows = {row["name"]: row for row in found["test"]["rows"]}
     ran = called(project, "run", found["recipes"][winner])
     trial = next(t for t in found["trials"] if t["name"] == winner)

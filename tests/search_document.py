@@ -28,6 +28,7 @@ ROLES = {
     "task-arithmetic-1": "average",
 }
 ITEMS = {"search": 450, "test": 460}
+OF_OBJECTIVE = {"items": {"search": 450, "test": 230}, "clusters": {"search": 78, "test": 80}}
 
 
 def make_search(trials: int = 40, *, random: int = 0, objectives: int = 1, seed: int = 0, comparison: bool = True) -> Row:
@@ -42,25 +43,45 @@ def make_search(trials: int = 40, *, random: int = 0, objectives: int = 1, seed:
     drawn = [t for t in full if t["arm"] == "random"]
     best = [max(drawn, key=lambda t: t["scores"][0])["name"]] if drawn else []
     scores = {t["name"]: t["scores"] for t in full}
-    controls = [{"name": name, "scores": list(values[:objectives])} for name, values in CONTROLS.items()]
+    controls = [
+        {"name": name, "role": ROLES.get(name, "configuration"), "scores": list(values[:objectives])}
+        for name, values in CONTROLS.items()
+    ]
     names = ["smoke", "smoke/retention"][:objectives]
     return {
         "version": 1, "name": "toy", "key": "da01b81b379ca79d23d05260213112da", "directory": "runs/search/toy-da01b81b",
         "sampler": "tpe", "seed": 0,
-        "objectives": [{"name": n, "lower": False, "terms": [["smoke", "add", "exact_match"], ["smoke", "triage", "acc"]]} for n in names],
+        "objectives": [{"name": n, "lower": False, "terms": [["smoke", "add", "exact_match"], ["smoke", "triage", "acc"]], **OF_OBJECTIVE} for n in names],
         "space": SPACE, "items": ITEMS, "stages": [75, 150, 225], "controls": controls, "trials": done,
         "importances": {n: {"mix.lambda": 0.7134, "mix.merge": 0.2531, "mix.bricks.triage": 0.0335} for n in names} if trials > 3 else {},
         "winner": winner if objectives == 1 else None, "recipes": {n: f"runs/search/toy-da01b81b/{'winner' if objectives == 1 else n}.yaml" for n in chosen},
-        "best_control": "task-arithmetic-1",
+        "best_control": "task-arithmetic-1", "warnings": [],
         "test": {
             "baseline": "task-arithmetic-1",
-            "rows": [*(_row(n, list(v[:objectives])) for n, v in CONTROLS.items()), *(_row(n, scores[n]) for n in (*chosen, *best))],
+            "rows": [*(_row(n, list(v[:objectives])) for n, v in CONTROLS.items()), *(_row(n, scores[n]) for n in chosen), *(_row(n, scores[n], "random") for n in best)],
             "against": {n: [_against(_row(n, scores[n]), o, i) for i, o in enumerate(names)] for n in (*chosen, *best)},
             "comparison": compared([*chosen, *best]) if comparison else None,
         },
         **({} if objectives == 1 else {"front": chosen, "hypervolume": _areas(rng, trials)}),
         "names": [*CONTROLS, *chosen, *best],
     }  # fmt: skip
+
+
+def all_given_up(objectives: int = 1) -> Row:
+    """A search whose ten candidates all fell behind the brick `triage`, which beats the other controls."""
+    document = make_search(0, objectives=objectives)
+    brick = next(c for c in document["controls"] if c["name"] == "triage")
+    brick["scores"] = [0.9, 0.9][:objectives]
+    row = next(r for r in document["test"]["rows"] if r["name"] == "triage")
+    row |= {"search": brick["scores"], "test": [0.88, 0.87][:objectives]}
+    trials = [
+        {"arm": "search", "number": i, "name": f"trial-{i}", "values": {"mix.merge": "ties", "mix.lambda": 0.3 + 0.1 * i, "mix.bricks.triage": 1.0},
+         "scores": [0.5 + 0.01 * i] * objectives, "digest": f"{i:032x}", "stage": 0, "stopped": True, "items": 75, "beaten_by": "triage", "seconds": {"all": 2.5}}
+        for i in range(10)
+    ]  # fmt: skip
+    unbeaten = [{"name": "triage", "role": "brick", "search": row["search"], "test": row["test"]}]
+    return {**document, "trials": trials, "best_control": "triage", "winner": None, "unbeaten": unbeaten,
+            "test": {**document["test"], "baseline": "triage"}}  # fmt: skip
 
 
 def compared(candidates: list[str]) -> Row:
@@ -100,13 +121,15 @@ def _covers(a: list[float], b: list[float]) -> bool:
     return a != b and all(x >= y for x, y in zip(a, b, strict=True))
 
 
-def _row(name: str, scores: list[float]) -> Row:
+def _row(name: str, scores: list[float], part: str = "found") -> Row:
     """On test items a control has 0.01 less than on search items, a candidate 0.03."""
     loss = 0.01 if name in CONTROLS else 0.03
     digest = f"{zlib.crc32(name.encode()):08x}" * 4
     return {
         "name": name,
+        "part": "control" if name in CONTROLS else part,
         "digest": digest,
+        "same_as": None,
         "search": scores,
         "test": [round(s - loss, 6) for s in scores],
         "optimism": [round(loss - 0.01, 6)] * len(scores),
@@ -116,9 +139,17 @@ def _row(name: str, scores: list[float]) -> Row:
 def _against(row: Row, objective: str, index: int) -> Row:
     control = CONTROLS["task-arithmetic-1"][index]
     search, test = round(row["search"][index] - control, 6), round(row["test"][index] - control + 0.01, 6)
-    gaps = [{"diff": d, "low": round(d - 0.04, 6), "high": round(d + 0.04, 6), "clusters": 40} for d in (test, search)]
+    gaps = [{"diff": d, "low": round(d - 0.04, 6), "high": round(d + 0.04, 6), "p": 0.01, "clusters": 40} for d in (test, search)]
     verdict = "better" if gaps[0]["low"] > 0 else "worse" if gaps[0]["high"] < 0 else "cannot tell"
-    return {"objective": objective, "test": gaps[0], "search": gaps[1], "verdict": verdict, "optimism": round(search - test, 6)}
+    reason = "the interval holds 0" if verdict == "cannot tell" else None
+    return {
+        "objective": objective,
+        "test": gaps[0],
+        "search": gaps[1],
+        "verdict": verdict,
+        "reason": reason,
+        "optimism": round(search - test, 6),
+    }
 
 
 def _areas(rng: np.random.Generator, trials: int) -> list[float]:

@@ -32,7 +32,7 @@ eval: [words]
 """
 
 
-def lay_out(project: Project, items: int = 40) -> Project:
+def lay_out(project: Project, items: int = 40, clusters: int = 20) -> Project:
     """Add suite, tasks and data. Right answers are drawn at random: no configuration is better than another on new items."""
     tasks = project.path / "evals" / "tasks"
     (tasks / "data").mkdir(parents=True)
@@ -43,16 +43,16 @@ def lay_out(project: Project, items: int = 40) -> Project:
     (tasks / "say.yaml").write_text(TASK.format(name="say", kind="generate_until", answer=SAY, metric="exact_match"))
     draw = random.Random(0)
     for name in ("pick", "say"):
-        rows = [_row(draw, f"{name}-{i:03d}", i) for i in range(items)]
+        rows = [_row(draw, f"{name}-{i:03d}", i % clusters) for i in range(items)]
         (tasks / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return project
 
 
-def _row(draw: random.Random, name: str, number: int) -> dict[str, object]:
+def _row(draw: random.Random, name: str, cluster: int) -> dict[str, object]:
     words = [f"w{draw.randrange(60)}" for _ in range(8)]
     return {
         "id": name,
-        "cluster": f"c{number % 10}",
+        "cluster": f"c{cluster}",
         "prompt": " ".join(words[:4]),
         "answer": words[4],
         "choices": words[4:],

@@ -57,6 +57,10 @@ def test_a_search(world: Project) -> None:
     assert found["sampler"] == "gp"
     assert found["items"] == {"search": 16, "test": 40}, "both tasks are tested, one is searched on"
     assert found["stages"] == [8, 8]
+    (objective,) = found["objectives"]
+    assert objective["items"] == {"search": 16, "test": 20}, "of the objective's own task"
+    assert objective["clusters"]["test"] == 10
+    assert found["warnings"] == []
     assert [t["name"] for t in found["trials"]] == [*(f"trial-{i}" for i in range(6)), "random-0", "random-1"]
     assert found["trials"][0]["values"] == {"mix.lambda": 1.0, "mix.bricks.two": 1.0}, "the recipe as it is written comes first"
     names = [c["name"] for c in found["controls"]]
@@ -136,13 +140,16 @@ def test_one_seed_one_sequence(world: Project) -> None:
 
 
 def test_items_are_split_once(world: Project) -> None:
-    """No item is both searched and tested on, stages do not overlap, and the split depends on ids alone."""
+    """No item and no cluster is both searched and tested on, stages do not overlap, and the split depends on labels alone."""
     search = search_of(world)
     seen = [ids(plan, "pick") for stage in search.stages.search for plan in stage]
     test = ids(search.stages.test[0], "pick")
     assert [len(s) for s in seen] == [8, 8]
     assert len(test) == 20
     assert len(set().union(*seen, test)) == 36
+    halves = search.stages.halves("words", "pick")
+    assert {i.cluster for i in halves["search"]} & {i.cluster for i in halves["test"]} == set()
+    assert len({i.cluster for i in halves["test"]}) == 10
     rest = search_of(world, rest=", test: 0.25", name="more.yaml").stages
     assert ids(rest.test[0], "pick") < test
     assert sum(len(ids(plan, "pick")) for stage in rest.search for plan in stage) == 16
@@ -162,6 +169,8 @@ def test_luck_is_no_verdict(world: Project) -> None:
     assert line["verdict"] == "cannot tell"
     assert line["optimism"] == pytest.approx(line["search"]["diff"] - line["test"]["diff"], abs=2e-6)
     assert line["test"]["low"] < 0 < line["test"]["high"]
+    assert line["test"]["p"] > 0.05
+    assert line["reason"] == "the interval holds 0"
 
 
 def test_several_objectives(world: Project) -> None:

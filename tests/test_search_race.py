@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from workbench.evaluate.resident import GOLD
+from workbench.paired import paired
 from workbench.search.clock import Clock
 from workbench.search.document import area
 from workbench.search.objective import Answers, Objective, Term, gap, gold_gap
@@ -36,39 +37,67 @@ def drawn(seed: int, share: float, n: int = 60) -> np.ndarray:
 
 
 def test_gap_is_the_paired_difference() -> None:
+    """The same test and interval as those of `compare`; scores without bounds have the interval of the paired t test."""
     before, after = drawn(0, 0.4), drawn(1, 0.7)
-    found = gap(answers(before), answers(after), ALONE)
-    expected = stats.ttest_rel(after, before)
-    low, high = expected.confidence_interval(0.95)
+    found, pair = gap(answers(before), answers(after), ALONE), paired(before, after)
     assert found.diff == pytest.approx(after.mean() - before.mean())
-    assert found.interval() == pytest.approx((low, high))
+    assert (found.p, found.interval(), found.clusters) == (pair.p, pair.interval(), 60)
     assert found.verdict() == "better"
+    assert found.reason() is None
+    one, two = (np.random.default_rng(seed).normal(-1, 0.3, 60) for seed in (7, 8))
+    loss = gap(answers([0.0] * 60, loss=-one), answers([0.0] * 60, loss=-two), LOSS)
+    assert loss.interval() == pytest.approx(tuple(stats.ttest_rel(two, one).confidence_interval(0.95)))
 
 
 def test_gap_of_several_tasks() -> None:
-    """The mean of the tasks' differences; their errors add up as those of independent means."""
+    """The mean of the tasks' differences, tested by flipping the signs of the clusters of all tasks: here against random flips of our own."""
     parts = [(drawn(2, 0.5), drawn(3, 0.6)), (drawn(4, 0.3, 40), drawn(5, 0.3, 40))]
     (a1, a2), (b1, b2) = parts
     found = gap(answers(a1, b1), answers(a2, b2), BOTH)
-    errors = [np.std(y - x, ddof=1) / np.sqrt(len(x)) for x, y in parts]
     assert found.diff == pytest.approx(np.mean([y.mean() - x.mean() for x, y in parts]))
-    assert found.se == pytest.approx(np.hypot(*errors) / 2)
-    half = stats.t.ppf(0.975, 59 + 39) * found.se
-    assert found.interval() == pytest.approx((found.diff - half, found.diff + half))
+    assert found.clusters == 40
+    shares = np.concatenate([(y - x) / len(x) / 2 for x, y in parts])
+    flips = np.abs(np.random.default_rng(0).choice([-1, 1], (100_000, 100)) @ shares)
+    p = ((flips > abs(found.diff) + 1e-9).mean() + (flips > abs(found.diff) - 1e-9).mean()) / 2
+    assert found.p == pytest.approx(p, abs=0.01)
+    low, high = found.interval()
+    errors = [np.std(y - x, ddof=1) / np.sqrt(len(x)) for x, y in parts]
+    half = stats.t.ppf(0.975, 59 + 39) * np.hypot(*errors) / 2
+    assert (low, high) == pytest.approx((found.diff - half, found.diff + half), abs=0.1 * half), (
+        "near the interval by Student's t"
+    )
 
 
 def test_only_items_that_both_have_seen_count() -> None:
     before, after = drawn(0, 0.5), drawn(1, 0.5)
-    assert gap(answers(before), answers(after[:25]), ALONE) == gap(answers(before[:25]), answers(after[:25]), ALONE)
+    found, cut = (gap(answers(x), answers(after[:25]), ALONE) for x in (before, before[:25]))
+    assert (found.diff, found.p, found.interval(), found.clusters) == (cut.diff, cut.p, cut.interval(), 25)
+    assert found.diff == pytest.approx(after[:25].mean() - before[:25].mean())
 
 
 def test_nothing_changed_and_all_changed_alike() -> None:
     same = answers([1, 0] * 10)
-    assert gap(same, same, ALONE).interval() == (0.0, 0.0)
-    assert gap(same, same, ALONE).verdict() == "cannot tell"
+    alike = gap(same, same, ALONE)
+    assert (alike.diff, alike.p, alike.interval()) == (0.0, 1.0, (0.0, 0.0))
+    assert alike.verdict() == "no item changed"
+    assert not alike.below()
     every = gap(answers([0.0] * 20), answers([1.0] * 20), ALONE)
-    assert (every.diff, every.interval()) == (1.0, (-np.inf, np.inf)), "without a spread nothing is said"
-    assert gap(answers([0, 1, 0]), answers([1, 1, 1]), ALONE).verdict() == "cannot tell", "three clusters"
+    low, high = every.interval()
+    assert (every.diff, every.verdict()) == (1.0, "better")
+    c = every.changes.critical(0.05) ** 2
+    assert (low, high) == pytest.approx(((20 - c) / (20 + c), 1.0)), "Tango's interval of 20 rises and no fall"
+    few = gap(answers([0, 0, 0, 0, 0, 0, 0]), answers([1, 1, 1, 1, 1, 1, 1]), ALONE)
+    assert few.p < 0.05
+    assert (few.verdict(), few.reason()) == ("cannot tell", "too few clusters: 7, at least 8 needed")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_gap_below_zero_is_one_whose_interval_is(seed: int) -> None:
+    """Giving up, interval and verdict rest on one test."""
+    found = gap(answers(drawn(seed, 0.6, 30)), answers(drawn(seed + 100, 0.35, 30)), ALONE)
+    assert found.below() == (found.interval()[1] < 0) == (found.verdict() == "worse")
+    assert found.below(0.3) == (found.interval(0.3)[1] < 0)
+    assert (found.reason() == "the interval holds 0") == (found.verdict() == "cannot tell")
 
 
 def test_less_is_better() -> None:

@@ -123,7 +123,7 @@ class SearchFields(Strict):
     random: Whole = Field(0, ge=0)
     """So many candidates more, drawn at random: an arm to compare the sampler with."""
     test: Real = Field(0.5, gt=0, lt=1)
-    """Share of the items that no candidate sees: on them the winner is tested."""
+    """Share of the items that no candidate sees: on them the winner is tested. Clusters stay whole, so the share is met about."""
 
     @field_validator("budget")
     @classmethod

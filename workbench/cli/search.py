@@ -42,6 +42,8 @@ def search(
     loaded = load_recipe(file, settings or ())
     found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
                     trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
+    for text in found.warnings:
+        out.warn(text)
     if engine == "ray":
         from workbench.search.cluster import Options, run_on_cluster
 
@@ -54,6 +56,8 @@ def search(
         out.json(document)
         return
     _table(document)
+    if to is not None and not document["recipes"]:
+        out.say(f"{to} is not written: there is no winner")
     for name, path in document["recipes"].items():
         out.say(f"{name}: workbench run {shell(relative(loaded.project / path))}")
 
@@ -62,23 +66,43 @@ def _table(document: Mapping[str, Any]) -> None:
     """What was tested, on search and test items; then the verdict."""
     names = [objective["name"] for objective in document["objectives"]]
     heads = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
-    rows = [
+    cells = [
         [row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))]
         for row in document["test"]["rows"]
     ]
-    out.table(heads, rows, right=range(1, len(heads)))
+    out.table(heads, cells, right=range(1, len(heads)))
     done = [t for t in document["trials"] if t["arm"] == "search"]
     given_up = sum(bool(t.get("stopped")) for t in done)
-    out.line(f"{len(done)} candidates ({given_up} given up early), sampler {document['sampler']}; {document['items']['search']} items "
-             f"to search, {document['items']['test']} to test")  # fmt: skip
+    out.line(f"{len(done)} candidates ({given_up} given up early), sampler {document['sampler']}")
+    for o in document["objectives"]:
+        out.line(f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} in "
+                 f"{o['clusters']['test']} to test")  # fmt: skip
+    if document.get("unbeaten"):
+        out.line(_unbeaten(document["unbeaten"], names))
+    rows = {row["name"]: row for row in document["test"]["rows"] if row["part"] != "control"}
     for name, against in document["test"]["against"].items():
         for line in against:
             out.line(_verdict(name, document["best_control"], line, len(names)))
+        if twin := rows[name]["same_as"]:
+            out.line(f"{name} is the control {twin} under another name: its weights are equal")
+
+
+def _unbeaten(found: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+    """The result of a search whose candidates all fell behind."""
+    told = []
+    for one in found:
+        scores = (f"{name}: search {one['search'][i]:.3f}, test {one['test'][i]:.3f}" for i, name in enumerate(objectives))
+        role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(one["role"], "")
+        told.append(f"{role}{one['name']} ({'; '.join(scores)})")
+    return f"no candidate beats {' or '.join(told)}: all that were scored fell behind on search items and were given up"
 
 
 def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
     on = f" on {line['objective']}" if objectives > 1 else ""
-    return (f"{name} against {control}{on}: {line['verdict']} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
+    reason = f", {line['reason']}" if line["reason"] else ""
+    if line["verdict"] == "no item changed":
+        return f"{name} against {control}{on}: no item changed on test items"
+    return (f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
             f"so that search items flattered it by {line['optimism']:+.3f})")  # fmt: skip
 
 

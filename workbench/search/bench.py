@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 
 from workbench.controls import Entry
 from workbench.decoding import identity
@@ -19,8 +18,9 @@ from workbench.recipe import Recipe
 from workbench.registry import Memo
 from workbench.resolve import resolve
 from workbench.scores import Configuration, Rows, Store
+from workbench.search.halves import Stages
 from workbench.search.objective import Answers, gathered
-from workbench.suites import Item, Plan
+from workbench.suites import Plan
 from workbench.weights.digests import json_digest, tensor_digest
 
 if TYPE_CHECKING:
@@ -31,61 +31,6 @@ if TYPE_CHECKING:
 _Part = tuple[Plan, Rows]
 Stop = Callable[[int, Answers], bool]
 """(stage, what was seen) -> whether the candidate is given up."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The items of a search.
-
-    Attributes:
-        search: A list of plans, one a suite, for each stage: the items that it adds.
-        test: One plan a suite, of items that no candidate sees.
-    """
-
-    search: tuple[tuple[Plan, ...], ...]
-    test: tuple[Plan, ...]
-
-    @property
-    def key(self) -> str:
-        """Digest of all plans."""
-        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test)])
-
-    @property
-    def items(self) -> dict[str, int]:
-        """How many items candidates may see, and how many are kept for the test."""
-        return {"search": sum(map(_count, self.search)), "test": _count(self.test)}
-
-
-def _count(plans: Sequence[Plan]) -> int:
-    return sum(len(items) for plan in plans for items in plan.items.values())
-
-
-def stages_of(plans: Sequence[Plan], share: float, counts: Sequence[int]) -> Stages:
-    """Split every task's items by a hash of their ids, and the search half into stages.
-
-    Args:
-        share: Of the items that go to the test.
-        counts: Items of a task after each stage; what is left after the last one is not used.
-    """
-    split = [{task: _split(items, share) for task, items in plan.items.items()} for plan in plans]
-    longest = max(len(seen) for tasks in split for seen, _ in tasks.values())
-    ends = list(dict.fromkeys(min(count, longest) for count in counts))
-    stages = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        parts = [
-            plan.part({task: seen[start:end] for task, (seen, _) in tasks.items()})
-            for plan, tasks in zip(plans, split, strict=True)
-        ]
-        stages.append(tuple(parts))
-    test = tuple(plan.part({task: kept for task, (_, kept) in tasks.items()}) for plan, tasks in zip(plans, split, strict=True))
-    return Stages(tuple(stages), test)
-
-
-def _split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
-    """Search and test items, each in the order of a hash; at least one of both where there are two."""
-    order = sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(f"search {item.id}".encode()), item.id))
-    kept = min(max(1, round(share * len(order))), len(order) - 1) if len(order) > 1 else 0
-    return order[kept:], order[:kept]
 
 
 @dataclass(frozen=True)

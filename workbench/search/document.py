@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.compare import compare
 from workbench.search.objective import Answers, Gap, Objective, gap
-from workbench.search.race import Rival
+from workbench.search.race import Rival, front
 from workbench.search.run import Search, finished
 from workbench.search.study import Study
 
@@ -37,7 +37,8 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         "sampler": search.sampler,
         "seed": search.recipe.fields.seed,
         "objectives": [
-            {"name": o.name, "lower": o.lower, "terms": [[*t.key, t.metric] for t in o.terms]} for o in search.objectives
+            {"name": o.name, "lower": o.lower, "terms": [[*t.key, t.metric] for t in o.terms], **search.stages.counts(o)}
+            for o in search.objectives
         ],
         "space": {d.name: d.domain.model_dump(mode="json") for d in search.space.dimensions},
         "items": search.stages.items,
@@ -45,6 +46,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         "controls": [
             {
                 "name": t.name,
+                "role": search.entries[t.name].role,
                 "scores": _shown(search.objectives, t.rival.scores),
                 "intervals": _intervals(search, best, t.rival.answers),
             }
@@ -52,12 +54,28 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         ],
         "trials": [_trial(search, best, record) for record in study.finished()],
         "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
-        "winner": None if several else found[0].name,
+        "winner": found[0].name if found and not several else None,
         "recipes": dict(recipes),
         "best_control": best.name,
+        **({} if found else {"unbeaten": _unbeaten(search, tested)}),
         **({"front": [t.name for t in found], "hypervolume": hypervolumes(search, study)} if several else {}),
+        "warnings": list(search.warnings),
         "test": _test(search, tested, best.name),
     }
+
+
+def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[dict[str, Any]]:
+    """What no candidate of the sampler beats where all were given up: the best of the controls and of the random arm, or their front."""
+    by_name = {t.rival.name: t for t in tested}
+    return [
+        {
+            "name": rival.name,
+            "role": search.entries[rival.name].role if by_name[rival.name].part == "control" else "random",
+            "search": _shown(search.objectives, rival.scores),
+            "test": _shown(search.objectives, [by_name[rival.name].answers.value(o) for o in search.objectives]),
+        }
+        for rival in front(t.rival for t in tested)
+    ]
 
 
 def _command(search: Search) -> str | None:
@@ -97,18 +115,27 @@ def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]
     control = next(t for t in tested if t.name == best)
     return {
         "baseline": best,
-        "rows": [_row(search.objectives, t, control) for t in tested],
+        "rows": [_row(search.objectives, t, control, _twin(t, control, tested)) for t in tested],
         "against": {t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
         "comparison": _compared(search, tested, control),
     }
 
 
-def _row(objectives: Sequence[Objective], tested: Tested, control: Tested) -> dict[str, Any]:
+def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
+    """The control whose weights a candidate has, the best one if it is one of several; None where it has weights of its own."""
+    if tested.part == "control":
+        return None
+    digest = tested.configuration.of_weights
+    controls = [best, *(t for t in others if t.part == "control")]
+    return next((t.name for t in controls if t.configuration.of_weights == digest), None)
+
+
+def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin: str | None) -> dict[str, Any]:
     """Scores on both halves; `optimism` of the other controls, which nothing has chosen, shows what the halves alone make."""
     after = [tested.answers.value(objective) for objective in objectives]
     optimism = [line["optimism"] for line in _against(objectives, control, tested)]
     return {"name": tested.name, "part": tested.part, "digest": tested.configuration.of_weights,
-            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after), "optimism": optimism}  # fmt: skip
+            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after), "optimism": optimism, "same_as": twin}  # fmt: skip
 
 
 def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
@@ -121,13 +148,13 @@ def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -
     for objective in objectives:
         test, seen = gap(control.answers, tested.answers, objective), gap(control.rival.answers, tested.rival.answers, objective)
         found.append({"objective": objective.name, "test": _gap(test), "search": _gap(seen), "verdict": test.verdict(),
-                      "optimism": round(seen.diff - test.diff, 6)})  # fmt: skip
+                      "reason": test.reason(), "optimism": round(seen.diff - test.diff, 6)})  # fmt: skip
     return found
 
 
 def _gap(found: Gap) -> dict[str, Any]:
     ends = [round(end, 6) if math.isfinite(end) else None for end in found.interval()]
-    return {"diff": round(found.diff, 6), "low": ends[0], "high": ends[1], "clusters": found.clusters}
+    return {"diff": round(found.diff, 6), "low": ends[0], "high": ends[1], "p": round(found.p, 6), "clusters": found.clusters}
 
 
 def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dict[str, Any]:

@@ -120,6 +120,10 @@ class Gap:
         """Two-sided, of confidence 1 - level. Without any changed item (0, 0)."""
         return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(level), self.p <= level)
 
+    def below(self, level: float = 0.05) -> bool:
+        """Whether the interval lies below 0; the test alone tells, without the interval's ends."""
+        return self.diff < 0 and self.p <= level
+
     def verdict(self, level: float = 0.05) -> str:
         """better | worse | cannot tell | no item changed."""
         if self.unchanged:
@@ -127,6 +131,14 @@ class Gap:
         if self.clusters < FEW_CLUSTERS or self.p > level:
             return "cannot tell"
         return "better" if self.diff > 0 else "worse"
+
+    def reason(self, level: float = 0.05) -> str | None:
+        """Why the verdict is "cannot tell"; None for other verdicts."""
+        if self.verdict(level) != "cannot tell":
+            return None
+        if self.clusters < FEW_CLUSTERS:
+            return f"too few clusters: {self.clusters}, at least {FEW_CLUSTERS} needed"
+        return "the interval holds 0"
 
 
 def gap(before: Answers, after: Answers, objective: Objective) -> Gap:

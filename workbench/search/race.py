@@ -49,15 +49,11 @@ def beaten_by(
     """The rival that a candidate lies below on the items seen so far: of every objective the paired interval lies below 0. With one
     objective and `gold`, a log-probability of right answers whose interval lies below 0 says the same earlier."""
     for rival in rivals:
-        if all(gap(rival.answers, answers, objective).interval(level)[1] < 0 for objective in objectives):
+        if all(gap(rival.answers, answers, objective).below(level) for objective in objectives):
             return rival
         if gold and len(objectives) == 1:
             difference = gold_gap(rival.answers, answers, objectives, GOLD)
-            if (
-                difference is not None
-                and difference.interval(level)[1] < 0
-                and gap(rival.answers, answers, objectives[0]).diff <= 0
-            ):
+            if difference is not None and difference.below(level) and gap(rival.answers, answers, objectives[0]).diff <= 0:
                 return rival
     return None
 

@@ -19,8 +19,9 @@ from workbench.recipe import Recipe
 from workbench.resolve import Resolved, resolve
 from workbench.scores import Store
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
-from workbench.search.bench import Bench, Stages, stages_of
+from workbench.search.bench import Bench
 from workbench.search.clock import Clock
+from workbench.search.halves import Stages, stages_of, warnings_of
 from workbench.search.objective import Answers, Objective, objectives_of
 from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
@@ -46,6 +47,7 @@ class Search:
         bench: Where candidates are scored.
         trials, budget: How long: candidates, seconds.
         limit: Items of a task that the call was given; None: the suites' own.
+        warnings: What the test will not be able to say.
     """
 
     recipe: Recipe
@@ -63,6 +65,7 @@ class Search:
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def level(self) -> float:
@@ -82,7 +85,7 @@ def prepare(
     """Check a recipe's search. No model is loaded, unless `eval` asks for facts whose base answers are not known.
 
     Errors: no search, a dimension, sampler or objective that does not exist, an empty range, steps that cannot be searched, a storage
-    of another search, nothing to score.
+    of another search, nothing to score, a task of one item.
     """
     space = Space(recipe)
     fields = space.fields
@@ -109,6 +112,7 @@ def prepare(
         stages_of(_asked(made, objectives), fields.test, fields.fidelity.items),
         test=stages_of(made, fields.test, fields.fidelity.items).test,
     )
+    _check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, sampler)
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
@@ -117,9 +121,21 @@ def prepare(
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
-    return Search(
-        recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), limit, storage, events
-    )
+    return Search(recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), limit, storage, events,
+                  warnings=warnings_of(stages, objectives))  # fmt: skip
+
+
+def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
+    """Raises WorkbenchError where a task of an objective has too few items for two halves."""
+    for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
+        halves = stages.halves(*key)
+        if not all(halves.values()):
+            number = sum(map(len, halves.values()))
+            raise recipe.error(
+                ("search", "objective"),
+                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, and a search needs one to search and one to test",
+                "Score more items, or name another objective.",
+            )
 
 
 def _duration(text: str | None) -> float | None:
@@ -144,7 +160,7 @@ def _asked(made: Sequence[Plan], objectives: Sequence[Objective]) -> list[Plan]:
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, sampler: str) -> str:
     """Not of how many candidates there are: a search can go on for longer."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
-    return json_digest([1, resolved.key, space.recipe.fields.seed, fields, sampler, [o.name for o in objectives], stages.key])
+    return json_digest([2, resolved.key, space.recipe.fields.seed, fields, sampler, [o.name for o in objectives], stages.key])
 
 
 def run(search: Search) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,19 @@ class Tested:
 def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
     """Test the best candidates beside all controls, write their recipes and the search's document; returns the document.
 
+    Where every candidate fell behind a control, the document says which control none of them beats, and no recipe is written.
+
     Args:
         out: Also write the winner's recipe there; of several objectives the first one of the front.
 
-    Errors: no candidate has been scored in full.
+    Errors: no candidate has been scored.
     """
     study = open_study(search)
     try:
         tested = _tested(search, study)
         recipes = {t.name: _write(search, t) for t in tested if t.part == "found"}
         found = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
-        if out is not None:
+        if out is not None and recipes:
             write_bytes(out, next(iter(recipes.values())).read_bytes())
         write_json(search.folder / RESULT, found, indent=1)
         return found
@@ -86,17 +88,33 @@ def _tested(search: Search, study: Study) -> list[Tested]:
 
 
 def _best(search: Search, study: Study) -> list[tuple[Rival, str]]:
-    """The winner, or the front of several objectives, and the best of the random arm."""
+    """The winner, or the front of several objectives; none where all were given up. Then the best of the random arm."""
+    done = study.finished("search")
+    if not any(record["scores"] for record in done):
+        raise _nothing(search, done)
     found = front(finished(search, study, "search"))[:SHOWN]
-    if not found:
+    if not found and not all(record.get("stopped") for record in done if record["scores"]):
         raise WorkbenchError(
-            f"{search.recipe.name}: no candidate has seen all search items: {len(study.finished('search'))} were begun",
-            "Give the search more `trials` or `budget`.",
+            f"{search.recipe.name}: the cache no longer has the scores of candidates that the study in {search.shown(search.folder)} holds",
+            "Move that folder away: the search then begins again.",
         )
     return [
         *((rival, "found") for rival in found),
         *((rival, "random") for rival in front(finished(search, study, "random"))[:1]),
     ]
+
+
+def _nothing(search: Search, done: Sequence[Mapping[str, Any]]) -> WorkbenchError:
+    """No candidate has a score."""
+    if not done:
+        return WorkbenchError(
+            f"{search.recipe.name}: no candidate has been scored: none was finished in time",
+            "Give the search more `trials` or `budget`.",
+        )
+    return WorkbenchError(
+        f"{search.recipe.name}: no candidate could be scored, {len(done)} failed; {done[0]['name']}: {done[0].get('error')}",
+        "Narrow the search's `space` to values with which the merge can be computed.",
+    )
 
 
 def _write(search: Search, tested: Tested) -> Path:

@@ -12,7 +12,7 @@ from workbench.report.search.view import Candidate, SearchView, Tested, written
 
 def markdown(view: SearchView) -> str:
     """The whole report; user text is escaped so that it cannot open HTML, tables or code."""
-    warnings = view.comparison.warnings if view.comparison else ()
+    warnings = view.warnings
     partial = view.comparison.partial if view.comparison else None
     parts = [
         f"# {escape(wording.title(view))}",

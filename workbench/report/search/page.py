@@ -41,7 +41,7 @@ def html(view: SearchView) -> str:
         "suites": facts.suites(view.comparison) if view.comparison else [],
         "created": facts.created(view.comparison) if view.comparison else "",
         "partial": view.comparison.partial if view.comparison else None,
-        "warnings": view.comparison.warnings if view.comparison else (),
+        "warnings": view.warnings,
         "groups": [group for group in (_tested(view, "candidate", "random"), _tested(view, "control")) if group],
         "notes": lambda tested: wording.notes(tested, view),
         "difference": lambda tested, objective: wording.difference(tested, view, objective),

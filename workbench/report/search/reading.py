@@ -9,7 +9,18 @@ from typing import Any
 from workbench.errors import shell
 from workbench.report.numbers import POINTS, raw
 from workbench.report.reading import view_of
-from workbench.report.search.view import Against, Candidate, Control, Dimension, Objective, SearchView, Tested, number, written
+from workbench.report.search.view import (
+    Against,
+    Candidate,
+    Control,
+    Dimension,
+    Objective,
+    SearchView,
+    Tested,
+    Unbeaten,
+    number,
+    written,
+)
 from workbench.report.view import View
 
 
@@ -21,7 +32,8 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
     rows: Sequence[Mapping[str, Any]] = test.get("rows") or ()
     objectives = _objectives(document.get("objectives") or (), controls, candidates, rows)
     folder = str(document.get("directory") or "")
-    tested = tuple(_tested(rows, {c.name for c in controls}, test.get("against") or {}, len(objectives)))
+    best = document.get("best_control")
+    tested = tuple(_tested(rows, {c.name for c in controls}, best, test.get("against") or {}, len(objectives)))
     view = SearchView(
         name=str(document["name"]),
         key=str(document.get("key") or ""),
@@ -38,12 +50,14 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
         importances={str(k): _shares(v) for k, v in (document.get("importances") or {}).items() if v},
         winner=document.get("winner"),
         front=tuple(str(name) for name in document.get("front") or ()),
-        best_control=document.get("best_control"),
+        best_control=best,
         recipes={str(k): _in_project(str(v), folder) for k, v in (document.get("recipes") or {}).items()},
         tested=tested,
         hypervolume=tuple(v for v in document.get("hypervolume") or () if v is not None),
         comparison=_comparison(test.get("comparison"), str(document["name"]), tested),
         command=str(document.get("command") or ""),
+        unbeaten=tuple(_unbeaten(one, len(objectives)) for one in document.get("unbeaten") or ()),
+        notes=tuple(str(text) for text in document.get("warnings") or ()),
     )
     return view if view.command else replace(view, command=_command(view))
 
@@ -67,7 +81,7 @@ def _objectives(
         share = not lower and all(0 <= v <= 1 for v in levels)
         unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
         terms = tuple("/".join(map(str, term)) for term in objective.get("terms") or ())
-        made.append(Objective(str(objective["name"]), i, lower, unit, terms))
+        made.append(Objective(str(objective["name"]), i, lower, unit, terms, (objective.get("items") or {}).get("test")))
     return tuple(made)
 
 
@@ -116,9 +130,10 @@ def _shares(found: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _tested(
-    rows: Sequence[Mapping[str, Any]], controls: set[str], against: Mapping[str, Any], objectives: int
-) -> Iterable[Tested]:  # fmt: skip
-    """Rows in their order: controls stand before candidates, so that of two rows of one name the first is the control."""
+    rows: Sequence[Mapping[str, Any]], controls: set[str], best: str | None, against: Mapping[str, Any], objectives: int
+) -> Iterable[Tested]:
+    """Rows in their order: controls stand before candidates, so that of two rows of one name the first is the control. Of controls with
+    equal weights the best one counts as a candidate's twin."""
     names: set[str] = set()
     weights: dict[str, str] = {}
     for row in rows:
@@ -132,16 +147,20 @@ def _tested(
         twin = None if control or not digest else weights.get(digest)
         yield Tested(name, kind, digest, search, test, optimism,
                      tuple(lines[i] if i < len(lines) else None for i in range(objectives)), twin)  # fmt: skip
-        if control and digest:
-            weights.setdefault(digest, name)
+        if control and digest and (name == best or digest not in weights):
+            weights[digest] = name
+
+
+def _unbeaten(found: Mapping[str, Any], objectives: int) -> Unbeaten:
+    search, test = (tuple(_at(found.get(half), i) for i in range(objectives)) for half in ("search", "test"))
+    return Unbeaten(str(found["name"]), str(found.get("role") or ""), search, test)
 
 
 def _against(line: Mapping[str, Any]) -> Against:
     test, search = line.get("test") or {}, line.get("search") or {}
     diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
-    return Against(
-        str(line.get("objective") or ""), diff, low, high, clusters, line.get("verdict"), search.get("diff"), line.get("optimism")
-    )
+    return Against(str(line.get("objective") or ""), diff, low, high, clusters, line.get("verdict"), search.get("diff"),
+                   line.get("optimism"), line.get("reason"))  # fmt: skip
 
 
 def _at(values: Sequence[float | None] | None, index: int) -> float | None:

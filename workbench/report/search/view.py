@@ -19,6 +19,8 @@ class Objective:
     lower: bool
     unit: Unit
     terms: tuple[str, ...] = ()
+    test_items: int | None = None
+    """Items of its tasks that no candidate saw; a search tests on other tasks of its suites too."""
 
     def better(self, a: float, b: float) -> bool:
         """Whether score `a` is better than `b`."""
@@ -106,6 +108,21 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Unbeaten:
+    """A configuration that no candidate beats, where all of them were given up.
+
+    Attributes:
+        role: base, brick, average, configuration, or random.
+        search, test: Scores, one an objective.
+    """
+
+    name: str
+    role: str
+    search: tuple[float | None, ...]
+    test: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class Against:
     """A tested candidate minus the best control under one objective, paired by item; above zero is better, whatever the metric.
 
@@ -113,6 +130,7 @@ class Against:
         diff, low, high: On test items, with a plain 95 % interval.
         search: The difference on search items.
         optimism: By how much that is larger.
+        reason: Why it cannot tell.
     """
 
     objective: str
@@ -123,6 +141,7 @@ class Against:
     verdict: str | None
     search: float | None
     optimism: float | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +190,14 @@ class SearchView:
     hypervolume: tuple[float, ...]
     comparison: View | None
     command: str
+    unbeaten: tuple[Unbeaten, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Warnings of the search itself."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The search's, then those of its comparison."""
+        return (*self.notes, *(self.comparison.warnings if self.comparison else ()))
 
     @property
     def searched(self) -> tuple[Candidate, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.report.numbers import MISSING, count, listed, plural, seconds
-from workbench.report.search.view import Against, Candidate, Objective, SearchView, Tested, written
+from workbench.report.search.view import Against, Candidate, Objective, SearchView, Tested, Unbeaten, written
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -16,15 +16,15 @@ def title(view: SearchView) -> str:
 
 
 def headline(view: SearchView) -> str:
-    """What won, beside the best control, on items that no candidate saw."""
+    """What won, beside the best control, on items that no candidate saw; or what no candidate beats."""
     chosen = [t for name in view.chosen if (t := view.row(name, "candidate"))]
     if not chosen:
-        return "No candidate of this search has been tested."
-    head = f"On {_items(view.test_items, 'test item')} that no candidate saw, "
+        return _unbeaten(view) if view.unbeaten else "No candidate of this search has been tested."
     if len(view.objectives) == 1:
-        return head + _beside(view, chosen[0], view.objectives[0])
+        (objective,) = view.objectives
+        return f"On {_items(objective.test_items, 'test item')} that no candidate saw, " + _beside(view, chosen[0], objective)
     return (
-        head
+        f"On {_items(view.test_items, 'test item')} that no candidate saw, "
         + f"{plural(len(chosen), 'candidate')} of the front {'was' if len(chosen) == 1 else 'were'} tested: {listed(t.name for t in chosen)}."
     )
 
@@ -158,6 +158,32 @@ def domain(name: str, view: SearchView) -> str:
     return f"{name} {written(d.low)} to {written(d.high)}{' (logarithmic)' if d.log else ''}"
 
 
+def _unbeaten(view: SearchView) -> str:
+    """The result of a search whose candidates were all given up."""
+    if len(view.objectives) > 1:
+        return (
+            f"No candidate beats {listed(_called(u) for u in view.unbeaten)}: on every objective, each that was scored fell behind one of "
+            "them on search items."
+        )
+    (objective,), best = view.objectives, view.unbeaten[0]
+    return (
+        f"No candidate beats {_called(best)}, which has {_level(objective, best.search[0])} on search items and "
+        f"{_level(objective, best.test[0])} on {_items(objective.test_items, 'test item')} that no candidate saw."
+    )
+
+
+def _called(found: Unbeaten) -> str:
+    """A control with what it is, as sentences name it."""
+    roles = {
+        "base": "the base" if found.name == "base" else f"the base {found.name}",
+        "brick": f"brick {found.name}",
+        "average": f"the control {found.name}",
+        "configuration": f"the untuned recipe {found.name}",
+        "random": f"{found.name} of the random arm",
+    }
+    return roles.get(found.role, found.name)
+
+
 def _beside(view: SearchView, tested: Tested, objective: Objective) -> str:
     index = objective.index
     text = f"{tested.name} has {_level(objective, tested.test[index])}"
@@ -165,8 +191,17 @@ def _beside(view: SearchView, tested: Tested, objective: Objective) -> str:
     if best is None or found is None:
         return f"{text} on {objective.name}. No control was scored beside it."
     if tested.twin == best.name:
-        return f"{text}: it has the same weights as the best control, {best.name}."
-    return f"{text} and the best control, {best.name}, {_level(objective, best.test[index])}: {gap(objective, found)}, {found.verdict or MISSING}."
+        return f"{text}: the winner is the best control, {best.name}, under another name, since their weights are equal."
+    twin = f" The winner is the control {tested.twin} under another name: their weights are equal." if tested.twin else ""
+    return f"{text} and the best control, {best.name}, {_level(objective, best.test[index])}: {_ruled(objective, found)}.{twin}"
+
+
+def _ruled(objective: Objective, found: Against) -> str:
+    """The difference and its verdict, and why it cannot tell where the interval does not show it."""
+    if found.verdict == "no item changed":
+        return "no item changed"
+    few = f" ({found.reason})" if found.reason and "cluster" in found.reason else ""
+    return f"{gap(objective, found)}, {found.verdict or MISSING}{few}"
 
 
 def _level(objective: Objective, value: float | None) -> str:
@@ -192,9 +227,14 @@ def _verdicts(view: SearchView, chosen: Sequence[Tested], objective: Objective) 
     for t in chosen:
         found = t.against[objective.index]
         if found is not None:
-            told = f"{t.name} ({objective.unit.diff(found.diff)})"
+            same = found.verdict == "no item changed"
+            told = t.name if same else f"{t.name} ({objective.unit.diff(found.diff)})"
             groups.setdefault(found.verdict or MISSING, []).append(told)
-    words = {"better": f"better than {view.best_control}: ", "worse": f"worse than {view.best_control}: "}
+    words = {
+        "better": f"better than {view.best_control}: ",
+        "worse": f"worse than {view.best_control}: ",
+        "no item changed": f"with no item changed from {view.best_control}: ",
+    }
     order = [*words, *(v for v in groups if v not in words)]
     clauses = [words.get(v, f"{v}: ") + listed(groups[v]) for v in order if v in groups]
     return f"On {objective.name}, {'; '.join(clauses)}." if clauses else ""
@@ -208,11 +248,7 @@ def _random(view: SearchView) -> str:
     for o in view.objectives:
         found = best.against[o.index]
         on = f" on {o.name}" if len(view.objectives) > 1 else ""
-        against = (
-            f" ({gap(o, found)} against {view.best_control}, {found.verdict or MISSING})"
-            if found and found.diff is not None
-            else ""
-        )
+        against = f" (against {view.best_control}: {_ruled(o, found)})" if found and found.diff is not None else ""
         told.append(f"{_level(o, best.test[o.index])}{on}{against}")
     return f"The best random candidate, {best.name}, has {listed(told)} on test items."
 
