@@ -31,6 +31,7 @@ def view_of(document: Mapping[str, Any]) -> View:
         correction=str(family.get("correction") or "none"),
         family=str(family.get("text") or ""),
         family_size=family.get("size"),
+        families={name: int(family[name]) for name in ("compared", "guarded", "controls") if family.get(name) is not None},
         margin=family.get("min_effect"),
         bricks=tuple(str(b) for b in interference.get("bricks") or ()),
         effect_tasks=tuple(str(t) for t in interference.get("tasks") or ()),
@@ -106,6 +107,7 @@ def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float |
         scorer=task.get("scorer"),
         contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
         min_effect=task.get("min_effect", margin),  # documents of before had one for all
+        tolerance=task.get("tolerance"),
     )
 
 
