@@ -138,7 +138,8 @@ def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
             "alpha": ALPHA,
             "correction": "holm" if older else "max-t",
             "min_effect": MARGIN,
-            "text": f"primary metric of {len(tasks)} tasks x {len(names) - 1} configurations against base",
+            "text": f"primary metric of {len(tasks)} tasks x {len(names) - 1} configurations against base"
+            + ("" if older else "; 1 guarded task apart; controls apart"),
         },
         "flips": {n: _flips(n, i, tasks, answers) for i, n in enumerate(names) if n != "base"},
         "provenance": {

@@ -120,11 +120,14 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
     assert [c["name"] for c in document["configurations"]] == ["base", "add", "sort", "average", "merge"]
     assert document["configurations"][4]["recipe_text"] == "version: 1\n"
     assert document["family"] == {
-        "size": 12,
+        "size": 2,
+        "compared": 2,
+        "guarded": 4,
+        "controls": 6,
         "min_effect": 0.02,
         "alpha": 0.05,
-        "correction": "holm",
-        "text": "primary metric of 3 tasks x 4 configurations against base",
+        "correction": "max-t",
+        "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task apart; 3 controls apart",
     }
     assert document["tasks"][2] == {
         "task": "facts",
@@ -140,6 +143,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "ratio": None,
         "share": True,
         "min_effect": 0.02,
+        "tolerance": 0.02,
         "scorer": "hflm",
         "contrast": None,
     }
@@ -167,8 +171,15 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "losses",
         "lower",
         "ratio",
+        "family",
+        "tolerance",
         "companion",
     }
+    found = {(r["configuration"], r["task"]): (r["family"], r["tolerance"]) for r in document["rows"]}
+    assert found["merge", "add"] == ("compared", None)
+    assert found["merge", "facts"] == found["add", "facts"] == ("guarded", 0.02)
+    assert found["add", "sort"] == ("controls", None)
+    assert [t["tolerance"] for t in document["tasks"]] == [None, None, 0.02]
     assert not document["warnings"]
 
 

@@ -118,7 +118,7 @@ def _harm(view: View) -> list[Entry]:
         ),
         (
             "Tolerance",
-            "The largest loss on a guarded task that counts as safe: the suite's `tolerance`, or its smallest effect of interest"
+            "The largest loss on a guarded task that counts as safe: the suite's tolerance, or its smallest effect of interest"
             + (f"; {', '.join(limits)}" if limits else "")
             + ". Choose it before looking at the scores.",
         ),
