@@ -45,13 +45,14 @@ def stored(
     values: Mapping[Configuration, Sequence[Sequence[float]]],
     *,
     suite: Suite = SUITE,
-    clusters: int = 30,
+    clusters: int | Sequence[int] = 30,
     plan: str = "p" * 32,
     partial: bool = False,
 ) -> list[Scores]:
-    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task."""
+    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task; clusters of equal size, or one an item."""
     n = len(next(iter(values.values()))[0])
-    items = {t: tuple(Item(f"{t}-{i}", f"t{i % clusters}") for i in range(n)) for t in suite.tasks}
+    label = [i % clusters for i in range(n)] if isinstance(clusters, int) else clusters
+    items = {t: tuple(Item(f"{t}-{i}", f"t{label[i]}") for i in range(n)) for t in suite.tasks}
     made = Plan(
         suite=suite,
         facts=[plan],
@@ -315,6 +316,24 @@ def test_warnings(tmp_path: Path) -> None:
         "extra: not scored for merge.",
     ):
         assert expected in text
+
+
+def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
+    """Half of the items in one cluster: 121 clusters are worth 240^2 / (120^2 + 120) = 4.0 equal ones."""
+    label = [0] * 120 + list(range(1, 121))
+    one = Suite(suite="one", tasks=("x",), primary={"x": "em"})
+    store = Store(tmp_path / "one")
+    scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
+    said = "x: 121 clusters of unequal size are worth 4.0 equal ones (the largest holds 50% of the items); "
+    assert [w for w in compare(store, scores).document()["warnings"] if w.startswith(said)]
+    names = tuple(f"t{i}" for i in range(21))
+    many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
+    store, values = Store(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
+    told = compare(store, stored(store, values, suite=many)).document()["warnings"]
+    assert any(w.startswith("21 tasks and contrasts in one family: each of them makes the others harder to tell") for w in told)
+    fewer = many.model_copy(update={"roles": {"t0": "guarded"}})  # it is tested apart
+    told = compare(store, stored(store, values, suite=fewer, plan="q" * 32)).document()["warnings"]
+    assert not any("in one family" in w for w in told)
 
 
 def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
