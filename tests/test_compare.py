@@ -176,12 +176,16 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "tolerance",
         "companion",
     }
+    assert not document["warnings"]
+
+
+def test_rows_name_their_family_and_tolerance(comparison: Comparison) -> None:
+    document = comparison.document()
     found = {(r["configuration"], r["task"]): (r["family"], r["tolerance"]) for r in document["rows"]}
     assert found["merge", "add"] == ("compared", None)
     assert found["merge", "facts"] == found["add", "facts"] == ("guarded", 0.02)
     assert found["add", "sort"] == ("controls", None)
     assert [t["tolerance"] for t in document["tasks"]] == [None, None, 0.02]
-    assert not document["warnings"]
 
 
 def test_verdicts(comparison: Comparison) -> None:

@@ -114,6 +114,7 @@ def test_on_a_guarded_task_the_summary_says_who_is_safe_and_what_would_help(docu
             {"reason": "the suite gives no tolerance for this metric", "tolerance": None, "needs": None},
             "the suite gives no tolerance",
         ),
+        ({"low_adj": -0.07, "needs": 200}, "losses up to 7.0 are left, the tolerance is 5.0"),
         ({"low_adj": None, "needs": None}, "no loss is excluded, the tolerance is 5.0"),
     ],
 )

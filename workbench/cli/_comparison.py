@@ -139,7 +139,7 @@ def _verdict(row: Row, share: bool) -> str:
         facts.append("no tolerance")
     if row["verdict"] == "cannot tell" and row["mde"] is not None and not closed:
         facts.append(f"mde {_number(row['mde'], share)}")
-    if still and row["needs"]:
+    if still and row["needs"] and row["needs"] > row["n"]:
         facts.append(f"needs about n = {row['needs']}")
     return str(row["verdict"]) + (f" ({', '.join(facts)})" if facts else "")
 

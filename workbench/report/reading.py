@@ -53,6 +53,8 @@ def finite(value: Any) -> Any:
 def _difference(row: Mapping[str, Any]) -> Difference:
     fields: dict[str, Any] = {name: row.get(name) for name in Difference.__dataclass_fields__}
     fields["role"] = str(row.get("role") or "")
+    if row.get("needs") and row.get("n") and row["needs"] <= row["n"]:
+        fields["needs"] = None  # that many items are there already: of a guarded task, an unchanged configuration would be safe
     fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
     fields |= {"lower": bool(row.get("lower")), "ratio": bool(row.get("ratio")), "companion": _companion(row.get("companion"))}
     return Difference(**fields)
