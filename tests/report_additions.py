@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,21 @@ Row = dict[str, Any]
 SIZES = {"starter-ties": (3_355_136, 6_710_272), "over-scaled": (3_470_000, 6_940_000)}
 BASE_SIZE = (3_148_800, 6_297_600)
 BRICK_BYTES = 412_160
+
+
+FAMILIES = ("compared", "guarded", "controls")
+
+
+def judge_harm(row: Row) -> None:
+    """Turns the verdict of a guarded task's row into one about harm."""
+    if row["verdict"] == "no item changed":
+        return
+    row["needs"] = None
+    if -row["low_adj"] < row["tolerance"]:
+        row["verdict"] = "safe"
+    elif row["verdict"] != "worse":
+        row |= {"verdict": "not shown safe", "reason": "the interval holds losses beyond the tolerance"}
+        row["needs"] = math.ceil(row["n"] * (row["mde"] / row["tolerance"]) ** 2)
 
 
 def complete(document: dict[str, Any], seed: int) -> None:
@@ -29,6 +45,7 @@ def complete(document: dict[str, Any], seed: int) -> None:
             }  # fmt: skip
     for task in document["tasks"]:
         task |= {"lower": False, "ratio": None, "scorer": "packed", "contrast": None}
+        task["tolerance"] = next((r["tolerance"] for r in document["rows"] if r["task"] == task["task"]), None)
     retention = {r["configuration"]: r for r in document["rows"] if r["task"] == "retention"}
     for i, c in enumerate(document["configurations"]):
         parameters, size = SIZES.get(c["name"], BASE_SIZE)
@@ -69,6 +86,7 @@ def add_own_units(document: dict[str, Any]) -> None:
                 "low": diff - half, "high": diff + half, "low_adj": diff - 1.5 * half, "high_adj": diff + 1.5 * half,
                 "p": 0.01, "p_adj": 0.04 if decided else 0.6, "n": task["n"], "clusters": task["clusters"], "mde": 2.2 * half,
                 "needs": None if decided else 400, "verdict": ("better" if better else "worse") if decided else "cannot tell",
+                "family": "compared" if by_name[name]["role"] == "configuration" else "controls", "tolerance": None,
                 "wins": 4, "losses": 3, "lower": task["lower"], "ratio": task["ratio"] is not None, "companion": None,
             })  # fmt: skip
     document["tasks"] += tasks

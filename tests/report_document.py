@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from report_additions import complete
+from report_additions import FAMILIES, complete, judge_harm
 from scipy import stats
 
 Row = dict[str, Any]
@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 MARGIN = 0.02
+TOLERANCE = 0.05
 CHOICES = ["billing", "delivery", "account", "returns"]
 # task: (metric, chance, role, owner, number of items, number of templates)
 TASKS: dict[str, tuple[str, float, str, str | None, int, int]] = {
@@ -107,7 +108,9 @@ def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
     table = dict(options.get("configurations", CONFIGURATIONS))
     names = list(table)
     answers = {t: _answers(t, tasks[t], table, seed) for t in tasks}
-    rows = _rows(names, tasks, answers)
+    older = bool(options.get("older"))
+    rows = _rows(names, tasks, answers, older)
+    sizes = {name: sum(r["family"] == name for r in rows) for name in FAMILIES} if not older else {}
     configurations = [_configuration(n, i, table, tasks, answers, seed) for i, n in enumerate(names)]
     return {
         "version": 1,
@@ -130,11 +133,13 @@ def _document(seed: int, options: dict[str, Any]) -> dict[str, Any]:
         ],
         "interference": _interference(rows, table, list(tasks)),
         "family": {
-            "size": len(rows),
+            "size": sizes.get("compared", len(rows)),
+            **sizes,
             "alpha": ALPHA,
-            "correction": "holm",
+            "correction": "holm" if older else "max-t",
             "min_effect": MARGIN,
-            "text": f"primary metric of {len(tasks)} tasks x {len(names) - 1} configurations against base",
+            "text": f"primary metric of {len(tasks)} tasks x {len(names) - 1} configurations against base"
+            + ("" if older else "; 1 guarded task apart; controls apart"),
         },
         "flips": {n: _flips(n, i, tasks, answers) for i, n in enumerate(names) if n != "base"},
         "provenance": {
@@ -234,7 +239,8 @@ def _clustered(d: Floats, cluster: NDArray[np.int64]) -> tuple[float, float, int
     return mean, float(np.sqrt(((sums - mean * sizes) ** 2).sum() * k / (k - 1)) / d.size), k
 
 
-def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers]) -> list[Row]:
+def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers], older: bool) -> list[Row]:
+    """Rows; each family is corrected by itself, in older documents all rows are one family."""
     rows: list[Row] = []
     for i, name in enumerate(names):
         for task, spec in tasks.items():
@@ -261,13 +267,25 @@ def _rows(names: list[str], tasks: dict[str, Any], answers: dict[str, Answers]) 
                     "losses": int((d < 0).sum()),
                 }
             )
-    tested = sorted((r for r in rows if r["p"] is not None), key=lambda r: float(r["p"]))
-    highest = 0.0
-    for rank, row in enumerate(tested):
-        highest = max(highest, min(1.0, row["p"] * (len(tested) - rank)))
-        row["p_adj"], row["level"] = highest, ALPHA / (len(tested) - rank)
+    families: dict[Any, list[Row]] = {}
+    for row in rows:
+        control, guarded = row["role"] != "configuration", tasks[row["task"]][2] == "retention"
+        if not older:
+            row |= {
+                "family": "guarded" if guarded else "controls" if control else "compared",
+                "tolerance": TOLERANCE if guarded else None,
+            }
+        families.setdefault(None if older else (guarded, control), []).append(row)
+    for members in families.values():
+        tested = sorted((r for r in members if r["p"] is not None), key=lambda r: float(r["p"]))
+        highest = 0.0
+        for rank, row in enumerate(tested):
+            highest = max(highest, min(1.0, row["p"] * (len(tested) - rank)))
+            row["p_adj"], row["level"] = highest, ALPHA / (len(tested) - rank)
     for row in rows:
         _decide(row)
+        if row.get("family") == "guarded":
+            judge_harm(row)
     return rows
 
 
@@ -278,7 +296,7 @@ def _decide(row: Row) -> None:
     row["low"], row["high"] = float(row["diff"] - t * se), float(row["diff"] + t * se)
     row["low_adj"], row["high_adj"] = float(row["diff"] - wide * se), float(row["diff"] + wide * se)
     row["mde"] = float((wide + stats.norm.ppf(0.8)) * se) if se > 0 else None
-    row["needs"], row["p_adj"] = None, row.get("p_adj")
+    row["needs"], row["p_adj"], row["reason"] = None, row.get("p_adj"), None
     if se == 0:
         row["verdict"] = "no item changed"
     elif row["p_adj"] < ALPHA:

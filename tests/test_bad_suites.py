@@ -117,7 +117,7 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ("suite: x\ntasks: [add]\nprimry: {}\n", r"x.yaml:3:1 primry: unknown field. Did you mean 'primary'"),
         ("suite: x\ntasks: [add]\nmin_effect: {ad: 0.1}\n", "min_effect: 'ad' is not a task of this suite. Did you mean 'add'"),
         ("suite: x\ntasks: [add]\nmin_effect: {add: -0.1}\n", r"x.yaml:3:1.* min_effect"),
-        ("suite: x\ntasks: [add]\ncorrection: bonferroni\n", r"x.yaml:3:1 correction: expected 'holm' or 'none'"),
+        ("suite: x\ntasks: [add]\ncorrection: bonferroni\n", r"x.yaml:3:1 correction: expected 'max-t' or 'none'"),
         (
             "suite: x\ntasks: [add, sub]\ncontrasts: {c: {of: add, minus: sbu}}\n",
             "contrasts: c: 'sbu' is not a task of this suite",
@@ -130,7 +130,7 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ("suite: x\ntasks: [add]\nalpha: yes\n", r"x.yaml:3:1 alpha: expected a valid number, found True"),
         ("suite: x\ntasks: [add]\nmin_effect: {add: .inf}\n", r"x.yaml:3:14 min_effect.add: expected a finite number, found inf"),
         ("suite: x\ntasks: [add]\nchance: {add: 0_7}\n", r"x.yaml:3:15 YAML reads 0_7 as 7 \(octal\)"),
-        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention' or 'other'"),
+        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention', 'guarded' or 'other'"),
     ],
 )
 def test_bad_suites(tmp_path: Path, text: str, message: str) -> None:

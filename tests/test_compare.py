@@ -45,13 +45,14 @@ def stored(
     values: Mapping[Configuration, Sequence[Sequence[float]]],
     *,
     suite: Suite = SUITE,
-    clusters: int = 30,
+    clusters: int | Sequence[int] = 30,
     plan: str = "p" * 32,
     partial: bool = False,
 ) -> list[Scores]:
-    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task."""
+    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task; clusters of equal size, or one an item."""
     n = len(next(iter(values.values()))[0])
-    items = {t: tuple(Item(f"{t}-{i}", f"t{i % clusters}") for i in range(n)) for t in suite.tasks}
+    label = [i % clusters for i in range(n)] if isinstance(clusters, int) else clusters
+    items = {t: tuple(Item(f"{t}-{i}", f"t{label[i]}") for i in range(n)) for t in suite.tasks}
     made = Plan(
         suite=suite,
         facts=[plan],
@@ -120,11 +121,14 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
     assert [c["name"] for c in document["configurations"]] == ["base", "add", "sort", "average", "merge"]
     assert document["configurations"][4]["recipe_text"] == "version: 1\n"
     assert document["family"] == {
-        "size": 12,
+        "size": 2,
+        "compared": 2,
+        "guarded": 4,
+        "controls": 6,
         "min_effect": 0.02,
         "alpha": 0.05,
-        "correction": "holm",
-        "text": "primary metric of 3 tasks x 4 configurations against base",
+        "correction": "max-t",
+        "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task apart; 3 controls apart",
     }
     assert document["tasks"][2] == {
         "task": "facts",
@@ -140,6 +144,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "ratio": None,
         "share": True,
         "min_effect": 0.02,
+        "tolerance": 0.02,
         "scorer": "hflm",
         "contrast": None,
     }
@@ -167,9 +172,20 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "losses",
         "lower",
         "ratio",
+        "family",
+        "tolerance",
         "companion",
     }
     assert not document["warnings"]
+
+
+def test_rows_name_their_family_and_tolerance(comparison: Comparison) -> None:
+    document = comparison.document()
+    found = {(r["configuration"], r["task"]): (r["family"], r["tolerance"]) for r in document["rows"]}
+    assert found["merge", "add"] == ("compared", None)
+    assert found["merge", "facts"] == found["add", "facts"] == ("guarded", 0.02)
+    assert found["add", "sort"] == ("controls", None)
+    assert [t["tolerance"] for t in document["tasks"]] == [None, None, 0.02]
 
 
 def test_verdicts(comparison: Comparison) -> None:
@@ -304,6 +320,24 @@ def test_warnings(tmp_path: Path) -> None:
         "extra: not scored for merge.",
     ):
         assert expected in text
+
+
+def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
+    """Half of the items in one cluster: 121 clusters are worth 240^2 / (120^2 + 120) = 4.0 equal ones."""
+    label = [0] * 120 + list(range(1, 121))
+    one = Suite(suite="one", tasks=("x",), primary={"x": "em"})
+    store = Store(tmp_path / "one")
+    scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
+    said = "x: 121 clusters of unequal size are worth 4.0 equal ones (the largest holds 50% of the items); "
+    assert [w for w in compare(store, scores).document()["warnings"] if w.startswith(said)]
+    names = tuple(f"t{i}" for i in range(21))
+    many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
+    store, values = Store(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
+    told = compare(store, stored(store, values, suite=many)).document()["warnings"]
+    assert any(w.startswith("21 tasks and contrasts in one family: each of them makes the others harder to tell") for w in told)
+    fewer = many.model_copy(update={"roles": {"t0": "guarded"}})  # it is tested apart
+    told = compare(store, stored(store, values, suite=fewer, plan="q" * 32)).document()["warnings"]
+    assert not any("in one family" in w for w in told)
 
 
 def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ def test_value_is_the_ratio_of_sums(tmp_path: Path) -> None:
 def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of each metric; beside "cannot tell" the smallest difference that would be found, the items needed, the margin."""
     monkeypatch.setenv("COLUMNS", "400")
-    base, a = data(), data(1, loss=0.8, error=0.3, lead=0.11)
+    base, a = data(), data(1, loss=0.8, error=0.3, lead=0.13, facts=0.85)
     result = made(tmp_path, base, a)
     rows_table(result.document())
     found = capsys.readouterr()
@@ -389,10 +389,17 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert row.companion is not None
     assert f"cannot tell (mde {100 * row.mde:.1f}, needs about n = {row.needs})" in lines["pick"]
     assert f"{row.companion.diff:+.3f} [" in lines["pick"]
+    assert "worse (tolerance 2.0)" in lines["facts"]
     assert "(of text in the metric's own units) against base" in found.err
     assert "lower is better: text, told, stripped" in found.err
+    family = result.document()["family"]
+    told = f"{family['compared']} rows compared, {family['guarded']} guarded"
+    assert f"step-down max-T at 0.05: {told}" in found.err
+    assert "On facts (tolerance 2.0 points), a is worse than base." in found.err
     scores_table(result, [])
-    assert "mean over skills" in capsys.readouterr().err
+    found = capsys.readouterr()
+    assert "mean over skills" in found.err
+    assert f"~ safe, ! not shown safe (guarded tasks) (step-down max-T: {told})" in found.err
 
 
 def test_an_interval_without_ends_is_kept() -> None:

@@ -74,17 +74,18 @@ def test_direction_of_a_change(task: str, before: Any, after: Any, expected: str
 def test_undecided_differences_say_what_would_show_and_how_many_items(document: Document, text: str) -> None:
     _, *rows = Page(text).tables["undecided-table"]
     named = {c["name"] for c in document["configurations"] if c["role"] == "configuration"}
-    found = [d for d in document["rows"] if d["configuration"] in named and d["verdict"] == "cannot tell"]
+    found = [d for d in document["rows"] if d["configuration"] in named and d["verdict"] in ("cannot tell", "not shown safe")]
     assert len(found) > 5
     by_name = {(r[0], r[1]): r for r in rows}
     assert len(by_name) == len(rows) == len(found)
     for d in found:
         row = by_name[d["configuration"], d["task"]]
-        assert row[3] == f"±{fixed(100 * d['mde'], 1)} points"
-        assert row[4:6] == [str(d["n"]), f"≈ {about(d['needs'])}"]
+        assert row[2].strip() == d["verdict"]
+        assert row[4] == f"±{fixed(100 * d['mde'], 1)} points"
+        assert row[5:7] == [str(d["n"]), f"≈ {about(d['needs'])}"]
         margin = d["companion"]
         ends = f"[{signed(margin['low'], 2)}, {signed(margin['high'], 2)}] nats" if margin else ""
-        assert row[6] == (f"{signed(margin['diff'], 2)} {ends}" if margin else MISSING)
+        assert row[7] == (f"{signed(margin['diff'], 2)} {ends}" if margin else MISSING)
 
 
 def test_forgetting_stands_beside_the_retention_tasks(document: Document, text: str) -> None:
@@ -182,7 +183,10 @@ def test_headline_names_the_highest_mean_and_what_is_not_known(document: Documen
     skills = [d for d in document["rows"] if d["configuration"] == first["name"] and d["task"] != "retention"]
     better = sum(d["verdict"] == "better" for d in skills)
     assert f"better than base on {better} of {len(skills)} skill tasks" in told[1]
-    assert "on retention these items cannot tell (" in told[1]
+    kept = next(d for d in document["rows"] if (d["configuration"], d["task"]) == (first["name"], "retention"))
+    assert kept["verdict"] == "safe"
+    assert f"on retention it is safe: {signed(100 * kept['diff'], 1)} points [" in told[1]
+    assert "tolerance 5.0" in told[1]
     assert told[2].startswith(f"{second['name']} follows with ")
     assert "no skill task" not in told[1]
 

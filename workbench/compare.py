@@ -46,7 +46,7 @@ class Comparison:
     @property
     def not_safe(self) -> list[Difference]:
         """Rows of guarded tasks in which a configuration that is no control is worse, or not shown to be safe."""
-        named = [row for row in self.rows if row.role == "configuration" and row.tolerance is not None]
+        named = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
         return [row for row in named if row.verdict in ("worse", "not shown safe")]
 
     def document(self) -> dict[str, Any]:

@@ -83,14 +83,19 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
                 cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
                 row = rows.get((task, metric))
                 if rows:
-                    cells += [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), row["verdict"]] if row else [""] * 3  # fmt: skip
+                    cells += [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), _verdict(row)] if row else [""] * 3  # fmt: skip
                 yield f"| {' | '.join(cells)} |"
     yield ""
     text = "Means over items with 95 % intervals, clustered."
     if rows and document:
         family = document["family"]
-        text += (f" Differences against {against}, item by item, with intervals at the level at which they were tested "
-                 f"({family['correction']} over {family['size']} comparisons, {family['alpha']:g}); they decide the verdict.")  # fmt: skip
+        how = "step-down max-T" if family["correction"] == "max-t" else "no correction"
+        text += (f" Differences against {against}, item by item, with adjusted intervals, which decide the verdict "
+                 f"({how} at {family['alpha']:g}; {family['text']}).")  # fmt: skip
+        if any(row["tolerance"] is not None for row in rows.values()):
+            text += (
+                " Safe: no loss as large as the tolerance is left in the interval, which holds for all guarded tasks compared."
+            )
     yield f"{text} Plan {', '.join(f'`{s.plan[:12]}` ({s.suite})' for s in scores)}, lm-eval {scores[0].versions.get('lm_eval', '')}."
 
 
@@ -100,6 +105,12 @@ def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, st
         return {}
     names = {c["name"] for c in document["configurations"] if c["digest"] == digest}
     return {(row["task"], row["metric"]): row for row in document["rows"] if row["configuration"] in names}
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """The verdict, with the tolerance where it decides."""
+    decided = row["tolerance"] is not None and row["verdict"] != "no item changed"
+    return f"{row['verdict']} (tolerance {row['tolerance']:g})" if decided else str(row["verdict"])
 
 
 def _range(value: float, low: float | None, high: float | None, sign: str = "") -> str:

@@ -85,6 +85,24 @@ def test_every_view_is_drawn(page: Browser) -> None:
         assert page.js(f"document.querySelector('#{table}-table tbody').rows.length") > 3, table
 
 
+def test_a_loss_on_a_guarded_task_is_seen_first(page: Browser) -> None:
+    """Above what won, in the colour of "worse"; the tolerance is a line over the whole panel, left of zero."""
+    assert page.js("document.querySelector('header .headline').textContent.trim().startsWith('over-scaled loses ')")
+    colour = page.js("getComputedStyle(document.querySelector('.headline.harm')).color")
+    assert colour == "rgb(190, 77, 0)"
+    box = page.js(
+        "(() => { const b = document.querySelector('#forest .plot line.tolerance').getBoundingClientRect(); return [b.x, b.height]; })()"
+    )
+    zero = page.js(
+        "document.querySelector('#forest .plot line.tolerance').parentNode.querySelector('line.zero').getBoundingClientRect().x"
+    )
+    assert box[1] > 100
+    assert box[0] < zero - 10
+    marks = "[...document.querySelectorAll('#forest .plot use')].filter((u) => u.getAttribute('href') === '#m-safe')"
+    assert page.js(f"{marks}.length") > 1
+    assert page.js(f"{marks}.every((u) => getComputedStyle(u).getPropertyValue('--halo').trim() !== '')")
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 700, 360])
 def test_nothing_overflows(page: Browser, width: int, dark: bool) -> None:

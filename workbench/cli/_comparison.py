@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli._output import out
 
 if TYPE_CHECKING:
-    from workbench.compare import Comparison
+    from workbench.compare import Comparison, Difference
     from workbench.scores import Scores
 
 Row = Mapping[str, Any]
+# Verdict -> mark beside a score. Other verdicts have none.
+MARKS = {"better": " +", "worse": " -", "safe": " ~", "not shown safe": " !"}
 
 
 def groups_table(groups: Sequence[Row]) -> None:
@@ -42,16 +44,17 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
         cells = [c["name"], _interval(c["mean"])]
         for task in tasks:
             found = c["scores"].get(task["task"])
-            mark = {"better": " +", "worse": " -"}.get(verdict.get((c["name"], task["task"]), ""), "  ")
+            mark = MARKS.get(verdict.get((c["name"], task["task"]), ""), "  ")
             cells.append(_interval(found, task["share"]) + mark if found else "")
         cells.append("withheld" if (c["kept_mean"] or {}).get("reason") else _interval(c["kept_mean"]))
         rows.append(cells)
     heads = ["configuration", "mean", *(_head(t) for t in tasks), "kept"]
     out.table(heads, rows, right=range(1, len(heads)))
     family = document["family"]
+    guarded = "; ~ safe, ! not shown safe (guarded tasks)" if any(r["family"] == "guarded" for r in document["rows"]) else ""
     out.say(
         f"scores in %{_own_units(tasks)}, 95 % intervals; mean over skills, {_corrected(tasks)}; kept: share of the best parents' skills; "
-        f"+ better, - worse than {document['baseline']} ({_correction(family)} over {family['size']} comparisons)"
+        f"+ better, - worse than {document['baseline']}{guarded} ({_correction(family)}: {_families(family)})"
     )
     for c in document["configurations"]:
         for task, share in c["kept"].items():
@@ -59,6 +62,7 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
                 out.say(f"kept: {c['name']} on {task} is withheld: {reason}")
         if c["aliases"]:
             out.say(f"{c['name']}: same weights as {', '.join(c['aliases'])}")
+    _told(document)
     if document["facts"]:
         _facts(document)
     for warning in document["warnings"]:
@@ -94,26 +98,56 @@ def rows_table(document: Row) -> None:
     tasks = document["tasks"]
     out.say(
         f"differences in points{_own_units(tasks)} against {document['baseline']}; {family['text']}; "
-        f"{_correction(family)} at {family['alpha']:g}"
+        f"{_correction(family)} at {family['alpha']:g}: {_families(family)}"
     )
     if lower := [t["task"] for t in tasks if t["lower"]]:
         out.say(f"lower is better: {', '.join(lower)}")
     if beside:
         out.say("margin: lead of the right choice over the others, tested alone; it decides no verdict")
+    _told(document)
+
+
+def _told(document: Row) -> None:
+    """Print sentences on what was lost on guarded tasks, what is safe or not shown to be, and where no verdict can fall."""
+    from workbench.report import guard
+    from workbench.report.reading import view_of
+
+    view = view_of(document)
+    for text in (*(guard.on_task(view, task) for task in view.guarded), *guard.impossible(view)):
+        if text:
+            out.say(text)
+
+
+def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], baseline: str) -> list[str]:
+    """Return why a comparison ends with exit status 3, one line per configuration.
+
+    Args:
+        worse: Rows whose verdict is "worse".
+        not_safe: Rows that --require-safe refuses, with those that are worse.
+    """
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in (*worse, *(r for r in not_safe if r.verdict != "worse")):
+        said = f"is worse than {baseline} on" if row.verdict == "worse" else f"is {row.verdict} (--require-safe) on"
+        lines.setdefault((row.configuration, said), []).append(row.task)
+    return [f"exit status 3: {name} {said} {', '.join(tasks)}" for (name, said), tasks in lines.items()]
 
 
 def _verdict(row: Row, share: bool) -> str:
-    """The verdict; with "cannot tell" the difference that would be found, about how many items would tell, and why."""
-    if row["verdict"] != "cannot tell":
-        return str(row["verdict"])
-    facts = []
-    if (row["reason"] or "").startswith("too few clusters"):
-        facts.append(row["reason"].split(",")[0])
-    if row["mde"] is not None:
+    """The verdict, with the tolerance of a guarded task; where it is open what would be found, about how many items would decide, and why."""
+    facts, reason, still = [], row["reason"] or "", row["verdict"] in ("cannot tell", "not shown safe")
+    if row["tolerance"] is not None and row["verdict"] != "no item changed":
+        facts.append(f"tolerance {_number(row['tolerance'], share)}")
+    if reason.startswith("too few clusters"):
+        facts.append(reason.split(",")[0])
+    if closed := reason.startswith("no verdict can fall"):
+        facts.append("no verdict can fall: more clusters or fewer rows are needed")
+    if reason.startswith("the suite gives no tolerance"):
+        facts.append("no tolerance")
+    if row["verdict"] == "cannot tell" and row["mde"] is not None and not closed:
         facts.append(f"mde {_number(row['mde'], share)}")
-    if row["needs"]:
+    if still and row["needs"] and row["needs"] > row["n"]:
         facts.append(f"needs about n = {row['needs']}")
-    return "cannot tell" + (f" ({', '.join(facts)})" if facts else "")
+    return str(row["verdict"]) + (f" ({', '.join(facts)})" if facts else "")
 
 
 def _companion(row: Row) -> str:
@@ -147,7 +181,14 @@ def _corrected(tasks: list[Row]) -> str:
 
 
 def _correction(family: Row) -> str:
-    return "Holm" if family["correction"] == "holm" else "no correction"
+    return "step-down max-T" if family["correction"] == "max-t" else "no correction"
+
+
+def _families(family: Row) -> str:
+    """The number of rows by family."""
+    from workbench.report.facts import families
+
+    return families(family)
 
 
 def _interval(found: Row | None, share: bool = True) -> str:

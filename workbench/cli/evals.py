@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._comparison import groups_table, rows_table, scores_table
+from workbench.cli._comparison import gate_lines, groups_table, rows_table, scores_table
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -76,10 +76,12 @@ def evaluate(
 
 def compare(
     names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, batch_size: BatchOpt = 32, limit: LimitOpt = None,
+    require_safe: Annotated[bool, typer.Option("--require-safe", help="Exit 3 also if a named configuration is not shown safe on a guarded task.")] = False,
     runs_dir: RunsOpt = None, json: JsonOpt = False,
 ) -> None:  # fmt: skip
     """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
-    worse than the baseline on a primary metric; else 1 if some are left out, because they are invalid or not scored."""
+    worse than the baseline on a primary metric, guarded tasks included; with --require-safe also if one is not shown safe on a
+    guarded task. Else exit 1 if some are left out, because they are invalid or not scored."""
     from workbench.scoring import stored
 
     left_out: list[LeftOut] = []
@@ -108,7 +110,11 @@ def compare(
         out.json({"baseline": document["baseline"], "rows": document["rows"], **told(left_out)})
     else:
         rows_table(document)
-    if any(row.configuration in named for row in found.worse):
+    worse = [row for row in found.worse if row.configuration in named]
+    not_safe = [row for row in found.not_safe if row.configuration in named] if require_safe else []
+    if lines := gate_lines(worse, not_safe, document["baseline"]):
+        for line in lines:
+            out.say(line)
         raise typer.Exit(3)
     refuse_left_out(left_out)
 

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from workbench.errors import nearest
 from workbench.scores import Scores
-from workbench.statistics import FEW_CLUSTERS
+from workbench.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters
 from workbench.suites import ACCURACIES, Suite, metric_of
 from workbench.tables import Table, roles_of
 
 _SMALL = 100  # items below which a task is called small
+_MANY_TASKS = 20  # tasks of one family above which each costs the others much
 
 
 def warnings_of(
@@ -27,11 +30,7 @@ def warnings_of(
     if any(s.partial for s in scores):
         yield "Partial: items were cut by --limit; these scores are for a quick look only."
     for t in tasks:
-        k = int(t.cluster.max()) + 1
-        if k < FEW_CLUSTERS:
-            yield f"{t.name}: {k} clusters; below {FEW_CLUSTERS} no verdict is given."
-        elif k < 20:
-            yield f"{t.name}: {k} clusters; tests by sign flips find only large differences."
+        yield from _clusters(t)
         if len(t.items) < _SMALL and t.share and not t.contrast:
             yield f"{t.name}: {len(t.items)} items; if one in ten changes, a difference below {0.9 / math.sqrt(len(t.items)):.0%} can stay hidden."
         if t.chance is None and t.suite.role_of(t.name) != "other":
@@ -51,8 +50,11 @@ def warnings_of(
             f"{family['size']} comparisons at {family['alpha']:g} each, without correction: about {family['size'] * family['alpha']:.2g} "
             "better or worse are expected where nothing differs."
         )
-    elif family["size"] > 20:
-        yield f"{family['size']} comparisons in the family: each needs a smaller p; drop rows that nobody asks about."
+    elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family["size"]:
+        yield (
+            f"{len(compared)} tasks and contrasts in one family: each of them makes the others harder to tell; drop tasks that nobody asks about. "
+            "More configurations on the same items cost little."
+        )
     shown = {n for e in entries for s in e for n in s.names}
     roles = {role for entry in entries for role in roles_of(entry)}
     parents = dict.fromkeys(p for e in entries if e[0].configuration.role == "configuration" for p in e[0].configuration.parents)
@@ -71,3 +73,18 @@ def warnings_of(
         absent = [e[0].configuration.name for e in entries if e[0].configuration.digest not in t.values]
         if absent:
             yield f"{t.name}: not scored for {', '.join(absent)}."
+
+
+def _clusters(t: Table) -> Iterable[str]:
+    """Yield what a task's clusters limit: their number, or sizes so unequal that they are worth few."""
+    sizes = np.bincount(t.cluster)
+    k, worth = sizes.size, effective_clusters(sizes)
+    if k < FEW_CLUSTERS:
+        yield f"{t.name}: {k} clusters; below {FEW_CLUSTERS} no verdict is given."
+    elif worth < FEW_CLUSTERS:
+        yield (
+            f"{t.name}: {k} clusters of unequal size are worth {worth:.1f} equal ones (the largest holds {sizes.max() / sizes.sum():.0%} of the items); "
+            "what the large ones show decides nearly everything."
+        )
+    elif k < MANY_CLUSTERS:
+        yield f"{t.name}: {k} clusters; tests by sign flips find only large differences, larger ones with every further task of the family."

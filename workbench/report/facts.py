@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
-from workbench.report.numbers import PERCENT, count, listed, small
+from workbench.report.numbers import PERCENT, count, listed, plural, small
 from workbench.report.view import View
 
 
@@ -41,7 +42,7 @@ def facts(view: View) -> list[tuple[str, str]]:
         ("Items", ", ".join(items)),
         ("Score of guessing", ", ".join(chances)),
         ("Scorers", ", ".join(f"{suite}: {name}" for suite, name in (prov.get("scorers") or {}).items())),
-        ("Family", family(view)),
+        ("Families" if view.families else "Family", family(view)),
         ("Device", str(prov.get("device") or "")),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ("Created", created(view)),
@@ -69,10 +70,30 @@ def self_check(view: View) -> str:
 
 
 def family(view: View) -> str:
-    """The declared family and how it was corrected."""
+    """Return the declared families with their sizes, and how they were corrected."""
+    level = f"at {PERCENT.score(view.alpha)} %"
+    if view.families:
+        text = f"{view.family} ({families(view.families)})" if view.family else families(view.families)
+        if view.correction in ("none", ""):
+            return f"{text}; no correction for several comparisons"
+        return f"{text}; {correction(view)} {level} for each family"
     size = f"{count(view.family_size)} comparisons" if view.family_size else "comparisons"
     text = f"{view.family} ({size})" if view.family else size
     if view.correction in ("none", ""):
         return f"{text}; no correction for several comparisons"
-    level = f"at {PERCENT.score(view.alpha)} % for the whole family"
-    return f"{text}; {view.correction.capitalize()} correction {level}"
+    return f"{text}; {correction(view)} {level} for the whole family"
+
+
+def families(sizes: Mapping[str, int]) -> str:
+    """Return the number of rows by family, such as "12 rows compared, 4 guarded, 30 of controls, which are tested apart"."""
+    parts = [f"{plural(sizes.get('compared', 0), 'row')} compared"]
+    parts += [f"{count(sizes['guarded'])} guarded"] if sizes.get("guarded") else []
+    parts += [f"{count(sizes['controls'])} of controls, which are tested apart"] if sizes.get("controls") else []
+    return ", ".join(parts)
+
+
+def correction(view: View) -> str:
+    """Return the correction in words."""
+    if view.correction == "max-t":
+        return "step-down max-T over sign flips of clusters"
+    return "no correction" if view.correction in ("none", "") else f"{view.correction.capitalize()} correction"

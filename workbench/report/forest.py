@@ -64,13 +64,13 @@ class Axis:
 
 
 def panels(view: View) -> list[Panel]:
-    """Panels in task order. Skill tasks share one axis, retention tasks another; a metric in its own unit has its own."""
+    """Panels in task order. Skill tasks share one axis, retention and other guarded tasks have theirs; so has a metric in its own unit."""
     found = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
     shared: dict[str, list[Difference]] = {}
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(found[task.name])
     units = {t.axis: t.unit for t in view.tasks}
-    effects = {t.axis: max(o.min_effect or 0.0 for o in view.tasks if o.axis == t.axis) for t in view.tasks}
+    effects = {t.axis: max(_reach(o) for o in view.tasks if o.axis == t.axis) for t in view.tasks}
     axes = {key: axis(differences, units[key], effects[key] or None) for key, differences in shared.items()}
     return [_panel(view, t, found[t.name], axes[t.axis]) for t in view.tasks if found[t.name]]
 
@@ -105,6 +105,11 @@ def _of(view: View, task: Task) -> list[Difference]:
     return [d for c in view.configurations for d in view.compared(c.name, [task])]
 
 
+def _reach(task: Task) -> float:
+    """How far from zero the axis goes at least: what decides verdicts is on it."""
+    return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
+
+
 def _step(rough: float) -> float:
     """The smallest round number that is not below `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
@@ -137,9 +142,12 @@ def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> 
 
 
 def _frame(scale: Axis, task: Task, height: int) -> Markup:
-    """Grid, zero line, tick labels, the smallest effect of interest as a pale column, and the better side where it is the left one."""
+    """Grid, zero line, tick labels, the better side where it is the left one, and what decides verdicts.
+
+    That is the smallest effect of interest as a pale column; on a guarded task the tolerance, as a dashed line on the side of losses.
+    """
     parts = []
-    if margin := task.min_effect:
+    if task.tolerance is None and (margin := task.min_effect):
         span = {"x": scale.at(-margin), "width": scale.width(-margin, margin)}
         parts.append(svg("rect", class_="margin", y=0, height=height, **span))
     shown = [t * task.unit.scale for t in scale.ticks]
@@ -149,6 +157,9 @@ def _frame(scale: Axis, task: Task, height: int) -> Markup:
         kind = "zero" if abs(number) < 1e-9 else "grid"
         parts.append(svg("line", class_=kind, x1=x, x2=x, y1=0, y2=height))
         parts.append(svg("text", signed(number, places), class_="tick", x=x, y=height + 17))
+    if task.tolerance is not None:
+        x = scale.at(task.tolerance if task.lower else -task.tolerance)
+        parts.append(svg("line", class_="tolerance", x1=x, x2=x, y1=0, y2=height))
     if task.lower:
         parts.append(svg("text", "\N{LEFTWARDS ARROW} better", class_="side", x=0, y=height + 32))
     return joined(*parts)

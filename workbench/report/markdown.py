@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import edits, flips, marks, scatter, wording
+from workbench.report import edits, flips, guard, marks, scatter, wording
 from workbench.report.facts import facts, self_check
+from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
 from workbench.report.view import VERDICTS, Configuration, Estimate, Task, View
 
@@ -18,6 +19,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     """The whole report; user text is escaped so that it cannot open HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
+        *([f"**{escape(' '.join(told))}**"] if (told := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
         *([f"> **{escape(view.partial)}**"] if view.partial else []),
@@ -26,7 +28,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        escape(f"Scores in percent of items, the mean {wording.correction(view, 'skill')}; brackets are 95 % intervals."),
+        escape(f"Scores in percent of items, the mean {wording.chance_correction(view, 'skill')}; brackets are 95 % intervals."),
         *_undecided(view),
         *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
         f"## Differences against {escape(view.baseline)}",
@@ -42,7 +44,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
         *_checks(view),
         "## How to read the numbers",
-        bullets(f"**{term}**: {escape(text)}" for term, text in wording.glossary(view)),
+        bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
         *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
@@ -104,18 +106,18 @@ def _undecided(view: View) -> list[str]:
     rows = []
     for d in view.undecided:
         u = view.unit(d.task)
-        needs = f"≈ {about(d.needs)}" if d.needs else MISSING
+        needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer rows" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
         seen = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
-        rows.append([d.configuration, d.task, seen, marks.detectable(d, u), count(d.n), needs, second])
-    header = ["Configuration", "Task", "Difference, adjusted", "Would show from", "Items", "Needs n", "Second metric"]
-    return ["### What these items cannot tell", table(header, rows, left=2)]
+        rows.append([d.configuration, d.task, d.verdict or MISSING, seen, marks.detectable(d, u), count(d.n), needs, second])
+    header = ["Configuration", "Task", "Verdict", "Difference, adjusted", "Would show from", "Items", "Needs n", "Second metric"]
+    return ["### What these items cannot tell", table(header, rows, left=3)]
 
 
 def _forgetting(view: View) -> list[str]:
     found = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
     rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in found]
-    text = f"Mean over the retention tasks, configuration minus base, {wording.correction(view, 'retention')}, in points."
+    text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
     return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
 
@@ -146,6 +148,7 @@ def differences(view: View) -> str:
         "Detectable",
         "Second metric",
         "Verdict",
+        *(["Family"] if view.families else []),
     ]
     rows = []
     for d in view.rows:
@@ -164,9 +167,10 @@ def differences(view: View) -> str:
                 p_value(d.p_adj),
                 count(d.n),
                 count(d.clusters),
-                u.score(d.mde),
+                MISSING if d.impossible else u.score(d.mde),
                 f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING,
                 marks.verdict_text(d),
+                *([marks.family(d)] if view.families else []),
             ]
         )
     return table(header, rows, left=3)

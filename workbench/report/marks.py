@@ -10,13 +10,26 @@ from markupsafe import Markup, escape
 
 from workbench.report.numbers import MISSING, POINTS, Unit, about, p_value, plural
 from workbench.report.svg import joined, svg
-from workbench.report.view import Companion, Configuration, Difference, Effect, Estimate, Task, View, verdict_word
+from workbench.report.view import (
+    GUARD_WORDS,
+    OPEN,
+    Companion,
+    Configuration,
+    Difference,
+    Effect,
+    Estimate,
+    Task,
+    View,
+    verdict_word,
+)
 
 CLASSES = {
     "better": "better",
     "worse": "worse",
     "equivalent": "equivalent",
     "cannot tell": "unclear",
+    "safe": "safe",
+    "not shown safe": "unshown",
     "no item changed": "same",
 }
 DECIDED = ("better", "worse")
@@ -34,6 +47,8 @@ class Cell:
     tint: float
     tip: str
     own: bool = False
+    marked: bool = False
+    """Whether the verdict's mark stands beside the number: the verdict is about harm, which sign and tint do not say."""
 
 
 UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
@@ -68,12 +83,16 @@ def tip(d: Difference, unit: Unit, baseline: str) -> str:
         lines.append(f"p {p_value(d.p)}, adjusted {p_value(d.p_adj)}")
     if d.reason:
         lines.append(d.reason)
+    if d.tolerance is not None:
+        lines.append(f"Tolerance {unit.score(d.tolerance)} {unit.word}".rstrip())
+    if d.apart:
+        lines.append("A control: tested apart from the configurations")
     if d.n is not None:
         clusters = f" in {plural(d.clusters, 'cluster')}" if d.clusters else ""
         lines.append(f"{plural(d.n, 'item')}{clusters}")
     if d.wins is not None and d.losses is not None:
         lines.append(f"{d.wins} gained, {d.losses} lost")
-    if d.word == "cannot tell" and d.mde is not None:
+    if d.word in OPEN and d.mde is not None and not d.impossible:
         lines.append(f"Would show from {detectable(d, unit)}")
     if d.companion is not None:
         lines.append(f"{d.companion.metric.capitalize()} {companion(d.companion)}")
@@ -82,9 +101,15 @@ def tip(d: Difference, unit: Unit, baseline: str) -> str:
     return "\n".join(lines)
 
 
+def family(d: Difference) -> str:
+    """What a row was tested with, such as "guarded, control"; a control is tested apart from the configurations."""
+    words = {"controls": "control"}
+    return ", ".join([words.get(d.family or "", d.family or MISSING), *(["control"] if d.guarded and d.apart else [])])
+
+
 def detectable(d: Difference, unit: Unit) -> str:
-    """Smallest true difference that these items would show, such as "±10.9 points"."""
-    return MISSING if d.mde is None else f"±{unit.score(d.mde)} {unit.word}".rstrip()
+    """Smallest true difference that these items would show, such as "±10.9 points"; none where no verdict can fall."""
+    return MISSING if d.mde is None or d.impossible else f"±{unit.score(d.mde)} {unit.word}".rstrip()
 
 
 def companion(found: Companion) -> str:
@@ -93,8 +118,10 @@ def companion(found: Companion) -> str:
 
 
 def verdict_text(d: Difference) -> str:
-    """The verdict word, with the number of items it needs where it cannot tell."""
-    if d.word == "cannot tell" and d.needs:
+    """The verdict word, with the number of items it needs where it cannot tell or is not shown safe."""
+    if d.impossible:
+        return f"{d.verdict} (needs more clusters or fewer rows)"
+    if d.word in OPEN and d.needs:
         return f"{d.verdict} (needs about {about(d.needs)} items)"
     return d.verdict or MISSING
 
@@ -203,6 +230,7 @@ def _difference_cell(view: View, task: Task, d: Difference | None, c: Configurat
         _tint(d.diff, d.word, largest[task.name]),
         tip(d, task.unit, view.baseline),
         task.owner is not None and (task.owner in c.parents or task.owner == c.name),
+        d.guarded,
     )
 
 
@@ -212,7 +240,9 @@ def _effect_cell(view: View, e: Effect, own: bool, largest: dict[str, float]) ->
     if e.low is not None:
         tip.append(f"Adjusted {unit.around(e.low, e.high)}")
     tint = _tint(e.diff, verdict_word(e.verdict), largest.get(e.task, 1.0))
-    return Cell(unit.diff(e.diff), unit.diffs(e.low, e.high), verdict_class(e.verdict), tint, "\n".join(tip), own)
+    row = view.differences.get((e.brick, e.task))
+    marked = verdict_word(e.verdict) in GUARD_WORDS or (row is not None and row.guarded)
+    return Cell(unit.diff(e.diff), unit.diffs(e.low, e.high), verdict_class(e.verdict), tint, "\n".join(tip), own, marked)
 
 
 def _tint(value: float | None, word: str | None, largest: float) -> float:

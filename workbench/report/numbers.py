@@ -114,6 +114,11 @@ def listed(words: Iterable[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
+def unbroken(text: str) -> str:
+    """Text that stays on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def amount(value: float | None) -> str:
     """A large number to three figures: 512, 1.65 M, 7.24 B."""
     return _scaled(value, ("", "K", "M", "B", "T"))

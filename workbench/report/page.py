@@ -13,12 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.report import flips, forest, marks, numbers, scatter, wording
+from workbench.report import flips, forest, guard, marks, numbers, scatter, wording
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
+from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
-from workbench.report.view import VERDICTS, View
+from workbench.report.view import View
 from workbench.weights.saving import write_bytes
 
 ROLE_WORDS = {
@@ -64,6 +65,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
     context = {
         "view": view,
         "title": wording.title(view),
+        "harm": guard.harm(view),
         "headline": wording.headline(view),
         "scope": wording.scope(view),
         "summary": wording.summary(view),
@@ -71,7 +73,9 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "without_average": wording.without_average(view),
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
-        "glossary": wording.glossary(view),
+        "glossary": glossary(view),
+        "verdicts": view.words,
+        "tolerated": any(t.tolerance is not None for t in view.guarded),
         "panels": forest.panels(view),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
@@ -89,7 +93,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "forgotten": any(c.forgetting for c in view.configurations),
         "forgetting_span": marks.forgetting_span(view),
         "changing": [t for t in view.tasks if t.contrast is None],
-        "correction": {role: wording.correction(view, role) for role in ("skill", "retention")},
+        "correction": {role: wording.chance_correction(view, role) for role in ("skill", "retention")},
         "kept": [c for c in view.configurations if c.kept_mean or c.kept],
         "kept_tasks": [t for t in view.tasks if any(t.name in c.kept for c in view.configurations)],
         "flips": flip_counts,
@@ -130,6 +134,7 @@ def _helpers() -> dict[str, Any]:
         "amount": numbers.amount,
         "size": numbers.size,
         "detectable": marks.detectable,
+        "family": marks.family,
         "heading": heading,
         "cohort_words": COHORTS,
         "what": wording.what,
@@ -139,7 +144,6 @@ def _helpers() -> dict[str, Any]:
         "recipe_markup": marks.recipe_markup,
         "strip": marks.strip,
         "verdict_class": marks.verdict_class,
-        "verdicts": VERDICTS,
         "role_words": ROLE_WORDS,
     }
 

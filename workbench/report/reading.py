@@ -31,6 +31,7 @@ def view_of(document: Mapping[str, Any]) -> View:
         correction=str(family.get("correction") or "none"),
         family=str(family.get("text") or ""),
         family_size=family.get("size"),
+        families={name: int(family[name]) for name in ("compared", "guarded", "controls") if family.get(name) is not None},
         margin=family.get("min_effect"),
         bricks=tuple(str(b) for b in interference.get("bricks") or ()),
         effect_tasks=tuple(str(t) for t in interference.get("tasks") or ()),
@@ -52,6 +53,8 @@ def finite(value: Any) -> Any:
 def _difference(row: Mapping[str, Any]) -> Difference:
     fields: dict[str, Any] = {name: row.get(name) for name in Difference.__dataclass_fields__}
     fields["role"] = str(row.get("role") or "")
+    if row.get("needs") and row.get("n") and row["needs"] <= row["n"]:
+        fields["needs"] = None  # that many items are there already: of a guarded task, an unchanged configuration would be safe
     fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
     fields |= {"lower": bool(row.get("lower")), "ratio": bool(row.get("ratio")), "companion": _companion(row.get("companion"))}
     return Difference(**fields)
@@ -107,6 +110,7 @@ def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float |
         contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
         uncorrected="chance" in task and task["chance"] is None,
         min_effect=task.get("min_effect", margin),  # documents of before had one for all
+        tolerance=task.get("tolerance"),
     )
 
 

@@ -10,7 +10,11 @@ from workbench.report.numbers import MINUS, POINTS, Unit, raw
 
 ROLES = ("configuration", "base", "brick", "average")
 RATIO_WORDS = {"bits_per_byte": "bits per byte"}
-VERDICTS = ("better", "worse", "equivalent", "cannot tell", "no item changed")
+VERDICTS = ("better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed")
+GUARD_WORDS = ("safe", "not shown safe")
+"""What is said of guarded tasks alone; "worse" and "no item changed" are said of all tasks."""
+OPEN = ("cannot tell", "not shown safe")
+"""Verdicts that more items could decide."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Task:
         contrast: The two tasks whose difference this is.
         min_effect: Smallest difference of interest, in the metric's own units; None where the suite gives none.
         uncorrected: The score of guessing is not known, so that means take the score as it is.
+        tolerance: Largest loss on a guarded task that is safe, in the metric's own units; None where the suite or an older document gives none.
     """
 
     name: str
@@ -51,6 +56,12 @@ class Task:
     contrast: tuple[str, str] | None = None
     min_effect: float | None = None
     uncorrected: bool = False
+    tolerance: float | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the task must not get worse."""
+        return self.role in ("retention", "guarded")
 
     @property
     def axis(self) -> str:
@@ -108,11 +119,34 @@ class Difference:
     lower: bool = False
     ratio: bool = False
     companion: Companion | None = None
+    family: str | None = None
+    tolerance: float | None = None
 
     @property
     def word(self) -> str | None:
-        """One of the five verdict words; the document may add to it, as in "cannot tell (few clusters)"."""
+        """One of the verdict words; the document may add to it, as in "cannot tell (few clusters)"."""
         return verdict_word(self.verdict)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the verdict is about harm: safe, worse or not shown safe. It is not in older documents."""
+        return self.family == "guarded"
+
+    @property
+    def apart(self) -> bool:
+        """Whether the row was tested among the controls, apart from the configurations that were asked about."""
+        return self.family == "controls" or (self.guarded and self.role != "configuration")
+
+    @property
+    def impossible(self) -> bool:
+        """Whether no data on these items could have decided the row within its family."""
+        return (self.reason or "").startswith("no verdict can fall")
+
+    @property
+    def worst(self) -> float | None:
+        """The largest loss that the adjusted interval leaves, as a positive number; below 0 where a gain is certain."""
+        end = self.high_adj if self.lower else self.low_adj
+        return None if end is None else end if self.lower else -end
 
 
 @dataclass(frozen=True)
@@ -187,7 +221,8 @@ class View:
     """Everything that the pages show.
 
     `rows` holds all differences, `differences` those of primary metrics by (configuration, task); `effects`
-    holds the interference matrix by (brick, task). `margin` is the smallest effect of interest, where known.
+    holds the interference matrix by (brick, task). `margin` is the smallest effect of interest, where known. `families` holds the
+    number of rows by family, in the order compared, guarded, controls; empty in documents of before.
     """
 
     baseline: str
@@ -199,6 +234,7 @@ class View:
     correction: str
     family: str
     family_size: int | None
+    families: Mapping[str, int]
     margin: float | None
     bricks: tuple[str, ...]
     effect_tasks: tuple[str, ...]
@@ -220,8 +256,10 @@ class View:
         return tuple(c for c in self.named if c.name != self.baseline)
 
     @property
-    def skills(self) -> tuple[Task, ...]:
-        return tuple(t for t in self.tasks if t.role != "retention")
+    def undecided(self) -> tuple[Difference, ...]:
+        """Differences of named configurations that these items cannot tell, or do not show to be safe."""
+        found = (d for c in self.judged for d in self.compared(c.name, self.tasks))
+        return tuple(d for d in found if d.word in OPEN)
 
     @property
     def withheld(self) -> tuple[tuple[str, str, str], ...]:
@@ -230,10 +268,19 @@ class View:
         return tuple((name, task, reason) for name, task, reason in found if reason)
 
     @property
-    def undecided(self) -> tuple[Difference, ...]:
-        """Differences of named configurations that these items cannot tell."""
-        found = (d for c in self.judged for d in self.compared(c.name, self.tasks))
-        return tuple(d for d in found if d.word == "cannot tell")
+    def guarded(self) -> tuple[Task, ...]:
+        """Tasks that must not get worse."""
+        return tuple(t for t in self.tasks if t.guarded)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The verdict words of this comparison: those of guarded tasks only where such tasks were tested."""
+        return VERDICTS if self.harm_tested else tuple(w for w in VERDICTS if w not in GUARD_WORDS)
+
+    @property
+    def harm_tested(self) -> bool:
+        """Whether some verdicts are about harm."""
+        return any(row.guarded for row in self.rows)
 
     @property
     def partial(self) -> str | None:

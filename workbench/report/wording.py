@@ -1,4 +1,4 @@
-"""Sentences of the report: what was compared, what verdicts say, missing controls, how to read it."""
+"""Sentences of the report: what was compared, what verdicts say, missing controls."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.report.numbers import MINUS, PERCENT, POINTS, about, listed, plural
-from workbench.report.view import VERDICTS, Configuration, Difference, Task, View, verdict_word
+from workbench.report import guard
+from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
+from workbench.report.view import VERDICTS, Configuration, Difference, View, verdict_word
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ def scope(view: View) -> str:
     """One sentence: how many tasks and items, and that items are paired."""
     tasks = [t for t in view.tasks if t.contrast is None]
     skills, retention = [t.name for t in tasks if t.role == "skill"], [t.name for t in tasks if t.role == "retention"]
-    others = [t.name for t in tasks if t.role not in ("skill", "retention")]
+    guarded = [t.name for t in tasks if t.role == "guarded"]
+    others = [t.name for t in tasks if t.role not in ("skill", "retention", "guarded")]
     parts = [f"{plural(len(skills), 'skill task')} ({listed(skills)})"] if skills else []
     if others:
         parts.append(f"{plural(len(others), 'other task')} ({listed(others)})")
     if retention:
         parts.append(f"{listed(retention)}, which tests what the base could already do")
+    if guarded:
+        parts.append(f"{listed(guarded)}, which must not get worse")
     items = plural(sum(t.n or 0 for t in tasks), "item")
     told = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
     return (
@@ -58,20 +62,18 @@ def headline(view: View) -> list[str]:
     if above:
         told = listed(f"{c.name} ({_mean(c)})" for c in above)
         sentences.append(f"Of the controls, {told} {'has' if len(above) == 1 else 'have'} a higher one.")
-    found = view.compared(best.name, [t for t in view.skills if t.role == "skill" and t.contrast is None])
+    found = view.compared(best.name, [t for t in view.tasks if t.role == "skill" and t.contrast is None])
     clauses = []
     if found:
         better, worse = ([d.task for d in found if d.word == word] for word in ("better", "worse"))
         told = f"better than {view.baseline} on {len(better)} of {plural(len(found), 'skill task')}"
         clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
-    others = view.compared(best.name, [t for t in view.skills if t.role != "skill" or t.contrast])
+    others = view.compared(best.name, [t for t in view.tasks if not t.guarded and (t.role != "skill" or t.contrast)])
     if lost := [d.task for d in others if d.word == "worse"]:
         clauses.append(f"worse on {listed(lost)}, which {'is no skill task' if len(lost) == 1 else 'are no skill tasks'}")
-    for d in view.compared(best.name, view.retention):
-        unit = view.unit(d.task)
-        seen = f"({unit.worded(d.diff)} {_unbroken(unit.diffs(d.low_adj, d.high_adj))})".replace(" )", ")")
-        said = f"these items cannot tell {seen}" if d.word == "cannot tell" else f"it is {d.word} {seen}"
-        clauses.append(f"on {d.task} " + ("no item changed" if d.word == "no item changed" else said))
+    if closed := [d.task for d in found if d.impossible]:
+        clauses.append(f"no verdict can fall on {listed(closed)}")
+    clauses += [guard.clause(view, d) for d in view.compared(best.name, view.guarded)]
     if clauses:
         subject = f"{best.name if above else 'It'} is "
         sentences.append((subject + "; ".join(clauses) if found else _capital("; ".join(clauses))) + ".")
@@ -88,20 +90,15 @@ def _level(c: Configuration) -> float:
 
 def _mean(c: Configuration) -> str:
     """Mean over skills with its interval, in points."""
-    return f"{POINTS.score(c.mean.value)} {_unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
-
-
-def _unbroken(text: str) -> str:
-    """Text that stays on one line."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{POINTS.score(c.mean.value)} {unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
 
 
 def summary(view: View) -> list[str]:
-    """Plain sentences over all named configurations; empty when there are none."""
+    """Return plain sentences over all named configurations, and on where no verdict can fall; guarded tasks come first."""
     if not view.judged:
-        return []
-    sentences = []
-    if skills := [t for t in view.skills if t.role == "skill"]:
+        return guard.impossible(view)
+    sentences = [told for task in view.guarded if (told := guard.on_task(view, task))]
+    if skills := [t for t in view.tasks if t.role == "skill"]:
         counts = {c.name: [d.word for d in view.compared(c.name, skills)] for c in view.judged}
         gains = [n for n, v in counts.items() if "better" in v]
         losses = [n for n, v in counts.items() if "worse" in v]
@@ -109,11 +106,7 @@ def summary(view: View) -> list[str]:
             f"{_share(gains, view, f'better than {view.baseline}', 'skill task', begin=True)}; "
             f"{_share(losses, view, 'worse', 'one')}."
         )
-    for task in view.retention:
-        told = [_retained(v, [d.configuration for d in _on(view, task) if d.word == v], view) for v in VERDICTS]
-        if any(told):
-            sentences.append(f"On {task.name}, {'; '.join(t for t in told if t)}.")
-    return sentences
+    return sentences + guard.impossible(view)
 
 
 def findings(view: View) -> list[Finding]:
@@ -174,82 +167,7 @@ def interference(view: View) -> str:
     return "No brick alone is worse than the base on a task that it was not made for, as these items tell."
 
 
-def glossary(view: View) -> list[tuple[str, str]]:
-    """How to read the numbers: term and explanation."""
-    percent = f"{PERCENT.score(view.alpha)} %"
-    size = f" ({view.family_size} comparisons)" if view.family_size else ""
-    own = any(t.unit.scale != POINTS.scale for t in view.tasks)
-    margin = f" (within {POINTS.score(view.margin)} points of zero" if view.margin else ""
-    margin += (", or what the suite gives for a metric in its own unit)" if own else ")") if margin else ""
-    score = "Share of items answered correctly under the task's primary metric, in percent."
-    mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks: 0 is guessing, 100 is every item right."
-    if bare := [t.name for t in view.tasks if t.uncorrected and t.role == "skill"]:
-        mean += f" The score of guessing is not known on {listed(bare)}, whose score is taken as it is: 0 is no item right."
-    adjusted = (
-        f"The same difference at the level that the {view.correction.capitalize()} correction gives it in "
-        f"the family{size}. Verdicts rest on this one: the chance that any better or worse in the family "
-        f"is false is at most {percent}."
-    )
-    if view.correction == "none":
-        adjusted = "Not adjusted: among many comparisons some verdicts will be false by chance."
-    power = "in 80 of 100 repetitions"
-    more = []
-    if any(d.companion for d in view.rows):
-        more.append(
-            (
-                "Margin",
-                "Log-likelihood of the right choice minus the largest of the others, in nats. It moves before an answer does, "
-                "so it shows smaller changes; its interval is not adjusted and it decides no verdict.",
-            )
-        )
-    if any(c.forgetting for c in view.configurations):
-        more.append(
-            (
-                "Forgetting",
-                f"Mean over the retention tasks, configuration minus base, {correction(view, 'retention')}, in points; below zero is forgotten.",
-            )
-        )
-    if any(t.ratio for t in view.tasks):
-        more.append(("Ratio metrics", "One number for all texts of a task: sums of log-likelihoods over sums of lengths."))
-    if any(t.contrast for t in view.tasks):
-        more.append(("Contrasts", "The score on one task minus the score on another, over the same items."))
-    return [
-        ("Score", f"{score} Metrics that are not shares, or where lower is better, are shown as they are, in their own unit."),
-        ("Mean over skills", f"{mean} Retention is not part of it."),
-        (
-            "Difference",
-            f"Score minus {view.baseline}'s score on the same items, in percentage points.",
-        ),
-        (
-            "95 % interval",
-            "For one comparison taken alone: paired by item, with items of one template or passage counted "
-            "as a cluster. Whether two such intervals overlap says nothing about those two.",
-        ),
-        ("Adjusted interval", adjusted),
-        (
-            "Better, worse",
-            "The adjusted interval lies wholly above or below zero; where lower is better, below zero is better.",
-        ),
-        ("Equivalent", f"The adjusted interval lies wholly within the smallest effect of interest{margin}."),
-        (
-            "Cannot tell",
-            "These items decide neither way: a difference may exist and not show. “Needs n”: about how many "
-            "items would find a difference as large as the one seen, or as the smallest effect of interest "
-            f"where that is larger, {power}.",
-        ),
-        ("Detectable", f"Smallest true difference that these items would show {power}."),
-        (
-            "Kept",
-            "Chance-corrected score over that of the configuration's best parent alone, per task; overall, "
-            "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging. A ratio is withheld where the lower end of "
-            "the parent's 95 % interval keeps less than half of its distance from chance, since a ratio to nearly nothing says nothing.",
-        ),
-        *more,
-        ("Not tested", "Configurations are compared with the baseline, not with one another; --baseline NAME takes another."),
-    ]
-
-
-def correction(view: View, role: str) -> str:
+def chance_correction(view: View, role: str) -> str:
     """Return whether means over the tasks of a role are corrected for chance, and on which tasks they are not."""
     tasks = [t for t in view.tasks if t.role == role]
     bare = [t.name for t in tasks if t.uncorrected]
@@ -288,6 +206,8 @@ def _intro(verdict: str, view: View) -> str:
         "worse": f"worse than {view.baseline} on",
         "equivalent": "equivalent on",
         "cannot tell": "cannot tell on",
+        "safe": "safe on",
+        "not shown safe": "not shown safe on",
         "no item changed": "no item changed on",
     }[verdict]
 
@@ -296,23 +216,14 @@ def _told(view: View, d: Difference) -> str:
     unit = view.unit(d.task)
     if d.word == "no item changed":
         return d.task
+    if d.impossible:
+        return f"{d.task} ({unit.diff(d.diff)}; no verdict can fall)"
+    if d.word == "not shown safe":
+        return f"{d.task} ({unit.diff(d.diff)}; {guard.lacking(view, d)})"
     if d.word == "cannot tell":
         needs = f"; needs\N{NO-BREAK SPACE}n\N{NO-BREAK SPACE}≈\N{NO-BREAK SPACE}{about(d.needs)}" if d.needs else ""
         return f"{d.task} ({unit.diff(d.diff)}{needs})"
     return f"{d.task} ({unit.diff(d.diff)})"
-
-
-def _retained(verdict: str, names: Sequence[str], view: View) -> str:
-    if not names:
-        return ""
-    if verdict in ("cannot tell", "no item changed"):
-        return f"{verdict} for {listed(names)}"
-    than = f"equivalent to {view.baseline}" if verdict == "equivalent" else f"{verdict} than {view.baseline}"
-    return f"{listed(names)} {'is' if len(names) == 1 else 'are'} {than}"
-
-
-def _on(view: View, task: Task) -> list[Difference]:
-    return [d for c in view.judged for d in view.compared(c.name, [task])]
 
 
 def _share(names: Sequence[str], view: View, verdict: str, task: str, begin: bool = False) -> str:

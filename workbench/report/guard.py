@@ -1,0 +1,128 @@
+"""Sentences about harm: what got worse on guarded tasks, what is safe, what is not shown to be, and where no verdict can fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
+from workbench.report.view import VERDICTS, Difference, Task, View
+
+_TOLD = 3  # configurations whose losses are told one by one
+
+
+def harm(view: View) -> list[str]:
+    """Return one sentence per named configuration that is worse on a guarded task, the largest losses first."""
+    found: dict[str, list[Difference]] = {}
+    for d in _rows(view, view.guarded):
+        if d.word == "worse":
+            found.setdefault(d.configuration, []).append(d)
+    ranked = sorted(found.items(), key=lambda item: -max(abs(d.diff or 0.0) * view.unit(d.task).scale for d in item[1]))
+    told = [f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_TOLD]]
+    if rest := [name for name, _ in ranked[_TOLD:]]:
+        tasks = listed(dict.fromkeys(d.task for name in rest for d in found[name]))
+        told.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
+    return told
+
+
+def clause(view: View, d: Difference) -> str:
+    """Return what the headline says of one guarded row, such as "on retention it is safe (...)"."""
+    unit = view.unit(d.task)
+    if d.word == "no item changed":
+        return f"on {d.task} no item changed"
+    if d.word == "cannot tell":  # an older document
+        return f"on {d.task} these items cannot tell {_bracketed(f'{unit.worded(d.diff)} {unbroken(unit.diffs(d.low_adj, d.high_adj))}')}"
+    if d.word == "safe":
+        return f"on {d.task} it is safe: {unit.worded(d.diff)} {unbroken(unit.diffs(d.low_adj, d.high_adj))}, tolerance {_tolerance(view, d)}"
+    if d.word == "not shown safe":
+        return f"on {d.task} it is not shown safe ({unit.worded(d.diff)}; {lacking(view, d)})"
+    ends = (d.low, d.high) if d.guarded else (d.low_adj, d.high_adj)  # "worse" is a test of this configuration alone
+    return f"on {d.task} it is {d.word} {_bracketed(f'{unit.worded(d.diff)} {unbroken(unit.diffs(*ends))}')}"
+
+
+def lacking(view: View, d: Difference, limit: bool = True) -> str:
+    """Return why a row is not shown safe and what would help, in words that fit into brackets.
+
+    Args:
+        limit: Name the tolerance too.
+    """
+    unit = view.unit(d.task)
+    needs = f"needs\N{NO-BREAK SPACE}n\N{NO-BREAK SPACE}≈\N{NO-BREAK SPACE}{about(d.needs)}" if d.needs else ""
+    if (d.reason or "").startswith("too few clusters"):
+        why = (d.reason or "").split(",")[0]
+    elif d.tolerance is None:
+        why = "the suite gives no tolerance"
+    elif d.worst is None:
+        why = "no loss is excluded"
+    else:
+        why = f"losses up to {unit.score(d.worst)} are left"
+    if limit and d.tolerance is not None:
+        why += f", the tolerance is {_tolerance(view, d)}"
+    return "; ".join(part for part in (why, needs) if part)
+
+
+def on_task(view: View, task: Task) -> str:
+    """Return one sentence on a guarded task: which named configurations have which verdict; empty where none was compared."""
+    found = list(_rows(view, [task]))
+    order = sorted(VERDICTS, key=lambda word: word != "worse")
+    told = [text for word in order if (text := _verdicts(view, word, [d for d in found if d.word == word]))]
+    if not told:
+        return ""
+    limit = f" (tolerance {task.unit.score(task.tolerance)} {task.unit.word}".rstrip() + ")" if task.tolerance is not None else ""
+    return f"On {task.name}{limit}, {'; '.join(told)}."
+
+
+def impossible(view: View) -> list[str]:
+    """Return sentences on rows that no data could have decided within their family, whose clusters are too few for its size."""
+    rows = [d for d in view.differences.values() if d.impossible]
+    asked, apart = [d for d in rows if not d.apart], [d for d in rows if d.apart]
+    percent = f"{PERCENT.score(view.alpha)}\N{NO-BREAK SPACE}%"
+    sentences = []
+    for found, whose in ((asked, ""), (apart, " of controls")):
+        if found:
+            tasks = {d.task: d.clusters for d in found}
+            told = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
+            sentences.append(
+                f"No verdict can fall in {plural(len(found), 'comparison')}{whose}, on {told}: if every cluster that changed had changed in one "
+                f""
+                f"direction, the adjusted p would still be above {percent}. More clusters or fewer rows are needed."
+            )
+    return sentences
+
+
+def _rows(view: View, tasks: Iterable[Task]) -> Iterable[Difference]:
+    """Rows of named configurations."""
+    listed_tasks = list(tasks)
+    return (d for c in view.judged for d in view.compared(c.name, listed_tasks))
+
+
+def _loss(view: View, d: Difference) -> str:
+    """Return a loss as a predicate with its plain interval, such as "loses 4.3 points of retention [-7.9, -0.7]"."""
+    unit = view.unit(d.task)
+    size = f"{unit.score(abs(d.diff or 0.0))} {unit.word}".rstrip()
+    ends = unbroken(unit.diffs(d.low, d.high))
+    if unit == POINTS and not d.lower:
+        return f"loses {size} of {d.task} {ends}".rstrip()
+    side = "above" if (d.diff or 0.0) > 0 else "below"
+    return f"is {size} {side} {view.baseline} on {d.task} {ends}".rstrip() + (", where lower is better" if d.lower else "")
+
+
+def _tolerance(view: View, d: Difference) -> str:
+    return view.unit(d.task).score(d.tolerance)
+
+
+def _verdicts(view: View, word: str, found: list[Difference]) -> str:
+    """Return which configurations have a verdict on a guarded task, such as "a and b are safe"."""
+    if not found:
+        return ""
+    names = [d.configuration for d in found]
+    verb = "is" if len(names) == 1 else "are"
+    if word in ("cannot tell", "no item changed"):
+        return f"{word} for {listed(names)}"
+    if word == "not shown safe":
+        return f"{listed(f'{d.configuration} ({lacking(view, d, limit=False)})' for d in found)} {verb} not shown safe"
+    than = {"equivalent": f"equivalent to {view.baseline}", "safe": "safe"}.get(word, f"{word} than {view.baseline}")
+    return f"{listed(names)} {verb} {than}"
+
+
+def _bracketed(text: str) -> str:
+    return f"({text.strip()})"
