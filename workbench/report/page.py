@@ -74,8 +74,6 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
-        "verdicts": view.words,
-        "tolerated": any(t.tolerance is not None for t in view.guarded),
         "panels": forest.panels(view),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),

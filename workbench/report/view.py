@@ -273,6 +273,11 @@ class View:
         return tuple(t for t in self.tasks if t.guarded)
 
     @property
+    def tolerated(self) -> bool:
+        """Whether some guarded task has a tolerance, which forest plots draw."""
+        return any(t.tolerance is not None for t in self.guarded)
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The verdict words of this comparison: those of guarded tasks only where such tasks were tested."""
         return VERDICTS if self.harm_tested else tuple(w for w in VERDICTS if w not in GUARD_WORDS)
