@@ -130,7 +130,10 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ("suite: x\ntasks: [add]\nalpha: yes\n", r"x.yaml:3:1 alpha: expected a valid number, found True"),
         ("suite: x\ntasks: [add]\nmin_effect: {add: .inf}\n", r"x.yaml:3:14 min_effect.add: expected a finite number, found inf"),
         ("suite: x\ntasks: [add]\nchance: {add: 0_7}\n", r"x.yaml:3:15 YAML reads 0_7 as 7 \(octal\)"),
-        ("suite: x\ntasks: [add]\nroles: {add: skil}\n", r"x.yaml:3:9 roles.add: expected 'skill', 'retention', 'guarded' or 'other'"),
+        (
+            "suite: x\ntasks: [add]\nroles: {add: skil}\n",
+            r"x.yaml:3:9 roles.add: expected 'skill', 'retention', 'guarded' or 'other'",
+        ),
     ],
 )
 def test_bad_suites(tmp_path: Path, text: str, message: str) -> None:

@@ -42,7 +42,7 @@ class Difference:
         p_adj: The family's; of a guarded task that of the configuration's guarded tasks alone.
         mde: Difference that would be found with 80 % power at that level; None if no spread was seen.
         needs: Items, about, to tell a difference as large as this one, or min_effect if that is larger; of a guarded task, to show that
-            an unchanged one is safe. With "cannot tell" and "not shown safe" only.
+            a loss as large as this one is safe. With "cannot tell" and "not shown safe" only.
         verdict: better | worse | equivalent | cannot tell | no item changed; of a guarded task safe | worse | not shown safe | no item changed.
         reason: Why it cannot tell.
         wins, losses: Items that got better, worse.
@@ -164,13 +164,14 @@ def _guarded(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: fl
     if pair.clusters < FEW_CLUSTERS:
         return replace(row, verdict="not shown safe", **_too_few(pair))
     worst = row.high_adj if task.lower else -row.low_adj  # the largest loss that is left
-    if task.tolerance is not None and worst < task.tolerance:
+    if worst < (task.tolerance or 0.0):
         return replace(row, verdict="safe")
     if ruling.p <= alpha and (pair.diff < 0) != task.lower:
         return replace(row, verdict="worse")
     if task.tolerance is None:
         return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
-    needs = pair.needs(task.tolerance, ruling.critical)
+    left = task.tolerance - max(row.diff if task.lower else -row.diff, 0.0)  # beyond the loss that was seen
+    needs = pair.needs(left, ruling.critical) if left > 0 else None
     return replace(row, verdict="not shown safe", reason="the interval holds losses beyond the tolerance", needs=needs)
 
 

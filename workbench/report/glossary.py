@@ -118,7 +118,7 @@ def _harm(view: View) -> list[Entry]:
         (
             "Not shown safe",
             "No loss is found, and one as large as the tolerance is not excluded either: neither a sign of harm nor an all-clear. “Needs n”: "
-            f"about how many items would show that an unchanged configuration is safe, {_POWER}.",
+            f"about how many items would show that a loss as large as the one seen is safe, where it is below the tolerance, {_POWER}.",
         ),
         (
             "Tolerance",
