@@ -16,6 +16,7 @@ from local_tasks import asks_for_texts, documents, tokenizer
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.suites import Plan, Suite
+from workbench.taskcode import code_of
 
 __all__ = ["tokenizer"]
 TASK = asks_for_texts("copy", "data.jsonl", docs="code.docs", prompt="!function code.prompt", more="""\
@@ -302,6 +303,25 @@ def test_targets_and_choices_are_part_of_a_plan(field: str, place: Path, tokeniz
         monkeypatch.setenv("W16_WORD", word)
         digests.append(plan(place, tokenizer).digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_code_is_followed_through_packages(tmp_path: Path) -> None:
+    """Relative imports, packages on the way, imports inside functions, files that literals name, and what is not the user's."""
+    pack = tmp_path / "pack_w16"
+    (pack / "inner").mkdir(parents=True)
+    (pack / "__init__.py").write_text("from . import one\nfrom .inner.two import word\n")
+    (pack / "one.py").write_text("import json\n\n\ndef late():\n    from .inner import three\n    import pandas\n")
+    (pack / "inner" / "__init__.py").write_text("")
+    (pack / "inner" / "two.py").write_text("from .. import one\nword = 'words.txt'\n")
+    (pack / "inner" / "three.py").write_text("")
+    (pack / "inner" / "words.txt").write_text("")
+    (tmp_path / "code.py").write_text("import pack_w16\n")
+    found = code_of([tmp_path / "code.py", tmp_path / "code.yaml"], tmp_path)
+    assert {str(f.relative_to(tmp_path)) for f in found.files} == {
+        "code.py", "pack_w16/__init__.py", "pack_w16/one.py", "pack_w16/inner/__init__.py", "pack_w16/inner/two.py",
+        "pack_w16/inner/three.py"}  # fmt: skip
+    assert {f.name for f in found.named} == {"words.txt"}
+    assert (found.foreign, found.is_traceable) == ({"pandas"}, False)
 
 
 def test_a_module_with_a_computed_name_counts_each_time(place: Path, tokenizer: Any) -> None:

@@ -93,7 +93,7 @@ def code_of(files: Iterable[Path], folder: Path) -> Code:
                 inner = _module(module, path.parent)
                 left += inner
                 foreign.update({module.rpartition(".")[2]} & _UNSEEN)
-                if not inner and module.partition(".")[0] not in _SEEN:
+                if not inner and not module.startswith(".") and module.partition(".")[0] not in _SEEN:
                     foreign.add(module.partition(".")[0])
             name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
             if name in _UNSEEN:
@@ -118,7 +118,7 @@ def _module(name: str, folder: Path) -> list[Path]:
     places = [folder.joinpath(*[".."] * (level - 1))] if level else [folder, *(Path(p or ".") for p in sys.path)]
     parts = [part for part in name.lstrip(".").split(".") if part]
     for place in places:
-        files = []
+        files = [] if parts else [f for f in (place / "__init__.py",) if f.is_file()]
         for depth in range(1, len(parts) + 1):
             stem = place.joinpath(*parts[:depth])
             files += [f for f in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")) if f.is_file()]
