@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench.grow.streamed import NotStreamedError, Streamed, streamed_bytes
 from workbench.layout import Model
 from workbench.live import Piece
+from workbench.planning import plan
 from workbench.weights.checkpoint import Checkpoint
 
 
@@ -87,6 +88,22 @@ def test_turned_and_joined_tensors_are_filled_from_their_pieces(tmp_path: Path) 
     pieces = tuple(Piece(name, (i, 0, 0), (1, 3, 2), (None, 1, 0), (0, 0)) for i, name in enumerate(("one", "two")))
     assert torch.equal(streamed._tensor(pieces, (2, 3, 2)), torch.stack([one.T, two.T]))
     assert torch.equal(streamed._tensor((Piece("two", (0, 0), (2, 1), (1, 0), (1, 1)),), (2, 1)), two[1:2, 1:3].T)
+
+
+def test_the_memory_of_a_full_check_and_of_training(project: Project) -> None:
+    """Four bytes a parameter of the model before, twelve of the one after, gradients included; training takes twenty."""
+    (project.path / "rows.jsonl").write_text('{"prompt": "word1", "completion": " word2"}\n' * 8, "utf-8")
+    step = "steps: [{{grow: depth, after: [1]{}}}]\n"
+
+    def peak(fields: str) -> int:
+        return plan(project.resolve(step.format(fields)), project.path / "runs", threads=1).peak_bytes
+
+    tensors = {n: t.numel() for n, t in tensors_of(project.path / "base").items()}
+    before = sum(tensors.values())
+    after = before + sum(size for n, size in tensors.items() if ".layers.1." in n)
+    none = peak(", check: off")
+    assert peak("") - none == 4 * before + 12 * after
+    assert peak(", check: off, train: {data: rows.jsonl}") - none == 20 * after
 
 
 def test_the_memory_of_streamed_logits(project: Project) -> None:

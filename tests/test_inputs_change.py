@@ -226,6 +226,40 @@ def test_watched_files(tmp_path: Path) -> None:
         watched.check()
 
 
+def test_a_digest_is_that_of_all_bytes_in_their_order(own: Project) -> None:
+    """A sample that was read before counts for nothing, and rows that were left out or read twice make no digest."""
+    checkpoint = Checkpoint(own.path / "own" / "full", "x")
+    name = "model.layers.0.mlp.up_proj.weight"
+    rows, cols = checkpoint.specs[name].shape
+
+    def read(*blocks: tuple[int, int]) -> str | None:
+        source = checkpoint.open(name, CPU)
+        for start, stop in blocks:
+            source.read(start, stop, torch.empty(stop - start, cols))
+        return checkpoint.streamed.pop(name, None)
+
+    expected = entry_digest(checkpoint.entries[name])
+    assert read((0, 5), (5, rows)) == expected
+    assert read((0, 5), (0, 3), (3, rows)) == expected
+    assert read((0, 5), (6, rows)) is None
+    assert read((0, 5), (4, 6), (5, rows)) == expected
+    assert read((5, rows)) is None
+
+
+@pytest.mark.parametrize("file", ["own/full/model.safetensors", "bricks/one/adapter_model.safetensors", "base/model.safetensors"])
+def test_inputs_are_looked_at_before_a_result_is_kept(own: Project, llama: Path, file: str) -> None:
+    """Base, checkpoint bricks and adapters: what changed behind the last read is noticed."""
+    for name in ("base", "bricks"):
+        there = (own.path / name).resolve()
+        (own.path / name).unlink()
+        shutil.copytree(there, own.path / name)
+    resolved = own.resolve("bricks: {full: own/full, one: bricks/one}\nsteps: [{merge: average}]\n")
+    resolved.check_inputs()
+    os.utime(own.path / file, ns=(1, 1))
+    with pytest.raises(InputChangedError, match="the file changed"):
+        resolved.check_inputs()
+
+
 # Bricks that differ in few places.
 
 

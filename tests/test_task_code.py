@@ -279,16 +279,20 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
     memo = tmp_path / "memo"
     swap("copy.yaml", "test_split: test", "test_split: test\nfewshot_split: test")(place)
 
-    def digest(shots: int | None) -> str:
-        return build_plan(Suite(suite="toy", tasks=("copy",), num_fewshot=shots), tokenizer, tasks_dir=place, memo=memo).facts[1][
-            0
-        ][1]
+    def made(shots: int | None = None, **settings: Any) -> Plan:
+        suite = Suite(suite="toy", tasks=("copy",), num_fewshot=shots)
+        return build_plan(suite, tokenizer, tasks_dir=place, memo=memo, **settings)
 
-    first = digest(None)
-    assert len({first, digest(1)}) == 2, "the pool of examples is part of what the task yields"
-    assert digest(None) == first
+    def yielded(shots: int | None) -> str:
+        return str(made(shots).facts[1][0][1])
+
+    first = yielded(None)
+    assert first != yielded(1), "the pool of examples is part of what the task yields"
+    assert yielded(None) == first
+    plans = [made(), made(1), made(2), made(dtype="float32"), made(batch_size=4), made(limit=3), made().by("hflm")]
+    assert len({plan.digest for plan in plans}) == len(plans)
     swap("copy.yaml", "max_gen_toks: 4", "max_gen_toks: 5")(place)
-    assert digest(None) != first
+    assert yielded(None) != first
 
 
 @pytest.mark.parametrize("field", ["doc_to_target", "doc_to_choice"])

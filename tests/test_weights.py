@@ -352,6 +352,9 @@ def test_configuration_digest_ignores_bookkeeping(llama: Path) -> None:
     assert digest() != digest(rms_norm_eps=1e-3)
     other = {**digests, next(iter(digests)): "0" * 32}
     assert weights_digest(checkpoint.specs, other, checkpoint.config) != digest()
+    name, spec = next(iter(checkpoint.specs.items()))
+    for same_bytes in (TensorSpec(spec.shape[::-1], spec.dtype), TensorSpec(spec.shape, torch.float16)):
+        assert weights_digest({**checkpoint.specs, name: same_bytes}, digests, checkpoint.config) != digest()
 
 
 def test_json_files(tmp_path: Path) -> None:
