@@ -4,116 +4,21 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
 
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare import Comparison, compare
-from workbench.comparison.differences import differences
 from workbench.errors import WorkbenchError
 from workbench.paired import paired
 from workbench.report import render
-from workbench.scores import Configuration, Metric, Scores, Store, TaskScores
+from workbench.scores import Configuration, Metric, Store
 from workbench.statistics import ratio
-from workbench.suites import Item, Plan, Suite
-from workbench.tables import Table
-
-BASE = Configuration("0" * 32, "base", "base")
-A = Configuration("1" * 32, "a", "configuration")
-B = Configuration("2" * 32, "b", "configuration")
-N = 240
-# task -> kind, metrics, lower, ratios
-TASKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], dict[str, str]]] = {
-    "text": ("loglikelihood_rolling", ("word_perplexity", "bits_per_byte"), ("word_perplexity", "bits_per_byte"),
-             {"word_perplexity": "weighted_perplexity", "bits_per_byte": "bits_per_byte"}),
-    "told": ("generate_until", ("error",), ("error",), {}),
-    "stripped": ("generate_until", ("error",), ("error",), {}),
-    "pick": ("multiple_choice", ("acc",), (), {}),
-    "facts": ("generate_until", ("em",), (), {}),
-}  # fmt: skip
-SUITE = Suite(
-    suite="toy",
-    tasks=tuple(TASKS),
-    chance={"pick": 0.25, "facts": 0.5},
-    roles={"facts": "retention"},
-    contrasts={"prior_gain": {"of": "stripped", "minus": "told"}},  # type: ignore[dict-item]
-    min_effect={"text": 0.5},
-)
-Data = dict[
-    str, list[Any]
-]  # task -> of every item its score, (numerator, weight), or log-likelihoods of choices; gold is the first
-
-
-def stored(
-    store: Store, values: Mapping[Configuration, Data], suite: Suite = SUITE, clusters: int = 30, n: int = N
-) -> list[Scores]:
-    """Write what an evaluation would: rows with the metrics of each kind of task."""
-    ids = {t: [f"facts-{i}" if t == "facts" else str(i) for i in range(n)] for t in suite.tasks}
-    plan = Plan(
-        suite=suite,
-        facts=["p" * 32],
-        items={t: tuple(Item(i, f"c{j % clusters}") for j, i in enumerate(ids[t])) for t in suite.tasks},
-        kinds={t: TASKS[t][0] for t in suite.tasks},
-        metrics={t: TASKS[t][1] for t in suite.tasks},
-        lower={t: TASKS[t][2] for t in suite.tasks},
-        ratios={t: TASKS[t][3] for t in suite.tasks},
-        tokenizer=None,
-        tokenizer_digest="t",
-        tasks_dir=Path(),
-        dtype="float32",
-        batch_size=1,
-    )
-    choices = {t: ["yes", "no", "maybe"] if TASKS[t][0] == "multiple_choice" else None for t in suite.tasks}
-    items = {t: [{"task": t, "id": i.id, "cluster": i.cluster, "prompt": "?", "choices": choices[t], "gold": 0} for i in plan.items[t]]
-             for t in suite.tasks}  # fmt: skip
-    found = []
-    for configuration, data in values.items():
-        rows = {t: [_row(t, i.id, v) for i, v in zip(plan.items[t], data[t], strict=True)] for t in suite.tasks}
-        scores = Scores(suite=suite.suite, plan=plan.digest, configuration=configuration, seconds=1.0, device="cpu", created="now", versions={},
-                        tasks={t: TaskScores(n=n, metrics={}) for t in suite.tasks})  # fmt: skip
-        found.append(store.write(plan, scores, rows, items))
-    return found
-
-
-def _row(task: str, name: str, value: Any) -> dict[str, Any]:
-    kind, metrics, _, _ = TASKS[task]
-    if kind == "multiple_choice":
-        return {
-            "task": task,
-            "id": name,
-            "metrics": {"acc": float(np.argmax(value) == 0)},
-            "response": None,
-            "loglikelihoods": value,
-        }
-    return {
-        "task": task,
-        "id": name,
-        "metrics": {} if value == MISSING else dict.fromkeys(metrics, value),
-        "response": "x",
-        "loglikelihoods": None,
-    }
-
-
-def data(
-    seed: int = 0, loss: float = 1.0, error: float = 0.4, stripped: float = 0.6, lead: float = 0.1, facts: float = 0.9
-) -> Data:
-    """Scores of one configuration: the same texts and difficulties for every seed, noise of its own."""
-    shared, own = np.random.default_rng(7), np.random.default_rng(seed)
-    words = shared.integers(20, 200, N)
-    hard = shared.random((3, N))
-    rate = loss * (1 + 0.2 * hard[0] + 0.05 * own.random(N))
-    choices = np.stack([lead + hard[1] - 0.5 + 0.02 * own.normal(size=N), np.zeros(N), np.full(N, -3.0)], axis=1) - 4
-    return {
-        "text": [(-float(r * w), int(w)) for r, w in zip(rate, words, strict=True)],
-        "told": np.clip(error + 0.2 * hard[2] + 0.05 * own.random(N), 0, 1).tolist(),
-        "stripped": np.clip(stripped + 0.2 * hard[2] + 0.05 * own.random(N), 0, 1).tolist(),
-        "pick": choices.tolist(),
-        "facts": (hard[0] < facts).astype(float).tolist(),
-    }
+from workbench.suites import Suite
 
 
 def made(tmp_path: Path, base: Data, a: Data, **suite: Any) -> Comparison:
@@ -231,50 +136,6 @@ def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> 
         shutil.rmtree(store.root)
 
 
-def test_ten_clusters_decide_in_a_large_family(tmp_path: Path) -> None:
-    """64 configurations on ten clusters: Holm leaves no p that ten clusters can reach, joint sign flips find the one that is better."""
-    family = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, error=0.4) for i in range(3, 66)}
-    store = Store(tmp_path)
-    result = compare(store, stored(store, {BASE: data(), A: data(1, error=0.1), **family}, clusters=10))
-    row = next(r for r in result.rows if (r.configuration, r.task) == ("a", "told"))
-    assert row.verdict == "better"
-    assert row.p * 64 > 0.05 >= row.p_adj
-
-
-def test_where_no_verdict_can_fall_the_row_says_so(tmp_path: Path) -> None:
-    """Eight clusters a task and very many tasks: even eight clusters on one side are matched by chance somewhere."""
-    rng, names = np.random.default_rng(0), [f"t{i}" for i in range(40)]
-    suite, cluster = Suite(suite="s", tasks=tuple(names)), np.arange(80) // 10
-    tables = []
-    for name in names:
-        before = rng.normal(size=80)
-        after = before + 1 + 0.001 * rng.normal(size=80)
-        tables.append(Table(name, "x", suite, "p", [{}] * 80, cluster, {BASE.digest: before, A.digest: after}, {}))
-    row = differences(tables, BASE, [A], 0.01)[0]
-    assert row.verdict == "cannot tell"
-    assert row.reason is not None
-    assert row.reason.startswith("no verdict can fall: with all 8 clusters on one side p is still 0.")
-    assert row.needs is None
-
-
-def test_a_guarded_task_is_safe_worse_or_neither(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    others = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, facts=0.86) for i in range(3, 20)}
-    rows = compare(store, stored(store, {BASE: data(), A: data(1, facts=0.85), B: data(1, facts=0.9), **others})).rows
-    alone = compare(Store(tmp_path / "one"), stored(Store(tmp_path / "one"), {BASE: data(), A: data(1, facts=0.85)})).rows
-    facts = {r.configuration: r for r in rows if r.task == "facts"}
-    (only,) = (r for r in alone if r.task == "facts")
-    assert facts["a"].family == "guarded"
-    assert (facts["a"].p_adj, facts["a"].verdict) == (only.p_adj, only.verdict)  # company does not quieten an alarm
-    assert facts["a"].low_adj <= only.low_adj  # but an all-clear is harder to get
-    wide = compare(
-        store, stored(store, {BASE: data(), A: data(1, facts=0.85)}, suite=SUITE.model_copy(update={"tolerance": 0.2}))
-    ).rows
-    (safe,) = (r for r in wide if r.task == "facts")
-    assert (safe.verdict, safe.tolerance) == ("safe", 0.2)
-    assert safe.low_adj > -0.2
-
-
 def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
     base, a = data(), data(1, error=0.405, facts=0.85)
     corrected = made(tmp_path, base, a)
@@ -300,9 +161,6 @@ def test_equal_weights_under_two_names(tmp_path: Path) -> None:
     assert {r.verdict for r in alone.rows} == {"no item changed"}
     for path in render(result.document(), tmp_path / "report.html"):
         assert path.stat().st_size
-
-
-MISSING = "missing"
 
 
 def spoil(base: Data, how: str) -> Data:

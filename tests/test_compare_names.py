@@ -44,8 +44,8 @@ def test_a_recipe_of_a_controls_weights_keeps_its_name(tmp_path: Path, capsys: p
     assert mine["recipe"] == "recipes/my-average.yaml"
     rows = [(r["configuration"], r["role"]) for r in document["rows"] if r["task"] == "add"]
     assert rows == [("add", "brick"), ("sort", "brick"), ("my-average", "configuration"), ("ties", "configuration")]
-    assert document["family"]["size"] == 8
-    assert document["family"]["text"] == "primary metric of 2 tasks x 4 configurations against base"
+    assert document["family"]["size"] == 4
+    assert document["family"]["text"] == "primary metric of 2 tasks x 2 configurations against base; 2 controls apart"
     assert not [w for w in document["warnings"] if "Missing controls" in w]
     page, text, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     assert "2 configurations compared with base" in page
@@ -76,7 +76,7 @@ def test_two_recipes_of_equal_weights_are_both_shown(tmp_path: Path) -> None:
     )
     assert len(ties) == 2
     assert ties == again
-    assert document["family"]["size"] == 8  # equal weights are tested once
+    assert document["family"]["size"] == 4  # equal weights are tested once
     assert len(document["flips"]["ties-again"]) == len(document["flips"]["ties"]) > 0
     page, text, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     assert "3 configurations compared with base" in page
@@ -102,7 +102,7 @@ def test_a_recipe_of_the_bases_weights_stands_beside_the_base(tmp_path: Path) ->
     assert document["configurations"][0]["name"] == "base"
     assert of(document, "noop")["role"] == "configuration"
     assert {r["verdict"] for r in document["rows"] if r["configuration"] == "noop"} == {"no item changed"}
-    assert document["family"]["size"] == 8
+    assert document["family"]["size"] == 2
     page = render(document, tmp_path / "report")[0].read_text("utf-8")
     assert "2 configurations compared with base" in page
 

@@ -89,7 +89,7 @@ def test_results_tables_have_the_numbers_of_the_file(build: ModuleType, tmp_path
                     expected = "{value:.0f} [{low:.0f}, {high:.0f}]".format(
                         **{k: 100 * found[k] for k in ("value", "low", "high")}
                     )
-                    assert cell.removesuffix(" −").rstrip(" +=?") == expected
+                    assert cell.removesuffix(" −").rstrip(" +=?✓!") == expected
                     assert cell.endswith(" +") == ((c["name"], head.partition(" (")[0]) in better)
                     checked += 1
     assert checked == sum(len(c["scores"]) for c in document["configurations"])

@@ -8,6 +8,9 @@ from pydantic import ConfigDict
 
 from workbench.yamldoc import Written
 
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # lm-eval's: whether the choice that scores best is a gold one
+WRITTEN = "exact_match"  # of a choice: whether the model would write it unasked, among all texts, so that guessing scores 0
+
 FactKind = Literal[
     "efficacy",
     "preferred",
@@ -56,3 +59,8 @@ class FactTasks(Written):
     source: str = ""
     digest: str | None = None
     cohorts: dict[int, dict[str, tuple[str, ...]]] = {}
+
+
+def metric_of(name: str) -> str:
+    """Return a metric's name without its filter."""
+    return name.partition(",")[0]

@@ -17,7 +17,7 @@ import xxhash
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.suiteparts import Contrast, FactTasks
+from workbench.suiteparts import WRITTEN, Contrast, FactTasks, metric_of
 from workbench.taskfiles import Source, digest_of
 from workbench.tokendigest import tokenizer_digest
 from workbench.versions import installed
@@ -26,14 +26,9 @@ from workbench.yamldoc import Written, load
 # How log-likelihoods are computed, with the version of what decides their last bits.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
 MARGIN = "margin"  # nats by which the gold choice leads the others; every multiple-choice item has it, beside the task's metrics
-ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # lm-eval's: whether the choice that scores best is a gold one
-WRITTEN = "exact_match"  # of a choice: whether the model would write it unasked, among all texts, so that guessing scores 0
 MIN_EFFECT = 0.02
-# What computes scores, for records.
-SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")
+SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # what computes scores, for records
 _PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
-
-
 SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -165,11 +160,6 @@ class Suite(Written):
     def default_effect(self) -> float:
         """Smallest difference of interest where no task's own is given."""
         return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
-
-
-def metric_of(name: str) -> str:
-    """Return a metric's name without its filter."""
-    return name.partition(",")[0]
 
 
 def load_suite(name: str | Path, project: Path) -> Suite:

@@ -26,8 +26,8 @@ from workbench.statistics import (
     resampled_means,
     score_interval,
 )
-from workbench.suiteparts import Contrast
-from workbench.suites import ACCURACIES, MARGIN, WRITTEN, Suite, metric_of
+from workbench.suiteparts import ACCURACIES, WRITTEN, Contrast, metric_of
+from workbench.suites import MARGIN, Suite
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
 def _chance(facts: Mapping[str, Any]) -> str:
     """Score of guessing, or what it is taken from; a dash where it is not known."""
-    from workbench.suites import ACCURACIES, metric_of
+    from workbench.suiteparts import ACCURACIES, metric_of
 
     if facts["chance"] is not None:
         return f"{facts['chance']:g}"

@@ -11,7 +11,8 @@ import numpy as np
 from workbench.errors import nearest
 from workbench.scores import Scores
 from workbench.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters
-from workbench.suites import ACCURACIES, Suite, metric_of
+from workbench.suiteparts import ACCURACIES, metric_of
+from workbench.suites import Suite
 from workbench.tables import Table, roles_of
 
 _SMALL = 100  # items below which a task is called small
