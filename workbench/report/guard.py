@@ -83,7 +83,6 @@ def impossible(view: View) -> list[str]:
             told = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
             sentences.append(
                 f"No verdict can fall in {plural(len(found), 'comparison')}{whose}, on {told}: if every cluster that changed had changed in one "
-                f""
                 f"direction, the adjusted p would still be above {percent}. More clusters or fewer rows are needed."
             )
     return sentences
