@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from metric_scores import BASE, SUITE, A, B, data, stored
 
 from workbench.compare import compare
 from workbench.comparison.differences import differences
 from workbench.scores import Configuration, Store
+from workbench.statistics import codes
 from workbench.suites import Suite
 from workbench.tables import Table
 
@@ -56,3 +59,89 @@ def test_a_guarded_task_is_safe_worse_or_neither(tmp_path: Path) -> None:
     (safe,) = (r for r in wide if r.task == "facts")
     assert (safe.verdict, safe.tolerance) == ("safe", 0.2)
     assert safe.low_adj > -0.2
+
+
+def table(values: Any, cluster: Any, *, role: str = "skill", **suite: Any) -> Table:
+    """A task's scores of the base and of A, B."""
+    digests = [BASE.digest, A.digest, B.digest]
+    found = Suite(suite="s", tasks=("t",), roles={"t": role}, **suite)  # type: ignore[dict-item]
+    return Table("t", "acc", found, "p", [{}] * len(cluster), codes(list(cluster)), dict(zip(digests, values, strict=False)), {})
+
+
+def test_controls_do_not_count_in_the_family() -> None:
+    """A recipe's row is the same whether bricks and averages stand beside it or not."""
+    rng, cluster = np.random.default_rng(1), np.arange(240) // 10
+    base = (rng.random(240) < 0.5) * 1.0
+    names = [Configuration(f"{i:032d}", f"brick{i}", "brick") for i in range(3, 23)]
+    values = {BASE.digest: base, A.digest: np.where(rng.random(240) < 0.1, 1.0, base)}
+    values |= {c.digest: np.where(rng.random(240) < 0.2, 1 - base, base) for c in names}
+    suite = Suite(suite="s", tasks=("t",))
+    made = Table("t", "acc", suite, "p", [{}] * 240, cluster, values, {})
+    (alone,) = differences([made], BASE, [A], 0.05)
+    together = differences([made], BASE, [*names, A], 0.05)
+    assert next(row for row in together if row.configuration == "a") == alone
+    assert {row.family for row in together if row.role == "brick"} == {"controls"}
+    assert alone.verdict == "better"
+
+
+def test_equivalent_is_read_off_the_adjusted_interval() -> None:
+    """The plain interval lies within the margin, the one that holds for all rows at once does not."""
+    rng, cluster = np.random.default_rng(2), np.arange(2000) // 20
+    base = (rng.random(2000) < 0.5) * 1.0
+    others = [Configuration(f"{i:032d}", f"c{i}") for i in range(1, 21)]
+    values = {c.digest: np.where(rng.random(2000) < 0.05, 1 - base, base) for c in others} | {BASE.digest: base}
+    rows = differences(
+        [Table("t", "acc", Suite(suite="s", tasks=("t",)), "p", [{}] * 2000, cluster, values, {})], BASE, others, 0.05
+    )
+    fooled = [row for row in rows if row.low > -0.02 and row.high < 0.02 and not (row.low_adj > -0.02 and row.high_adj < 0.02)]
+    assert fooled
+    assert {row.verdict for row in fooled} == {"cannot tell"}
+    assert any(row.verdict == "equivalent" for row in rows)
+    assert all(row.low_adj <= row.low and row.high <= row.high_adj for row in rows)
+
+
+@pytest.mark.parametrize("role", ["skill", "guarded"])
+def test_one_cluster_says_nothing(role: str) -> None:
+    (row,) = differences([table([np.zeros(10), np.ones(10)], [0] * 10, role=role)], BASE, [A], 0.05)
+    assert row.verdict == ("cannot tell" if role == "skill" else "not shown safe")
+    assert row.reason == "too few clusters: 1, at least 8 needed"
+    assert (row.low, row.high) == (-1.0, 1.0)
+
+
+def test_equal_answers_are_not_tested() -> None:
+    ones = np.ones(12)
+    (row,) = differences([table([ones, ones], range(12), min_effect=0.0)], BASE, [A], 0.05)
+    assert (row.verdict, row.low, row.high, row.p_adj, row.mde, row.needs) == ("no item changed", 0.0, 0.0, 1.0, None, None)
+
+
+def test_changes_that_cancel_within_clusters() -> None:
+    """Items changed, no cluster's sum did: nothing is rejected, and p is 1."""
+    before, after = np.tile([1.0, 0.0], 10), np.tile([0.0, 1.0], 10)
+    (row,) = differences([table([before, after], np.arange(20) // 2)], BASE, [A], 0.05)
+    assert (row.verdict, row.p, row.diff) == ("cannot tell", 1.0, 0.0)
+    assert row.low < -0.1 < 0.1 < row.high  # as wide as for independent items
+
+
+def test_a_margin_of_zero_is_never_reached() -> None:
+    rng = np.random.default_rng(3)
+    before = (rng.random(200) < 0.5) * 1.0
+    after = np.where(rng.random(200) < 0.1, 1 - before, before)
+    (row,) = differences([table([before, after], range(200), min_effect=0.0)], BASE, [A], 0.05)
+    assert row.verdict == "cannot tell"
+    (row,) = differences([table([before, after], range(200), min_effect=0.0, role="guarded")], BASE, [A], 0.05)
+    assert row.verdict == "not shown safe"
+    assert row.needs is None  # no number of items shows that a loss is below 0
+    (row,) = differences([table([np.zeros(200), after], range(200), min_effect=0.0, role="guarded")], BASE, [A], 0.05)
+    assert row.verdict == "safe"  # it got better
+
+
+def test_a_family_of_500() -> None:
+    rng, cluster = np.random.default_rng(4), np.arange(500) // 10
+    others = [Configuration(f"{i:032d}", f"c{i}") for i in range(1, 501)]
+    base = (rng.random(500) < 0.5) * 1.0
+    values = {c.digest: np.where(rng.random(500) < 0.1, 1 - base, base) for c in others} | {BASE.digest: base}
+    values[others[7].digest] = np.maximum(base, rng.random(500) < 0.3)
+    rows = differences(
+        [Table("t", "acc", Suite(suite="s", tasks=("t",)), "p", [{}] * 500, cluster, values, {})], BASE, others, 0.05
+    )
+    assert [row.configuration for row in rows if row.verdict == "better"] == ["c8"]
