@@ -70,7 +70,7 @@ class Step:
     least: float
 
 
-def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> tuple[list[list[Step]], float]:
+def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[Step]]:
     """Test all rows of a family with step-down max-T.
 
     Rows of one task are flipped together; tasks are independent of each other, so that the distribution of the largest statistic is the
@@ -81,7 +81,8 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> tuple[lis
         alpha: Error rate of the family.
 
     Returns:
-        A step for each row, as `tasks` has them, and the critical value of the first step: it holds for all rows at once.
+        A step for each row, as `tasks` has them. Rows that are not rejected have the critical value of the first step, which holds for
+        all rows at once.
     """
     seen = [np.abs(sums.sum(0)) / scales for sums, scales in tasks]
     most = [np.abs(sums).sum(0) / scales for sums, scales in tasks]
@@ -102,7 +103,7 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> tuple[lis
         largest.add(t, r)
         critical = largest.quantile(alpha) if adjusted[i] <= alpha else first
         found[t][r] = Step(float(adjusted[i]), critical, least[i])
-    return found, first
+    return found
 
 
 class _Largest:

@@ -116,8 +116,8 @@ def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: lis
     given = [
         (np.stack([changes[i].sums for i in task], 1), np.array([changes[i].scale for i in task])) for task in tasks.values()
     ]
-    steps, first = step_down(given, alpha)
+    steps = step_down(given, alpha)
     for task, of_task in zip(tasks.values(), steps, strict=True):
         for i, step in zip(task, of_task, strict=True):
-            critical = max(step.critical if step.p <= alpha else first, changes[i].critical(alpha))
+            critical = max(step.critical, changes[i].critical(alpha))
             found[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)
