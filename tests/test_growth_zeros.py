@@ -146,3 +146,13 @@ def test_logits_are_compared_relative_to_the_largest() -> None:
         with pytest.raises(WorkbenchError, match=r"computes something else|has 2 logits, the one before growth 3") as caught:
             same_logits(old, new, 1e-6, "grow", agrees=agrees)
         assert caught.value.exit_code == 3
+
+
+def test_what_is_drawn_differs_from_tensor_to_tensor_and_from_seed_to_seed(project: Project) -> None:
+    """The recipe's seed and the tensor's name decide it; the same recipe draws the same."""
+    step = "steps: [{grow: width, neurons: 60, check: off}]\n"
+    drawn = {seed: project.tensors(f"{step}seed: {seed}\n") for seed in (0, 1)}
+    name = "model.layers.{}.mlp.up_proj.weight"
+    added = [drawn[seed][name.format(layer)][48:] for seed in (0, 1) for layer in (0, 1)]
+    assert all(not torch.equal(one, other) for i, one in enumerate(added) for other in added[:i])
+    assert torch.equal(project.tensors(f"{step}seed: 1\n")[name.format(1)][48:], added[3])
