@@ -119,6 +119,7 @@ def test_broken_growth_fails(project: Project, monkeypatch: pytest.MonkeyPatch) 
 KEPT = [
     ("{grow: depth, blocks: 1}", {"identical": 38, "new": 9}),
     ("{grow: depth, blocks: 1}, {merge: task_arithmetic, bricks: {one: 1}}", {"identical": 22, "new": 9, "changed_later": 16}),
+    ("{grow: depth, blocks: 1}, {grow: width, neurons: 60, check: off}", {"identical": 26, "new": 9, "changed_later": 12}),
     ("{grow: stack, order: [0, 1, 1, 3]}", {"identical": 29, "new": 9}),
     ("{grow: width, neurons: 60}", {"identical": 26, "with_additions": 12}),
     ("{grow: width, hidden: 48}", {"with_additions": 29, "rescaled": 9}),

@@ -1,4 +1,4 @@
-"""Growth that starts at zero on purpose, growth that could never learn, and which layers `depth` copies."""
+"""Growth that starts at zero on purpose, growth that could never learn, which layers `depth` copies, and what moves with layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from project import Project
 from tiny import tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.grow.layers import reordered
+from workbench.grow.preserve import same_logits
 from workbench.registry import methods
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -106,3 +108,51 @@ def test_a_copy_stands_behind_its_original(project: Project) -> None:
             found, expected = new[f"model.layers.{place}.{leaf}.weight"], old[f"model.layers.{source}.{leaf}.weight"]
             zero = place in (2, 5) and leaf.endswith(("o_proj", "down_proj"))
             assert torch.equal(found, torch.zeros_like(expected) if zero else expected), (place, leaf)
+
+
+# -- what moves with the layers, and what a comparison refuses
+
+
+def test_settings_of_single_layers_move_with_them() -> None:
+    """By number, one letter a layer, and mixtures that are all layers; a mixture of some layers by number is refused."""
+    config = {
+        "num_hidden_layers": 3,
+        "layer_settings": {"0": "a", "2": "c"},
+        "hybrid_override_pattern": "M-*",
+        "layer_types": ["x", "y", "z"],
+    }
+    grown = reordered({**config, "moe_layers": [0, 1, 2]}, 3, [0, 2, 2, 1], "stack")
+    assert grown["num_hidden_layers"] == 4
+    assert grown["layer_settings"] == {"0": "a", "1": "c", "2": "c"}
+    assert grown["hybrid_override_pattern"] == "M**-"
+    assert grown["layer_types"] == ["x", "z", "z", "y"]
+    assert grown["moe_layers"] is None
+    ends = {"moe_layer_start_index": 0, "moe_layer_end_index": 2, "moe_layer_interval": 1}
+    assert reordered({**config, **ends}, 3, [0, 1, 2, 2], "stack")["moe_layer_end_index"] == -1
+    for some in ({"moe_layers": [0, 2]}, {**ends, "moe_layer_start_index": 2}):
+        with pytest.raises(WorkbenchError, match="refers to layers by number"):
+            reordered({**config, **some}, 3, [0, 1, 2, 2], "stack")
+
+
+def test_logits_are_compared_relative_to_the_largest() -> None:
+    """NaN is no agreement, a generated token that differs is none either, and rows of new tokens are left out."""
+    old = torch.tensor([[[4.0, -1.0, 0.5]]])
+    assert same_logits(old, old + 3e-6, 1e-6, "grow")["max_logit_difference"] == pytest.approx(3e-6, rel=0.2)
+    more = torch.cat([old, torch.full((1, 1, 1), 9.0)], -1)
+    found = same_logits(old, more, 0.0, "grow", (3,))
+    assert found["max_logit_difference"] == 0.0
+    assert found["new_token_probability"] == pytest.approx(float(more.softmax(-1)[0, 0, 3]))
+    for new, agrees in ((old + 5e-6, True), (torch.full_like(old, torch.nan), True), (old, False), (old[..., :2], True)):
+        with pytest.raises(WorkbenchError, match=r"computes something else|has 2 logits, the one before growth 3") as caught:
+            same_logits(old, new, 1e-6, "grow", agrees=agrees)
+        assert caught.value.exit_code == 3
+
+
+def test_what_is_drawn_differs_from_tensor_to_tensor_and_from_seed_to_seed(project: Project) -> None:
+    """The recipe's seed and the tensor's name decide it; the same recipe draws the same."""
+    step = "steps: [{grow: width, neurons: 60, check: off}]\n"
+    drawn = {seed: project.tensors(f"{step}seed: {seed}\n") for seed in (0, 1)}
+    name = "model.layers.{}.mlp.up_proj.weight"
+    added = [drawn[seed][name.format(layer)][48:] for seed in (0, 1) for layer in (0, 1)]
+    assert all(not torch.equal(one, other) for i, one in enumerate(added) for other in added[:i])
+    assert torch.equal(project.tensors(f"{step}seed: 1\n")[name.format(1)][48:], added[3])

@@ -35,15 +35,18 @@ def libraries(cache: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (cache / "brick-workbench").iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "one bit", "not a library"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "one bit", "not a library", "another name"])
 def test_a_damaged_library_is_built_again(tmp_path: Path, damage: str) -> None:
     """Not loaded: the loader dies of SIGBUS where a file is shorter than its header says."""
     assert python(SAYS, tmp_path).stdout == "True\n"
     before = libraries(tmp_path)
     (name,) = before
-    data = {"cut": before[name][:4096], "empty": b"", "not a library": b"x" * 100,
+    data = {"cut": before[name][:4096], "empty": b"", "not a library": b"x" * 100, "another name": before[name],
             "one bit": before[name][:-1] + bytes([before[name][-1] ^ 1])}[damage]  # fmt: skip
-    (tmp_path / "brick-workbench" / name).write_bytes(data)
+    place = tmp_path / "brick-workbench" / name
+    place.write_bytes(data)
+    if damage == "another name":
+        place.rename(place.with_stem(f"{place.stem.rpartition('-')[0]}-{'0' * 32}"))
     again = python(SAYS, tmp_path)
     assert (again.returncode, again.stdout) == (0, "True\n")
     assert libraries(tmp_path) == before, "the damaged file is gone and the same library is there"

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from tiny import save_tokenizer
 from transformers import LlamaConfig
 
+from workbench.peaks import adapter_bytes, buffer_bytes, core_bytes
 from workbench.planning import plan
 from workbench.weights.parallel import default_threads
+from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
 
 WIDE, INNER, RANK = 768, 3072, 64
 _ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (WIDE, WIDE))
@@ -90,6 +92,18 @@ def test_memory_of_a_run_is_planned(large: Project, case: str) -> None:
     assert done.returncode == 0, done.stderr
     used = json.loads(done.stdout)["peak_bytes"]
     assert 0.8 < said / used < 1.2, f"{said / 1e6:.0f} MB planned, {used / 1e6:.0f} MB used"
+
+
+def test_bytes_of_shapes_and_ranks() -> None:
+    """By hand, since the interpreter hides small errors of a measured run: buffers a thread, the core space, updates that are held."""
+    one, two = TensorSpec((100, 60), torch.float32), TensorSpec((50, 50), torch.float32)
+    assert buffer_bytes({"a": one}, 3, 2) == 2 * (3 + 6) * 4 * BLOCK_ELEMENTS
+    factors, first, second, small = 4 * 160 * 8, 8 * 60 * 8, (4 + 8 + 16 + 8) * 100 * 8, 16 * 7 * 64
+    assert core_bytes(one, 8, 3) == factors + first + second + small
+    assert adapter_bytes({"a": one}, {"a": 8}, None, {}) == ([44 * 160 * 8], 4 * 160 * 8)
+    assert adapter_bytes({"a": one}, {"a": 8}, 2, {"a": 10**6}) == ([10**6], 4 * 160 * 2)
+    work, held = adapter_bytes({"a": one, "b": two}, {"a": 8, "b": 4}, None, {})
+    assert (work, held) == ([44 * 160 * 8, 44 * 100 * 4], 2 * 4 * (160 * 8 + 100 * 4)), "padded to one rank: a copy"
 
 
 def test_threads_are_those_of_run(large: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,12 +130,18 @@ def test_a_changed_module_is_imported_again(place: Path, tokenizer: Any) -> None
     assert prompt().startswith("PLEASE say Say aa0")
 
 
-def test_names_and_times_of_files_decide_nothing(place: Path, tokenizer: Any) -> None:
+def test_names_and_times_of_files_decide_nothing(
+    place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = plan(place, tokenizer)
     (place / "data.jsonl").rename(place / "other.jsonl")
     swap("copy.yaml", "data.jsonl", "other.jsonl")(place)
     os.utime(place / "read.json", (1, 1))
     assert plan(place, tokenizer).digest == first.digest
+    shutil.copytree(place, tmp_path / "elsewhere")
+    for name in ("indirect_helper", "indirect_lazy"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert plan(tmp_path / "elsewhere", tokenizer).digest == first.digest
 
 
 def test_the_documents_are_those_of_the_task(place: Path, tokenizer: Any) -> None:
@@ -279,8 +285,8 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
     memo = tmp_path / "memo"
     swap("copy.yaml", "test_split: test", "test_split: test\nfewshot_split: test")(place)
 
-    def made(shots: int | None = None, **settings: Any) -> Plan:
-        suite = Suite(suite="toy", tasks=("copy",), num_fewshot=shots)
+    def made(shots: int | None = None, cluster: str = "cluster", **settings: Any) -> Plan:
+        suite = Suite(suite="toy", tasks=("copy",), num_fewshot=shots, cluster=cluster)
         return build_plan(suite, tokenizer, tasks_dir=place, memo=memo, **settings)
 
     def yielded(shots: int | None) -> str:
@@ -289,7 +295,17 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
     first = yielded(None)
     assert first != yielded(1), "the pool of examples is part of what the task yields"
     assert yielded(None) == first
-    plans = [made(), made(1), made(2), made(dtype="float32"), made(batch_size=4), made(limit=3), made().by("hflm")]
+    plans = [
+        made(),
+        made(1),
+        made(2),
+        made(dtype="float32"),
+        made(batch_size=4),
+        made(limit=3),
+        made().by("hflm"),
+        made(cluster="id"),
+    ]
+    plans.append(plans[0].part({"copy": plans[0].items["copy"][:3]}))
     assert len({plan.digest for plan in plans}) == len(plans)
     swap("copy.yaml", "max_gen_toks: 4", "max_gen_toks: 5")(place)
     assert yielded(None) != first
