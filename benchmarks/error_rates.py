@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Simulate, write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=4000, help="of a single row; families take half of them")
+    parser.add_argument("--trials", type=int, default=4000, help="of a single row; families take at least 2,000")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     started = time.time()

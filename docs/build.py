@@ -301,7 +301,7 @@ def _name(configuration: Mapping[str, Any]) -> str:
 def _legend(found: Mapping[str, Any], where: str) -> str:
     return (
         f"Scores in percent of items with 95 % intervals; {SIGNED}; against {found['baseline']} "
-        f"({found['family']['text']}; {found['family']['alpha']:.0%} a family). "
+        f"({found['family']['text']}; {'Holm, ' if found['family']['correction'] == 'holm' else ''}{found['family']['alpha']:.0%} a family). "
         "Kept: share of the best parents' scores, corrected for chance, over the skills that the configuration's bricks teach. "
         "Difference: in points, adjusted interval. "
         f"{measured(found)} {where}"

@@ -44,7 +44,7 @@ def rates_block(project: Path) -> str:
     )
     third = table(["power", "", "sign flips", "t test", "Holm on p of one row"], _powers(rows))
     note = (
-        f"In percent; {found['trials']:,} trials a case, {found['trials'] // 2:,} of a family, seeded. The largest rate, and the range of coverage, over 12, 24 and 50 clusters of 240 to 500 items, for "
+        f"In percent; {found['trials']:,} trials a case, {max(2000, found['trials']):,} of a family, seeded. The largest rate, and the range of coverage, over 12, 24 and 50 clusters of 240 to 500 items, for "
         "equal ones also 240 items of their own. In brackets: the level. At the margin every configuration truly loses it. Coverage above 96 stands where clusters "
         f"are few or unequal, or few items change: intervals are wider than needed there. {measured(found)} The source: [{RATES}](../{RATES})."
     )

@@ -22,7 +22,7 @@ COMMANDS = {
     "brick train": "--base --data --device --held-out --no-score --orthogonal-to --rank --score --steps",
     "brick verify": "--base",
     "chat": "--device --max-new-tokens --plain --runs-dir",
-    "compare": "--baseline --batch-size --json --limit --runs-dir --set --suite",
+    "compare": "--baseline --batch-size --json --limit --require-safe --runs-dir --set --suite",
     "doctor": "--json --runs-dir",
     "edit rebase": "--device --json --onto --out --quiet --remeasure --set",
     "edit trace": "--count --device --html --json --layers --quiet",
