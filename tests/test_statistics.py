@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import xlogy
+from scipy.special import stdtrit, xlogy
 
 from workbench.paired import paired, paired_ratio, pooled
 from workbench.signflips import PATTERNS
@@ -91,9 +91,13 @@ def test_independent_answers_get_tangos_interval(rises: int, falls: int, n: int)
     d = np.r_[np.ones(rises), -np.ones(falls), np.zeros(n - rises - falls)]
     a = np.where(d < 0, 1.0, 0.0)
     pair = paired(a, a + d)
-    low, high = pair.within(1.96, rejected=abs(tango(d, 0.0)) > 1.96)
-    assert tango(d, low) == pytest.approx(1.96, abs=1e-3) or low in (-1.0, 0.0)
-    assert tango(d, high) == pytest.approx(-1.96, abs=1e-3) or high in (1.0, 0.0)
+    level = 0.05
+    z = stdtrit(n - 1, 1 - level / 2)
+    low, high = pair.within(pair.changes.critical(level), rejected=abs(tango(d, 0.0)) > z)
+    # The clustered variance of items of their own has n - 1 where the score statistic has n.
+    z *= math.sqrt(n / (n - 1))
+    assert tango(d, low) == pytest.approx(z, abs=1e-3) or low in (-1.0, 0.0)
+    assert tango(d, high) == pytest.approx(-z, abs=1e-3) or high in (1.0, 0.0)
     assert low < pair.diff < high
 
 
@@ -155,6 +159,8 @@ def test_calibration_and_coverage(n: int, per: int) -> None:
 
 
 def test_identical_and_constant_differences() -> None:
+    from scipy.stats import t
+
     same = paired([1, 0, 1], [1, 0, 1])
     assert same.unchanged
     assert same.interval() == (0.0, 0.0)
@@ -163,8 +169,8 @@ def test_identical_and_constant_differences() -> None:
     assert everything.se == 0
     assert everything.p == pytest.approx(0.5 / PATTERNS)  # no random pattern but the first, and that counts half
     low, high = everything.interval()
-    z2 = everything.changes.critical(0.05) ** 2
-    assert low == pytest.approx((20 - z2) / (20 + z2))  # Tango's for 20 of 20, a cluster counting once; not [1, 1]
+    t2 = t.ppf(0.975, 19) ** 2
+    assert low == pytest.approx((60 - t2) / (60 + t2))  # Tango's for 60 of 60; not [1, 1]
     assert high == 1.0
     with pytest.raises(ValueError, match=r"paired items expected, got 2 and 3"):
         paired([0, 1], [0, 1, 1])
@@ -243,11 +249,8 @@ def test_error_of_a_ratio_is_the_jackknife() -> None:
     pair = paired_ratio("bits_per_byte", a, b, words, cluster.tolist())
     gaps = left_out[1] - left_out[0] - pair.diff
     assert pair.se == pytest.approx(math.sqrt(29 / 30 * (gaps**2).sum()))
-    changes, critical = pair.changes, pair.changes.critical(0.05)
-    assert critical == pytest.approx(q * math.sqrt(effective / (effective - 1 + q * q)))
-    for end in (bits * math.log(2) for bits in pair.interval()):
-        left = changes.sums - changes.sizes * end
-        assert abs(left.sum()) / math.sqrt((left**2).sum()) == pytest.approx(critical)
+    assert pair.changes.critical(0.05) == pytest.approx(q * math.sqrt(effective / (effective - 1 + q * q)))
+    assert pair.interval() == pytest.approx((pair.diff - q * pair.se, pair.diff + q * pair.se))
     assert pair.p == pytest.approx(2 * t.sf(abs(pair.diff) / pair.se, effective - 1), abs=0.01)
 
 

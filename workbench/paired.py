@@ -1,13 +1,13 @@
 """Differences of two configurations on the same items: one test, one interval, for means and for ratios of sums.
 
-The test flips the signs of clusters (`signflips`). The interval inverts a score statistic,
+The test flips the signs of clusters (`signflips`). The interval of scores without a range is mean +- t * clustered SE, t with the
+effective number of clusters less 1. Of scores with a range it inverts a score statistic at the same t,
 
-    z(x)^2 = (S - N x)^2 / V(x),    V(x) = R(x) max(sum over clusters (s - n x)^2, sum over items (d - x)^2),
+    z(x)^2 = (S - N x)^2 / V(x),    V(x) = D R(x) sum over items (d - x)^2,
 
-of sums s over clusters of n items, S and N in total, at the value of Student's t with the effective number of clusters less 1. At x = 0 the
-statistic is the one that is flipped. For clusters of equal size and R = 1 this is the cluster-robust t interval. R, the variance that
-items of a bounded range have at least at mean x over the one that was seen, is Tango's (1998): without it, two losses and no win in 240 items would
-exclude a true loss of 2 points. The second sum, for right and wrong items, is a design effect of at least 1.
+of items d, S and N in total. D is the design effect: clustered variance over that of independent items, at least 1 for right and wrong
+items. R, the variance that items of this range have at least at mean x over the one that was seen, is Tango's (1998): without it, two losses
+and no win in 240 items would exclude a true loss of 2 points.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class Changes:
         sums, sizes: Of differences and of weights, by cluster [k].
         rise, fall: Sums of the positive and of the negative differences, both as positive numbers.
         span: Largest possible change of an item; None without a bound.
-        squares, plain, units: Sums over items of w^2 d^2, w^2 d and w^2, where w is 1 but for pooled tasks; None for items that are not
-            right or wrong.
+        variance: Clustered, of the sum of differences.
+        spread: Sum over items of (d - mean)^2, which is that variance for independent items.
+        squares: Sums over items of w^2 d^2, w^2 d and w^2, where w is 1 but for pooled tasks.
+        answers: Whether items are right or wrong.
         tested: The p of the sign-flip test, where it was found together with other rows'.
     """
 
@@ -57,7 +59,10 @@ class Changes:
     rise: float
     fall: float
     span: float | None
-    squares: tuple[float, float, float] | None
+    variance: float
+    spread: float
+    squares: tuple[float, float, float]
+    answers: bool = False
     tested: float | None = None
 
     @cached_property
@@ -72,19 +77,14 @@ class Changes:
         return total / weight
 
     @cached_property
-    def _squares(self) -> tuple[float, float, float]:
-        """Sums over clusters of s^2, s n and n^2."""
-        return float(self.sums @ self.sums), float(self.sums @ self.sizes), float(self.sizes @ self.sizes)
-
-    @cached_property
     def _totals(self) -> tuple[float, float]:
         """S and N."""
         return float(self.sums.sum()), float(self.sizes.sum())
 
-    @property
+    @cached_property
     def scale(self) -> float:
-        """The square root of V(0)."""
-        return math.sqrt(self._variance(0.0))
+        """What a family divides the sum by, so that its rows are alike: a number that no flip of signs changes."""
+        return math.sqrt(max(float(self.sums @ self.sums), self.squares[0] if self.answers else 0.0))
 
     @cached_property
     def p(self) -> float:
@@ -92,50 +92,51 @@ class Changes:
         return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
 
     def critical(self, level: float) -> float:
-        """Return what z has to exceed for a single test at this two-sided level, by Student's t."""
+        """Return what |S| / scale has to exceed for a single test at this two-sided level: Student's t in terms of the flipped statistic."""
         t = upper_t(level / 2, self.effective - 1)
         return t * math.sqrt(self.effective / (self.effective - 1 + t * t))
 
     def interval(self, critical: float, rejected: bool) -> tuple[float, float]:
-        """Return all means x with z(x) <= critical.
+        """Return all means x with z(x) at most the t that belongs to a critical value.
 
         Args:
+            critical: In terms of the flipped statistic.
             rejected: Whether the test rejects "no difference". The interval excludes 0 exactly then: where t and sign flips differ, the end
                 that is nearer to 0 moves to it.
         """
-        low, high = self._end(critical, -1), self._end(critical, 1)
+        t = _as_t(critical, self.effective)
+        low, high = self._end(t, -1), self._end(t, 1)
         if rejected:
             least = TINY * max(abs(low), abs(high))
             return (max(low, least), high) if self.mean > 0 else (low, min(high, -least))
         return min(low, 0.0), max(high, 0.0)
 
-    def _end(self, critical: float, side: int) -> float:
-        """One end: halving between the mean, where z is 0, and a value that lies outside."""
+    def _end(self, t: float, side: int) -> float:
+        """Return one end: by halving between the mean, where z is 0, and a value that lies outside."""
         total, weight = self._totals
-        inside = self.mean
-        if self.effective <= 1 + 1e-9:
+        if self.effective <= 1 + 1e-9 or not math.isfinite(t):
             return side * (math.inf if self.span is None else self.span)
-        if self.span is None:  # R = 1: a quadratic equation
-            sums, cross, sizes = self._squares
-            a, b, c = weight**2 - critical**2 * sizes, critical**2 * cross - weight * total, total**2 - critical**2 * sums
-            return (-b + side * math.sqrt(max(b * b - a * c, 0.0))) / a if a > TINY * weight**2 else side * math.inf
-        outside = side * self.span
+        if self.span is None:
+            return self.mean + side * t * math.sqrt(self.variance) / weight
+        inside, outside = self.mean, side * self.span
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
-            if (total - weight * middle) ** 2 <= critical**2 * self._variance(middle):
+            if (total - weight * middle) ** 2 <= t * t * self._variance(middle):
                 inside = middle
             else:
                 outside = middle
         return (inside + outside) / 2
 
+    @cached_property
+    def _design(self) -> float:
+        """D; 1 where all items change alike, so that it cannot be estimated."""
+        effect = self.variance / self.spread if self.spread > TINY else 1.0
+        return max(effect, 1.0) if self.answers else effect
+
     def _variance(self, x: float) -> float:
         """V(x)."""
-        sums, cross, sizes = self._squares
-        spread = max(sums - 2 * x * cross + x * x * sizes, 0.0)
-        if self.squares is not None:
-            squares, plain, units = self.squares
-            spread = max(spread, squares - 2 * x * plain + x * x * units)
-        return spread * self._bounded(x)
+        squares, plain, units = self.squares
+        return self._design * max(squares - 2 * x * plain + x * x * units, 0.0) * self._bounded(x)
 
     def _bounded(self, x: float) -> float:
         """R(x): Tango's variance of items that rise, fall or stay, over the one with the shares that were seen.
@@ -174,21 +175,17 @@ def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> C
     weights = [items / (len(parts) * float(part.sizes.sum())) for part in parts]
     both = list(zip(parts, weights, factors, strict=True))
     spans = [None if part.span is None else part.span * f for part, _, f in both]
-    squares = None
-    if all(part.squares is not None for part in parts):
-        found = [
-            (w * w * f * f * part.squares[0], w * w * f * part.squares[1], w * w * part.squares[2])
-            for part, w, f in both
-            if part.squares
-        ]
-        squares = (sum(s[0] for s in found), sum(s[1] for s in found), sum(s[2] for s in found))
+    squares = [(w * w * f * f * part.squares[0], w * w * f * part.squares[1], w * w * part.squares[2]) for part, w, f in both]
     return Changes(
         sums=np.concatenate([w * f * part.sums for part, w, f in both]),
         sizes=np.concatenate([w * part.sizes for part, w, _ in both]),
         rise=sum(w * f * part.rise for part, w, f in both),
         fall=sum(w * f * part.fall for part, w, f in both),
         span=None if None in spans else max(s for s in spans if s is not None),
-        squares=squares,
+        variance=sum((w * f) ** 2 * part.variance for part, w, f in both),
+        spread=sum((w * f) ** 2 * part.spread for part, w, f in both),
+        squares=(sum(s[0] for s in squares), sum(s[1] for s in squares), sum(s[2] for s in squares)),
+        answers=all(part.answers for part in parts),
     )
 
 
@@ -281,17 +278,20 @@ def paired(
     d, k = y - x, int(label.max()) + 1
     if span is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
         span = 1.0
-    answers = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
+    se = clustered_se(d, label)
     changes = Changes(
         sums=_by_cluster(d, label),
         sizes=_by_cluster(np.ones(d.size), label),
         rise=float(d[d > 0].sum()),
         fall=float(-d[d < 0].sum()),
         span=span,
-        squares=(float(d @ d), float(d.sum()), float(d.size)) if answers else None,
+        variance=(se * d.size) ** 2,
+        spread=float(np.square(d - d.mean()).sum()),
+        squares=(float(d @ d), float(d.sum()), float(d.size)),
+        answers=bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all()),
     )
     wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
-    return Paired(x.size, k, float(d.mean()), clustered_se(d, label), wins, losses, changes)
+    return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
 
 
 @dataclass(frozen=True)
@@ -338,12 +338,23 @@ def paired_ratio(
     slopes[0] *= -1
     se = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0)) if math.isfinite(df) else math.inf
     rose, fell = int((d > TINY).sum()), int((d < -TINY).sum())
-    changes = Changes(_by_cluster(d, label), _by_cluster(w, label), float(d[d > 0].sum()), float(-d[d < 0].sum()), None, None)
+    changes = Changes(
+        sums=_by_cluster(d, label),
+        sizes=_by_cluster(w, label),
+        rise=float(d[d > 0].sum()),
+        fall=float(-d[d < 0].sum()),
+        span=None,
+        variance=(_error_between(covariance) * float(w.sum())) ** 2,
+        spread=0.0,
+        squares=(0.0, 0.0, 0.0),
+    )
     return Ratio(x.size, k, after - before, se, rose, fell, changes, kind, rates, covariance)
 
 
 def _error_between(covariance: Floats) -> float:
     """Standard error of the difference of two rates."""
+    if not math.isfinite(covariance[0, 0]):
+        return math.inf
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     return math.sqrt(variance) if variance > TINY**2 else 0.0
 
