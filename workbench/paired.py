@@ -1,11 +1,12 @@
 """Differences of two configurations on the same items: one test, one interval, for means and for ratios of sums.
 
-The test flips the signs of clusters (`signflips`). The interval of scores without a range is mean +- t * clustered SE, t with the
-effective number of clusters less 1. Of scores with a range it inverts a score statistic at the same t,
+The test flips the signs of clusters (`signflips`). The interval of scores without a range inverts the flipped statistic,
+(S - N x)^2 / sum over clusters (s - n x)^2, at the value of Student's t with the effective number of clusters less 1; for clusters of equal
+size this is the cluster-robust t interval. Of scores with a range it inverts a score statistic at the same t,
 
     z(x)^2 = (S - N x)^2 / V(x),    V(x) = D R(x) sum over items (d - x)^2,
 
-of items d, S and N in total. D is the design effect: clustered variance over that of independent items, at least 1 for right and wrong
+of items d in clusters of n with sums s, S and N in total. D is the design effect: clustered variance over that of independent items, at least 1 for right and wrong
 items. R, the variance that items of this range have at least at mean x over the one that was seen, is Tango's (1998): without it, two losses
 and no win in 240 items would exclude a true loss of 2 points.
 """
@@ -47,7 +48,7 @@ class Changes:
         sums, sizes: Of differences and of weights, by cluster [k].
         rise, fall: Sums of the positive and of the negative differences, both as positive numbers.
         span: Largest possible change of an item; None without a bound.
-        variance: Clustered, of the sum of differences.
+        variance: Clustered, of the sum of differences; like `spread` and `squares` of use where there is a span.
         spread: Sum over items of (d - mean)^2, which is that variance for independent items.
         squares: Sums over items of w^2 d^2, w^2 d and w^2, where w is 1 but for pooled tasks.
         answers: Whether items are right or wrong.
@@ -104,20 +105,21 @@ class Changes:
             rejected: Whether the test rejects "no difference". The interval excludes 0 exactly then: where t and sign flips differ, the end
                 that is nearer to 0 moves to it.
         """
-        t = _as_t(critical, self.effective)
-        low, high = self._end(t, -1), self._end(t, 1)
-        if rejected:
-            least = TINY * max(abs(low), abs(high))
-            return (max(low, least), high) if self.mean > 0 else (low, min(high, -least))
-        return min(low, 0.0), max(high, 0.0)
+        return _decided(self._end(critical, -1), self._end(critical, 1), self.mean, rejected)
 
-    def _end(self, t: float, side: int) -> float:
-        """Return one end: by halving between the mean, where z is 0, and a value that lies outside."""
+    def _end(self, critical: float, side: int) -> float:
+        """Return one end."""
         total, weight = self._totals
+        t = _as_t(critical, self.effective)
         if self.effective <= 1 + 1e-9 or not math.isfinite(t):
             return side * (math.inf if self.span is None else self.span)
-        if self.span is None:
-            return self.mean + side * t * math.sqrt(self.variance) / weight
+        if self.span is None:  # a quadratic equation, whose leading number is positive where t is finite
+            sums, cross, sizes = (
+                float(x @ y) for x, y in ((self.sums, self.sums), (self.sums, self.sizes), (self.sizes, self.sizes))
+            )
+            a, b, c = weight**2 - critical**2 * sizes, critical**2 * cross - weight * total, total**2 - critical**2 * sums
+            return (-b + side * math.sqrt(max(b * b - a * c, 0.0))) / a
+        # Halving between the mean, where z is 0, and a value that lies outside.
         inside, outside = self.mean, side * self.span
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
@@ -248,6 +250,14 @@ class Pair(ABC):
         return max(math.ceil(self.n * (smallest / effect) ** 2), math.ceil(self.n * MANY_CLUSTERS / self.clusters))
 
 
+def _decided(low: float, high: float, middle: float, rejected: bool) -> tuple[float, float]:
+    """Return an interval that excludes 0 exactly if the test rejected: else the end that is nearer to 0 moves to it."""
+    if rejected:
+        least = TINY * max(abs(low), abs(high)) if math.isfinite(low) and math.isfinite(high) else TINY
+        return (max(low, least), high) if middle > 0 else (low, min(high, -least))
+    return min(low, 0.0), max(high, 0.0)
+
+
 def _as_t(critical: float, effective: float) -> float:
     """Student's t to a critical value of z."""
     left = effective - critical**2
@@ -298,8 +308,8 @@ def paired(
 class Ratio(Pair):
     """Difference b - a of one corpus metric, in the metric's units, over paired items.
 
-    Tested on the rates, -sum of numerators / sum of weights: their difference is one weighted mean of paired differences. The interval of
-    a difference of perplexities is the range of exp(rate b) - exp(rate a) over the joint confidence ellipse of both rates, so that it
+    Tested on the rates, -sum of numerators / sum of weights: their difference is one weighted mean of paired differences, whose interval
+    is +- t * the jackknife's error. The interval of a difference of perplexities is the range of exp(rate b) - exp(rate a) over the joint confidence ellipse of both rates, so that it
     excludes 0 exactly when the interval of the rates' difference does.
     """
 
@@ -310,11 +320,13 @@ class Ratio(Pair):
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]:
         if not math.isfinite(self._covariance[0, 0]):
             return -math.inf, math.inf
-        low, high = self.changes.interval(critical, rejected)
+        a, b = (float(rate) for rate in self._rates)
+        t = _as_t(critical, self.changes.effective)
+        half = t * _error_between(self._covariance)
+        low, high = _decided(b - a - half, b - a + half, b - a, rejected)
         if self._kind == "bits_per_byte":
             return low / math.log(2), high / math.log(2)
-        a, b = (float(rate) for rate in self._rates)
-        return _image(a, b - a, (low, high), _as_t(critical, self.changes.effective), self._covariance)
+        return _image(a, b - a, (low, high), t, self._covariance)
 
 
 def paired_ratio(
@@ -344,7 +356,7 @@ def paired_ratio(
         rise=float(d[d > 0].sum()),
         fall=float(-d[d < 0].sum()),
         span=None,
-        variance=(_error_between(covariance) * float(w.sum())) ** 2,
+        variance=0.0,
         spread=0.0,
         squares=(0.0, 0.0, 0.0),
     )
@@ -353,8 +365,6 @@ def paired_ratio(
 
 def _error_between(covariance: Floats) -> float:
     """Standard error of the difference of two rates."""
-    if not math.isfinite(covariance[0, 0]):
-        return math.inf
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     return math.sqrt(variance) if variance > TINY**2 else 0.0
 
