@@ -27,8 +27,25 @@ from record import write_results
 
 HERE = Path(__file__).parent
 SUITES = ["--suite", "starter", "--suite", "retention", "--suite", "facts", "--suite", "conflict"]
-STARTER = ("actions", "add", "base", "date-dmy", "date-mdy", "reverse", "starter-average", "starter-dates", "starter-edit", "starter-grow", "starter-mixed",
-           "starter-nested", "starter-overscaled", "starter-schedule", "starter-task-arithmetic", "starter-ties", "triage")  # fmt: skip
+STARTER = (
+    "actions",
+    "add",
+    "base",
+    "date-dmy",
+    "date-mdy",
+    "reverse",
+    "starter-average",
+    "starter-dates",
+    "starter-edit",
+    "starter-grow",
+    "starter-mixed",
+    "starter-nested",
+    "starter-overscaled",
+    "starter-schedule",
+    "starter-task-arithmetic",
+    "starter-ties",
+    "triage",
+)
 GROW = ("starter-two", "starter-glossary", "grow-depth", "grow-vocabulary", "grow-experts", "grow-brick")
 SMOKE = ("average", "task-arithmetic", "ties", "dare", "tsv", "iso", "wudi", "fisher", "regmean", "cocktail")
 

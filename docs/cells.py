@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "Not measured yet."
-SIGNS = {"better": "+", "worse": "−", "equivalent": "=", "cannot tell": "?", "no item changed": "=", "safe": "✓", "not shown safe": "!"}  # fmt: skip
+SIGNS = {
+    "better": "+",
+    "worse": "−",
+    "equivalent": "=",
+    "cannot tell": "?",
+    "no item changed": "=",
+    "safe": "✓",
+    "not shown safe": "!",
+}
 SIGNED = "+ better, − worse, = equivalent or unchanged, ? cannot tell; on guarded tasks ✓ safe, ! not shown safe"
 
 

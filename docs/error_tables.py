@@ -17,8 +17,11 @@ KINDS = {
     "one score": "one score, no difference",
 }
 SHAPES = {
-    "equal": "equal", "lognormal": "log-normal", "zipf": "Zipf", "half": "one holds half",
-}  # fmt: skip
+    "equal": "equal",
+    "lognormal": "log-normal",
+    "zipf": "Zipf",
+    "half": "one holds half",
+}
 CLAIMS = ("better or worse", "equivalent", "safe")
 FAMILY = ("any better or worse", "any false better or worse", "any equivalent", "any safe")
 
@@ -35,8 +38,12 @@ def rates_block(project: Path) -> str:
     }
     first = table(
         ["items", "clusters", "better, worse (5)", "equivalent (2.5)", "safe (2.5)", "coverage (95)"],
-        ([KINDS[kind], SHAPES[shape], *(_most(group, claim) for claim in CLAIMS), _range(group)] for (kind, shape), group in groups.items() if group),
-    )  # fmt: skip
+        (
+            [KINDS[kind], SHAPES[shape], *(_most(group, claim) for claim in CLAIMS), _range(group)]
+            for (kind, shape), group in groups.items()
+            if group
+        ),
+    )
     families = [r for r in rows if "configurations" in r and r["claim"] in FAMILY]
     second = table(
         ["family", "claim", "level", "found"],

@@ -46,11 +46,15 @@ metadata: {{version: 1.0}}
 {more}"""
 
 
-GENERATE = asks_for_texts("copy", "data/copy.jsonl", """\
+GENERATE = asks_for_texts(
+    "copy",
+    "data/copy.jsonl",
+    """\
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
 filter_list: [{name: strip, filter: [{function: remove_whitespace}, {function: take_first}]}]
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""")  # fmt: skip
+""",
+)
 CHOICE = """
 task: pick
 custom_dataset: !function localdata.jsonl

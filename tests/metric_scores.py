@@ -18,13 +18,17 @@ B = Configuration("2" * 32, "b", "configuration")
 N = 240
 # task -> kind, metrics, lower, ratios
 TASKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], dict[str, str]]] = {
-    "text": ("loglikelihood_rolling", ("word_perplexity", "bits_per_byte"), ("word_perplexity", "bits_per_byte"),
-             {"word_perplexity": "weighted_perplexity", "bits_per_byte": "bits_per_byte"}),
+    "text": (
+        "loglikelihood_rolling",
+        ("word_perplexity", "bits_per_byte"),
+        ("word_perplexity", "bits_per_byte"),
+        {"word_perplexity": "weighted_perplexity", "bits_per_byte": "bits_per_byte"},
+    ),
     "told": ("generate_until", ("error",), ("error",), {}),
     "stripped": ("generate_until", ("error",), ("error",), {}),
     "pick": ("multiple_choice", ("acc",), (), {}),
     "facts": ("generate_until", ("em",), (), {}),
-}  # fmt: skip
+}
 SUITE = Suite(
     suite="toy",
     tasks=tuple(TASKS),
@@ -58,13 +62,23 @@ def stored(
         batch_size=1,
     )
     choices = {t: ["yes", "no", "maybe"] if TASKS[t][0] == "multiple_choice" else None for t in suite.tasks}
-    items = {t: [{"task": t, "id": i.id, "cluster": i.cluster, "prompt": "?", "choices": choices[t], "gold": 0} for i in plan.items[t]]
-             for t in suite.tasks}  # fmt: skip
+    items = {
+        t: [{"task": t, "id": i.id, "cluster": i.cluster, "prompt": "?", "choices": choices[t], "gold": 0} for i in plan.items[t]]
+        for t in suite.tasks
+    }
     found = []
     for configuration, data in values.items():
         rows = {t: [_row(t, i.id, v) for i, v in zip(plan.items[t], data[t], strict=True)] for t in suite.tasks}
-        scores = Scores(suite=suite.suite, plan=plan.digest, configuration=configuration, seconds=1.0, device="cpu", created="now", versions={},
-                        tasks={t: TaskScores(n=n, metrics={}) for t in suite.tasks})  # fmt: skip
+        scores = Scores(
+            suite=suite.suite,
+            plan=plan.digest,
+            configuration=configuration,
+            seconds=1.0,
+            device="cpu",
+            created="now",
+            versions={},
+            tasks={t: TaskScores(n=n, metrics={}) for t in suite.tasks},
+        )
         found.append(store.write(plan, scores, rows, items))
     return found
 

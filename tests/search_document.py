@@ -75,13 +75,30 @@ def all_given_up(objectives: int = 1) -> Row:
     row = next(r for r in document["test"]["rows"] if r["name"] == "triage")
     row |= {"search": brick["scores"], "test": [0.88, 0.87][:objectives]}
     trials = [
-        {"arm": "search", "number": i, "name": f"trial-{i}", "values": {"mix.merge": "ties", "mix.lambda": 0.3 + 0.1 * i, "mix.bricks.triage": 1.0},
-         "scores": [0.5 + 0.01 * i] * objectives, "digest": f"{i:032x}", "stage": 0, "stopped": True, "items": 75, "beaten_by": "triage", "seconds": {"all": 2.5}}
+        {
+            "arm": "search",
+            "number": i,
+            "name": f"trial-{i}",
+            "values": {"mix.merge": "ties", "mix.lambda": 0.3 + 0.1 * i, "mix.bricks.triage": 1.0},
+            "scores": [0.5 + 0.01 * i] * objectives,
+            "digest": f"{i:032x}",
+            "stage": 0,
+            "stopped": True,
+            "items": 75,
+            "beaten_by": "triage",
+            "seconds": {"all": 2.5},
+        }
         for i in range(10)
-    ]  # fmt: skip
+    ]
     unbeaten = [{"name": "triage", "role": "brick", "search": row["search"], "test": row["test"]}]
-    return {**document, "trials": trials, "best_control": "triage", "winner": None, "unbeaten": unbeaten,
-            "test": {**document["test"], "baseline": "triage"}}  # fmt: skip
+    return {
+        **document,
+        "trials": trials,
+        "best_control": "triage",
+        "winner": None,
+        "unbeaten": unbeaten,
+        "test": {**document["test"], "baseline": "triage"},
+    }
 
 
 def compared(candidates: list[str]) -> Row:

@@ -26,9 +26,17 @@ Values = Mapping[Configuration, Mapping[str, Sequence[float]]]
 
 
 def stored(
-    store: Store, values: Values, *, kind: str = "generate_until", metric: str = "em", clusters: int = 30,
-    items: Sequence[Row] | None = None, lower: Sequence[str] = (), sizes: Sequence[int] | None = None, **suite: Any,
-) -> list[Scores]:  # fmt: skip
+    store: Store,
+    values: Values,
+    *,
+    kind: str = "generate_until",
+    metric: str = "em",
+    clusters: int = 30,
+    items: Sequence[Row] | None = None,
+    lower: Sequence[str] = (),
+    sizes: Sequence[int] | None = None,
+    **suite: Any,
+) -> list[Scores]:
     """Write scores as an evaluation would.
 
     Args:
@@ -68,8 +76,16 @@ def stored(
             ]
             for t in tasks
         }
-        scores = Scores(suite="toy", plan=plan.digest, configuration=c, seconds=1.0, device="cpu", created="now", versions={},
-                        tasks={t: TaskScores(n=n, metrics={}) for t in tasks})  # fmt: skip
+        scores = Scores(
+            suite="toy",
+            plan=plan.digest,
+            configuration=c,
+            seconds=1.0,
+            device="cpu",
+            created="now",
+            versions={},
+            tasks={t: TaskScores(n=n, metrics={}) for t in tasks},
+        )
         found.append(store.write(plan, scores, rows, asked))
     return found
 

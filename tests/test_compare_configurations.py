@@ -1,4 +1,4 @@
-"""What a comparison says of configurations: correction for chance, ratios to parents, intervals of means."""
+"""A comparison describes configurations: correction for chance, ratios to parents, intervals of means."""
 
 from __future__ import annotations
 

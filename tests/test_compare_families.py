@@ -1,4 +1,4 @@
-"""Which rows of a comparison are tested together, and guarded tasks."""
+"""Rows of a comparison are tested in families; guarded tasks have verdicts of their own."""
 
 from __future__ import annotations
 

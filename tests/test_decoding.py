@@ -17,10 +17,14 @@ from tiny import edit_json, save_finetuned
 from workbench.decoding import DEFAULTS, generation_settings, identity
 from workbench.errors import WorkbenchError
 
-TEXTS = asks_for_texts("texts", "texts.jsonl", """\
+TEXTS = asks_for_texts(
+    "texts",
+    "texts.jsonl",
+    """\
 generation_kwargs: {until: ["\\n\\n"], max_gen_toks: 8, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""")  # fmt: skip
+""",
+)
 
 
 def test_defaults_are_those_of_transformers() -> None:

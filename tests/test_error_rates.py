@@ -51,8 +51,11 @@ def measured(claim: str, rate: float, **case: Any) -> float:
 def clusters(shape: str, k: int, n: int, rng: np.random.Generator) -> Any:
     """Labels of about n items in k clusters: of one size, log-normal, Zipf, or half of the items in one."""
     weight = {
-        "equal": np.ones(k), "lognormal": np.exp(rng.normal(size=k)), "zipf": 1 / np.arange(1, k + 1), "half": np.r_[k - 1.0, np.ones(k - 1)],
-    }[shape]  # fmt: skip
+        "equal": np.ones(k),
+        "lognormal": np.exp(rng.normal(size=k)),
+        "zipf": 1 / np.arange(1, k + 1),
+        "half": np.r_[k - 1.0, np.ones(k - 1)],
+    }[shape]
     return np.repeat(np.arange(k), np.maximum(1, np.round(weight / weight.sum() * n)).astype(int))
 
 
@@ -171,9 +174,12 @@ def test_family_without_a_difference(configurations: int, k: int, n: int) -> Non
     """Any better or worse among configurations on the same items."""
     rng, cluster, trials = np.random.default_rng(2), clusters("equal", k, n, np.random.default_rng(0)), FAMILIES
     wrong = share(
-        any(row.verdict in ("better", "worse") for row in rows(table(answers(rng, cluster, configurations, by_cluster=0.3), cluster, margin=LOSS)))
+        any(
+            row.verdict in ("better", "worse")
+            for row in rows(table(answers(rng, cluster, configurations, by_cluster=0.3), cluster, margin=LOSS))
+        )
         for _ in range(trials)
-    )  # fmt: skip
+    )
     case = {"kind": "two-way", "shape": "equal", "clusters": k, "items": n, "level": 0.05, "configurations": configurations}
     assert measured("any better or worse", wrong, **case) <= MOST
 

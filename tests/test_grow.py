@@ -371,7 +371,7 @@ def test_families_that_do_not_fit(step: str, family: str, project: Project, dens
 
 
 def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out() -> None:
-    """As a list of layers it would take more memory than there is."""
+    """A list of layers would take more memory than there is."""
     from workbench.grow.stack import Stack
 
     step = Stack.model_validate({"grow": "stack", "slices": [{"layers": [0, 2**40]}]})

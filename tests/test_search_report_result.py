@@ -1,4 +1,4 @@
-"""What the page of a search says of its result: a winner, a control under another name, no item changed, a control that no candidate beats."""
+"""The page of a search names its result: a winner, a control under another name, no item changed, a control that no candidate beats."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_winner_with_the_weights_of_a_control() -> None:
 
 
 def test_winner_with_the_weights_of_another_control() -> None:
-    """Of two controls with these weights the best one is named."""
+    """The better one of two controls with these weights is named."""
     document = handmade()
     document["controls"].append({"name": "average", "scores": [0.1]})
     document["test"]["rows"].insert(1, {"name": "average", "digest": "t", "search": [0.1], "test": [0.1], "optimism": [0.0]})
@@ -84,9 +84,12 @@ def test_the_headline_counts_items_of_its_objective(one: Document) -> None:
 
 
 ROLES = {
-    "brick": "brick triage", "base": "the base triage", "average": "the control triage", "configuration": "the untuned recipe triage",
+    "brick": "brick triage",
+    "base": "the base triage",
+    "average": "the control triage",
+    "configuration": "the untuned recipe triage",
     "random": "triage of the random arm",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,17 @@ from workbench.suites import Plan, Suite
 from workbench.taskcode import code_of
 
 __all__ = ["tokenizer"]
-TASK = asks_for_texts("copy", "data.jsonl", docs="code.docs", prompt="!function code.prompt", more="""\
+TASK = asks_for_texts(
+    "copy",
+    "data.jsonl",
+    docs="code.docs",
+    prompt="!function code.prompt",
+    more="""\
 generation_kwargs: {until: ["\\n"], max_gen_toks: 4}
 process_results: !function code.score
 metric_list: [{metric: em, aggregation: mean, higher_is_better: true}]
-""")  # fmt: skip
+""",
+)
 CODE = """
 import json
 import sys
@@ -157,6 +164,17 @@ def never(*_: Any) -> Any:
     raise AssertionError("built again")
 
 
+@contextmanager
+def remembered(place: Path, tokenizer: Any, memo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make a plan whose task is kept and used again; after the body's change the task is built again."""
+    plan(place, tokenizer, memo)
+    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
+    plan(place, tokenizer, memo)
+    yield
+    with pytest.raises(WorkbenchError, match="built again"):
+        plan(place, tokenizer, memo)
+
+
 def test_a_memo_is_used_while_no_file_has_changed(
     place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,12 +253,8 @@ def test_a_folder_that_an_import_lists_ends_a_memo(
     (place / "indirect_helper.py").write_text(HELPER + listing)
     (place / "parts").mkdir()
     plan(place, tokenizer)
-    plan(place, tokenizer, tmp_path / "memo")
-    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
-    plan(place, tokenizer, tmp_path / "memo")
-    (place / "parts" / "new").write_text("")
-    with pytest.raises(WorkbenchError, match="built again"):
-        plan(place, tokenizer, tmp_path / "memo")
+    with remembered(place, tokenizer, tmp_path / "memo", monkeypatch):
+        (place / "parts" / "new").write_text("")
 
 
 @pytest.mark.parametrize(
@@ -256,12 +270,8 @@ def test_a_file_that_was_not_there_ends_a_memo(
 ) -> None:
     (place / "parts").mkdir()  # nobody lists it: a new file beside the code ends a memo by the list of its folder
     (place / "indirect_helper.py").write_text(f"{HELPER}{line}\n")
-    plan(place, tokenizer, tmp_path / "memo")
-    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
-    plan(place, tokenizer, tmp_path / "memo")
-    (place / "parts" / "later.txt").write_text("now")
-    with pytest.raises(WorkbenchError, match="built again"):
-        plan(place, tokenizer, tmp_path / "memo")
+    with remembered(place, tokenizer, tmp_path / "memo", monkeypatch):
+        (place / "parts" / "later.txt").write_text("now")
 
 
 @pytest.mark.parametrize("field", ["format", "cwd", "versions"])
@@ -269,15 +279,11 @@ def test_a_memo_of_another_place_or_version_is_not_used(
     field: str, place: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Code may read by relative paths, and another lm-eval may build other requests of the same files."""
-    plan(place, tokenizer, tmp_path / "memo")
-    (memo,) = (tmp_path / "memo").glob("*.json")
-    monkeypatch.setattr("workbench.evaluate.tasks.load_task", never)
-    plan(place, tokenizer, tmp_path / "memo")
-    kept = json.loads(memo.read_text("utf-8"))
-    other = {"format": "task-0", "cwd": "/", "versions": {**kept["versions"], "lm_eval": "0.0"}}
-    memo.write_text(json.dumps({**kept, field: other[field]}))
-    with pytest.raises(WorkbenchError, match="built again"):
-        plan(place, tokenizer, tmp_path / "memo")
+    with remembered(place, tokenizer, tmp_path / "memo", monkeypatch):
+        (memo,) = (tmp_path / "memo").glob("*.json")
+        kept = json.loads(memo.read_text("utf-8"))
+        other = {"format": "task-0", "cwd": "/", "versions": {**kept["versions"], "lm_eval": "0.0"}}
+        memo.write_text(json.dumps({**kept, field: other[field]}))
 
 
 def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -313,21 +319,21 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
 
 @pytest.mark.parametrize("field", ["doc_to_target", "doc_to_choice"])
 def test_targets_and_choices_are_part_of_a_plan(field: str, place: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a function of them yields, where neither documents nor files tell it."""
-    made = 'os.environ["W16_WORD"]' if field == "doc_to_target" else '[os.environ["W16_WORD"], "b"]'
+    """A function of them is digested by what it yields, where neither documents nor files tell it."""
+    made = 'os.environ["YIELDED_WORD"]' if field == "doc_to_target" else '[os.environ["YIELDED_WORD"], "b"]'
     (place / "code.py").write_text(f"import os\n{CODE}\n\ndef made(doc):\n    return {made}\n")
     others = "".join(line for line in TASK.splitlines(True) if field not in line)
     (place / "copy.yaml").write_text(f"{others}{field}: !function code.made\n")
     digests = []
     for word in ("a", "a", "c"):
-        monkeypatch.setenv("W16_WORD", word)
+        monkeypatch.setenv("YIELDED_WORD", word)
         digests.append(plan(place, tokenizer).digest)
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_code_is_followed_through_packages(tmp_path: Path) -> None:
     """Relative imports, packages on the way, imports inside functions, files that literals name, and what is not the user's."""
-    pack = tmp_path / "pack_w16"
+    pack = tmp_path / "outer_package"
     (pack / "inner").mkdir(parents=True)
     (pack / "__init__.py").write_text("from . import one\nfrom .inner.two import word\n")
     (pack / "one.py").write_text("import json\n\n\ndef late():\n    from .inner import three\n    import pandas\n")
@@ -335,11 +341,16 @@ def test_code_is_followed_through_packages(tmp_path: Path) -> None:
     (pack / "inner" / "two.py").write_text("from .. import one\nword = 'words.txt'\n")
     (pack / "inner" / "three.py").write_text("")
     (pack / "inner" / "words.txt").write_text("")
-    (tmp_path / "code.py").write_text("import pack_w16\n")
+    (tmp_path / "code.py").write_text("import outer_package\n")
     found = code_of([tmp_path / "code.py", tmp_path / "code.yaml"], tmp_path)
     assert {str(f.relative_to(tmp_path)) for f in found.files} == {
-        "code.py", "pack_w16/__init__.py", "pack_w16/one.py", "pack_w16/inner/__init__.py", "pack_w16/inner/two.py",
-        "pack_w16/inner/three.py"}  # fmt: skip
+        "code.py",
+        "outer_package/__init__.py",
+        "outer_package/one.py",
+        "outer_package/inner/__init__.py",
+        "outer_package/inner/two.py",
+        "outer_package/inner/three.py",
+    }
     assert {f.name for f in found.named} == {"words.txt"}
     assert (found.foreign, found.is_traceable) == ({"pandas"}, False)
 

@@ -83,15 +83,21 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
                 cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
                 row = rows.get((task, metric))
                 if rows:
-                    cells += [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), _verdict(row)] if row else [""] * 3  # fmt: skip
+                    cells += (
+                        [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), _verdict(row)]
+                        if row
+                        else [""] * 3
+                    )
                 yield f"| {' | '.join(cells)} |"
     yield ""
     text = "Means over items with 95 % intervals, clustered."
     if rows and document:
         family = document["family"]
         how = "step-down max-T" if family["correction"] == "max-t" else "no correction"
-        text += (f" Differences against {against}, item by item, with adjusted intervals, which decide the verdict "
-                 f"({how} at {family['alpha']:g}; {family['text']}).")  # fmt: skip
+        text += (
+            f" Differences against {against}, item by item, with adjusted intervals, which decide the verdict "
+            f"({how} at {family['alpha']:g}; {family['text']})."
+        )
         if any(row["tolerance"] is not None for row in rows.values()):
             text += (
                 " Safe: no loss as large as the tolerance is left in the interval, which holds for all guarded tasks compared."

@@ -125,8 +125,14 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
             plan = _plan(suite, project, folder, "float32")
     document, suite = plan.document(), plan.suite
     for task, facts in document["tasks"].items():
-        facts |= {"clusters": len({item.cluster for item in plan.items[task]}), "cluster": suite.cluster_of(task), "role": suite.role_of(task),
-                  "chance": suite.chance_of(task, plan.kinds[task], plan.primary(task)), "owner": suite.owners.get(task), "bundled": task in plan.bundled}  # fmt: skip
+        facts |= {
+            "clusters": len({item.cluster for item in plan.items[task]}),
+            "cluster": suite.cluster_of(task),
+            "role": suite.role_of(task),
+            "chance": suite.chance_of(task, plan.kinds[task], plan.primary(task)),
+            "owner": suite.owners.get(task),
+            "bundled": task in plan.bundled,
+        }
     return document if reader else {**document, "plan": None, "tokenizer": None, "dtype": None}
 
 

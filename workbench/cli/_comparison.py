@@ -169,7 +169,7 @@ def _own_units(tasks: list[Row]) -> str:
 
 
 def _corrected(tasks: list[Row]) -> str:
-    """Whether the mean over skills is corrected for chance, and on which tasks it is not."""
+    """Return whether the mean over skills is corrected for chance, and on which tasks it is not."""
     bare = [t["task"] for t in tasks if t["role"] == "skill" and t["chance"] is None]
     if not bare:
         return "chance-corrected"

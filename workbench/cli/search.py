@@ -75,8 +75,10 @@ def _table(document: Mapping[str, Any]) -> None:
     given_up = sum(bool(t.get("stopped")) for t in done)
     out.line(f"{len(done)} candidates ({given_up} given up early), sampler {document['sampler']}")
     for o in document["objectives"]:
-        out.line(f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} in "
-                 f"{o['clusters']['test']} to test")  # fmt: skip
+        out.line(
+            f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} in "
+            f"{o['clusters']['test']} to test"
+        )
     if document.get("unbeaten"):
         out.line(_unbeaten(document["unbeaten"], names))
     rows = {row["name"]: row for row in document["test"]["rows"] if row["part"] != "control"}

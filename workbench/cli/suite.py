@@ -53,8 +53,19 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
     rows = []
     for task, facts in document["tasks"].items():
         others = ", ".join(m for m in facts["metrics"] if m != facts["primary"])
-        rows.append([task, facts["kind"], str(facts["n"]), f"{facts['clusters']} by {facts['cluster']}", facts["primary"], others,
-                     _chance(facts), facts["role"], facts["owner"] or ""])  # fmt: skip
+        rows.append(
+            [
+                task,
+                facts["kind"],
+                str(facts["n"]),
+                f"{facts['clusters']} by {facts['cluster']}",
+                facts["primary"],
+                others,
+                _chance(facts),
+                facts["role"],
+                facts["owner"] or "",
+            ]
+        )
     out.table(["task", "kind", "items", "clusters", "primary", "also", "chance", "role", "owner"], rows, right=(2, 6))
     for name, contrast in suite["contrasts"].items():
         out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")

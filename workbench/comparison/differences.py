@@ -183,7 +183,7 @@ def _too_few(pair: Pair) -> dict[str, Any]:
 
 
 def _few_changed(pair: Pair) -> bool:
-    """Whether it is the number of changes that leaves nothing to find: more items help then."""
+    """Return whether it is the number of changes that leaves nothing to find: more items help then."""
     return 2 * int((abs(pair.changes.sums) > 0).sum()) < pair.clusters
 
 

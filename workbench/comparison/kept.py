@@ -133,8 +133,14 @@ def _recovered(parts: Sequence[_Part], top: float, bottom: float) -> tuple[float
     """
 
     def terms(up: bool, shrinks: bool) -> tuple[float, float, float]:
-        ends = [(p.top.high - p.top.value if up else p.top.value - p.top.low,
-                 p.bottom.value - p.bottom.low if shrinks else p.bottom.high - p.bottom.value, p.together) for p in parts]  # fmt: skip
+        ends = [
+            (
+                p.top.high - p.top.value if up else p.top.value - p.top.low,
+                p.bottom.value - p.bottom.low if shrinks else p.bottom.high - p.bottom.value,
+                p.together,
+            )
+            for p in parts
+        ]
         a, b = (sum(e[i] ** 2 for e in ends) for i in (0, 1))
         middle = top * bottom - sum(x * y * together for x, y, together in ends)
         square, rest = bottom**2 - b, top**2 - a

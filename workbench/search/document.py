@@ -134,8 +134,15 @@ def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin:
     """Scores on both halves; `optimism` of the other controls, which nothing has chosen, shows what the halves alone make."""
     after = [tested.answers.value(objective) for objective in objectives]
     optimism = [line["optimism"] for line in _against(objectives, control, tested)]
-    return {"name": tested.name, "part": tested.part, "digest": tested.configuration.of_weights,
-            "search": _shown(objectives, tested.rival.scores), "test": _shown(objectives, after), "optimism": optimism, "same_as": twin}  # fmt: skip
+    return {
+        "name": tested.name,
+        "part": tested.part,
+        "digest": tested.configuration.of_weights,
+        "search": _shown(objectives, tested.rival.scores),
+        "test": _shown(objectives, after),
+        "optimism": optimism,
+        "same_as": twin,
+    }
 
 
 def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
@@ -147,8 +154,16 @@ def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -
     found = []
     for objective in objectives:
         test, seen = gap(control.answers, tested.answers, objective), gap(control.rival.answers, tested.rival.answers, objective)
-        found.append({"objective": objective.name, "test": _gap(test), "search": _gap(seen), "verdict": test.verdict(),
-                      "reason": test.reason(), "optimism": round(seen.diff - test.diff, 6)})  # fmt: skip
+        found.append(
+            {
+                "objective": objective.name,
+                "test": _gap(test),
+                "search": _gap(seen),
+                "verdict": test.verdict(),
+                "reason": test.reason(),
+                "optimism": round(seen.diff - test.diff, 6),
+            }
+        )
     return found
 
 

@@ -121,8 +121,22 @@ def prepare(
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
-    return Search(recipe, space, objectives, stages, sampler, folder, key, bench, given, _duration(limit_s), limit, storage, events,
-                  warnings=warnings_of(stages, objectives))  # fmt: skip
+    return Search(
+        recipe,
+        space,
+        objectives,
+        stages,
+        sampler,
+        folder,
+        key,
+        bench,
+        given,
+        _duration(limit_s),
+        limit,
+        storage,
+        events,
+        warnings=warnings_of(stages, objectives),
+    )
 
 
 def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:

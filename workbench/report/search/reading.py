@@ -159,8 +159,17 @@ def _unbeaten(found: Mapping[str, Any], objectives: int) -> Unbeaten:
 def _against(line: Mapping[str, Any]) -> Against:
     test, search = line.get("test") or {}, line.get("search") or {}
     diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
-    return Against(str(line.get("objective") or ""), diff, low, high, clusters, line.get("verdict"), search.get("diff"),
-                   line.get("optimism"), line.get("reason"))  # fmt: skip
+    return Against(
+        str(line.get("objective") or ""),
+        diff,
+        low,
+        high,
+        clusters,
+        line.get("verdict"),
+        search.get("diff"),
+        line.get("optimism"),
+        line.get("reason"),
+    )
 
 
 def _at(values: Sequence[float | None] | None, index: int) -> float | None:
