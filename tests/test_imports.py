@@ -33,7 +33,7 @@ ORDER = [
     "peaks planning",
     "engine",
     "extract measure rebase",
-    "taskfiles tokendigest suites scorefiles taskcode scoredocs groups scores signflips statistics paired tables comparison evaluate compare",
+    "taskfiles tokendigest suites scorefiles taskcode scoredocs groups scores signflips statistics changes paired tables comparison evaluate compare",
     "samples exchange suitecheck factsuite",
     "suitechoice controls factcheck tracetable models scorecard scoring starter doctor",
     "search",

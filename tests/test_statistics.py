@@ -10,7 +10,8 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit, xlogy
 
-from workbench.paired import paired, paired_ratio, pooled
+from workbench.changes import pooled
+from workbench.paired import paired, paired_ratio
 from workbench.signflips import PATTERNS
 from workbench.statistics import (
     clustered_se,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench.changes import pooled
 from workbench.comparison.kept import kept_of
-from workbench.paired import pooled
 from workbench.scores import Configuration, Scores
 from workbench.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
 from workbench.tables import Table, roles_of

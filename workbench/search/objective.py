@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.changes import Changes, pooled
 from workbench.errors import WorkbenchError, nearest
-from workbench.paired import Changes, paired, pooled
+from workbench.paired import paired
 from workbench.recipe import Recipe
 from workbench.scores import Row
 from workbench.searchfields import SEPARATOR
