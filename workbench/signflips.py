@@ -71,10 +71,11 @@ class Step:
 
 
 def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[Step]]:
-    """Test all rows of a family with step-down max-T.
+    """Test all rows of a family, step by step, the most significant first.
 
-    Rows of one task are flipped together; tasks are independent of each other, so that the distribution of the largest statistic is the
-    product over tasks. The probability of any false rejection is at most `alpha`, whichever rows are truly zero.
+    Rows of one task are flipped together and held against the largest statistic of those that are left (max-T). Tasks are independent, and
+    the smallest of their p values is held against their number (Sidak), since statistics over clusters of other shapes are not alike. The
+    probability of any false rejection is at most `alpha`, whichever rows are truly zero.
 
     Args:
         tasks: For each task the sums [clusters, rows] and the rows' scales [rows]; a row's statistic is |sum| / scale.
@@ -84,69 +85,82 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         A step for each row, as `tasks` has them. Rows that are not rejected have the critical value of the first step, which holds for
         all rows at once.
     """
-    seen = [np.abs(sums.sum(0)) / scales for sums, scales in tasks]
-    most = [np.abs(sums).sum(0) / scales for sums, scales in tasks]
-    drawn: list[Singles] = [(np.abs(flipped(sums)) / scales).astype(np.float32) for sums, scales in tasks]
-    # From the smallest statistic: the set of each step is the last one's and one row more.
-    order = sorted((float(z), t, r) for t, row in enumerate(seen) for r, z in enumerate(row))
-    largest = _Largest(drawn)
-    p, least = [], []
-    for z, t, r in order:
-        largest.add(t, r)
-        p.append(largest.above(z))
-        least.append(largest.above(float(most[t][r])))
-    first = largest.quantile(alpha) if order else 0.0
-    adjusted = np.maximum.accumulate(p[::-1])[::-1]
-    found = [[Step(1.0, first, 1.0)] * len(row) for row in seen]
-    largest = _Largest(drawn)
-    for i, (_, t, r) in enumerate(order):
-        largest.add(t, r)
-        critical = largest.quantile(alpha) if adjusted[i] <= alpha else first
-        found[t][r] = Step(float(adjusted[i]), critical, least[i])
+    found = [[Step(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
+    ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
+    places = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
+    first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
+    running = 0.0
+    while left := [i for i, ladder in enumerate(ladders) if ladder.left]:
+        i = min(left, key=lambda i: ladders[i].p)
+        ladder, count = ladders[i], len(left)
+        running = max(running, _any_of(ladder.p, count))
+        critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
+        found[places[i]][ladder.row] = Step(running, critical, _any_of(ladder.least, count))
+        ladder.pop()
     return found
 
 
-class _Largest:
-    """The largest statistic of a growing set of rows, by task."""
+def _any_of(p: float, tasks: int) -> float:
+    """Probability that any of some independent p values is as small."""
+    return float(-math.expm1(tasks * math.log1p(-p))) if p < 1 else 1.0
 
-    def __init__(self, drawn: Sequence[Singles]) -> None:
-        self._drawn = drawn
-        self._by_task = [np.zeros(len(z), np.float32) for z in drawn]
-        self._sorted: list[Singles | None] = list(self._by_task)
 
-    def add(self, task: int, row: int) -> None:
-        """Put a row into the set."""
-        np.maximum(self._by_task[task], self._drawn[task][:, row], out=self._by_task[task])
-        self._sorted[task] = None
+def _one_of(alpha: float, tasks: int) -> float:
+    """The level of each of some independent p values that keeps the probability of any at alpha."""
+    return float(-math.expm1(math.log1p(-alpha) / tasks)) if alpha < 1 else 1.0
 
-    def _found(self) -> list[Singles]:
-        """The largest statistics of each task, sorted."""
-        self._sorted = [np.sort(z) if kept is None else kept for z, kept in zip(self._by_task, self._sorted, strict=True)]
-        return [z for z in self._sorted if z is not None]
 
-    def above(self, z: float) -> float:
-        """Mid-p: the probability that the largest statistic exceeds z, half of that it equals z included."""
-        upto, below = 1.0, 1.0
-        for found in self._found():
-            close = _CLOSE * (1 + z)
-            upto *= np.searchsorted(found, z + close, "right") / found.size
-            below *= np.searchsorted(found, z - close, "left") / found.size
-        return float(1 - (upto + below) / 2)
+class _Ladder:
+    """A task's rows by their statistic, and the largest statistic of those that are left."""
 
-    def quantile(self, alpha: float) -> float:
+    def __init__(self, sums: Floats, scales: Floats) -> None:
+        self._seen = np.abs(sums.sum(0)) / scales
+        self._most = np.abs(sums).sum(0) / scales
+        self._order = [int(r) for r in np.argsort(self._seen, kind="stable")]
+        drawn = (np.abs(flipped(sums)) / scales).astype(np.float32)
+        self._largest = np.maximum.accumulate(drawn[:, self._order], axis=1)  # [patterns, rows], row by row from the smallest
+        self._p: float | None = None
+
+    @property
+    def left(self) -> int:
+        """How many rows are left."""
+        return len(self._order)
+
+    @property
+    def row(self) -> int:
+        """The row with the largest statistic of those that are left."""
+        return self._order[-1]
+
+    @property
+    def p(self) -> float:
+        """Mid-p of that row: the largest statistic exceeds its own, or, half of it, equals it."""
+        if self._p is None:
+            self._p = self._above(float(self._seen[self.row]))
+        return self._p
+
+    @property
+    def least(self) -> float:
+        """The p of that row if all its clusters had changed in one direction."""
+        return self._above(float(self._most[self.row]))
+
+    def pop(self) -> None:
+        """Take that row out."""
+        self._order.pop()
+        self._p = None
+
+    def critical(self, alpha: float) -> float:
         """Return the least value that the largest statistic takes and that leaves at most `alpha` above it; infinite if none does.
 
         Between two values that it takes nothing is known of a statistic's distribution, so that the upper one is the answer.
         """
-        found = self._found()
-        low, high = 0.0, max(float(z[-1]) for z in found)
-        if self.above(high) > alpha:
-            return math.inf
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.above(middle) > alpha else (low, middle)
-        at = [np.searchsorted(z, high - _CLOSE * (1 + high), "left") for z in found]
-        return min(float(z[i]) for z, i in zip(found, at, strict=True) if i < z.size)
+        values, counts = np.unique(self._largest[:, self.left - 1], return_counts=True)
+        above = np.cumsum(counts[::-1])[::-1] - counts / 2
+        at = int(np.searchsorted(-above / counts.sum(), -alpha, "left"))
+        return float(values[at]) if at < len(values) else math.inf
+
+    def _above(self, z: float) -> float:
+        found, close = self._largest[:, self.left - 1], _CLOSE * (1 + z)
+        return float(((found > z + close).mean() + (found >= z - close).mean()) / 2)
 
 
 def _patterns(clusters: int) -> Iterator[Signs]:
