@@ -203,7 +203,7 @@ def test_family_over_tasks_of_unequal_clusters() -> None:
         wrong += any(said for cell, said in verdicts.items() if cell not in true)
     case = {"kind": "two-way", "shape": "lognormal", "clusters": 24, "items": 240, "level": 0.05, "configurations": 7, "tasks": 5}
     assert measured("any false better or worse", wrong / FAMILIES, **case) <= MOST
-    # Holm's correction of sign-flip p values finds more here: statistics of tasks whose clusters differ in shape are not alike.
+    # Holm's correction of sign-flip p values finds more here: where clusters are unequal, statistics of two rows are not alike.
     measured("power, Holm", by_holm / FAMILIES / 3, **case)
     assert measured("power", found / FAMILIES / 3, **case) >= 0.5
 

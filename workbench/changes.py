@@ -122,6 +122,11 @@ class Changes:
         return total / weight
 
     @cached_property
+    def moved(self) -> int:
+        """How many clusters' sums differ from 0."""
+        return int((np.abs(self.sums) > TINY).sum())
+
+    @cached_property
     def scale(self) -> float:
         """What a family divides the sum by, so that its rows are alike: a number that no flip of signs changes."""
         least = self.bounded.squares if self.bounded and self.bounded.answers else 0.0

@@ -101,7 +101,9 @@ def compare(
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
     alone = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
     bricks = [c for c in alone.values() if root is None or c.digest != root.digest]
-    against_root = differences(tasks, root, bricks, alpha, correction) if root else []
+    against_root: Sequence[Difference] = rows
+    if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
+        against_root = differences(tasks, root, bricks, alpha, correction)
     asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     same = list(_same_weights(tasks, rows, base, asked, entries))
     if not rows and not same and base.role != "base":  # a brick or an average that is compared with itself

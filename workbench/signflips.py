@@ -3,7 +3,7 @@
 Where two configurations are equally good, the sum of differences of every cluster is as often positive as negative. Flipping the signs of
 clusters therefore gives the distribution of the mean under "no difference", whatever the clusters' sizes (Pitman 1937). Configurations
 that are scored on the same items are flipped together, so that a family of many similar ones costs little: the largest statistic of
-the family under each pattern of signs is what a single one has to exceed (step-down max-T, Westfall and Young 1993).
+their rows under each pattern of signs is what a single one has to exceed (step-down max-T, Westfall and Young 1993).
 
 Scores are discrete, so p values are mid-p: a pattern that gives exactly the observed value counts half (Lancaster 1961).
 """

@@ -184,7 +184,7 @@ def _too_few(pair: Pair) -> dict[str, Any]:
 
 def _few_changed(pair: Pair) -> bool:
     """Return whether it is the number of changes that leaves nothing to find: more items help then."""
-    return 2 * int((abs(pair.changes.sums) > 0).sum()) < pair.clusters
+    return 2 * pair.changes.moved < pair.clusters
 
 
 def _no_verdict_can_fall(pair: Pair, ruling: Ruling) -> str:

@@ -1,7 +1,7 @@
 """Which rows are tested together, and what that leaves to each.
 
-Three families, declared before any test: the named configurations on the suite's tasks; the controls (base, bricks, averages) on the same
-tasks, since a control answers another question and must not weaken the answer that was asked for; and the guarded tasks.
+Families are declared before any test: the named configurations on the suite's tasks; the bricks, and apart from them base and averages, on the
+same tasks, since a control answers another question and must not weaken the answer that was asked for; and the guarded tasks of each of them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ class Cell:
     def control(self) -> bool:
         """Whether nobody asked for this configuration by name."""
         return self.configuration.role != "configuration"
+
+    @property
+    def peers(self) -> str:
+        """Which configurations are tested together: named ones, bricks, or other controls."""
+        role = self.configuration.role
+        return role if role in ("configuration", "brick") else "control"
 
     @property
     def family(self) -> str:
@@ -80,7 +86,7 @@ def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling
     """
     if correction == "none":
         return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
-    found = _tested(cells, alpha, lambda cell: (cell.family, cell.control))
+    found = _tested(cells, alpha, lambda cell: (cell.family, cell.peers))
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
     alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
     for i, own in zip(guarded, alone, strict=True):
@@ -93,9 +99,7 @@ def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashab
     found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        if (
-            np.abs(cell.pair.changes.sums).max() > 0 and cell.pair.changes.scale > 0
-        ):  # else nothing differs, and nothing is tested
+        if cell.pair.changes.moved:  # else nothing differs, and nothing is tested
             members[family(cell)].append(i)
     for rows in members.values():
         _family(cells, rows, alpha, found)
@@ -103,7 +107,7 @@ def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashab
 
 
 def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
-    """Test one family by step-down max-T.
+    """Test one family step by step.
 
     A rejected row's interval takes the critical value of its own step; all others take that of the first step, which holds for all rows at
     once, so that "equivalent" and "safe" are never claimed at a level that other rows' rejections have relaxed. The value lies between

@@ -69,7 +69,7 @@ def _adjusted(view: View) -> str:
         return f"The same difference at the level that the {correction(view)} gives it in the family{size}. {whole}"
     return (
         "The same difference at the critical value that its family leaves to it. The test flips the signs of whole clusters, alike for all "
-        "configurations of a task, and looks at the largest difference of the family (step-down max-T). Outside guarded tasks the interval "
+        "configurations of a task, and looks at the task's largest difference (step-down max-T). Outside guarded tasks the interval "
         f"excludes zero exactly where the adjusted p is at most {percent}. {whole}"
     )
 
