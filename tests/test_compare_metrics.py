@@ -126,6 +126,17 @@ def test_forgetting_is_the_retention_lost(tmp_path: Path) -> None:
     assert few == {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
 
 
+def test_forgetting_is_judged_by_the_corrected_tolerance(tmp_path: Path) -> None:
+    """One retention task: what is safe of its row, alone, is safe of forgetting, at any chance."""
+    for tolerance, verdict in ((0.1, "safe"), (0.05, "worse")):
+        made_with = made(
+            tmp_path / verdict, data(), data(1, facts=0.85), chance={"pick": 0.25, "facts": 0.5}, tolerance=tolerance
+        )
+        row = next(r for r in made_with.rows if r.task == "facts")
+        assert row.low > -0.1
+        assert made_with.document()["configurations"][1]["forgetting"]["verdict"] == row.verdict == verdict
+
+
 def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> None:
     store, wrong = Store(tmp_path), data(1, facts=0.7)
     for clusters, verdict in ((6, "not shown safe"), (12, "worse")):

@@ -1,7 +1,8 @@
 """Comparison of scored configurations with one baseline: paired differences, verdicts, kept, interference, flips.
 
 Nothing is scored here. Rows are primary metrics of tasks, and contrasts of two tasks, x configurations other than the baseline; `comparison.families`
-says which are tested together. `low_adj, high_adj` are intervals at the family's critical values: they exclude 0 exactly when p_adj <= alpha.
+says which are tested together. `low_adj, high_adj` are intervals at the family's critical values: outside guarded tasks, where `p_adj` is of one
+configuration alone, they exclude 0 exactly when p_adj <= alpha.
 """
 
 from __future__ import annotations

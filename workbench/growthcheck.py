@@ -153,9 +153,8 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
                     return streamed.logits(tokens.to(device))
                 except torch.OutOfMemoryError:
                     raise
-                except (
-                    RuntimeError
-                ):  # NotStreamedError, or what torch says of weights that are not loaded: nothing about the growth
+                except RuntimeError:
+                    # NotStreamedError, or what torch says of weights that are not loaded: nothing about the growth, so load it whole.
                     pass
             whole = True
             with torch.no_grad():

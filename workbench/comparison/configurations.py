@@ -58,7 +58,10 @@ def summary(
 
 
 def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
-    """Mean chance-corrected score over tasks; clusters are resampled within tasks, and the percentiles are moved outwards as in `forgetting`.
+    """Return the mean chance-corrected score over tasks, with its 95 % interval.
+
+    Clusters are resampled within tasks; the percentiles are moved outwards to the t quantile of the task with the fewest effective clusters
+    (Hesterberg 2015, expanded percentile).
 
     Below 20 clusters, or where a task's items are all alike so that resampling sees no spread, the single scores' intervals are added in
     squares instead.
@@ -78,7 +81,8 @@ def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
 def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) -> dict[str, Any] | None:
     """Chance-corrected score minus the base's, mean over the retention tasks; below 0 where something was forgotten.
 
-    One test and interval over the clusters of all tasks, alone, at 95 %; safe where no mean loss of the largest tolerance is left.
+    One test and interval over the clusters of all tasks, alone, at 95 %; safe where no loss as large as the tasks' mean tolerance is left,
+    which is corrected for chance like the scores.
     """
     found = [
         t for t in tasks if t.suite.role_of(t.name) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
@@ -92,7 +96,7 @@ def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) ->
     low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
     verdict = "not shown safe"
     if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
-        if low > -max(t.tolerance or 0.0 for t in found):
+        if low > -float(np.mean([(t.tolerance or 0.0) / t.span for t in found])):
             verdict = "safe"
         elif high < 0:
             verdict = "worse"
