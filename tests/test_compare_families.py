@@ -61,11 +61,21 @@ def test_a_guarded_task_is_safe_worse_or_neither(tmp_path: Path) -> None:
     assert safe.low_adj > -0.2
 
 
-def table(values: Any, cluster: Any, *, role: str = "skill", **suite: Any) -> Table:
+def table(values: Any, cluster: Any, *, role: str = "skill", lower: bool = False, **suite: Any) -> Table:
     """A task's scores of the base and of A, B."""
     digests = [BASE.digest, A.digest, B.digest]
     found = Suite(suite="s", tasks=("t",), roles={"t": role}, **suite)  # type: ignore[dict-item]
-    return Table("t", "acc", found, "p", [{}] * len(cluster), codes(list(cluster)), dict(zip(digests, values, strict=False)), {})
+    return Table(
+        "t",
+        "acc",
+        found,
+        "p",
+        [{}] * len(cluster),
+        codes(list(cluster)),
+        dict(zip(digests, values, strict=False)),
+        {},
+        lower=lower,
+    )
 
 
 def test_controls_do_not_count_in_the_family() -> None:
@@ -145,3 +155,69 @@ def test_a_family_of_500() -> None:
         [Table("t", "acc", Suite(suite="s", tasks=("t",)), "p", [{}] * 500, cluster, values, {})], BASE, others, 0.05
     )
     assert [row.configuration for row in rows if row.verdict == "better"] == ["c8"]
+
+
+def lost(share: float, n: int = 600) -> list[Any]:
+    """Right answers, and the same with some of them lost, spread over clusters of ten."""
+    return [np.ones(n), (np.random.default_rng(9).permutation(n) >= share * n) * 1.0]
+
+
+def test_an_alarm_beside_many_others_has_an_interval_that_holds_0() -> None:
+    """The loss is found among the configuration's own guarded tasks; the interval holds for all rows at once."""
+    rng, cluster = np.random.default_rng(10), np.arange(300) // 10
+    base = (rng.random(300) < 0.5) * 1.0
+    others = [Configuration(f"{i:032d}", f"c{i}") for i in range(1, 60)]
+    values = {c.digest: np.where(rng.random(300) < 0.1, 1 - base, base) for c in others} | {BASE.digest: base}
+    suite = Suite(suite="s", tasks=("t",), roles={"t": "guarded"})
+    rows = differences([Table("t", "acc", suite, "p", [{}] * 300, cluster, values, {})], BASE, others, 0.05)
+    alarms = [row for row in rows if row.verdict == "worse"]
+    assert alarms  # of 59 without a difference some are alarms at 5 % each
+    assert all(row.p_adj == row.p <= 0.05 and row.low_adj < 0 <= row.high_adj for row in alarms)
+
+
+def test_the_adjusted_interval_of_one_row_is_the_plain_one() -> None:
+    """Also where one cluster holds half of the items, so that sign flips give small critical values."""
+    rng, cluster = np.random.default_rng(12), np.r_[np.zeros(100), np.arange(1, 21).repeat(5)].astype(int)
+    before = (rng.random(200) < 0.5) * 1.0
+    (row,) = differences([table([before, np.where(rng.random(200) < 0.2, 1 - before, before)], cluster)], BASE, [A], 0.05)
+    assert (row.low_adj, row.high_adj) == (row.low, row.high)
+
+
+def test_needs_of_a_guarded_task_counts_from_the_loss_that_was_seen() -> None:
+    values = lost(0.03)
+    found = table(values, np.arange(600) // 10, role="guarded", tolerance={"t": 0.05})
+    (row,) = differences([found], BASE, [A], 0.05)
+    assert (row.tolerance, row.verdict) == (0.05, "safe")
+    near = table(values, np.arange(600) // 10, role="guarded", tolerance=0.035)
+    (row,) = differences([near], BASE, [A], 0.05)
+    assert row.verdict == "worse"
+    mixed = [np.r_[np.ones(300), np.zeros(300)], np.r_[np.ones(291), np.zeros(9), np.ones(3), np.zeros(297)]]
+    cluster = np.random.default_rng(1).permutation(600) // 10
+    (row,) = differences([table(mixed, cluster, role="guarded", tolerance=0.02)], BASE, [A], 0.05)
+    pair = near.paired(BASE.digest, A.digest), table(mixed, cluster).paired(BASE.digest, A.digest)
+    assert row.verdict == "not shown safe"
+    assert row.needs == pair[1].needs(0.02 - 0.01)
+
+
+@pytest.mark.parametrize(("side", "verdict"), [(1, "worse"), (-1, "safe")])
+def test_guarded_errors_must_not_rise(side: int, verdict: str) -> None:
+    """Where lower is better, a rise is the loss."""
+    rng = np.random.default_rng(13)
+    before = rng.random(200)
+    after = before + side * 0.1 + 0.01 * rng.normal(size=200)
+    (row,) = differences(
+        [table([before * 5, after * 5], range(200), role="guarded", lower=True, tolerance={"t": 0.1})], BASE, [A], 0.05
+    )
+    assert row.verdict == verdict
+    assert (row.diff > 0) == (side > 0)
+
+
+def test_bricks_are_tested_apart_from_averages() -> None:
+    """A brick's row is that of the interference matrix, whatever averages are shown."""
+    rng, cluster = np.random.default_rng(14), np.arange(240) // 10
+    base = (rng.random(240) < 0.5) * 1.0
+    brick = Configuration("8" * 32, "brick", "brick")
+    averages = [Configuration(f"{i:032d}", f"average{i}", "average") for i in range(10)]
+    values = {c.digest: np.where(rng.random(240) < 0.1, 1 - base, base) for c in (brick, *averages)} | {BASE.digest: base}
+    made = Table("t", "acc", Suite(suite="s", tasks=("t",)), "p", [{}] * 240, cluster, values, {})
+    assert differences([made], BASE, [brick, *averages], 0.05)[0] == differences([made], BASE, [brick], 0.05)[0]

@@ -213,6 +213,26 @@ def test_resampling_is_seeded_and_paired() -> None:
     assert codes(["b", "a", "b"]).tolist() == [0, 1, 0]
 
 
+def test_a_mean_over_tasks_by_hand() -> None:
+    """Sums over the items of both tasks, each item weighted so that tasks count alike, differences times their task's factor."""
+    rng, sizes, factors = np.random.default_rng(11), (30, 90), (1.5, 1.0)
+    pairs, items, weights = [], [], []
+    for n, factor in zip(sizes, factors, strict=True):
+        before, after = ((rng.random(n) < share) * 1.0 for share in (0.6, 0.4))
+        pairs.append(paired(before, after, (np.arange(n) // 3).tolist()))
+        items.append(factor * (after - before))
+        weights.append(np.full(n, 120 / 2 / n))
+    d, w = np.concatenate(items), np.concatenate(weights)
+    found = pooled([pair.changes for pair in pairs], factors).bounded
+    assert found is not None
+    assert (found.span, found.answers) == (1.5, True)
+    assert found.rise == pytest.approx((w * d)[d > 0].sum())
+    assert found.fall == pytest.approx(-(w * d)[d < 0].sum())
+    assert (found.squares, found.plain, found.units) == pytest.approx(((w**2 * d**2).sum(), (w**2 * d).sum(), (w**2).sum()))
+    assert found.spread == pytest.approx(sum((v**2 * (x - x.mean()) ** 2).sum() for v, x in zip(weights, items, strict=True)))
+    assert found.variance == pytest.approx(sum((120 / 2 * f * pair.se) ** 2 for f, pair in zip(factors, pairs, strict=True)))
+
+
 # Ratios of sums
 
 
