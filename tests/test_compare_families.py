@@ -178,8 +178,9 @@ def test_an_alarm_beside_many_others_has_an_interval_that_holds_0() -> None:
 def test_the_adjusted_interval_of_one_row_is_the_plain_one() -> None:
     """Also where one cluster holds half of the items, so that sign flips give small critical values."""
     rng, cluster = np.random.default_rng(12), np.r_[np.zeros(100), np.arange(1, 21).repeat(5)].astype(int)
-    before = (rng.random(200) < 0.5) * 1.0
-    (row,) = differences([table([before, np.where(rng.random(200) < 0.2, 1 - before, before)], cluster)], BASE, [A], 0.05)
+    before = np.r_[np.zeros(100), rng.random(100) < 0.5]
+    after = np.r_[np.ones(50), np.zeros(50), np.where(rng.random(100) < 0.2, 1 - before[100:], before[100:])]
+    (row,) = differences([table([before, after], cluster)], BASE, [A], 0.05)
     assert (row.low_adj, row.high_adj) == (row.low, row.high)
 
 
