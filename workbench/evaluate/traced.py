@@ -132,8 +132,14 @@ def _source(path: Path) -> Path:
 
 
 def _forget_changed(code: Code) -> None:
-    """Let modules be imported again where a file of the task's code is not what this process has loaded."""
+    """Let modules be imported again where a file of the task's code is not what this process has loaded.
+
+    Compiled files are removed: Python takes one for the source where size and time, in whole seconds, are equal, whatever the content.
+    """
     digests = {path: digest_of(path.read_bytes()) for path in code.files if path.is_file()}
+    for path in filter(is_own, digests):
+        with contextlib.suppress(OSError):
+            Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
     if any(_known.get(path, digest) != digest for path, digest in digests.items()):
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
