@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from workbench.adapters import Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.compose import compose
 from workbench.edit.parts import Parts
 from workbench.facts import Fact, write_facts
@@ -156,7 +157,7 @@ def sizes(resolved: Resolved) -> list[Size]:
     """The updates of a recipe's edits. Weights are the base's: for recipes that edit it first."""
     found = []
     for step, place in compose(resolved, CPU).edits.items():
-        bound = Adapter(place, step).bind(resolved.base.weights.specs, resolved.base)
+        bound = bind(Adapter(place, step), resolved.base.weights.specs, resolved.base)
         for name in sorted(bound.places):
             factors = bound.factors(name, CPU)
             assert factors is not None

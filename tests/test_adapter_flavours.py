@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tiny import LAYERS, VOCABULARY, config, edit_json, save_tokenizer, tensors_of
 from torch import Tensor
 
+from workbench.adapters.bind import bind
 from workbench.compose import compose
 from workbench.livemodels import compute, live_model
 from workbench.recipe import from_data
@@ -206,7 +207,7 @@ def test_flavour(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> N
     assert flavour.unties == (set(tensors) != set(tensors_of(base)))
     assert flavour.says in "\n".join(recipe.warnings)
     assert bool(flavour.says) == bool(recipe.warnings)
-    bound = recipe.bricks["one"].adapter.bind(recipe.base.weights.specs, recipe.base)
+    bound = bind(recipe.bricks["one"].adapter, recipe.base.weights.specs, recipe.base)
     products = [bound.factors(n, CPU) for n in bound.places]
     assert all(f is None for f in products) if flavour.dense else any(f is not None for f in products)
 

@@ -12,7 +12,7 @@ import torch
 from project import CPU, Project
 from tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
-from workbench.adapters import CONFIG, WEIGHTS
+from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.engine import execute, materialize, plan
 from workbench.errors import WorkbenchError
 from workbench.recipe import load_recipe

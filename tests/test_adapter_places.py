@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_adapter_flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
 from tiny import VOCABULARY, edit_json, save_adapter, save_finetuned, save_tokenizer, tensors_of
 
+from workbench.adapters.bind import bind
 from workbench.compose import compose
 from workbench.engine import execute, plan
 from workbench.errors import WorkbenchError
@@ -74,7 +75,7 @@ def test_joined_weights(family: str, tmp_path: Path) -> None:
     adapter = save_flavour(Flavour(family, settings), base, tmp_path / "adapter")
     recipe, tensors = check_against_peft(base, adapter, tmp_path)
     assert {n.removeprefix("model.layers.1.") for n in changed(base, tensors) if ".1." in n[:16]} == reached
-    bound = recipe.bricks["one"].adapter.bind(recipe.base.weights.specs, recipe.base)
+    bound = bind(recipe.bricks["one"].adapter, recipe.base.weights.specs, recipe.base)
     for name in bound.places:  # products where the tensor is a matrix, and then the same numbers as by rows
         factors, spec = bound.factors(name, CPU), recipe.base.weights.specs[name]
         assert (factors is None) == (len(spec.shape) == 3)
@@ -152,7 +153,7 @@ def test_nan_in_one_expert(mixtral: Path, tmp_path: Path) -> None:
     tensors[key][5, 7] = float("nan")  # rank 4, 3 experts: column 7 is term 2 of expert 1
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     recipe = resolved(mixtral, adapter, tmp_path)
-    bound = recipe.bricks["one"].adapter.bind(recipe.base.weights.specs, recipe.base)
+    bound = bind(recipe.bricks["one"].adapter, recipe.base.weights.specs, recipe.base)
     assert bound.factors("model.layers.1.block_sparse_moe.experts.0.w2.weight", CPU) is not None
     with pytest.raises(WorkbenchError, match=rf"brick 'one': {key} holds nan at \[5, 7\]; expected finite"):
         bound.factors("model.layers.1.block_sparse_moe.experts.1.w2.weight", CPU)

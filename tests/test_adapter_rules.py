@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, save_adapter, tensors_of
 from transformers import AutoModelForCausalLM
 
-from workbench.adapters import Adapter
+from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
 
 FIRST = "model.layers.0.self_attn.q_proj"

@@ -11,7 +11,9 @@ from project import CPU
 from safetensors.torch import save_file
 from tiny import edit_json, save_adapter, tensors_of
 
-from workbench.adapters import CONFIG, WEIGHTS, Adapter, write_adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
+from workbench.adapters.write import write_adapter
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.names import disk_weight, live_module
@@ -51,9 +53,9 @@ def test_refused_flavours(lora: Path, changes: dict[str, Any], message: str, hin
 
 def test_starts_that_leave_the_base_alone(lora: Path, llama: Path) -> None:
     base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
-    before = Adapter(lora, "x").bind(base.weights.specs, base)
+    before = bind(Adapter(lora, "x"), base.weights.specs, base)
     edit_json(lora / CONFIG, init_lora_weights="eva", eva_config={"rho": 2.0}, use_kernel="fast", velora_config={"scale": 1.0})
-    bound = Adapter(lora, "x").bind(base.weights.specs, base)
+    bound = bind(Adapter(lora, "x"), base.weights.specs, base)
     assert set(bound.places) == set(before.places)
     assert bound.notes == ["x: adapter_config.json sets use_kernel, which is not known here and not used"]
 
@@ -97,7 +99,7 @@ def test_refused_keys(lora: Path, llama: Path, dropped: list[str], added: dict[s
     save_file({**kept, **added}, lora / WEIGHTS)
     base = Model(Checkpoint(llama, "base"), read_config(llama, "base"))
     with pytest.raises(WorkbenchError, match=message):
-        bound = Adapter(lora, "x").bind(base.weights.specs, base)
+        bound = bind(Adapter(lora, "x"), base.weights.specs, base)
         _ = [bound.factors(name, CPU) for name in bound.places]
 
 
@@ -111,8 +113,8 @@ def test_nan_in_a_saved_weight(lora: Path, llama: Path) -> None:
     with pytest.raises(WorkbenchError, match=message):
         adapter.check_finite()
     with pytest.raises(WorkbenchError, match=message):  # compared with the base's own, to tell a copy from a change
-        adapter.bind(base.weights.specs, base)
-    source = adapter.bind(base.weights.specs).open_delta("model.embed_tokens.weight", CPU)
+        bind(adapter, base.weights.specs, base)
+    source = bind(adapter, base.weights.specs).open_delta("model.embed_tokens.weight", CPU)
     block = torch.zeros(4, 32)
     source.read_delta(0, 4, block, block.clone())
     with pytest.raises(WorkbenchError, match=message):
@@ -125,7 +127,7 @@ def test_magnitudes_that_do_not_fit(lora: Path, llama: Path) -> None:
     pairs = {k: t for k, t in tensors_of(lora).items() if "layers.0.self_attn.q_proj" in k}
     save_file({**pairs, f"{Q}.lora_magnitude_vector": torch.ones(31)}, lora / WEIGHTS)
     with pytest.raises(WorkbenchError, match=r"lora_magnitude_vector is \[31\], expected 32 numbers, one an output"):
-        Adapter(lora, "x").bind(base.weights.specs, base)
+        bind(Adapter(lora, "x"), base.weights.specs, base)
 
 
 def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
@@ -134,13 +136,13 @@ def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
     copy = tensors_of(llama)["model.embed_tokens.weight"].float()
     tensors = tensors_of(lora)
     save_file({**tensors, "base_model.model.model.embed_tokens.base_layer.weight": copy}, lora / WEIGHTS)
-    assert "model.embed_tokens.weight" not in Adapter(lora, "x").bind(base.weights.specs, base).places
+    assert "model.embed_tokens.weight" not in bind(Adapter(lora, "x"), base.weights.specs, base).places
     with pytest.raises(WorkbenchError, match="is a weight, not an update") as caught:
-        Adapter(lora, "x").bind(base.weights.specs)
+        bind(Adapter(lora, "x"), base.weights.specs)
     assert "save_embedding_layers=False" in (caught.value.hint or "")
     copy[3, 4] += 1
     save_file({**tensors, "base_model.model.model.embed_tokens.base_layer.weight": copy}, lora / WEIGHTS)
-    bound = Adapter(lora, "x").bind(base.weights.specs, base)
+    bound = bind(Adapter(lora, "x"), base.weights.specs, base)
     out, rows = torch.empty(64, 32), tensors_of(llama)["model.embed_tokens.weight"].float()
     bound.open_delta("model.embed_tokens.weight", CPU).read_delta(0, 64, rows, out)
     assert out.nonzero().tolist() == [[3, 4]]
@@ -168,7 +170,7 @@ def test_written_adapters_are_read_back(tmp_path: Path, transposed: bool) -> Non
                for i, r in enumerate((1, 3, 3))}  # fmt: skip
     write_adapter(tmp_path, factors, "org/base", fan_in_fan_out=transposed)
     specs = {name: TensorSpec((6, 4), torch.float32) for name in factors}
-    bound = Adapter(tmp_path, "x").bind(specs)
+    bound = bind(Adapter(tmp_path, "x"), specs)
     for name, update in factors.items():
         again = bound.factors(name, CPU)
         assert again is not None
@@ -192,5 +194,5 @@ def test_names_with_and_without_root() -> None:
 def test_card_of_an_adapter_on_another_family(model_of: Any, tmp_path: Path, llama: Path) -> None:
     adapter = Adapter(save_adapter(model_of("opt"), tmp_path / "o", seed=1, family="opt"), "brick 'o'")
     with pytest.raises(WorkbenchError, match="has no weight in the base") as caught:
-        adapter.bind(Checkpoint(llama, "base").specs)
+        bind(adapter, Checkpoint(llama, "base").specs)
     assert "another architecture" in (caught.value.hint or "")

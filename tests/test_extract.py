@@ -17,7 +17,8 @@ from tiny import edit_json, save_adapter, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
 from workbench.adapted import Policy, rounding
-from workbench.adapters import WEIGHTS, Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks import Brick, read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
@@ -110,8 +111,8 @@ def test_a_baked_lora_comes_back_at_its_rank(dtype: str, worst: float, model_of:
         assert 0.6 * record["rounding"] < record["error"] < 1.05 * record["rounding"]
     assert set(record["tensors"]) == {n for n in tensors_of(base) if "proj" in n}
     assert record["whole"] == record["dropped"] == []
-    mine = Adapter(out, "x").bind(Checkpoint(base, "base").specs)
-    true = Adapter(lora, "x").bind(Checkpoint(base, "base").specs)
+    mine = bind(Adapter(out, "x"), Checkpoint(base, "base").specs)
+    true = bind(Adapter(lora, "x"), Checkpoint(base, "base").specs)
     for name in record["tensors"]:
         ours, theirs = mine.factors(name, CPU), true.factors(name, CPU)
         assert ours is not None and theirs is not None and ours.rank == 8  # noqa: PT018

@@ -16,7 +16,7 @@ from project import CPU, Project
 from safetensors.torch import load_file, save_file
 from tiny import save_finetuned, tensors_of
 
-from workbench.adapters import Adapter
+from workbench.adapters.read import Adapter
 from workbench.registry import Memo
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, file_digest, fingerprint, tensor_digests

@@ -12,7 +12,8 @@ from project import CPU
 from safetensors.torch import save_file
 from tiny import tensors_of
 
-from workbench.adapters import WEIGHTS, Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks import Brick
 from workbench.compose import deltas
 from workbench.layout import Model
@@ -35,7 +36,7 @@ def dense(base: Path, path: Path) -> dict[str, torch.Tensor]:
     own = tensors_of(base)
     if not (path / WEIGHTS).is_file():
         return {n: (t.float() - own[n].float()).double() for n, t in tensors_of(path).items()}
-    bound = Adapter(path, "x").bind(Checkpoint(base, "base").specs)
+    bound = bind(Adapter(path, "x"), Checkpoint(base, "base").specs)
     return {n: f.left.double() @ f.right.double() for n in bound.places if (f := bound.factors(n, CPU))}
 
 

@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from project import CPU
 
 from workbench import standins
-from workbench.adapters import Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
 from workbench.hub import HEADERS
 from workbench.standins import Download, space_problems
@@ -40,7 +41,7 @@ def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path
     checkpoint = Checkpoint(tmp_path / llama.name, "base")
     with pytest.raises(HeadersOnlyError):
         checkpoint.open("model.norm.weight", CPU).read(0, 1, torch.empty(1, 1))
-    bound = Adapter(tmp_path / "one", "brick 'one'").bind(checkpoint.specs)
+    bound = bind(Adapter(tmp_path / "one", "brick 'one'"), checkpoint.specs)
     with pytest.raises(HeadersOnlyError):
         bound.factors(next(iter(bound.places)), CPU)
 

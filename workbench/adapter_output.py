@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.adapted import AdaptedWeights, Live, Part, Policy
-from workbench.adapters import CONFIG, WEIGHTS, Adapter
+from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
 from workbench.recipe import Output, Recipe

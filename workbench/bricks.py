@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workbench import jsondoc, yamldoc
-from workbench.adapters import CONFIG as ADAPTER_CONFIG
-from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.adapters import Adapter
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
+from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.adapters.read import Adapter
 from workbench.conversion import Aligned
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.fields import NAME, BrickRef, Strict

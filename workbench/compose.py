@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.adapter_output import adapt, changes_result
-from workbench.adapters import Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.bricks import Brick, fitted, vocabulary_digest
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
@@ -113,10 +114,10 @@ def deltas(
             )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter" and vocabulary is not None:
-        bound = brick.adapter.bind(vocabulary.plain.specs, Model(vocabulary.plain, base.config))
+        bound = bind(brick.adapter, vocabulary.plain.specs, Model(vocabulary.plain, base.config))
         return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
-        return brick.adapter.bind(base.weights.specs, base)
+        return bind(brick.adapter, base.weights.specs, base)
     return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
 
 
@@ -166,7 +167,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         elif isinstance(step, EditMethod):
             place = solve_edit(resolved, step, i, current, device, events)
             edits[step_id] = place
-            edit = Adapter(place, f"edit '{step_id}'").bind(current.weights.specs, current)
+            edit = bind(Adapter(place, f"edit '{step_id}'"), current.weights.specs, current)
             factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}
             assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
             record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}

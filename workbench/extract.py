@@ -14,7 +14,7 @@ import torch
 from workbench import jsondoc
 from workbench.adapted import AdaptedWeights, Policy
 from workbench.adapter_output import write_result
-from workbench.adapters import CONFIG as ADAPTER_CONFIG
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import (  # fmt: skip
     BaseRecord,
     Brick,

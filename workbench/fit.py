@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from workbench.adapters.bind import bind
 from workbench.bricks import (
     Brick,
     fitted,
@@ -83,7 +84,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     if brick.kind == "adapter":
         seen = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
         try:
-            bound = brick.adapter.bind(seen.weights.specs, seen)
+            bound = bind(brick.adapter, seen.weights.specs, seen)
         except HeadersOnlyError:
             raise
         except WorkbenchError as error:

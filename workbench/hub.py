@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from workbench import jsondoc, yamldoc
-from workbench.adapters import CONFIG as ADAPTER_CONFIG
-from workbench.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
+from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import WorkbenchError, size
 from workbench.standins import Download, Repository, kept_stand_in, small_file, snapshot_with, space_problems, stand_in
 from workbench.weights.checkpoint import INDEX, SINGLE

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from workbench.adapters import CONFIG as ADAPTER_CONFIG
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import kinds_of, locate
 from workbench.errors import WorkbenchError, shell
 from workbench.hub import FETCH, Hub

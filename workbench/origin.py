@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.adapters.bind import bind
 from workbench.bricks import Brick
 from workbench.errors import WorkbenchError
 from workbench.layout import TEXT_CONFIGS, Model, model_depth
@@ -100,7 +101,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
 def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
     """Return whether every tensor of the brick's delta is zero; stop at the first tensor that changes something."""
     if brick.kind == "adapter":
-        return brick.adapter.bind(base.weights.specs, base).is_zero(base)
+        return bind(brick.adapter, base.weights.specs, base).is_zero(base)
     mine, theirs = brick.checkpoint, getattr(base.weights, "entries", None)
     if theirs is None or mine.specs != base.weights.specs or fingerprint(mine.entries) != fingerprint(theirs):
         return False

@@ -6,9 +6,9 @@ import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import Summed, Update
 from workbench.adapters.lora import LowRank
-from workbench.adapters.read import BoundAdapter
 from workbench.bricks import Brick
 from workbench.merge.core import wants_core
 from workbench.registry import MergeMethod
@@ -40,7 +40,7 @@ class Merged:
             return None
         base = resolved.base
         try:
-            bound = [adapter.bind(base.weights.specs, base) for adapter in adapters]
+            bound = [bind(adapter, base.weights.specs, base) for adapter in adapters]
         except HeadersOnlyError:
             return None
         return cls({n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)})

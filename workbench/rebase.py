@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.adapters import Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.bricks import Brick, resolve_brick, vocabulary_digest
 from workbench.compose import compose
 from workbench.edit.greedy import count, said_by, too_few
@@ -220,7 +221,7 @@ def _said_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
     """An edit's adapter as factors for live weights, by their names. Errors: it does not fit."""
-    bound = adapter.bind(layout.weights.specs, layout)
+    bound = bind(adapter, layout.weights.specs, layout)
     modules = dict(model.named_modules())
     found = {name: bound.factors(name, device) for name in bound.places}
     return {f"{live_module(name, modules)}.weight": update for name, update in found.items() if update is not None}

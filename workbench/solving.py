@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from workbench.adapters import Adapter, write_adapter
+from workbench.adapters.read import Adapter
+from workbench.adapters.write import write_adapter
 from workbench.bricks import BaseRecord, BrickCard, vocabulary_digest, write_card
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.layout import Model

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from workbench.adapters import Adapter
+from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.bricks import BaseRecord, Brick, BrickCard, read_card, write_card
 from workbench.conversion import Aligned, live_names
 from workbench.errors import WorkbenchError
@@ -87,7 +88,7 @@ def with_brick(current: Model, place: Path, step: TrainMethod, device: torch.dev
     if card.kind == "checkpoint":
         weights: Weights = _Moved(current.weights, Aligned(Checkpoint(place / CHECKPOINT, "brick"), current.weights.specs, current.config), step.weight)  # fmt: skip
         return Model(weights, current.config), list(current.weights.specs), dict(card.training)
-    bound = Adapter(place, f"brick '{card.name}'").bind(current.weights.specs, current)
+    bound = bind(Adapter(place, f"brick '{card.name}'"), current.weights.specs, current)
     factors = {n: Factors(step.weight * f.left, f.right) for n in bound.places if (f := bound.factors(n, device)) is not None}
     return Model(LowRankSum(current.weights, factors), current.config), list(factors), dict(card.training)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import yamldoc
-from workbench.adapters import CONFIG as ADAPTER_CONFIG
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks import (
     STARTER,
     BaseRecord,

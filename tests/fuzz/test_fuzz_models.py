@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from project import Project
 
-from workbench.adapters import Adapter
+from workbench.adapters.read import Adapter
 from workbench.bricks import vocabulary_digest
 from workbench.layout import model_depth
 from workbench.suites import tokenizer_digest

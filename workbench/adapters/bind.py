@@ -1,352 +1,96 @@
-"""An adapter on a base: every part of it turned into the update of a tensor on disk, or refused by name."""
+"""An adapter on a base: the updates of the base's tensors, readable in row blocks."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
-from workbench.adapters import tuners
-from workbench.adapters.dense import BiasShift, Dora, Replaced, Update, added
-from workbench.adapters.entries import Stored
-from workbench.adapters.flavours import BAKE, TITLES
-from workbench.adapters.keys import Part
-from workbench.adapters.lora import LowRank, Pair, Patch
-from workbench.adapters.places import Places, Spot
-from workbench.adapters.ties import is_copy, updates_both_alike
-from workbench.errors import WorkbenchError
-from workbench.names import disk_weight
-from workbench.weights.tied import EMBEDDINGS, UntiedWeights
+import torch
 
-if TYPE_CHECKING:
-    from workbench.adapters.read import Adapter
-    from workbench.layout import Model
-    from workbench.weights.specs import TensorSpec
-
-_UNSAVE = (
-    "A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
-    "model.save_pretrained(DIR, save_embedding_layers=False)."
-)
-# First field of a kind of update -> all fields that it uses.
-_USED = {
-    "ia3_l": {"ia3_l"},
-    "oft_R": {"oft_R"},
-    "hada_w1_a": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
-    "lora_embedding_A": {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
-    "lora_A": {"lora_A", "lora_B", "lora_E", "lora_B.bias", "lora_magnitude_vector"},
-    "lokr": {f"lokr_w{i}{end}" for i in (1, 2) for end in ("", "_a", "_b")},
-}
-_NO_BIAS = (
-    "PEFT cannot merge it either. Give the base a bias there (attention_bias or mlp_bias in config.json, and zeros as tensors), "
-    "or train the adapter with lora_bias=False."
-)
+from workbench.adapters.binder import Binder
+from workbench.adapters.dense import DeltaRows, Update
+from workbench.adapters.flavours import unknown_fields
+from workbench.adapters.lora import LowRank
+from workbench.adapters.read import CONFIG, Adapter
+from workbench.layout import Model
+from workbench.weights.lowrank import Factors
+from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 
 
-class Binder:
-    """Builds the updates of one adapter on one base.
+def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None = None) -> BoundAdapter:
+    """Return the adapter's updates under the names of the base's tensors.
 
     Args:
         adapter: The adapter.
         specs: The base's tensors.
-        base: The base itself, where it is at hand: its configuration tells layer types and fused modules, its weights
-            tell copies from changes, and DoRA on transposed layers reads them.
+        base: The base itself: needed for DoRA, for modules that transformers renames or fuses, and to tell copies of
+            the base's weights from changed ones.
+
+    Raises:
+        WorkbenchError: A module that the base lacks, shapes that do not fit, a part that has no exact place.
+    """
+    if base is not None and adapter.bound is not None and adapter.bound[0] is base:
+        kept: BoundAdapter = adapter.bound[1]  # `resolve`, `plan` and `compose` each ask for it
+        return kept
+    binder = Binder(adapter, specs, base)
+    binder.bind()
+    notes = list(binder.notes)
+    if unknown := unknown_fields(adapter.config):
+        notes.append(f"{adapter.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
+    found = BoundAdapter(adapter, binder.updates, notes)
+    if base is not None:
+        adapter.bound = (base, found)
+    return found
+
+
+@dataclass(frozen=True)
+class BoundAdapter:
+    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`.
 
     Attributes:
-        updates: Tensor on disk -> its update.
-        notes: What the user should know.
+        adapter: The adapter.
+        places: Tensor of the base -> its update; nothing is read before an update is opened.
+        notes: What the user should know of it.
     """
 
-    def __init__(self, adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None) -> None:
-        self.adapter, self.label, self.config = adapter, adapter.label, adapter.config
-        self.specs, self.base = specs, base
-        self.places = Places(specs, base.config if base else None)
-        self.updates: dict[str, Update] = {}
-        self.notes: list[str] = []
-        self._kinds: Counter[str] = Counter()
-        self._replaced: list[str] = []
-        self._untied = base.weights if base and isinstance(base.weights, UntiedWeights) else None
-        self._skips_head = self.places.tied is not None and updates_both_alike(adapter.keys)
+    adapter: Adapter
+    places: dict[str, Update]
+    notes: list[str] = field(default_factory=list)
 
-    def bind(self) -> None:
-        """Place every part. Errors: a module or shape that the base lacks, a part that has no exact place."""
-        for name, stored in self.adapter.keys.saved.items():
-            self._saved(name, stored)
-        taken: dict[str, Part] = {}
-        for part in self.adapter.keys.parts:
-            for disk in self._part(part):
-                first = taken.setdefault(disk, part)
-                if first is not part and self._clash(first, part):
-                    raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {disk}", "Save the adapter again.")
-        for disk in self.updates:
-            if not self.specs[disk].is_float:
-                raise WorkbenchError(
-                    f"{self.label}: the adapter updates {disk}, which holds {self.specs[disk].kind} numbers in the base",
-                    "Only floating-point tensors are merged: name the base that the adapter was trained on.",
-                )
-        for kind, count in self._kinds.items():
-            self.notes.append(f"{self.label}: {kind} on {count} tensors, applied as dense deltas, which do not stay low-rank")
-        if self._replaced:
-            shown = ", ".join(self._replaced[:3]) + (" …" if len(self._replaced) > 3 else "")
-            self.notes.append(
-                f"{self.label}: brings whole tensors ({shown}; {len(self._replaced)} in all), merged as dense deltas"
-            )
+    def touches(self, name: str) -> bool:
+        """Whether the adapter updates a tensor."""
+        return name in self.places
 
-    def _clash(self, one: Part, other: Part) -> bool:
-        """Whether two modules are one: their names differ by a root prefix only. Others may share a joined tensor on disk."""
-        names = one.module, other.module
-        return one.depth == other.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
+        return self.places[name].factors(device)
 
-    def _part(self, part: Part) -> list[str]:
-        """One module's updates; the tensors on disk that they reach."""
-        if "trainable_tokens_delta" in part.fields:
-            return self._tokens(part)
-        name = f"{part.module}.weight"
-        if bool(self.config.get("use_dora")) != ("lora_magnitude_vector" in part.fields) and not part.depth:
-            lacks = "has no lora_magnitude_vector, which use_dora asks for" if self.config.get("use_dora") else (
-                "has lora_magnitude_vector, though use_dora is not set")  # fmt: skip
-            raise WorkbenchError(f"{self.label}: {part.module} {lacks}", "Save the adapter again.")
-        if self.places.is_tied_head(name):
-            if self._skips_head:
-                return []
-            disk_weight(part.module, self.specs, self.label)  # raises: the base ties its head
-        self._check_fields(part, name)
-        if self.config["peft_type"] in TITLES:
-            return self._tuner(part)
-        if "lora_embedding_A" in part.fields:
-            return self._embedding(part)
-        return self._parameter(part) if self._adapts_parameter(part, name) else self._linear(part)
-
-    def _adapts_parameter(self, part: Part, name: str) -> bool:
-        return bool(part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)))
-
-    def _check_fields(self, part: Part, name: str) -> None:
-        """Errors: a field that the module's kind of update does not use."""
-        fields = set(part.fields)
-        kind = next(used for first, used in _USED.items() if first in fields or first == "lokr")
-        used = {"lora_A", "lora_B"} if kind is _USED["lora_A"] and self._adapts_parameter(part, name) else kind
-        both = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
-        if left := fields - used | both:
-            key = part.fields[min(left)].key
-            raise WorkbenchError(f"{self.label}: adapter key {key} has no use beside {part.module}'s other keys", BAKE)
-
-    def _linear(self, part: Part) -> list[str]:
-        a, b = part.fields["lora_A"], part.fields["lora_B"]
-        name = f"{part.module}.weight"
-        shape = self.places.shape(name)
-        if shape is None or not self.places.pieces(name):
-            disk_weight(part.module, self.specs, self.label)  # raises
-            raise AssertionError(name)
-        update = (b.shape[0], a.shape[-1])
-        flag = bool(self.config.get("fan_in_fan_out"))
-        flip = self.places.stores_in_out(part.module, update, shape, flag)
-        if self._is_target_parameter(name) and update == shape:
-            flip = False
-        if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
-            raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, between=self._between(part))
-        disks = self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
-        if "lora_B.bias" in part.fields:
-            self._shift(part, part.fields["lora_B.bias"], pair.scale)
-        return disks
-
-    def _between(self, part: Part) -> Stored | None:
-        """AdaLoRA's singular values. Errors: missing or one too many, in number or in kind."""
-        found = part.fields.get("lora_E")
-        rank = part.fields["lora_A"].shape[0]
-        if (found is not None) != (self.config["peft_type"] == "ADALORA") or (found and math.prod(found.shape) != rank):
-            shown = f"lora_E {list(found.shape)}" if found else "no lora_E"
-            raise WorkbenchError(
-                f"{self.label}: {part.module} has {shown}; expected {rank} numbers with peft_type ADALORA, none otherwise",
-                "Save the adapter again.",
-            )
-        return found
-
-    def _embedding(self, part: Part) -> list[str]:
-        a, b = part.fields["lora_embedding_A"], part.fields["lora_embedding_B"]
-        name = f"{part.module}.weight"
-        shape = self.places.shape(name)
-        if shape is None:
-            disk_weight(part.module, self.specs, self.label)  # raises
-        if len(a.shape) != 2 or b.shape[1:] != (a.shape[0],) or shape != (a.shape[1], b.shape[0]):
-            raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip=True)
-        return self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
-
-    def _parameter(self, part: Part) -> list[str]:
-        """LoRA on a parameter (`target_parameters`): stacked experts, or a module whose weight is no layer's."""
-        a, b = part.fields["lora_A"], part.fields["lora_B"]
-        targets = [n for n in self.places.parameters(part.module) if self._is_target_parameter(n)]
-        if not part.depth < len(targets):
-            raise WorkbenchError(
-                f"{self.label}: adapter key {a.key} {list(a.shape)} updates a parameter of {part.module}, which the base does not have",
-                "The adapter was trained on another architecture: name its own base in the recipe.",
-            )
-        name = targets[len(targets) - 1 - part.depth]  # the first parameter's wrapper is the innermost
-        shape = self.places.shape(name) or ()
-        if not self.places.spots(name):
-            raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
-        experts = shape[0] if len(shape) == 3 else 1
-        transposed = len(shape) == 3 and self.places.stores_experts_in_out(part.module)
-        out, width = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
-        if a.shape[1:] != (width,) or b.shape != (out, a.shape[0]) or a.shape[0] % experts:
-            raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(name, a.shape[0] // experts), transposed)
-        return self._low_rank(pair, name, experts if len(shape) == 3 else None)
-
-    def _low_rank(self, pair: Pair, name: str, experts: int | None = None) -> list[str]:
-        """A product to the tensors on disk that its parts lie in."""
-        spots = self.places.spots(name)
-        if not spots:
-            raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
-        found: dict[str, LowRank] = {}
-        for spot in spots:
-            part = Pair(
-                pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap, pair.between
-            )
-            found.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
-        for disk, update in found.items():
-            self.updates[disk] = added(self.updates.get(disk), update)
-        return list(found)
-
-    def _magnitude(self, part: Part, pair: Pair, name: str) -> list[str]:
-        disk, magnitude = self._whole(name, "DoRA"), part.fields["lora_magnitude_vector"]
-        if math.prod(magnitude.shape) != pair.b.shape[0]:
-            raise WorkbenchError(
-                f"{self.label}: {magnitude.key} is {list(magnitude.shape)}, expected {pair.b.shape[0]} numbers, one an output",
-                "Save the adapter again.",
-            )
-        if disk in self.updates:
-            raise self._replaced_too("DoRA", disk)
-        if self.base is None:
-            raise WorkbenchError(f"{self.label}: DoRA on {disk} needs the base's numbers", BAKE)
-        self._kinds["DoRA"] += 1
-        self.updates[disk] = Dora(pair, magnitude, self.specs[disk], partial(self.base.weights.open, disk))
-        return [disk]
-
-    def _tuner(self, part: Part) -> list[str]:
-        """(IA)³, OFT, LoHa, LoKr."""
-        kind = self.config["peft_type"]
-        disk = self._whole(f"{part.module}.weight", TITLES[kind])
-        spec = self.specs[disk]
-        update: Update
-        if kind in ("LOHA", "LOKR"):
-            update = tuners.lycoris(part, disk, spec, self.adapter.lycoris_scale(part.module), self.label)
-        elif disk in self.updates:
-            raise self._replaced_too(TITLES[kind], disk)
-        elif kind == "OFT":
-            update = tuners.oft(part, disk, spec, self.config, self.label)
-        else:
-            conv1d = self.places.is_conv1d(part.module, bool(self.config.get("fan_in_fan_out")))
-            update = tuners.ia3(part, disk, spec, conv1d, self.label)
-            if part.fields["ia3_l"].shape[0] != 1 and (bias := self.places.direct(f"{part.module}.bias")):
-                if bias in self.updates:
-                    raise self._replaced_too(TITLES[kind], bias)
-                self._shift(part, part.fields["ia3_l"], None)
-        self._kinds[TITLES[kind]] += 1
-        self.updates[disk] = added(self.updates.get(disk), update)
-        return [disk]
-
-    def _replaced_too(self, what: str, disk: str) -> WorkbenchError:
-        return WorkbenchError(f"{self.label}: {what} on {disk}, which the adapter also replaces", BAKE)
-
-    def _tokens(self, part: Part) -> list[str]:
-        """Trained rows of the embeddings; a head that shares them gets the same rows."""
-        if self._skips_head and self.places.is_tied_head(f"{part.module}.weight"):
-            return []
-        if len(part.fields) > 1:
-            raise WorkbenchError(f"{self.label}: {part.module} has trained tokens and LoRA factors at once", BAKE)
-        disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
-        update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
-        self._kinds["trainable_token_indices"] += 1
-        reached = [disk]
-        if self._untied and disk == self._untied.embeddings and not self._trains_tokens_of(self._untied.head):
-            reached.append(self._untied.head)
-        for name in reached:
-            self.updates[name] = added(self.updates.get(name), update)
-        return reached
-
-    def _trains_tokens_of(self, disk: str) -> bool:
-        """Whether the adapter holds rows of its own for a tensor."""
-        tokens = [p for p in self.adapter.keys.parts if "trainable_tokens_delta" in p.fields]
-        return any(self.places.direct(f"{part.module}.weight") == disk for part in tokens)
-
-    def _saved(self, name: str, stored: Stored) -> None:
-        """A whole tensor of the adapter: nothing where it is the base's own, else its difference."""
-        if self.places.is_tied_head(name):
-            assert self.places.tied is not None
-            if self._skips_head or is_copy(self.adapter.keys, stored, self.places.tied[0], self.base):
-                return
-            disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises: the base ties its head
-        spots = self.places.spots(name)
-        if not spots:
-            raise WorkbenchError(
-                f"{self.label}: adapter key {stored.key} {list(stored.shape)} belongs to no tensor of the base and to no update "
-                "that is read here",
-                BAKE,
-            )
-        shape = self.places.shape(name)
-        if shape != stored.shape:
-            rows = shape[0] if shape else 0
-            vocabulary = " (another vocabulary)" if name.endswith((*EMBEDDINGS, "lm_head.weight", "embed_out.weight")) else ""
-            raise WorkbenchError(
-                f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
-                f"Resize the base's embeddings to {stored.shape[0]} tokens first, as the adapter's training did."
-                if vocabulary and stored.shape[0] != rows
-                else f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
-            )
-        if ".base_layer." in stored.key and self.base is None:
-            raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
-        if len(spots) == 1 and is_copy(self.adapter.keys, stored, spots[0].disk, self.base):
-            return
-        for spot in spots:
-            self._replace(name, stored, spot, shape)
-
-    def _replace(self, name: str, stored: Stored, spot: Spot, shape: tuple[int, ...]) -> None:
-        spec = self.specs[spot.disk]
-        height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (shape[0], 1)
-        if spot.swap or spot.cols != (0, width) or spot.col or spec.cols != width:
-            raise WorkbenchError(f"{self.label}: {name} is spread over columns of {spot.disk}, which is not followed here", BAKE)
-        row = (spot.expert or 0) * height + spot.rows[0]
-        update = Replaced(stored, row, spot.row, spot.rows[1] - spot.rows[0])
-        self.updates[spot.disk] = added(self.updates.get(spot.disk), update)
-        self._replaced.append(spot.disk)
-
-    def _shift(self, part: Part, stored: Stored, scale: float | None) -> None:
-        """A change of the layer's bias."""
-        disk = self.places.whole(f"{part.module}.bias")
-        if disk is None:
-            raise WorkbenchError(f"{self.label}: lora_bias on {part.module}, which has no bias in the base", _NO_BIAS)
-        if math.prod(stored.shape) != self.specs[disk].numel:
-            raise WorkbenchError(
-                f"{self.label}: {stored.key} is {list(stored.shape)}, {disk} is {list(self.specs[disk].shape)} in the base",
-                f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
-            )
-        self.updates[disk] = added(self.updates.get(disk), BiasShift(stored, scale))
-        self._kinds["lora_bias" if scale is not None else TITLES["IA3"]] += 1
-
-    def _whole(self, name: str, what: str) -> str:
-        """The tensor on disk of a live tensor that must not be split. Errors: none, or several."""
-        disk = self.places.whole(name)
-        if disk is None:
-            if not self.places.pieces(name):
-                disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises
-            raise WorkbenchError(f"{self.label}: {what} on {name}, which the base stores in parts or joined with others", BAKE)
-        return disk
-
-    def _is_target_parameter(self, name: str) -> bool:
-        return any(re.fullmatch(rf"(.*\.)?{re.escape(t)}", name) for t in self.config.get("target_parameters") or ())
-
-    def _unfit(self, name: str, b: Stored, a: Stored) -> WorkbenchError:
-        disk = self.places.direct(name) or name
-        return WorkbenchError(
-            f"{self.label}: {disk} is {list(self.places.shape(name) or ())} in the base, the adapter's update is "
-            f"{list(b.shape)} x {list(a.shape)}",
-            f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
+    def is_zero(self, base: Model) -> bool:
+        """Return whether every update is zero on the base, up to rounding; stop at the first update that changes something."""
+        return all(
+            _is_zero(update, partial(base.weights.open, name), base.weights.specs[name]) for name, update in self.places.items()
         )
 
+    def open_model(self, name: str, device: torch.device) -> None:
+        """None: an adapter holds updates."""
 
-def _expert(spot: Spot, experts: int | None) -> tuple[int, int] | None:
-    return (spot.expert or 0, experts) if experts is not None else None
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """One tensor's update by rows."""
+        return self.places[name].open(device)
+
+
+def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
+    """Return whether an update is zero relative to the base's largest number: a low-rank one by its factors, others by their rows."""
+    if isinstance(update, LowRank):
+        return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
+    cpu = torch.device("cpu")
+    source, rows = open_base(cpu), update.open(cpu)
+    rooms = buffer(spec, cpu), buffer(spec, cpu)
+    for start, stop in spec.blocks(block_elements(cpu)):
+        base, delta = (matrix(room, start, stop, spec.cols) for room in rooms)
+        source.read(start, stop, base)
+        rows.read_delta(start, stop, base, delta)
+        if delta.abs().max() > 1e-6 * base.abs().max():
+            return False
+    return True

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench import jsondoc
-from workbench.adapters.bind import Binder
-from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.entries import Stored
-from workbench.adapters.flavours import TUNERS, check_config, check_kinds, meaning, unknown_fields
+from workbench.adapters.flavours import TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
-from workbench.adapters.lora import LowRank
 from workbench.adapters.patterns import Patterns
 from workbench.adapters.ties import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
-from workbench.weights.lowrank import Factors
-from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, block_elements, buffer, matrix
+from workbench.weights.specs import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     from workbench.layout import Model
@@ -53,7 +45,7 @@ class Adapter:
             )
         self.entries = read_header(path / WEIGHTS)
         self._matchers: dict[str, Patterns] = {}
-        self._bound: tuple[Model | None, BoundAdapter] | None = None
+        self.bound: tuple[Model, Any] | None = None  # what `bind` keeps: the last base, and this adapter on it
 
     def _read_config(self) -> dict[str, Any]:
         try:
@@ -112,76 +104,3 @@ class Adapter:
     def unties(self, base: Model) -> str | None:
         """How it unties a tied base's head from its embeddings; None where both stay one tensor."""
         return unties(self.keys, base)
-
-    def bind(self, specs: Mapping[str, TensorSpec], base: Model | None = None) -> BoundAdapter:
-        """The adapter on a base.
-
-        Args:
-            specs: The base's tensors.
-            base: The base itself: needed for DoRA, for modules that transformers renames or fuses, and to tell copies of
-                the base's weights from changed ones.
-
-        Errors: a module that the base lacks, shapes that do not fit, a part that has no exact place.
-        """
-        if self._bound is not None and base is not None and self._bound[0] is base:
-            return self._bound[1]  # `resolve`, `plan` and `compose` each ask for it
-        binder = Binder(self, specs, base)
-        binder.bind()
-        notes = list(binder.notes)
-        if unknown := unknown_fields(self.config):
-            notes.append(f"{self.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
-        bound = BoundAdapter(self, binder.updates, notes)
-        self._bound = (base, bound)
-        return bound
-
-
-@dataclass(frozen=True)
-class BoundAdapter:
-    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`.
-
-    Attributes:
-        adapter: The adapter.
-        places: Tensor of the base -> its update; nothing is read before an update is opened.
-        notes: What the user should know of it.
-    """
-
-    adapter: Adapter
-    places: dict[str, Update]
-    notes: list[str] = field(default_factory=list)
-
-    def touches(self, name: str) -> bool:
-        """Whether the adapter updates a tensor."""
-        return name in self.places
-
-    def factors(self, name: str, device: torch.device) -> Factors | None:
-        """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
-        return self.places[name].factors(device)
-
-    def is_zero(self, base: Model) -> bool:
-        """Return whether every update is zero on the base, up to rounding; stop at the first update that changes something."""
-        return all(
-            _is_zero(update, partial(base.weights.open, name), base.weights.specs[name]) for name, update in self.places.items()
-        )
-
-    def open_model(self, name: str, device: torch.device) -> None:
-        """None: an adapter holds updates."""
-
-    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
-        """One tensor's update by rows."""
-        return self.places[name].open(device)
-
-
-def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
-    """Return whether an update is zero relative to the base's largest number: a low-rank one by its factors, others by their rows."""
-    if isinstance(update, LowRank):
-        return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
-    cpu = torch.device("cpu")
-    source, rows = open_base(cpu), update.open(cpu)
-    rooms = buffer(spec, cpu), buffer(spec, cpu)
-    for start, stop in spec.blocks(block_elements(cpu)):
-        base, delta = (matrix(room, start, stop, spec.cols) for room in rooms)
-        source.read(start, stop, base)
-        rows.read_delta(start, stop, base, delta)
-        if delta.abs().max() > 1e-6 * base.abs().max():
-            return False
-    return True

@@ -34,8 +34,8 @@ LONGEST = 512
 """Tokens of a prompt with its target at most."""
 
 
-class ClosedForm(EditMethod):
-    """What the closed-form editors share: facts, places, values, statistics."""
+class Preset(EditMethod):
+    """Fields that the closed-form editors share, and what each of them declares: its metric and ridge."""
 
     facts: str
     """A facts file, or a published set (docs/facts.md), relative to the project."""
@@ -102,22 +102,6 @@ class ClosedForm(EditMethod):
         found = read_facts(project / self.facts, self.facts)[: self.first]
         return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
 
-    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
-        facts = self.read(project)
-        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
-        places = model.layout.mlp_layers()
-        width = int(model.weights.specs[model.layout.mlp_out(places[0] if places else 0)].cols)
-        auto = self.layers == "auto"
-        layers = min(LAYERS, len(places)) if auto else len(self.layers)
-        work = {
-            "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
-            "sweep": layers * FACTS * row * steps if auto else 0,
-            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
-        }  # fmt: skip
-        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
-        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
-
     def settings(self) -> Settings:
         """How values are optimised."""
         return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence, self.end_of_text)
@@ -133,6 +117,26 @@ class ClosedForm(EditMethod):
     def spread_ridge(self, width: int) -> float:
         """μ of what the keys of a fact differ from their mean by."""
         return self.ridge(width)
+
+
+class ClosedForm(Preset):
+    """A closed-form editor: facts become values, values become factors."""
+
+    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
+        facts = self.read(project)
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
+        places = model.layout.mlp_layers()
+        width = int(model.weights.specs[model.layout.mlp_out(places[0] if places else 0)].cols)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, len(places)) if auto else len(self.layers)
+        work = {
+            "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
+        }  # fmt: skip
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
 
     def solve(self, context: MethodContext) -> Edit:
         """Values, then factors; the model is left as it was."""
@@ -160,7 +164,7 @@ class _Solve:
         outcome: Fact id -> what its record says.
     """
 
-    method: ClosedForm
+    method: Preset
     context: MethodContext
     parts: Parts
     facts: Sequence[Fact]

@@ -21,7 +21,7 @@ from workbench.registry import MethodContext
 from workbench.weights.digests import json_digest, read_json, write_json
 
 if TYPE_CHECKING:
-    from workbench.edit.closed import ClosedForm
+    from workbench.edit.closed import Preset
 
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
@@ -50,7 +50,7 @@ def candidates(editable: Sequence[int]) -> list[int]:
     return [editable[int((2 * i + 1) * depth / (2 * count))] for i in range(count)]
 
 
-def choose(method: ClosedForm, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
+def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
     """The step's layers and positions; what it leaves open is measured, once for a base and the settings that matter."""
     layers = candidates(parts.editable) if method.layers == "auto" else sorted(method.layers)
     if method.position != "auto" and method.layers != "auto":
@@ -69,7 +69,7 @@ def choose(method: ClosedForm, context: MethodContext, parts: Parts, facts: Sequ
     return Choice(tuple(record["layers"]), positions, {**record, "sweep": key})
 
 
-def _numbers(method: ClosedForm) -> dict[str, Any]:
+def _numbers(method: Preset) -> dict[str, Any]:
     """The preset's own strengths and the optimisation's settings."""
     data = method.model_dump(mode="json")
     return {
@@ -98,7 +98,7 @@ def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[
 
 
 def _measure(
-    method: ClosedForm, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
+    method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
 ) -> dict[str, Any]:
     """Trace, then edit the pilot facts at each layer."""
     context.progress(0, len(layers), "where facts are looked up")
@@ -143,14 +143,14 @@ def _carrying(found: Trace | None, layers: Sequence[int]) -> tuple[list[int], di
     return kept, dict.fromkeys(kept, position)
 
 
-def _position(method: ClosedForm, found: Trace | None, layer: int) -> Position:
+def _position(method: Preset, found: Trace | None, layer: int) -> Position:
     if method.position != "auto":
         return method.position
     return "prompt_last" if found is None else found.position(layer)
 
 
 def _tried(
-    method: ClosedForm,
+    method: Preset,
     context: MethodContext,
     parts: Parts,
     pilot: Sequence[Fact],

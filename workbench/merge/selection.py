@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,27 +10,27 @@ from torch import Tensor
 
 from workbench.merge.combination import Operand
 from workbench.weights.sparse import Rows, Selection, Trim, select
-from workbench.weights.specs import Source, buffer, matrix
+from workbench.weights.specs import Source, TensorSpec, buffer, matrix
 
 if TYPE_CHECKING:
-    from workbench.merge.stream import DeltaSource, TensorGroup
+    from workbench.merge.stream import Deltas, DeltaSource, TensorGroup
 
 
 class RowReader:
     """A tensor's base and bricks as they lie: a model's own rows where it has them, the delta in float32 where it has not."""
 
-    def __init__(self, group: TensorGroup) -> None:
-        self._cols = group.spec.cols  # not the group, which holds this reader: buffers in a cycle wait for the collector
-        self._base = Operand(group.base, group.spec, group.device)
+    def __init__(self, tensor: str, spec: TensorSpec, base: Source, bricks: Iterable[Deltas], device: torch.device) -> None:
+        self._cols = spec.cols
+        self._base = Operand(base, spec, device)
         self._bricks: list[Operand | tuple[DeltaSource, Tensor] | None] = []
-        for brick in group.sources.values():
-            if not brick.touches(group.tensor):
+        for brick in bricks:
+            if not brick.touches(tensor):
                 self._bricks.append(None)
-            elif model := brick.open_model(group.tensor, group.device):
-                self._bricks.append(Operand(model, group.spec, group.device))
+            elif model := brick.open_model(tensor, device):
+                self._bricks.append(Operand(model, spec, device))
             else:
-                self._bricks.append((brick.open_delta(group.tensor, group.device), buffer(group.spec, group.device)))
-        self._wide = buffer(group.spec, group.device) if any(isinstance(b, tuple) for b in self._bricks) else None
+                self._bricks.append((brick.open_delta(tensor, device), buffer(spec, device)))
+        self._wide = buffer(spec, device) if any(isinstance(b, tuple) for b in self._bricks) else None
 
     def read(self, start: int, stop: int) -> Rows:
         """Rows start..stop; the next call overwrites them."""

@@ -330,7 +330,8 @@ class TensorGroup:
 
     @Once
     def _reader(self) -> RowReader:
-        return RowReader(self)
+        # Not the group itself, which holds the reader: buffers in a cycle wait for the collector.
+        return RowReader(self.tensor, self.spec, self.base, self.sources.values(), self.device)
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start..stop as they lie, unchecked; the next call overwrites them."""

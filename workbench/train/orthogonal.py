@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.adapters import CONFIG, Adapter
 from workbench.adapters.entries import Stored
+from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
 from workbench.weights.digests import json_digest, tensor_digest
 
