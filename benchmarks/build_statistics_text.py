@@ -1,4 +1,4 @@
-"""Writes workbench/edit/data/statistics.jsonl.xz: English running text for the second moments of an edit.
+"""Writes workbench/edit/closed_form/data/statistics.jsonl.xz: English running text for the second moments of an edit.
 
 The packages, fetched into an empty folder:
 
@@ -38,7 +38,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parents[1] / "workbench/edit/data/statistics.jsonl.xz"
+OUT = Path(__file__).resolve().parents[1] / "workbench/edit/closed_form/data/statistics.jsonl.xz"
 SEED = 5
 LEAST, MOST = 40, 320
 """Words of a paragraph."""

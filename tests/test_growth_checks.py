@@ -24,7 +24,7 @@ from workbench.grow.norms import Norm, is_norm, rms_norm
 from workbench.grow.streamed import Streamed, decoder_layers
 from workbench.grow.width import _Plan
 from workbench.layout import Model
-from workbench.livemodels import skeleton
+from workbench.livemodels import causal_skeleton
 from workbench.planning import plan
 from workbench.registry import Growth, methods
 from workbench.weights.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def test_streamed_logits_of_mixtures(name: str, tmp_path: Path) -> None:
 def streamed(path: Path) -> Streamed:
     """The model in a directory, without its weights."""
     checkpoint = Checkpoint(path, "base")
-    made = Streamed.of(Model(checkpoint, checkpoint.config), skeleton(checkpoint.config, CPU), CPU)
+    made = Streamed.of(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
     assert made is not None
     return made
 

@@ -12,7 +12,7 @@ from project import CPU, Project
 from workbench.errors import WorkbenchError
 from workbench.grow.streamed import Streamed
 from workbench.layout import Model
-from workbench.livemodels import skeleton
+from workbench.livemodels import causal_skeleton
 from workbench.weights.checkpoint import Checkpoint
 
 QUICK = ("llama", "bitnet", "mpt", "vaultgemma", "diffllama", "ernie4_5_moe")
@@ -53,7 +53,7 @@ def check_family(family: str, project: Project) -> None:
     base = save_family(family, project.path / family)
     before = logits_of(base)
     checkpoint = Checkpoint(base, "base")
-    streamed = Streamed.of(Model(checkpoint, checkpoint.config), skeleton(checkpoint.config, CPU), CPU)
+    streamed = Streamed.of(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
     assert streamed is not None, "every family here can be streamed"
     assert float((streamed.logits(TOKENS) - before).abs().max()) <= 1e-6 * max(1.0, float(before.abs().max()))
     for method in STEPS:

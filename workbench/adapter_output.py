@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from workbench.adapted import AdaptedWeights, Live, Part, Policy
+from workbench.adapters.keys import PREFIX
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.errors import WorkbenchError
 from workbench.layout import Model
@@ -31,7 +32,6 @@ from workbench.weights.parallel import each
 from workbench.weights.specs import Source, TensorSpec
 from workbench.weights.writer import write_checkpoint
 
-PREFIX = "base_model.model."
 Progress = Callable[[int, int], None]
 
 

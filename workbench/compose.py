@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.growth import GrownStep, grow
 from workbench.layout import Model
-from workbench.livemodels import Events, compute, live_model, no_events, skeleton
+from workbench.livemodels import Events, causal_skeleton, compute, live_model, no_events
 from workbench.memories import SavedMemory, solve_memory
 from workbench.merge.difference import WeightsDelta
 from workbench.merge.rows import AlignedDeltas
@@ -254,7 +254,7 @@ def measure(
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     context = MergeContext(
-        list(bricks), keys, base, weights, live, partial(skeleton, base.config, device), tokenizer, device,
+        list(bricks), keys, base, weights, live, partial(causal_skeleton, base.config, device), tokenizer, device,
         resolved.recipe.project, resolved.cache, progress)  # fmt: skip
     with one_thread():
         return step.measure(context)

@@ -19,7 +19,7 @@ from workbench.grow.preserve import TOLERANCES, answers, check_growth_on, finite
 from workbench.grow.streamed import Streamed
 from workbench.growth import GrownStep, grow
 from workbench.layout import Model
-from workbench.livemodels import Events, compute, live_model, no_events, skeleton
+from workbench.livemodels import Events, causal_skeleton, compute, live_model, no_events
 from workbench.registry import GrowMethod
 from workbench.resolve import Resolved
 from workbench.weights.checkpoint import Checkpoint
@@ -147,7 +147,7 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
     def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
         nonlocal whole
         with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
-            streamed = Streamed.of(of, skeleton(of.config, device), device)
+            streamed = Streamed.of(of, causal_skeleton(of.config, device), device)
             if streamed is not None:
                 try:
                     return streamed.logits(tokens.to(device))
@@ -162,7 +162,7 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
             return found
 
     with _runs(grown.id, "the model before growth"):
-        tokens = prompts(skeleton(current.config, device), without=tokens_added)
+        tokens = prompts(causal_skeleton(current.config, device), without=tokens_added)
     after = logits(model, tokens)
     finite_logits(after, grown.id)
     if promise == "no":

@@ -73,7 +73,7 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
     return live
 
 
-def skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
     """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
     from torch import nn
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 
 from workbench.facts import Fact, read_facts
 
-_DATA = files("workbench.edit") / "data"
+_DATA = files("workbench.edit.closed_form") / "data"
 STATISTICS = "statistics.jsonl.xz"
 KNOWN = "known.jsonl"
 

@@ -30,7 +30,7 @@ WRITERS = ("o_proj", "dense", "down_proj", "fc2")
 EMBEDDINGS = ("embed_tokens",)
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-_HINT = "Supported: decoders whose parts workbench/grow/parts.py names. Report this architecture, or grow `depth`, which needs no such table."
+_HINT = "Supported: decoders whose parts workbench/grow/expansion/parts.py names. Report this architecture, or grow `depth`, which needs no such table."
 
 
 @dataclass(frozen=True)
