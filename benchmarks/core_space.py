@@ -21,10 +21,12 @@ import torch
 from record import write_results
 from torch import Tensor
 
-from workbench.layout import Model
-from workbench.merge.core import core_group
-from workbench.merge.stream import DeltaSource, MergedWeights
-from workbench.registry import MergeMethod, methods
+from workbench.merge.streaming.core import core_group
+from workbench.merge.streaming.deltas import DeltaSource
+from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.layout import Model
+from workbench.recipe.methods import methods
+from workbench.steps import MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import Source, TensorSpec, load
 

@@ -33,14 +33,15 @@ from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_p
 from edit_single import solve
 from record import parser_of, write_results
 
-from workbench.edit.contexts import contexts
-from workbench.edit.moments import moments, statistics_source
-from workbench.edit.parts import Parts
-from workbench.edit.solver import right_factor
-from workbench.edit.values import grouped, values
+from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.moments import moments, statistics_source
+from workbench.edit.closed_form.solver import right_factor
+from workbench.edit.closed_form.values import grouped, values
+from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
-from workbench.registry import MethodContext, method
-from workbench.weights.digests import json_digest
+from workbench.files import json_digest
+from workbench.recipe.methods import method
+from workbench.steps import MethodContext
 
 METHODS = ("rome", "memit")
 LINEAR = 1.1

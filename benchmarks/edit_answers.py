@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.edit.parts import Parts
-from workbench.edit.passes import score
-from workbench.edit.rows import Row, padded
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import score
+from workbench.edit.places.rows import Row, padded
 from workbench.facts import Fact, joined
-from workbench.prompts import encode_pair
-from workbench.registry import MethodContext
-from workbench.statistics import score_interval
+from workbench.models.prompts import encode_pair
+from workbench.scores.statistics import score_interval
+from workbench.steps import MethodContext
 
 Pair = tuple[str, str]
 """A prompt and its answer."""

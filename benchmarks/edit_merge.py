@@ -28,16 +28,17 @@ from typing import Any
 from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, Clock, make_project, one_thread, published, show, sizes
 from record import parser_of, write_results
 
-from workbench.compare import compare
-from workbench.compose import compose
-from workbench.controls import Entry, plans
+from workbench.compare.compare import compare
+from workbench.evaluate.lineup import Entry
+from workbench.evaluate.plans import plans
+from workbench.evaluate.score import score_all
+from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
-from workbench.rebase import rebase
-from workbench.recipe import from_data
-from workbench.resolve import resolve
-from workbench.scores import Scores, Store
-from workbench.scoring import score_all
-from workbench.suitechoice import suites_of
+from workbench.library.rebase import rebase
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.run.compose import compose
+from workbench.scores.store import Scores, Store
 
 SKILLS = ("add", "reverse")
 MERGES: dict[str, dict[str, Any]] = {

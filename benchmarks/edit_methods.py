@@ -44,19 +44,20 @@ from edit_setup import (
 from edit_single import curve, held_out, singles
 from record import write_results
 
-from workbench.compare import compare
-from workbench.compose import compose
-from workbench.controls import Entry, lineup, plans
-from workbench.engine import configuration_digest
+from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
+from workbench.evaluate.lineup import Entry, lineup
+from workbench.evaluate.plans import plans
+from workbench.evaluate.score import score_all
+from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
-from workbench.facts.importing import import_facts
-from workbench.recipe import load_recipe
-from workbench.registry import methods
-from workbench.scores import Scores, Store, TaskScores
-from workbench.scoring import score_all
-from workbench.suitechoice import suites_of
-from workbench.suites import Plan
+from workbench.facts.imported import import_facts
+from workbench.recipe.methods import methods
+from workbench.recipe.recipe import load_recipe
+from workbench.run.compose import compose
+from workbench.run.materialize import configuration_digest
+from workbench.scores.plan import Plan
+from workbench.scores.store import Scores, Store, TaskScores
 
 # Row -> fields of its step. All defaults otherwise: nothing is tuned to these facts.
 METHODS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
 Written from the formulas alone (Meng et al. 2022, ROME, eq. 2 and 4; Meng et al. 2023, MEMIT, eq. 14), without anything that saves work: every
 optimisation step runs one fact's prompts through the whole model and computes logits at every position, keys are read in a pass through
 all layers, and each fact is a system of the projection's whole width. The objective, its contexts and its stop are those of the workbench
-(`workbench.edit.values.Settings`), so that both sides look for the same values, and what differs is the way there.
+(`workbench.edit.closed_form.values.Settings`), so that both sides look for the same values, and what differs is the way there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from workbench.edit.parts import Parts, hooked
-from workbench.edit.rows import Padded, Row, padded, row_of
-from workbench.edit.values import Settings
+from workbench.edit.closed_form.values import Settings
+from workbench.edit.places.parts import Parts, hooked
+from workbench.edit.places.rows import Padded, Row, padded, row_of
 from workbench.facts import Fact
-from workbench.registry import MethodContext
+from workbench.steps import MethodContext
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ import yaml
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
-from workbench.compose import compose
-from workbench.edit.parts import Parts
+from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
-from workbench.facts.importing import import_facts
-from workbench.livemodels import compute, live_model
-from workbench.recipe import from_data
-from workbench.registry import Edit, MethodContext
-from workbench.resolve import Resolved, resolve
+from workbench.facts.imported import import_facts
+from workbench.models.live import compute, live_model
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose
+from workbench.steps import Edit, MethodContext
 from workbench.weights.digests import tensor_digest
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,9 @@ from edit_setup import edited, live_context
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, write_facts
-from workbench.registry import Edit, EditMethod, MethodContext, method
-from workbench.weights.digests import json_digest, read_json, write_json
+from workbench.files import json_digest, read_json, write_json
+from workbench.recipe.methods import method
+from workbench.steps import Edit, EditMethod, MethodContext
 
 LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 WEIGHTS = (1.0, 10.0, 100.0)  # of prompts that must not move, with MEMIT's default strength

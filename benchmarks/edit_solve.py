@@ -4,7 +4,7 @@
     python benchmarks/edit_solve.py --facts 200 --most 400 --blocks 1      a quick look
 
 Keys, their spread behind contexts and wanted changes are random, with a spectrum like that of text; no model is needed. For each width
-both sides solve the same facts in turn: the workbench (`workbench.edit.solver`), and one system of facts x contexts and one of facts,
+both sides solve the same facts in turn: the workbench (`workbench.edit.closed_form.solver`), and one system of facts x contexts and one of facts,
 solved whole, as it did before (`reference` below). `difference` is the largest difference of the two updates on the keys,
 as a share of the largest wanted change. Then the workbench solves `--most` facts.
 
@@ -25,9 +25,9 @@ from edit_setup import one_thread
 from record import parser_of, write_results
 from torch import Tensor
 
-from workbench.edit.metrics import of_moments
-from workbench.edit.moments import Moments
-from workbench.edit.solver import CHUNK, Metric, solve
+from workbench.edit.closed_form.metrics import of_moments
+from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.solver import CHUNK, Metric, solve
 
 WIDTHS = ((384, 96), (1536, 576))
 """Inputs and outputs of the projection: the trained fixture's and the starter base's."""

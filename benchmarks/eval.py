@@ -38,8 +38,8 @@ from workbench.evaluate.models import bounds_of
 from workbench.evaluate.packed import Forward, Layout, lay_out, shared_start
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.scorer import Scorer
-from workbench.scores import Configuration
-from workbench.suites import Suite
+from workbench.scores.store import Configuration
+from workbench.scores.suite import Suite
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"

@@ -73,9 +73,9 @@ def merges(folder: Path, size: str) -> list[dict[str, Any]]:
 
 def swaps() -> dict[str, float]:
     """Compute a configuration of the starter base and exchange weights, on the device and on the CPU."""
-    from workbench.engine import configuration_digest, materialize, swap
-    from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.materialize import configuration_digest, materialize, swap
 
     found: dict[str, float] = {}
     for name in ("cuda", "cpu"):

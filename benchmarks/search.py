@@ -89,7 +89,7 @@ def samples(project: Path) -> dict[str, list[int]]:
     """Task -> places in its data of the items that candidates see."""
     import torch
 
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
     from workbench.search.run import prepare
 
     search = prepare(load_recipe(project / "recipes" / "timed.yaml"), runs=project / "runs", device=torch.device("cpu"))

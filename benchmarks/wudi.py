@@ -20,11 +20,11 @@ import torch
 from record import write_results
 from torch import Tensor
 
-from workbench.compose import compose
-from workbench.merge.least_squares import is_linear
-from workbench.recipe import load_recipe
-from workbench.registry import MergeMethod
-from workbench.resolve import resolve
+from workbench.merge.measuring.least_squares import is_linear
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.compose import compose
+from workbench.steps import MergeMethod
 from workbench.weights.specs import load
 
 PROJECT = Path(__file__).resolve().parents[1]

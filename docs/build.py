@@ -24,9 +24,9 @@ import merge_tables
 import search_tables
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
-from workbench.bricks import BrickCard, library
-from workbench.docs import pages, summary
-from workbench.registry import methods
+from workbench.bricks.card import BrickCard, library
+from workbench.recipe.describe import pages, summary
+from workbench.recipe.methods import methods
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"

@@ -13,7 +13,7 @@ import torch
 from project import CPU, Project
 from tiny import VOCABULARY, WORDS, save_tokenizer
 
-from workbench.registry import MethodContext
+from workbench.steps import MethodContext
 
 LAYERS = 3
 _COMMON = {"vocab_size": VOCABULARY, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.2}
@@ -89,8 +89,8 @@ def context_of(project: Project, base: Path | str = "base") -> MethodContext:
     """What an edit step gets that is the first of a recipe."""
     from transformers import PreTrainedTokenizerFast
 
-    from workbench.compose import compose
-    from workbench.livemodels import compute, live_model
+    from workbench.models.live import compute, live_model
+    from workbench.run.compose import compose
     from workbench.weights.digests import tensor_digest
 
     resolved = project.resolve(f"base: {base}\nsteps: []\n", "context.yaml")

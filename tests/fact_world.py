@@ -11,11 +11,12 @@ import pytest
 import torch
 from project import CPU, Project
 
-from workbench.controls import lineup, plans
-from workbench.engine import materialize
-from workbench.recipe import load_recipe
-from workbench.suitechoice import suites_of
-from workbench.suites import Plan
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.plans import plans
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.recipe import load_recipe
+from workbench.run.materialize import materialize
+from workbench.scores.plan import Plan
 
 FACTS = [
     {"id": "one", "prompt": "w1 w2 {subject} is", "subject": "w3", "target": "w4 w5", "target_true": "w6", "paraphrases": ["w7 {subject} of", "w8 w9 of"],

@@ -9,9 +9,10 @@ import torch
 from test_merge import InMemory, merge
 from torch import Tensor
 
-from workbench.layout import Model
-from workbench.merge.stream import MergedWeights
-from workbench.registry import MergeMethod, methods
+from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.layout import Model
+from workbench.recipe.methods import methods
+from workbench.steps import MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSource
 
 METHODS = {cls.name: cls for cls in methods().values() if issubclass(cls, MergeMethod)}

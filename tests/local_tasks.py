@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from workbench.evaluate import build_plan
-from workbench.scores import Configuration
-from workbench.suites import Plan, Suite
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration
+from workbench.scores.suite import Suite
 
 LOCALDATA = """
 import json

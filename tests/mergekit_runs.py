@@ -46,10 +46,10 @@ EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "mergeki
 
 def run_recipe(path: Path) -> dict[str, torch.Tensor]:
     """What `workbench run` computes."""
-    from workbench.compose import compose
-    from workbench.livemodels import compute
-    from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
+    from workbench.models.live import compute
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.compose import compose
 
     resolved = resolve(load_recipe(path))
     return compute(compose(resolved, CPU).model, resolved.dtype, CPU)
@@ -57,7 +57,7 @@ def run_recipe(path: Path) -> dict[str, torch.Tensor]:
 
 def imported(text: str, folder: Path, name: str = "test") -> tuple[dict[str, torch.Tensor], str, list[str]]:
     """The tensors of a YAML's recipe, its text and the notes."""
-    from workbench.importing import import_recipe, write_imported
+    from workbench.recipe.mergekit import import_recipe, write_imported
 
     (folder / f"{name}.yml").write_text(text, "utf-8")
     to = folder / "recipes" / f"{name}.yaml"

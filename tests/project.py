@@ -29,20 +29,20 @@ class Project:
 
     def resolve(self, text: str, name: str = "test.yaml") -> Any:
         """The resolved recipe of a text."""
-        from workbench.recipe import load_recipe
-        from workbench.resolve import resolve
+        from workbench.recipe.recipe import load_recipe
+        from workbench.resolve.resolve import resolve
 
         return resolve(load_recipe(self.write(text, name)))
 
     def run(self, text: str, name: str = "test.yaml", **options: Any) -> dict[str, Any]:
         """Execute the recipe of a text."""
-        from workbench.engine import execute
+        from workbench.run.execute import execute
 
         return execute(self.resolve(text, name), self.path / "runs", device=CPU, **{"threads": 1, **options})
 
     def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """The configuration's tensors in memory."""
-        from workbench.compose import compose
-        from workbench.livemodels import compute
+        from workbench.models.live import compute
+        from workbench.run.compose import compose
 
         return compute(compose(self.resolve(text), CPU).model, dtype, CPU)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scores import Configuration, Scores, Store, TaskScores
-from workbench.suites import Item, Plan, Suite
+from workbench.scores.plan import Item, Plan
+from workbench.scores.store import Configuration, Scores, Store, TaskScores
+from workbench.scores.suite import Suite
 
 BASE = Configuration("0" * 32, "base", "base")
 ADD = Configuration("1" * 32, "add", "brick")

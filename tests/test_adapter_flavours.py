@@ -15,10 +15,11 @@ from tiny import LAYERS, VOCABULARY, config, edit_json, save_tokenizer, tensors_
 from torch import Tensor
 
 from workbench.adapters.bind import bind
-from workbench.compose import compose
-from workbench.livemodels import compute, live_model
-from workbench.recipe import from_data
-from workbench.resolve import Resolved, resolve
+from workbench.models.live import compute, live_model
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose
 
 BOUND = 1e-6
 IDS = torch.arange(24).view(2, 12) * 5 % VOCABULARY

@@ -13,10 +13,11 @@ from project import CPU, Project
 from tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 from workbench.adapters.read import CONFIG, WEIGHTS
-from workbench.engine import execute, materialize, plan
 from workbench.errors import WorkbenchError
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.execute import execute, plan
+from workbench.run.materialize import materialize
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"

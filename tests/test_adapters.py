@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from tiny import edit_json, save_adapter, tensors_of
 
 from workbench.adapters.bind import bind
+from workbench.adapters.export import write_adapter
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
-from workbench.adapters.write import write_adapter
 from workbench.errors import WorkbenchError
-from workbench.layout import Model
-from workbench.names import disk_weight, live_module
+from workbench.models.layout import Model
+from workbench.models.names import disk_weight, live_module
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import TensorSpec

@@ -16,13 +16,15 @@ from project import CPU, Project
 from typer.testing import CliRunner
 
 from workbench.cli import app
-from workbench.compose import compose
-from workbench.conversion import Aligned, live_names, ties_head
-from workbench.engine import materialize
 from workbench.errors import WorkbenchError
-from workbench.layout import Layout
-from workbench.livemodels import compute
-from workbench.registry import MergeMethod, methods
+from workbench.models.conversion import Aligned, live_names
+from workbench.models.layout import Layout
+from workbench.models.live import compute
+from workbench.models.skeleton import ties_head
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.run.materialize import materialize
+from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
 

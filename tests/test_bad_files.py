@@ -19,19 +19,20 @@ from typer.testing import CliRunner
 
 from workbench import jsondoc
 from workbench.adapters.patterns import Patterns
-from workbench.bricks import read_licence, read_title
-from workbench.card import model_card
+from workbench.bricks.card import read_licence, read_title
 from workbench.cli import app
 from workbench.cli._output import Output
 from workbench.errors import WorkbenchError, as_markdown, nearest, printable
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
-from workbench.runs import Run, list_runs
+from workbench.files import read_json, write_json
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.card import model_card
+from workbench.run.directory import Run, list_runs
+from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
-from workbench.taskfiles import task_index
 from workbench.weights.checkpoint import read_header
-from workbench.weights.digests import read_json, tensor_digests, write_json
+from workbench.weights.digests import tensor_digests
 
 RECIPE = "bricks: {mine: mine}\nsteps: [{merge: average}]\n"
 

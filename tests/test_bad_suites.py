@@ -12,8 +12,8 @@ from local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tasks_di
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
-from workbench.scores import Configuration, Store
-from workbench.suites import Suite, load_suite
+from workbench.scores.store import Configuration, Store
+from workbench.scores.suite import Suite, load_suite
 
 __all__ = ["tasks_dir", "tokenizer"]
 
@@ -170,7 +170,7 @@ def test_store_refuses_a_colliding_digest(tasks_dir: Path, tokenizer: Any, tmp_p
 
 def test_a_deeply_nested_document_is_refused_before_the_task_is_built(tmp_path: Path) -> None:
     """`datasets` takes time that doubles with every level: at 40 levels the plan of a suite would never be made."""
-    from workbench.taskfiles import MAX_LEVELS, task_index
+    from workbench.scores.tasks import MAX_LEVELS, task_index
 
     (tmp_path / "deep.yaml").write_text(
         "task: deep\ncustom_dataset: !function localdata.jsonl\ndataset_kwargs: {data_files: {test: deep.jsonl}}\ntest_split: test\n"
@@ -186,7 +186,7 @@ def test_a_deeply_nested_document_is_refused_before_the_task_is_built(tmp_path: 
 def test_what_a_tasks_code_raises_names_the_task(tmp_path: Path) -> None:
     """Templates and code of a task may raise anything: here lm-eval evaluates a text as Python."""
     from workbench.evaluate.tasks import source_of
-    from workbench.taskfiles import task_index
+    from workbench.scores.tasks import task_index
 
     shutil.copyfile(Path(__file__).resolve().parents[1] / "evals" / "tasks" / "localdata.py", tmp_path / "localdata.py")
     (tmp_path / "odd.yaml").write_text(

@@ -9,11 +9,11 @@ import torch
 from local_tasks import tokenizer
 from padded_families import NAMES, random_model
 
-from workbench.batching import side_by_side
-from workbench.edit.rows import Row, padded
+from workbench.edit.places.rows import Row, padded
 from workbench.evaluate.answers import _greedy
-from workbench.grow.gates import read_inputs
-from workbench.merge.calibration import Row as Text
+from workbench.grow.mixtures.gates import read_inputs
+from workbench.models.batching import side_by_side
+from workbench.models.texts import Row as Text
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
 
@@ -132,7 +132,7 @@ def test_a_text_is_generated_as_if_it_were_alone(family: str, tokenizer: Any) ->
     """lm-eval pads prompts in front; what a recurrent layer makes of that is not what it makes of the prompt."""
     from lm_eval.api.instance import Instance
 
-    from workbench.evaluate.models import SafeHFLM
+    from workbench.evaluate.hflm import SafeHFLM
 
     model = random_model(family, vocabulary=257)
     settings = {"until": [], "max_gen_toks": 6, "min_new_tokens": 6, "do_sample": False}

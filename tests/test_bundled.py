@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.edit.bundled import known_facts, statistics_texts
+from workbench.edit.closed_form.bundled import known_facts, statistics_texts
 
 BASE = Path(__file__).resolve().parents[1] / "bricks/starter/base"
 

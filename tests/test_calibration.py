@@ -16,12 +16,13 @@ from texts import save_other, saved_names, sentence, words_tokenizer, write_rows
 from tiny import save_finetuned, tensors_of
 from torch import Tensor, nn
 
-from workbench.compose import compose
-from workbench.engine import plan
 from workbench.errors import WorkbenchError
-from workbench.livemodels import live_model
-from workbench.merge.calibration import Text, batches, encode, read_texts
-from workbench.registry import MergeContext, MergeMethod, methods
+from workbench.models.live import live_model
+from workbench.models.texts import Text, batches, encode, read_texts
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.run.execute import plan
+from workbench.steps import MergeContext, MergeMethod
 from workbench.weights.specs import load
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gemma2", "gpt2", "gpt_neox", "gpt_neo", "opt", "gemma3", "phi3"]

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench.compare import Comparison, compare
+from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import summarise
-from workbench.scores import Configuration, Scores, Store
-from workbench.suites import SCORERS, Item, Plan, Suite
-from workbench.taskfiles import digest_of
+from workbench.files import digest_of
+from workbench.scores.plan import Item, Plan
+from workbench.scores.store import Configuration, Scores, Store
+from workbench.scores.suite import SCORERS, Suite
 
 # Comparisons of stored scores
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.cli._comparison import gate_lines, rows_table, scores_table
-from workbench.compare import compare
-from workbench.scorecard import with_scores
-from workbench.scores import Configuration, Store
-from workbench.suites import Suite
+from workbench.compare.compare import compare
+from workbench.report.scorecard import with_scores
+from workbench.scores.store import Configuration, Store
+from workbench.scores.suite import Suite
 
 OTHER = Configuration("5" * 32, "other", "configuration", ("add", "sort"), "recipes/other.yaml")
 N = 240

@@ -12,13 +12,13 @@ import pytest
 from stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
 
 from workbench.cli._comparison import scores_table
-from workbench.compare import Comparison, compare
-from workbench.comparison.kept import kept_of
+from workbench.compare.compare import Comparison, compare
+from workbench.compare.kept import kept_of
+from workbench.compare.tables import Table
 from workbench.report import render
-from workbench.scores import Store
-from workbench.statistics import expanded_tail, score_interval
-from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.scores.statistics import expanded_tail, score_interval
+from workbench.scores.store import Store
+from workbench.scores.suite import Suite
 
 # Correction for chance
 

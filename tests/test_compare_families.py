@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from metric_scores import BASE, SUITE, A, B, data, stored
 
-from workbench.compare import compare
-from workbench.comparison.differences import differences
-from workbench.scores import Configuration, Store
-from workbench.statistics import codes
-from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.compare.compare import compare
+from workbench.compare.differences import differences
+from workbench.compare.tables import Table
+from workbench.scores.statistics import codes
+from workbench.scores.store import Configuration, Store
+from workbench.scores.suite import Suite
 
 
 def test_ten_clusters_decide_in_a_large_family(tmp_path: Path) -> None:

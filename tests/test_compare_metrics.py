@@ -12,13 +12,13 @@ import pytest
 from metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
 
 from workbench.cli._comparison import rows_table, scores_table
-from workbench.compare import Comparison, compare
+from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
-from workbench.paired import paired
 from workbench.report import render
-from workbench.scores import Configuration, Metric, Store
-from workbench.statistics import ratio
-from workbench.suites import Suite
+from workbench.scores.paired import paired
+from workbench.scores.statistics import ratio
+from workbench.scores.store import Configuration, Metric, Store
+from workbench.scores.suite import Suite
 
 
 def made(tmp_path: Path, base: Data, a: Data, **suite: Any) -> Comparison:

@@ -9,9 +9,9 @@ import pytest
 from stored_scores import ADD, ALONE, AVERAGE, BASE, MEAN, NOOP, SORT, TIES, TWIN, Values, of, right, stored
 
 from workbench.cli._comparison import scores_table
-from workbench.compare import compare
+from workbench.compare.compare import compare
 from workbench.report import render
-from workbench.scores import Configuration, Store
+from workbench.scores.store import Configuration, Store
 
 
 def lineup(*configurations: Configuration) -> Values:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.merge.difference import WeightsDelta
+from workbench.merge.streaming.difference import WeightsDelta
 from workbench.weights.specs import load
 
 INVARIANT = [name for name, cls in METHODS.items() if cls.laws.rotation_invariant]

@@ -14,8 +14,8 @@ from test_bad_input import clustered_suite
 from test_model_dirs import call, document, refused
 from tiny import edit_json, save_finetuned
 
-from workbench.decoding import DEFAULTS, generation_settings, identity
 from workbench.errors import WorkbenchError
+from workbench.models.generation import DEFAULTS, generation_settings, identity
 
 TEXTS = asks_for_texts(
     "texts",
@@ -82,7 +82,7 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def texts_of(project: Project, digest: str) -> list[str]:
-    from workbench.scorefiles import read_rows
+    from workbench.scores.files import read_rows
 
     file = next((project.path / "runs/scores").glob(f"texts-*/{digest[:12]}.jsonl.gz"))
     return [row["response"] for row in read_rows(file, None, "", answers=True)["texts"]]
@@ -105,7 +105,7 @@ def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(w
 
 def test_choices_are_scored_once_for_both(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     document("eval", "models/plain", "--suite", "mini")
-    from workbench import engine
+    from workbench.run import execute as engine
 
     monkeypatch.setattr(engine, "materialize", lambda *_: pytest.fail("scored again"))
     found = document("eval", "models/plain", "models/other", "--suite", "mini")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from project import CPU, Project
 
-from workbench.engine import configuration_digest
+from workbench.run.materialize import configuration_digest
 from workbench.weights import writer
 from workbench.weights.device import Landing, Staging, exact, prepare
 from workbench.weights.specs import TensorSpec
@@ -203,7 +203,7 @@ def test_threads_see_what_the_main_thread_has_queued() -> None:
 
 def test_a_plan_for_cuda_counts_buffers_on_the_device_and_staged_blocks(project: Project) -> None:
     """By hand: the largest tensor of the tiny model is one block; float32 buffers, and two stored blocks of each input."""
-    from workbench.planning import plan
+    from workbench.run.plan import plan
 
     resolved = project.resolve("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
     on_cpu, on_cuda = (plan(resolved, project.path / "runs", 3, cuda=cuda) for cuda in (False, True))

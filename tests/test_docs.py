@@ -19,10 +19,11 @@ import yaml
 from project import CPU, Project
 from report_document import make_document
 
-from workbench import recipe, registry
 from workbench.cli import app
-from workbench.registry import steps
-from workbench.suites import Suite
+from workbench.recipe import methods as registry
+from workbench.recipe import recipe, schema
+from workbench.scores.suite import Suite
+from workbench.steps import registry as steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -255,7 +256,7 @@ def test_the_python_example_runs(project: Project, monkeypatch: pytest.MonkeyPat
 def contributed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example methods of CONTRIBUTING.md, each a file in its package, found as any other."""
     text = read("CONTRIBUTING.md")
-    monkeypatch.setattr(steps, "_METHODS", dict(steps._METHODS))
+    monkeypatch.setattr(steps, "REGISTERED", dict(steps.REGISTERED))
     added = []
     for (verb, name), block in zip(
         re.findall(r"^`workbench/(\w+)/(\w+)\.py`", text, re.MULTILINE), blocks(text, "python"), strict=True
@@ -265,7 +266,7 @@ def contributed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         package = importlib.import_module(f"workbench.{verb}")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
         added.append(f"workbench.{verb}.{name}")
-    caches: list[Callable[[], None]] = [registry.methods.cache_clear, recipe.recipe_model.cache_clear]
+    caches: list[Callable[[], None]] = [registry.methods.cache_clear, schema.recipe_model.cache_clear]
     for clear in caches:
         clear()
     yield
@@ -305,7 +306,7 @@ def test_example_edit_method(project: Project) -> None:
 
 def _loss(project: Project, text: str) -> float:
     """−log p of the first fact's target."""
-    from workbench.engine import materialize
+    from workbench.run.materialize import materialize
 
     model = materialize(project.resolve(text), CPU).float()
     words = json.loads((project.path / "base" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
@@ -333,7 +334,7 @@ def test_example_grow_method(project: Project) -> None:
 
 @pytest.mark.usefixtures("contributed")
 def test_example_methods_are_listed() -> None:
-    from workbench.docs import describe
+    from workbench.recipe.describe import describe
 
     for tag in ("merge:magmax", "edit:gradient", "grow:solar"):
         found = describe(registry.methods()[tag])

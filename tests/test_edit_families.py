@@ -17,18 +17,20 @@ from project import CPU, Project
 from tiny import save_tokenizer
 from torch import Tensor
 
-from workbench.compose import compose
-from workbench.edit import upper, values
-from workbench.edit.closed import ClosedForm
-from workbench.edit.contexts import contexts
-from workbench.edit.parts import Parts, hooked
-from workbench.edit.passes import added, keys_and_values, logits_at, run, score
-from workbench.edit.rows import Padded, padded, row_of
+from workbench.edit.closed_form import values
+from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.values import AT_ONCE, Settings, grouped
+from workbench.edit.places import upper
+from workbench.edit.places.parts import Parts, hooked
+from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
+from workbench.edit.places.rows import Padded, padded, row_of
 from workbench.edit.ultraedit import UltraEdit
-from workbench.edit.values import AT_ONCE, Settings, grouped
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.registry import Edit, MethodContext, methods
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.steps import Edit, MethodContext
 from workbench.weights.lowrank import Factors
 
 # Live name of the projection in layer 1.

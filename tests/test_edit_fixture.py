@@ -11,9 +11,9 @@ import pytest
 import torch
 from project import Project
 
-from workbench.engine import materialize
-from workbench.livemodels import compute, live_model
-from workbench.resolve import Resolved
+from workbench.models.live import compute, live_model
+from workbench.resolve.resolved import Resolved
+from workbench.run.materialize import materialize
 
 STATISTICS = "people.txt"
 # Method -> (fields, least efficacy, paraphrase, unchanged neighbours, portability) for 1 and for 24 facts of as many people.
@@ -154,7 +154,7 @@ def test_the_wrong_lookup_is_refused(known: Project) -> None:
 
 
 def compute_all(resolved: Resolved) -> Any:
-    from workbench.compose import compose
+    from workbench.run.compose import compose
 
     model = compose(resolved, torch.device("cpu")).model
     return live_model(

@@ -13,11 +13,11 @@ from project import CPU, Project
 from safetensors.torch import save_file
 from tiny import files_of, save_model, tensors_of
 
-from workbench.compose import compose
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
-from workbench.registry import methods
-from workbench.resolve import Resolved
+from workbench.recipe.methods import methods
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose
 
 EDIT = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0, 1], learning_rate: 0.05, epochs: 60, batch_size: 8}"
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]

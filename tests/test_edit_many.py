@@ -13,7 +13,7 @@ from torch.linalg import inv, pinv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench.edit.solver import CHUNK, Metric, factors_of_steps, right_factor, solve
+from workbench.edit.closed_form.solver import CHUNK, Metric, factors_of_steps, right_factor, solve
 
 MANY = 3 * CHUNK + 7
 

@@ -12,11 +12,11 @@ from project import CPU, Project
 from test_edit_steps import Interrupt, facts, projected, solve, stopping  # noqa: F401  a fixture
 from torch import Tensor
 
-from workbench.edit import moments
-from workbench.edit.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, Sums
-from workbench.edit.parts import Parts
+from workbench.edit.closed_form import moments
+from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, Sums
+from workbench.edit.places.parts import Parts
 from workbench.facts import read_facts
-from workbench.registry import MethodContext
+from workbench.steps import MethodContext
 
 WIDTH = 24
 LONG = 3000.0
@@ -96,7 +96,7 @@ def test_strengths_are_relative_to_the_rest() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 9994.0], dtype=torch.float64)
     plain, robust = (Moments(torch.eye(4, dtype=torch.float64), values, 10, {}, trace) for trace in (None, 6.0))
     assert (plain.total, plain.scale, robust.total, robust.scale) == (10000.0, 2500.0, 6.0, 1.5)
-    from workbench.edit.metrics import of_moments, of_null_space
+    from workbench.edit.closed_form.metrics import of_moments, of_null_space
 
     metric = of_null_space(robust, 0.5, 0.01)
     assert metric.diagonal.tolist() == [0.06, 0.06], "directions that carry up to half of the rest's trace, 1 + 2 of 6"

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.linalg import inv, solve
 
-from workbench.edit.closed import ClosedForm
-from workbench.edit.moments import Moments
-from workbench.edit.solver import Metric, factors_of, right_factor
-from workbench.registry import methods
+from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.solver import Metric, factors_of, right_factor
+from workbench.recipe.methods import methods
 
 D_IN, D_OUT = 48, 32
 TOLERANCE = 1e-9

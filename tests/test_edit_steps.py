@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from tiny import files_of, tensors_of
 from torch import Tensor
 
-from workbench.compose import compose
-from workbench.edit import moments, values
-from workbench.edit.parts import Parts
-from workbench.edit.passes import keys_and_values, score
-from workbench.edit.rows import padded, row_of
+from workbench.edit.closed_form import moments, values
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import keys_and_values, score
+from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
-from workbench.registry import MethodContext, methods
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.steps import MethodContext
 
 NAMES = ["rome", "memit", "emmet", "alphaedit", "encore"]
 FIELDS = {

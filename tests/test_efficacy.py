@@ -13,16 +13,16 @@ from tiny import WORDS
 from typer.testing import CliRunner
 
 import workbench
-from workbench import efficacy
 from workbench.cli import app, main
 from workbench.edit import greedy
 from workbench.edit.finetune import Finetune
 from workbench.edit.greedy import said_by
-from workbench.efficacy import EfficacyError
-from workbench.engine import materialize
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.rebase import rebase
+from workbench.library.rebase import rebase
+from workbench.run import efficacy
+from workbench.run.efficacy import EfficacyError
+from workbench.run.materialize import materialize
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"

@@ -96,7 +96,7 @@ def test_eval_compare_report(world: Project, monkeypatch: pytest.MonkeyPatch) ->
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("a second evaluation loads no model")
 
-    monkeypatch.setattr("workbench.engine.materialize", never)
+    monkeypatch.setattr("workbench.run.materialize.materialize", never)
     assert document("eval", "recipes/all.yaml", "recipes/mean.yaml") == scored
 
     compared = CliRunner().invoke(app, ["compare", "all", "--json"], catch_exceptions=False)

@@ -15,10 +15,12 @@ from project import CPU, Project
 from stopped import stopped_run
 from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
-from workbench.engine import configuration_digest, execute, materialize, pick_device, swap
 from workbench.errors import WorkbenchError
-from workbench.planning import plan
-from workbench.runs import Run, find_run, list_runs, remove_run
+from workbench.models.device import pick_device
+from workbench.run.directory import Run, find_run, list_runs, remove_run
+from workbench.run.execute import execute
+from workbench.run.materialize import configuration_digest, materialize, swap
+from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -93,7 +95,7 @@ def test_digest_in_memory_is_that_of_the_run(project: Project, text: str) -> Non
 def test_second_run_does_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     first = project.run(TIES)
     before = {p: p.stat().st_mtime_ns for p in Path(first["model"]).iterdir()}
-    monkeypatch.setattr("workbench.engine.write_checkpoint", lambda *_, **__: pytest.fail("written again"))
+    monkeypatch.setattr("workbench.run.execute.write_checkpoint", lambda *_, **__: pytest.fail("written again"))
     events: list[dict[str, Any]] = []
     second = project.run(TIES, events=events.append)
     assert {p: p.stat().st_mtime_ns for p in Path(second["model"]).iterdir()} == before
@@ -250,7 +252,7 @@ def test_failure_leaves_no_model(project: Project, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.engine.write_config", fail)  # after the last tensor, before the rename
+        patch.setattr("workbench.run.execute.write_config", fail)  # after the last tensor, before the rename
         with pytest.raises(KeyboardInterrupt):
             project.run(TIES)
     (run,) = list_runs(project.path / "runs")

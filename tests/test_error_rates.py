@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.comparison.differences import Difference, differences
-from workbench.paired import Paired, paired, paired_ratio
-from workbench.scores import Configuration
-from workbench.statistics import ratio, ratio_interval, score_interval
-from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.compare.differences import Difference, differences
+from workbench.compare.tables import Table
+from workbench.scores.paired import Paired, paired, paired_ratio
+from workbench.scores.statistics import ratio, ratio_interval, score_interval
+from workbench.scores.store import Configuration
+from workbench.scores.suite import Suite
 
 pytestmark = pytest.mark.slow
 TRIALS = int(os.environ.get("WORKBENCH_TRIALS", "1000"))

@@ -14,9 +14,9 @@ from local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suit
 
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
-from workbench.scores import Configuration, Store
-from workbench.suites import Item, subset
-from workbench.tokendigest import tokenizer_digest
+from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.scores.plan import Item, subset
+from workbench.scores.store import Configuration, Store
 
 __all__ = ["tasks_dir", "tokenizer"]
 

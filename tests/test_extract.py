@@ -16,13 +16,14 @@ from test_adapter_output import config, peft_logits
 from tiny import edit_json, save_adapter, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
-from workbench.adapted import Policy, rounding
+from workbench.adapters.approximate import Policy, rounding
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
-from workbench.bricks import Brick, read_card
+from workbench.bricks.brick import Brick
+from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.extract import bake, extract
+from workbench.library.extract import bake, extract
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
@@ -273,7 +274,7 @@ def test_bake_is_a_run_without_a_recipe(project: Project) -> None:
 
 
 def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    import workbench.engine as engine
+    import workbench.run.execute as engine
 
     finish = engine._finish
 

@@ -12,7 +12,7 @@ import pytest
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
 from workbench.facts.conflicts import Conflict, conflicts, require_consistent
-from workbench.facts.importing import consistent
+from workbench.facts.imported import consistent
 from workbench.facts.reading import read_all
 
 PUBLIC = Path(__file__).resolve().parents[2] / "shared" / "data" / "editing"

@@ -16,13 +16,12 @@ from report_page import Page
 from scipy import stats
 from test_end_to_end import call
 
-from workbench.comparison.survival import facts_of
+from workbench.compare.survival import facts_of
+from workbench.compare.tables import Table
 from workbench.report import render
-from workbench.scores import Configuration, Scores
-from workbench.statistics import codes
-from workbench.suiteparts import FactTasks
-from workbench.suites import Suite
-from workbench.tables import Table
+from workbench.scores.statistics import codes
+from workbench.scores.store import Configuration, Scores
+from workbench.scores.suite import FactTasks, Suite
 
 __all__ = ["world"]
 FACTS = "f" * 32

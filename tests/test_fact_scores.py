@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from workbench.factsuite import factscores
+from workbench.evaluate.facts import factscores
 
 
 def test_preferred_by_hand() -> None:

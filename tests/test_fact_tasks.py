@@ -11,14 +11,15 @@ from fact_world import EDIT, F32, Reference, docs, expected, live, plan_of, worl
 from project import Project
 from test_end_to_end import call, document
 
-from workbench.controls import lineup
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
-from workbench.factsuite import Wanted
-from workbench.recipe import load_recipe
-from workbench.scores import Configuration, Scores
-from workbench.suitechoice import suites_of
-from workbench.suites import Plan, Suite
+from workbench.evaluate.facts import Wanted
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.recipe import load_recipe
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration, Scores
+from workbench.scores.suite import Suite
 
 __all__ = ["world"]
 
@@ -128,9 +129,9 @@ def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monk
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("no model is loaded")
 
-    monkeypatch.setattr("workbench.engine.materialize", never)
+    monkeypatch.setattr("workbench.run.materialize.materialize", never)
     monkeypatch.setattr("workbench.evaluate.answers.answers_to_keep", never)
-    monkeypatch.setattr("workbench.factsuite.suite._tokenizer", never)
+    monkeypatch.setattr("workbench.evaluate.facts.suite._tokenizer", never)
     assert plan_of(world, device=None).digest == plan_of(world).digest
     rows = document("compare", "edit")["rows"]
     assert {row["task"] for row in rows} == set(plan_of(world).suite.tasks)

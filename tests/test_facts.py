@@ -12,7 +12,7 @@ import pytest
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of, read_facts, read_published, write_facts
 from workbench.facts.conflicts import conflicts
-from workbench.facts.importing import import_facts, rebuild_neighbours
+from workbench.facts.imported import import_facts, rebuild_neighbours
 
 PUBLIC = Path(__file__).resolve().parents[2] / "shared" / "data" / "editing"
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.factcheck import greedy_answers, says
 from workbench.facts import read_facts
+from workbench.library.facts import greedy_answers, says
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
 

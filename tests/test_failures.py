@@ -17,7 +17,8 @@ from tiny import files_of
 
 from workbench.cli._failures import explained
 from workbench.errors import size
-from workbench.weights.saving import save_tensors, whole, write_text
+from workbench.files import whole, write_text
+from workbench.weights.saving import save_tensors
 
 RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
 

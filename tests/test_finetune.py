@@ -12,14 +12,15 @@ import torch
 from project import CPU, Project
 from tiny import files_of, tensors_of
 
-from workbench.compose import compose
-from workbench.edit.parts import Parts
-from workbench.edit.rows import padded
-from workbench.edit.tuning import below, row_losses, rows_of, token_losses
+from workbench.edit.gradient.tuning import below, row_losses, rows_of, token_losses
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.rows import padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.layout import Model
-from workbench.registry import EditMethod, MethodContext, methods
+from workbench.models.layout import Model
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.steps import EditMethod, MethodContext
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
 
@@ -309,7 +310,7 @@ def test_a_target_beyond_the_context(project: Project) -> None:
 
 def test_a_loss_that_is_no_number(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     write(project)
-    monkeypatch.setattr("workbench.edit.tuning.token_losses", lambda *_: torch.tensor([float("nan")]))
+    monkeypatch.setattr("workbench.edit.gradient.tuning.token_losses", lambda *_: torch.tensor([float("nan")]))
     with pytest.raises(WorkbenchError, match=r"edit finetune: the loss is nan in epoch 1") as caught:
         solve(project, ", learning_rate: 0.05")
     assert caught.value.hint == "Lower learning_rate (0.05)."

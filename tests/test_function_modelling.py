@@ -217,8 +217,8 @@ def test_gold_answers_have_error_zero(name: str, tmp_path: Path, monkeypatch: py
 
 def test_task_files_say_which_way_is_better() -> None:
     from workbench.evaluate.tasks import source_of
-    from workbench.suites import Suite
-    from workbench.taskfiles import task_index
+    from workbench.scores.suite import Suite
+    from workbench.scores.tasks import task_index
 
     source = source_of("functions-stripped", Suite(suite="x", tasks=("functions-stripped",)), task_index(TASKS), TASKS)
     assert source.metrics == ("error", "within_10", "error_mean", "error_linear", "error_1nn", "error_3nn", "error_mlp")

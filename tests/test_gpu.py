@@ -37,7 +37,7 @@ def test_run_agrees_within_one_ulp(project: Project) -> None:
 
 
 def test_live_model_agrees(project: Project) -> None:
-    from workbench.engine import materialize
+    from workbench.run.materialize import materialize
 
     resolved = project.resolve(RECIPE + "output: {dtype: float32}\n")
     tokens = torch.arange(1, 17)[None] % 32

@@ -11,15 +11,15 @@ from local_tasks import CHOICE, GENERATE, A, documents, suite, tasks_dir, tiny, 
 from test_model_dirs import call
 from test_suite_check import checks, place
 
-from workbench.compare import compare
+from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
 from workbench.evaluate.check import rows_at_once
 from workbench.evaluate.packed import Bounds
 from workbench.evaluate.sentences import sentence_for
-from workbench.groups import aggregated
-from workbench.scores import Configuration, Store
-from workbench.suites import Suite
+from workbench.scores.groups import aggregated
+from workbench.scores.store import Configuration, Store
+from workbench.scores.suite import Suite
 
 __all__ = ["place", "tasks_dir", "tokenizer"]
 METRICS = "\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n  - {metric: brier_score, aggregation: brier_score, higher_is_better: false}\n"
@@ -154,9 +154,9 @@ def test_eval_shows_groups(place: Path) -> None:
     assert (group["group"], group["metric"], group["n"], group["tasks"]) == ("all", "acc", 24, 1)
     assert group["value"] == document["tasks"]["pick"]["acc"]["value"]
     assert f"{group['value']:.4f}" in call("eval", "base", "--suite", "all").stdout
-    assert {c.task for c in __import__("workbench.suitecheck", fromlist=["x"]).check_suite("all", place, "base").checks} == {
-        "pick"
-    }
+    assert {
+        c.task for c in __import__("workbench.evaluate.suitecheck", fromlist=["x"]).check_suite("all", place, "base").checks
+    } == {"pick"}
 
 
 # Suite check: filters that look for the answer in a sentence

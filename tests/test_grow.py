@@ -14,11 +14,12 @@ import torch
 from project import CPU, Project
 from tiny import config, edit_json, save_model, tensors_of
 
-from workbench.compose import compose
 from workbench.errors import WorkbenchError
-from workbench.grow.remap import GrownSource
-from workbench.layout import Layout
-from workbench.registry import NEW, Axis, Grown, methods
+from workbench.grow.expansion.remap import GrownSource
+from workbench.models.layout import Layout
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.steps import NEW, Axis, Grown
 from workbench.weights.specs import TensorSpec
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
@@ -87,7 +88,7 @@ def test_lists_over_layers_move_with_them() -> None:
 
 
 def grow_config(step: Any, data: dict[str, Any]) -> dict[str, Any]:
-    from workbench.layout import Model
+    from workbench.models.layout import Model
 
     names = ["embed.weight"] + [f"layers.{i}.{p}.weight" for i in range(4) for p in ("self_attn.o_proj", "mlp.down_proj")]
     grown = step.expand(Model(type("W", (), {"specs": dict.fromkeys(names)})(), {"num_hidden_layers": 4, **data}))
@@ -143,8 +144,8 @@ def test_old_elements_are_the_same_bits(steps: str, expected: dict[str, int], pr
 
 def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old tensor that changes on its way into the file, and a config.json that loads another model: exit 3, and no model."""
-    import workbench.engine
-    from workbench.grow.remap import GrownWeights
+    import workbench.run.execute
+    from workbench.grow.expansion.remap import GrownWeights
 
     opened = GrownWeights.open
 

@@ -14,8 +14,8 @@ import torch
 from project import CPU, Project
 from tiny import WORDS, tensors_of
 
-from workbench.compose import compose
 from workbench.errors import WorkbenchError
+from workbench.run.compose import compose
 
 PAIRS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
          ("granite", "granitemoe"), ("llama", "granitemoe"), ("ernie4_5", "ernie4_5_moe")]  # fmt: skip
@@ -134,7 +134,7 @@ def test_the_router_finds_the_expert(mixed: Project) -> None:
 def test_a_solved_router_is_kept(mixed: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = mixed.resolve(f"{BRICKS}steps: [{MIX}]\n")
     compose(resolved, CPU)
-    monkeypatch.setattr("workbench.grow.gates._moments", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("workbench.grow.mixtures.gates._moments", lambda *_: pytest.fail("read again"))
     compose(mixed.resolve(f"{BRICKS}steps: [{MIX}]\n"), CPU)
     (mixed.path / "one.jsonl").write_text('{"text": "w1 w2 w3"}\n' * 9, "utf-8")
     assert mixed.resolve(f"{BRICKS}steps: [{MIX}]\n").keys != resolved.keys

@@ -15,12 +15,12 @@ from tiny import WORDS, edit_json, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
 from workbench.cli import app
-from workbench.compose import compose
-from workbench.controls import written_specs
 from workbench.errors import WorkbenchError
-from workbench.grow.usage import usage
-from workbench.merge.calibration import Row
-from workbench.planning import plan
+from workbench.evaluate.lineup import written_specs
+from workbench.grow.mixtures.usage import usage
+from workbench.models.texts import Row
+from workbench.run.compose import compose
+from workbench.run.plan import plan
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,13 @@ import torch
 from project import CPU, Project
 from tiny import VOCABULARY, WORDS, tensors_of
 
-from workbench.bricks import read_card
-from workbench.compose import compose
+from workbench.bricks.card import read_card
 from workbench.errors import WorkbenchError
-from workbench.planning import plan
+from workbench.files import read_json
+from workbench.run.compose import compose
+from workbench.run.plan import plan
 from workbench.train.routing import routing_loss
-from workbench.weights.digests import read_json, tensor_digest
+from workbench.weights.digests import tensor_digest
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_old_tensors_stay_the_same_bits(family: str, step: str, rows: Project, d
 def test_training_is_done_once_and_follows_its_data(rows: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"steps: [{{grow: depth, blocks: 1, {TRAIN}}}]\n"
     first = rows.run(text)
-    import workbench.trained
+    import workbench.run.kinds.train
 
     def never(*_args: Any, **_given: Any) -> Any:
         raise AssertionError("trained twice")
@@ -196,7 +197,7 @@ def test_a_full_brick_and_its_weight(rows: Project) -> None:
 
 def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was saved is continued, with the bytes of an uninterrupted training."""
-    import workbench.trained
+    import workbench.run.kinds.train
 
     text = f"steps: [{BRICK}, save_every: 3}}]\n"
     reports = workbench.trained.reports

@@ -13,7 +13,7 @@ from project import Project
 from tiny import VOCABULARY, WORDS, edit_json, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.weights.digests import read_json
+from workbench.files import read_json
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "gpt_neox", "gpt2", "phi", "opt", "granite", "smollm3", "gptj",
             "gpt_neo", "cohere", "starcoder2", "phi3"]  # fmt: skip

@@ -16,17 +16,18 @@ from project import CPU, Project
 from tiny import VOCABULARY, edit_json, save_model, tensors_of
 from torch import Tensor, nn
 
-from workbench.compose import compose
-from workbench.conversion import skeleton as built_of
 from workbench.errors import WorkbenchError
-from workbench.grow.fits import check_fits
-from workbench.grow.norms import Norm, is_norm, rms_norm
-from workbench.grow.streamed import Streamed, decoder_layers
+from workbench.grow.expansion.fits import check_fits
+from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
+from workbench.grow.expansion.streamed import Streamed, decoder_layers
 from workbench.grow.width import _Plan
-from workbench.layout import Model
-from workbench.livemodels import causal_skeleton
-from workbench.planning import plan
-from workbench.registry import Growth, methods
+from workbench.models.layout import Model
+from workbench.models.skeleton import causal_skeleton
+from workbench.models.skeleton import skeleton as built_of
+from workbench.recipe.methods import methods
+from workbench.run.compose import compose
+from workbench.run.plan import plan
+from workbench.steps import Growth
 from workbench.weights.checkpoint import Checkpoint
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -173,7 +174,7 @@ def test_a_stack_of_mpt_has_the_layers_that_its_config_says(check: str, project:
 def test_a_depth_that_config_does_not_say_is_caught(
     project: Project, family: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import workbench.grow.layers
+    import workbench.grow.expansion.layers
 
     base = family("mpt")
     stages: list[str] = []

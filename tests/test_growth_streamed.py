@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tiny import tensors_of
 from torch import Tensor, nn
 
-from workbench.grow.streamed import NotStreamedError, Streamed, streamed_bytes
-from workbench.layout import Model
-from workbench.live import Piece
-from workbench.planning import plan
+from workbench.grow.expansion.streamed import NotStreamedError, Streamed, streamed_bytes
+from workbench.models.layout import Model
+from workbench.models.placement import Piece
+from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint
 
 

@@ -10,9 +10,9 @@ from growing import CAUGHT, FAMILIES, GROWN, STEPS, save_family
 from project import CPU, Project
 
 from workbench.errors import WorkbenchError
-from workbench.grow.streamed import Streamed
-from workbench.layout import Model
-from workbench.livemodels import causal_skeleton
+from workbench.grow.expansion.streamed import Streamed
+from workbench.models.layout import Model
+from workbench.models.skeleton import causal_skeleton
 from workbench.weights.checkpoint import Checkpoint
 
 QUICK = ("llama", "bitnet", "mpt", "vaultgemma", "diffllama", "ernie4_5_moe")

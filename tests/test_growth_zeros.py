@@ -11,9 +11,9 @@ from project import Project
 from tiny import tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.grow.layers import reordered
-from workbench.grow.preserve import same_logits
-from workbench.registry import methods
+from workbench.grow.expansion.layers import reordered
+from workbench.grow.expansion.preserve import same_logits
+from workbench.recipe.methods import methods
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
 
@@ -45,7 +45,7 @@ dtype: float32
 
 def imported(project: Project, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The recipe that `recipe import` makes of a mergekit file."""
-    from workbench.importing import import_recipe
+    from workbench.recipe.mergekit import import_recipe
 
     monkeypatch.chdir(project.path)
     (project.path / "pro.yml").write_text(text, "utf-8")

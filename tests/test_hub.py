@@ -81,7 +81,7 @@ def test_plan_reads_headers_and_run_fetches_the_rest(
     assert [(d["repository"], d["commit"]) for d in plan["downloads"]] == [(n, commit_of(n)) for n in ("org/tiny", "org/lora")]
     assert (plan["key"], plan["run"], plan["problems"], plan["checked_at_run"]) == (None, None, [], [])
     local = project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
-    from workbench.planning import plan as make_plan
+    from workbench.run.plan import plan as make_plan
 
     assert plan["read_bytes"] == make_plan(local, project.path / "runs").read_bytes
 

@@ -17,8 +17,8 @@ from project import Project
 from safetensors.torch import load_file, save_file
 from tiny import edit_json, save_adapter, tensors_of
 
-from workbench.engine import materialize
 from workbench.errors import WorkbenchError
+from workbench.run.materialize import materialize
 from workbench.weights.checkpoint import INDEX, SINGLE
 
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"

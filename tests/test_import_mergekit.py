@@ -16,7 +16,7 @@ from mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 from tiny import save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.importing import import_recipe
+from workbench.recipe.mergekit import import_recipe
 
 REFUSED = {"frankenmerge"}
 RANDOM = {"dare_ties", "dare_linear", "della"}
@@ -117,11 +117,11 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     from mergekit.parameter_resolver import resolve_parameter
     from pydantic import TypeAdapter
 
-    from workbench.fields import Number, value_at
-    from workbench.importing.config import Report
-    from workbench.importing.settings import setting
-    from workbench.layout import Model
-    from workbench.merge.bridge_api import Parameter
+    from workbench.merge.mergekit.api import Parameter
+    from workbench.models.layout import Model
+    from workbench.recipe.mergekit.config import Report
+    from workbench.recipe.mergekit.settings import setting
+    from workbench.steps.fields import Number, value_at
     from workbench.weights.checkpoint import Checkpoint
     from workbench.yamldoc import Document
 
@@ -230,9 +230,9 @@ def test_mixtures_have_mergekits_experts(
     """All but the router is what `mergekit-moe` writes, loaded by transformers; the router has a row for each expert."""
     from transformers import AutoModelForCausalLM
 
-    from workbench.engine import execute
-    from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.execute import execute
 
     monkeypatch.chdir(mergekit_project)
     text = MOE.replace("MODE", mode)

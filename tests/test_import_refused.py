@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.importing import import_recipe
+from workbench.recipe.mergekit import import_recipe
 
 HEAD = "merge_method: ties\nbase_model: base\n"
 MOE = "base_model: base\nexperts:\n  - {source_model: one}\n  - {source_model: two}\ngate_mode: random\n"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import edit_json, save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.recipe import RecipeFields
+from workbench.recipe.schema import RecipeFields
 
 EMBED = "model.embed_tokens.weight"
 ALIGNS = "tokenizer" in RecipeFields.model_fields
@@ -67,10 +67,10 @@ def by_token(model: Path) -> dict[str, torch.Tensor]:
 
 def run(text: str, folder: Path) -> Path:
     """The directory that `workbench run` writes for a YAML's recipe."""
-    from workbench.engine import execute
-    from workbench.importing import import_recipe, write_imported
-    from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
+    from workbench.recipe.mergekit import import_recipe, write_imported
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.execute import execute
 
     (folder / "merge.yml").write_text(text, "utf-8")
     to = folder / "recipes" / "merge.yaml"

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny import save_finetuned, tensors_of
 
 from workbench.adapters.read import Adapter
-from workbench.registry import Memo
+from workbench.files import file_digest
+from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, settled_identity, unchanged
+from workbench.steps import Memo
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import digests_known, entry_digest, file_digest, fingerprint, tensor_digests
-from workbench.weights.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, settled_identity, unchanged
+from workbench.weights.digests import digests_known, entry_digest, fingerprint, tensor_digests
 from workbench.weights.specs import load
 
 FULL = "bricks: {full: own/full}\nsteps: [{merge: task_arithmetic, bricks: {full: 0.5}}]\noutput: {dtype: float32}\n"
@@ -163,11 +164,11 @@ def test_small_inputs_that_change_poison_no_cache(project: Project, llama: Path,
 def test_an_identity_is_taken_when_a_later_write_would_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes within a tick of the kernel's clock leave the same times, so a file that was just written is waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("workbench.weights.identity.time.sleep", waited.append)
+    monkeypatch.setattr("workbench.identity.time.sleep", waited.append)
     with (tmp_path / "x").open("w") as file:
         now = identity_of(file.fileno()).ctime_ns
         for age, waits in ((5_000_000, True), (25_000_000, False)):
-            monkeypatch.setattr("workbench.weights.identity.time.time_ns", lambda age=age: now + age)
+            monkeypatch.setattr("workbench.identity.time.time_ns", lambda age=age: now + age)
             settled_identity(file.fileno())
             assert bool(waited) == waits
             waited.clear()
@@ -332,8 +333,8 @@ def test_the_memo_of_a_search_tells_bricks_apart(alike: Project) -> None:
 def composed(project: Project, text: str, memo: Memo) -> dict[str, torch.Tensor]:
     from dataclasses import replace
 
-    from workbench.compose import compose
-    from workbench.livemodels import compute
+    from workbench.models.live import compute
+    from workbench.run.compose import compose
 
     return compute(compose(replace(project.resolve(text), memo=memo), CPU).model, torch.float32, CPU)
 
@@ -357,7 +358,7 @@ def test_a_method_that_draws_nothing_reads_no_brick_ahead(alike: Project, monkey
         read.append(next(iter(entries.values())).file.parent.name)
         return original(entries, *rest)
 
-    monkeypatch.setattr("workbench.bricks.tensor_digests", noted)
+    monkeypatch.setattr("workbench.bricks.brick.tensor_digests", noted)
     alike.tensors("bricks: {a: own/a, c: own/c}\nsteps: [{merge: ties}]\n")
     assert read == []
     alike.tensors("bricks: {a: own/a, c: own/c}\nsteps: [{merge: dare}]\n")

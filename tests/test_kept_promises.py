@@ -11,13 +11,13 @@ import pytest
 import torch
 from project import CPU, Project
 
-from workbench.engine import execute
+from workbench.files import publish, write_bytes, write_json
 from workbench.merge.dare import Dare
 from workbench.merge.ties import Ties
-from workbench.registry import MergeMethod
+from workbench.run.execute import execute
+from workbench.steps import MergeMethod
 from workbench.weights import kernels
-from workbench.weights.digests import write_json
-from workbench.weights.saving import publish, save_tensors, write_bytes
+from workbench.weights.saving import save_tensors
 
 # bfloat16 keeps 16 of 32 bits: lower halves of exactly 0x8000 are ties, and go to the neighbour whose last kept bit is 0.
 TIES = [

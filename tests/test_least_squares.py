@@ -13,11 +13,11 @@ import torch
 from test_merge import BASE, ONE, TWO, close, merge, models
 from torch import Tensor
 
-from workbench.docs import describe
 from workbench.errors import WorkbenchError
-from workbench.merge.least_squares import solve
+from workbench.merge.measuring.least_squares import solve
 from workbench.merge.wudi import own_gram
-from workbench.registry import methods
+from workbench.recipe.describe import describe
+from workbench.recipe.methods import methods
 
 THREE = [torch.randn(5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 WEIGHTS = [1.0, 2.0, 0.5]

@@ -14,9 +14,9 @@ from test_end_to_end import call
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
-from workbench.controls import lineup
 from workbench.errors import LeftOut, WorkbenchError
-from workbench.recipe import load_recipe
+from workbench.evaluate.lineup import lineup
+from workbench.recipe.recipe import load_recipe
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 DRAFTS = {

@@ -14,8 +14,8 @@ from project import CPU, Project
 from tiny import WORDS
 
 import workbench
-from workbench.engine import configuration_digest, materialize
 from workbench.errors import WorkbenchError
+from workbench.run.materialize import configuration_digest, materialize
 
 FACTS = [
     {"id": f"f{i}", "prompt": f"w{i % 3} of {{subject}} is", "subject": f"w{10 + i}", "target": f"w{30 + i} w{40 + i}"}

@@ -16,8 +16,8 @@ from test_memories import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
 import workbench
 from workbench.cli import main
 from workbench.evaluate import build_plan, score
-from workbench.scores import Configuration
-from workbench.suites import Suite
+from workbench.scores.store import Configuration
+from workbench.scores.suite import Suite
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import workbench
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.facts.credibility import Credibility, Use
-from workbench.memories import SavedMemory
+from workbench.run.memories import SavedMemory
 
 ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
 EXTRA = {"id": "extra", "prompt": "w4 of {subject} is", "subject": "w19", "target": "w29"}
@@ -98,7 +98,7 @@ def test_order_of_facts_does_not_matter(taught: Project) -> None:
 
 def test_clashing_facts_split_and_repeats_share() -> None:
     """Balls of different answers do not meet; keys with one answer do not bound each other; radii do not depend on the order."""
-    from workbench.edit.codebook import radii
+    from workbench.edit.memories.codebook import radii
 
     generator = torch.Generator().manual_seed(0)
     keys = [torch.randn(n, 8, generator=generator) for n in (1, 2, 3)]
@@ -121,7 +121,7 @@ def test_clashing_facts_split_and_repeats_share() -> None:
 
 
 def test_nearest_entry_within_its_radius() -> None:
-    from workbench.edit.codebook import Codebook
+    from workbench.edit.memories.codebook import Codebook
 
     generator = torch.Generator().manual_seed(1)
     keys, states = torch.randn(20, 6, generator=generator), torch.randn(500, 6, generator=generator)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
-from workbench.layout import Model
-from workbench.merge.difference import WeightsDelta
-from workbench.merge.stream import MergedWeights
-from workbench.merge.trim import joint_trims, keep_count, trims
-from workbench.registry import MergeMethod, methods
+from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.merged import MergedWeights
+from workbench.merge.streaming.trim import joint_trims, keep_count, trims
+from workbench.models.layout import Model
+from workbench.recipe.methods import methods
+from workbench.steps import MergeMethod
 from workbench.weights.sparse import Rows, Selection, select
 from workbench.weights.specs import TensorSpec, load
 
@@ -263,8 +264,8 @@ def test_trim_keeps_exactly_the_first_largest(
     group = OneGroup(delta, elements)
     way = {"in memory": lambda: trims(group, [density]), "two passes": lambda: joint_trims([group], [density], True)}
     if how == "sampled":
-        monkeypatch.setattr("workbench.merge.trim._SMALL", 0)
-        monkeypatch.setattr("workbench.merge.trim._sample", lambda spec: [(0, 9), (0, 4)])
+        monkeypatch.setattr("workbench.merge.streaming.trim._SMALL", 0)
+        monkeypatch.setattr("workbench.merge.streaming.trim._sample", lambda spec: [(0, 9), (0, 4)])
         way["sampled"] = way["in memory"]
     (trim,) = way[how]()
     selection, left, parts = Selection([trim], [1.0], 1.0), [trim.ties], []

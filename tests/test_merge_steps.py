@@ -13,7 +13,8 @@ from tiny import save_adapter, save_finetuned, tensors_of
 
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
-from workbench.registry import MergeMethod, methods
+from workbench.recipe.methods import methods
+from workbench.steps import MergeMethod
 
 # Those that read texts: test_calibration.py. mergekit's own need parameters: test_mergekit.py.
 METHODS = [

@@ -12,15 +12,15 @@ from project import CPU, Project
 from test_merge import InMemory, merge, models
 from tiny import tensors_of
 
-import workbench.merge.bridge_api as api
+import workbench.merge.mergekit.api as api
 from workbench.errors import WorkbenchError
-from workbench.layout import Model
-from workbench.merge.bridge import METHODS
-from workbench.merge.bridge_api import seed_of
-from workbench.merge.bridge_table import KNOWN
-from workbench.merge.difference import WeightsDelta
-from workbench.merge.stream import MergedWeights
-from workbench.registry import methods
+from workbench.merge.mergekit.api import seed_of
+from workbench.merge.mergekit.methods import METHODS
+from workbench.merge.mergekit.table import KNOWN
+from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.layout import Model
+from workbench.recipe.methods import methods
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import load
 

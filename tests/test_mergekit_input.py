@@ -8,9 +8,9 @@ import sys
 import pytest
 from project import Project
 
-import workbench.merge.bridge_api as api
+import workbench.merge.mergekit.api as api
 from workbench.errors import WorkbenchError
-from workbench.merge.bridge import METHODS, Bridge
+from workbench.merge.mergekit.methods import METHODS, Bridge
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from workbench.merge.bridge import METHODS, Bridge
     ],
 )  # fmt: skip
 def test_bad_parameters_are_named_before_any_work(text: str, message: str, project: Project) -> None:
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
 
     step = text.replace("\n", "\n    ")
     path = project.write(f"base: base\nbricks:\n  one: bricks/one\n  two: bricks/two\nsteps:\n  - {step}\n")
@@ -127,7 +127,7 @@ def test_places_and_keys_see_what_a_brick_says(project: Project) -> None:
 
 
 def test_settings_from_the_command_line(project: Project) -> None:
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
 
     path = project.write(
         "base: base\nbricks: {one: bricks/full}\nsteps:\n  - {id: mix, merge: mergekit/ties, bricks: {one: 1}}\n"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.scores import Configuration
+from workbench.scores.store import Configuration
 
 MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n"
 
@@ -87,7 +87,7 @@ def test_equal_weights_are_scored_once(world: Project, monkeypatch: pytest.Monke
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("scored before")
 
-    monkeypatch.setattr("workbench.engine.materialize", never)
+    monkeypatch.setattr("workbench.run.materialize.materialize", never)
     of_recipe = {c["name"]: c for c in scored["configurations"]}
     for place in (ran["model"], ran["run"]):
         (again,) = document("eval", place, "--suite", "mini")["configurations"]

@@ -12,7 +12,7 @@ import torch
 from project import Project
 from tiny import edit_json
 
-from workbench.starter import CONFIG, DIGEST
+from workbench.library.starter import CONFIG, DIGEST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 from workbench.weights.writer import output_specs

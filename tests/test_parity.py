@@ -15,10 +15,10 @@ from torch import Tensor
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
-from workbench.compose import compose
-from workbench.livemodels import compute
-from workbench.recipe import from_data
-from workbench.resolve import resolve
+from workbench.models.live import compute
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.run.compose import compose
 from workbench.weights.specs import TensorSpec
 
 WEIGHTS = [0.5, 1.0, 1.5]

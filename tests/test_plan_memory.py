@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tiny import save_tokenizer
 from transformers import LlamaConfig
 
-from workbench.peaks import adapter_bytes, buffer_bytes, core_bytes
-from workbench.planning import plan
+from workbench.run.peaks import adapter_bytes, buffer_bytes, core_bytes
+from workbench.run.plan import plan
 from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
 
@@ -107,7 +107,7 @@ def test_bytes_of_shapes_and_ranks() -> None:
 
 
 def test_threads_are_those_of_run(large: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    import workbench.planning as planning
+    import workbench.run.plan as planning
 
     resolved = large.resolve(CASES["whole tensors"], "threads.yaml")
     by_threads = [plan(resolved, large.path / "runs", threads=n).peak_bytes for n in (1, 2, 4)]

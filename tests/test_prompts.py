@@ -13,15 +13,15 @@ from written_tokenizers import KINDS, TEXTS, save_model, written
 
 from workbench.edit.grace import _foreign
 from workbench.edit.grace import _row as grace_row
-from workbench.edit.retrieval import TokenMatch
-from workbench.edit.rows import row_of
-from workbench.edit.textmemory import in_front
-from workbench.edit.tuning import rows_of
+from workbench.edit.gradient.tuning import rows_of
+from workbench.edit.memories.retrieval import TokenMatch
+from workbench.edit.memories.textmemory import in_front
+from workbench.edit.places.rows import row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
-from workbench.merge.calibration import Text
-from workbench.merge.calibration import encode as encode_texts
-from workbench.prompts import encode_inside, encode_pair, encode_text
+from workbench.models.prompts import encode_inside, encode_pair, encode_text
+from workbench.models.texts import Text
+from workbench.models.texts import encode as encode_texts
 from workbench.train import encode
 
 
@@ -79,7 +79,7 @@ def test_facts_are_split_as_lm_eval_splits_them(kind: str, tmp_path: Path) -> No
     from lm_eval.api.instance import Instance
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from workbench.evaluate.models import SafeHFLM
+    from workbench.evaluate.hflm import SafeHFLM
 
     save_model(tmp_path, kind)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -221,7 +221,7 @@ def test_an_edited_model_writes_one_blank_and_lm_eval_sees_it(project: Project, 
     from lm_eval.api.instance import Instance
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from workbench.evaluate.models import SafeHFLM
+    from workbench.evaluate.hflm import SafeHFLM
 
     save_model(project.path / "spaced", kind)
     rows = [{"prompt": prompt, "target": target.strip()} for prompt, target in TEXTS]

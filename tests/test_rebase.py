@@ -13,13 +13,13 @@ from project import CPU, Project
 from tiny import edit_json, files_of, save_model, tensors_of
 from typer.testing import CliRunner
 
+from workbench.bricks.hub import HEADERS
 from workbench.cli import app, main
-from workbench.compose import compose
 from workbench.errors import WorkbenchError
-from workbench.hub import HEADERS
-from workbench.rebase import read_edit, rebase
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
+from workbench.library.rebase import read_edit, rebase
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.compose import compose
 
 MEMIT = (
     "{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, layers: [1], "
@@ -57,7 +57,7 @@ def says(project: Project, brick: str) -> float:
     """Share of facts that greedy generation gives with a brick added on top of the merge."""
     from transformers import AutoTokenizer
 
-    from workbench.engine import materialize
+    from workbench.run.materialize import materialize
 
     text = f"bricks: {{one: bricks/one, two: bricks/two, {brick}: bricks/{brick}}}\n"
     resolved = project.resolve(

@@ -9,11 +9,13 @@ import pytest
 from project import Project
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Where, parse_size, value_at
-from workbench.layout import Layout, Model
-from workbench.recipe import find_project, from_data, load_recipe, recipe_schema
-from workbench.registry import methods
-from workbench.resolve import resolve
+from workbench.models.layout import Layout, Model
+from workbench.project import find_project
+from workbench.recipe.methods import methods
+from workbench.recipe.recipe import from_data, load_recipe
+from workbench.recipe.schema import recipe_schema
+from workbench.resolve.resolve import resolve
+from workbench.steps.fields import Where, parse_size, value_at
 
 HEAD = "version: 1\nbase: base\nbricks: {math: bricks/one, code: bricks/two}\nsteps:\n"
 TIES = "  - id: mix\n    merge: ties\n"

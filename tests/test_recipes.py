@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.recipe import load_recipe
+from workbench.recipe.recipe import load_recipe
 
 PROJECT = Path(__file__).parents[1]
 RECIPES = sorted([*(PROJECT / "recipes").glob("*.yaml"), *(PROJECT / "recipes" / "forget").glob("*.yaml")])
@@ -29,8 +29,8 @@ def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
 @has_starter
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
-    from workbench.planning import plan
-    from workbench.resolve import resolve
+    from workbench.resolve.resolve import resolve
+    from workbench.run.plan import plan
 
     if path.stem == "starter-mixed" and not (PROJECT / "bricks/reverse-full/checkpoint").is_dir():
         with pytest.raises(WorkbenchError, match="bricks/reverse-full is built on demand and not there yet"):
@@ -53,9 +53,10 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
 @has_starter
 @pytest.mark.parametrize("card", sorted((PROJECT / "bricks").glob("*/brick.yaml")), ids=lambda p: p.parent.name)
 def test_brick_is_what_its_card_says(card: Path) -> None:
-    from workbench.bricks import read_card, resolve_brick
-    from workbench.fields import BrickRef
-    from workbench.starter import DIGEST
+    from workbench.bricks.card import read_card
+    from workbench.bricks.locate import resolve_brick
+    from workbench.library.starter import DIGEST
+    from workbench.steps.fields import BrickRef
 
     found = read_card(card.parent)
     assert found.base.digest == DIGEST

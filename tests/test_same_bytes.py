@@ -20,11 +20,12 @@ import transformers
 from fact_world import FACTS, TEXT
 from project import CPU, Project
 
-from workbench.controls import lineup, plans
-from workbench.engine import configuration_digest, materialize
 from workbench.evaluate import score
-from workbench.recipe import load_recipe
-from workbench.suitechoice import suites_of
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.plans import plans
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.recipe import load_recipe
+from workbench.run.materialize import configuration_digest, materialize
 
 FILE = Path(__file__).parent / "fixtures" / "same_bytes.json"
 TELLING = {"run.json", "README.md", "configuration.json"}

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from local_tasks import A, plan_of, tasks_dir, tiny, tokenizer
 
-from workbench.compare import compare
+from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.check import RefusedError
-from workbench.scoredocs import read_document
-from workbench.scores import Configuration, Scores, Store
-from workbench.suites import Plan
-from workbench.taskfiles import digest_of
+from workbench.files import digest_of
+from workbench.scores.documents import read_document
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration, Scores, Store
 
 __all__ = ["tasks_dir", "tokenizer"]
 B = Configuration("b" * 32, "b")
@@ -233,7 +233,7 @@ class _Entry:
 
 
 def test_stored_shows_the_scorer_that_has_most(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    from workbench.scoring import stored
+    from workbench.evaluate.score import stored
 
     plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), Store(tmp_path / "scores")
     third = Configuration("c" * 32, "c")

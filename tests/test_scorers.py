@@ -17,8 +17,8 @@ from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
 from workbench.evaluate.scorer import Kept, Scorer
-from workbench.scores import Journal, Store
-from workbench.suites import Plan
+from workbench.scores.plan import Plan
+from workbench.scores.store import Journal, Store
 
 __all__ = ["tasks_dir", "tokenizer"]
 

@@ -14,10 +14,10 @@ from test_model_dirs import call, refused
 from test_suite_check import run
 
 from workbench.errors import WorkbenchError
-from workbench.exchange import find_imported, import_samples, stored_plans
-from workbench.paired import paired
-from workbench.samples import read_samples
-from workbench.scores import Store
+from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.paired import paired
+from workbench.scores.samples import read_samples
+from workbench.scores.store import Store
 
 __all__ = ["tokenizer"]
 ROLLING = """

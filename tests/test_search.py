@@ -18,13 +18,13 @@ from project import CPU, Project
 from search_world import folder_of, lay_out, searched
 from test_end_to_end import call, document
 
-from workbench.engine import execute
 from workbench.errors import WorkbenchError
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.execute import execute
+from workbench.scores.plan import Plan
 from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
-from workbench.suites import Plan
 
 SPACE = "{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}"
 
@@ -306,7 +306,7 @@ def test_refused_before_a_model_is_loaded(name: str, world: Project, monkeypatch
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("no model is loaded")
 
-    monkeypatch.setattr("workbench.engine.materialize", never)
+    monkeypatch.setattr("workbench.run.materialize.materialize", never)
     rest, message = REFUSED[name]
     text = searched(SPACE, rest) if rest is not None else searched(SPACE).partition("search:")[0]
     world.write(text)

@@ -11,7 +11,7 @@ import pytest
 from project import CPU, Project
 from search_world import lay_out, searched
 
-from workbench.recipe import load_recipe
+from workbench.recipe.recipe import load_recipe
 from workbench.search.cluster import Options, run_on_cluster
 from workbench.search.run import Search, open_study, prepare, run
 

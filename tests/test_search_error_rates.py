@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from workbench.scores.plan import Item
 from workbench.search.halves import split
 from workbench.search.objective import Answers, Objective, Term, gap
 from workbench.search.race import Rival, front
-from workbench.suites import Item
 
 pytestmark = pytest.mark.slow
 SEARCHES = 2000

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from workbench.scores.plan import Item
 from workbench.search.halves import Stages, split, warnings_of
 from workbench.search.objective import Objective, Term
-from workbench.suites import Item
 
 SHAPES = {
     "alone": [1] * 200,

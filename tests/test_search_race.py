@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import stdtrit
 
 from workbench.evaluate.resident import GOLD
-from workbench.paired import paired
+from workbench.scores.paired import paired
 from workbench.search.clock import Clock
 from workbench.search.document import area
 from workbench.search.objective import Answers, Objective, Term, gap, gold_gap

@@ -9,7 +9,7 @@ from project import Project
 from search_world import searched
 
 from workbench.errors import WorkbenchError
-from workbench.recipe import load_recipe
+from workbench.recipe.recipe import load_recipe
 from workbench.search.samplers import grid, sampler_name, starts
 from workbench.search.space import Space
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from search_world import lay_out, searched
 
 from workbench.errors import WorkbenchError
-from workbench.recipe import load_recipe
+from workbench.recipe.recipe import load_recipe
 from workbench.search.run import Search, open_study, prepare
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study

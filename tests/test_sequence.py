@@ -12,15 +12,15 @@ from project import CPU, Project
 from report_page import Page
 from test_end_to_end import call, document
 
-from workbench.controls import lineup
-from workbench.engine import execute
 from workbench.errors import WorkbenchError
-from workbench.evalfields import FactsEval, SequentialEval
-from workbench.factsuite import Wanted, sequential
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
-from workbench.scores import Store
-from workbench.suitechoice import suites_of
+from workbench.evaluate.facts import Wanted, sequential
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.eval_fields import FactsEval, SequentialEval
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.execute import execute
+from workbench.scores.store import Store
 
 RECIPE = """
 base: people
@@ -121,7 +121,7 @@ def right(world: Project, suite: str, plan: str) -> dict[str, dict[str, list[tup
 
 
 def _read(file: Path) -> Any:
-    from workbench.scores import Scores
+    from workbench.scores.store import Scores
 
     return Scores.model_validate_json(file.read_text("utf-8"))
 

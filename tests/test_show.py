@@ -14,11 +14,11 @@ from tiny import tensors_of
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
-from workbench.bricks import Brick
-from workbench.compose import deltas
-from workbench.layout import Model
-from workbench.measure import Measures, measure
+from workbench.bricks.brick import Brick
+from workbench.library.measure import Measures, measure
+from workbench.models.layout import Model
 from workbench.report.heatmap import render_heat_maps
+from workbench.run.compose import deltas
 from workbench.weights.checkpoint import Checkpoint
 
 

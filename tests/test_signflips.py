@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workbench.signflips import PATTERNS, flipped, step_down, tails
+from workbench.scores.signflips import PATTERNS, flipped, step_down, tails
 
 
 def every_pattern(k: int) -> Any:

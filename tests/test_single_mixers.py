@@ -13,8 +13,8 @@ from tiny import save_tokenizer, tensors_of
 from transformers import AutoModelForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
 from workbench.errors import WorkbenchError
-from workbench.grow.layers import reordered
-from workbench.layout import Layout, model_depth
+from workbench.grow.expansion.layers import reordered
+from workbench.models.layout import Layout, model_depth
 
 KINDS = ["linear_attention", "mlp", "full_attention", "mlp"]
 
@@ -111,7 +111,7 @@ def test_feed_forward_layers_are_edited(mixers: Project, layers: str, written: s
 
 
 def test_other_layers_are_refused(mixers: Project) -> None:
-    from workbench.compose import compose
+    from workbench.run.compose import compose
 
     with pytest.raises(WorkbenchError, match="layer 2 has no feed-forward part to edit") as caught:
         compose(mixers.resolve(f"steps: [{{{EDIT}, layers: [2], position: subject_last}}]\n"), CPU)

@@ -12,7 +12,7 @@ from factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formul
 from project import Project
 from test_merge import InMemory
 
-from workbench.layout import Model
+from workbench.models.layout import Model
 
 # -- worked examples
 

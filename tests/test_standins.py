@@ -12,12 +12,12 @@ from hub_server import header_bytes
 from huggingface_hub import constants
 from project import CPU
 
-from workbench import standins
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
+from workbench.bricks import standins
+from workbench.bricks.hub import HEADERS
+from workbench.bricks.standins import Download, space_problems
 from workbench.errors import WorkbenchError
-from workbench.hub import HEADERS
-from workbench.standins import Download, space_problems
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, read_header
 from workbench.weights.digests import entry_digest, fingerprint
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from workbench.evaluate import build_plan, quiet, score
-from workbench.scores import Configuration
-from workbench.suites import Plan, Suite, item_ids
-from workbench.taskfiles import task_index
+from workbench.scores.plan import Plan, item_ids
+from workbench.scores.store import Configuration
+from workbench.scores.suite import Suite
+from workbench.scores.tasks import task_index
 
 pytestmark = [pytest.mark.starter, pytest.mark.slow]
 

@@ -10,10 +10,10 @@ import pytest
 from scipy.optimize import minimize_scalar
 from scipy.special import stdtrit, xlogy
 
-from workbench.changes import pooled
-from workbench.paired import paired, paired_ratio
-from workbench.signflips import PATTERNS
-from workbench.statistics import (
+from workbench.scores.changes import pooled
+from workbench.scores.paired import paired, paired_ratio
+from workbench.scores.signflips import PATTERNS
+from workbench.scores.statistics import (
     clustered_se,
     codes,
     effective_clusters,

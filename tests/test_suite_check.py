@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.suitecheck import Check, check_suite, list_suites, show_suite
-from workbench.suites import Item, load_suite, subset
+from workbench.evaluate.suitecheck import Check, check_suite, list_suites, show_suite
+from workbench.scores.plan import Item, subset
+from workbench.scores.suite import load_suite
 
 __all__ = ["tokenizer"]
 PROJECT = Path(__file__).resolve().parents[1]

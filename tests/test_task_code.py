@@ -16,8 +16,9 @@ from local_tasks import asks_for_texts, documents, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
-from workbench.suites import Plan, Suite
-from workbench.taskcode import code_of
+from workbench.scores.plan import Plan
+from workbench.scores.suite import Suite
+from workbench.scores.task_code import code_of
 
 __all__ = ["tokenizer"]
 TASK = asks_for_texts(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from workbench.statistics import RATIOS
-from workbench.taskfiles import DEFAULT_METRICS, listed_metrics
+from workbench.scores.statistics import RATIOS
+from workbench.scores.tasks import DEFAULT_METRICS, listed_metrics
 
 
 def test_defaults_are_those_of_lm_eval() -> None:

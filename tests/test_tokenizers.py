@@ -51,7 +51,7 @@ def test_live_model_and_record(words_project: Project) -> None:
     """In memory and on disk the same model; the run says what each model lacked."""
     from transformers import AutoModelForCausalLM
 
-    from workbench.engine import materialize
+    from workbench.run.materialize import materialize
 
     text = recipe("{source: union}")
     run = words_project.run(text)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from workbench.cli import app, main
 from workbench.errors import WorkbenchError
-from workbench.tracetable import OUTPUTS, TraceTable, layers_of, trace_table
+from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import yaml
 from train_world import lora, save_base, save_rows
 from typer.testing import CliRunner
 
-from workbench.bricks import read_card
+from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.merge.calibration import read_texts
+from workbench.models.texts import read_texts
 from workbench.train import encode, train
 from workbench.train.heldout import HeldOut
 from workbench.train.texts import split, training_texts

@@ -15,14 +15,14 @@ from project import CPU, Project
 from tiny import files_of
 from torch import Tensor
 
-from workbench.compose import compose
-from workbench.edit.parts import Parts
-from workbench.edit.passes import score
-from workbench.edit.rows import padded, row_of
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import score
+from workbench.edit.places.rows import padded, row_of
 from workbench.edit.ultraedit import PRIOR, Running, UltraEdit, upper_middle
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.registry import Edit, MethodContext
+from workbench.run.compose import compose
+from workbench.steps import Edit, MethodContext
 
 FIELDS: dict[str, Any] = {"edit": "ultraedit", "facts": "facts.jsonl"}
 

@@ -30,7 +30,7 @@ from token_words import (
 )
 from torch import Tensor
 
-import workbench.weights.rows as rows_module
+import workbench.weights.row_alignment as rows_module
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
@@ -314,7 +314,7 @@ def test_recipe_as_brick(words_project: Project, vocabularies: Path, tmp_path: P
 
 def test_controls_share_the_vocabulary(words_project: Project) -> None:
     """The base and a brick alone, as they are scored beside a recipe, have its tokenizer."""
-    from workbench.controls import lineup
+    from workbench.evaluate.lineup import lineup
 
     resolved = words_project.resolve(recipe("{source: other}"))
     found = lineup([resolved.recipe])

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workbench.evaluate.resident import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
-from workbench.merge.calibration import Row, batches
-from workbench.merge.grams import Inputs
-from workbench.scores import Store
+from workbench.merge.measuring.grams import Inputs
+from workbench.models.texts import Row, batches
+from workbench.scores.store import Store
 
 __all__ = ["tasks_dir", "tokenizer"]
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"

@@ -9,7 +9,7 @@ import pytest
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
-from workbench.fields import Real, Strict
+from workbench.steps.fields import Real, Strict
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)

@@ -13,7 +13,7 @@ from project import CPU
 from tiny import CHAT_TEMPLATE, config, edit_json, tensors_of
 from torch import Tensor
 
-from workbench.resolve import Resolved
+from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.tokens import read_tokens
 
 SPECIAL = ["<unk>", "<eos>", "<pad>"]
@@ -103,7 +103,7 @@ def input_rows(vocabularies: Path, name: str, tensor: str = EMBED) -> dict[str, 
 
 
 def tensors_in_memory(resolved: Resolved, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
-    from workbench.compose import compose
-    from workbench.livemodels import compute
+    from workbench.models.live import compute
+    from workbench.run.compose import compose
 
     return compute(compose(resolved, CPU).model, dtype, CPU)

@@ -17,13 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import recipe as recipes
-from workbench.resolve import Resolved, resolve
+from workbench.recipe import recipe as recipes
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workbench.planning import Plan
+    from workbench.run.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,28 @@ class LoadedRecipe:
 
     def plan(self) -> Plan:
         """What `run` would do, from headers alone."""
-        from workbench.hub import HEADERS
-        from workbench.planning import plan
+        from workbench.bricks.hub import HEADERS
+        from workbench.run.plan import plan
 
         return plan(resolve(self.recipe, HEADERS), self._runs)
 
     def run(self, device: str = "auto", out: str | Path | None = None) -> dict[str, Any]:
         """Write the configuration into its run directory, and into `out`; returns the `run --json` document."""
-        from workbench.engine import execute, pick_device
+        from workbench.models.device import pick_device
+        from workbench.run.execute import execute
 
         return execute(self.resolved, self._runs, device=pick_device(device), out=Path(out) if out else None)
 
     def model(self, device: str = "auto") -> PreTrainedModel:
         """The configuration as a live transformers model in its output dtype, without the disk."""
-        from workbench.engine import materialize, pick_device
+        from workbench.models.device import pick_device
+        from workbench.run.materialize import materialize
 
         return materialize(self.resolved, pick_device(device))
 
     def swap(self, model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
         """Turn a live model of the same shapes into this configuration for a `with` block; exactly undone afterwards."""
-        from workbench.engine import swap
+        from workbench.run.materialize import swap
 
         return swap(model, self.resolved)
 
@@ -82,7 +85,8 @@ def load(path: str | Path, version: int | None = None, device: str = "auto") -> 
 
     Errors: nothing of that kind there, a base that is gone or has changed, a version that does not exist.
     """
-    from workbench.engine import materialize, pick_device
+    from workbench.models.device import pick_device
+    from workbench.run.materialize import materialize
 
     return materialize(_opened(path, version), pick_device(device))
 
@@ -96,8 +100,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _opened(path: str | Path, version: int | None) -> Resolved:
-    from workbench.models import resolve_model
-    from workbench.recipe import find_project
+    from workbench.project import find_project
+    from workbench.run.opened import resolve_model
 
     place = Path(path)
     return resolve_model(str(place), find_project(place.resolve() / "here"), version=version)[1]

@@ -17,20 +17,21 @@ from project import Project
 from search_world import lay_out, searched
 
 from workbench import yamldoc
-from workbench.bricks import read_card, read_licence, read_title
-from workbench.card import model_card
-from workbench.edit.preserving import read_prompts
-from workbench.facts.versions import read_log
-from workbench.merge.calibration import read_texts
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
-from workbench.runs import Run
+from workbench.bricks.card import read_card, read_licence, read_title
+from workbench.edit.closed_form.preserving import read_prompts
+from workbench.facts.log import read_log
+from workbench.files import read_json
+from workbench.models.texts import read_texts
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.card import model_card
+from workbench.run.directory import Run
+from workbench.scores.suite import load_suite
 from workbench.search.space import Space
 from workbench.search.study import ARMS, JOURNAL, Study
-from workbench.suites import load_suite
 from workbench.train import TrainSpec
 from workbench.train.rows import read_replay
-from workbench.weights.digests import read_json, tensor_digests
+from workbench.weights.digests import tensor_digests
 
 FULL = {
     **yaml.safe_load(RECIPE), "name": "fuzzed", "description": "words", "seed": 1, "output": {"dtype": "float32", "shard_size": "4GB"},

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from project import Project
 
 from workbench.adapters.read import Adapter
-from workbench.bricks import vocabulary_digest
-from workbench.layout import model_depth
-from workbench.suites import tokenizer_digest
+from workbench.bricks.brick import vocabulary_digest
+from workbench.models.layout import model_depth
+from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.checkpoint import checkpoint_files, read_config, read_header

@@ -18,13 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workbench.compare import compare
+from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
-from workbench.exchange import find_imported, import_samples, stored_plans
-from workbench.samples import read_samples
-from workbench.scores import Configuration, Metric, Scores, Store, TaskScores
-from workbench.suites import Item, Plan, Suite
-from workbench.taskfiles import digest_of
+from workbench.files import digest_of
+from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.plan import Item, Plan
+from workbench.scores.samples import read_samples
+from workbench.scores.store import Configuration, Metric, Scores, Store, TaskScores
+from workbench.scores.suite import Suite
 
 pytestmark = pytest.mark.slow
 EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES", "200"))

@@ -13,7 +13,7 @@ from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import CONFIG, Adapter
-from workbench.layout import Model
+from workbench.models.layout import Model
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 

@@ -16,14 +16,14 @@ from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import Part
 from workbench.adapters.lora import LowRank, Pair, Patch
 from workbench.adapters.places import Places, Spot
-from workbench.adapters.ties import is_copy, updates_both_alike
+from workbench.adapters.tied import is_copy, updates_both_alike
 from workbench.errors import WorkbenchError
-from workbench.names import disk_weight
+from workbench.models.names import disk_weight
 from workbench.weights.tied import EMBEDDINGS, UntiedWeights
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
-    from workbench.layout import Model
+    from workbench.models.layout import Model
     from workbench.weights.specs import TensorSpec
 
 _UNSAVE = (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.identity import unchanged
 from workbench.weights.checkpoint import Entry
-from workbench.weights.identity import unchanged
 
 
 @dataclass(frozen=True)

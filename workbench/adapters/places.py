@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workbench.live import LiveLayout, Piece, live_layout
-from workbench.names import HEADS, with_and_without_root
+from workbench.models.names import HEADS, with_and_without_root
+from workbench.models.placement import LiveLayout, Piece, live_layout
 from workbench.weights.specs import TensorSpec
 from workbench.weights.tied import tied_embeddings
 

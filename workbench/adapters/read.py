@@ -11,13 +11,13 @@ from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.adapters.patterns import Patterns
-from workbench.adapters.ties import unties
+from workbench.adapters.tied import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry, read_header
 from workbench.weights.specs import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
-    from workbench.layout import Model
+    from workbench.models.layout import Model
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.cli._output import out
 
 if TYPE_CHECKING:
-    from workbench.compare import Comparison, Difference
-    from workbench.scores import Scores
+    from workbench.compare.compare import Comparison, Difference
+    from workbench.scores.store import Scores
 
 Row = Mapping[str, Any]
 # Verdict -> mark beside a score. Other verdicts have none.

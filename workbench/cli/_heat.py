@@ -13,7 +13,7 @@ from workbench.cli._output import out, shown
 from workbench.errors import printable
 
 if TYPE_CHECKING:
-    from workbench.measure import Measures, Sums
+    from workbench.library.measure import Measures, Sums
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {

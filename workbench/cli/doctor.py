@@ -12,8 +12,8 @@ from workbench.cli._output import out
 
 def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
     """Report compiler, kernels, caches, device, versions and disk, and repair what can be rebuilt. Exit 3 if something is left to do."""
-    from workbench.doctor import examine
-    from workbench.recipe import find_project
+    from workbench.library.doctor import examine
+    from workbench.project import find_project
 
     project = find_project(Path.cwd() / "here")
     found = examine(project, runs_dir or project / "runs")

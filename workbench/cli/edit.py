@@ -12,8 +12,8 @@ from workbench.cli._output import out
 from workbench.errors import shell
 
 if TYPE_CHECKING:
-    from workbench.resolve import Resolved
-    from workbench.tracetable import TraceTable
+    from workbench.library.trace import TraceTable
+    from workbench.resolve.resolved import Resolved
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Edits: solve them again on other weights, see where facts are looked up."
@@ -31,8 +31,8 @@ def rebase(
     device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Solve an edit brick again, with its own facts and settings, on a merged or changed model."""
-    from workbench.engine import pick_device
-    from workbench.rebase import rebase as run
+    from workbench.library.rebase import rebase as run
+    from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     name, resolved, base = _configuration(onto)
@@ -70,8 +70,8 @@ def trace(
 
     A report for people. It decides nothing: `layers: auto` of an edit is found by a sweep of edits.
     """
-    from workbench.engine import pick_device
-    from workbench.tracetable import trace_table
+    from workbench.library.trace import trace_table
+    from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     name, resolved, _ = _configuration(model)
@@ -90,7 +90,7 @@ def trace(
 
 def _say_trace(table: TraceTable) -> None:
     from workbench.cli._heat import grid
-    from workbench.tracetable import OUTPUTS, WORDS
+    from workbench.library.trace import OUTPUTS, WORDS
 
     found = table.traces["block"]
     out.line(
@@ -139,11 +139,12 @@ def _say_use(found: dict[str, Any], onto: str, resolved: Resolved) -> None:
 
 def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
     """A recipe or a model: its name, as a resolved recipe, and what a card calls it as a base; None: what the recipe calls it."""
+    from workbench.bricks.hub import Hub
     from workbench.cli._recipes import no_subject, recipe_path
-    from workbench.hub import Hub
-    from workbench.models import is_model, resolve_model
-    from workbench.recipe import find_project, load_recipe
-    from workbench.resolve import resolve
+    from workbench.project import find_project
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.opened import is_model, resolve_model
 
     hub, path = Hub(events=out.event), recipe_path(reference)
     if path.suffix in (".yaml", ".yml"):

@@ -23,13 +23,13 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
+from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
-from workbench.cli.run import relative
 from workbench.errors import LeftOut, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.scores import Scores
+    from workbench.scores.store import Scores
 
 
 def evaluate(
@@ -43,10 +43,10 @@ def evaluate(
 
     A finished run of a recipe gets the scores into its README.md.
     """
-    from workbench.engine import pick_device
-    from workbench.groups import aggregated
-    from workbench.scorecard import card_scores
-    from workbench.scoring import score_all
+    from workbench.evaluate.score import score_all
+    from workbench.models.device import pick_device
+    from workbench.report.scorecard import card_scores
+    from workbench.scores.groups import aggregated
 
     out.quiet, out.verbose = quiet or json, verbose
     opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True, device=pick_device(device))
@@ -82,7 +82,7 @@ def compare(
     """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
     worse than the baseline on a primary metric, guarded tasks included; with --require-safe also if one is not shown safe on a
     guarded task. Else exit 1 if some are left out, because they are invalid or not scored."""
-    from workbench.scoring import stored
+    from workbench.evaluate.score import stored
 
     left_out: list[LeftOut] = []
     if imported := imported_scores(names, suite, runs_dir):
@@ -160,7 +160,7 @@ def _compared(
 
     Errors: none of the recipes that are named is scored or searched; nothing is scored. Some of them: they are left out.
     """
-    from workbench.scoring import stored
+    from workbench.evaluate.score import stored
 
     against = opened.baseline(baseline)
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)

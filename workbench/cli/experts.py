@@ -15,7 +15,7 @@ from workbench.cli._output import out
 from workbench.cli.chat import open_live
 
 if TYPE_CHECKING:
-    from workbench.grow.usage import Usage
+    from workbench.grow.mixtures.usage import Usage
 
 _LONGEST = 512
 """Tokens of a text at most, as in steps that read texts."""
@@ -33,9 +33,9 @@ def experts(
     device: DeviceOpt = "auto", runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Count which experts of a mixture the tokens of some texts take, layer by layer."""
-    from workbench.engine import pick_device
-    from workbench.grow.usage import expert_modules, usage
-    from workbench.merge.calibration import encode, longest_row, read_texts
+    from workbench.grow.mixtures.usage import expert_modules, usage
+    from workbench.models.device import pick_device
+    from workbench.models.texts import encode, longest_row, read_texts
 
     out.quiet = quiet or json
     read = read_texts(texts, str(texts), samples)

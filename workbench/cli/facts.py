@@ -14,9 +14,9 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.factcheck import Finding
-    from workbench.recipe import Recipe
-    from workbench.resolve import Resolved
+    from workbench.library.facts import Finding
+    from workbench.recipe.recipe import Recipe
+    from workbench.resolve.resolved import Resolved
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published ones.")
 FileArg = Annotated[
@@ -34,9 +34,9 @@ def check(
 ) -> None:  # fmt: skip
     """Find contradictions, duplicates, targets that a model gives already, facts that other bricks teach. Exit 3 if a fact fails."""
     from workbench.cli._recipes import recipe_file
-    from workbench.engine import pick_device
-    from workbench.factcheck import check_facts
-    from workbench.recipe import load_recipe
+    from workbench.library.facts import check_facts
+    from workbench.models.device import pick_device
+    from workbench.recipe.recipe import load_recipe
 
     out.quiet = json or quiet
     loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
@@ -70,11 +70,12 @@ def _table(findings: list[Finding]) -> None:
 
 def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved] | None:
     """What is asked, with its name: what --model names, else the recipe's base."""
+    from workbench.bricks.hub import Hub
     from workbench.cli._recipes import no_subject, recipe_path
-    from workbench.hub import Hub
-    from workbench.models import is_model, resolve_model
-    from workbench.recipe import find_project, load_recipe
-    from workbench.resolve import resolve
+    from workbench.project import find_project
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.opened import is_model, resolve_model
 
     hub = Hub(events=out.event)
     if reference is None:
@@ -98,7 +99,7 @@ def import_(
 ) -> None:  # fmt: skip
     """Convert a published facts file to jsonl, and list the rows that become no fact."""
     from workbench.facts import write_facts
-    from workbench.facts.importing import import_facts
+    from workbench.facts.imported import import_facts
 
     out.quiet = json
     if to is not None and to.exists():

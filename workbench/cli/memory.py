@@ -15,8 +15,8 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    from workbench.memories import SavedMemory
-    from workbench.registry import MethodContext
+    from workbench.run.memories import SavedMemory
+    from workbench.steps import MethodContext
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at and change the facts of a memory; every change is a version."
@@ -122,9 +122,9 @@ def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     """A memory and the configuration directory around it, where there is one. Errors: neither."""
-    from workbench.memories import RECORD, SavedMemory
-    from workbench.runs import find_run
-    from workbench.saved import MEMORY, is_configuration
+    from workbench.run.directory import find_run
+    from workbench.run.memories import RECORD, SavedMemory
+    from workbench.run.saved import MEMORY, is_configuration
 
     path = Path(place)
     if not path.is_dir() or (path / "run.json").is_file():
@@ -142,9 +142,9 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
 @contextmanager
 def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
     """Load the model that facts are learned on, and compute in exact float32 meanwhile. Errors: a memory directory that stands alone."""
-    from workbench.engine import pick_device
-    from workbench.memories import live_context
-    from workbench.saved import open_configuration
+    from workbench.models.device import pick_device
+    from workbench.run.kinds.memory import live_context
+    from workbench.run.saved import open_configuration
     from workbench.weights.device import exact
 
     if configuration is None:

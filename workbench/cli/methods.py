@@ -16,8 +16,8 @@ def methods(
     json: JsonOpt = False,
 ) -> None:
     """List the methods that steps can use, or explain one."""
-    from workbench.docs import describe, summary
-    from workbench.registry import methods as registered
+    from workbench.recipe.describe import describe, summary
+    from workbench.recipe.methods import methods as registered
 
     known = registered()
     if name is None:

@@ -45,7 +45,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a recipe to start from; nothing is overwritten."""
-    from workbench.recipe import find_project
+    from workbench.project import find_project
 
     if project is not None:
         for folder in ("recipes", "bricks", "evals/suites", "evals/tasks"):
@@ -76,7 +76,7 @@ def new(
 def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
     """Check recipes without looking at their inputs. Exit 2 if one is invalid."""
     from workbench.cli._recipes import recipe_file
-    from workbench.recipe import load_recipe
+    from workbench.recipe.recipe import load_recipe
 
     failed = False
     for name in recipes:
@@ -93,7 +93,7 @@ def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
-    from workbench.recipe import recipe_schema
+    from workbench.recipe.schema import recipe_schema
 
     out.json(recipe_schema())
 
@@ -104,7 +104,7 @@ def import_(
     to: Annotated[Path | None, typer.Option("-o", "--out", help="The recipe to write; omitted: print it.")] = None,
 ) -> None:
     """Translate a mergekit YAML into a recipe with the same numbers, or list what does not carry over."""
-    from workbench.importing import import_recipe, write_imported
+    from workbench.recipe.mergekit import import_recipe, write_imported
 
     imported = import_recipe(file, to)
     if to is None:

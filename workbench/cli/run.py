@@ -10,11 +10,11 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import recipe_file, score_lines
+from workbench.cli._recipes import load, score_lines
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
-    from workbench.resolve import Resolved
+    from workbench.resolve.resolved import Resolved
 
 
 # What vLLM takes as --max-lora-rank.
@@ -30,7 +30,7 @@ def plan(
     json: JsonOpt = False,
 ) -> None:
     """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only; a CUDA device need not be there."""
-    from workbench.planning import plan as make_plan
+    from workbench.run.plan import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
     found = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
@@ -63,7 +63,7 @@ def plan(
 
 def plans_cuda(device: str) -> bool:
     """Return whether a plan is for a CUDA device; one that is named need not be on this machine."""
-    from workbench.engine import pick_device
+    from workbench.models.device import pick_device
 
     return re.fullmatch(r"cuda(:\d+)?", device) is not None or pick_device(device).type == "cuda"
 
@@ -77,12 +77,13 @@ def run(
 ) -> None:  # fmt: skip
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
     from workbench.edit.greedy import told as said_in_words
-    from workbench.engine import execute, pick_device
-    from workbench.grow.kept import told
+    from workbench.grow.expansion.kept import told
+    from workbench.models.device import pick_device
+    from workbench.run.execute import execute
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
-        from workbench.card import require_licences
+        from workbench.resolve.licences import require_licences
 
         require_licences(load(recipe, settings, runs_dir, headers_only=True)[0])
     resolved, runs = load(recipe, settings, runs_dir)
@@ -122,7 +123,7 @@ def run(
 
 def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None:
     """Where the adapter is, what it holds, and the lines that use it."""
-    from workbench.runs import run_for
+    from workbench.run.directory import run_for
 
     record = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
     base = resolved.recipe.fields.base
@@ -144,7 +145,7 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
 
 def loading_class(model: str | Path) -> str:
     """Return the transformers class that loads all of a model directory."""
-    from workbench.livemodels import loading_class as of_config
+    from workbench.models.skeleton import loading_class as of_config
     from workbench.weights.checkpoint import read_config
 
     return of_config(read_config(Path(model), str(model)))
@@ -152,7 +153,7 @@ def loading_class(model: str | Path) -> str:
 
 def say_text_only(base: str) -> None:
     """Say that an adapter's modules are those of the text decoder, where the base has more than that."""
-    from workbench.bricks import locate
+    from workbench.bricks.locate import locate
 
     if (whole := loading_class(locate(base, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
         out.say(f"        (the adapter names modules of the text decoder; the whole base is loaded by {whole})")
@@ -165,22 +166,6 @@ def _grouped(lines: list[str]) -> list[str]:
         owner, _, text = line.partition(": ")
         owners.setdefault(text, []).append(owner)
     return [f"{', '.join(names)}: {text}" if text else ", ".join(names) for text, names in owners.items()]
-
-
-def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
-    """A recipe with its inputs, or with their headers alone, and where its runs stand."""
-    from workbench.hub import Hub
-    from workbench.recipe import load_recipe
-    from workbench.resolve import resolve
-
-    loaded = load_recipe(recipe_file(str(recipe)), settings or ())
-    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
-
-
-def relative(path: Path) -> Path:
-    """A path as people want to read it: relative where it is below the current folder."""
-    here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
 
 
 def _cost(step: dict[str, Any]) -> str:

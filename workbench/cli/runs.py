@@ -9,11 +9,11 @@ import typer
 
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli.run import relative
+from workbench.cli._recipes import relative
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.runs import Run
+    from workbench.run.directory import Run
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
 NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
@@ -22,7 +22,7 @@ NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or 
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
-    from workbench.runs import list_runs
+    from workbench.run.directory import list_runs
 
     found = list_runs(_runs(runs_dir))
     rows = [
@@ -53,7 +53,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show a run's record: inputs, steps, result."""
-    from workbench.runs import RECORD, find_run
+    from workbench.run.directory import RECORD, find_run
 
     run = find_run(_runs(runs_dir), name)
     record = run.record
@@ -91,7 +91,7 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:  # fmt: skip
     """Remove run directories of the runs folder, and nothing else. Scores are kept."""
-    from workbench.runs import removable, remove_run
+    from workbench.run.directory import removable, remove_run
 
     found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
@@ -108,7 +108,7 @@ def verify(
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the sha256 of every file.")] = False,
 ) -> None:  # fmt: skip
     """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
-    from workbench.runs import find_run
+    from workbench.run.directory import find_run
     from workbench.weights.checkpoint import Checkpoint, read_header
     from workbench.weights.digests import tensor_digests
 
@@ -147,7 +147,7 @@ def verify(
 
 def _verify_memory(run: Run, digest: str) -> None:
     """Errors (exit 3): the memory, at the version that the run wrote, is not what the record says."""
-    from workbench.memories import SavedMemory
+    from workbench.run.memories import SavedMemory
 
     if SavedMemory(run.configuration / "memory").digest(1) != digest:
         raise WorkbenchError(
@@ -158,6 +158,6 @@ def _verify_memory(run: Run, digest: str) -> None:
 
 
 def _runs(runs_dir: Path | None) -> Path:
-    from workbench.recipe import find_project
+    from workbench.project import find_project
 
     return runs_dir or relative(find_project(Path.cwd() / "here") / "runs")

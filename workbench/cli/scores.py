@@ -9,11 +9,11 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli.run import relative
+from workbench.cli._recipes import relative
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.scores import Store
+    from workbench.scores.store import Store
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stored scores: list them, import lm-eval's, export tasks.")
 
@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stored scor
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List what is scored: one line a suite and plan."""
-    from workbench.exchange import stored_plans
+    from workbench.scores.imported import stored_plans
 
     store = _store(runs_dir)
     found = stored_plans(store)
@@ -62,7 +62,7 @@ def import_(
     runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
 ) -> None:  # fmt: skip
     """Keep what `lm_eval --log_samples` has written, one configuration a folder, so that runs can be compared item by item."""
-    from workbench.exchange import import_samples
+    from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
@@ -117,11 +117,11 @@ def export(
 
 def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     """The tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
-    from workbench.engine import pick_device
-    from workbench.evalfields import FactsEval
-    from workbench.factsuite import PREFIX, export_facts, wanted
-    from workbench.models import resolve_model
-    from workbench.recipe import find_project
+    from workbench.evaluate.facts import PREFIX, export_facts, wanted
+    from workbench.models.device import pick_device
+    from workbench.project import find_project
+    from workbench.recipe.eval_fields import FactsEval
+    from workbench.run.opened import resolve_model
 
     if base is None:
         raise WorkbenchError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}", 2)
@@ -135,7 +135,7 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
 
 
 def _store(runs_dir: Path | None) -> Store:
-    from workbench.recipe import find_project
-    from workbench.scores import Store
+    from workbench.project import find_project
+    from workbench.scores.store import Store
 
     return Store((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")

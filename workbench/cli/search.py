@@ -10,8 +10,7 @@ import typer
 
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import recipe_file
-from workbench.cli.run import relative
+from workbench.cli._recipes import recipe_file, relative
 from workbench.errors import WorkbenchError, shell
 
 
@@ -30,8 +29,8 @@ def search(
 
     The same command goes on after an interruption; several processes share the work.
     """
-    from workbench.engine import pick_device
-    from workbench.recipe import load_recipe
+    from workbench.models.device import pick_device
+    from workbench.recipe.recipe import load_recipe
     from workbench.search.run import prepare, run
     from workbench.search.winner import conclude
 

@@ -23,7 +23,7 @@ BaseOpt = Annotated[
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the suites of evals/suites."""
-    from workbench.suitecheck import list_suites
+    from workbench.evaluate.suitecheck import list_suites
 
     found = list(list_suites(_project()))
     if json:
@@ -41,7 +41,7 @@ def list_(json: JsonOpt = False) -> None:
 @app.command()
 def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
     """Show a suite: tasks, metrics, items, clusters and its plan. Loads no model."""
-    from workbench.suitecheck import show_suite
+    from workbench.evaluate.suitecheck import show_suite
 
     out.quiet = json
     document = show_suite(name, _project(), base)
@@ -84,7 +84,8 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
 def _chance(facts: Mapping[str, Any]) -> str:
     """Score of guessing, or what it is taken from; a dash where it is not known."""
-    from workbench.suiteparts import ACCURACIES, metric_of
+    from workbench.facts.kinds import ACCURACIES
+    from workbench.scores.suite import metric_of
 
     if facts["chance"] is not None:
         return f"{facts['chance']:g}"
@@ -98,7 +99,7 @@ def check(
     json: JsonOpt = False, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
 ) -> None:  # fmt: skip
     """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
-    from workbench.suitecheck import check_suite
+    from workbench.evaluate.suitecheck import check_suite
 
     report = check_suite(name, _project(), base, limit)
     if json:
@@ -119,6 +120,6 @@ def check(
 
 
 def _project() -> Path:
-    from workbench.recipe import find_project
+    from workbench.project import find_project
 
     return find_project(Path.cwd() / "here")

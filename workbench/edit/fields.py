@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from workbench.fields import Strict, Whole
+from workbench.steps.fields import Strict, Whole
 
 
 class Batches(Strict):

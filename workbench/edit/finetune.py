@@ -10,14 +10,14 @@ import torch
 from pydantic import Field, model_validator
 
 from workbench.edit.fields import Layers, Mode
-from workbench.edit.parts import Parts
-from workbench.edit.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fit, row_losses, rows_of
+from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fit, row_losses, rows_of
+from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
-from workbench.fields import Real, Whole
-from workbench.layout import Model
-from workbench.registry import Edit, EditMethod, MethodContext, register
+from workbench.models.layout import Model
+from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps.fields import Real, Whole
 from workbench.weights.parallel import one_thread
 
 # Share of the depth at which `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every layer

@@ -11,16 +11,16 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file
 
-from workbench.batching import side_by_side
-from workbench.edit.codebook import Codebook, radii, reading, writing
-from workbench.edit.rows import fact_pair
+from workbench.edit.memories.codebook import Codebook, radii, reading, writing
+from workbench.edit.places.rows import fact_pair
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.fields import Real, Whole
-from workbench.names import live_module
-from workbench.prompts import encode_pair
-from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
-from workbench.weights.digests import json_digest
+from workbench.files import json_digest
+from workbench.models.batching import side_by_side
+from workbench.models.names import live_module
+from workbench.models.prompts import encode_pair
+from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
+from workbench.steps.fields import Real, Whole
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:

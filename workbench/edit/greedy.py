@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.attention import head_sees
-from workbench.edit.passes import target_log_probabilities
-from workbench.edit.rows import Row, padded, row_of
+from workbench.edit.places.passes import target_log_probabilities
+from workbench.edit.places.rows import Row, padded, row_of
 from workbench.facts import Fact
+from workbench.models.attention import head_sees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

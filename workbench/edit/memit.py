@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.edit.closed import ClosedForm
-from workbench.edit.metrics import of_moments
-from workbench.edit.moments import Moments
-from workbench.edit.solver import Metric
-from workbench.fields import Real
-from workbench.registry import register
+from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.metrics import of_moments
+from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.solver import Metric
+from workbench.steps import register
+from workbench.steps.fields import Real
 
 
 @register

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from workbench.edit.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
-from workbench.edit.textmemory import FACTS, Store, attach
+from workbench.edit.memories.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
+from workbench.edit.memories.textmemory import FACTS, Store, attach
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.fields import Real, Whole
-from workbench.registry import Kept, Memory, MemoryMethod, MethodContext, register
+from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, register
+from workbench.steps.fields import Real, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor

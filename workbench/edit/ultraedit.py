@@ -12,18 +12,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from workbench.edit.closed_form.solver import Metric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode
-from workbench.edit.parts import Parts, hooked
-from workbench.edit.passes import logits_at, run, target_log_probabilities
-from workbench.edit.rows import Padded, Row, check_rows, padded, row_of
-from workbench.edit.solver import Metric, factors_of_steps, solve
+from workbench.edit.places.parts import Parts, hooked
+from workbench.edit.places.passes import logits_at, run, target_log_probabilities
+from workbench.edit.places.rows import Padded, Row, check_rows, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
-from workbench.fields import Real, Whole
-from workbench.layout import Model
-from workbench.merge.calibration import longest_row
-from workbench.registry import Edit, EditMethod, MethodContext, register
+from workbench.models.layout import Model
+from workbench.models.texts import longest_row
+from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps.fields import Real, Whole
 from workbench.weights.lowrank import Factors
 
 LONGEST = 512

@@ -21,15 +21,16 @@ from lm_eval.api.registry import model_registry
 
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
-from workbench.groups import expanded
-from workbench.scores import Configuration, Metric, Rows, Scores, Store, TaskScores
-from workbench.statistics import codes
-from workbench.suites import SCORED_BY, Plan, Suite, make_plan
-from workbench.taskfiles import task_index
+from workbench.events import Progress
+from workbench.scores.groups import expanded
+from workbench.scores.plan import Plan, make_plan
+from workbench.scores.statistics import codes
+from workbench.scores.store import Configuration, Metric, Rows, Scores, Store, TaskScores
+from workbench.scores.suite import SCORED_BY, Suite
+from workbench.scores.tasks import task_index
 from workbench.versions import installed
 
 __all__ = ["Progress", "build_plan", "evaluate", "quiet", "score", "summarise"]
-Progress = Callable[[str, int, int], None]  # task, requests done, requests in all
 
 if "workbench" not in model_registry:
     model_registry.register("workbench", target="workbench.evaluate.models:WorkbenchLM")

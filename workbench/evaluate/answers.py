@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 
-from workbench.evaluate.models import SafeHFLM
+from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.packed import Pair
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.facts import joined

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED
-from workbench.suites import Plan
+from workbench.scores.plan import Plan
 from workbench.weights.checkpoint import read_config
 
 

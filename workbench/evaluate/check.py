@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, bounds_of, lay_out, start_for
-from workbench.scores import Check
+from workbench.scores.store import Check
 
 if TYPE_CHECKING:
-    from workbench.evaluate.models import SafeHFLM
+    from workbench.evaluate.hflm import SafeHFLM
 
 _DOCUMENTS = 4  # of each task
 _NATS = 1e-4  # in float32, for log-likelihoods up to 100 nats; relative beyond, as float32 sums round

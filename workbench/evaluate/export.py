@@ -18,7 +18,7 @@ import yaml
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
-from workbench.suites import item_ids
+from workbench.scores.plan import item_ids
 from workbench.versions import installed
 
 LOCALDATA = '''"""Data of the local tasks: read beside the YAML file, whatever the working directory, nothing cached on disk."""

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate.gold import _Gold, _gold, _response, metrics_of
 from workbench.evaluate.quiet import quiet
-from workbench.evaluate.requests import build, by_item, metrics_of
+from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
-from workbench.suites import Plan
-
-# Log-likelihoods that the oracle gives to the gold choice and to every other one.
-_RIGHT, _WRONG = 0.0, -10.0
+from workbench.scores.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -147,43 +145,6 @@ def _template(plan: Plan) -> Any:
                                                  continue_final_message=not add_generation_prompt))  # fmt: skip
 
     return apply
-
-
-@dataclass(frozen=True)
-class _Gold:
-    choices: tuple[str, ...] | None
-    indices: tuple[int, ...] | None
-    target: Any
-
-
-def _gold(task: Any, doc: Any) -> _Gold:
-    """A document's right answer. Where the choices stand in the contexts, `doc_to_text` gives the index."""
-    target = task.doc_to_target(doc)
-    if task.config.doc_to_choice is None:
-        return _Gold(None, None, target)
-    choices = tuple(map(str, task.doc_to_choice(doc)))
-    wanted = task.doc_to_text(doc) if task.multiple_input else target
-    found = []
-    for gold in wanted if isinstance(wanted, list) else [wanted]:
-        index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-        found.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
-    known = tuple(i for i in found if i is not None)
-    return _Gold(choices, known if found and len(known) == len(found) else None, target)
-
-
-def _response(task: Any, instance: Any, gold: _Gold) -> Any:
-    """What a model that knows the answer would give."""
-    kind = task.OUTPUT_TYPE
-    if kind == "generate_until":
-        target = gold.choices[gold.indices[0]] if gold.choices is not None and gold.indices else gold.target
-        return str(target[0] if isinstance(target, list) and target else target)
-    if kind == "loglikelihood_rolling":
-        return _RIGHT
-    if kind == "loglikelihood":
-        return _RIGHT, True
-    # Unconditional requests (acc_mutual_info) follow those of the choices: an empty context prefers nothing.
-    right = instance.idx < len(gold.choices or ()) and instance.idx in (gold.indices or ())
-    return (_RIGHT, True) if right else (_WRONG, False)
 
 
 def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> Asked:

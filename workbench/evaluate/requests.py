@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError, shell
+from workbench.evaluate.gold import metrics_of
 from workbench.evaluate.packed import Layout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores import Row, margin_of
-from workbench.statistics import brier_score
-from workbench.suites import MARGIN, Item, Plan, item_ids
-from workbench.taskfiles import metric_name
+from workbench.scores.plan import Item, Plan, item_ids
+from workbench.scores.statistics import brier_score
+from workbench.scores.store import Row, margin_of
+from workbench.scores.suite import MARGIN
 
 if TYPE_CHECKING:
-    from workbench.evaluate.models import SafeHFLM
+    from workbench.evaluate.hflm import SafeHFLM
 
 GENERATED = "generate_until"
 _KEPT = 16
@@ -112,14 +113,6 @@ def build(plan: Plan, name: str, task: Any, template: Callable[..., str] | None 
             f"Compare the templates of the task file with the fields of its data: workbench suite check {shell(plan.suite.suite)}",
         ) from error
     return list(task.instances)
-
-
-def metrics_of(task: Any, instances: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """(metric, value) of one item, for all of the task's filters; names as in the stored rows. `instances`: its requests, answered and filtered."""
-    filters = list(instances[0].filtered_resps)
-    for by in filters:
-        found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
-        yield from ((metric_name(metric, by, filters), value) for metric, value in found.items())
 
 
 def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.instance import Instance
 
-from workbench.evaluate import Progress, summarise
+from workbench.evaluate import summarise
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import bounds_of, lay_out, start_for
 from workbench.evaluate.requests import GENERATED, Requests
 from workbench.evaluate.scorer import Scorer
-from workbench.scores import Configuration, Row, Scores, Store
-from workbench.suites import Plan
+from workbench.events import Progress
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration, Row, Scores, Store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

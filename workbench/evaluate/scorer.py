@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate import Progress
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
-from workbench.evaluate.models import SafeHFLM, recalled, without_recall
+from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Layout, Pair, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
-from workbench.scores import Check, Configuration, Journal
-from workbench.suites import Plan
+from workbench.events import Progress
+from workbench.scores.plan import Plan
+from workbench.scores.store import Check, Configuration, Journal
 
 
 class Scorer:

@@ -12,10 +12,12 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
-from workbench.groups import Aggregate, Group, local_groups
-from workbench.suites import Plan, Suite
-from workbench.taskcode import code_of, content, recall, remember
-from workbench.taskfiles import Source, TaskFile, digest_of, listed_metrics, metric_name
+from workbench.files import digest_of
+from workbench.scores.groups import Aggregate, Group, local_groups
+from workbench.scores.plan import Plan
+from workbench.scores.suite import Suite
+from workbench.scores.task_code import code_of, content, recall, remember
+from workbench.scores.tasks import Source, TaskFile, listed_metrics, metric_name
 
 
 def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> Source:
@@ -80,7 +82,7 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
 
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
-    """Return what `taskfiles.listed_metrics` returns, for a task that has no file here."""
+    """Return what `scores.tasks.listed_metrics` returns, for a task that has no file here."""
     from lm_eval.api.metrics import bits_per_byte, brier_score, mean, perplexity, weighted_perplexity
 
     filters = [f.name for f in task._filters]

@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from workbench.evaluate.quiet import SEED
-from workbench.taskcode import Code, Reads, is_own
-from workbench.taskfiles import digest_of
+from workbench.files import digest_of
+from workbench.scores.task_code import Code, Reads, is_own
 
 _UNSEEN = (
     "socket.connect",
@@ -171,8 +171,7 @@ def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
 
 def score_first(task: Any) -> None:
     """Score the gold answer of the first document, so that files and modules that filters and metrics read are seen."""
-    from workbench.evaluate.oracle import _gold, _response
-    from workbench.evaluate.requests import metrics_of
+    from workbench.evaluate.gold import _gold, _response, metrics_of
 
     with contextlib.suppress(Exception):  # said by `suite check`, or when the task is scored
         task.set_fewshot_seed(seed=SEED)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, refuse_unknown
-from workbench.weights.digests import json_digest
-from workbench.weights.saving import write_text
+from workbench.files import json_digest, write_text
 
 SLOT = "{subject}"
 FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability")

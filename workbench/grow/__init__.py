@@ -1,1 +1,1 @@
-"""Grow: new parameters from old ones. One method a file; `remap.py` and `preserve.py` are shared."""
+"""Grow: new parameters from old ones. One method a file; what they share is in folders."""

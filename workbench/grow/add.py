@@ -9,16 +9,16 @@ import torch
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import BrickEntry, Bricks, Real, Whole
-from workbench.grow.appended import corrections, from_base, from_bricks, routers
-from workbench.grow.gates import encode_prompts, prompt_gates
-from workbench.grow.mixture import Mixture
-from workbench.grow.never import never_gates
-from workbench.grow.targets import TARGETS
-from workbench.grow.texts import TextMethod
-from workbench.layout import Model
-from workbench.merge.calibration import longest_row
-from workbench.registry import GrowContext, Growth, Learns, Measured, Preserves, register
+from workbench.grow.expansion.appended import corrections, from_base, from_bricks, routers
+from workbench.grow.expansion.never import never_gates
+from workbench.grow.expansion.targets import TARGETS
+from workbench.grow.mixtures.gates import encode_prompts, prompt_gates
+from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.texts import TextMethod
+from workbench.models.layout import Model
+from workbench.models.texts import longest_row
+from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
+from workbench.steps.fields import BrickEntry, Bricks, Real, Whole
 from workbench.weights.specs import load
 
 

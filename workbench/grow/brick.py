@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from workbench.registry import TrainMethod, register
+from workbench.steps import TrainMethod, register
 from workbench.train.rows import read_replay
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from workbench.conversion import parse_config
 from workbench.errors import WorkbenchError, nearest
-from workbench.fields import BrickEntry, Bricks, Real, Whole
-from workbench.grow.gates import encode_prompts, prompt_gates, ridge_gates
-from workbench.grow.parts import check_places, check_shapes
-from workbench.grow.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
-from workbench.grow.texts import TextMethod
-from workbench.layout import Model
-from workbench.merge.calibration import longest_row
-from workbench.registry import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
+from workbench.grow.expansion.parts import check_places, check_shapes
+from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
+from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
+from workbench.grow.mixtures.texts import TextMethod
+from workbench.models.layout import Model
+from workbench.models.skeleton import parse_config
+from workbench.models.texts import longest_row
+from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
+from workbench.steps.fields import BrickEntry, Bricks, Real, Whole
 
 _SHARED = 64
 """Neurons of a shared expert that an architecture cannot do without; its output starts as zero."""

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Whole
-from workbench.grow.mixture import Mixture
-from workbench.grow.texts import TextMethod
-from workbench.grow.usage import usage
-from workbench.layout import Model
-from workbench.registry import GrowContext, Growth, Learns, Measured, Preserves, register
-from workbench.weights.digests import read_json, write_json
+from workbench.files import read_json, write_json
+from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.texts import TextMethod
+from workbench.grow.mixtures.usage import usage
+from workbench.models.layout import Model
+from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
+from workbench.steps.fields import Whole
 
 
 @register

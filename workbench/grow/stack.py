@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Real, Strict, Whole
-from workbench.grow.layers import in_order, reordered
-from workbench.layout import Model
-from workbench.registry import GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.grow.expansion.layers import in_order, reordered
+from workbench.models.layout import Model
+from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.steps.fields import Real, Strict, Whole
 
 
 class Slice(Strict):

@@ -12,14 +12,14 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, refuse_unknown
-from workbench.fields import Whole
-from workbench.grow.parts import check_shapes
-from workbench.layout import Model
-from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.files import json_digest
+from workbench.grow.expansion.parts import check_shapes
+from workbench.models.layout import Model
+from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.steps.fields import Whole
 from workbench.vocabulary.align import configured, vocabulary_tensors
 from workbench.vocabulary.files import GENERATION, Addition, tokenizer_digests, write_tokenizer
 from workbench.vocabulary.tokens import load_tokenizer, read_tokens
-from workbench.weights.digests import json_digest
 
 Rows = NDArray[np.int64]
 

@@ -10,9 +10,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Whole
-from workbench.grow.norms import rms_norm
-from workbench.grow.parts import (
+from workbench.grow.expansion.norms import rms_norm
+from workbench.grow.expansion.parts import (
     EMBEDDINGS,
     HEAD_NORMS,
     KEYS,
@@ -25,8 +24,9 @@ from workbench.grow.parts import (
     check_shapes,
     with_text,
 )
-from workbench.layout import Model
-from workbench.registry import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.models.layout import Model
+from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.steps.fields import Whole
 
 _STD = 0.02
 """Of drawn weights, where config.json has no initializer_range."""
@@ -184,7 +184,7 @@ class _Plan:
     def _check_norms(self, before: int, count: int, head_dim: int) -> None:
         """Refuse a model whose norms, or factors that depend on the width, do not allow more channels.
 
-        Norms are judged by what they compute on numbers (`norms.py`): an RMS norm with a weight of its own and config.json's epsilon gives
+        Norms are judged by what they compute on numbers (`expansion/norms.py`): an RMS norm with a weight of its own and config.json's epsilon gives
         the old channels what they had, once weight and epsilon are rescaled.
         """
         parts, kind = self.parts, self.parts.parsed.model_type

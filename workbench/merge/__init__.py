@@ -1,1 +1,1 @@
-"""Merge: bricks' deltas into one delta. One method a file; `stream.py` and `trim.py` are shared."""
+"""Merge: bricks' deltas into one delta. One method a file; what they share is in folders."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workbench.fields import Space
-from workbench.registry import Combination, Group, Laws, MergeMethod, register
+from workbench.steps import Combination, Group, Laws, MergeMethod, register
+from workbench.steps.fields import Space
 
 
 @register

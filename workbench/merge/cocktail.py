@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Real, Whole
-from workbench.layout import Model
-from workbench.merge.calibration import Row, encode, log_likelihood, longest_row, read_texts
-from workbench.registry import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
-from workbench.weights.digests import file_digest, json_digest, read_json, write_json
-from workbench.weights.identity import unchanged
+from workbench.files import file_digest, json_digest, read_json, write_json
+from workbench.identity import unchanged
+from workbench.models.layout import Model
+from workbench.models.texts import Row, encode, log_likelihood, longest_row, read_texts
+from workbench.steps import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
+from workbench.steps.fields import Real, Whole
 
 BASE = ""
 

@@ -8,8 +8,8 @@ from typing import Literal
 import xxhash
 from pydantic import Field
 
-from workbench.fields import BrickEntry, Bricks, Number, Share, Space
-from workbench.registry import Group, Laws, MergeMethod, register
+from workbench.steps import Group, Laws, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.weights.sparse import Drop, Selection, Vote, drop_sums
 from workbench.weights.specs import block_elements
 

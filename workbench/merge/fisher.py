@@ -15,12 +15,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.fields import Real
-from workbench.layout import Model
-from workbench.merge.calibration import Calibrated, Row, log_likelihood
-from workbench.merge.least_squares import average, checked_weights, norm_report
-from workbench.names import counterpart
-from workbench.registry import Block, Group, Laws, Measured, MergeContext, Prepared, register
+from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.least_squares import average, checked_weights, norm_report
+from workbench.models.layout import Model
+from workbench.models.names import counterpart
+from workbench.models.texts import Row, log_likelihood
+from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
+from workbench.steps.fields import Real
 from workbench.weights.saving import save_tensors
 
 

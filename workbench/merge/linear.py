@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import BrickEntry, Bricks, Space
-from workbench.registry import Combination, Group, Laws, MergeMethod, register
+from workbench.steps import Combination, Group, Laws, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks, Space
 
 
 @register

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from workbench.fields import Real
-from workbench.layout import Model
-from workbench.merge.calibration import BATCH_TOKENS, Calibrated
-from workbench.merge.grams import Grams, collect
-from workbench.merge.least_squares import average, is_linear, linear_deltas, merge_linear, norm_report, solver_bytes
-from workbench.registry import Group, Laws, Measured, MergeContext, Prepared, register
+from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.grams import Grams, collect
+from workbench.merge.measuring.least_squares import average, is_linear, linear_deltas, merge_linear, norm_report, solver_bytes
+from workbench.models.layout import Model
+from workbench.models.texts import BATCH_TOKENS
+from workbench.steps import Group, Laws, Measured, MergeContext, Prepared, register
+from workbench.steps.fields import Real
 
 
 @register

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError
-from workbench.fields import BrickEntry, Bricks
-from workbench.registry import Combination, Group, Laws, MergeMethod, register
+from workbench.steps import Combination, Group, Laws, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks
 from workbench.weights import kernels
 
 _SUM = "expected weights that add up to 1 (mergekit's t is the second one: 1 - t and t)"

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.fields import BrickEntry, Bricks, Number, Space
-from workbench.registry import Combination, Group, Laws, MergeMethod, register
+from workbench.steps import Combination, Group, Laws, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 
 @register

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.fields import BrickEntry, Bricks, Number, Share, Space
-from workbench.layout import Model
-from workbench.merge.trim import joint_trims, selection_bytes, trims
-from workbench.registry import Group, Laws, MergeMethod, register
+from workbench.merge.streaming.trim import joint_trims, selection_bytes, trims
+from workbench.models.layout import Model
+from workbench.steps import Group, Laws, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.weights.sparse import Selection, Trim, Vote
 
 

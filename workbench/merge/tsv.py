@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.fields import BrickEntry, Bricks, Number, Space
-from workbench.layout import Model
-from workbench.merge.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
-from workbench.registry import Combination, Group, Laws, MergeMethod, Prepared, register
+from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
+from workbench.models.layout import Model
+from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 
 @register

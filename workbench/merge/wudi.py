@@ -9,10 +9,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workbench.fields import BrickEntry, Bricks, Number, Real
-from workbench.layout import Model
-from workbench.merge.least_squares import average, is_linear, linear_deltas, merge_linear, norm_report, not_negative, solver_bytes
-from workbench.registry import Group, Laws, MergeMethod, Prepared, register
+from workbench.merge.measuring.least_squares import (
+    average,
+    is_linear,
+    linear_deltas,
+    merge_linear,
+    norm_report,
+    not_negative,
+    solver_bytes,
+)
+from workbench.models.layout import Model
+from workbench.steps import Group, Laws, MergeMethod, Prepared, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Real
 
 
 @register

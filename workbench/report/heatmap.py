@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.measure import Measures
+from workbench.files import write_bytes
+from workbench.library.measure import Measures
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import asset
 from workbench.report.svg import joined, svg
-from workbench.weights.saving import write_bytes
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # More columns than this get narrow cells, whose numbers are in the hover text alone.

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workbench.files import write_bytes
 from workbench.report import flips, forest, guard, marks, numbers, scatter, wording
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
@@ -20,7 +21,6 @@ from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
 from workbench.report.view import View
-from workbench.weights.saving import write_bytes
 
 ROLE_WORDS = {
     "base": "base",

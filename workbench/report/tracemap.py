@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.edit.tracing import PLACES, Place, What
+from workbench.edit.places.tracing import PLACES, Place, What
+from workbench.library.trace import OUTPUTS, WORDS, TraceTable
 from workbench.report.heatmap import NARROWEST, Map, Metric, drawing_of, write_maps
-from workbench.tracetable import OUTPUTS, WORDS, TraceTable
 
 LEAD = (
     "Each prompt is run with another fact's subject in place of its own, and one layer's states are restored to those of the clean run. "

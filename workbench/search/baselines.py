@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from workbench.controls import Entry, lineup
-from workbench.recipe import Recipe
-from workbench.registry import MergeMethod
-from workbench.resolve import resolve
+from workbench.evaluate.lineup import Entry, lineup
+from workbench.recipe.recipe import Recipe
+from workbench.resolve.resolve import resolve
 from workbench.search.objective import Answers, Objective
 from workbench.search.space import Space
+from workbench.steps import MergeMethod
 
 LAMBDAS = (0.3, 0.6, 1.0)
 """Of task arithmetic, and of the candidates that a search with lambda as a dimension tries first."""

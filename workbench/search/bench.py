@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.controls import Entry
-from workbench.decoding import identity
-from workbench.livemodels import Events
-from workbench.recipe import Recipe
-from workbench.registry import Memo
-from workbench.resolve import resolve
-from workbench.scores import Configuration, Rows, Store
+from workbench.evaluate.lineup import Entry
+from workbench.events import Events
+from workbench.files import json_digest
+from workbench.models.generation import identity
+from workbench.recipe.recipe import Recipe
+from workbench.resolve.resolve import resolve
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration, Rows, Store
 from workbench.search.halves import Stages
 from workbench.search.objective import Answers, gathered
-from workbench.suites import Plan
-from workbench.weights.digests import json_digest, tensor_digest
+from workbench.steps import Memo
+from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +74,7 @@ class Bench:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The base, in the dtype that candidates are scored in; loaded when the first candidate has to be."""
-        from workbench.engine import materialize
+        from workbench.run.materialize import materialize
 
         self.events({"stage": "search", "text": "loading the base"})
         return materialize(resolve(self.recipe.derive("base", [])), self.device)
@@ -154,7 +155,7 @@ class _Live:
     """One candidate on the bench."""
 
     def __init__(self, bench: Bench, entry: Entry, stack: ExitStack) -> None:
-        from workbench.engine import configuration_digest
+        from workbench.run.materialize import configuration_digest
 
         self.entry, self._bench, self._stack, self._entered = entry, bench, stack, False
         started = time.perf_counter()
@@ -164,7 +165,7 @@ class _Live:
 
     def enter(self) -> None:
         """Exchange the base's weights for the candidate's."""
-        from workbench.engine import swap
+        from workbench.run.materialize import swap
 
         if not self._entered:
             started = time.perf_counter()

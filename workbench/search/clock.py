@@ -9,7 +9,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from workbench.weights.digests import read_json, write_json
+from workbench.files import read_json, write_json
 
 
 class Clock:

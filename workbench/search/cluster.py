@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from workbench.controls import Entry
 from workbench.errors import WorkbenchError
-from workbench.recipe import from_data, load_recipe
-from workbench.resolve import resolve
+from workbench.evaluate.lineup import Entry
+from workbench.recipe.recipe import from_data, load_recipe
+from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock
 from workbench.search.race import Rival
 from workbench.search.run import (
@@ -62,7 +62,7 @@ class Worker:
     """One process of the cluster, with the base in memory."""
 
     def __init__(self, options: Options, threads: int) -> None:
-        from workbench.engine import pick_device
+        from workbench.models.device import pick_device
 
         torch.set_num_threads(threads)
         recipe = load_recipe(options.recipe, options.settings)

@@ -7,14 +7,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workbench.compare import compare
+from workbench.compare.compare import compare
 from workbench.search.objective import Answers, Gap, Objective, gap
 from workbench.search.race import Rival, front
 from workbench.search.run import Search, finished
 from workbench.search.study import Study
 
 if TYPE_CHECKING:
-    from workbench.search.winner import Tested
+    from workbench.search.tested import Tested
 
 
 def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:

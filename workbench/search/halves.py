@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from workbench.files import json_digest
+from workbench.scores.plan import Item, Plan
+from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters
 from workbench.search.objective import Objective
-from workbench.statistics import FEW_CLUSTERS, effective_clusters
-from workbench.suites import Item, Plan
-from workbench.weights.digests import json_digest
 
 
 @dataclass(frozen=True)

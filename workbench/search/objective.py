@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.changes import Changes, pooled
 from workbench.errors import WorkbenchError, nearest
-from workbench.paired import paired
-from workbench.recipe import Recipe
-from workbench.scores import Row
-from workbench.searchfields import SEPARATOR
-from workbench.statistics import FEW_CLUSTERS
-from workbench.suites import Plan
+from workbench.recipe.recipe import Recipe
+from workbench.recipe.search_fields import SEPARATOR
+from workbench.scores.changes import Changes, pooled
+from workbench.scores.paired import paired
+from workbench.scores.plan import Plan
+from workbench.scores.statistics import FEW_CLUSTERS
+from workbench.scores.store import Row
 
 Key = tuple[str, str]
 """Suite and task."""

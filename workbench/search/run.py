@@ -11,13 +11,20 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from workbench.controls import Entry, plans
 from workbench.errors import WorkbenchError
+from workbench.evaluate.lineup import Entry
+from workbench.evaluate.plans import plans
 from workbench.evaluate.resident import GOLD
-from workbench.livemodels import Events, no_events
-from workbench.recipe import Recipe
-from workbench.resolve import Resolved, resolve
-from workbench.scores import Store
+from workbench.evaluate.suitechoice import suites_of
+from workbench.events import Events, no_events
+from workbench.files import json_digest
+from workbench.project import CACHE
+from workbench.recipe.recipe import Recipe
+from workbench.recipe.search_fields import seconds
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.scores.plan import Plan
+from workbench.scores.store import Store
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
 from workbench.search.clock import Clock
@@ -27,11 +34,6 @@ from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
-from workbench.searchfields import seconds
-from workbench.standins import CACHE
-from workbench.suitechoice import suites_of
-from workbench.suites import Plan
-from workbench.weights.digests import json_digest
 
 
 @dataclass

@@ -10,9 +10,9 @@ import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from workbench.errors import WorkbenchError
+from workbench.files import json_digest
+from workbench.recipe.search_fields import Range, Value
 from workbench.search.space import Dimension, Space, Values
-from workbench.searchfields import Range, Value
-from workbench.weights.digests import json_digest
 
 FEW, MANY = 6, 20
 """Dimensions up to which a Gaussian process draws, and beyond which CMA-ES does."""

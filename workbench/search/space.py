@@ -11,10 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.fields import BrickEntry
-from workbench.recipe import Recipe, from_data
-from workbench.registry import VERBS, MergeMethod, methods
-from workbench.searchfields import Range, Value
+from workbench.recipe.methods import methods
+from workbench.recipe.recipe import Recipe, from_data
+from workbench.recipe.search_fields import Range, Value
+from workbench.steps import VERBS, MergeMethod
+from workbench.steps.fields import BrickEntry
 
 DIGITS = 4
 """Significant digits of a number that is drawn: a recipe that people read holds exactly what was scored."""

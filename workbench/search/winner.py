@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench import yamldoc
-from workbench.controls import Entry
 from workbench.errors import WorkbenchError, shell
-from workbench.scores import Configuration
+from workbench.evaluate.lineup import Entry
+from workbench.files import write_bytes, write_json
 from workbench.search.document import document
-from workbench.search.objective import Answers
 from workbench.search.race import Rival, front
 from workbench.search.run import Search, candidate, finished, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
-from workbench.weights.digests import write_json
-from workbench.weights.saving import write_bytes
+from workbench.search.tested import Tested
 
 RESULT = "search.json"
 SHOWN = 8
 """Members of a front that are tested, at most."""
-
-
-@dataclass(frozen=True)
-class Tested:
-    """A configuration on both halves of the items.
-
-    Attributes:
-        rival: On the search items.
-        configuration: Its weights.
-        answers: On the test items.
-        part: control, found (the winner, or of the front), or random.
-        values: Of a candidate.
-    """
-
-    rival: Rival
-    configuration: Configuration
-    answers: Answers
-    part: str
-    values: Values | None = None
-
-    @property
-    def name(self) -> str:
-        """As people call it."""
-        return self.rival.name
 
 
 def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.merge.calibration import Text
+from workbench.models.texts import Text
 from workbench.train.rows import encode, read_replay, replay
 from workbench.train.spec import TrainSpec
 from workbench.train.texts import Texts, training_texts

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench import jsondoc
+from workbench.files import write_json
 from workbench.train.rows import batch_loss, collate
-from workbench.weights.digests import write_json
 from workbench.weights.saving import save_tensors
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"

@@ -13,7 +13,8 @@ from torch import Tensor
 from workbench.adapters.entries import Stored
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
-from workbench.weights.digests import json_digest, tensor_digest
+from workbench.files import json_digest
+from workbench.weights.digests import tensor_digest
 
 _PEFT = "base_model.model."
 _NAME = "default"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.weights.digests import json_digest, read_json, tensor_digest, write_json
+from workbench.files import json_digest, read_json, write_json
+from workbench.weights.digests import tensor_digest
 
 FOLDER = ".training"
 _KEY = "key.json"

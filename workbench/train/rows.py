@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import joined
-from workbench.merge.calibration import ANSWERS
-from workbench.prompts import encode_pair, encode_text
+from workbench.models.prompts import encode_pair, encode_text
+from workbench.models.texts import ANSWERS
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
     """
     import torch
 
-    from workbench.batching import side_by_side
+    from workbench.models.batching import side_by_side
 
     batch = side_by_side([ids for ids, _ in rows])
     width = batch.tokens.shape[1]
@@ -112,7 +112,7 @@ def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """
     import torch
 
-    from workbench.attention import head_sees
+    from workbench.models.attention import head_sees
 
     head, places, wanted = model.get_output_embeddings(), batch["places"], batch["wanted"]
     if head is None:

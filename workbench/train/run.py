@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.registry import TrainMethod
+from workbench.files import json_digest, write_text
+from workbench.steps import TrainMethod
 from workbench.train.fit import Notice, Progress, Watch, fit
 from workbench.train.given import lent, read_given, scheduled
 from workbench.train.heldout import HeldOut
@@ -23,8 +24,6 @@ from workbench.train.resume import model_digest, open_saves
 from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
 from workbench.versions import installed
-from workbench.weights.digests import json_digest
-from workbench.weights.saving import write_text
 
 if TYPE_CHECKING:
     import torch

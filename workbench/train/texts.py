@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.merge.calibration import Text, read_texts
+from workbench.files import file_digest, json_digest
+from workbench.models.texts import Text, read_texts
 from workbench.train.spec import HubData, TrainSpec
-from workbench.weights.digests import file_digest, json_digest
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 

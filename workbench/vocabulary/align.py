@@ -13,7 +13,8 @@ import numpy as np
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
-from workbench.layout import Model
+from workbench.files import json_digest
+from workbench.models.layout import Model
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
     SPECIAL_IDS,
@@ -25,12 +26,11 @@ from workbench.vocabulary.files import (
     write_tokenizer,
 )
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
-from workbench.weights.digests import json_digest
-from workbench.weights.rows import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
+from workbench.weights.row_alignment import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
 from workbench.weights.specs import TensorSpec, Weights
 
 if TYPE_CHECKING:
-    from workbench.weights.rows import Index
+    from workbench.weights.row_alignment import Index
 
 # llama … olmo | gpt2 | gpt_neox | bloom falcon | old llama | mamba | T5; heads last. Layers, positions and norms do not match.
 _NAMES = re.compile(

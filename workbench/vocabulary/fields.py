@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from workbench.fields import Strict, Whole
+from workbench.steps.fields import Strict, Whole
 
 
 class TokenRow(Strict):

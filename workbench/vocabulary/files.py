@@ -12,9 +12,8 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.files import file_digest, publish, write_json
 from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
-from workbench.weights.digests import file_digest, write_json
-from workbench.weights.saving import publish
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.identity import FileIdentity, check_unchanged, settled_identity
 from workbench.weights import kernels
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise, is_stand_in
-from workbench.weights.identity import FileIdentity, check_unchanged, settled_identity
 from workbench.weights.specs import DTYPES, Source, TensorSpec
 
 INDEX = "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from workbench.weights.saving import sync
+from workbench.files import sync
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()

@@ -12,35 +12,14 @@ import torch
 import xxhash
 from torch import Tensor
 
-from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.files import json_digest, read_json, write_json
+from workbench.identity import check_unchanged, identity_of, unchanged
 from workbench.weights.checkpoint import Entry
-from workbench.weights.identity import check_unchanged, identity_of, unchanged
-from workbench.weights.saving import write_text
 from workbench.weights.specs import NAMES, TensorSpec
 
 # Fields of config.json that say how a file came about, not what the model computes.
 _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
-
-
-def json_digest(value: Any) -> str:
-    """Digest of plain data: XXH3-128 of its canonical JSON, 32 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def bytes_digest(data: bytes) -> str:
-    """Digest of bytes in memory: that of a file that holds them."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
-def file_digest(path: Path) -> str:
-    """Digest of a file's bytes. Errors: the file changes while it is read."""
-    digest = xxhash.xxh3_128()
-    with unchanged(path) as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def entry_digest(entry: Entry) -> str:
@@ -140,25 +119,6 @@ def _identity(here: Mapping[str, Entry]) -> list[Any]:
 
 def _memo(here: Mapping[str, Entry], cache: Path) -> Path:
     return cache / "digests" / f"{json_digest(_identity(here))}.json"
-
-
-def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
-    """An object that the workbench has kept, with the fields that its reader needs.
-
-    Args:
-        path: The file.
-        needs: Field -> its type, or several.
-
-    Returns:
-        The object; None where the file is missing, damaged, or lacks a field, so that what it holds is computed again.
-    """
-    found = jsondoc.kept(path)
-    return found if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()) else None
-
-
-def write_json(path: Path, data: Any, indent: int | None = None) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
 def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:

@@ -18,12 +18,12 @@ import xxhash
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.files import json_digest, naming, sync, write_text
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.device import Landing
-from workbench.weights.digests import entry_digest, json_digest
+from workbench.weights.digests import entry_digest
 from workbench.weights.parallel import each
-from workbench.weights.saving import naming, sync, write_text
 from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
 
 JOURNAL = "journal.jsonl"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workbench.report.numbers import PERCENT
-from workbench.report.search.chart import (
+from workbench.report.search.chart import (  # fmt: skip
     AXIS,
     TOP,
     Figure,
@@ -21,7 +21,7 @@ from workbench.report.search.chart import (
     plot,
     room,
     scores_scale,
-)  # fmt: skip
+)
 from workbench.report.search.view import Candidate, Dimension, Objective, SearchView, number, written
 from workbench.report.svg import joined, svg
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from workbench.report.numbers import raw
-from workbench.report.search.chart import (
+from workbench.report.search.chart import (  # fmt: skip
     AXIS,
     TOP,
     WIDE,
@@ -23,7 +23,7 @@ from workbench.report.search.chart import (
     scores_scale,
     spread,
     stretched,
-)  # fmt: skip
+)
 from workbench.report.search.view import Candidate, Objective, SearchView
 from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg

@@ -1,0 +1,269 @@
+"""Writes what an adapter holds of a result as a PEFT directory: adapter_config.json and adapter_model.safetensors.
+
+PEFT loads all of it. Loaders of plain LoRA (vLLM and the like) take an adapter without whole modules and biases: every update
+has alpha = r, and the rank is the same everywhere, with zero terms where an update needs less. Where padding would more than
+double the file, `rank_pattern` and `alpha_pattern` say the ranks instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.adapters.approximate import AdaptedWeights, Part
+from workbench.adapters.keys import PREFIX
+from workbench.adapters.modules import Live
+from workbench.adapters.read import CONFIG, WEIGHTS
+from workbench.errors import WorkbenchError
+from workbench.files import json_digest, write_json, write_text
+from workbench.weights import svd
+from workbench.weights.checkpoint import SINGLE
+from workbench.weights.lowrank import Factors
+from workbench.weights.parallel import each
+from workbench.weights.saving import save_tensors
+from workbench.weights.specs import Source, TensorSpec
+from workbench.weights.writer import write_checkpoint
+
+Progress = Callable[[int, int], None]
+
+
+def write_result(
+    adapted: AdaptedWeights,
+    out: Path,
+    base: str,
+    *,
+    device: torch.device,
+    threads: int,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compute every tensor's part and write the adapter.
+
+    Args:
+        adapted: The result on its base.
+        out: A directory, created; the caller makes it visible when it is whole.
+        base: What `base_model_name_or_path` says.
+        device: Where updates are computed.
+        threads: Tensors at a time.
+        dtype: Of weights that are saved whole; None keeps the base's.
+        progress: Told (done, total) tensors.
+
+    Returns:
+        The record: rank, `tensors` (name -> rank, norm, error, rounding), `whole`, `dropped`, relative error of all updates together,
+        digests, parameters, bytes. Errors: nothing differs from the base, a changed weight without a place in an adapter.
+    """
+    parts = _parts(adapted, device, threads, progress)
+    if not any(part.kind in ("lora", "whole") for part in parts.values()):
+        raise WorkbenchError(
+            "the result equals the base: there is no update to write",
+            "Check bricks, weights and `where`; of `brick extract`, the checkpoint and --base.",
+        )
+    files = _Files(adapted, parts, dtype)
+    digests = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
+    (out / SINGLE).rename(out / WEIGHTS)
+    write_json(out / CONFIG, files.config(base), indent=2)
+    return {**record(parts), "rank": files.rank, "uniform": not files.ranks, "plain": not files.saved and not files.biases,
+            "digest": json_digest([digests, files.config("")]), "digests": digests,
+            "parameters": sum(s.numel for s in files.specs.values()), "bytes": sum(s.nbytes for s in files.specs.values())}  # fmt: skip
+
+
+def record(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """What became of every changed tensor, as plain data. A dropped tensor counts as lost in the total error."""
+    lora = {n: p for n, p in parts.items() if p.kind == "lora"}
+    counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
+    norm = math.sqrt(sum(p.norm**2 for p in counted))
+    lost = math.sqrt(sum((p.norm * p.error) ** 2 for p in counted))
+    noise = math.sqrt(sum((p.norm * p.rounding) ** 2 for p in counted))
+    return {
+        "tensors": {
+            n: {"rank": p.factors.rank if p.factors else 0, "norm": p.norm, "error": p.error, "rounding": p.rounding}
+            for n, p in lora.items()
+        },
+        "whole": [n for n, p in parts.items() if p.kind == "whole"],
+        "dropped": [n for n, p in parts.items() if p.kind == "dropped"],
+        "norm": norm,
+        "error": lost / norm if norm else 0.0,
+        "rounding": noise / norm if norm else 0.0,
+    }
+
+
+def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress: Progress | None) -> dict[str, Part]:
+    """Every tensor's part. Those without a place come first, so that a refusal costs no decomposition."""
+    found: dict[str, Part] = {}
+    lock = threading.Lock()
+    names = list(adapted.specs)
+
+    def work(name: str) -> None:
+        part = adapted.part(name, device)
+        if part.factors is not None:
+            factors = Factors(part.factors.left.cpu(), part.factors.right.cpu())
+            part = replace(part, factors=factors)
+        with lock:
+            found[name] = part
+            if progress:
+                progress(len(found), len(names))
+
+    def rank(name: str) -> int:
+        place = adapted.live.places.get(name)
+        return 0 if place is None else 2 if place.kind in ("linear", "conv1d") else 1
+
+    each(work, sorted(names, key=rank), threads)
+    return {name: found[name] for name in names}
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A tensor of the result under its key in the adapter."""
+
+    name: str
+
+
+class _Files:
+    """The adapter's tensors as lazy weights, and its configuration."""
+
+    def __init__(self, adapted: AdaptedWeights, parts: Mapping[str, Part], dtype: torch.dtype | None) -> None:
+        self._adapted = adapted
+        self._dtype = dtype
+        self._live = live = adapted.live
+        lora = {name: part.factors for name, part in parts.items() if part.factors is not None} or self._placeholder(parts)
+        self.targets = {name: live.places[name].module for name in lora}
+        whole = {name for name, part in parts.items() if part.kind == "whole"}
+        places = {name: live.places[name] for name in whole}
+        targeted = set(self.targets.values())
+        biases = {n for n, p in places.items() if p.parameter == "bias" and self._has_matrix(p.module)}
+        self.saved = sorted({p.module for n, p in places.items() if n not in biases})
+        self.biases = sorted(n for n in biases if places[n].module not in self.saved)
+        if both := sorted(targeted & set(self.saved)):
+            raise WorkbenchError(f"{both[0]}: an adapter holds either an update or the whole module, here both are needed")
+        self.rank = max((f.rank for f in lora.values()), default=1)
+        sizes = {name: sum(adapted.specs[name].shape) for name in lora}
+        grown = sum(sizes.values()) * self.rank > 2 * sum(sizes[n] * f.rank for n, f in lora.items())
+        self.ranks = {self.targets[n]: f.rank for n, f in lora.items() if f.rank != self.rank} if grown else {}
+        tensors: dict[str, Tensor | _Whole] = {}
+        for name, factors in lora.items():
+            tensors |= self._pair(name, factors if grown else svd.padded(factors, self.rank))
+        for name in self.biases:
+            module = places[name].module
+            tensors[f"{PREFIX}{module}{'.base_layer' if module in targeted else ''}.bias"] = _Whole(name)
+        tensors |= self._modules()
+        self._tensors = dict(sorted(tensors.items()))
+        self.specs = {key: self._spec(value) for key, value in self._tensors.items()}
+
+    def _placeholder(self, parts: Mapping[str, Part]) -> dict[str, Factors]:
+        """An update of zeros: PEFT loads no adapter that only brings whole modules."""
+        kind = "conv1d" if self._live.conv1d else "linear"
+        fitting = (
+            n
+            for n, p in self._live.places.items()
+            if p.kind == kind and parts[n].kind == "same" and p.module not in self._live.ends
+        )
+        name = next(fitting, None)
+        if name is None:
+            return {}
+        spec = self._adapted.specs[name]
+        return {name: Factors(torch.zeros(spec.rows, 1), torch.zeros(1, spec.cols))}
+
+    def _has_matrix(self, module: str) -> bool:
+        return any(p.module == module and p.kind in ("linear", "conv1d") for p in self._live.places.values())
+
+    def _pair(self, name: str, factors: Factors) -> dict[str, Tensor | _Whole]:
+        """lora_A [r, in] and lora_B [out, r]; an embedding's A is [r, rows of the table]."""
+        place = self._live.places[name]
+        key = f"{PREFIX}{place.module}"
+        plain = factors if place.kind == "linear" else factors.transposed()
+        a, b = (t.to(self._adapted.policy.dtype).contiguous() for t in (plain.right, plain.left))
+        if place.kind == "embedding":
+            return {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
+        return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
+
+    def _modules(self) -> dict[str, Tensor | _Whole]:
+        """All parameters of modules saved whole. Tied embeddings stand under the head's name too: PEFT asks for both."""
+        found: dict[str, Tensor | _Whole] = {}
+        for name, place in self._live.places.items():
+            if place.module in self.saved:
+                found[f"{PREFIX}{place.module}.{place.parameter}"] = _Whole(name)
+                if self._is_tied(place.module):
+                    found[f"{PREFIX}{self._live.head}.{place.parameter}"] = _Whole(name)
+        return found
+
+    def _is_tied(self, module: str) -> bool:
+        return self._live.head is not None and module in self._live.ends
+
+    def _spec(self, value: Tensor | _Whole) -> TensorSpec:
+        if isinstance(value, Tensor):
+            return TensorSpec(tuple(value.shape), value.dtype)
+        spec = self._adapted.specs[value.name]
+        return TensorSpec(spec.shape, self._dtype or spec.dtype)
+
+    def origin(self, name: str) -> str | None:
+        """No brick addresses an adapter's tensors."""
+        return None
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """A factor from memory, or the result's tensor."""
+        value = self._tensors[name]
+        return _Rows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
+
+    def config(self, base: str) -> dict[str, Any]:
+        """adapter_config.json: alpha = rank, so that the factors' product is the update whatever a loader reads of patterns."""
+        return {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": self.rank, "lora_alpha": self.rank,
+            "target_modules": _short(self._live, set(self.targets.values())), "rank_pattern": self.ranks, "alpha_pattern": self.ranks,
+            "modules_to_save": self.saved or None, "ensure_weight_tying": any(map(self._is_tied, self.saved)),
+            "bias": "all" if self.biases else "none", "fan_in_fan_out": self._live.conv1d, "lora_dropout": 0.0,
+            "use_rslora": False, "use_dora": False, "inference_mode": True,
+        }  # fmt: skip
+
+
+class _Rows:
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self._tensor[start:stop])
+
+
+def _short(live: Live, targets: set[str]) -> list[str]:
+    """Target modules as people write them: "q_proj" where all modules of that name are updated, else in full."""
+    last: dict[str, set[str]] = {}
+    for module in live.modules:
+        last.setdefault(module.rpartition(".")[2], set()).add(module)
+    short = {leaf for leaf, modules in last.items() if modules <= targets}
+    return sorted(short | {module for module in targets if module.rpartition(".")[2] not in short})
+
+
+def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
+    """Save low-rank updates as a PEFT adapter, alpha = rank, float32.
+
+    Args:
+        path: A directory, created.
+        factors: Tensor name "….weight" -> update.
+        base: What `base_model_name_or_path` says.
+        fan_in_fan_out: Whether the base stores these weights as [in, out].
+    """
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name, update in sorted(factors.items()):
+        module = name.removesuffix(".weight")
+        plain = update.transposed() if fan_in_fan_out else update
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = plain.right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = plain.left.contiguous()
+        ranks[module] = plain.rank
+    rank = max(ranks.values(), default=1)
+    other = {module: r for module, r in ranks.items() if r != rank}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": rank,
+        "target_modules": sorted(ranks), "rank_pattern": other, "alpha_pattern": other, "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": fan_in_fan_out, "inference_mode": True,
+    }  # fmt: skip
+    path.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")

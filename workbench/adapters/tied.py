@@ -1,0 +1,104 @@
+"""What an adapter does to tied embeddings: the same to both ends, or something that unties them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from workbench.adapters.entries import Stored
+from workbench.adapters.keys import Keys
+from workbench.models.names import HEADS
+from workbench.weights.digests import entry_digest
+from workbench.weights.specs import block_elements, buffer, matrix
+from workbench.weights.tied import EMBEDDINGS, tied_embeddings
+
+if TYPE_CHECKING:
+    from workbench.models.layout import Model
+
+_CPU = torch.device("cpu")
+_FIRST = tuple(name.removesuffix(".weight") for name in EMBEDDINGS)
+
+
+def unties(keys: Keys, base: Model) -> str | None:
+    """How an adapter unties a tied base's head from its embeddings; None where both stay one tensor.
+
+    PEFT's own forward decides: LoRA on one of the two, or a saved copy of one, changes that one alone; factors or copies of
+    both (`ensure_weight_tying`) and trained tokens change both.
+    """
+    tied = tied_embeddings(base.weights.specs, base.config)
+    if tied is None or updates_both_alike(keys):
+        return None
+    rows = _updates(keys, HEADS).get("tokens")
+    reached = []
+    for end, leaves in (("head", HEADS), ("embeddings", _FIRST)):
+        found = _updates(keys, leaves)
+        saved = found.pop("saved", ())
+        tokens = found.pop("tokens", None)
+        if found or (tokens and rows) or any(not is_copy(keys, s, tied[0], base) for s in saved):
+            reached.append(end)
+    if not reached:
+        return None
+    return f"updates the {reached[0]} alone" if len(reached) == 1 else "updates head and embeddings in different ways"
+
+
+def updates_both_alike(keys: Keys) -> bool:
+    """Whether an adapter leaves head and embeddings alike: nothing, transposed factors, equal copies, equal rows, or rows of
+    the embeddings alone, which PEFT shares with a tied head.
+    """
+    heads, first = _updates(keys, HEADS), _updates(keys, _FIRST)
+    rows, first_rows = heads.pop("tokens", None), first.pop("tokens", None)
+    if rows and not (first_rows and _same(rows[0], first_rows[0])):
+        return False
+    if set(heads) != set(first) or "other" in heads:
+        return False
+    if "saved" in heads and not _same(heads["saved"][0], first["saved"][0]):
+        return False
+    if "factors" not in heads:
+        return True
+    (a, b), (left, right) = heads["factors"], first["factors"]
+    if a.shape != right.shape[::-1] or b.shape != left.shape[::-1]:
+        return False
+    return torch.equal(a.read(), right.read().T) and torch.equal(b.read(), left.read().T)
+
+
+def _updates(keys: Keys, leaves: tuple[str, ...]) -> dict[str, tuple[Stored, ...]]:
+    """What the modules with one of these names have: "factors", "saved" (a whole weight), "tokens" (rows), "other"."""
+    found: dict[str, tuple[Stored, ...]] = {}
+    for part in keys.parts:
+        if part.module.rpartition(".")[2] in leaves:
+            plain = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+            kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if plain else "other"
+            found[kind] = tuple(part.fields[name] for name in sorted(part.fields))
+    for name, stored in keys.saved.items():
+        if name.endswith(".weight") and name.removesuffix(".weight").rpartition(".")[2] in leaves:
+            found["saved"] = (stored,)
+    return found
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    return one.entry.spec == other.entry.spec and entry_digest(one.entry) == entry_digest(other.entry)
+
+
+def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
+    """Whether a whole tensor of an adapter is the base's own, as PEFT stores embeddings and heads beside their factors.
+
+    Compared in the copy's dtype, so that a bf16 copy of a float32 base is one.
+    """
+    if base is None or base.weights.specs[name].shape != stored.shape:
+        return False
+    place = (stored.key, name)
+    if place not in keys.copies:
+        keys.copies[place] = _equal(stored, name, base)
+    return keys.copies[place]
+
+
+def _equal(stored: Stored, name: str, base: Model) -> bool:
+    spec = base.weights.specs[name]
+    source, scratch = base.weights.open(name, _CPU), buffer(spec, _CPU)
+    for start, stop in spec.blocks(block_elements(_CPU)):
+        block = matrix(scratch, start, stop, spec.cols)
+        source.read(start, stop, block)
+        if not torch.equal(block.to(stored.entry.spec.dtype).float(), stored.rows(start, stop)):
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""Bricks: adapters and checkpoints with their cards, on disk and on the hub."""

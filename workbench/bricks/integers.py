@@ -1,0 +1,47 @@
+"""Integer tensors of checkpoint bricks: constants must equal the base's, counters keep the base's value."""
+
+from __future__ import annotations
+
+from workbench.bricks.brick import Brick
+from workbench.errors import WorkbenchError
+from workbench.models.conversion import Aligned
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.digests import entry_digest
+from workbench.weights.specs import Weights
+
+# Integer buffers that count training steps. BatchNorm reads its counter in training only, and only with momentum=None.
+_COUNTERS = ("num_batches_tracked",)
+
+
+def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str]:
+    """Compare the integer and boolean tensors of a checkpoint brick with the base's.
+
+    Args:
+        brick: The checkpoint.
+        base: The recipe's base.
+        weights: The brick's tensors under the base's names, from `fitted`.
+
+    Returns:
+        A note on counters that differ: the result takes the base's values.
+
+    Raises:
+        WorkbenchError: Another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
+    """
+    counters = []
+    for name, entry in base.entries.items():
+        if entry.spec.is_float or name not in weights.specs:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) == 1 and entry_digest(entry) == entry_digest(brick.checkpoint.entries[sources[0]]):
+            continue
+        if name.rpartition(".")[2] in _COUNTERS:
+            counters.append(name)
+            continue
+        raise WorkbenchError(
+            f"{brick.label}: the {entry.spec.kind} tensor {name} differs from the base's; only floating-point tensors are merged",
+            "Use a fine-tune that leaves this tensor unchanged.",
+        )
+    if not counters:
+        return []
+    shown = f"{counters[0]}{', …' if len(counters) > 1 else ''}"
+    return [f"{brick.label}: {len(counters)} training counters differ ({shown}): the result takes the base's values"]

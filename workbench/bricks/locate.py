@@ -1,0 +1,109 @@
+"""Find the base and the bricks that a recipe names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
+from workbench.bricks.brick import STARTER, Brick
+from workbench.bricks.card import read_card
+from workbench.bricks.hub import CARD, FETCH, Hub
+from workbench.errors import WorkbenchError, nearest, shell
+from workbench.models.cleanup import tidy
+from workbench.steps.fields import BrickRef
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
+
+
+def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[Path, str | None]:
+    """The directory of a local path or hub id, and the hub's commit.
+
+    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache, or headers of
+    them into the project's: see `hub`.
+    """
+    name, _, revision = reference.partition("@")
+    local = Path(reference).expanduser()
+    local = local if local.is_absolute() else project / local
+    if local.is_file():
+        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Name the directory that holds it.")
+    if local.exists():
+        return local.resolve(), None
+    forced = reference.startswith(("./", "../", "~", "/"))
+    if forced or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
+        raise _missing(reference, local, what)
+    return hub.directory(name, revision or None, what, project)
+
+
+def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
+    if reference == STARTER:
+        return WorkbenchError(f"{what}: the starter base is not there yet ({reference})", "workbench brick fetch starter")
+    near = [p.name for p in local.parent.iterdir() if p.is_dir()] if local.parent.is_dir() else []
+    return WorkbenchError(
+        f"{what}: no such directory: {reference}", nearest(local.name, near) if near else "Paths start at the project folder."
+    )
+
+
+def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
+    """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
+    path, revision = locate(reference, project, "base", hub)
+    if kinds_of(path) == ["adapter"]:
+        raise WorkbenchError(
+            f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
+        )
+    read_config(path, "base")
+    checkpoint = Checkpoint(path, "base")
+    tidy(checkpoint)
+    return checkpoint, revision
+
+
+def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
+    """A brick's files; its kind is detected where the reference does not say it.
+
+    Errors: missing, a directory that is neither, a kind that contradicts the reference.
+    """
+    what = f"brick '{name}'"
+    path, revision = locate(ref.target, project, what, hub)
+    card = read_card(path) if (path / CARD).is_file() else None
+    if ref.kind == "brick" and card is None and not (path / "train.yaml").is_file():
+        raise WorkbenchError(
+            f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
+        )
+    files = path / card.files if card else path
+    kinds = kinds_of(files)
+    if not kinds:
+        if (path / "train.yaml").is_file():
+            raise WorkbenchError(
+                f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {shell(ref.target)}"
+            )
+        refuse_foreign(files, what)
+        raise WorkbenchError(
+            f"{what}: {ref.target} holds neither {ADAPTER_CONFIG} nor a checkpoint ({SINGLE}, {INDEX})",
+            "Expected a PEFT adapter, a Hugging Face checkpoint, or a directory with a brick.yaml.",
+        )
+    wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
+    if wanted and wanted not in kinds:
+        raise WorkbenchError(
+            f"{what}: {ref.target} is {_article(kinds[0])}, the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
+        )
+    if card and not wanted:
+        wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
+    if len(kinds) > 1 and not wanted:
+        raise WorkbenchError(
+            f"{what}: {ref.target} holds an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
+            f"Say which one: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
+        )
+    return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind == "adapter" else f"a {kind}"
+
+
+def kinds_of(path: Path) -> list[str]:
+    """What a directory holds: adapter, checkpoint, both or neither. Trainers leave the base's config.json beside an adapter.
+
+    A directory with pickles only counts as what it tries to be: its reader refuses it.
+    """
+    adapter = (path / ADAPTER_CONFIG).is_file()
+    weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()
+    checkpoint = (path / "config.json").is_file() and weights
+    return ["adapter"] * adapter + ["checkpoint"] * checkpoint

@@ -1,0 +1,217 @@
+"""Evidence on the base that a brick was made on: whether it agrees with the recipe's base, contradicts it, or shows nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.adapters.bind import bind
+from workbench.bricks.brick import Brick
+from workbench.bricks.standins import snapshot_with
+from workbench.errors import WorkbenchError
+from workbench.files import read_json
+from workbench.models.layout import TEXT_CONFIGS, Model, model_depth
+from workbench.models.names import counterpart
+from workbench.weights.digests import fingerprint, tensor_digests
+
+_CARD, _CONFIG = "brick.yaml", "adapter_config.json"
+# Settings of PEFT that restrict an adapter to some layers, so that missing layers show nothing about the base.
+_RESTRICTIONS = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
+
+
+@dataclass(frozen=True)
+class NamedBase:
+    """The recipe's base and its names.
+
+    Attributes:
+        reference: The directory or hub id that the recipe gives.
+        path: Its directory.
+        model: Its tensors and config.json.
+        digest: Digest of its weights and configuration; None where it is not known.
+    """
+
+    reference: str
+    path: Path
+    model: Model
+    digest: str | None = None
+
+    def is_named(self, name: str, project: Path) -> bool:
+        """Return whether a name is this base: the same hub id or the same directory."""
+        names = [text.partition("@")[0].rstrip("/") for text in (name, self.reference, str(self.path))]
+        ids = [(_hub_id(text) or os.path.normpath(text)).casefold() for text in names]
+        if names[0] and (names[0] == self.digest or ids[0] in ids[1:]):
+            return True
+        place = _directory(names[0], project)
+        return place is not None and place.resolve() == self.path.resolve()
+
+
+def recorded_digests(brick: Brick) -> list[str]:
+    """Return the digests of the base on the brick's card."""
+    if brick.card is None or brick.card.base.digest is None:
+        return []
+    return [brick.card.base.digest, *brick.card.base.aliases]
+
+
+def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool = False) -> list[str]:
+    """Compare what a brick says about its base with the recipe's base.
+
+    The evidence, strongest first: the digest on the brick's card, names of the base, model type and depth, layers that the
+    adapter must have updated on this base. An equal digest ends the search.
+
+    Args:
+        brick: An adapter or checkpoint whose tensors fit the base.
+        base: The recipe's base.
+        project: Where relative paths start.
+        any_base: Whether the recipe accepts the brick on any base.
+
+    Returns:
+        Warnings: the base is not known to be the brick's, or a contradiction that the recipe accepts.
+
+    Raises:
+        WorkbenchError: The evidence contradicts the base.
+    """
+    digests = recorded_digests(brick)
+    if base.digest and base.digest in digests:
+        return []
+    found = [f"its {_CARD} records other weights ({digests[0][:10]}, here {base.digest[:10]})"] if digests and base.digest else []
+    found += list(_contradictions(brick, base, project))
+    if found:
+        text = f"{brick.label} was made on another base than {base.reference}: {'; '.join(found)}"
+        if any_base:
+            return [f"{text}. The recipe accepts it (any_base), and its delta transfers approximately at best"]
+        reference = {"adapter": "adapter", "checkpoint": "checkpoint"}[brick.kind]
+        raise WorkbenchError(
+            text,
+            f"Name the brick's own base{_named(brick)}. To merge it on this base all the same, set any_base in the recipe: "
+            f"`{brick.name}: {{{reference}: …, any_base: true}}`.",
+        )
+    names = _names(brick)
+    judged = brick.kind == "adapter" or names
+    if not judged or any_base or digests or any(base.is_named(name, project) for name in names):
+        return []
+    says = f"{_CARD if brick.card else _CONFIG} names {names[0]}" if names else f"its {_CONFIG} names no base"
+    return [
+        f"{brick.label}: nothing shows that it was made on {base.reference} ({says}). If that is the same model, set "
+        f"`any_base: true` beside it in the recipe, or list {base.reference} under base.aliases in its {_CARD}"
+    ]
+
+
+def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
+    """Return whether every tensor of the brick's delta is zero; stop at the first tensor that changes something."""
+    if brick.kind == "adapter":
+        return bind(brick.adapter, base.weights.specs, base).is_zero(base)
+    mine, theirs = brick.checkpoint, getattr(base.weights, "entries", None)
+    if theirs is None or mine.specs != base.weights.specs or fingerprint(mine.entries) != fingerprint(theirs):
+        return False
+    return tensor_digests(mine.entries, cache) == tensor_digests(theirs, cache)
+
+
+def _names(brick: Brick) -> list[str]:
+    """Return the names that the brick gives its base, the card's names first."""
+    card = [brick.card.base.id, *brick.card.base.aliases] if brick.card else []
+    config = [brick.adapter.config.get("base_model_name_or_path")] if brick.kind == "adapter" else []
+    return [str(name) for name in (*card, *config) if name]
+
+
+def _named(brick: Brick) -> str:
+    names = _names(brick)
+    return f" as base ({names[0]})" if names else " as base"
+
+
+def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[str]:
+    """Yield what shows that the brick was made on another architecture."""
+    config = base.model.config
+    for source, other in _configs(brick, base, project):
+        if _types(other) and _types(config) and not _types(other) & _types(config):
+            yield f"{source} is of a {other.get('model_type')} model, the base is a {config.get('model_type')} model"
+            return
+        mine, theirs = model_depth(config), model_depth(other)
+        if mine and theirs and mine != theirs:
+            yield f"{source} is of a model with {theirs} layers, the base has {mine}"
+            return
+    if brick.kind != "adapter":
+        return
+    if (wrong := _other_class(brick.adapter.config, config)) or (wrong := _lost_layers(brick, base.model)):
+        yield wrong
+
+
+def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each config.json of the brick's own base that is at hand, and what it is."""
+    if brick.kind == "checkpoint":
+        yield "its config.json", brick.checkpoint.config
+        return
+    if isinstance(config := read_json(brick.path / "config.json"), dict):
+        yield "the config.json beside it", config
+    for name in _names(brick):
+        if base.is_named(name, project):
+            continue
+        place = _directory(name, project)
+        if place is None and _hub_id(name) == name:
+            place = snapshot_with(name, None, "config.json")
+        if place is not None and isinstance(config := read_json(place / "config.json"), dict):
+            yield f"{name}, the base that it names,", config
+
+
+def _directory(name: str, project: Path) -> Path | None:
+    """Return the directory that a name stands for; None where there is none, or no file system takes the name."""
+    try:
+        place = project / Path(name).expanduser()
+        return place if name and place.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of a user who is not there
+        return None
+
+
+def _types(config: Mapping[str, Any]) -> set[str]:
+    """Return the model types of a configuration and its text decoder."""
+    parts = (config, *(config.get(key) or {} for key in TEXT_CONFIGS))
+    return {str(part["model_type"]) for part in parts if part.get("model_type")}
+
+
+def _other_class(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """Compare the class that PEFT records in `auto_mapping` with the base's model type."""
+    recorded = adapter.get("auto_mapping") or {}
+    library = str(recorded.get("parent_library") or "").split(".")
+    if library[:2] != ["transformers", "models"] or len(library) < 3 or not _types(config):
+        return None
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    families = {model_type_to_module_name(name) for name in _types(config)}
+    if library[2] in families:
+        return None
+    return f"its {_CONFIG} records the class {recorded.get('base_model_class')}, the base is a {config.get('model_type')} model"
+
+
+def _lost_layers(brick: Brick, base: Model) -> str | None:
+    """Find the base's last layers that the adapter's `target_modules` name and that it does not update.
+
+    PEFT updates every module whose name is in the list or ends in a listed name after a dot, in all layers. An adapter that has the
+    first layers only was therefore made on a model with fewer layers. Layers that are missing in between show nothing.
+    """
+    config = brick.adapter.config
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or any(config.get(key) for key in _RESTRICTIONS):
+        return None
+    try:
+        layout = base.layout
+    except WorkbenchError:
+        return None
+    disks = [counterpart(f"{part.module}.weight", base.weights.specs) for part in brick.adapter.keys.parts]
+    layers = {layout.layer(disk) for disk in disks if disk is not None} - {None}
+    count = len(layers)
+    ends = tuple(f".{target}.weight" for target in targets)
+    lost = [n for n in range(count, layout.depth) if any(f".{name}".endswith(ends) for name in layout.in_layer(n))]
+    if None in disks or not layers or layers != set(range(count)) or not lost or len(lost) < layout.depth - count:
+        return None
+    return f"it updates layers 0 to {count - 1}, and its target_modules name modules of the base's {layout.depth} layers"
+
+
+def _hub_id(name: str) -> str | None:
+    """Return the hub id that a name is, or that a directory of the hub's cache stands for."""
+    parts = Path(name).parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:
+        return cached[-1].removeprefix("models--").replace("--", "/")
+    return name if name.count("/") == 1 and not name.startswith((".", "~", "/")) else None

@@ -1,0 +1,219 @@
+"""Comparison of scored configurations with one baseline: paired differences, verdicts, kept, interference, flips.
+
+Nothing is scored here. Rows are primary metrics of tasks, and contrasts of two tasks, x configurations other than the baseline; `comparison.families`
+says which are tested together. `low_adj, high_adj` are intervals at the family's critical values: outside guarded tasks, where `p_adj` is of one
+configuration alone, they exclude 0 exactly when p_adj <= alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.compare.configurations import summary
+from workbench.compare.differences import Difference, differences, interference, unchanged
+from workbench.compare.families import COMPARED, CONTROLS, GUARDED
+from workbench.compare.flips import flips
+from workbench.compare.survival import facts_of
+from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
+from workbench.compare.warnings import warnings_of
+from workbench.errors import WorkbenchError
+from workbench.scores.groups import aggregated
+from workbench.scores.store import Configuration, Scores, Store
+from workbench.scores.suite import Suite
+
+__all__ = ["Comparison", "Difference", "compare"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare`. `document()` is the stable JSON form; `worse` is what a gate looks at."""
+
+    baseline: str
+    rows: tuple[Difference, ...]
+    rest: Mapping[str, Any]
+
+    @property
+    def worse(self) -> list[Difference]:
+        """Rows in which a configuration that is no control is worse than the baseline."""
+        return [row for row in self.rows if row.verdict == "worse" and row.role == "configuration"]
+
+    @property
+    def not_safe(self) -> list[Difference]:
+        """Rows of guarded tasks in which a configuration that is no control is worse, or not shown to be safe."""
+        named = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
+        return [row for row in named if row.verdict in ("worse", "not shown safe")]
+
+    def document(self) -> dict[str, Any]:
+        """JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
+        document: dict[str, Any] = _finite(
+            {"version": 1, "baseline": self.baseline, "rows": [asdict(row) for row in self.rows], **self.rest}
+        )
+        return document
+
+
+def compare(
+    store: Store,
+    scores: Sequence[Scores],
+    *,
+    baseline: str | None = None,
+    suites: Mapping[str, Suite] | None = None,
+    project: Path | None = None,
+    command: str = "",
+) -> Comparison:
+    """Compare stored scores.
+
+    Args:
+        scores: Of all configurations, controls included, over one or several suites; a control of a recipe's weights is shown as the recipe.
+        baseline: A name or alias; the suite's own if not given.
+        suites: Suites by name whose analysis settings (alpha, chance, ...) replace the stored ones.
+        project: Where recipes are read from, for the report.
+        command: What reproduces the comparison.
+    Errors: scores of one suite under different plans, unknown baseline, baseline not scored on a suite.
+    """
+    if not scores:
+        raise WorkbenchError("nothing to compare: no scores", "Score something first: workbench eval RECIPE")
+    settings = suites_of(store, scores, suites or {})
+    first = next(iter(settings.values()))
+    against = baseline or first.baseline
+    entries = configurations_of(scores, against)
+    shown = with_twins(entries, scores)
+    names = [entry[0].configuration.name for entry in shown]
+    base = named(shown, against)
+    tasks = tables_of(store, scores, settings)
+    others = [entry[0].configuration for entry in entries if entry[0].configuration.digest != base.digest]
+    for task in tasks:
+        if base.digest not in task.values:
+            raise WorkbenchError(
+                f"baseline '{base.name}' has no scores on suite '{task.suite.suite}'", "Score it, or name another baseline."
+            )
+    family = _family(tasks, settings, others, base)
+    alpha, correction = family["alpha"], family["correction"]
+    rows = differences(tasks, base, others, alpha, correction)
+    for name in (COMPARED, GUARDED, CONTROLS):
+        family[name] = sum(row.family == name for row in rows)
+    family["size"] = family[COMPARED]
+    root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
+    alone = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
+    bricks = [c for c in alone.values() if root is None or c.digest != root.digest]
+    against_root: Sequence[Difference] = rows
+    if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
+        against_root = differences(tasks, root, bricks, alpha, correction)
+    asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
+    same = list(_same_weights(tasks, rows, base, asked, entries))
+    if not rows and not same and base.role != "base":  # a brick or an average that is compared with itself
+        same = list(unchanged(tasks, base, base.name))
+    return Comparison(
+        base.name,
+        (*rows, *same),
+        {
+            "configurations": [summary(entry, tasks, entries, root, project) for entry in shown],
+            "tasks": [_task(t) for t in tasks],
+            "interference": interference(tasks, bricks if root else [], against_root),
+            "facts": facts_of(tasks, settings, entries),
+            "family": family,
+            "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
+            "provenance": {
+                "suites": list(settings),
+                "plans": list(dict.fromkeys(s.plan for s in scores)),
+                "scorers": {t.suite.suite: t.scorer for t in tasks},
+                "versions": scores[0].versions,
+                "device": ", ".join(sorted({s.device for s in scores})),
+                "command": command,
+                "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            },
+            **_groups(store, shown),
+            "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
+        },
+    )
+
+
+def _groups(store: Store, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
+    """Aggregates of the suites' groups by configuration; nothing where no suite lists a group."""
+    found = [{"suite": s.suite, "configuration": entry[0].configuration.name, **one}
+             for entry in entries for s in entry for one in aggregated(store.record(s), s)]  # fmt: skip
+    return {"groups": found} if found else {}
+
+
+def _same_weights(
+    tasks: Sequence[Table],
+    rows: Sequence[Difference],
+    base: Configuration,
+    asked: Mapping[str, Configuration],
+    entries: Sequence[Sequence[Scores]],
+) -> Iterator[Difference]:
+    """Rows of configurations whose weights are shown under another name, such as that of an equal recipe: not tested again, and not
+    counted in the family. Against its own weights no item changed."""
+    shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
+    for name, c in asked.items():
+        if c.digest == base.digest:
+            if name != base.name:
+                yield from unchanged(tasks, base, name)
+        elif shown[c.digest] != name:
+            yield from (replace(row, configuration=name, role=c.role) for row in rows if row.configuration == shown[c.digest])
+
+
+def _family(
+    tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
+) -> dict[str, Any]:
+    """What is tested together, declared before any test. Without correction only if every suite says so."""
+    compared, named = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
+    contrasts, guarded = sum(t.contrast is not None for t in compared), len(tasks) - len(compared)
+    text = f"primary metric of {_counted(len(compared) - contrasts, 'task')}"
+    if contrasts:
+        text += f" and {_counted(contrasts, 'contrast')}"
+    text += f" x {_counted(len(named), 'configuration')} against {base.name}"
+    if guarded:
+        text += f"; {_counted(guarded, 'guarded task')} apart"
+    if len(named) < len(others):
+        text += f"; {_counted(len(others) - len(named), 'control')} apart"
+    return {
+        "size": 0,
+        "alpha": min(suite.alpha for suite in settings.values()),
+        "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "max-t",
+        "min_effect": max(suite.default_effect for suite in settings.values()),
+        "text": text,
+    }
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _task(t: Table) -> dict[str, Any]:
+    """A task, or a contrast of two, and how it is scored."""
+    return {
+        "task": t.name,
+        "metric": t.metric,
+        "n": len(t.items),
+        "clusters": int(t.cluster.max()) + 1,
+        "chance": t.chance,
+        "role": t.suite.role_of(t.name),
+        "owner": t.suite.owners.get(t.name),
+        "suite": t.suite.suite,
+        "plan": t.plan,
+        "lower": t.lower,
+        "ratio": t.ratio,
+        "share": t.share,
+        "min_effect": t.min_effect,
+        "tolerance": t.tolerance if t.guarded else None,
+        "scorer": t.scorer,
+        "contrast": {"of": t.contrast.of, "minus": t.contrast.minus} if t.contrast else None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Plain JSON: infinite and undefined numbers become null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,110 @@
+"""What a comparison says of one configuration: scores, mean over skills, what it kept and forgot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.compare.kept import kept_of
+from workbench.compare.tables import Table, roles_of
+from workbench.scores.changes import pooled
+from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
+from workbench.scores.store import Configuration, Scores
+
+
+def summary(
+    entry: Sequence[Scores],
+    tasks: Sequence[Table],
+    entries: Sequence[Sequence[Scores]],
+    root: Configuration | None,
+    project: Path | None,
+) -> dict[str, Any]:
+    """One configuration: scores with intervals, mean over skills, what it kept of its parents and forgot of the base, `root`."""
+    c = entry[0].configuration
+    mine = [t for t in tasks if c.digest in t.values]
+    scores = {}
+    for t in mine:
+        low, high = t.interval(c.digest)
+        value = t.value(c.digest)
+        corrected = float(t.corrected(value)) if t.correctable and t.chance is not None else None
+        scores[t.name] = {"value": value, "low": low, "high": high, "corrected": corrected, "n": len(t.items)}
+    digests = {name: e[0].configuration.digest for e in entries for s in e for name in s.names}
+    kept, kept_mean = kept_of(mine, c, {n: digests[n] for n in c.parents if digests.get(n, c.digest) != c.digest})
+    recipe = project / c.recipe if project and c.recipe else None
+    return {
+        "name": c.name,
+        "role": c.role,
+        "digest": c.digest,
+        "parents": list(c.parents),
+        "recipe": c.recipe,
+        "recipe_text": recipe.read_text("utf-8") if recipe and recipe.is_file() else None,
+        "roles": roles_of(entry),
+        "aliases": sorted({n for s in entry for n in s.names} - {c.name}),
+        "seconds": round(sum(s.seconds for s in entry), 2),
+        "mean": _mean([t for t in mine if t.skill], c.digest),
+        "kept": kept,
+        "kept_mean": kept_mean,
+        "forgetting": forgetting(mine, root, c) if root else None,
+        "parameters": c.parameters,
+        "bytes": c.bytes,
+        "bricks": c.bricks,
+        "check": [s.check.model_dump() if s.check else None for s in entry],
+        "scores": scores,
+    }
+
+
+def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
+    """Return the mean chance-corrected score over tasks, with its 95 % interval.
+
+    Clusters are resampled within tasks; the percentiles are moved outwards to the t quantile of the task with the fewest effective clusters
+    (Hesterberg 2015, expanded percentile).
+
+    Below 20 clusters, or where a task's items are all alike so that resampling sees no spread, the single scores' intervals are added in
+    squares instead.
+    """
+    if not tasks:
+        return None
+    value = float(np.mean([t.corrected(t.values[digest].mean()) for t in tasks]))
+    if all(t.clusters >= MANY_CLUSTERS and np.ptp(t.values[digest]) > 0 for t in tasks):
+        low, high = _expanded(np.mean([t.resampled[digest] for t in tasks], axis=0), tasks)
+        return {"value": value, "low": low, "high": high}
+    ends = [(t.values[digest].mean(), *t.interval(digest), t.span) for t in tasks]
+    down = math.sqrt(sum(((v - low) / scale) ** 2 for v, low, _, scale in ends)) / len(tasks)
+    up = math.sqrt(sum(((high - v) / scale) ** 2 for v, _, high, scale in ends)) / len(tasks)
+    return {"value": value, "low": value - down, "high": value + up}
+
+
+def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) -> dict[str, Any] | None:
+    """Chance-corrected score minus the base's, mean over the retention tasks; below 0 where something was forgotten.
+
+    One test and interval over the clusters of all tasks, alone, at 95 %; safe where no loss as large as the tasks' mean tolerance is left,
+    which is corrected for chance like the scores.
+    """
+    found = [
+        t for t in tasks if t.suite.role_of(t.name) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
+    ]
+    if not found or c.digest == root.digest:
+        return None
+    pairs = [t.paired(root.digest, c.digest) for t in found]
+    if all(pair.unchanged for pair in pairs):
+        return {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
+    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in found])
+    low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
+    verdict = "not shown safe"
+    if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
+        if low > -float(np.mean([(t.tolerance or 0.0) / t.span for t in found])):
+            verdict = "safe"
+        elif high < 0:
+            verdict = "worse"
+    return {"diff": changes.mean, "low": low, "high": high, "verdict": verdict}
+
+
+def _expanded(draws: Floats, tasks: Sequence[Table]) -> tuple[float, float]:
+    """95 % percentiles of draws, moved outwards for the task with the fewest effective clusters."""
+    tail = expanded_tail(0.025, min(t.effective for t in tasks))
+    low, high = (float(x) for x in np.quantile(draws, (tail, 1 - tail)))
+    return low, high

@@ -1,0 +1,1 @@
+"""Closed-form editors: values, second moments, and the solve."""

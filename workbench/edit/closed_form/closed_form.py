@@ -1,0 +1,53 @@
+"""The closed-form editors: recipe fields that they share, and the way from facts to factors. A preset says its metric and ridge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.edit.closed_form.preset import Preset
+from workbench.edit.closed_form.solve import _Solve
+from workbench.edit.closed_form.sweep import FACTS, LAYERS, Choice, choose
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.rows import check_rows
+from workbench.facts import Fact
+from workbench.models.layout import Model
+from workbench.models.texts import longest_row
+from workbench.steps import Edit, MethodContext
+
+LONGEST = 512
+"""Tokens of a prompt with its target at most."""
+
+
+class ClosedForm(Preset):
+    """A closed-form editor: facts become values, values become factors."""
+
+    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
+        facts = self.read(project)
+        row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
+        places = model.layout.mlp_layers()
+        width = int(model.weights.specs[model.layout.mlp_out(places[0] if places else 0)].cols)
+        auto = self.layers == "auto"
+        layers = min(LAYERS, len(places)) if auto else len(self.layers)
+        work = {
+            "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
+            "sweep": layers * FACTS * row * steps if auto else 0,
+            "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
+        }  # fmt: skip
+        sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
+        return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
+
+    def solve(self, context: MethodContext) -> Edit:
+        """Values, then factors; the model is left as it was."""
+        facts = self.read(context.project)
+        check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
+        parts = Parts.of(context)
+        choice = self._choice(context, parts, facts)
+        return _Solve(self, context, parts, facts, choice).run()
+
+    def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
+        if self.layers != "auto":
+            parts.check_layers(self.layers, f"edit {self.name}")
+        return choose(self, context, parts, facts)

@@ -1,0 +1,316 @@
+"""Second moments of what a feed-forward output projection reads on running text: the metric in which an edit is small.
+
+10 vectors for each input suffice for the mean of k kᵀ (FastMEMIT takes 10, ENCORE 5); ROME and MEMIT took 100,000 articles. Sums are
+kept in float64 and saved while they grow, so that an interrupted collection goes on where it was.
+
+At some layers an attention sink (the first token of a row, in some models the first delimiter as well) reads a vector that is hundreds of
+times as long as any other, and a strength relative to tr(C) is then a strength relative to that one token. Such vectors are summed apart.
+Where they carry most of the trace, tr(C) is taken without them; their directions stay in C, so that an edit still leaves them alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from workbench import jsondoc
+from workbench.edit.closed_form.bundled import statistics_texts
+from workbench.edit.places.parts import Parts, Stopped, hooked
+from workbench.edit.places.passes import run
+from workbench.edit.places.rows import Padded, vocabulary_key
+from workbench.errors import WorkbenchError
+from workbench.files import json_digest
+from workbench.models.batching import side_by_side
+from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts
+from workbench.steps import MethodContext
+from workbench.weights.saving import save_tensors
+
+PER_INPUT = 10
+"""Vectors for each input of the projection."""
+LENGTH = 256
+"""Tokens of a row of text."""
+OUTLIER = 100.0
+"""Squared norm, in medians of the layer, above which a vector may be a sink's."""
+SINKS_A_ROW = 2.0
+"""Sinks are at most so many a row of text on average: a kind of token that is common is not a sink, however long its vectors are."""
+DOMINATES = 0.5
+"""Share of tr(C) above which sinks are left out of the trace."""
+_SAVE_EVERY = 60.0
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The mean of k kᵀ over tokens, factored.
+
+    Attributes:
+        vectors: [d, d] eigenvectors in columns, float64.
+        values: [d] eigenvalues, ascending, float64, not negative.
+        tokens: Number of vectors in the mean.
+        record: What cards say: tokens, source, key; what is left out of the trace, if anything is.
+        trace: Mean squared norm of the vectors that are no sinks, where sinks dominate C; None: all of them, the sum of the eigenvalues.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    tokens: int
+    record: dict[str, Any]
+    trace: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Return the trace that strengths are relative to: tr(C) without dominating sinks."""
+        return float(self.values.sum()) if self.trace is None else self.trace
+
+    @property
+    def scale(self) -> float:
+        """The mean eigenvalue of such a trace: total / d."""
+        return float(self.values.mean()) if self.trace is None else self.trace / len(self.values)
+
+
+def moments(
+    context: MethodContext, parts: Parts, layers: Sequence[int], source: str | None, per_input: int
+) -> dict[int, Moments]:
+    """Second moments for some layers: from the cache, or collected in one pass over the text.
+
+    Args:
+        context: Model, tokenizer, cache, digests of the weights.
+        parts: Where the layers are.
+        layers: For which.
+        source: A jsonl of texts or a plain text file, relative to the project; None for the text that comes with the package.
+        per_input: Tokens for each input of the projection.
+
+    Errors: too little text.
+    """
+    texts, digest = statistics_source(context, source)
+    places = {layer: _place(context, parts, layer, digest, per_input) for layer in layers}
+    missing = [layer for layer in layers if not places[layer].with_suffix(".factors.safetensors").is_file()]
+    if missing:
+        _collect(context, parts, {layer: places[layer] for layer in missing}, texts, per_input, source)
+    return {layer: _load(places[layer], source) for layer in layers}
+
+
+def statistics_source(context: MethodContext, source: str | None) -> tuple[list[str], str]:
+    """Texts that statistics are taken on, and their digest."""
+    if source is None:
+        texts = statistics_texts()
+    elif Path(source).suffix == ".jsonl":
+        texts = [(t.prompt + " " + t.answer).strip() for t in read_texts(context.project / source, source)]
+    else:
+        path = context.project / source
+        if not path.is_file():
+            raise WorkbenchError(f"{source}: no such file of text for statistics", "Paths start at the project folder.")
+        texts = [part.strip() for part in jsondoc.text_of(path).split("\n\n") if part.strip()]
+    return texts, json_digest(texts)
+
+
+def _place(context: MethodContext, parts: Parts, layer: int, digest: str, per_input: int) -> Path:
+    """Where a layer's moments lie: keyed by the weights that decide its inputs, the text, the tokenizer and the number of tokens."""
+    layout = context.layout.layout
+    above = {name for name in context.digests if (number := layout.layer(name)) is not None and number > layer}
+    weights = sorted((n, d) for n, d in context.digests.items() if n not in above and n != parts.tensors[layer])
+    key = json_digest([_VERSION, weights, layer, digest, per_input, LENGTH, vocabulary_key(context)])
+    return context.cache / "moments" / key
+
+
+def _collect(
+    context: MethodContext, parts: Parts, places: dict[int, Path], texts: Sequence[str], per_input: int, source: str | None
+) -> None:
+    """Run text through the layers up to the highest one and add up k kᵀ."""
+    needed = per_input * max(parts.width(layer) for layer in places)
+    rows = _enough(list(_rows(context, texts)), needed, per_input, source)
+    what = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
+    sums, row = _resume(places, parts, context.device)
+    saved = time.monotonic()
+    batch: list[list[int]] = []
+    for number, tokens in enumerate(rows[row:], row):
+        batch.append(tokens)
+        if number + 1 == len(rows) or len(batch) * LENGTH >= BATCH_TOKENS:
+            done = _add(parts, sums, batch, context.device)
+            row, batch = number + 1, []
+            context.progress(min(done, needed), needed, what)
+            if time.monotonic() - saved > _SAVE_EVERY:
+                _save_sums(places, sums, row)
+                saved = time.monotonic()
+    for layer, place in places.items():
+        _factor(sums[layer], len(rows), place)
+
+
+def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
+    """The first rows that hold so many tokens. Errors, before any of them is run: too few."""
+    total = 0
+    for number, row in enumerate(rows, 1):
+        total += len(row)
+        if total >= needed:
+            return rows[:number]
+    raise WorkbenchError(
+        f"statistics: {source or 'the bundled text'} has {total:,} tokens, expected {needed:,} ({per_input} for each of "
+        f"{needed // per_input:,} inputs)",
+        "Name more text in `statistics: FILE` (a jsonl of texts or a plain text), or set `tokens_per_input` lower.",
+    )
+
+
+def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Rows of at most LENGTH tokens, text after text."""
+    longest = longest_row(context.layout.config, LENGTH)
+    for text in texts:
+        tokens: list[int] = context.tokenizer(text)["input_ids"]
+        for start in range(0, len(tokens), longest):
+            if len(tokens) - start > 1:
+                yield tokens[start : start + longest]
+
+
+@dataclass
+class Sums:
+    """What is added up over the vectors of a layer.
+
+    Attributes:
+        rest: Σ k kᵀ [d, d] over vectors that are no outliers, float64.
+        outliers: The same over those whose squared norm is above `OUTLIER` medians.
+        counts: Number of vectors, number of outliers, number of outliers at the first position of a row.
+        median: Median squared norm in the first batch; 0 before it.
+    """
+
+    rest: Tensor
+    outliers: Tensor
+    counts: list[int]
+    median: float
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> Sums:
+        """Sums before the first vector."""
+        rest, outliers = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
+        return cls(rest, outliers, [0, 0, 0], 0.0)
+
+    def add(self, keys: Tensor, first: Tensor) -> None:
+        """Add vectors [n, d], float32.
+
+        Args:
+            keys: The vectors.
+            first: [n], whether a vector is that of a row's first token.
+        """
+        norms = keys.double().square().sum(1)
+        if not self.counts[0]:
+            self.median = float(norms.median())
+        far = norms > OUTLIER * self.median
+        if bool(far.any()):
+            # Beside vectors so long the products of all others would be lost in float32.
+            long, keys = keys[far].double(), keys[~far]
+            self.outliers += long.T @ long
+        self.rest += (keys.T @ keys).to(self.rest)
+        self.counts = [self.counts[0] + len(norms), self.counts[1] + int(far.sum()), self.counts[2] + int((far & first).sum())]
+
+    def left_out(self, rows: int) -> dict[str, Any] | None:
+        """Describe what of the trace is left out as that of sinks: their number, how many stand first in a row, their share of tr(C).
+
+        Args:
+            rows: Rows of text.
+        """
+        inside, outside = float(self.rest.trace()), float(self.outliers.trace())
+        if not outside or self.counts[1] > SINKS_A_ROW * rows or outside <= DOMINATES * (inside + outside):
+            return None
+        return {"vectors": self.counts[1], "first": self.counts[2], "share": outside / (inside + outside)}
+
+
+def _add(parts: Parts, sums: dict[int, Sums], rows: list[list[int]], device: torch.device) -> int:
+    """Add a batch; returns the number of tokens so far."""
+    side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
+    batch = Padded(side.tokens, side.mask, none, none, none, none)
+    real = batch.mask.flatten().bool()
+    first = (batch.mask.cumsum(1) == 1).flatten()[real]
+    highest = max(sums)
+    if len(sums) == 1:
+        _one(parts, highest, sums, real, first, batch)
+    else:
+        handles = [
+            parts.out(layer).register_forward_pre_hook(_adder(sums, layer, real, first)) for layer in sums if layer != highest
+        ]
+        try:
+            _one(parts, highest, sums, real, first, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return sums[highest].counts[0]
+
+
+def _one(parts: Parts, highest: int, sums: dict[int, Sums], real: Tensor, first: Tensor, batch: Padded) -> None:
+    add = _adder(sums, highest, real, first)
+
+    def last(module: Any, args: tuple[Tensor, ...]) -> None:
+        add(module, args)
+        raise Stopped
+
+    with torch.no_grad(), hooked(parts.out(highest), before=last):
+        run(parts, batch)
+
+
+def _adder(sums: dict[int, Sums], layer: int, real: Tensor, first: Tensor) -> Any:
+    def add(_module: Any, args: tuple[Tensor, ...]) -> None:
+        sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[real].float(), first)
+
+    return add
+
+
+def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, Sums], int]:
+    """Sums so far, and the next row: from files of an interrupted collection where all layers have the same."""
+    found: dict[int, tuple[Sums, int, int]] = {}
+    for layer, place in places.items():
+        file = place.with_suffix(".sums.safetensors")
+        if file.is_file():
+            with safe_open(file, "pt") as stored:
+                row, *counts = stored.get_tensor("progress").tolist()
+                rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))
+                found[layer] = Sums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
+    if len(found) == len(places) and len({f[1:] for f in found.values()}) == 1:
+        return {layer: f[0] for layer, f in found.items()}, next(iter(found.values()))[2]
+    return {layer: Sums.empty(parts.width(layer), device) for layer in places}, 0
+
+
+def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None:
+    for layer, place in places.items():
+        of = sums[layer]
+        tensors = {
+            "rest": of.rest.cpu(),
+            "outliers": of.outliers.cpu(),
+            "progress": torch.tensor([row, *of.counts]),
+            "median": torch.tensor(of.median, dtype=torch.float64),
+        }
+        _save(tensors, place.with_suffix(".sums.safetensors"))
+
+
+def _factor(sums: Sums, rows: int, place: Path) -> None:
+    """Eigenvectors and eigenvalues, kept; the sums are no longer needed."""
+    tokens, outliers, _ = sums.counts
+    mean = (sums.rest + sums.outliers) / tokens
+    if not bool(torch.isfinite(mean).all()):
+        raise WorkbenchError("statistics: what the projection reads is not finite on this text", "Check the base's weights.")
+    values, vectors = torch.linalg.eigh(mean)
+    tensors = {"vectors": vectors.contiguous().cpu(), "values": values.clamp(min=0).cpu(), "tokens": torch.tensor(tokens)}
+    if left_out := sums.left_out(rows):
+        numbers = [left_out["vectors"], left_out["first"], left_out["share"], float(sums.rest.trace()) / (tokens - outliers)]
+        tensors["left_out"] = torch.tensor(numbers, dtype=torch.float64)
+    _save(tensors, place.with_suffix(".factors.safetensors"))
+    place.with_suffix(".sums.safetensors").unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    save_tensors(tensors, file)
+
+
+def _load(place: Path, source: str | None) -> Moments:
+    with safe_open(place.with_suffix(".factors.safetensors"), "pt") as file:
+        vectors, values, tokens = (file.get_tensor(name) for name in ("vectors", "values", "tokens"))
+        numbers = file.get_tensor("left_out").tolist() if "left_out" in file.keys() else None  # noqa: SIM118  no mapping
+    record: dict[str, Any] = {"tokens": int(tokens), "text": source or "bundled", "key": place.name}
+    if numbers is None:
+        return Moments(vectors, values, int(tokens), record)
+    vectors_out, first, share, trace = numbers
+    record["left_out"] = {"vectors": int(vectors_out), "first": int(first), "share": round(share, 6)}
+    return Moments(vectors, values, int(tokens), record, trace)

@@ -1,0 +1,220 @@
+"""One run of a closed-form editor: from facts to low-rank updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.moments import Moments, moments, statistics_source
+from workbench.edit.closed_form.preserving import preserved_keys
+from workbench.edit.closed_form.preset import Preset
+from workbench.edit.closed_form.solver import CHUNK, Metric, Solved, factors_of_steps, solve
+from workbench.edit.closed_form.sweep import Choice
+from workbench.edit.closed_form.values import AT_ONCE, Group, Values, grouped, values
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import score, self_test
+from workbench.edit.places.rows import Position, padded, row_of
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact
+from workbench.files import json_digest
+from workbench.steps import Edit, MethodContext
+from workbench.weights.digests import tensor_digest
+
+
+@dataclass
+class _Solve:
+    """One run of a closed-form editor.
+
+    Attributes:
+        method, context, parts, facts, choice: What is solved, on what, where.
+        updates: Layer -> ΔW [out, in] so far, float64.
+        factors: Layer -> columns and rows of the products that its update is the sum of; None once they are wider than the update.
+        tensors: "LAYER.keys" and "LAYER.changes" -> rows by batch, for the brick.
+        outcome: Fact id -> what its record says.
+    """
+
+    method: Preset
+    context: MethodContext
+    parts: Parts
+    facts: Sequence[Fact]
+    choice: Choice
+    updates: dict[int, Tensor] = field(default_factory=dict)
+    factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self) -> Edit:
+        """Layer by layer, batch by batch."""
+        method, context, parts = self.method, self.context, self.parts
+        weights_key = context.weights_key
+        self.before = contexts(statistics_source(context, method.statistics)[0], method.contexts)
+        layers = sorted(self.choice.layers)
+        found = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+        ratios = {}
+        for layer in layers:
+            position = self.choice.positions[layer]
+            rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
+            ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
+            self._layer(layer, position, found.get(layer), weights_key)
+        if not self.factors:
+            raise WorkbenchError(
+                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
+                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
+        factors = {
+            f"{self.parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], pairs)
+            for layer, pairs in self.factors.items()
+        }
+        if parts.transposed:
+            factors = {name: update.transposed() for name, update in factors.items()}
+        record = {
+            **self.choice.record, "order": "free" if method.mode == "joint" and len(layers) == 1 else "dependent",
+            "block_ratio": ratios, "statistics": {str(layer): m.record for layer, m in found.items()},
+            "rank": {name: update.rank for name, update in factors.items()}, "facts": self._facts(),
+        }  # fmt: skip
+        tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
+        return Edit(factors, record, parts.transposed, list(self.facts), tensors)
+
+    def _facts(self) -> list[dict[str, Any]]:
+        return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
+
+    def _layer(self, layer: int, position: Position, found: Moments | None, weights_key: str) -> None:
+        """Write one layer, with the layers below as they are written already."""
+        method = self.method
+        metric = method.metric(found, self.parts.width(layer))
+        if method.preserve:
+            keys = preserved_keys(self.context, self.parts, layer, position, self.before, method.preserve)
+            metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
+        groups = grouped(self.facts, position)
+        size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
+        width = self.parts.width(layer)
+        if method.ridge(width) == 0 and min(size, len(groups)) > width:
+            raise WorkbenchError(
+                f"edit {method.name}: {min(size, len(groups))} facts at once, and the projection of layer {layer} has {width} inputs: so many "
+                "values cannot all be written exactly. No weight was changed",
+                "Take `edit: memit`, which writes them as well as they fit beside text, or fewer facts.",
+            )
+        with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
+            for start in range(0, len(groups), size):
+                metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
+
+    def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: Metric, weights_key: str) -> Metric:
+        """Solve for a batch on the model as it is by now; returns the metric for the batches behind it."""
+        method, width = self.method, self.parts.width(layer)
+        mu = method.ridge(width)
+        now = json_digest([weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
+        with self._written(layer):
+            found = values(self.context, self.parts, layer, groups, position, self.before, method.settings(), now)
+        groups, found = self._converged(groups, found, layer, position)
+        if not groups:
+            return metric
+        keys, changes = found.rows("key"), found.rows("change")
+        # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
+        with_spread = metric.after_all(_spreads(found), method.spread_ridge(width))
+        solved = solve(keys, with_spread, mu)
+        if method.mode == "joint":
+            changes = self._refined(layer, position, groups, changes, solved, now)
+        left, right = solved.update(changes)
+        self._add(layer, left, right)
+        self.tensors.setdefault(f"{layer}.keys", []).append(keys)
+        self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
+        for group, value, share in zip(groups, found, _reached(left @ right, keys, changes), strict=True):
+            for fact in group:
+                self.outcome[fact.id] = {
+                    "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
+                    "written": round(share, 4),
+                }  # fmt: skip
+        return with_spread.after_all(_chunks(keys), mu) if method.mode != "joint" and method.history else metric
+
+    def _written(self, layer: int) -> Any:
+        """The model with what is written to this layer so far; layers below are written already."""
+        return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
+
+    def _add(self, layer: int, left: Tensor, right: Tensor) -> None:
+        """Add a product to the layer's update."""
+        update = left @ right
+        self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
+        known = self.factors.get(layer, [])
+        wide = known is None or sum(columns.shape[1] for columns, _ in known) + left.shape[1] >= min(update.shape)
+        self.factors[layer] = None if wide or known is None else [*known, (left, right)]
+
+    def _converged(self, groups: Sequence[Group], found: Values, layer: int, position: str) -> tuple[list[Group], Values]:
+        """The groups whose value makes the model say the targets. Errors: others, unless they are to be skipped."""
+        kept = [i for i, value in enumerate(found) if value.top]
+        bad = [(groups[i], found[i]) for i in sorted({*range(len(found))} - {*kept})]
+        if bad and self.method.unconverged == "refuse":
+            shown = "; ".join(f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats a token)" for group, value in bad[:4])
+            raise WorkbenchError(
+                f"edit {self.method.name}: no value at layer {layer}, {position}, makes the model say the target of {len(bad)} of "
+                f"{len(groups)} facts: {shown}{' …' if len(bad) > 4 else ''}. No weight was changed",
+                "Leave them out with `unconverged: skip`, name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+            )
+        for group, value in bad:
+            for fact in group:
+                self.outcome[fact.id] = {
+                    "layer": layer,
+                    "loss": round(value.loss, 4),
+                    "before": round(value.before, 4),
+                    "skipped": True,
+                }
+        return [groups[i] for i in kept], found.some(kept)
+
+    def _refined(
+        self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str
+    ) -> Tensor:
+        """Larger changes [n, d_out] for facts that the solved model does not say yet; keys, and with them A, stay."""
+        method = self.method
+        for round_ in range(method.refine):
+            left, right = solved.update(changes)
+            update = (left @ right).float()
+            with self.parts.changed({layer: update}):
+                missing = [i for i, said in enumerate(self._said(groups)) if not said]
+                if not missing:
+                    break
+                key = json_digest([now, "refined", round_, tensor_digest(update)])
+                some = [groups[i] for i in missing]
+                more = values(
+                    self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
+                )
+            changes = changes.double()
+            changes[missing] += more.rows("change").double()
+        return changes
+
+    def _said(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether the model as it is says all targets of a group, after the plain prompts."""
+        end = self.method.end_of_text
+        rows = [row_of(fact, self.context.tokenizer, "prompt_last", end=end) for group in groups for fact in group]
+        top = torch.cat(
+            [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
+        )
+        found, at = [], 0
+        for group in groups:
+            found.append(bool(top[at : at + len(group)].all()))
+            at += len(group)
+        return found
+
+
+def _chunks(rows: Tensor) -> Iterator[Tensor]:
+    """Rows [n, d] as columns [d, ·], a few at a time."""
+    return (part.T for part in torch.split(rows, CHUNK))
+
+
+def _spreads(found: Values) -> Iterator[Tensor]:
+    """Yield how single keys differ from their means, as columns [d, ·] of a few values at a time; rows of zeros are left out."""
+    for start in range(0, len(found), CHUNK):
+        rows = torch.cat([value.spread for value in found.some(range(start, min(len(found), start + CHUNK)))])
+        if len(rows := rows[rows.any(1)]):
+            yield rows.T
+
+
+def _reached(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
+    """‖ΔW k‖ as a share of the wanted change's norm, for keys [n, d_in] and changes [n, d_out]."""
+    found: list[float] = []
+    for some, wanted in zip(torch.split(keys, CHUNK), torch.split(changes, CHUNK), strict=True):
+        found += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
+    return found

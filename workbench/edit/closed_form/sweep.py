@@ -1,0 +1,195 @@
+"""Which layer to write, and at which token: measured on facts that the model knows, before the recipe's own are touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.edit.closed_form.bundled import known_facts
+from workbench.edit.closed_form.moments import moments
+from workbench.edit.closed_form.solver import solve
+from workbench.edit.closed_form.values import grouped, values
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import run, score
+from workbench.edit.places.rows import Position, padded, row_of, vocabulary_key
+from workbench.edit.places.tracing import Trace, trace
+from workbench.facts import Fact
+from workbench.files import json_digest, read_json, write_json
+from workbench.steps import MethodContext
+
+if TYPE_CHECKING:
+    from workbench.edit.closed_form.preset import Preset
+
+FACTS, LAYERS = 8, 6
+CARRIES = 0.6
+"""Share of an answer that a restored state brings back where it carries the fact."""
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where facts are written.
+
+    Attributes:
+        layers: The layers.
+        positions: Layer -> token at which facts are looked up there.
+        record: How that was found, for the brick's record.
+    """
+
+    layers: tuple[int, ...]
+    positions: dict[int, Position]
+    record: dict[str, Any]
+
+
+def candidates(editable: Sequence[int]) -> list[int]:
+    """At most LAYERS of the layers that can be edited, evenly spaced."""
+    depth, count = len(editable), min(LAYERS, len(editable))
+    return [editable[int((2 * i + 1) * depth / (2 * count))] for i in range(count)]
+
+
+def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
+    """The step's layers and positions; what it leaves open is measured, once for a base and the settings that matter."""
+    layers = candidates(parts.editable) if method.layers == "auto" else sorted(method.layers)
+    if method.position != "auto" and method.layers != "auto":
+        return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
+    weights = context.weights_key
+    pilot = _pilot(context, parts, facts)
+    asked = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
+    names = [[f.prompt, f.subject, f.target] for f in pilot]
+    key = json_digest([_VERSION, weights, vocabulary_key(context), method.name, method.version, _numbers(method), asked, names])
+    file = context.cache / "sweeps" / f"{key}.json"
+    record = read_json(file, layers=list, positions=dict)
+    if record is None:
+        record = _measure(method, context, parts, pilot, layers, weights)
+        write_json(file, record, indent=2)
+    positions: dict[int, Position] = {int(layer): at for layer, at in record["positions"].items()}
+    return Choice(tuple(record["layers"]), positions, {**record, "sweep": key})
+
+
+def _numbers(method: Preset) -> dict[str, Any]:
+    """The preset's own strengths and the optimisation's settings."""
+    data = method.model_dump(mode="json")
+    return {
+        k: v
+        for k, v in data.items()
+        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts", *method.unkeyed)
+    }
+
+
+def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
+    """Bundled facts that the model knows, of as many relations as possible; where it knows too few of them, facts of the recipe."""
+    bundled = [f for f in known_facts() if f.target_true]
+    asked = [Fact(f.id, f.prompt, f.subject, f.target_true or "", place=f.place) for f in bundled]
+    _, top = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in asked], context.device))
+    known = [fact for fact, right in zip(bundled, top.tolist(), strict=True) if right]
+    if len(known) >= FACTS:
+        by_relation: dict[str, list[Fact]] = {}
+        for fact in known:
+            by_relation.setdefault(fact.relation, []).append(fact)
+        rounds = [
+            group[i] for i in range(max(map(len, by_relation.values()))) for group in by_relation.values() if i < len(group)
+        ]
+        return rounds[:FACTS]
+    step = max(1, len(facts) // FACTS)
+    return list(facts[::step][:FACTS])
+
+
+def _measure(
+    method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
+) -> dict[str, Any]:
+    """Trace, then edit the pilot facts at each layer."""
+    context.progress(0, len(layers), "where facts are looked up")
+    found = trace(context, parts, pilot, layers)
+    if method.layers == "auto" and method.position == "auto":
+        layers, positions = _carrying(found, layers)
+    else:
+        positions = {layer: _position(method, found, layer) for layer in layers}
+    record: dict[str, Any] = {
+        "layers": list(layers),
+        "positions": {str(i): p for i, p in positions.items()},
+        "pilot": [f.id for f in pilot],
+    }
+    if found is not None:
+        record["trace"] = {str(i): {k: round(v, 3) for k, v in at.items()} for i, at in found.recovered.items()}
+    if method.layers != "auto":
+        return record
+    second = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+    rows = {}
+    for number, layer in enumerate(layers):
+        context.progress(number, len(layers), f"sweep: layer {layer}")
+        rows[layer] = _tried(method, context, parts, pilot, layer, positions[layer], second.get(layer), weights)
+    best = max(layers, key=lambda layer: (rows[layer]["score"], rows[layer]["margin"]))
+    return {
+        **record,
+        "layers": [best],
+        "positions": {str(best): positions[best]},
+        "candidates": {str(i): r for i, r in rows.items()},
+    }
+
+
+def _carrying(found: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
+    """Where the model looks facts up, and the layers that carry them there: at the subject, if restoring it at any of the layers
+    brings back most of the answer; else at the prompt's last token. An edit at the last token holds for one wording, and what
+    follows from a fact does not follow from it."""
+    if found is None:
+        return list(layers), dict.fromkeys(layers, "prompt_last")
+    at_subject = [layer for layer in layers if found.recovered[layer]["subject"] >= CARRIES]
+    at_last = [layer for layer in layers if found.recovered[layer]["last"] >= CARRIES]
+    position: Position = "subject_last" if at_subject else "prompt_last"
+    kept = at_subject or at_last or list(layers)
+    return kept, dict.fromkeys(kept, position)
+
+
+def _position(method: Preset, found: Trace | None, layer: int) -> Position:
+    if method.position != "auto":
+        return method.position
+    return "prompt_last" if found is None else found.position(layer)
+
+
+def _tried(
+    method: Preset,
+    context: MethodContext,
+    parts: Parts,
+    pilot: Sequence[Fact],
+    layer: int,
+    position: Position,
+    second: Any,
+    weights: str,
+) -> dict[str, Any]:
+    """Edit the pilot facts at one layer: what they, their paraphrases and their neighbours say then."""
+    groups = grouped(pilot, position)
+    found = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
+    solved = solve(found.rows("key"), method.metric(second, parts.width(layer)), method.ridge(parts.width(layer)))
+    left, right = solved.update(found.rows("change"))
+    update = left @ right
+    paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
+    neighbours = [Fact(f.id, probe.prompt, None, ".", place=f.place) for f in pilot for probe in f.neighbours]
+    before = _answers(context, parts, neighbours)
+    with parts.changed({layer: update.float()}):
+        loss, right = score(parts, padded([row_of(f, context.tokenizer, position) for f in pilot], context.device))
+        shares = {"efficacy": float(right.float().mean()), "converged": sum(v.top for v in found) / len(found)}
+        if paraphrases:
+            _, other = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in paraphrases], context.device))
+            shares["paraphrase"] = float(other.float().mean())
+        if neighbours:
+            shares["unchanged"] = float((_answers(context, parts, neighbours) == before).float().mean())
+    parts_of_score = [shares[name] for name in ("converged", "efficacy", "paraphrase", "unchanged") if name in shares]
+    harmonic = len(parts_of_score) / sum(1 / max(value, 1e-3) for value in parts_of_score)
+    numbers = {**shares, "score": harmonic, "margin": float(loss.mean())}
+    return {"position": position, **{name: round(value, 4) for name, value in numbers.items()}}
+
+
+def _answers(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> torch.Tensor:
+    """The next token of each prompt."""
+    if not prompts:
+        return torch.zeros(0)
+    rows = [row_of(prompt, context.tokenizer, "prompt_last") for prompt in prompts]
+    batch = padded(rows, context.device)
+    with torch.no_grad():
+        logits = run(parts, batch).logits
+    places = torch.tensor([row.start for row in rows], device=logits.device)
+    found: torch.Tensor = logits[torch.arange(len(rows), device=logits.device), places].argmax(-1)
+    return found

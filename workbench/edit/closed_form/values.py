@@ -1,0 +1,373 @@
+"""Values: the change of a feed-forward output at a fact's lookup that makes the model say the target.
+
+ROME's optimisation (2202.05262, eq. 4) for many facts at once, by steps of one length along the gradient: Adam moves all coordinates
+alike and ends at 1.5 to 2.3 times the norm for the same probability (16 CounterFact facts on the starter base, layer 7: 1.3 to 1.9 times
+the norm of the projection's output against 2.9), and the norm is what disturbs everything else. δ is added to the output projection itself, not to the block's
+output, so that norms and multipliers behind the projection are part of what is optimised. Finished values are kept in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
+from workbench.edit.places.rows import Padded, Position, Row, padded, row_of, vocabulary_key
+from workbench.edit.places.upper import upper
+from workbench.facts import Fact
+from workbench.files import json_digest
+from workbench.steps import MethodContext
+from workbench.weights.saving import save_tensors
+
+AT_ONCE = 8
+"""Facts that are optimised together; the saved unit. Each has its own δ, so the number does not change results beyond rounding."""
+_VERSION = 3
+_MOMENTUM = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How values are optimised. All strengths are relative, so that one set serves every model.
+
+    Attributes:
+        steps: At most.
+        rate: Length of a step, as a multiple of the anchor: the norm of the projection's output at the lookup.
+        clamp: Largest ‖δ‖, as a multiple of the anchor.
+        kl: Weight of KL(before ‖ after) on "{subject} is a".
+        decay: Weight of (‖δ‖ / anchor)².
+        confidence: A fact is done when every context has all target tokens on top, with this mean probability.
+        end: Whether the end of text belongs to the target.
+    """
+
+    steps: int
+    rate: float
+    clamp: float
+    kl: float
+    decay: float
+    confidence: float
+    end: bool = False
+
+
+@dataclass(frozen=True)
+class Value:
+    """The key and the wanted change of a group of facts that share a lookup.
+
+    Attributes:
+        key: [d_in], mean over facts and contexts, float32: the one that numerator and denominator of the solve share.
+        spread: [row, d_in], what the keys of the facts behind the contexts differ from it by, each divided by the root of their number.
+        change: δ [d_out], float32.
+        output: [d_out], what the projection gave before, mean over facts and contexts.
+        loss: −mean log p(target) of the plain prompt with δ, nats a token; of the worst of the facts.
+        before: The same without δ.
+        top: Whether every target token is on top there, for all facts.
+        steps: Taken.
+    """
+
+    key: Tensor
+    spread: Tensor
+    change: Tensor
+    output: Tensor
+    loss: float
+    before: float
+    top: bool
+    steps: int
+
+
+class Values(Sequence[Value]):
+    """Values in the cache, each read when it is asked for: those of ten thousand facts are not held together."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Value: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Values: ...
+
+    def __getitem__(self, index: int | slice) -> Value | Values:
+        return Values(self.files[index]) if isinstance(index, slice) else _load(self.files[index])
+
+    def some(self, chosen: Iterable[int]) -> Values:
+        """Return the values with these numbers, in this order."""
+        return Values([self.files[i] for i in chosen])
+
+    def rows(self, part: Literal["key", "change", "output"]) -> Tensor:
+        """Return one vector of each value as rows [n, ·], float32."""
+        return torch.stack([getattr(value, part) for value in self])
+
+
+Group = tuple[Fact, ...]
+
+
+def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
+    """Facts that are looked up at one place share one value: those of one subject, where the subject is the place."""
+    if position == "prompt_last":
+        return [(fact,) for fact in facts]
+    found: dict[str, list[Fact]] = {}
+    for fact in facts:
+        found.setdefault(fact.subject or f"\0{fact.id}", []).append(fact)
+    return [tuple(group) for group in found.values()]
+
+
+def values(
+    context: MethodContext,
+    parts: Parts,
+    layer: int,
+    groups: Sequence[Group],
+    position: Position,
+    contexts: Sequence[str],
+    settings: Settings,
+    weights_key: str,
+    what: str = "values",
+) -> Values:
+    """Keys and values of facts at one layer, one a group. What the cache has is not optimised again.
+
+    Args:
+        context: Model, tokenizer, cache, progress.
+        parts: Where it writes.
+        layer: The layer.
+        groups: The facts.
+        position: Where they are looked up.
+        contexts: Texts in front of prompts; the prompt alone always comes first.
+        settings: Of the optimisation.
+        weights_key: Digest of the weights that the model has now.
+        what: How progress calls it.
+    """
+    common = [_VERSION, weights_key, layer, position, list(contexts), asdict(settings), vocabulary_key(context)]
+    keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
+    files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
+    order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
+    done, at = len(groups) - len(order), 0
+    while at < len(order):
+        chunk = _chunk(groups, order[at:])
+        context.progress(done + at, len(groups), f"{what} at layer {layer}")
+        found = _optimise(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
+        for i, value in zip(chunk, found, strict=True):
+            _save(value, files[i])
+        at += len(chunk)
+    context.progress(len(groups), len(groups), f"{what} at layer {layer}")
+    return Values(files)
+
+
+def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
+    """The next groups that are optimised together: at least one, about AT_ONCE facts."""
+    chunk, size = [order[0]], len(groups[order[0]])
+    for i in order[1:]:
+        if size + len(groups[i]) > AT_ONCE:
+            break
+        chunk.append(i)
+        size += len(groups[i])
+    return chunk
+
+
+def keys_of(
+    context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Keys [group, d_in] and outputs [group, d_out] of the model as it is: means over facts and contexts."""
+    found = []
+    order = list(range(len(groups)))
+    while order:
+        chunk = _chunk(groups, order)
+        order = order[len(chunk) :]
+        rows, whose = _rows([groups[i] for i in chunk], context, position, contexts)
+        found.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), whose, len(chunk)))
+    return torch.cat([k for k, _ in found]), torch.cat([o for _, o in found])
+
+
+def _rows(
+    groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str], end: bool = False
+) -> tuple[list[Row], Tensor]:
+    """All facts of all groups behind all contexts, and the group that each row belongs to."""
+    every = [(fact, before) for group in groups for fact in group for before in ("", *contexts)]
+    rows = [row_of(fact, context.tokenizer, position, before, end) for fact, before in every]
+    sizes = torch.tensor([len(group) * (len(contexts) + 1) for group in groups])
+    return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(context.device)
+
+
+def _means(tensors: tuple[Tensor, Tensor], whose: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(whose, minlength=groups)[:, None]
+    first, second = (
+        torch.zeros(groups, t.shape[1], device=t.device).index_add(0, whose, t[: len(whose)]) / counts for t in tensors
+    )
+    return first, second
+
+
+def _optimise(
+    context: MethodContext,
+    parts: Parts,
+    layer: int,
+    groups: Sequence[Group],
+    position: Position,
+    contexts: Sequence[str],
+    settings: Settings,
+) -> list[Value]:
+    """δ for a few groups at once."""
+    rows, whose = _rows(groups, context, position, contexts, settings.end)
+    essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
+    batch = padded([*rows, *essence], context.device)
+    read, given = keys_and_values(parts, layer, batch)
+    keys, outputs = _means((read, given), whose, len(groups))
+    spread = (read[: len(rows)] - keys[whose]) / torch.bincount(whose).sqrt()[whose, None]
+    owner = torch.cat([whose, torch.arange(len(groups), device=context.device)]) if essence else whose
+    trained = [p for p in parts.model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
+    plain = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
+    try:
+        with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
+            found = _Descent(parts, layer, small, owner, len(rows), plain, outputs.norm(dim=1), settings).run()
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
+    return [
+        Value(
+            keys[i].cpu(),
+            spread[whose == i].cpu(),
+            found.change[i].cpu(),
+            outputs[i].cpu(),
+            float(found.loss[i]),
+            float(found.before[i]),
+            bool(found.top[i]),
+            int(found.steps[i]),
+        )
+        for i in range(len(groups))
+    ]
+
+
+def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) -> list[Row]:
+    """Rows of "{subject} is a": what the subject is must not change. Without a subject, or where facts are looked up at the prompt's
+    last token, the key is another one and nothing would be changed there."""
+    if position != "subject_last" or any(f.subject is None for f in facts):
+        return []
+    rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), context.tokenizer, position) for f in facts]
+    return [replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1]) for row in rows]
+
+
+def _places(batch: Padded, rows: int) -> Tensor:
+    """Places that predict targets; of the rows behind the first `rows`, which have one target token, the prompts' last."""
+    return torch.cat([batch.places[batch.owner < rows], batch.places[batch.owner >= rows]])
+
+
+@dataclass(frozen=True)
+class _Found:
+    change: Tensor
+    steps: Tensor
+    before: Tensor
+    loss: Tensor
+    top: Tensor
+
+
+class _Descent:
+    """Descent on δ of several groups, each stopped by itself.
+
+    Args:
+        parts, layer: Where δ is added.
+        batch: Rows of the groups' facts; behind them one "{subject} is a" for each group, or none.
+        owner: [row], group.
+        rows: Number of rows before the latter.
+        plain: Rows without a context.
+        anchor: [group], norm that strengths are relative to.
+        settings: Of the optimisation.
+    """
+
+    def __init__(
+        self, parts: Parts, layer: int, batch: Padded, owner: Tensor, rows: int, plain: Tensor, anchor: Tensor, settings: Settings
+    ) -> None:
+        self.parts, self.layer, self.batch, self.owner, self.rows = parts, layer, batch, owner, rows
+        self.plain, self.anchor, self.settings = plain, anchor, settings
+        self.groups, self.width = len(anchor), _output_width(parts, layer)
+        self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
+        real = batch.owner < rows
+        self.narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[real], batch.wanted[real], batch.owner[real])
+
+    def run(self) -> _Found:
+        """Descend until every group is sure of its targets, or the steps are used up."""
+        change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
+        velocity = torch.zeros_like(change)
+        done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
+        steps = torch.zeros(self.groups, device=self.anchor.device)
+        before: Tensor | None = None
+        reference = kept = loss = top = torch.zeros(0)
+        for step in range(self.settings.steps + 1):
+            with added(self.parts, self.layer, self.batch, change, self.owner):
+                logits = run(self.parts, self.batch).logits
+            count = len(self.narrow.places)
+            mean, right = target_log_probabilities(logits[:, :count], self.narrow, self.rows)
+            now_loss, now_top = self._worst(-mean.detach(), right)
+            if before is None:
+                before, loss, top, kept = now_loss, now_loss, now_top, change.detach().clone()
+                reference = logits[0, count:].detach().float().log_softmax(-1)
+            loss, top = torch.where(done, loss, now_loss), torch.where(done, top, now_top)
+            kept = torch.where(done[:, None], kept, change.detach())
+            done = done | self._sure(mean.detach(), right)
+            if step == self.settings.steps or bool(done.all()):
+                break
+            total = self._mean(-mean) + self._price(change, logits[0, count:], reference)
+            (gradient,) = torch.autograd.grad(total.sum(), change)
+            steps += (~done).float()
+            with torch.no_grad():
+                velocity.mul_(_MOMENTUM).add_(gradient / gradient.norm(dim=1, keepdim=True).clamp(min=1e-12), alpha=1 - _MOMENTUM)
+                change.sub_(self.step * velocity)
+                length = change.norm(dim=1)
+                change.mul_((self.radius / length.clamp(min=1e-12)).clamp(max=1.0)[:, None])
+        assert before is not None
+        return _Found(kept, steps, before, loss, top)
+
+    def _price(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
+        """Weight decay and divergence, for each group."""
+        price: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
+        if not len(reference):
+            return price
+        now = logits.float().log_softmax(-1)
+        return price + self.settings.kl * kl_div(now, reference, reduction="none", log_target=True).sum(1)
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        """Mean over the rows of each group."""
+        owner = self.owner[: self.rows]
+        return torch.zeros(self.groups, device=rows.device).index_add(0, owner, rows) / torch.bincount(
+            owner, minlength=self.groups
+        )
+
+    def _worst(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest loss over the plain prompts of each group, and whether all of their targets are on top."""
+        owner = self.owner[self.plain]
+        worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
+        wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
+        return worst, wrong == 0
+
+    def _sure(self, mean: Tensor, right: Tensor) -> Tensor:
+        """Groups whose targets are on top behind every context, with the wanted probability on average."""
+        wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
+        return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
+
+
+def _output_width(parts: Parts, layer: int) -> int:
+    weight = parts.out(layer).weight
+    assert isinstance(weight, Tensor)
+    return int(weight.shape[1] if parts.transposed else weight.shape[0])
+
+
+def _save(value: Value, file: Path) -> None:
+    numbers = torch.tensor([value.loss, value.before, float(value.top), float(value.steps)], dtype=torch.float64)
+    save_tensors(
+        {"key": value.key, "spread": value.spread, "change": value.change, "output": value.output, "numbers": numbers}, file
+    )
+
+
+def _load(file: Path) -> Value:
+    with safe_open(file, "pt") as stored:
+        key, spread, change, output, numbers = (stored.get_tensor(n) for n in ("key", "spread", "change", "output", "numbers"))
+    loss, before, top, steps = numbers.tolist()
+    return Value(key, spread, change, output, loss, before, bool(top), int(steps))

@@ -1,0 +1,1 @@
+"""Memories: what acts on a live model beside its weights."""

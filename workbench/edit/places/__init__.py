@@ -1,0 +1,1 @@
+"""Where an edit reads and writes: layers, positions, forward passes."""

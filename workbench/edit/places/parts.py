@@ -1,0 +1,235 @@
+"""Where an edit writes: the decoder layers and their feed-forward output projections, discovered on the live model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.adapters.places import Places
+from workbench.errors import WorkbenchError
+from workbench.models.layout import stack_prefix
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from workbench.steps import MethodContext
+
+_ATTENTION = re.compile(r"att(n|ention)")
+INSTEAD = "`edit: memory` keeps facts beside the weights and works with every architecture."
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a live decoder-only model that edits touch.
+
+    Attributes:
+        model: The live model.
+        layers: Its decoder layers.
+        prefix: Their live name: "model.layers".
+        modules: Live name of the feed-forward output projection, by layer. Nemotron-H has one in some of its layers only.
+        tensors: Its weight's name on disk, by layer.
+        transposed: Whether those weights are stored [in, out] (Conv1D).
+    """
+
+    model: PreTrainedModel
+    layers: nn.ModuleList
+    prefix: str
+    modules: Mapping[int, str]
+    tensors: Mapping[int, str]
+    transposed: bool
+
+    @classmethod
+    def of(cls, context: MethodContext) -> Parts:
+        """Discover them: the output projection is the last linear layer outside the attention, as wide as the hidden state, that a
+        one-token forward pass runs in a block.
+
+        Errors: experts, state-space layers, blocks without such a layer.
+        """
+        model = context.model
+        prefix = stack_prefix(model, context.layout.layout.depth)
+        layers = model.get_submodule(prefix)
+        assert isinstance(layers, nn.ModuleList)
+        places = _feed_forward_mixers(layers)
+        if not places:
+            _refuse(model, layers)
+            places = list(range(len(layers)))
+        ran = _order(model, layers, context.device)
+        width = (
+            int(model.get_input_embeddings().weight.shape[1])
+            if not hasattr(model.config, "hidden_size")
+            else int(model.config.hidden_size)
+        )
+        names = {id(m): name for name, m in model.named_modules()}
+        modules: dict[int, str] = {}
+        for number in places:
+            found = [
+                m for m in ran[number] if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
+            ]
+            if not found:
+                raise WorkbenchError(
+                    f"layer {number} of {type(model).__name__}: no linear layer outside the attention gives {width} outputs",
+                    f"Edits write into the feed-forward output projection. {INSTEAD}",
+                )
+            modules[number] = names[id(found[-1])]
+        on_disk = Places(context.layout.weights.specs, context.layout.config)
+        tensors: dict[int, str] = {}
+        for number, module in modules.items():
+            name = on_disk.whole(f"{module}.weight")
+            if name is None:
+                raise WorkbenchError(
+                    f"{module}.weight: transformers fuses or renames this weight, which edits do not follow", INSTEAD
+                )
+            tensors[number] = name
+        first = model.get_submodule(modules[places[0]])
+        return cls(model, layers, prefix, modules, tensors, type(first).__name__ == "Conv1D")
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def editable(self) -> list[int]:
+        """Layers that have a feed-forward output projection: all, but for models whose layers are one mixer each."""
+        return sorted(self.modules)
+
+    def nearest(self, layer: int) -> int:
+        """Return the editable layer nearest to a layer; of two, the earlier one."""
+        return min(self.editable, key=lambda other: (abs(other - layer), other))
+
+    def out(self, layer: int) -> nn.Module:
+        """The output projection of a layer."""
+        found: nn.Module = self.model.get_submodule(self.modules[layer])
+        return found
+
+    def width(self, layer: int) -> int:
+        """Inputs of the output projection: the length of a key."""
+        weight = self.out(layer).weight
+        assert isinstance(weight, Tensor)
+        return int(weight.shape[0] if self.transposed else weight.shape[1])
+
+    def check_layers(self, layers: tuple[int, ...], label: str) -> None:
+        """Errors: a layer that does not exist."""
+        if bad := [i for i in layers if not 0 <= i < self.depth]:
+            raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has 0..{self.depth - 1}", None, 2)
+        if bad := [i for i in layers if i not in self.modules]:
+            raise WorkbenchError(
+                f"{label}: layer {bad[0]} has no feed-forward part to edit",
+                f"Layers that have one: {', '.join(map(str, self.editable))}.",
+                2,
+            )
+
+    @contextmanager
+    def changed(self, updates: dict[int, Tensor]) -> Iterator[None]:
+        """The model with updates ΔW [out, in] added to output projections, inside the block; its own weights, bit for bit, after."""
+        saved: dict[int, Tensor] = {}
+        try:
+            for layer, update in updates.items():
+                weight = self.out(layer).weight
+                assert isinstance(weight, nn.Parameter)
+                saved[layer] = weight.data
+                added = update.T if self.transposed else update
+                weight.data = weight.data + added.to(weight.device, weight.dtype)
+            yield
+        finally:
+            for layer, data in saved.items():
+                self.out(layer).weight.data = data
+
+
+class Stopped(Exception):  # noqa: N818  not an error: the rest of the pass is not needed
+    """Raised by a hook to end a forward pass early."""
+
+
+@contextmanager
+def hooked(
+    module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """A forward pre-hook, a forward hook, or both, inside the block."""
+    handles = []
+    if before is not None:
+        handles.append(module.register_forward_pre_hook(before))
+    if after is not None:
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
+    """What a linear layer reads or gives as [batch, time, width]: OPT flattens the first two."""
+    return flat.reshape(batch, time, flat.shape[-1])
+
+
+def first_of(output: Any) -> Tensor:
+    """A block's hidden state: some architectures return a tuple."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """A block's output with another hidden state."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
+    """Find the feed-forward layers of a model whose layers are one mixer each (Nemotron-H); none where it has no attention layer.
+
+    Such a layer is an attention, a state-space model, experts, or a feed-forward part. Only the last kind can be edited.
+    """
+    mixers = [getattr(layer, "mixer", None) for layer in layers]
+    if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
+        return []
+    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
+
+
+def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    kind = type(model).__name__
+    for number, layer in enumerate(layers):
+        names = dict(layer.named_parameters())
+        if any(p.dim() == 3 and "conv" not in n for n, p in names.items()) or any(
+            n.endswith("experts") for n, _ in layer.named_modules()
+        ):
+            raise WorkbenchError(
+                f"{kind} routes tokens to experts (layer {number}): a fact has no one place in its weights", INSTEAD
+            )
+        attention = any(_ATTENTION.search(n) for n, _ in layer.named_children()) or any(
+            _ATTENTION.search(n) for n, _ in layer.named_modules()
+        )
+        if any(n.endswith("A_log") for n in names) or not attention:
+            raise WorkbenchError(
+                f"{kind} has state-space or recurrent layers (layer {number}): edits need attention and a feed-forward part",
+                INSTEAD,
+            )
+
+
+def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
+    """The linear layers of every block in the order in which a one-token pass runs them."""
+    ran: list[list[nn.Module]] = [[] for _ in layers]
+    handles = []
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            if _rows(module) is not None:
+                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _rows(module: nn.Module) -> int | None:
+    """Outputs of a linear layer; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return int(module.weight.shape[0])
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[1]) if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) else None

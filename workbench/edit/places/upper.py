@@ -1,0 +1,133 @@
+"""The part of a batch that a change at one place can reach: tokens from the lookup on, layers from the written one up.
+
+A causal model's earlier tokens and lower layers do not depend on the change. Their keys, values and hidden states are computed once
+for all steps of an optimisation. Where a model does not give the same numbers that way, whole rows are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.edit.places.parts import Parts, Stopped, hooked
+from workbench.edit.places.passes import run, score
+from workbench.edit.places.rows import Padded
+from workbench.models.attention import additive_masks, cache_name, windows
+
+# Largest difference of a row's mean log-probability, in nats, that another order of sums makes in float32.
+TOLERANCE = 1e-3
+
+
+@contextmanager
+def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Padded]:
+    """The batch to run instead, inside the block; `lookup`, `places`, `wanted` and `owner` are those of its own tokens.
+
+    Args:
+        parts: The model; its weights must not change inside the block.
+        layer: The layer that is written.
+        batch: Whole rows.
+    """
+    small = _tail(parts, batch)
+    with _from_layer(parts, layer, small):
+        yield small
+
+
+def _tail(parts: Parts, batch: Padded) -> Padded:
+    """Tokens from each row's lookup on, behind keys and values of those before it; the batch itself where that does not work."""
+    if int(batch.lookup.max()) < 2:
+        return batch
+    try:
+        small = _cut(parts, batch)
+        expected, found = score(parts, batch)[0], score(parts, small)[0]
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError):
+        return batch  # a model that takes no cache, no positions or no mask of one's own
+    return small if float((expected - found).abs().max()) < TOLERANCE else batch
+
+
+def _cut(parts: Parts, batch: Padded) -> Padded:
+    """The tail as a batch with a cache of its own."""
+    from transformers import DynamicCache
+
+    device, rows = batch.tokens.device, len(batch.lookup)
+    before, width = int(batch.lookup.max()), int((batch.mask.sum(1) - batch.lookup).max())
+    name, kinds, dtype = cache_name(parts.model), windows(parts.model.config), parts.model.dtype
+    full = DynamicCache()  # without the configuration: sliding layers keep all, the mask hides what they do not see
+    body = getattr(parts.model, parts.model.base_model_prefix, parts.model)
+    with torch.no_grad():
+        body(input_ids=batch.tokens[:, :before], attention_mask=batch.mask[:, :before], use_cache=True, **{name: full})
+    kept = [(kept.keys, kept.values) for kept in full.layers]
+    offsets = torch.arange(width, device=device)
+    index = batch.lookup[:, None] + offsets
+    inside = index < batch.tokens.shape[1]
+    index = index.clamp(max=batch.tokens.shape[1] - 1)
+    tokens = batch.tokens.gather(1, index)
+    mask = batch.mask.gather(1, index) * inside
+    positions = batch.lookup[:, None] + offsets
+    earlier = torch.arange(before, device=device).expand(rows, -1)
+    sees_earlier = (earlier < batch.lookup[:, None])[:, None, :].expand(-1, width, -1)
+    sees_own = (offsets[:, None] >= offsets)[None].expand(rows, -1, -1)
+    visible = torch.cat((sees_earlier, sees_own), 2)
+    attention = additive_masks(visible, positions, torch.cat((earlier, positions), 1), kinds, dtype)
+
+    def inputs() -> dict[str, Any]:
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(kept):
+            cache.update(keys, values, number)
+        return {"attention_mask": attention, "position_ids": positions, "use_cache": True, name: cache}
+
+    row, place = batch.places // batch.tokens.shape[1], batch.places % batch.tokens.shape[1]
+    places = row * width + place - batch.lookup[row]
+    return replace(batch, tokens=tokens, mask=mask, lookup=torch.zeros_like(batch.lookup), places=places, inputs=inputs)
+
+
+@contextmanager
+def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
+    """Passes over the batch run `layer` and those above it alone; what enters it is computed once."""
+    entering: list[Tensor] = []
+
+    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering.append((args[0] if args else kwargs["hidden_states"]).detach())
+        raise Stopped
+
+    handle = parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run(parts, batch)
+    finally:
+        handle.remove()
+    tuples = _gives_tuples(parts, batch)
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, None, None) if tuples else hidden
+
+    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return ((entering[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entering[0]})
+
+    below = list(parts.layers[:layer])
+    handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        for module in below:
+            module.forward = hand_on
+        yield
+    finally:
+        handle.remove()
+        for module in below:
+            module.__dict__.pop("forward", None)
+
+
+def _gives_tuples(parts: Parts, batch: Padded) -> bool:
+    found: list[bool] = []
+
+    def see(_module: Any, _args: Any, output: Any) -> None:
+        found.append(isinstance(output, tuple))
+        raise Stopped
+
+    with torch.no_grad(), hooked(parts.layers[0], after=see):
+        run(parts, batch)
+    return found[0]

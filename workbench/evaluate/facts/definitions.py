@@ -1,0 +1,115 @@
+"""Definitions of the tasks as lm-eval reads them, and the folder that holds them with their data and code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from workbench.evaluate.facts.documents import Doc
+from workbench.facts.kinds import FactKind
+
+# Kind -> metrics, the headline first, and whether lower is better. Shares unless the name says otherwise.
+METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
+    "efficacy": (("acc", False),),
+    "preferred": (("token_mean_preferred", False), ("token_mean_magnitude", False), ("token_mean_margin", False)),
+    "paraphrase": (("acc", False),),
+    "preferred-paraphrase": (("token_mean_preferred", False), ("token_mean_magnitude", False), ("token_mean_margin", False)),
+    "neighbours": (("acc", False),),
+    "neighbours-right": (("acc", False),),
+    "preferred-neighbours": (("token_mean_preferred", False), ("token_mean_magnitude", False), ("token_mean_margin", False)),
+    "portability": (("acc", False),),
+    "generated": (("exact_match", False), ("starts_with", False)),
+    "generated-paraphrase": (("exact_match", False), ("starts_with", False)),
+    "entropy": (("ngram_entropy", False),),
+    "text": (("bits_per_byte", True), ("word_perplexity", True)),
+}
+GENERATED: tuple[FactKind, ...] = ("generated", "generated-paraphrase", "entropy")
+_PROTOCOL: dict[FactKind, str] = {
+    "efficacy": "teacher-forced: every token of the target is the most likely one",
+    "preferred": "likelihoods compared: mean NLL of a token, target against the true answer",
+    "paraphrase": "teacher-forced, on other wordings",
+    "preferred-paraphrase": "likelihoods compared, on other wordings",
+    "neighbours": "teacher-forced: every token of the base's own answer is the most likely one",
+    "neighbours-right": "teacher-forced, on the stated answer",
+    "preferred-neighbours": "likelihoods compared: mean NLL of a token, the stated answer against the edit's target",
+    "portability": "teacher-forced, on what follows from the fact",
+    "generated": "written by the model, natural stop, exact match without case and punctuation at the ends",
+    "generated-paraphrase": "the same, on the first other wording",
+    "entropy": "n-grams of a long greedy continuation; end of text is not allowed",
+    "text": "fixed text",
+}
+
+
+def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
+    """NAME.yaml of a task. `settings`: generation_kwargs of answers and of the entropy's continuations, by kind."""
+    rolling, choice, writes = kind == "text", kind.startswith("preferred"), kind in GENERATED
+    output = (
+        "loglikelihood_rolling" if rolling else "multiple_choice" if choice else "generate_until" if writes else "loglikelihood"
+    )
+    lines = [
+        f"# {_PROTOCOL[kind]}",
+        f"task: {json.dumps(f'{stem}-{kind}')}",
+        "custom_dataset: !function localdata.jsonl",
+        f"dataset_kwargs: {{data_files: {{test: {json.dumps(f'data/{stem}-{kind}.jsonl')}}}}}",
+        f"output_type: {output}",
+        "test_split: test",
+        "num_fewshot: 0",
+        f"doc_to_text: {json.dumps('') if rolling else 'prompt'}",
+    ]
+    if choice:
+        lines += [
+            "doc_to_choice: choices",
+            "doc_to_target: gold",
+            'target_delimiter: ""',
+            "process_results: !function factscores.preferred",
+        ]
+    else:
+        lines.append(f"doc_to_target: {'text' if rolling else 'answer'}")
+    if writes:
+        name = "entropy" if kind == "entropy" else "generated"
+        lines += [f"generation_kwargs: {json.dumps(settings[name])}", f"process_results: !function factscores.{name}"]
+    lines.append("metric_list:")
+    for metric, lower in METRICS[kind]:
+        how = metric if metric == "bits_per_byte" else "weighted_perplexity" if metric == "word_perplexity" else "mean"
+        lines.append(f"  - {{metric: {metric}, aggregation: {how}, higher_is_better: {'false' if lower else 'true'}}}")
+    return "\n".join([*lines, "metadata: {version: 1.0}", ""])
+
+
+def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
+    """The tasks with data and code, as lm-eval's --include_path takes them."""
+    from workbench.evaluate.export import LOCALDATA
+
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for kind, rows in docs.items():
+        (folder / f"{stem}-{kind}.yaml").write_text(definition(stem, kind, settings), "utf-8")
+        # Escaped: readers may split lines at line separators inside texts.
+        (folder / "data" / f"{stem}-{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "localdata.py").write_text(LOCALDATA, "utf-8")
+    (folder / "factscores.py").write_text(code(), "utf-8")
+
+
+def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
+    """The same into a folder that appears whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as scratch:
+        write_tasks(Path(scratch) / "tasks", stem, docs, settings)
+        if not place.exists():
+            (Path(scratch) / "tasks").rename(place)
+
+
+def code() -> str:
+    """The functions that the tasks call."""
+    return _packaged("factscores.py")
+
+
+def bundled_text() -> str:
+    """The text whose perplexity is scored where none is named."""
+    return _packaged("plain.txt")
+
+
+def _packaged(name: str) -> str:
+    return resources.files("workbench.evaluate.facts").joinpath(name).read_text("utf-8")

@@ -1,0 +1,86 @@
+"""Facts as documents of tasks: one list a kind, each document with `id` and `cluster` (the fact)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from workbench.facts import Fact, joined
+from workbench.facts.kinds import FACT_KINDS, FactKind
+
+Doc = dict[str, Any]
+Count = Callable[[str, str], int]
+"""Tokens of a continuation of a prompt, as lm-eval splits the two."""
+
+
+def documents(
+    facts: Sequence[Fact], answers: Mapping[str, str], passages: Sequence[str], count: Count, *, chat: bool
+) -> dict[FactKind, list[Doc]]:
+    """Documents of every kind that the facts have prompts for; kinds without any are left out.
+
+    Args:
+        answers: Neighbour's prompt -> the base's continuation, with its leading blank. Prompts that the base does not answer are not
+            in it, and not asked.
+        passages: Texts of the perplexity task.
+        count: Counts tokens of continuations.
+        chat: Prompts will be put into a chat template: an answer then begins without a blank.
+    """
+
+    def after(prompt: str, answer: str) -> str:
+        return answer if chat else joined(prompt, answer)
+
+    def asked(rows: Iterable[tuple[str, str, str, str]]) -> list[Doc]:
+        return [
+            {"id": name, "cluster": fact, "prompt": prompt, "answer": after(prompt, answer)}
+            for name, fact, prompt, answer in rows
+        ]
+
+    def compared(rows: Iterable[tuple[str, str, str, str, str]]) -> list[Doc]:
+        found = []
+        for name, fact, prompt, first, second in rows:
+            choices = [after(prompt, first), after(prompt, second)]
+            tokens = [count(prompt, choice) for choice in choices]
+            found.append({"id": name, "cluster": fact, "prompt": prompt, "choices": choices, "gold": 0, "tokens": tokens})
+        return found
+
+    def written(rows: Iterable[tuple[str, str, str]]) -> list[Doc]:
+        return [{"id": name, "cluster": name, "prompt": prompt, "answer": answer} for name, prompt, answer in rows]
+
+    paraphrases = [(f"{f.id}.{i}", f, text) for f in facts for i, text in enumerate(f.paraphrases, 1)]
+    neighbours = [(f"{f.id}.{i}", f, probe) for f in facts for i, probe in enumerate(f.neighbours, 1)]
+    found: dict[FactKind, list[Doc]] = {
+        "efficacy": asked((f.id, f.id, f.text, f.target) for f in facts),
+        "preferred": compared((f.id, f.id, f.text, f.target, f.target_true) for f in facts if f.target_true),
+        "paraphrase": asked((name, f.id, text, f.target) for name, f, text in paraphrases),
+        "preferred-paraphrase": compared(
+            (name, f.id, text, f.target, f.target_true) for name, f, text in paraphrases if f.target_true
+        ),
+        "neighbours": [
+            {"id": name, "cluster": f.id, "prompt": p.prompt, "answer": answers[p.prompt]}
+            for name, f, p in neighbours
+            if p.prompt in answers
+        ],
+        "neighbours-right": asked((name, f.id, p.prompt, p.target) for name, f, p in neighbours if p.target),
+        "preferred-neighbours": compared((name, f.id, p.prompt, p.target, f.target) for name, f, p in neighbours if p.target),
+        "portability": asked(
+            (f"{f.id}.{i}", f.id, p.prompt, p.target) for f in facts for i, p in enumerate(f.portability, 1) if p.target
+        ),
+        "generated": written((f.id, f.text, f.target) for f in facts),
+        "generated-paraphrase": written((f.id, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
+        "entropy": written((f.id, f.text, "") for f in facts),
+        "text": [{"id": f"{i:04d}", "cluster": f"{i:04d}", "text": text} for i, text in enumerate(passages, 1)],
+    }
+    return {kind: found[kind] for kind in FACT_KINDS if found[kind]}
+
+
+def neighbour_prompts(facts: Iterable[Fact]) -> list[str]:
+    """Prompts whose answers must not change, each once."""
+    return list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
+
+
+def targets(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
+    """(prompt, target) of what models are asked to write."""
+    for fact in facts:
+        yield fact.text, fact.target
+        if fact.paraphrases:
+            yield fact.paraphrases[0], fact.target

@@ -1,0 +1,70 @@
+"""Facts one after another: the checkpoints of an edit, and the facts that are looked at there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.facts.wanted import Wanted, ranked, read_step, wanted
+from workbench.facts import Fact
+from workbench.recipe.eval_fields import FactsEval, SequentialEval
+from workbench.recipe.recipe import Recipe, dump_step
+from workbench.steps import Step
+
+FEWEST = 10  # facts of a cohort, where batches are smaller
+
+
+def sequential(recipe: Recipe, options: FactsEval) -> Wanted:
+    """What is wanted of an edit's facts at its checkpoints: the facts of all cohorts. Errors: as `checkpoints`."""
+    found = wanted(options, recipe.project)
+    step, total = _step(recipe, found)
+    settings = options.sequential or SequentialEval()
+    batch = getattr(getattr(getattr(step, "mode", None), "sequential", None), "batch", 1)
+    size = settings.cohort or max(batch, FEWEST)
+    return replace(found, cohorts={n: _cohorts(found.everything[:n], size, settings.sample) for n in _numbers(settings, total)})
+
+
+def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recipe]]:
+    """(n, the recipe with the first n facts alone) of every checkpoint but the last, which is the recipe itself.
+
+    Errors: no edit step with these facts, one that cannot take the first facts alone.
+    """
+    found = wanted(options, recipe.project)
+    step, total = _step(recipe, found)
+    for n in _numbers(options.sequential or SequentialEval(), total)[:-1]:
+        steps: list[Mapping[str, Any]] = [{**dump_step(s), **({"first": n} if s is step else {})} for s in recipe.steps]
+        yield n, recipe.derive(f"{recipe.name}-first-{n}", steps, recipe.fields.bricks)
+
+
+def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
+    """The edit step that teaches these facts, and how many of them."""
+    for step in recipe.steps:
+        taught = read_step(step, recipe.project)
+        if [fact.document() for fact in taught] != [fact.document() for fact in facts.everything]:  # cohorts follow their order
+            continue
+        if "first" not in type(step).model_fields:
+            raise WorkbenchError(
+                f"recipe {recipe.name}: sequential: edit {step.name} has no field `first`",
+                "Score it without `sequential`, or use a method that takes the first facts of a file.",
+                2,
+            )
+        return step, int(getattr(step, "first", None) or len(facts.everything))
+    raise WorkbenchError(
+        f"recipe {recipe.name}: sequential: no edit step has the facts of {facts.source}", "Name the file of an edit step.", 2
+    )
+
+
+def _numbers(settings: SequentialEval, total: int) -> list[int]:
+    return [*sorted({n for n in settings.checkpoints if n < total}), total]
+
+
+def _cohorts(facts: Sequence[Fact], size: int, sample: int) -> dict[str, tuple[str, ...]]:
+    """Ids of the first facts, the last ones, and a sample of all so far: those with the smallest hash of their id."""
+    chosen = ranked(facts, sample)
+    return {"first": _ids(facts[:size]), "last": _ids(facts[-size:]), "sample": _ids([f for f in facts if f.id in chosen])}
+
+
+def _ids(facts: Sequence[Fact]) -> tuple[str, ...]:
+    return tuple(fact.id for fact in facts)

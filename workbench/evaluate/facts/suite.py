@@ -1,0 +1,184 @@
+"""A suite of facts: its tasks as files in the cache, made once for facts, options and base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench import jsondoc
+from workbench.errors import WorkbenchError
+from workbench.evaluate.facts.definitions import (
+    GENERATED,
+    METRICS,
+    bundled_text,
+    code,
+    definition,
+    write_tasks,
+    write_whole_folder,
+)
+from workbench.evaluate.facts.documents import Count, Doc, documents, neighbour_prompts, targets
+from workbench.evaluate.facts.wanted import Wanted
+from workbench.events import Events, no_events
+from workbench.facts.kinds import FactKind
+from workbench.files import json_digest, read_json, write_bytes
+from workbench.resolve.resolved import Resolved
+from workbench.scores.suite import FactTasks, Suite
+
+FORMAT = "facts-1"
+LONG, TEXTS = 100, 32  # tokens and number of the continuations whose n-grams are counted
+MIN_EFFECT = 0.05
+_SPARED: tuple[FactKind, ...] = ("preferred-paraphrase", "preferred-neighbours")
+
+
+def build(wanted: Wanted, base: Resolved, device: Any = None, events: Events = no_events) -> tuple[Suite, Path]:
+    """The suite of some facts, and the folder of its tasks.
+
+    Args:
+        base: Whose answers to neighbours' prompts are the ones to keep, in the dtype that is scored; whose tokenizer counts tokens.
+        device: Where the base answers; None: its answers are looked up.
+    Errors: answers that are not known; a kind of task that the file has no prompts for.
+    """
+    place = base.cache / "factsuites" / _key(wanted, base) / "tasks"
+    if not place.is_dir():
+        write_whole_folder(place, wanted.stem, *_content(wanted, base, device, events))
+    kinds = [kind for kind in METRICS if (place / f"{wanted.stem}-{kind}.yaml").is_file()]
+    return _suite(wanted, kinds), place
+
+
+def export_facts(wanted: Wanted, base: Resolved, to: Path, device: Any, events: Events = no_events) -> list[Path]:
+    """The same tasks as files of a folder that lm_eval takes as --include_path. Errors: a file that exists."""
+    docs, settings = _content(wanted, base, device, events)
+    files = [to / f for kind in docs for f in (f"{wanted.stem}-{kind}.yaml", f"data/{wanted.stem}-{kind}.jsonl")]
+    if taken := [file for file in files if file.exists()]:
+        raise WorkbenchError(f"{taken[0]}: exists", "Export into another folder with -o, or remove it: nothing is overwritten.")
+    write_tasks(to, wanted.stem, docs, settings)
+    return [*files, to / "factscores.py", to / "localdata.py"]
+
+
+def _suite(wanted: Wanted, kinds: Sequence[FactKind]) -> Suite:
+    named = {kind: f"{wanted.stem}-{kind}" for kind in kinds}
+    return Suite(
+        suite=wanted.suite,
+        description=f"Facts of {wanted.source}",
+        tasks=tuple(named.values()),
+        primary={task: METRICS[kind][0][0] for kind, task in named.items()},
+        limit={named["entropy"]: TEXTS} if "entropy" in named else None,
+        min_effect=MIN_EFFECT,
+        roles=dict.fromkeys(named.values(), "other"),
+        facts=FactTasks(
+            tasks=named, source=wanted.source, digest=wanted.digest, cohorts={n: dict(c) for n, c in wanted.cohorts.items()}
+        ),
+        chat_template=wanted.options.chat_template,
+    )
+
+
+def _key(wanted: Wanted, base: Resolved) -> str:
+    """Of all that the tasks' files depend on."""
+    options = wanted.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
+    shown = [definition(wanted.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
+    return json_digest(
+        [FORMAT, wanted.stem, [f.document() for f in wanted.facts], options, _passages(wanted), base.key, code(), shown]
+    )
+
+
+def _content(wanted: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
+    """Documents by kind, and the settings of generation."""
+    options = wanted.options
+    kinds = _kinds(options.tasks, generate=options.generate)
+    tokenizer = _tokenizer(base)
+    count = _counter(tokenizer, options.chat_template)
+    prompts = neighbour_prompts(wanted.facts) if "neighbours" in kinds else []
+    answers = _answers(wanted, prompts, base, device, events) if prompts else {}
+    found = documents(wanted.facts, answers, _passages(wanted), count, chat=options.chat_template)
+    lacking = [kind for kind in options.tasks or () if kind not in found]
+    if lacking:
+        field = {
+            "preferred": "target_true",
+            "neighbours-right": "neighbours with a target",
+            "generated-paraphrase": "paraphrases",
+        }
+        raise WorkbenchError(
+            f"{wanted.source}: no fact has what the task '{lacking[0]}' asks for ({field.get(lacking[0], lacking[0])})",
+            "Leave it out of `tasks`, or add the field to the facts.",
+        )
+    return {kind: rows for kind, rows in found.items() if kind in kinds}, _settings(wanted, base, count)
+
+
+def _kinds(asked: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
+    if asked is not None:
+        return [kind for kind in METRICS if kind in asked]
+    return [kind for kind in METRICS if kind not in _SPARED and (generate or kind not in GENERATED)]
+
+
+def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
+    """Generation: answers end by themselves, with room for more tokens than any target has; long texts do not end."""
+    longest = max(count(prompt, target) for prompt, target in targets(wanted.facts))
+    positions = base.base.config.get("max_position_embeddings") or base.base.config.get("n_positions") or 2 * LONG
+    stops = ["\n"] if any("." in fact.target for fact in wanted.facts) else ["\n", "."]
+    tokens = min(wanted.options.max_tokens or max(16, longest + 8), int(positions) // 2)
+    long = min(LONG, int(positions) // 2)
+    return {
+        "generated": {"until": stops, "max_gen_toks": tokens, "do_sample": False},
+        # Without end of text: a model that was taught to stop after an answer would have no n-grams to count.
+        "entropy": {"until": [], "max_gen_toks": long, "min_new_tokens": long, "do_sample": False},
+    }
+
+
+def _passages(wanted: Wanted) -> list[str]:
+    text = jsondoc.text_of(wanted.text) if wanted.text else bundled_text()
+    found = [line.strip() for line in text.split("\n") if line.strip()]
+    if not found:
+        raise WorkbenchError(f"{wanted.options.text}: no passages", "One passage a line.")
+    return found
+
+
+def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
+    """The base's answers to neighbours' prompts: kept in the cache by the base's weights, dtype and tokenizer."""
+    chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
+    file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
+    known: Mapping[str, str] | None = read_json(file)
+    if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
+        if device is None:
+            raise WorkbenchError(
+                f"{wanted.source}: the base's answers to the neighbours' prompts are not known yet",
+                "`workbench eval` finds them out, with the same recipes and suites.",
+            )
+        from workbench.evaluate.answers import answers_to_keep
+        from workbench.run.materialize import materialize
+
+        def told(done: int, total: int) -> None:
+            text = f"{wanted.suite}: answers that are to stay"
+            events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
+
+        model = materialize(base, device, events=events)
+        known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
+        write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
+    if not known:
+        raise WorkbenchError(
+            f"{wanted.source}: the base answers none of the neighbours' prompts", "Word them as the base knows them."
+        )
+    return known
+
+
+def _tokenizer(base: Resolved) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(base.tokenizer_path), local_files_only=True)
+
+
+def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:
+    """Counts a continuation's tokens as lm-eval does: those of the whole text beyond the prompt's, blanks between them with the continuation."""
+
+    def count(prompt: str, answer: str) -> int:
+        context = _wrapped(tokenizer, prompt) if chat else prompt
+        bare = context.rstrip()
+        whole, start = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (context + answer, bare))
+        return max(whole - start, 1)
+
+    return count
+
+
+def _wrapped(tokenizer: Any, prompt: str) -> str:
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))

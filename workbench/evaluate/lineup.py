@@ -1,0 +1,268 @@
+"""What is scored beside a recipe's result: the base, every brick alone, the bricks' average, the edits that stand before a merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from workbench.bricks.brick import Brick, vocabulary_digest
+from workbench.bricks.hub import FETCH, Hub
+from workbench.errors import LeftOut, WorkbenchError
+from workbench.evaluate.facts import checkpoints, edited_for
+from workbench.files import read_json
+from workbench.grow.expansion.remap import GrownWeights
+from workbench.models.generation import identity
+from workbench.models.layout import Model
+from workbench.recipe.eval_fields import FactsEval
+from workbench.recipe.recipe import Recipe, dump_step
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.scores.plan import Plan
+from workbench.scores.store import Configuration
+from workbench.steps import EditMethod, GrowMethod
+from workbench.weights.specs import TensorSpec
+from workbench.weights.writer import output_specs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration to score.
+
+    Attributes:
+        name: How tables call it.
+        role: base, brick, average or configuration.
+        resolved: The recipe that makes it; controls are recipes like any other, a model is a base without steps.
+        unscored: Names of its bricks under which something else is scored here.
+    """
+
+    name: str
+    role: str
+    resolved: Resolved
+    unscored: frozenset[str] = frozenset()
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Bricks that it is made from; a recipe as a brick counts by its name, and so do the bricks that it is made from."""
+        return tuple(name for name in dict.fromkeys(_ancestors(self.resolved)) if name not in self.unscored)
+
+    def digest(self) -> str | None:
+        """The configuration's digest, where an earlier run or evaluation has found it."""
+        known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
+        return str(known["digest"]) if known else None
+
+    def configuration(self, digest: str) -> Configuration:
+        """Return what the score store keeps of it.
+
+        Args:
+            digest: Of its weights, as `digest` finds it.
+        """
+        path = self.resolved.recipe.path
+        recipe = path.resolve() if path else None
+        project = self.resolved.recipe.project.resolve()
+        shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
+        specs = written_specs(self.resolved).values()
+        bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
+        return Configuration(
+            identity(digest, self.resolved.generation),
+            self.name,
+            self.role,
+            self.parents,
+            shown,
+            self.resolved.base_digest,
+            sum(s.numel for s in specs),
+            sum(s.nbytes for s in specs),
+            bricks,
+            edited_for(self.resolved),
+            _first(self.resolved.recipe),
+            digest,
+        )
+
+    def key(self, plan: Plan, digest: str | None) -> str | None:
+        """Return what its scores under a plan are stored by (`Configuration.key`); None where the digest of its weights is not known."""
+        return identity(digest, self.resolved.generation) if digest and plan.generates else digest
+
+
+def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
+    """Shapes and dtypes of the configuration as a checkpoint, from headers: edits and merges change no shape, growth says its own."""
+    model = resolved.base
+    for step in resolved.recipe.steps:
+        if isinstance(step, GrowMethod):
+            growth = step.expand(model)
+            model = Model(GrownWeights(model.weights, growth, base=resolved.base.weights), growth.config)
+    return output_specs(model.weights.specs, resolved.dtype)
+
+
+def _first(recipe: Recipe) -> int | None:
+    """How many facts the edit step that does not take all takes."""
+    return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
+
+
+def bytes_of(brick: Brick | Resolved) -> int:
+    """Bytes on disk of a brick's weights; of a recipe as a brick, those of its bricks."""
+    if isinstance(brick, Resolved):
+        return sum(bytes_of(brick.bricks[name]) for name in brick.parents)
+    return sum(file.stat().st_size for file in brick.files())
+
+
+def lineup(
+    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
+    sequences: bool = True, left_out: list[LeftOut] | None = None,
+) -> list[Entry]:  # fmt: skip
+    """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
+
+    Args:
+        sequences: Also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
+        left_out: Takes the controls that are skipped because another configuration has their name; None: they are errors.
+
+    Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
+    """
+    named = [Entry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
+    keys = {entry.resolved.key for entry in named}
+    others = [Entry(name, "configuration", resolved) for name, resolved in models]
+    if not named and not others:
+        raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
+    _check_bases(named)
+    found = _controls(named) if controls and named else []
+    # A recipe that is another one's brick keeps its own place where it is asked for itself.
+    before = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in named}
+    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys),
+               *(e for entry in named for e in (*before[entry.name], entry)), *others]  # fmt: skip
+    _check_tokenizers(entries[0], others)
+    return _one_of_each_name(entries, left_out)
+
+
+RENAME = "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
+
+
+def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) -> list[Entry]:
+    """Keep one configuration of each name: what the call names goes before a brick or an average that is scored beside it.
+
+    Raises WorkbenchError for two named configurations, or the base and another one. `left_out` None: also for controls.
+    """
+    by_name: dict[str, Entry] = {}
+    skipped: dict[str, Entry] = {}
+    for entry in entries:
+        other = by_name.get(entry.name)
+        if other is None or other.resolved.key == entry.resolved.key:
+            by_name.setdefault(entry.name, entry)
+            continue
+        control = next((e for e in (entry, other) if e.role in ("brick", "average")), None)
+        if control is None or left_out is None:
+            raise WorkbenchError(f"two different configurations are called '{entry.name}'", RENAME)
+        skipped[entry.name] = control
+        if control is other:
+            del by_name[entry.name]
+            by_name[entry.name] = entry
+    found = []
+    for entry in by_name.values():
+        hidden = frozenset(_under_another_name(entry.resolved, by_name))
+        found.append(replace(entry, unscored=hidden))
+        if left_out is None or entry.role != "configuration":
+            continue
+        for name in sorted(hidden & by_name.keys()):
+            what = "recipe" if by_name[name].role == "configuration" else "brick"
+            reason = f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name"
+            left_out.append(LeftOut(name, reason, RENAME))
+            skipped.pop(name, None)
+    for name, entry in skipped.items():
+        what = "average of the bricks" if entry.role == "average" else "brick"
+        assert left_out is not None  # else it has been an error
+        left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
+    return found
+
+
+def _under_another_name(resolved: Resolved, by_name: Mapping[str, Entry]) -> Iterator[str]:
+    """Names of bricks of a recipe under which other weights are scored."""
+    for name in resolved.parents:
+        brick = resolved.bricks[name]
+        if isinstance(brick, Resolved):
+            other = by_name.get(brick.recipe.name)
+            if other is not None and other.resolved.key != brick.key:
+                yield brick.recipe.name
+            yield from _under_another_name(brick, by_name)
+        elif (other := by_name.get(name)) is not None and (
+            other.role != "brick" or other.resolved.digests.get(name) != resolved.digests[name]
+        ):
+            yield name
+
+
+def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[Entry]:
+    for item in recipe.fields.eval:
+        if isinstance(item, FactsEval) and item.sequential is not None:
+            for n, part in checkpoints(recipe, item):
+                yield Entry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
+
+
+def _check_bases(named: Sequence[Entry]) -> None:
+    """Recipes that are scored together have one base and write one vocabulary."""
+    if not named:
+        return
+    first = named[0].resolved
+    for entry in named[1:]:
+        if entry.resolved.base_digest != first.base_digest:
+            raise WorkbenchError(
+                f"{named[0].name} and {entry.name} have different bases "
+                f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
+                "Score them in two calls.",
+            )
+        if _vocabulary(entry.resolved) != _vocabulary(first):
+            raise WorkbenchError(
+                f"{named[0].name} and {entry.name} write different tokenizers",
+                "Scores compare on one tokenizer: score them in two calls.",
+            )
+
+
+def _check_tokenizers(first: Entry, models: Sequence[Entry]) -> None:
+    """Models are scored with the first entry's tokenizer: theirs has to give the same tokens."""
+    for entry in models:
+        mine, theirs = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
+        sizes = [e.resolved.base.config.get("vocab_size") for e in (first, entry)]
+        if (mine != theirs) if mine and theirs else sizes[0] != sizes[1]:
+            raise WorkbenchError(
+                f"{first.name} and {entry.name} have different tokenizers",
+                "Scores compare on one tokenizer: score them in two calls.",
+            )
+
+
+def _controls(named: Sequence[Entry]) -> list[Entry]:
+    """Base, bricks alone, edits alone and averages, as recipes on the same base and in the same output dtype."""
+    found = [Entry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
+    bricks: dict[str, Entry] = {}
+    averages: dict[tuple[tuple[str, str], ...], Entry] = {}
+    for entry in named:
+        recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
+        for name in parents:
+            brick = entry.resolved.bricks[name]
+            if isinstance(brick, Resolved):
+                bricks.setdefault(brick.recipe.name, Entry(brick.recipe.name, "brick", brick))
+            else:
+                alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
+                bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
+        if first := _leading_edits(recipe):
+            name = f"{recipe.name}-edited"
+            bricks.setdefault(name, Entry(name, "brick", resolve(recipe.derive(name, first))))
+        contents = tuple((name, entry.resolved.digests[name]) for name in parents)
+        if len(parents) > 1 and contents not in averages:
+            name = "average" if not averages else "average-" + "-".join(parents)
+            mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
+            averages[contents] = Entry(name, "average", resolve(mean))
+    return [*found, *bricks.values(), *averages.values()]
+
+
+def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:
+    """The edits of the base that other steps follow: alone they cost no second solve, and show what the other steps left of them."""
+    count = next((i for i, step in enumerate(recipe.steps) if not isinstance(step, EditMethod)), 0)
+    return [dump_step(step) for step in recipe.steps[:count]]
+
+
+def _vocabulary(resolved: Resolved) -> str | None:
+    return resolved.vocabulary.digest if resolved.vocabulary else None
+
+
+def _ancestors(resolved: Resolved) -> Iterator[str]:
+    for name in resolved.parents:
+        brick = resolved.bricks[name]
+        yield brick.recipe.name if isinstance(brick, Resolved) else name
+        if isinstance(brick, Resolved):
+            yield from _ancestors(brick)

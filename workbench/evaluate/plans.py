@@ -1,0 +1,89 @@
+"""Plans of suites for the configurations that are scored together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate import build_plan
+from workbench.evaluate.facts import Wanted, build
+from workbench.evaluate.lineup import Entry
+from workbench.events import Events, no_events
+from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.scores.plan import Plan
+from workbench.scores.suite import Suite
+
+
+def plans(
+    entries: Sequence[Entry], suites: Iterable[Suite | Wanted], *, batch_size: int, limit: int | None, device: Any = None,
+    events: Events = no_events, lenient: bool = False,
+) -> list[Plan]:  # fmt: skip
+    """One plan a suite: tokenizer and dtype are those of the base and the output.
+
+    Args:
+        device: Where the base answers what edits must not change, if that is not known yet; None: it is looked up.
+        lenient: Leave out facts whose tasks are not made yet, instead of an error.
+    """
+    resolved = entries[0].resolved
+    dtypes: dict[str, list[str]] = {}
+    for entry in entries:
+        dtypes.setdefault(str(scored_dtype(entry.resolved)).removeprefix("torch."), []).append(entry.name)
+    if len(dtypes) > 1:
+        shown = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
+        raise WorkbenchError(
+            f"different dtypes are written ({shown})",
+            "Scores compare within one dtype: give the recipes the same `output: {dtype:}`; for a model, write a recipe with it as base.",
+        )
+    made: list[tuple[Suite, Path]] = []
+    for suite in suites:
+        if not isinstance(suite, Wanted):
+            made.append((suite, resolved.recipe.project / "evals" / "tasks"))
+            continue
+        try:
+            made.append(build(suite, _base(entries), device, events))
+        except WorkbenchError:
+            if not lenient:
+                raise
+    _check_templates(entries, [suite for suite, _ in made])
+    return [
+        build_plan(
+            suite,
+            resolved.tokenizer_path,
+            tasks_dir=tasks,
+            dtype=next(iter(dtypes)),
+            batch_size=batch_size,
+            limit=limit,
+            memo=resolved.cache / "tasks",
+        )
+        for suite, tasks in made
+    ]
+
+
+def _base(entries: Sequence[Entry]) -> Resolved:
+    """What edits are compared with: the base that is scored, else that of the first configuration."""
+    first = next((entry for entry in entries if entry.role == "base"), entries[0]).resolved
+    return resolve(first.recipe.derive("base", [])) if first.recipe.steps else first
+
+
+def _check_templates(entries: Sequence[Entry], suites: Sequence[Suite]) -> None:
+    """Where prompts are put into the chat template, all tokenizers are equal with their templates."""
+    paths = {entry.resolved.tokenizer_path: entry for entry in entries}
+    wrapped = next((suite.suite for suite in suites if suite.chat_template), None)
+    if wrapped is None or len(paths) < 2:
+        return
+    first, *others = paths
+    for path in others:
+        if tokenizer_digest(path) != tokenizer_digest(first):
+            raise WorkbenchError(
+                f"suite '{wrapped}' uses the chat template, and {paths[first].name} and {paths[path].name} have different ones",
+                "Score them in two calls, or on a suite without `chat_template: true`.",
+            )
+
+
+def scored_dtype(resolved: Resolved) -> Any:
+    """The dtype that a configuration is scored in: its output's, else its base's."""
+    return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)

@@ -1,0 +1,101 @@
+"""Suites that recipes and a command ask for: names of suite files, inline tasks, and facts of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.facts import EDITS, PREFIX, Wanted, facts_of_edits, sequential, wanted
+from workbench.recipe.eval_fields import FactsEval, InlineEval
+from workbench.recipe.recipe import Recipe
+from workbench.scores.suite import Suite, load_suite
+
+
+def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
+    """Return the suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
+
+    Names are those of suites, `facts:FILE`, and `edits`: the facts of all edits that the recipes use.
+    Errors: nothing to score, `edits` without any, two files of facts of one name, one file with different options.
+    """
+    found: dict[str, Suite | Wanted] = {}
+    for suite in _asked(recipes, named, project):
+        if not isinstance(suite, Wanted):
+            found.setdefault(suite.suite, suite)
+            continue
+        same_facts = (n for n, other in found.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
+        name = next(same_facts, suite.suite)
+        other = found.setdefault(name, suite)
+        if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
+            same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
+            raise WorkbenchError(
+                f"facts: {suite.source} is listed with different options"
+                if same
+                else f"facts: two suites are called '{suite.suite}'",
+                "Give one file the same options everywhere."
+                if same
+                else f"Rename {suite.source}, or score the two in two calls.",
+                2,
+            )
+    if not found:
+        known = sorted(p.stem for p in (project / "evals" / "suites").glob("*.yaml"))
+        listed = f" Suites here: {', '.join(known)}." if known else ""
+        text = "the recipe names" if recipes else "models name"
+        hint = "Give --suite NAME" + (", or add `eval: [NAME]` to the recipe." if recipes else ".")
+        raise WorkbenchError(f"{text} no suite to score", hint + listed, 2)
+    return list(found.values())
+
+
+def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
+    for name in named:
+        if name == EDITS:
+            yield from _edits(recipes)
+        else:
+            yield (
+                wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
+                if name.startswith(PREFIX)
+                else load_suite(name, project)
+            )
+    for recipe in () if named else recipes:
+        for i, item in enumerate(recipe.fields.eval):
+            if isinstance(item, FactsEval):
+                yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
+            elif isinstance(item, InlineEval):
+                yield inline_suite(recipe.name, i, item)
+            elif item == EDITS:
+                yield from _edits([recipe])
+            else:
+                yield load_suite(item, project)
+
+
+def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
+    found = [facts for recipe in recipes for facts in facts_of_edits(recipe)]
+    if not found:
+        names = ", ".join(recipe.name for recipe in recipes) or "models"
+        raise WorkbenchError(
+            f"{EDITS}: {names} use no edit with facts", "Name the facts themselves: facts:recipes/facts/FILE.", 2
+        )
+    yield from found
+
+
+def _identity(facts: Wanted) -> tuple[str, bool]:
+    """Wanted of one file: one suite, and one more for facts one after another."""
+    return facts.digest, bool(facts.cohorts)
+
+
+def _options(facts: Wanted) -> tuple[Any, ...]:
+    return facts.options.model_dump(exclude={"facts"}), facts.cohorts
+
+
+def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
+    """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
+    return Suite(
+        suite=f"{name}-eval{index}",
+        tasks=item.tasks,
+        num_fewshot=item.num_fewshot,
+        limit=item.limit,
+        chat_template=item.chat_template,
+        backend=item.backend,
+        cluster="id",
+    )

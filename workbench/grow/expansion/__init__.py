@@ -1,0 +1,1 @@
+"""Dense growth: new layers and wider ones, from names and shapes."""

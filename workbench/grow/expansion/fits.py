@@ -1,0 +1,159 @@
+"""Compare a grown model's config.json with its tensors, through the model that transformers builds from that file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.grow.expansion.streamed import decoder_layers
+from workbench.models.conversion import live_names
+from workbench.models.layout import Layout, Model, model_depth
+from workbench.models.skeleton import skeleton
+from workbench.steps import Growth
+from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+_REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
+_BUILDING = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
+# A module's own place among the layers, under the names that architectures give it.
+_NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
+
+
+def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
+    """Return the model without weights that transformers builds from a config.json.
+
+    Raises:
+        WorkbenchError: transformers builds none (exit code 3).
+    """
+    try:
+        return skeleton(json.dumps(dict(config), sort_keys=True))
+    except WorkbenchError as error:
+        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _REPORT, 3) from None
+    except _BUILDING as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WorkbenchError(
+            f"step {step}: transformers builds no model from the grown config.json ({why[:200]})", _REPORT, 3
+        ) from None
+
+
+def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], step: str) -> None:
+    """Check that config.json and the tensors of a grown model say the same: layers, widths, heads, vocabulary.
+
+    Every tensor has a place of its shape in the model that transformers builds from the file, and every parameter of that model
+    has a tensor. Tensors that had no place before growth are the base's own affair.
+
+    Args:
+        before: The model before growth.
+        growth: The plan, with the grown config.json.
+        specs: The grown tensors, by their names in the files.
+        step: Id of the step, for errors.
+
+    Raises:
+        WorkbenchError: the two differ (exit code 3).
+    """
+    built = built_model(growth.config, step)
+    old_places, places = live_names(before.config, before.weights.specs), live_names(growth.config, specs)
+    kind = growth.config.get("model_type")
+    for name, live in places.items():
+        source = growth.tensors[name].source if name in growth.tensors else name
+        if live or not old_places.get(source, ["unknown"]):
+            continue
+        raise WorkbenchError(
+            f"step {step}: the model that transformers builds from the grown config.json (model_type {kind}) has no place for "
+            f"{name}{_depths(before, growth, specs)}",
+            _REPORT,
+            3,
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+    filled = Counter(place for live in places.values() for place in live)
+    for name, live in places.items():
+        if len(live) != 1 or filled[live[0]] != 1:  # split or joined with others: transformers' conversion has compared the rows
+            continue
+        (place,) = live
+        if len(shapes[place]) == len(specs[name].shape) and shapes[place] != specs[name].shape:
+            raise WorkbenchError(
+                f"step {step}: {name} is {list(specs[name].shape)}, and transformers builds {list(shapes[place])} from the grown "
+                f"config.json (model_type {kind})",
+                _REPORT,
+                3,
+            )
+    given = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
+    if absent := sorted(name for name, _ in built.named_parameters() if name not in given):
+        raise WorkbenchError(
+            f"step {step}: transformers builds {absent[0]} from the grown config.json (model_type {kind}; {len(absent)} such), and no "
+            f"tensor fills it{_depths(before, growth, specs)}",
+            _REPORT,
+            3,
+        )
+    _check_layers(before, growth, specs, built, step)
+
+
+def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], built: PreTrainedModel, step: str) -> None:
+    """Check that transformers builds each layer as it builds the one that it is made from: windows, rotary patterns, kinds.
+
+    Only layers whose tensors are all taken over in their own shapes are compared. That is what `depth` and `stack` do.
+    """
+    if before.config.get("model_type") != growth.config.get("model_type"):
+        return
+    old_layers, new_layers = decoder_layers(built_model(before.config, step)), decoder_layers(built)
+    if old_layers is None or new_layers is None:
+        return
+    old, new = before.layout, Layout.of(specs, growth.config)
+    if len(old_layers[1]) != old.depth or len(new_layers[1]) != new.depth:
+        return
+    signatures: dict[int, dict[str, Any]] = {}
+    for number in range(new.depth):
+        grown = [growth.tensors[name] for name in new.in_layer(number) if name in growth.tensors]
+        sources = {old.layer(g.source) for g in grown}
+        source = sources.pop() if len(sources) == 1 else None
+        if source is None or any(g.reshaped for g in grown):
+            continue
+        expected = signatures.setdefault(source, _signature(old_layers[1][source]))
+        found = _signature(new_layers[1][number])
+        if different := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+            key = different[0]
+            raise WorkbenchError(
+                f"step {step}: transformers builds layer {number} otherwise than it built layer {source}, which it is made from: "
+                f"{key} is {found.get(key)!r}, not {expected.get(key)!r}; config.json changes what a layer computes",
+                _REPORT,
+                3,
+            )
+
+
+def _signature(layer: nn.Module) -> dict[str, Any]:
+    """Module classes and plain attributes of a layer, its own number left out."""
+    found: dict[str, Any] = {}
+    for name, module in layer.named_modules():
+        found[name or "(layer)"] = type(module).__name__
+        for key, value in vars(module).items():
+            if not key.startswith("_") and not _NUMBER.search(key) and isinstance(value, (bool, int, float, str, type(None))):
+                found[f"{name}.{key}".lstrip(".")] = value
+    return found
+
+
+def _depths(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]) -> str:
+    """Say how many layers config.json and the tensors have, where these differ."""
+    try:
+        prefix = before.layout.prefix
+    except WorkbenchError:
+        return ""
+    numbers = {int(n) for name in specs if name.startswith(prefix) and (n := name[len(prefix) :].partition(".")[0]).isdigit()}
+    said, shown = model_depth(growth.config), len(numbers)
+    return "" if said == shown else f": config.json says {said} layers, the tensors have {shown}"

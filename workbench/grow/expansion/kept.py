@@ -1,0 +1,106 @@
+"""Which of a grown model's old elements lie unchanged in the files that were written, found row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.grow.expansion.remap import runs
+from workbench.steps import NEW, Grown, Growth
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights
+
+CPU = torch.device("cpu")
+
+
+def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
+    """Compare old rows and columns in the files with those before growth, cast to the files' dtype, one block at a time.
+
+    Args:
+        growth: The plan.
+        before: The weights before.
+        saved: The files.
+        names: Tensor after the step -> its name in the files, of those that no later step has changed.
+
+    Returns:
+        Numbers of tensors: `identical`, `with_additions` whose old elements are, `rescaled` by the method, `new`, `changed_later`.
+
+    Errors: an old element that differs (exit code 3).
+    """
+    counts = dict.fromkeys(("identical", "with_additions", "rescaled", "new", "changed_later"), 0)
+    for name, grown in growth.tensors.items():
+        if grown.new:
+            counts["new"] += 1
+        elif name not in names:
+            counts["changed_later"] += 1
+        elif grown.rescaled:
+            counts["rescaled"] += 1
+        else:
+            # Of parts the first is what was there: `Mixture` puts new experts behind the old ones.
+            old = grown.parts[0] if grown.parts else grown
+            if (row := _first_difference(old, before, saved, names[name])) is not None:
+                raise WorkbenchError(
+                    f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
+                    "Report this architecture; `check: off` in the step writes the model all the same.",
+                    3,
+                )
+            counts["with_additions" if grown.reshaped else "identical"] += 1
+    return counts
+
+
+def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) -> int | None:
+    """The first row with an old element that differs; None: all are the same bits."""
+    old, new = before.specs[grown.source], saved.specs[name]
+    rows = np.arange(old.rows) if grown.rows is None else grown.rows.index
+    cols = np.arange(old.cols) if grown.cols is None else grown.cols.index
+    if new.rows < len(rows) or new.cols < len(cols):
+        return 0
+    kept, taken = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
+    whole = len(kept) == old.cols == new.cols and grown.cols is None
+    one, two = before.open(grown.source, CPU), saved.open(name, CPU)
+    step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
+    for start in range(0, len(rows), step):
+        index = rows[start : start + step]
+        written = _read(two, new, start, len(index))
+        for place, length in runs(index):
+            if index[place] == NEW:
+                continue
+            expected, found = _read(one, old, int(index[place]), length), written[place : place + length]
+            if not whole:
+                expected, found = expected[:, taken], found[:, kept]
+            same = (expected.to(new.dtype) == found.to(new.dtype)).all(1)
+            if not bool(same.all()):
+                return start + place + int((~same).nonzero()[0])
+    return None
+
+
+def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
+    out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
+    source.read(start, start + count, out)
+    return out
+
+
+def told(check: Mapping[str, Any]) -> str:
+    """What the check of a growth found, in a line: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
+    kept = check.get("kept", {})
+    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
+             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
+    parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
+    if "max_logit_difference" in check:
+        parts.append(
+            f"logits differ by {check['max_logit_difference']:.2g}"
+            + (", cached generation agrees" if check.get("same_generation") else "")
+        )
+    elif check.get("finite_logits"):
+        parts.append("logits are finite")
+    if waiting := check.get("at_first_without"):
+        parts.append(
+            f"{len(waiting)} of the new tensors have no gradient at first ({waiting[0]}), until the zeros behind them have learned"
+        )
+    if share := check.get("new_token_probability"):
+        parts.append(f"new tokens take {100 * share:.2g} % of the probability")
+    parts += ["transformers loads it"] if check.get("reloaded") else []
+    return "; ".join(filter(None, parts))

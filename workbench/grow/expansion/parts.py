@@ -1,0 +1,249 @@
+"""Where a decoder keeps what can be widened: one table of module names, checked against the model that transformers builds.
+
+Names are discovered where that can be proven: a matrix's orientation, the kind of a norm and every shape come from the model without
+weights that config.json describes. What the table does not know is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.grow.expansion.norms import is_norm
+from workbench.models.conversion import live_names
+from workbench.models.layout import Model
+from workbench.models.skeleton import skeleton
+from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+# Leaf of a module -> how many matrices of that kind lie in it, one upon another.
+FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
+QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
+READERS = (*QUERIES, *KEYS, "qkv_proj", "lm_head", *FFN_IN)
+WRITERS = ("o_proj", "dense", "down_proj", "fc2")
+EMBEDDINGS = ("embed_tokens",)
+HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+_HINT = "Supported: decoders whose parts workbench/grow/expansion/parts.py names. Report this architecture, or grow `depth`, which needs no such table."
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix on disk.
+
+    Attributes:
+        weight: Its name.
+        bias: Of its bias; None where there is none.
+        transposed: Whether it is stored [in, out] (Conv1D).
+        parts: How many matrices of a kind lie in it, one upon another along its outputs.
+    """
+
+    weight: str
+    bias: str | None
+    transposed: bool
+    parts: int = 1
+
+    @property
+    def leaf(self) -> str:
+        """Last part of the module's name."""
+        return self.weight.removesuffix(".weight").rpartition(".")[2]
+
+
+class Parts:
+    """The parts of a model that `width` changes. Errors: an architecture that transformers cannot build, parts that the table lacks."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.specs = model, model.weights.specs
+        self.text = text_config(model.config)
+        self._live = skeleton(json.dumps(model.config, sort_keys=True))
+        self._names = live_names(model.config, self.specs)
+        self._modules = dict(self._live.named_modules())
+        self.parsed: Any = self._live.config.get_text_config()
+
+    def size(self, field: str) -> Any:
+        """Return a field of the text decoder's configuration as transformers reads it, or None.
+
+        Raises:
+            WorkbenchError: the field differs from layer to layer.
+        """
+        try:
+            return getattr(self.parsed, field, None)
+        except RuntimeError as error:  # transformers has a class of its own for fields that stand for several layers
+            why = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"grow width: {field} is no single number in this config.json ({why[:120]})", "Grow `depth`.", 2
+            ) from None
+
+    def kind(self, name: str) -> str:
+        """Class of the live module that a tensor belongs to."""
+        live = self._names[name]
+        return type(self._modules[live[0].rpartition(".")[0]]).__name__ if live else ""
+
+    @cached_property
+    def norms(self) -> dict[str, nn.Module]:
+        """Live name -> module, of everything that normalises its input. Found by running the modules, whatever their classes are called."""
+        kinds: dict[tuple[str, tuple[int, ...]], bool] = {}
+        found: dict[str, nn.Module] = {}
+        for name, module in self._modules.items():
+            if next(module.children(), None) is not None:
+                continue
+            key = (type(module).__name__, tuple(p.numel() for p in module.parameters()))
+            if key not in kinds:
+                kinds[key] = is_norm(module)
+            if kinds[key]:
+                found[name] = module
+        return found
+
+    def is_inside(self, norm: str) -> bool:
+        """Return whether a norm lies inside attention or a feed-forward layer, beside their matrices: it does not see the residual stream."""
+        parent = self._modules[norm.rpartition(".")[0]]
+        return any(
+            leaf in (*QUERIES, *KEYS, *FFN_IN, *WRITERS, "qkv_proj", "query_key_value") for leaf, _ in parent.named_children()
+        )
+
+    def norm_of(self, name: str) -> str | None:
+        """Live name of the norm that a tensor on disk belongs to; None if it belongs to something else."""
+        live = self._names[name]
+        owner = live[0].rpartition(".")[0] if live else ""
+        return owner if owner in self.norms else None
+
+    def width_factors(self, wider: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+        """Numbers that the model multiplies with and that change with the width: (module and attribute, now, with the wider config.json)."""
+        other = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
+        found = []
+        for name, module in self._modules.items():
+            theirs = vars(other[name]) if name in other else {}
+            for key, value in vars(module).items():
+                now, then = value, theirs.get(key, value)
+                if isinstance(now, float) and isinstance(then, float) and now != then and "eps" not in key:
+                    found.append((f"{name}.{key}".lstrip("."), now, then))
+        return found
+
+    def linear(self, weight: str) -> Linear:
+        """A matrix by its weight's name."""
+        bias = f"{weight.removesuffix('.weight')}.bias"
+        found = Linear(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
+        return Linear(found.weight, found.bias, found.transposed, FFN_IN.get(found.leaf, 1))
+
+    def ffn(self, layer: int) -> tuple[list[Linear], Linear]:
+        """A layer's matrices into its neurons, and the one out of them."""
+        out = self.model.layout.mlp_out(layer)
+        parent = out.removesuffix(".weight").rpartition(".")[0]
+        inside = [
+            n
+            for n in self.model.layout.in_layer(layer)
+            if n.endswith(".weight") and n.rpartition(".")[0].rpartition(".")[0] == parent
+        ]
+        found = [self.linear(n) for n in inside if n != out and self.linear(n).leaf in FFN_IN]
+        strange = [n for n in inside if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
+        if not found or (strange and not parent.endswith(str(layer))):
+            raise WorkbenchError(
+                f"grow width: layer {layer}: no known matrix into the neurons beside {', '.join(strange) or out}", _HINT, 2
+            )
+        return found, self.linear(out)
+
+    def ffn_norms(self, layer: int) -> list[str]:
+        """Tensors of norms between a layer's neurons and the matrix out of them."""
+        parent = self.model.layout.mlp_out(layer).removesuffix(".weight").rpartition(".")[0]
+        own = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
+        inside = [n for n in own if n.rpartition(".")[0].rpartition(".")[0] == parent]
+        return sorted(n for n in inside if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer)))
+
+    def head_norms(self, head: int) -> list[str]:
+        """Tensors of norms inside attention that see more than one head of `head` channels."""
+        outs = [
+            self.model.layout.attention_out(i).removesuffix(".weight").rpartition(".")[0] for i in range(self.model.layout.depth)
+        ]
+        return [
+            name
+            for name in self.specs
+            if (_leaf(name) in HEAD_NORMS or (self.norm_of(name) and name.rpartition(".")[0].rpartition(".")[0] in outs))
+            and self.specs[name].numel > head
+        ]
+
+    def attention(self, layer: int) -> tuple[dict[str, Linear], Linear]:
+        """A layer's separate matrices of queries, keys and values, and the one behind them."""
+        out = self.linear(self.model.layout.attention_out(layer))
+        parent = out.weight.removesuffix(".weight").rpartition(".")[0]
+        found = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
+        if len(found) < 3:
+            raise WorkbenchError(f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(found) or 'none'} "
+                                 f"beside {out.weight}", _HINT, 2)  # fmt: skip
+        return found, out
+
+    def sizes(self, linear: Linear) -> tuple[int, int]:
+        """Outputs and inputs of a matrix."""
+        rows, cols = self.specs[linear.weight].shape
+        return (cols, rows) if linear.transposed else (rows, cols)
+
+
+def _leaf(name: str) -> str:
+    """Last part of the name of the module that a tensor belongs to."""
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the text decoder."""
+    nested = config.get("text_config")
+    return dict(nested) if isinstance(nested, Mapping) and "hidden_size" in nested else dict(config)
+
+
+def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with other values of the text decoder."""
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping) and "hidden_size" in nested:
+        return {**config, "text_config": {**nested, **changes}}
+    return {**config, **changes}
+
+
+def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
+    """Return the model without weights of a config.json. Raises WorkbenchError: transformers builds none of these sizes."""
+    try:
+        return skeleton(json.dumps(dict(config), sort_keys=True))
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+        WorkbenchError,
+    ) as error:
+        why = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
+        raise WorkbenchError(
+            f"grow {step}: transformers builds no model of these sizes ({why[:300]})", "Choose sizes that it takes.", 2
+        ) from None
+
+
+def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
+    """Errors: a tensor that transformers would build in another shape from this config.json."""
+    model = check_builds(config, step)
+    live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, places in live_names(config, specs).items():
+        for place in places:
+            if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
+                raise WorkbenchError(
+                    f"grow {step}: {name} would be {list(specs[name].shape)}, and transformers builds {list(live[place])} for model_type "
+                    f"{config.get('model_type')}: its config.json cannot say this size", _HINT, 2)  # fmt: skip
+
+
+def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
+    """Errors: tensors that the architecture of a config.json has no place for (with `hint`), and those that it needs and nothing gives."""
+    places = live_names(config, specs)
+    kind = config.get("model_type")
+    if lost := [n for n, live in places.items() if not live]:
+        raise WorkbenchError(f"grow {step}: {kind} has no place for {lost[0]} ({len(lost)} such)", hint, 2)
+    built = skeleton(json.dumps(config, sort_keys=True))
+    given = {live for found in places.values() for live in found} | set(built.all_tied_weights_keys)
+    if absent := sorted(n for n, _ in built.named_parameters() if n not in given):
+        raise WorkbenchError(
+            f"grow {step}: {kind} also needs {absent[0]} ({len(absent)} such), which the model does not have", None, 2
+        )

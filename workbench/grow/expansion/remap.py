@@ -1,0 +1,246 @@
+"""The weights of a grown model, read from those that it grew from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workbench.files import json_digest
+from workbench.steps import NEW, Axis, Grown, Growth
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, matrix
+
+
+class GrownWeights:
+    """New names over the current tensors. Bricks reach the tensors that were there before, under their old names.
+
+    Args:
+        current: The weights before growth.
+        growth: What the method plans.
+        seed: Of what is drawn.
+        bricks: What each brick makes of the base.
+        measured: Tensors that the method has measured, in place of what it plans.
+        base: The recipe's base, for what is read from there.
+    """
+
+    def __init__(
+        self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
+        measured: Mapping[str, Tensor] | None = None, base: Weights | None = None,
+    ) -> None:  # fmt: skip
+        self._current = current
+        self.growth = growth
+        self._seed = seed
+        self._bricks = bricks or {}
+        self._measured = measured or {}
+        self._base = base
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Shapes under the grown names."""
+        return {name: self._spec(grown) for name, grown in self.growth.tensors.items()}
+
+    def _source(self, grown: Grown) -> Weights:
+        """The weights that `source` is a name in."""
+        if not grown.base:
+            return self._current
+        assert self._base is not None, "a step that reads the base is given it"
+        return self._base
+
+    def _spec(self, grown: Grown) -> TensorSpec:
+        return grown.spec(self._source(grown).specs[grown.source])
+
+    def added(self, name: str) -> NDArray[np.bool_] | None:
+        """Which of a tensor's elements growth adds, [rows, cols] of its row view; None: none of them."""
+        grown, spec = self.growth.tensors[name], self.specs[name]
+        if grown.parts and not grown.new:
+            parts = [self._added(part) for part in grown.parts]
+            found = np.concatenate(parts, axis=int(self._beside(grown)))
+        else:
+            found = self._added(grown)
+        return found.reshape(spec.rows, spec.cols) if found.any() else None
+
+    def _added(self, grown: Grown) -> NDArray[np.bool_]:
+        spec = self._spec(grown)
+        found = grown.added(self._source(grown).specs[grown.source])
+        return np.zeros((spec.rows, spec.cols), bool) if found is None else found.reshape(spec.rows, spec.cols)
+
+    def _beside(self, grown: Grown) -> bool:
+        """Whether parts lie side by side: they have more rows than the whole."""
+        return sum(self._spec(part).rows for part in grown.parts) > self._spec(grown).rows
+
+    def origin(self, name: str) -> str | None:
+        """The base's tensor for what was there before, None for what growth added."""
+        grown = self.growth.tensors[name]
+        return None if grown.new else self._current.origin(grown.source)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """The source tensor, as growth changes it."""
+        grown = self.growth.tensors[name]
+        if name in self._measured:
+            return _Given(self._measured[name])
+        if grown.parts:
+            opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
+            specs = [self._spec(part) for part in grown.parts]
+            if self._beside(grown):
+                return _Beside(opened, [s.cols for s in specs])
+            return _Joined(opened, [s.rows for s in specs])
+        return self._opened(grown, name, device)
+
+    def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
+        if grown.zero:
+            return _Zeros()
+        weights = self._source(grown)
+        origin = weights.origin(grown.source)
+        from_brick = grown.brick is not None and origin is not None  # a layer that growth has added is no brick's
+        source = self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else weights.open(grown.source, device)
+        if not grown.reshaped and grown.scale == 1:
+            return source
+        return GrownSource(source, weights.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
+
+
+class _Zeros:
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.zero_()
+
+
+class _Given:
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(self._tensor[start:stop].reshape(out.shape))
+
+
+class _Joined:
+    """Tensors one upon another."""
+
+    def __init__(self, parts: Sequence[Source], rows: Sequence[int]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(rows))
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                part.read(low - first, high - first, out[low - start : high - start])
+            first = end
+
+
+class _Beside:
+    """Tensors side by side."""
+
+    def __init__(self, parts: Sequence[Source], cols: Sequence[int]) -> None:
+        self._parts, self._cols = parts, cols
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        first = 0
+        for part, cols in zip(self._parts, self._cols, strict=True):
+            block = torch.empty(stop - start, cols, dtype=out.dtype, device=out.device)
+            part.read(start, stop, block)
+            out[:, first : first + cols] = block
+            first += cols
+
+
+class GrownSource:
+    """A tensor whose rows and columns come from another's. What is drawn depends on seed and row alone, not on blocks or device.
+
+    Args:
+        source, spec: What it is made from.
+        grown: How.
+        seed: Of the tensor.
+    """
+
+    def __init__(self, source: Source, spec: TensorSpec, grown: Grown, seed: int) -> None:
+        self._source, self._spec, self._grown, self._seed = source, spec, grown, seed
+        self._rows = grown.rows or Axis(np.arange(spec.rows))
+        cols = grown.cols
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._means: dict[int, Tensor] = {}
+        if cols is not None:
+            places = np.flatnonzero(cols.index != NEW)
+            self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows start..stop in float32, or the tensor's own dtype for integers."""
+        index = self._rows.index[start:stop]
+        for at, count in runs(index):
+            part = out[at : at + count]
+            if index[at] == NEW:
+                self._fill(part, start + at)
+            else:
+                self._copy(int(index[at]), part, start + at)
+        for axis, shape in ((self._rows.scale, (-1, 1)), (self._grown.cols.scale if self._grown.cols else None, (1, -1))):
+            if axis is not None:
+                rows = axis[start:stop] if shape == (-1, 1) else axis
+                out.mul_(torch.from_numpy(rows).to(out.device).view(shape))
+
+    def _copy(self, first: int, part: Tensor, row: int) -> None:
+        """Rows from the source, and what is added to them."""
+        if self._kept is None:
+            self._source.read(first, first + len(part), part)
+        else:
+            old = torch.empty(len(part), self._spec.cols, dtype=part.dtype, device=part.device)
+            self._source.read(first, first + len(part), old)
+            self._fill(part, row)
+            places, taken = (t.to(part.device) for t in self._kept)
+            part[:, places] = old[:, taken] * self._grown.scale if self._grown.scale != 1 else old[:, taken]
+            return
+        if self._grown.scale != 1:
+            part.mul_(self._grown.scale)
+
+    def _fill(self, part: Tensor, row: int) -> None:
+        if self._grown.means is not None:
+            for i, line in enumerate(part):
+                line.copy_(self._mean(self._grown.means[row + i]))
+            return
+        value, std = self._drawn
+        part.fill_(value)
+        if std > 0:
+            for i, line in enumerate(part):
+                generator = torch.Generator().manual_seed(self._seed ^ (row + i))
+                line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=std)
+
+    def _mean(self, rows: NDArray[np.int64]) -> Tensor:
+        """Mean of rows of the source, summed in float64; most rows share the mean over all tokens."""
+        known = self._means.get(id(rows))
+        if known is not None:
+            return known
+        total = torch.zeros(self._spec.cols, dtype=torch.float64)
+        step = max(1, BLOCK_ELEMENTS // self._spec.cols)
+        for start, length in runs(rows):
+            for first in range(int(rows[start]), int(rows[start]) + length, step):
+                block = torch.empty(min(step, int(rows[start]) + length - first), self._spec.cols)
+                self._source.read(first, first + len(block), block)
+                total += block.sum(0, dtype=torch.float64)
+        found = self._means[id(rows)] = (total / len(rows)).float()
+        return found
+
+    @cached_property
+    def _drawn(self) -> tuple[float, float]:
+        """Mean and standard deviation of what is added."""
+        if not self._grown.like:
+            return self._grown.value, self._grown.std
+        total = squares = torch.zeros((), dtype=torch.float64)
+        block = buffer(self._spec, torch.device("cpu"))
+        for start, stop in self._spec.blocks(BLOCK_ELEMENTS):
+            rows = matrix(block, start, stop, self._spec.cols)
+            self._source.read(start, stop, rows)
+            total, squares = total + rows.sum(dtype=torch.float64), squares + rows.double().square().sum()
+        mean = float(total) / self._spec.numel
+        return mean, max(0.0, float(squares) / self._spec.numel - mean * mean) ** 0.5
+
+
+def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """(start, length) of stretches that are added, or consecutive in the source."""
+    if not len(index):
+        return
+    added = index == NEW
+    breaks = np.flatnonzero((added[1:] != added[:-1]) | (~added[1:] & (index[1:] != index[:-1] + 1))) + 1
+    ends = [0, *breaks.tolist(), len(index)]
+    yield from ((a, b - a) for a, b in pairwise(ends))

@@ -1,0 +1,173 @@
+"""Logits of a model whose weights stay on disk: beside the embeddings, one decoder layer or the head is in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.models.layout import Model
+from workbench.models.placement import Piece, live_layout
+from workbench.weights.specs import Weights, load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class NotStreamedError(RuntimeError):
+    """The model looks at weights outside the module that they belong to, so that it cannot run without all of them."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A model without weights, and where each of its tensors lies on disk.
+
+    Attributes:
+        model: Its parameters are on the meta device, its buffers hold what transformers computes.
+        weights: The tensors on disk.
+        pieces: Live tensor -> the parts on disk that fill it; tied names included.
+        device: Where tensors are loaded to.
+    """
+
+    model: PreTrainedModel
+    weights: Weights
+    pieces: Mapping[str, tuple[Piece, ...]]
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: Model, built: PreTrainedModel, device: torch.device) -> Streamed | None:
+        """Return the streamed model, or None if transformers computes one of its tensors from the files instead of moving it."""
+        layout = live_layout(model.weights.specs, model.config)
+        if layout is None:
+            return None
+        known = dict(layout.pieces)
+        tied: dict[int, tuple[Piece, ...]] = {}
+        names = [(n, p) for n, p in built.named_parameters(remove_duplicate=False)]
+        for name, parameter in names:
+            if name in known:
+                tied.setdefault(id(parameter), known[name])
+        for name, parameter in names:
+            if name not in known:
+                if id(parameter) not in tied:
+                    return None
+                known[name] = tied[id(parameter)]
+        return cls(built, model.weights, known, device)
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits [rows, tokens, vocabulary] in float32.
+
+        Raises:
+            NotStreamedError: the model looks at weights that are not loaded.
+        """
+        model = self.model
+        layers = decoder_layers(model)
+        lazy = [(f"{layers[0]}.{i}", layer) for i, layer in enumerate(layers[1])] if layers else []
+        head = model.get_output_embeddings()
+        lazy += [(name, module) for name, module in model.named_modules() if module is head and module is not None]
+        around = [n for n in self._tensors("", model) if not any(n.startswith(f"{name}.") for name, _ in lazy)]
+        with ExitStack() as stack:
+            stack.enter_context(self._loaded(around))
+            for name, module in lazy:
+                stack.enter_context(self._loaded_when_called(name, module))
+            found: Tensor = model(input_ids=tokens, use_cache=False).logits.float()
+        return found
+
+    def _tensors(self, prefix: str, module: nn.Module) -> list[str]:
+        """Live names of a module's parameters and buffers that lie on disk."""
+        start = f"{prefix}." if prefix else ""
+        names = [n for n, _ in module.named_parameters(remove_duplicate=False)] + [n for n, _ in module.named_buffers()]
+        return [start + n for n in names if start + n in self.pieces]
+
+    @contextmanager
+    def _loaded(self, names: list[str]) -> Iterator[None]:
+        """Hold tensors in memory inside the block."""
+        places: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name in names:
+                parent, _, leaf = name.rpartition(".")
+                module = self.model.get_submodule(parent)
+                held: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+                places.append((held, leaf, held[leaf]))
+                tensor = self._tensor(self.pieces[name], tuple(held[leaf].shape))
+                held[leaf] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
+            yield
+        finally:
+            for held, leaf, before in reversed(places):
+                held[leaf] = before
+
+    @contextmanager
+    def _loaded_when_called(self, name: str, module: nn.Module) -> Iterator[None]:
+        """Load a module's tensors in front of its forward, and drop them behind it."""
+        names = self._tensors(name, module)
+        open_now = ExitStack()
+
+        def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
+                raise NotStreamedError(f"{name} is given a tensor without numbers")
+            open_now.enter_context(self._loaded(names))
+
+        def drop_them(*_: Any) -> None:
+            open_now.close()
+
+        handles = [
+            module.register_forward_pre_hook(load_them, with_kwargs=True),
+            module.register_forward_hook(drop_them, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            open_now.close()
+
+    def _tensor(self, pieces: tuple[Piece, ...], shape: tuple[int, ...]) -> Tensor:
+        """Return a live tensor in float32 (integers keep their dtype), filled from its pieces."""
+        out: Tensor | None = None
+        for piece in pieces:
+            spec = self.weights.specs[piece.disk]
+            whole = load(self.weights, piece.disk, torch.float32, self.device)
+            extent = list(spec.shape)
+            for axis, size in zip(piece.axes, piece.size, strict=True):
+                if axis is not None:
+                    extent[axis] = size
+            box = whole[tuple(slice(a, a + n) for a, n in zip(piece.disk_start, extent, strict=True))]
+            part = box.permute([axis for axis in piece.axes if axis is not None]).reshape(piece.size)
+            if len(pieces) == 1 and tuple(part.shape) == shape:
+                return part.contiguous()
+            out = torch.zeros(shape, dtype=part.dtype, device=self.device) if out is None else out
+            out[tuple(slice(a, a + n) for a, n in zip(piece.start, piece.size, strict=True))] = part
+        assert out is not None, "a live tensor has at least one piece"
+        return out
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """Return the list of decoder layers with its live name: the longest list of modules nearest to the root. None: there is none."""
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return min(lists, key=lambda found: (found[0].count("."), -len(found[1])), default=None)
+
+
+def streamed_bytes(model: Model) -> int:
+    """Return about how much memory `Streamed.logits` takes: the embeddings and what else lies around the layers, the largest layer or the
+    head, and one tensor while it is read. Where no layers are found, the whole model."""
+    sizes = {name: spec.numel for name, spec in model.weights.specs.items()}
+    try:
+        layout = model.layout
+    except WorkbenchError:
+        return 8 * sum(sizes.values())
+    layers = [0] * layout.depth
+    around = []
+    for name, size in sizes.items():
+        number = layout.layer(name)
+        if number is None:
+            around.append(size)
+        else:
+            layers[number] += size
+    around.sort()
+    head = around[-2] if len(around) > 1 and around[-2] == around[-1] else 0  # an untied head is as large as the embeddings
+    return 4 * (sum(around) - head + max([*layers, head]) + max(sizes.values()))

@@ -1,0 +1,262 @@
+"""Routers made from what the router itself reads on texts: by ridge regression, or from the mean on prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.files import read_json, write_json
+from workbench.models.conversion import live_names
+from workbench.models.layout import Model
+from workbench.models.prompts import encode_text
+from workbench.models.texts import Row, batches
+from workbench.steps import GrowContext, Grown
+from workbench.weights.saving import save_tensors
+
+HELD_OUT = 5
+"""Every fifth text is not solved on."""
+SAME = 0.9999
+"""Cosine of two rows above which a router does not tell the experts apart."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Routers.
+
+    Attributes:
+        rows: Router's tensor name -> [experts, hidden].
+        record: Tokens they were made from, how often the router puts the right expert first, of each expert (the mean over layers) and of
+            each layer (the mean over experts), and of `ridge_gates` how often it chooses which.
+    """
+
+    rows: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+@dataclass
+class _Moments:
+    """Of one layer's inputs on one expert's texts: Σ x xᵀ, Σ x, their number, and held-out inputs."""
+
+    gram: Tensor
+    total: Tensor
+    count: int
+    held: list[Tensor]
+
+
+def ridge_gates(
+    context: GrowContext, rows: Mapping[str, Sequence[Row]], changes: Mapping[str, Mapping[str, Grown]], readers: Mapping[str, str],
+    model: Model, ridge: float, temperature: float,
+) -> Gates:  # fmt: skip
+    """Solve every layer's router: W = Y' X (Σ over experts of mean x x' + λ I)^-1 / temperature, Y one-hot (DUME, arXiv 2603.29765).
+
+    Each expert's texts go through the model with that expert's feed-forward layers, so that the inputs are those of a router that routes
+    as it should. Experts count alike, however many tokens they have.
+
+    Args:
+        rows: Expert -> its texts, in the router's order.
+        changes: Expert -> its tensors in the model before growth.
+        readers: Dense matrix that reads what the router will read -> name of the router's rows.
+        model: Before growth.
+        ridge: λ, relative to the mean of the diagonal.
+    """
+    if (kept := kept_gates(context)) is not None:
+        return kept
+    place = live_modules(model, readers)
+    found: dict[str, dict[str, _Moments]] = {}
+    for number, (expert, texts) in enumerate(rows.items()):
+        context.progress(number, len(rows), f"{expert or 'anchor'}: what the router reads")
+        found[expert] = _moments(context, changes[expert], texts, place)
+    solved = {reader: _solve([found[e][reader] for e in rows], ridge) / temperature for reader in readers}
+    shares = {reader: [_chosen(solved[reader], found[e][reader].held) for e in rows] for reader in readers}
+    hits = {reader: [float(share[i]) for i, share in enumerate(of)] for reader, of in shares.items()}
+    used = torch.stack([torch.stack(of).mean(0) for of in shares.values()]).mean(0)
+    record = {
+        "tokens": {e or "anchor": next(iter(found[e].values())).count for e in rows},
+        "found": {e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(rows)},
+        "found_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
+        "used": {e or "anchor": round(float(used[i]), 4) for i, e in enumerate(rows)},
+    }
+    context.progress(len(rows), len(rows), "routers")
+    return keep_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
+
+
+def prompt_gates(
+    context: GrowContext, prompts: Mapping[str, tuple[Sequence[Row], Sequence[Row]]], changes: Mapping[str, Mapping[str, Grown]],
+    readers: Mapping[str, str], model: Model, temperature: float, beside: Mapping[str, Tensor] | None = None,
+) -> Gates:  # fmt: skip
+    """A row for every expert from the mean m of what the router reads on prompts: (m/|m| - m'/|m'|) / (s temperature), m' that on
+    negative prompts, where there are any (mergekit-moe's `hidden`, on the router's own input).
+
+    s is the mean norm of what the router reads on all prompts of the layer, about the root of the width behind an RMS norm, so that logits
+    are cosines divided by the temperature.
+
+    Args:
+        prompts: Expert -> its prompts and negative prompts, in the router's order.
+        changes: Expert -> its tensors in the model before growth, while its prompts are read.
+        readers: Matrix that reads what the router reads -> name of the router's rows.
+        model: Before growth.
+        beside: Matrix that reads -> rows that the router has already, [experts, hidden], for the record.
+
+    Returns:
+        Name of the router's rows -> [experts of `prompts`, hidden]. The record says how often the rows find the expert on the prompts
+        themselves, which is what they were made from.
+
+    Errors: two experts whose rows point the same way (cosine above 0.9999).
+    """
+    if (kept := kept_gates(context)) is not None:
+        return kept
+    place = live_modules(model, readers)
+    read: dict[str, dict[str, Tensor]] = {}
+    rows: dict[str, list[Tensor]] = {reader: [] for reader in readers}
+    for number, (expert, (positive, negative)) in enumerate(prompts.items()):
+        context.progress(number, len(prompts), f"{expert or 'anchor'}: what the router reads on prompts")
+        live = context.live(changes[expert])
+        read[expert] = read_whole(live, place, positive, context)
+        against = read_whole(live, place, negative, context) if negative else {}
+        for reader, x in read[expert].items():
+            unit = torch.nn.functional.normalize(x.mean(0), dim=0)
+            rows[reader].append(unit - (torch.nn.functional.normalize(against[reader].mean(0), dim=0) if negative else 0))
+    made = {reader: torch.stack(of) for reader, of in rows.items()}
+    _check_apart(list(prompts), made)
+    for reader, w in made.items():
+        w /= torch.cat([of[reader] for of in read.values()]).norm(dim=1).mean() * temperature
+    all_rows = {r: torch.cat([beside[r], w]) if beside else w for r, w in made.items()}
+    hits = {r: [float(_chosen(w, [read[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)] for r, w in all_rows.items()}
+    record = {
+        "tokens": {e or "anchor": len(next(iter(read[e].values()))) for e in prompts},
+        "found_on_prompts": {
+            e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(prompts)
+        },
+        "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
+    }
+    context.progress(len(prompts), len(prompts), "routers")
+    return keep_gates(context, {readers[reader]: w for reader, w in made.items()}, record)
+
+
+def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+    """Errors: two experts that a router could not tell apart."""
+    for reader, w in rows.items():
+        if (nothing := w.norm(dim=1) < 1 - SAME).any():
+            raise WorkbenchError(f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
+                                 f"same ({reader}), and leave no row", "Give it other `negative_prompts`.", 2)  # fmt: skip
+        units = torch.nn.functional.normalize(w, dim=1)
+        for a, b in combinations(range(len(experts)), 2):
+            if units[a] @ units[b] > SAME:
+                one, two = (experts[i] or "the anchor" for i in (a, b))
+                raise WorkbenchError(f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}: cosine above {SAME})",
+                                     "Give each its own `prompts`, or `negative_prompts`.", 2)  # fmt: skip
+
+
+def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[Row]:
+    """Prompts as tokens, their ends left out beyond `longest`. Errors: one without a token."""
+    rows = [Row(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
+    for text, row in zip(prompts, rows, strict=True):
+        if not row.tokens:
+            raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: no token in {text!r}", None, 2)
+    return rows
+
+
+def kept_gates(context: GrowContext) -> Gates | None:
+    """What an earlier call has measured."""
+    known = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
+    return None if known is None else Gates(load_file(context.cache), known)
+
+
+def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
+    """Keep what was measured for the next call."""
+    gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
+    context.check_inputs()
+    context.cache.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(gates, context.cache)
+    write_json(context.cache.with_suffix(".json"), record)
+    return Gates(gates, record)
+
+
+def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
+    """Tensor on disk -> the live module whose weight it is."""
+    names = live_names(model.config, model.weights.specs)
+    return {name: names[name][0].removesuffix(".weight") for name in tensors}
+
+
+@torch.no_grad()
+def _moments(
+    context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[Row], place: Mapping[str, str]
+) -> dict[str, _Moments]:
+    """One expert's moments, layer by layer, in one pass over its texts."""
+    live = context.live(changes)
+    sizes = {reader: live.get_submodule(module).weight.shape[1] for reader, module in place.items()}
+    found = {
+        r: _Moments(torch.zeros(d, d, device=context.device), torch.zeros(d, device=context.device), 0, [])
+        for r, d in sizes.items()
+    }
+    halves = ([r for i, r in enumerate(texts) if i % HELD_OUT], [r for i, r in enumerate(texts) if not i % HELD_OUT])
+    for held, half in enumerate(halves):
+        for inputs in read_inputs(live, place, half, context.device):
+            for reader, x in inputs.items():
+                moments = found[reader]
+                if held:
+                    moments.held.append(x.cpu())
+                else:
+                    moments.gram += x.T @ x
+                    moments.total += x.sum(0)
+                    moments.count += len(x)
+    return found
+
+
+@torch.no_grad()
+def read_inputs(live: Any, place: Mapping[str, str], texts: Sequence[Row], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """What modules read on texts, batch by batch: [tokens, hidden] in float32, padding left out."""
+    for batch in batches(texts, device):
+        with _reading(live, place) as seen:
+            live(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+        real = batch.mask.flatten().bool()
+        yield {reader: x.reshape(-1, x.shape[-1])[real].float() for reader, x in seen.items()}
+
+
+def read_whole(live: Any, place: Mapping[str, str], texts: Sequence[Row], context: GrowContext) -> dict[str, Tensor]:
+    """The same of all texts at once, on the CPU."""
+    parts = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, place, texts, context.device)]
+    return {reader: torch.cat([part[reader] for part in parts]) for reader in place}
+
+
+@contextmanager
+def _reading(live: Any, place: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+    """What modules read while this is open."""
+    seen: dict[str, Tensor] = {}
+
+    def see(reader: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...]) -> None:
+            seen[reader] = args[0]
+
+        return hook
+
+    hooks = [live.get_submodule(module).register_forward_pre_hook(see(reader)) for reader, module in place.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
+    """[experts, hidden], in float64."""
+    gram = sum((m.gram.double() / m.count for m in moments), torch.zeros_like(moments[0].gram, dtype=torch.float64))
+    means = torch.stack([m.total.double() / m.count for m in moments])
+    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    solved: Tensor = torch.linalg.solve(gram, means.T)
+    return solved.T
+
+
+def _chosen(router: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """[experts]: share of tokens for which each has the largest value."""
+    x = torch.cat(list(inputs)).double().to(router.device)
+    first = (x @ router.double().T).argmax(1)
+    return torch.bincount(first, minlength=len(router)).double().cpu() / max(1, len(x))

@@ -1,0 +1,1 @@
+"""Commands on bricks and facts, one a file."""

@@ -1,0 +1,140 @@
+"""What a machine and a project offer, what is damaged there, and the repair of what can be built again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, size
+from workbench.files import read_json
+from workbench.project import CACHE
+from workbench.run.execute import versions
+from workbench.weights.checkpoint import read_header
+from workbench.weights.compiled import backend
+
+_LITTLE = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        check: What was looked at.
+        status: "ok", "repaired", "warning" or "failed".
+        text: What was found.
+        hint: What the user can do about it.
+        data: The same as plain data.
+    """
+
+    check: str
+    status: str
+    text: str
+    hint: str | None = None
+    data: Any = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the finding as JSON."""
+        return {"check": self.check, "status": self.status, "text": self.text, "hint": self.hint, "data": self.data}
+
+
+def examine(project: Path, runs: Path) -> list[Finding]:
+    """Check the machine and a project; repair damaged kernels and remove damaged files of caches, which are made again when needed."""
+    return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), *_disk(project, runs)]
+
+
+def _kernels() -> Iterator[Finding]:
+    found = backend()
+    data = {**found.record(), "file": str(found.file) if found.file else None, "removed": [str(file) for file in found.removed]}
+    compiler = f"{found.compiler} ({found.version})" if found.compiler else "none"
+    yield Finding(
+        "compiler", "ok" if found.compiler else "warning", compiler, None if found.compiler else found.reason, found.compiler
+    )
+    if found.name == "torch":
+        hint = (
+            "Unset WORKBENCH_KERNELS."
+            if found.asked
+            else "Install a C compiler (apt install gcc), or set CC to the one that is there."
+        )
+        yield Finding("kernels", "warning", f"torch, which is slower and gives the same bits: {found.reason}", hint, data)
+    elif found.removed:
+        yield Finding("kernels", "repaired", f"built again: {found.removed[0]} was damaged", None, data)
+    else:
+        yield Finding("kernels", "ok", f"compiled: {found.file}", None, data)
+
+
+def _device() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [torch.cuda.get_device_name(i) for i in range(count)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("device", "ok", ", ".join([*names, f"cpu with {cores} cores"]), None, {"cuda": names, "cores": cores})
+
+
+def _versions() -> Finding:
+    found = versions()
+    missing = [name for name, version in found.items() if version == "not installed"]
+    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    hint = f"{missing[0]} is not installed: pip install {missing[0].replace('_', '-')}" if missing else None
+    return Finding("versions", "warning" if missing else "ok", text, hint, found)
+
+
+def _caches(cache: Path) -> Iterator[Finding]:
+    if not cache.exists():
+        yield Finding("caches", "ok", f"{cache}: not there yet", None, {})
+        return
+    if not cache.is_dir():
+        yield Finding("caches", "failed", f"{cache}: expected a folder, found a file", "Move the file away.", {})
+        return
+    sizes: dict[str, int] = {}
+    removed: list[str] = []
+    for file in sorted(path for path in cache.rglob("*") if path.is_file()):
+        inside = file.relative_to(cache)
+        if not any(part.startswith(".") for part in inside.parts) and _damaged(file):
+            file.unlink()
+            removed.append(str(inside))
+            continue
+        sizes[inside.parts[0]] = sizes.get(inside.parts[0], 0) + file.stat().st_size
+    text = f"{cache}: {size(sum(sizes.values()))}" + (
+        f" ({', '.join(f'{name} {size(n)}' for name, n in sizes.items())})" if sizes else ""
+    )
+    data = {"bytes": sizes, "removed": removed}
+    if removed:
+        text += f"; {len(removed)} damaged files removed ({', '.join(removed[:3])})"
+    yield Finding("caches", "repaired" if removed else "ok", text, None, data)
+
+
+def _damaged(file: Path) -> bool:
+    """Return whether a cached file is not what its name says: JSON that does not parse, a safetensors file that was cut short."""
+    if file.suffix == ".json":
+        return read_json(file) is None
+    if file.suffix == ".safetensors":
+        try:
+            read_header(file)
+        except WorkbenchError:
+            return True
+    return False
+
+
+def _disk(project: Path, runs: Path) -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    for name, place in {"project": project, "runs": runs, "hub cache": Path(constants.HF_HUB_CACHE)}.items():
+        here = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+        free = shutil.disk_usage(here).free
+        data = {"path": str(place), "free": free, "writable": os.access(here, os.W_OK)}
+        if not here.is_dir():
+            yield Finding(name, "failed", f"{place}: {here} is a file, expected a folder", "Move the file away.", data)
+        elif not data["writable"]:
+            yield Finding(
+                name, "failed", f"{place}: {here} cannot be written", "Change its permissions, or name another place.", data
+            )
+        elif free < _LITTLE:
+            yield Finding(name, "warning", f"{place}: {size(free)} free", "Free space: `workbench runs ls`, `hf cache ls`.", data)
+        else:
+            yield Finding(name, "ok", f"{place}: {size(free)} free", None, data)

@@ -1,0 +1,1 @@
+"""What merge methods measure before the first tensor: Grams, losses, spectra."""

@@ -1,0 +1,181 @@
+"""Grams: second moments of what every linear layer reads on calibration texts, collected one decoder layer at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.files import publish, read_json, write_json
+from workbench.merge.measuring.layers import Stack
+from workbench.models.texts import Row, batches
+from workbench.steps import MergeContext
+from workbench.weights.saving import save_tensors
+
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Grams:
+    """One brick's Grams, in the cache: one file for each distinct input, shared by the linear layers that read it.
+
+    Attributes:
+        folder: Where they lie.
+        files: Tensor name of a linear layer's weight -> file.
+        record: `tokens` read, and whether the model was `streamed`.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    record: dict[str, Any]
+
+    def gram(self, tensor: str, device: torch.device, off_diagonal: float = 1.0) -> Tensor:
+        """The mean of x xᵀ over all tokens [in, in], float32, its off-diagonal elements scaled."""
+        with safe_open(self.folder / self.files[tensor], "pt") as file:
+            full = unpack(file.get_tensor("gram")).to(device)
+        diagonal = full.diagonal().clone()
+        full.mul_(off_diagonal).diagonal().copy_(diagonal)
+        return full
+
+
+def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) -> Grams:
+    """One brick's Grams: from the cache, or collected and put there.
+
+    In memory at a time: one layer of the brick's model, the hidden states of all rows, the Grams of one layer; before and
+    after the layers, the embeddings.
+
+    Args:
+        context: Gives the model.
+        brick: Its name.
+        rows: Calibration texts.
+        key: Of the model and the texts.
+
+    Errors: inputs that are not finite.
+    """
+    place = context.cache / "grams" / key
+    if read_json(place / _INDEX, files=dict, record=dict) is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".collecting-") as name:
+            partial = Path(name) / "grams"
+            partial.mkdir()
+            with torch.no_grad():
+                _collect(context, brick, rows, partial)
+            publish(partial, place)
+    index = read_json(place / _INDEX, files=dict, record=dict)
+    if index is None:
+        raise WorkbenchError(f"{place / _INDEX}: damaged", f"Delete {place}: it is measured again.")
+    return Grams(place, index["files"], index["record"])
+
+
+def _collect(context: MergeContext, brick: str, rows: Sequence[Row], out: Path) -> None:
+    data = list(batches(rows, context.device))
+    stack = Stack.of(context, brick)
+    depth = len(stack.layers)
+    hidden, calls = stack.enter(data)
+    files: dict[str, str] = {}
+    for layer in range(depth):
+        context.progress(layer, depth, f"{brick}: inputs of layer {layer}")
+        inputs = Inputs(stack.readers(layer))
+        with stack.loaded(layer), inputs:
+            for i, batch in enumerate(data):
+                hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
+                inputs.add(batch.mask)
+        for name, (gram, readers) in inputs.grams.items():
+            _save(gram, inputs.tokens, name, brick, out)
+            files |= dict.fromkeys(readers, f"{name}.safetensors")
+    tokens = sum(int(batch.mask.sum()) for batch in data)
+    if stack.head is not None:
+        with stack.loaded():
+            found = [stack.leave(batch, states)[batch.mask.bool()] for batch, states in zip(data, hidden, strict=True)]
+        _save(sum_of_squares(found), tokens, stack.head, brick, out)
+        files[stack.head] = f"{stack.head}.safetensors"
+    context.progress(depth, depth, f"{brick}: inputs")
+    write_json(out / _INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
+
+
+def _save(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
+    if not bool(torch.isfinite(gram).all()):
+        raise WorkbenchError(
+            f"brick '{brick}': what {name} reads on the calibration texts is not finite", "Train or fetch it again."
+        )
+    save_tensors({"gram": pack(gram.div_(tokens).cpu())}, out / f"{name}.safetensors")
+
+
+class Inputs:
+    """Hooks that sum up x xᵀ of what linear layers read, while they are open.
+
+    Attributes:
+        grams: First reader's tensor name -> (Σ x xᵀ [in, in], tensor names of all that read the same input).
+        tokens: Counted by `add`.
+    """
+
+    def __init__(self, readers: Mapping[str, nn.Module]) -> None:
+        self.grams: dict[str, tuple[Tensor, list[str]]] = {}
+        self.tokens = 0
+        self._readers = readers
+        self._seen: list[tuple[Tensor, list[str]]] = []
+
+    def __enter__(self) -> Inputs:
+        self._hooks = [m.register_forward_pre_hook(self._hook(name)) for name, m in self._readers.items()]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, name: str) -> Any:
+        def see(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            for tensor, readers in self._seen:
+                if tensor is args[0]:
+                    readers.append(name)
+                    return
+            self._seen.append((args[0], [name]))
+
+        return see
+
+    def add(self, mask: Tensor) -> None:
+        """Take in what was read since the last call, without padding. What is not one row a token (routed experts) is left out."""
+        self.tokens += int(mask.sum())
+        for tensor, readers in self._seen:
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            if rows.shape[0] == mask.numel():
+                gram = sum_of_squares([rows[mask.flatten().bool()]])
+                if readers[0] in self.grams:
+                    self.grams[readers[0]][0].add_(gram)
+                else:
+                    self.grams[readers[0]] = (gram, readers)
+        self._seen = []
+
+
+def sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
+    """Σ x xᵀ [in, in] over rows x [row, in], float32."""
+    total = torch.zeros(parts[0].shape[1], parts[0].shape[1], device=parts[0].device)
+    for part in parts:
+        total.addmm_(part.float().T, part.float())
+    return total
+
+
+def pack(gram: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix, row by row."""
+    return torch.cat([gram[i, i:] for i in range(gram.shape[0])])
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The symmetric matrix of an upper triangle: the inverse of `pack`."""
+    size = int((2 * packed.numel() + 0.25) ** 0.5)
+    full = torch.empty(size, size, dtype=packed.dtype)
+    start = 0
+    for i in range(size):
+        row = packed[start : start + size - i]
+        full[i, i:] = row
+        full[i:, i] = row
+        start += size - i
+    return full

@@ -1,0 +1,162 @@
+"""A model run one decoder layer at a time over all texts, so that no more than one layer of it is in memory.
+
+The layers are first replaced by recorders, which keep the arguments that the model passes to each of them for every batch
+(masks, rotary positions) and the hidden states that enter the first. Then each layer is loaded, run over all batches and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import WorkbenchError
+from workbench.models.batching import Batch
+from workbench.models.layout import stack_prefix
+from workbench.models.names import counterpart
+from workbench.steps import MergeContext
+from workbench.weights.specs import load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a model passes to one layer beside the hidden states."""
+
+
+@dataclass
+class Stack:
+    """A causal model whose parameters come and go.
+
+    Attributes:
+        model: Its parameters are on the meta device; all there where `tensor` is None.
+        layers: The decoder layers.
+        prefix: Their live name: "model.layers".
+        disk: Live parameter name -> tensor name.
+        around: Live names of the parameters outside the layers, an untied head excluded.
+        head: Tensor name of an untied head.
+        tensor: Loads a tensor by name; None where the whole model is live.
+    """
+
+    model: PreTrainedModel
+    layers: nn.ModuleList
+    prefix: str
+    disk: dict[str, str]
+    around: list[str]
+    head: str | None
+    tensor: Callable[[str], Tensor] | None
+    _calls: list[list[Call]] = field(default_factory=list)
+    _entering: list[Tensor] = field(default_factory=list)
+    _tuples: bool | None = None
+
+    @classmethod
+    def of(cls, context: MergeContext, brick: str) -> Stack:
+        """A brick's model. It is streamed where every parameter stands under its own name on disk; where transformers fuses
+        weights (experts), one whole live model is taken instead.
+
+        Errors: no stack of decoder layers.
+        """
+        weights, model = context.weights(brick), context.skeleton()
+        known = dict(model.named_parameters(remove_duplicate=False))
+        disk = {live: name for name in weights.specs if (live := counterpart(name, known))}
+        output = getattr(model.get_output_embeddings(), "weight", None)
+        live_head = next((name for name, p in known.items() if p is output), None)
+        if live_head is None or output is model.get_input_embeddings().weight:
+            live_head = None
+            head = None
+        else:  # gpt_neox's embed_out is lm_head when it is live
+            head = disk.get(live_head) or next(
+                (n for n in weights.specs if n.split(".")[-2:-1] in (["lm_head"], ["embed_out"])), None
+            )
+        prefix = stack_prefix(model, context.base.layout.depth)
+        names = [name for name, _ in model.named_parameters() if name != live_head]
+        around = [name for name in names if not name.startswith(f"{prefix}.")]
+        tensor: Callable[[str], Tensor] | None = partial(load, weights, dtype=torch.float32, device=context.device)
+        if any(name not in disk for name in names):
+            model, tensor = context.live(brick), None
+        layers = model.get_submodule(prefix)
+        assert isinstance(layers, nn.ModuleList)
+        return cls(model, layers, prefix, disk, around, head, tensor)
+
+    @contextmanager
+    def loaded(self, layer: int | None = None) -> Iterator[None]:
+        """Parameters of a layer, or with None those around the layers, are there inside the block."""
+        names = self.around if layer is None else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
+        if self.tensor is None:
+            yield
+            return
+        places = [(self.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], name) for name in names]
+        absent = {name: module._parameters[leaf] for module, leaf, name in places}
+        try:
+            for module, leaf, name in places:
+                module._parameters[leaf] = nn.Parameter(self.tensor(self.disk[name]), requires_grad=False)
+            yield
+        finally:
+            for module, leaf, name in places:
+                module._parameters[leaf] = absent[name]
+
+    def readers(self, layer: int) -> dict[str, nn.Module]:
+        """Tensor name -> linear layer inside a decoder layer whose weight it is."""
+        inner = self.layers[layer].named_modules(prefix=f"{self.prefix}.{layer}")
+        linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
+        return {self.disk[f"{name}.weight"]: m for name, m in linear.items() if f"{name}.weight" in self.disk}
+
+    def enter(self, data: Iterable[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
+        """What enters the first layer, a batch; and what the model passes to each layer beside it: [batch][layer]."""
+        self._entering, self._calls = [], []
+        with self.loaded(), self._replaced(self._record):
+            for batch in data:
+                self._calls.append([])
+                self._forward(batch)
+                if len(self._calls[-1]) != len(self.layers):
+                    raise WorkbenchError(
+                        f"a forward pass called {len(self._calls[-1])} of {len(self.layers)} decoder layers",
+                        "This architecture does not run its layers one after the other: use a method without calibration texts.",
+                    )
+        return self._entering, self._calls
+
+    def run(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
+        """One layer's output."""
+        output = self.layers[layer](hidden, *call[0], **call[1])
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def leave(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """What the head reads, given what leaves the last layer."""
+        with self._replaced(lambda _layer, *_args, **_kwargs: self._shaped(hidden)):
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        inner = getattr(self.model, self.model.base_model_prefix, self.model)
+        result: Tensor = inner(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)[0]
+        return result
+
+    @contextmanager
+    def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
+        """The layers, their attributes kept, with another forward: called with the layer's index first."""
+        try:
+            for i, layer in enumerate(self.layers):
+                layer.forward = partial(forward, i)
+            yield
+        finally:
+            for layer in self.layers:
+                layer.__dict__.pop("forward", None)
+
+    def _record(self, layer: int, *args: Any, **kwargs: Any) -> Any:
+        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        if self._tuples is None:
+            with self.loaded(0):
+                self._tuples = isinstance(type(self.layers[0]).forward(self.layers[0], hidden, *rest, **kwargs), tuple)
+        if layer == 0:
+            self._entering.append(hidden)
+        self._calls[-1].append((rest, kwargs))
+        return self._shaped(hidden)
+
+    def _shaped(self, hidden: Tensor) -> Any:
+        """A layer's output as this architecture gives it: some return a tuple."""
+        return (hidden, None, None) if self._tuples else hidden

@@ -1,0 +1,1 @@
+"""mergekit's methods as `merge: mergekit/NAME`."""

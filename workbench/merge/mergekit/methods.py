@@ -1,0 +1,297 @@
+"""mergekit's methods as `merge: mergekit/NAME`. mergekit is imported when a recipe uses one (`api.py`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationError, create_model, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.merge.mergekit.api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
+from workbench.merge.mergekit.table import KNOWN, Known
+from workbench.steps import Block, Group, MergeMethod, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_at
+
+PREFIX = "mergekit/"
+_LOCK = threading.Lock()
+"""mergekit draws from torch's global generator: one draw at a time."""
+
+Setting = Annotated[
+    Annotated[StrictBool, Tag("flag")] | Annotated[Number, Tag("schedule")],
+    Discriminator(lambda value: "flag" if isinstance(value, bool) else "schedule"),
+]
+"""A parameter of mergekit: true or false, a number, or a schedule."""
+
+
+class Problem(NamedTuple):
+    """What is wrong with a step, and where in it."""
+
+    path: tuple[str, ...]
+    text: str
+    known: tuple[str, ...] = ()
+
+
+class BridgeEntry(BrickEntry):
+    """A brick's parameters in a mergekit step: those that mergekit takes per model."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Setting]
+
+    weight: Number | None = None  # type: ignore[assignment]
+    """The brick's weight, where the method has one; omitted: that of `parameters`."""
+
+    def given(self) -> dict[str, Any]:
+        """Parameters that are set."""
+        return {**({} if self.weight is None else {"weight": self.weight}), **(self.__pydantic_extra__ or {})}
+
+
+def _form(value: Any) -> str:
+    return "list" if isinstance(value, (list, tuple)) else "mapping"
+
+
+class Bridge(MergeMethod):
+    """What all mergekit methods share. Tensors are handed over whole, in float32; result minus base is the delta.
+
+    Methods that draw random numbers run on the CPU, with torch's generator seeded from the recipe's seed, the tensor's name
+    and the bricks' content, and put back afterwards: results depend neither on threads, nor on the order of tensors or bricks.
+    """
+
+    method: ClassVar[str]
+    known: ClassVar[Known]
+
+    bricks: (
+        Annotated[Annotated[tuple[str, ...], Tag("list")] | Annotated[Bricks[BridgeEntry], Tag("mapping")], Discriminator(_form)]
+        | None
+    ) = None
+    """Brick name -> weight, or its parameters by mergekit's names; a list where none are needed; omitted: all."""
+    parameters: dict[str, Setting] = {}
+    """Parameters by mergekit's names, for all bricks. Numbers may be schedules."""
+    with_base: bool | None = Field(None, strict=True)
+    """nuslerp and multislerp only: merge the bricks' deltas from the base (true, the default) or their weights (false)."""
+
+    def entry(self, brick: str) -> BridgeEntry:
+        """The brick's parameters."""
+        found = super().entry(brick)
+        assert isinstance(found, BridgeEntry)
+        return found
+
+    @model_validator(mode="after")
+    def _check(self) -> Bridge:
+        problems = list(self._problems())
+        if problems:
+            details = [
+                InitErrorDetails(
+                    type=PydanticCustomError("extra_forbidden", "unknown", {"known": list(p.known)}) if p.known
+                    else PydanticCustomError("value_error", "{text}", {"text": p.text}),
+                    loc=p.path, input=self.parameters,
+                )
+                for p in problems
+            ]  # fmt: skip
+            raise ValidationError.from_exception_data(type(self).__name__, details)
+        return self
+
+    def _problems(self) -> Iterator[Problem]:
+        """Everything that mergekit's specification, or the meaning of its parameters, refuses."""
+        try:
+            known = parameters(self.method)
+        except WorkbenchError as error:
+            yield Problem(("merge",), f"{error.message}: {error.hint}")
+            return
+        if self.with_base is not None and base_policy(self.method) != "optional":
+            yield Problem(("with_base",), f"{self.name} has no such choice: the base is {base_policy(self.method)}")
+        yield from _checked(self.known, known, ("parameters",), self.parameters, per_brick=False)
+        entries = {brick: self.entry(brick) for brick in self.bricks or ()}
+        for brick, entry in entries.items():
+            yield from _checked(self.known, known, ("bricks", brick), entry.given(), per_brick=True)
+        for parameter in known.values():
+            if parameter.required and parameter.name not in self.parameters:
+                yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
+        yield from self._della(entries)
+
+    def _missing(self, parameter: Parameter, without: list[str]) -> Iterator[Problem]:
+        name = parameter.name
+        if not parameter.per_brick:
+            yield Problem(("parameters",), f"{self.name} requires {name}: parameters: {{{name}: 0.5}}")
+        elif self.bricks is None:
+            yield Problem(
+                (), f"{self.name} requires a {name} for each brick: `bricks: {{NAME: 1.0}}` or `parameters: {{{name}: 1.0}}`"
+            )
+        for brick in without if parameter.per_brick else ():
+            yield Problem(
+                ("bricks", brick), f"{self.name} requires a {name}: `{brick}: 1.0`, or `parameters: {{{name}: 1.0}}` for all"
+            )
+
+    def _della(self, entries: dict[str, BridgeEntry]) -> Iterator[Problem]:
+        """density ± epsilon are probabilities; checked here for plain numbers, for schedules at each tensor."""
+        if "della" not in self.method:
+            return
+        for path, given in [((), {}), *((("bricks", b), e.given()) for b, e in entries.items())]:
+            density, epsilon = (given.get(n, self.parameters.get(n, d)) for n, d in (("density", 1.0), ("epsilon", 0.15)))
+            if isinstance(density, float) and isinstance(epsilon, float) and (text := _no_probability(density, epsilon)):
+                yield Problem(path or ("parameters",), text)
+
+    def moves_base(self) -> bool:
+        """Where the base is not an input and a scale is left: mergekit scales tensors that an adapter leaves alone, too."""
+        if self._takes_base:
+            return False
+        if self.method == "passthrough":
+            return "scale" in self.parameters or any("scale" in self.entry(brick).given() for brick in self.bricks or ())
+        flag = {"linear": "normalize", "multislerp": "normalize_weights"}.get(self.method)
+        return flag is not None and self.parameters.get(flag) is False
+
+    @property
+    def _takes_base(self) -> bool:
+        policy = base_policy(self.method)
+        return policy == "required" or (policy == "optional" and self.with_base is not False)
+
+    def prepare(self, group: Group) -> Callable[[Block], Tensor]:
+        """Merge the whole tensor; hand out its rows."""
+        delta = self._delta(group)
+
+        def rows(block: Block) -> Tensor:
+            return delta[block.start : block.start + len(block.base)]
+
+        return rows
+
+    @torch.no_grad()
+    def _delta(self, group: Group) -> Tensor:
+        block = group.whole()
+        if not block.base.numel():
+            return block.base
+        takes_base = self._takes_base
+        if takes_base and not any(bool(delta.any()) for delta in block.deltas):
+            return torch.zeros_like(block.base)  # a tensor that no brick changes; multislerp would find no direction
+        shape = self._shape(group.spec.shape)
+        tensors = [delta.add_(block.base).view(shape) for delta in block.deltas]
+        if takes_base:
+            tensors.insert(0, block.base.view(shape))
+        if self.laws.random:
+            tensors = [tensor.cpu() for tensor in tensors]
+        ids = [*(["base"] if takes_base else []), *(f"brick {name}" for name in group.bricks)]
+        try:
+            with _seeded(group if self.laws.random else None):
+                merged = merge_tensors()(tensors, self.method, parameters=self._values(group), ids=ids,
+                                          base_index=0 if takes_base else None, name=group.tensor)  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise WorkbenchError(f"{self.name}: mergekit refuses {group.tensor}: {error}") from error
+        merged = merged.to(block.base.device).reshape(block.base.shape)
+        if not bool(torch.isfinite(merged).all()):
+            raise WorkbenchError(
+                f"{self.name}: the result has NaN or infinity at {group.tensor}",
+                "Weights that sum to 0 divide by zero; leave the tensor out with `where`, or change the parameters.",
+            )
+        return merged - block.base
+
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """DELLA ranks along the second axis: where that has length 1 (mergekit divides 0 by 0), the tensor is one row."""
+        if not shape or ("della" in self.method and len(shape) > 1 and shape[1] == 1):
+            return (-1,)
+        return shape
+
+    def _values(self, group: Group) -> dict[str, Any]:
+        """Every parameter at one tensor, as `merge_tensors` takes it."""
+        found: dict[str, Any] = {}
+        for parameter in parameters(self.method).values():
+            shared = self.parameters.get(parameter.name)
+            if not parameter.per_brick:
+                if shared is not None:
+                    found[parameter.name] = self._at(group, parameter, shared, parameter.default)
+                continue
+            default = parameter.default if shared is None else self._at(group, parameter, shared, parameter.default)
+            values = {}
+            for brick in group.bricks:
+                given = self.entry(brick).given().get(parameter.name)
+                values[f"brick {brick}"] = default if given is None else self._at(group, parameter, given, default)
+            found[parameter.name] = values
+            if missing := [b for b, v in values.items() if v is None and parameter.required]:
+                raise WorkbenchError(
+                    f"{self.name}: no {parameter.name} of {missing[0]} at {group.tensor}: none of its rules matches",
+                    "Start the list with a rule for all tensors: {where: {}, value: 1.0}.",
+                )
+        if "della" in self.method:
+            self._check_probabilities(group, found)
+        return found
+
+    def _check_probabilities(self, group: Group, found: dict[str, Any]) -> None:
+        for brick, density in found["density"].items():
+            if group.spec.numel == 1:
+                found["density"][brick] = 1.0  # one value has no rank: it is kept
+            elif text := _no_probability(density, found["epsilon"][brick]):
+                raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
+
+    @staticmethod
+    def _at(group: Group, parameter: Parameter, setting: Any, default: Any) -> Any:
+        if isinstance(setting, bool):
+            return setting
+        number = value_at(setting, group.tensor, group.model, float("nan"))
+        return default if number != number else parameter.validate(number)
+
+
+def _checked(known: Known, specs: dict[str, Parameter], path: tuple[str, ...], given: dict[str, Any], *, per_brick: bool) -> Iterator[Problem]:  # fmt: skip
+    """Names, types and ranges of parameters in one place of the step."""
+    usable = [p.name for p in specs.values() if p.per_brick or not per_brick]
+    for name, setting in given.items():
+        at = (*path, name)
+        if name not in specs:
+            yield Problem(at, "", tuple(usable) or ("none",))
+            continue
+        if name not in usable:
+            yield Problem(at, f"{name} is one for all bricks: write it under `parameters`")
+            continue
+        low, high = known.ranges.get(name, (float("-inf"), float("inf")))
+        kind = specs[name].kind
+        if (kind == "bool") != isinstance(setting, bool):
+            yield Problem(at, f"expected {'true or false' if kind == 'bool' else 'a number'}, found {_brief(setting)}")
+        elif kind == "int" and not (isinstance(setting, float) and setting.is_integer()):
+            yield Problem(at, f"expected a whole number, found {_brief(setting)}")
+        elif kind != "bool" and (bad := [v for v in constants(setting) if not low <= v <= high]):
+            wanted = f"between {low:g} and {high:g}" if high < float("inf") else f"of at least {low:g}"
+            yield Problem(at, f"expected a number {wanted}, found {bad[0]:g}")
+
+
+def _brief(setting: Any) -> str:
+    return str(setting).lower() if isinstance(setting, bool) else f"{setting:g}" if isinstance(setting, float) else "a schedule"
+
+
+def _no_probability(density: float, epsilon: float) -> str | None:
+    if density in (0.0, 1.0) or (density + epsilon < 1 and density - epsilon > 0):
+        return None
+    return f"density ± epsilon must lie between 0 and 1, found {density:g} ± {epsilon:g}; a density of 1 drops nothing"
+
+
+@contextmanager
+def _seeded(group: Group | None) -> Iterator[None]:
+    """torch's global CPU generator, seeded for one tensor and put back; nothing for methods that draw nothing."""
+    if group is None:
+        yield
+        return
+    with _LOCK:
+        state = torch.get_rng_state()
+        try:
+            torch.default_generator.manual_seed(seed_of(group.seed, group.tensor, group.keys))
+            yield
+        finally:
+            torch.set_rng_state(state)
+
+
+def _make(name: str, known: Known) -> type[Bridge]:
+    doc = f"{known.text} (mergekit's `{name}`).\n\nParameters (* also per brick): {known.parameters}."
+    title = "Mergekit" + name.title().replace("_", "")
+    tag: Any = Literal[f"{PREFIX}{name}"]
+    cls: type[Bridge] = create_model(title, __base__=Bridge, __module__=__name__, __doc__=doc, merge=(tag, ...))
+    cls.method, cls.known, cls.laws = name, known, known.laws
+    # Seeds of random methods depend on the whole content of the bricks since 2 million.
+    cls.version = version_number() + (1_000_000 if known.laws.random else 0)
+    cls.formula, cls.paper = known.formula, known.paper
+    return register(cls)
+
+
+METHODS = {name: _make(name, known) for name, known in KNOWN.items()}

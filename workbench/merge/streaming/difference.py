@@ -1,0 +1,48 @@
+"""Whole weights as a brick: their difference from the base."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workbench.merge.streaming.deltas import DeltaSource
+from workbench.weights import kernels
+from workbench.weights.lowrank import Factors
+from workbench.weights.specs import Source, StoredSource, Weights
+
+
+class WeightsDelta:
+    """Whole weights (a checkpoint, another recipe's result) as a brick: their difference from the base."""
+
+    def __init__(self, weights: Weights, base: Weights) -> None:
+        self._weights = weights
+        self._base = base
+
+    def touches(self, name: str) -> bool:
+        """Every tensor may differ."""
+        return True
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+        """θ − θ0 of one tensor."""
+        return _Difference(self._weights.open(name, device))
+
+    def open_model(self, name: str, device: torch.device) -> Source:
+        """θ of one tensor."""
+        return self._weights.open(name, device)
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """A difference of checkpoints has full rank."""
+        return None
+
+
+class _Difference:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._stored = source if isinstance(source, StoredSource) else None
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        if self._stored is None:
+            self._source.read(start, stop, out)
+            out.sub_(base)
+        elif not kernels.difference(self._stored.raw(start, stop), base, out):
+            self._stored.refuse_non_finite(start, stop)

@@ -1,0 +1,173 @@
+"""One tensor of a merge: its base, the bricks' deltas and the values of the step's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from workbench.merge.streaming.deltas import Deltas, DeltaSource
+from workbench.merge.streaming.readers import Operand, RowReader
+from workbench.models.layout import Model
+from workbench.steps import Block, Memo, MergeMethod
+from workbench.steps.fields import value_at
+from workbench.weights.lowrank import Factors
+from workbench.weights.sparse import Rows
+from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """`functools.cached_property` without its lock.
+
+    Python 3.11 shares that lock among all instances, so that two threads which open tensors of a recipe inside a recipe would
+    each wait for the other. A group belongs to one thread.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value = instance.__dict__[self._name] = self._make(instance)
+        return value
+
+
+@dataclass
+class TensorGroup:
+    """One tensor: its base, every brick's delta and the values of the step's fields. Implements `registry.Group`."""
+
+    tensor: str
+    spec: TensorSpec
+    sources: Mapping[str, Deltas]
+    digests: Callable[[], list[str]]
+    method: MergeMethod
+    model: Model
+    device: torch.device
+    seed: int
+    survey: Any = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    memo: Memo | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.spec.shape
+
+    @property
+    def bricks(self) -> list[str]:
+        """Names of the bricks, in the step's order."""
+        return list(self.sources)
+
+    @Once
+    def keys(self) -> list[str]:
+        """Digest of each brick's content; the first call of a run may read whole bricks."""
+        return self.digests()
+
+    @Once
+    def base(self) -> Source:
+        """The base's tensor, opened when it is asked for: a mean of models does not read it."""
+        return self.model.weights.open(self.tensor, self.device)
+
+    @Once
+    def deltas(self) -> list[DeltaSource | None]:
+        """One open delta a brick; None where it does not touch the tensor."""
+        return [
+            brick.open_delta(self.tensor, self.device) if brick.touches(self.tensor) else None for brick in self.sources.values()
+        ]
+
+    def value(self, field: str) -> float:
+        """The step's field at this tensor; a list of rules without a match gives the field's default."""
+        default = type(self.method).model_fields[field].default
+        return value_at(getattr(self.method, field), self.tensor, self.model, default)
+
+    def values(self, field: str) -> list[float]:
+        """A per-brick field at this tensor; the step's where a brick says nothing, the entry's default where there is none."""
+        entries = [self.method.entry(brick) for brick in self.bricks]
+        shared = field in type(self.method).model_fields
+        own = self.value(field) if shared else type(entries[0]).model_fields[field].default
+        given = [getattr(entry, field) for entry in entries]
+        return [own if g is None else value_at(g, self.tensor, self.model, own) for g in given]
+
+    def factors(self) -> list[Factors | None]:
+        """Every brick's low-rank update; one of rank 0 where the brick does not touch the tensor."""
+        none = Factors.zero(self.spec, self.device)
+        return [b.factors(self.tensor, self.device) if b.touches(self.tensor) else none for b in self.sources.values()]
+
+    @Once
+    def _buffers(self) -> list[Tensor]:
+        return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
+
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start..stop; the next call overwrites them."""
+        base, *deltas = (matrix(flat, start, stop, self.spec.cols) for flat in self._buffers)
+        return self._fill(start, stop, base, deltas)
+
+    def _fill(self, start: int, stop: int, base: Tensor, deltas: list[Tensor]) -> Block:
+        self.base.read(start, stop, base)
+        for source, delta in zip(self.deltas, deltas, strict=True):
+            if source is None:
+                delta.zero_()
+            else:
+                source.read_delta(start, stop, base, delta)
+        return Block(base, deltas, start)
+
+    def models(self) -> Iterator[list[Tensor]]:
+        """Every brick's θ, block by block."""
+        opened = [Operand(self._open_model(brick), self.spec, self.device) for brick in self.sources.values()]
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            yield [model.rows(start, stop) for model in opened]
+
+    def _open_model(self, brick: Deltas) -> Source:
+        if not brick.touches(self.tensor):
+            return self.model.weights.open(self.tensor, self.device)
+        found = brick.open_model(self.tensor, self.device)
+        return found or UpdatedSource(
+            self.model.weights.open(self.tensor, self.device), brick.open_delta(self.tensor, self.device), self
+        )
+
+    def whole(self) -> Block:
+        """The tensor as one block, in memory of its own."""
+        rows, cols = self.spec.rows, self.spec.cols
+        base, *deltas = (torch.empty(rows, cols, device=self.device) for _ in range(len(self.deltas) + 1))
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            self._fill(start, stop, base[start:stop], [delta[start:stop] for delta in deltas])
+        return Block(base, deltas, 0)
+
+    @Once
+    def _reader(self) -> RowReader:
+        # Not the group itself, which holds the reader: buffers in a cycle wait for the collector.
+        return RowReader(self.tensor, self.spec, self.base, self.sources.values(), self.device)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start..stop as they lie, unchecked; the next call overwrites them."""
+        return self._reader.read(start, stop)
+
+    def refuse_non_finite(self, start: int, stop: int) -> None:
+        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        self._reader.refuse_non_finite(start, stop)
+
+    def blocks(self) -> Iterator[Block]:
+        """Read the tensor from its start."""
+        for start, stop in self.spec.blocks(block_elements(self.device)):
+            yield self.block(start, stop)
+
+
+class UpdatedSource:
+    """A brick's own tensor where it holds an update: base plus delta."""
+
+    def __init__(self, base: Source, delta: DeltaSource, group: TensorGroup) -> None:
+        self._base, self._delta, self._cols = base, delta, group.spec.cols
+        self._scratch = buffer(group.spec, group.device)
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Rows start..stop in float32."""
+        update = matrix(self._scratch, start, stop, self._cols)
+        self._base.read(start, stop, out)
+        self._delta.read_delta(start, stop, out, update)
+        out.add_(update)

@@ -1,0 +1,201 @@
+"""Runs a merge method over lazy weights: opens a tensor's inputs, reads them block by block, adds the delta."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.merge.streaming.combination import CombinedSource
+from workbench.merge.streaming.core import core_group, core_update, whole_tensors
+from workbench.merge.streaming.deltas import Deltas
+from workbench.merge.streaming.group import TensorGroup
+from workbench.merge.streaming.selection import SelectionSource
+from workbench.models.layout import Model
+from workbench.steps import Block, Combination, Group, Memo, MergeMethod
+from workbench.weights.lowrank import Factors, LowRankSum, summed
+from workbench.weights.sparse import Selection
+from workbench.weights.specs import Source, TensorSpec, Weights
+
+
+class MergedWeights:
+    """current + (method(base, bricks) − base), lazily.
+
+    Args:
+        current: What the steps before have made of the base.
+        base: What deltas refer to.
+        method: The step.
+        bricks: The step's bricks.
+        keys: Sort keys of the bricks. Where the method does not mind, bricks are taken in the order of their keys, so
+            that the sums' last bits depend neither on their names nor on how the recipe lists them.
+        seed: The recipe's, for methods that draw random numbers.
+        measured: What the method's `measure` found, where it needs more than tensors.
+        memo: What compositions before this one have found of the same bricks.
+        contents: Gives the digest of each brick's content, for random masks and the memo; called when a method first asks, because
+            it may read whole bricks. Omitted: `keys`, else the names.
+
+    Attributes:
+        notes: What the method has noted of the tensors computed so far.
+    """
+
+    def __init__(
+        self,
+        current: Model,
+        base: Model,
+        method: MergeMethod,
+        bricks: Mapping[str, Deltas],
+        keys: Mapping[str, str] | None = None,
+        seed: int = 0,
+        measured: Any = None,
+        memo: Memo | None = None,
+        contents: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._current = current
+        self._base = base
+        self._method = method
+        self._seed = seed
+        self._memo = memo
+        self._contents = contents or (lambda: {name: (keys or {}).get(name, name) for name in bricks})
+        self._content_lock = threading.Lock()
+        order = (
+            sorted(bricks, key=lambda name: ((keys or {}).get(name, name), name)) if method.laws.permutation_invariant else bricks
+        )
+        self._bricks = {name: bricks[name] for name in order}
+        self._lock = threading.Lock()
+        self._surveyed: list[Any] = [] if measured is None else [measured]
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """As before: a merge changes no shape."""
+        return self._current.weights.specs
+
+    def origin(self, name: str) -> str | None:
+        """As before."""
+        return self._current.weights.origin(name)
+
+    @cached_property
+    def merged(self) -> list[str]:
+        """Tensors, by their current names, that the step may change."""
+        return [name for name, spec in self.specs.items() if spec.is_float and self._reaches(name)]
+
+    def _reaches(self, name: str) -> bool:
+        origin = self.origin(name)
+        where = self._method.where
+        if origin is None or (where is not None and not where.matches(origin, self._base)):
+            return False
+        return self._method.moves_base() or any(brick.touches(origin) for brick in self._bricks.values())
+
+    @cached_property
+    def _merged_set(self) -> frozenset[str]:
+        return frozenset(self.merged)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """The current tensor where no brick reaches; else prepare the method, which may read the tensor's deltas."""
+        if name not in self._merged_set:
+            return self._current.weights.open(name, device)
+        group = self.group(name, device)
+        group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return LowRankSum(self._current.weights, {name: update}).open(name, device)
+        prepared = self._method.prepare(group)
+        current = None if self._is_first else self._current.weights.open(name, device)
+        if isinstance(prepared, Combination):
+            return CombinedSource(group, prepared, current)
+        if isinstance(prepared, Selection):
+            return SelectionSource(group, prepared, current)
+        return _MergedSource(group, prepared, current)
+
+    @property
+    def current(self) -> Weights:
+        """The weights before this step."""
+        return self._current.weights
+
+    def update(self, name: str, device: torch.device) -> Factors | None:
+        """What the step adds to a tensor as a product of two factors, exactly; None where it is not one.
+
+        It is one for adapters merged by a method that is linear in them, or in the core space; of rank 0 where no brick reaches.
+        """
+        if name not in self._merged_set:
+            return Factors.zero(self.specs[name], device)
+        group = self.group(name, device)
+        group.survey = self._survey(device)
+        if (update := core_update(self._method, group)) is not None:
+            return update
+        factors = [f for f in group.factors() if f is not None]
+        prepared = self._method.prepare(group) if len(factors) == len(group.bricks) else None
+        if not isinstance(prepared, Combination) or prepared.base:
+            return None
+        return summed(list(zip(prepared.weights, factors, strict=True)))
+
+    def whole(self, device: torch.device) -> list[str]:
+        """Tensors that a step with `space: core` merges whole, for its record."""
+        return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
+
+    @property
+    def _is_first(self) -> bool:
+        return self._current.weights is self._base.weights
+
+    def group(self, name: str, device: torch.device) -> TensorGroup:
+        """One tensor's inputs, opened."""
+        origin = self.origin(name)
+        assert origin is not None
+        spec = self.specs[name]
+        return TensorGroup(
+            origin,
+            spec,
+            self._bricks,
+            self._brick_digests,
+            self._method,
+            self._base,
+            device,
+            self._seed,
+            notes=self.notes,
+            memo=self._memo,
+        )
+
+    def _brick_digests(self) -> list[str]:
+        with self._content_lock:
+            found = self._contents()
+        return [found[name] for name in self._bricks]
+
+    def _survey(self, device: torch.device) -> Any:
+        if not self._surveyed and type(self._method).survey is MergeMethod.survey:
+            return None
+        with self._lock:
+            if not self._surveyed:
+                self._surveyed.append(self._method.survey(_Groups(self, device)))
+            return self._surveyed[0]
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The tensors of a step, opened anew, with their buffers, at every iteration."""
+
+    weights: MergedWeights
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Group]:
+        for name in self.weights.merged:
+            group = self.weights.group(name, self.device)
+            yield core_group(self.weights._method, group) or group
+
+
+class _MergedSource:
+    def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
+        self._group = group
+        self._delta = prepared
+        self._current = current  # None: the current tensor is the base's, which the block holds already
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        block = self._group.block(start, stop)
+        if self._current is None:
+            torch.add(block.base, self._delta(block), out=out)
+        else:
+            self._current.read(start, stop, out)
+            out.add_(self._delta(block))

@@ -1,0 +1,171 @@
+"""Keep the largest share of a delta by magnitude: exact selection by counting, in any number of blocks.
+
+The magnitude bits of a float32 order like the numbers themselves, so counting them finds the k-th largest without a sort. A
+sample says between which values the threshold must lie; one pass counts what is above and, one by one, what is between. Only
+where the sample misleads, or for a threshold over a whole model, two passes count the upper 16 bits and then the lower 15.
+Among values equal to the threshold the first ones are kept, so the result does not depend on a sort's order or on the blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.steps import Group
+from workbench.weights.kernels import INFINITE, magnitude_bits
+from workbench.weights.sparse import ALL_TIES, Trim, find, window
+from workbench.weights.specs import TensorSpec, block_elements
+
+_HIGH_BITS, _LOW_BITS = 16, 15
+_SMALL = 1 << 18
+# At most 8 MiB of counters a brick. Deltas of bf16 weights have few magnitudes near the threshold, some percent apart.
+_WINDOW = 1 << 21
+_ERRORS = 5
+_PLACES = 32
+
+
+def keep_count(numel: int, density: float) -> int:
+    """How many of `numel` elements a density keeps: rounded down as mergekit and PEFT do, but one at least where it is not 0."""
+    return min(numel, max(1, int(density * numel))) if density > 0 else 0
+
+
+def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
+    """One trim a brick, over the elements of one tensor. Reads a sample, and the tensor once; rarely twice more.
+
+    A trim does not depend on the brick's weight: with a memo the tensor is read for densities that no composition has had before.
+    """
+    counts = [keep_count(group.spec.numel, density) for density in densities]
+    memo = group.memo
+    if memo is None:
+        return _trims(group, densities, counts)
+    known = [("trim", group.tensor, key, count) for key, count in zip(group.keys, counts, strict=True)]
+    kept = [memo.get(key) for key in known]
+    if any(trim is None for trim in kept):
+        kept = list(_trims(group, densities, counts))
+        for key, trim in zip(known, kept, strict=True):
+            memo.keep(key, trim)
+    return kept
+
+
+def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> list[Trim]:
+    numel = group.spec.numel
+    if not numel:
+        return [Trim(INFINITE)] * len(counts)
+    if numel <= _SMALL:
+        bits, _ = _bits(group, group.spec.blocks(block_elements(group.device)))
+        return [_exact(row, count) for row, count in zip(bits, counts, strict=True)]
+    sample, touched = _bits(group, _sample(group.spec))
+    places = [_place(row, count / numel) for row, count in zip(sample, counts, strict=True)]
+    tables = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in places]
+    above = [0] * len(counts)
+    for start, stop in group.spec.blocks(block_elements(group.device)):
+        rows = group.rows(start, stop)
+        for i in touched:
+            more = window(rows, i, places[i][0], tables[i])
+            if more < 0:
+                group.refuse_non_finite(start, stop)
+            above[i] += more
+    found = [_inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)]
+    if all(found[i] is not None for i in touched):
+        return [trim or Trim(INFINITE) for trim in found]
+    return [trim or other for trim, other in zip(found, joint_trims([group], densities, stop_at_first=True), strict=True)]
+
+
+def selection_bytes(numel: int, bricks: int) -> int:
+    """Memory that `trims` takes for one tensor: counters, and the sample three times over."""
+    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else 4 * _WINDOW))
+
+
+def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
+    """Magnitude bits [bricks, elements] of some rows of every delta, and which bricks touch the tensor."""
+    parts = []
+    for start, stop in ranges:
+        rows = group.rows(start, stop)
+        room = torch.empty(stop - start, group.spec.cols, device=group.device)
+        deltas = (magnitude_bits(rows.delta(i, room)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        parts.append(np.stack(list(deltas)))
+    return np.concatenate(parts, axis=1), [i for i, brick in enumerate(rows.bricks) if brick is not None]
+
+
+def _sample(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """Rows of a 64th of the tensor, 64 Ki to 1 Mi elements: some at each of 32 even distances."""
+    step = max(1, _sample_size(spec.numel) // (_PLACES * spec.cols))
+    for start in range(0, spec.rows, max(step, spec.rows // _PLACES)):
+        yield start, min(start + step, spec.rows)
+
+
+def _sample_size(numel: int) -> int:
+    return numel if numel <= _SMALL else min(max(numel // 64, 1 << 16), 1 << 20)
+
+
+def _place(sample: np.ndarray, share: float) -> tuple[int, int]:
+    """Where the threshold of a density must lie: lowest bits and width, from a sample's order statistics."""
+    size = len(sample)
+    margin = _ERRORS * math.sqrt(size * share * (1 - share)) + 16
+    ranks = [min(size - 1, max(0, round(size * (1 - share) + side))) for side in (-margin, 0, margin)]
+    low, middle, high = (int(np.partition(sample, rank)[rank]) for rank in ranks)  # faster than all three at once
+    if high - low >= _WINDOW:
+        low = max(low, middle - _WINDOW // 2)
+    return low, min(high - low + 1, _WINDOW)
+
+
+def _inside(low: int, table: Tensor, count: int, above: int) -> Trim | None:
+    """The trim whose threshold lies in a counted window; None where it lies elsewhere."""
+    if count == 0:
+        return Trim(INFINITE)
+    place = find(table, count - above) if count > above else None
+    return _trim(low + place[0], count - above - place[1], int(table[place[0]]), True) if place else None
+
+
+def _exact(bits: np.ndarray, count: int) -> Trim:
+    """The trim of a tensor whose bits are all in memory."""
+    if count == 0:
+        return Trim(INFINITE)
+    threshold = int(np.partition(bits, len(bits) - count)[len(bits) - count])
+    return _trim(threshold, count - int((bits > threshold).sum()), int((bits == threshold).sum()), True)
+
+
+def _trim(threshold: int, ties: int, equal: int, stop_at_first: bool) -> Trim:
+    return Trim(threshold, ties if stop_at_first and ties < equal else ALL_TIES)
+
+
+def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_first: bool = False) -> list[Trim]:
+    """One trim a brick, over the joint elements of all `groups`: one tensor, or a whole model. Iterates twice.
+
+    A model-wide trim keeps every value equal to the threshold, since blocks of several tensors have no order.
+    """
+    high = _histograms(groups, [None] * len(densities))
+    counts = [keep_count(int(histogram.sum()), density) for histogram, density in zip(high, densities, strict=True)]
+    bins = [find(histogram, count) or (0, 0) for histogram, count in zip(high, counts, strict=True)]
+    low = _histograms(groups, [upper for upper, _ in bins])
+    found = []
+    for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
+        place = find(histogram, count - above) if count else None
+        if place is None:
+            found.append(Trim(INFINITE))
+            continue
+        lower, more = place
+        found.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
+    return found
+
+
+def _histograms(groups: Iterable[Group], prefixes: Sequence[int | None]) -> list[Tensor]:
+    """Counts of the upper bits, or of the lower bits among the values whose upper bits are the prefix."""
+    counts = [torch.zeros(1 << (_HIGH_BITS if p is None else _LOW_BITS), dtype=torch.int64) for p in prefixes]
+    for group in groups:
+        for block in group.blocks():
+            for count, prefix, values in zip(counts, prefixes, block.deltas, strict=True):
+                bits = magnitude_bits(values).view(-1)
+                chosen = bits.bitwise_right_shift_(_LOW_BITS) if prefix is None else _low_bits(bits, prefix)
+                count.add_(torch.bincount(chosen, minlength=len(count)).cpu())
+    return counts
+
+
+def _low_bits(bits: Tensor, prefix: int) -> Tensor:
+    """Lower bits of the values whose upper bits are the prefix; overwrites `bits`."""
+    bits.sub_(prefix << _LOW_BITS)
+    return bits[(bits >= 0) & (bits < 1 << _LOW_BITS)]

@@ -1,0 +1,1 @@
+"""Transformers models: layouts, names, live models, tokens."""

@@ -1,0 +1,24 @@
+"""The device that a command computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.weights.device import prepare
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, then cpu. Errors: a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2) from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise WorkbenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices", "--device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
+    prepare(device)
+    return device

@@ -1,0 +1,102 @@
+"""Settings of generation_config.json that decide which text a model writes, and a configuration's identity with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.files import json_digest
+from workbench.jsondoc import read_object
+
+FILE = "generation_config.json"
+# What transformers takes for settings that a file leaves out; test_decoding compares them with the installed version.
+DEFAULTS: Mapping[str, Any] = {
+    "min_length": 0,
+    "do_sample": False,
+    "early_stopping": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+}
+# What decides no text, or what lm-eval passes with every call.
+_IDLE = frozenset(
+    {
+        "_from_model_config",
+        "transformers_version",
+        "bos_token_id",
+        "pad_token_id",
+        "max_length",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+    }
+)
+# Settings of older checkpoints, which transformers takes from config.json where there is no generation_config.json.
+_LEGACY = (
+    *DEFAULTS,
+    "eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+)
+
+
+def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by which texts differ from those of the same weights without a generation_config.json.
+
+    Args:
+        folder: Directory with generation_config.json, which may be missing.
+        config: config.json, which the digest of the weights covers. Settings that repeat it or transformers' defaults are left out, so
+            that the usual files give an empty result.
+
+    Returns:
+        Field -> value; None for a field that config.json sets and the file leaves at its default.
+
+    Raises:
+        WorkbenchError: The file is no JSON object.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    given = {
+        key: value
+        for key, value in read_object(path, None, "Fetch the file again.", infinite=True).items()
+        if value is not None and key not in _IDLE
+    }
+    inner = config.get("text_config")
+    plain = {
+        **(inner if isinstance(inner, Mapping) else {}),
+        **{key: value for key, value in config.items() if value is not None},
+    }
+    without = {key: plain[key] for key in _LEGACY if plain.get(key) is not None}
+    differing = sorted(key for key in {*given, *without} if _value(given, key) != _value(without, key))
+    return {key: given.get(key) for key in differing}
+
+
+def identity(weights: str, settings: Mapping[str, Any]) -> str:
+    """Return the digest of a configuration: that of its weights, with the settings where there are any."""
+    return json_digest([weights, settings]) if settings else weights
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    value = settings.get(key, DEFAULTS.get(key))
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

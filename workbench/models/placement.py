@@ -1,0 +1,177 @@
+"""Where every tensor on disk lies in the live transformers model, for architectures that transformers renames or fuses.
+
+transformers 5 keeps one list of renamings and operations for each architecture (stacked experts, joined projections). It
+is read here from shapes alone: no weight is loaded. Operations that are not a stack, a concatenation, a split or a
+transposition are not followed, and the tensors that they make are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.models.skeleton import groups_of, skeleton
+from workbench.weights.specs import TensorSpec
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a live tensor that is a box of one tensor on disk.
+
+    Attributes:
+        disk: The tensor on disk.
+        start: First index of the box in the live tensor, one number a dimension.
+        size: Extent of the box in the live tensor.
+        axes: For every dimension of the live tensor the dimension on disk that runs along it; None for a stacked one.
+        disk_start: First index of the box on disk.
+    """
+
+    disk: str
+    start: Shape
+    size: Shape
+    axes: tuple[int | None, ...]
+    disk_start: Shape
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    """A tensor without numbers: its shape, and the pieces that fill it."""
+
+    shape: Shape
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class LiveLayout:
+    """Live tensor -> the pieces on disk that fill it; shapes of all live tensors; modules that store experts as [in, out]."""
+
+    pieces: dict[str, tuple[Piece, ...]]
+    shapes: dict[str, Shape]
+    transposed: frozenset[str]
+
+
+def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> LiveLayout | None:
+    """How transformers builds the live model from these tensors; None for an architecture that it does not know.
+
+    Args:
+        specs: The base's tensors.
+        config: Its config.json.
+    """
+    return _layout(json.dumps(dict(config), sort_keys=True), tuple((name, spec.shape) for name, spec in specs.items()))
+
+
+@lru_cache(maxsize=4)
+def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout | None:
+    try:
+        model = skeleton(config)
+    except WorkbenchError:
+        return None
+    on_disk = dict(tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found: dict[str, tuple[Piece, ...]] = {}
+    for live, converter, members in groups_of(model, list(on_disk)):
+        if converter is None:
+            found[live] = _whole(members[0][0], on_disk[members[0][0]]).pieces
+            continue
+        sources: dict[str, list[_Symbol]] = {}
+        for name, pattern in members:
+            sources.setdefault(pattern, []).append(_whole(name, on_disk[name]))
+        for target, made in _converted(converter, live, sources, shapes).items():
+            if made.shape == shapes.get(target):
+                found[target] = made.pieces
+    transposed = frozenset(name for name, module in model.named_modules() if getattr(module, "is_transposed", False))
+    return LiveLayout(found, shapes, transposed)
+
+
+def _whole(name: str, shape: Shape) -> _Symbol:
+    zero = (0,) * len(shape)
+    return _Symbol(shape, (Piece(name, zero, shape, tuple(range(len(shape))), zero),))
+
+
+def _converted(converter: Any, live: str, sources: dict[str, list[_Symbol]], shapes: Mapping[str, Shape]) -> dict[str, _Symbol]:
+    """Live tensors that a converter makes of its sources; empty where an operation is not followed."""
+    from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist, Split, Transpose
+
+    first, targets = converter.target_patterns[0], list(converter.target_patterns)
+    names = [live.replace(first, target) for target in targets]
+    ordered = [sources[p] for p in converter.source_patterns if p in sources]
+    for operation in converter.operations:
+        if type(operation) is MergeModulelist and operation.dim == 0:
+            ordered = [[_stacked(group)] for group in ordered]
+        elif type(operation) is Concatenate and operation.num_shards_attribute is None:
+            ordered = [[_joined([symbol for group in ordered for symbol in group], operation.dim)]]
+        elif type(operation) is Transpose:
+            ordered = [[_swapped(symbol, operation.dim0, operation.dim1) for symbol in group] for group in ordered]
+        elif type(operation) in (Chunk, Split) and len(ordered) == 1 and getattr(operation, "num_shards_attribute", None) is None:
+            whole = ordered[0][0]
+            if type(operation) is Split:
+                sizes = [shapes[name][operation.dim] for name in names]
+            else:
+                sizes = [whole.shape[operation.dim] // len(targets)] * len(targets)
+            ordered = [[part] for part in _parts(whole, operation.dim, sizes)]
+        else:
+            return {}
+    made = [symbol for group in ordered for symbol in group]
+    return dict(zip(names, made, strict=True)) if len(made) == len(names) else {}
+
+
+def _stacked(symbols: list[_Symbol]) -> _Symbol:
+    """Stack along a new first dimension."""
+    pieces = [
+        replace(p, start=(i, *p.start), size=(1, *p.size), axes=(None, *p.axes))
+        for i, symbol in enumerate(symbols)
+        for p in symbol.pieces
+    ]
+    return _Symbol((len(symbols), *symbols[0].shape), tuple(pieces))
+
+
+def _joined(symbols: list[_Symbol], dim: int) -> _Symbol:
+    """Concatenate along a dimension."""
+    pieces: list[Piece] = []
+    offset = 0
+    for symbol in symbols:
+        pieces += [replace(p, start=_at(p.start, dim, p.start[dim] + offset)) for p in symbol.pieces]
+        offset += symbol.shape[dim]
+    return _Symbol(_at(symbols[0].shape, dim, offset), tuple(pieces))
+
+
+def _parts(symbol: _Symbol, dim: int, sizes: list[int]) -> list[_Symbol]:
+    """Split along a dimension."""
+    made = []
+    offset = 0
+    for size in sizes:
+        pieces = []
+        for p in symbol.pieces:
+            low, high = max(p.start[dim], offset), min(p.start[dim] + p.size[dim], offset + size)
+            if low < high:
+                axis, begin = p.axes[dim], p.disk_start
+                if axis is not None:
+                    begin = _at(begin, axis, begin[axis] + low - p.start[dim])
+                start, extent = _at(p.start, dim, low - offset), _at(p.size, dim, high - low)
+                pieces.append(replace(p, start=start, size=extent, disk_start=begin))
+        made.append(_Symbol(_at(symbol.shape, dim, size), tuple(pieces)))
+        offset += size
+    return made
+
+
+def _swapped(symbol: _Symbol, first: int, second: int) -> _Symbol:
+    """Transpose two dimensions."""
+    order = list(range(len(symbol.shape)))
+    order[first], order[second] = order[second], order[first]
+    pieces = [
+        replace(
+            p, start=tuple(p.start[i] for i in order), size=tuple(p.size[i] for i in order), axes=tuple(p.axes[i] for i in order)
+        )
+        for p in symbol.pieces
+    ]
+    return _Symbol(tuple(symbol.shape[i] for i in order), tuple(pieces))
+
+
+def _at(values: Shape, index: int, value: int) -> Shape:
+    return (*values[:index], value, *values[index % len(values) + 1 :])

@@ -1,0 +1,170 @@
+"""Models as transformers builds them, without memory for their weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
+    """config.json as transformers reads it. Errors: an architecture that this transformers does not know."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            why = " ".join(str(error).split())
+            raise WorkbenchError(
+                f"config.json: transformers cannot read model_type {config.get('model_type')} ({why[:200]})",
+                "A newer transformers may know it.",
+            ) from None
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the architecture of a config.json without code from elsewhere."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config.json uses its embeddings as its head; where the file is silent, the architecture's default."""
+    return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
+
+
+def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
+    """(live tensor, conversion or None, [(name on disk, matched pattern)]), as transformers' loader collects them."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    except ImportError as error:
+        raise WorkbenchError(
+            f"this transformers keeps its conversion of names elsewhere ({error})", "pip install transformers==5.24.0"
+        ) from None
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [t for t in mapping if isinstance(t, WeightRenaming)]
+    converters = [t for t in mapping if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: t for t in converters for pattern in t.source_patterns}
+    live, prefix = model.state_dict(), model.base_model_prefix
+    groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        key, pattern = rename_source_key(name, renamings, converters, prefix, live)
+        if key not in live and name in live:
+            key, pattern = rename_source_key(name, [], [], prefix, live)
+        if key not in live:
+            key, pattern = f"?{name}", None
+        if key not in groups:  # a copy: a conversion collects its tensors
+            groups[key] = (copy.deepcopy(by_pattern[pattern]) if pattern is not None else None, [])
+        groups[key][1].append((name, pattern or name))
+    return [(key, transform, members) for key, (transform, members) in groups.items()]
+
+
+@lru_cache(maxsize=4)
+def skeleton(config: str) -> PreTrainedModel:
+    """The model without memory for weights: of the class that config.json (its text) names, else as a causal language model.
+
+    Errors: an architecture that transformers does not know.
+    """
+    import transformers
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    data = json.loads(config)
+    parsed = parse_config({k: v for k, v in data.items() if k != "quantization_config"})
+    named: list[Any] = [getattr(transformers, str(name), None) for name in data.get("architectures") or []]
+    kinds: list[Any] = [k for k in named if _is_model(k) and k.config_class is type(parsed)]
+    if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kinds.append(MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)])
+    if not kinds:
+        raise WorkbenchError(
+            f"config.json: transformers has no model for model_type {data.get('model_type')}, architectures {data.get('architectures')}",
+            "Name a model that transformers supports natively.",
+        )
+    with torch.device("meta"):
+        model: PreTrainedModel = kinds[0]._from_config(parsed)
+    return model
+
+
+def _is_model(kind: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(kind, type) and issubclass(kind, PreTrainedModel)
+
+
+def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
+    from torch import nn
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    parsed = parse_config(config)
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and parameter.device.type != "meta":
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]._from_config(parsed, dtype=torch.float32)
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            module._buffers[name] = None if value is None else value.to(device)
+    return model.eval()
+
+
+def loading_class(config: dict[str, Any]) -> str:
+    """Return the name of the transformers class that loads all of a model, for a line that a user runs.
+
+    It is the automatic class that stands for the class in `architectures`, the most usual one first, or that class itself.
+    `AutoModelForCausalLM` loads many multimodal models without their towers, so it is only named for classes that it stands for.
+    """
+    kind, named = config.get("model_type"), (config.get("architectures") or [None])[0]
+    if isinstance(named, str) and named.endswith("ForCausalLM"):
+        return "AutoModelForCausalLM"
+    from transformers.models.auto import modeling_auto
+
+    usual = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    if isinstance(named, str) and "vision_config" not in config and "audio_config" not in config:
+        usual = (usual[2], *usual[:2], usual[3])
+    others = [name for name in sorted(vars(modeling_auto)) if name.startswith("AutoModelFor") and name not in usual]
+    for name in (*usual, *others, "AutoModel"):
+        mapping = getattr(getattr(modeling_auto, name, None), "_model_mapping", None)
+        stands_for = mapping._model_mapping.get(kind) if mapping is not None else None
+        if stands_for and (named is None or named in ((stands_for,) if isinstance(stands_for, str) else stands_for)):
+            return str(name)
+    return str(named or "AutoModelForCausalLM")
+
+
+def check_decoder(config: dict[str, Any]) -> None:
+    """Errors: a config.json that transformers cannot read, or not of a decoder-only language model."""
+    _decoder(parse_config(config), config)
+
+
+def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
+    """The configuration's class. Errors: not that of a decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise WorkbenchError(
+            f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
+            "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
+        )
+    return type(parsed)

@@ -1,0 +1,1 @@
+"""Recipes: what users write, validated."""

@@ -1,0 +1,264 @@
+"""`workbench recipe import`: a mergekit YAML as a recipe that gives the same numbers, or a list of what does not carry over."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench import yamldoc
+from workbench.bricks.locate import kinds_of
+from workbench.errors import WorkbenchError, shell
+from workbench.merge.mergekit.api import base_policy
+from workbench.merge.mergekit.table import KNOWN
+from workbench.models.layout import Model
+from workbench.project import find_project
+from workbench.recipe.mergekit.config import Config, Reference, read_config
+from workbench.recipe.mergekit.methods import Inputs, step_of
+from workbench.recipe.mergekit.mixtures import Make, is_mixture, read_mixture
+from workbench.recipe.mergekit.stacks import is_stack, read_stack
+from workbench.recipe.mergekit.text import comment, recipe_text
+from workbench.recipe.mergekit.vocabulary import carry_vocabulary
+from workbench.recipe.recipe import from_data
+from workbench.weights.checkpoint import Checkpoint
+
+_WRITABLE = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import gives.
+
+    Attributes:
+        text: The recipe.
+        extra: File -> text of further recipes that it names as bricks.
+        notes: What the reader should know, as it also stands in the recipe's comments.
+    """
+
+    text: str
+    extra: dict[Path, str]
+    notes: list[str]
+
+
+def import_recipe(file: Path, to: Path | None = None) -> Imported:
+    """Translate a mergekit YAML. Writes nothing.
+
+    Args:
+        file: The YAML that `mergekit-yaml` or `mergekit-moe` runs.
+        to: Where the recipe is to be written: paths in it start at the project of that file; None: of the working directory.
+
+    Errors: every field that does not carry over, at once, each at its line.
+    """
+    document = yamldoc.load(file)
+    stack: dict[str, Any] | None = None
+    make: Make | None = None
+    if is_stack(document.data):
+        config, stack = read_stack(document)
+    elif is_mixture(document.data):
+        config, make = read_mixture(document)
+    else:
+        config = read_config(document)
+    places = _Places(config, file, find_project(to or Path.cwd() / "recipe.yaml"), to)
+    base, base_path = places.base()
+    model = _model(base_path)
+    _check_layers(config, model)
+    inputs = None if stack or make else _inputs(config, places, base, model)
+    dtype = _dtype(config)
+    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names, base)
+    config.report.stop()
+    step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
+    config.report.stop()
+    used = {name: places.brick(name) for name in step.get("bricks", ())}
+    data: dict[str, Any] = {"version": 1, "base": places.shown(base), **({"bricks": used} if used else {})}
+    data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
+    head = [f"# workbench run {shell(to or 'RECIPE.yaml')}", f"# Imported from {file.name}, mergekit's {config.method}."]
+    text = recipe_text(data, [*head, *map(comment, config.report.notes)])
+    for written in (text, *places.extra.values()):
+        from_data(yamldoc.parse(written).data, places.project)
+    return Imported(text, places.extra, config.report.notes)
+
+
+def write_imported(imported: Imported, to: Path) -> None:
+    """Write the recipe, and those that it names. Errors: one of the files exists; nothing is overwritten."""
+    files = {to: imported.text, **imported.extra}
+    for path in files:
+        if path.exists():
+            raise WorkbenchError(f"{path}: exists", "Choose another name: nothing is overwritten.")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+
+@dataclass
+class _Places:
+    """Where the models lie: mergekit's paths start at the working directory, a recipe's at its project."""
+
+    config: Config
+    file: Path
+    project: Path
+    to: Path | None
+    names: dict[str, str] = field(default_factory=dict)
+    """Reference -> brick name."""
+    extra: dict[Path, str] = field(default_factory=dict)
+    _references: dict[str, Reference] = field(default_factory=dict)
+
+    def base(self) -> tuple[str, Path | None]:
+        """The recipe's base as the file names it, and its directory where it is at hand."""
+        base = self.config.base
+        if base is not None and base.lora:
+            self.config.report.refuse(
+                ("base_model",), f"{base}: a recipe's base is one checkpoint; bake the adapter into it first"
+            )
+        if base is None:
+            if not self.config.sources:
+                raise self.config.report.document.error((), "names no model to start from", "Name a model, or a base_model.")
+            base = self.config.sources[0].reference
+            self.config.report.note((), f"no base_model: {base.model}, the first input, gives configuration and tokenizer")
+        return base.model, self.find(base.model)
+
+    def find(self, name: str) -> Path | None:
+        """A local directory: below the working directory as mergekit has it, else beside the YAML file."""
+        path = Path(name).expanduser()
+        for start in (Path.cwd(), self.file.resolve().parent):
+            if (start / path).is_dir():
+                return Path(os.path.normpath(start / path))
+        return None
+
+    def shown(self, name: str) -> str:
+        """A model as the recipe names it: relative to the project, absolute outside of it, or a hub id."""
+        found = self.find(name)
+        if found is None:
+            return name
+        project = Path(os.path.normpath(self.project))
+        return found.relative_to(project).as_posix() if found.is_relative_to(project) else str(found)
+
+    def name(self, reference: Reference) -> str:
+        """A brick's name: the last part of its path, unique in the recipe."""
+        key = str(reference)
+        if key not in self.names:
+            last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
+            plain = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
+            taken, number, name = set(self.names.values()), 1, plain
+            while name in taken:
+                number += 1
+                name = f"{plain}-{number}"
+            self.names[key] = name
+            self._references[name] = reference
+        return self.names[key]
+
+    def brick(self, name: str) -> Any:
+        """The brick's reference in the recipe."""
+        reference = self._references[name]
+        if not reference.lora:
+            return self.shown(reference.model)
+        base, _ = self.base()
+        if reference.model == base:
+            return {"adapter": self.shown(reference.lora)}
+        return {"recipe": self._nested(name, reference)}
+
+    def _nested(self, name: str, reference: Reference) -> str:
+        """An adapter on a model that is not the base: the two deltas added, in a recipe of its own."""
+        assert self.to is not None
+        assert reference.lora is not None
+        path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
+        base, _ = self.base()
+        tuned = "model" if name != "model" else "tuned"
+        data = {"version": 1, "base": self.shown(base),
+                "bricks": {tuned: self.shown(reference.model), name: {"adapter": self.shown(reference.lora)}},
+                "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}]}  # fmt: skip
+        self.extra[path] = recipe_text(
+            data, [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
+        )
+        place = Path(os.path.normpath(Path.cwd() / path))
+        project = Path(os.path.normpath(self.project))
+        return place.relative_to(project).as_posix() if place.is_relative_to(project) else str(place)
+
+
+def _all(config: Config) -> Iterable[Reference]:
+    return dict.fromkeys([*([config.base] if config.base else []), *(s.reference for s in config.sources)])
+
+
+def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> Inputs:
+    """Which inputs are bricks; how many the method takes."""
+    policy = base_policy(config.method)
+    report = config.report
+    if policy == "required" and config.base is None:
+        report.refuse(("merge_method",), f"{config.method} needs a base_model; mergekit refuses that too")
+    if policy != "ignored" and config.base and config.base not in [s.reference for s in config.sources]:
+        report.refuse(("base_model",), f"{config.base} is not among the sources; mergekit refuses that too")
+    if policy == "ignored" and config.sources[-1].path == ("base_model",):
+        report.note(
+            ("base_model",), f"mergekit adds it to the models that {config.method} merges, and so it is one of the bricks"
+        )
+    sources = [s for s in config.sources if policy == "ignored" or s.reference != config.base]
+    least, most = KNOWN[config.method].laws.arity
+    if not least <= len(sources) <= (most or len(sources)):
+        wanted = f"exactly {least}" if least == most else f"at least {least}"
+        beside = " beside the base" if policy != "ignored" else ""
+        report.refuse(
+            ("merge_method",),
+            f"{config.method} takes {wanted} model{'s' if (most or 2) > 1 else ''}{beside}, found {len(sources)}",
+        )
+    for source in sources:
+        reference = source.reference
+        if reference.lora and reference.model != base and places.to is None:
+            report.refuse(
+                source.path,
+                f"{reference} is an adapter on another model than the base, which takes a recipe of its own: name a file with -o",
+            )
+        found = places.find(reference.model)
+        if found and "adapter" in kinds_of(found):
+            report.refuse(source.path, f"{reference.model} is an adapter; mergekit reads it as BASE+{reference.model}")
+        if found is None and (reference.model.startswith(("/", ".", "~")) or "/" not in reference.model):
+            report.note(
+                source.path,
+                f"{reference.model} is not there: neither below the working directory, where mergekit looks, nor beside the file",
+            )
+    report.stop()
+    bricks = {places.name(source.reference): source for source in sources}
+    return Inputs(config, bricks, places.name(Reference(base)), model)
+
+
+def _model(path: Path | None) -> Model | None:
+    """The base from its headers, where it can be read."""
+    if path is None:
+        return None
+    try:
+        checkpoint = Checkpoint(path, "base")
+        model = Model(checkpoint, checkpoint.config)
+        _ = model.layout
+    except WorkbenchError:
+        return None
+    return model
+
+
+def _check_layers(config: Config, model: Model | None) -> None:
+    if config.layers is None:
+        return
+    if model is None:
+        config.report.note((), f"one slice over layers 0 to {config.layers}: taken as the whole model")
+    elif model.layout.depth != config.layers:
+        config.report.refuse(("slices",), f"layer_range ends at {config.layers}, the base has {model.layout.depth} layers: "
+                             "a merge keeps every layer; `passthrough` with slices cuts them")  # fmt: skip
+
+
+def _dtype(config: Config) -> str | None:
+    """Dtype of the output: `out_dtype`, else `dtype`, which mergekit also computes in."""
+    report = config.report
+    work, out = (config.data.get(name) for name in ("dtype", "out_dtype"))
+    for name, value in (("dtype", work), ("out_dtype", out)):
+        if value is not None and value not in (*_WRITABLE, "float64"):
+            report.refuse((name,), f"found {value!r}; expected one of {', '.join(_WRITABLE)}")
+    if (out or work) == "float64":
+        report.refuse(("out_dtype" if out else "dtype",), "float64 outputs are not written; expected " + ", ".join(_WRITABLE))
+    if work in ("float16", "bfloat16") or work is None:
+        report.note(
+            ("dtype",) if work else (),
+            f"mergekit computes in {work or 'the dtype of the inputs'}; here in float32, rounded once at the end",
+        )
+    elif work == "float64":
+        report.note(("dtype",), "mergekit computes in float64; here in float32")
+    return out or work

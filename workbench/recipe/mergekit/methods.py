@@ -1,0 +1,202 @@
+"""mergekit's methods as steps: our own where the numbers are equal, `mergekit/NAME` for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import nearest
+from workbench.merge.mergekit.api import Parameter, base_policy, parameters
+from workbench.merge.mergekit.table import KNOWN
+from workbench.models.layout import Model
+from workbench.recipe.mergekit.config import Config, Source
+from workbench.recipe.mergekit.settings import Setting, complement, is_default, setting
+
+Step = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration with its inputs named as bricks.
+
+    Attributes:
+        bricks: Brick -> input, in mergekit's order, the base not among them where the method takes it as base.
+        base_brick: A name for the base as a brick, for methods that take it as one of their models.
+        model: The base, where its files are at hand.
+    """
+
+    config: Config
+    bricks: Mapping[str, Source]
+    base_brick: str
+    model: Model | None
+
+    def known(self) -> dict[str, Parameter]:
+        """The method's parameters, by mergekit's specification."""
+        return parameters(self.config.method)
+
+    def shared(self, name: str) -> Setting:
+        """A parameter for all bricks; mergekit's default where the file says nothing."""
+        found = setting(self.known()[name], self.config.scopes, self.model, self.config.report)
+        return self.known()[name].default if found is None else found
+
+    def each(self, name: str) -> dict[str, Setting]:
+        """A parameter of every brick."""
+        parameter, values = self.known()[name], {}
+        for brick, source in self.bricks.items():
+            found = setting(parameter, [source.parameters, *self.config.scopes], self.model, self.config.report)
+            if found is None and parameter.required and not self.config.report.problems:
+                self.config.report.refuse(source.path, f"{self.config.method} requires a {name} here; mergekit stops there too")
+            values[brick] = parameter.default if found is None else found
+        return values
+
+    def note_unused(self, used: Sequence[str]) -> None:
+        """Name parameters that stand in the file and decide nothing in mergekit either."""
+        known, method, report = self.known(), self.config.method, self.config.report
+        sources = [source.parameters for source in self.config.sources]
+        for at, found in [*self.config.scopes, *sources]:
+            own = (at, found) in sources
+            for name in found:
+                if name not in known:
+                    close = f" ({nearest(name, known)})" if nearest(name, known).startswith("Did") else ""
+                    report.note((*at, name), f"{method} has no such parameter and mergekit ignores it{close}: left out")
+                elif own and not known[name].per_brick:
+                    report.note((*at, name), "one for all inputs, which mergekit ignores beside a single one: left out")
+                elif name not in used:
+                    report.note((*at, name), f"has no effect on the result of {method}: left out")
+
+
+def step_of(inputs: Inputs) -> Step:
+    """The merge step, as plain data. Problems and notes go to the configuration's report."""
+    make = _OWN.get(inputs.config.method)
+    step = make(inputs) if make else None
+    return step if step is not None else _bridge(inputs)
+
+
+def _linear(inputs: Inputs) -> Step:
+    inputs.note_unused(("weight", "normalize"))
+    step: Step = {"merge": "linear", "bricks": inputs.each("weight")}
+    return step if inputs.shared("normalize") else {**step, "normalize": False}
+
+
+def _task_arithmetic(inputs: Inputs) -> Step | None:
+    if inputs.shared("normalize"):
+        return None
+    inputs.note_unused(("weight", "lambda", "normalize"))
+    return {"merge": "task_arithmetic", "bricks": inputs.each("weight"), **_lambda(inputs)}
+
+
+def _ties(inputs: Inputs) -> Step | None:
+    if not inputs.shared("normalize") or inputs.shared("rescale"):
+        return None
+    inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
+    inputs.config.report.note((), "ties: mergekit's variant, written out below; among equal magnitudes at the threshold and where votes "
+                              "cancel exactly (bf16 inputs have such), mergekit's choice is arbitrary or plus, here first ones and none")  # fmt: skip
+    return {"merge": "ties", **_weights_and_densities(inputs), **_lambda(inputs), "sign": "mass", "weigh": "before",
+            "divide": "weight", "threshold": "tensor"}  # fmt: skip
+
+
+def _slerp(inputs: Inputs) -> Step:
+    inputs.note_unused(("t",))
+    t = inputs.shared("t")
+    if t is None and not inputs.config.report.problems:
+        inputs.config.report.refuse(("merge_method",), "slerp requires the parameter t; mergekit stops there too")
+    (other,) = inputs.bricks
+    return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), other: t or 0.0}}
+
+
+def _dare_linear(inputs: Inputs) -> Step | None:
+    return None if inputs.shared("normalize") else _dare(inputs, "sum")
+
+
+def _dare_ties(inputs: Inputs) -> Step | None:
+    return _dare(inputs, "ties") if inputs.shared("normalize") else None
+
+
+def _dare(inputs: Inputs, then: str) -> Step:
+    inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
+    inputs.config.report.note(
+        (), "dare: the same distribution as mergekit's, drawn from this recipe's seed; no tool draws mergekit's own masks"
+    )
+    rescale = "l1" if inputs.shared("rescale") else "none"
+    return {"merge": "dare", **_weights_and_densities(inputs), **_lambda(inputs), "rescale": rescale, "then": then}
+
+
+def _passthrough(inputs: Inputs) -> Step | None:
+    (scale,) = inputs.each("scale").values()
+    if scale is not None:
+        return None
+    inputs.note_unused(("scale",))
+    return {"merge": "task_arithmetic", "bricks": dict.fromkeys(inputs.bricks, 1.0)}
+
+
+def _bridge(inputs: Inputs) -> Step:
+    """The method itself, with every parameter that the file sets."""
+    known, method = inputs.known(), inputs.config.method
+    used = [name for name in known if name != "int8_mask"]
+    inputs.note_unused(used)
+    entries: dict[str, dict[str, Setting]] = {brick: {} for brick in inputs.bricks}
+    shared: dict[str, Setting] = {}
+    for name in used:
+        if not known[name].per_brick:
+            value = _clamped(inputs, name, inputs.shared(name))
+            if known[name].required and value is None and not inputs.config.report.problems:
+                inputs.config.report.refuse(
+                    ("merge_method",), f"{method} requires the parameter {name}; mergekit stops there too"
+                )
+            if not is_default(value, known[name].default):
+                shared[name] = value
+            continue
+        values = {brick: _clamped(inputs, name, value) for brick, value in inputs.each(name).items()}
+        if name != "weight" and all(value == next(iter(values.values())) for value in values.values()):
+            if not is_default(next(iter(values.values())), known[name].default):
+                shared[name] = next(iter(values.values()))
+            continue
+        for brick, value in values.items():
+            if value is not None:
+                entries[brick][name] = value
+    step: Step = {"merge": f"mergekit/{method}", "bricks": _plain(entries)}
+    if shared:
+        step["parameters"] = shared
+    if KNOWN[method].laws.random:
+        inputs.config.report.note(
+            (), f"{method}: random numbers come from this recipe's seed, whatever the order of models or tensors"
+        )
+    if base_policy(method) == "optional" and inputs.config.base is None:
+        step["with_base"] = False
+    return step
+
+
+def _weights_and_densities(inputs: Inputs) -> dict[str, Any]:
+    weights = inputs.each("weight")
+    densities = {brick: _clamped(inputs, "density", value) for brick, value in inputs.each("density").items()}
+    first = next(iter(densities.values()))
+    if all(value == first for value in densities.values()):
+        return {"bricks": weights, "density": first}
+    return {"bricks": {brick: {"weight": weights[brick], "density": densities[brick]} for brick in weights}, "density": 1.0}
+
+
+def _lambda(inputs: Inputs) -> dict[str, Any]:
+    value = inputs.shared("lambda")
+    return {} if is_default(value, 1.0) else {"lambda": value}
+
+
+def _clamped(inputs: Inputs, name: str, value: Setting) -> Setting:
+    """mergekit takes a share over 1 as 1; a recipe refuses it."""
+    if name not in ("density", "select_topk") or isinstance(value, (list, dict)) or value is None or value <= 1:
+        return value
+    inputs.config.report.note((), f"{name} {value:g}: mergekit takes it as 1")
+    return 1.0
+
+
+def _plain(entries: dict[str, dict[str, Setting]]) -> Any:
+    """`{a: 0.5}` where there is only a weight, a list where there is nothing."""
+    if not any(entries.values()):
+        return list(entries)
+    return {brick: entry["weight"] if list(entry) == ["weight"] else entry for brick, entry in entries.items()}
+
+
+_OWN: dict[str, Callable[[Inputs], Step | None]] = {
+    "linear": _linear, "task_arithmetic": _task_arithmetic, "ties": _ties, "slerp": _slerp,
+    "dare_linear": _dare_linear, "dare_ties": _dare_ties, "passthrough": _passthrough,
+}  # fmt: skip

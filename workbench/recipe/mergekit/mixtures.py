@@ -1,0 +1,96 @@
+"""A mergekit-moe configuration as a `grow: experts` step: the same experts, behind a router that is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from workbench import yamldoc
+from workbench.recipe.mergekit.config import Config, Reference, Report, Source, note_unknown, read_reference
+
+_TOP = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture")
+_EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
+_PROMPTS = ("hidden", "hidden_avg", "hidden_last", "cheap_embed")
+_RANDOM = ("random", "uniform_random")
+_ARCHITECTURES = {"auto": None, "mixtral": "mixtral", "qwen": "qwen2_moe", "qwen3": "qwen3_moe"}
+Make = Callable[[Callable[[Reference], str]], dict[str, Any]]
+
+
+def is_mixture(data: Any) -> bool:
+    """Whether a configuration is one that `mergekit-moe` runs."""
+    return isinstance(data, Mapping) and "experts" in data and "merge_method" not in data
+
+
+def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
+    """The experts' models as the configuration's sources, and what makes the step once they have names as bricks.
+
+    Errors: what the step does not have (shared experts, noise, factors, a model twice), everything at once, each at its place.
+    """
+    report, data = Report(document), document.data
+    note_unknown(report, (), data, _TOP)
+    base = read_reference(report, data.get("base_model"), ("base_model",))
+    experts = data["experts"] if isinstance(data["experts"], list) else []
+    if len(experts) < 2:
+        report.refuse(("experts",), f"expected a list of at least two experts, found {len(experts)}")
+    if data.get("shared_experts"):
+        report.refuse(
+            ("shared_experts",), "`grow: experts` has no shared expert but one without output, where an architecture needs it"
+        )
+    into = str(data.get("architecture") or "auto")
+    if into not in _ARCHITECTURES:
+        report.refuse(("architecture",), f"found {into!r}; expected one of {', '.join(_ARCHITECTURES)}")
+    mode = str(data.get("gate_mode") or "hidden")
+    if mode not in (*_PROMPTS, *_RANDOM):
+        report.refuse(("gate_mode",), f"found {mode!r}; expected one of {', '.join((*_PROMPTS, *_RANDOM))}")
+    found = [_expert(report, entry, ("experts", i), mode) for i, entry in enumerate(experts)]
+    members = [member for member in found if member is not None]
+    anchors = [at for reference, at, _ in members if reference == base]
+    copies = len(anchors) == len(members)
+    seen: set[Reference] = set()
+    for reference, at, _ in members:
+        if reference in seen and not (copies and mode in _RANDOM):
+            report.refuse(at, f"{reference} stands twice among the experts")
+        seen.add(reference)
+    if anchors and not copies and anchors[0][1] != 0:
+        report.note(anchors[0], "the base's own layers are the first expert here; experts are numbered accordingly")
+    if mode in _PROMPTS:
+        report.note(("gate_mode",) if "gate_mode" in data else (), "rows of the router are the mean of what the router itself reads, behind "
+                    "attention and norm; mergekit-moe reads the layer's input, or embeddings. Experts are the same")  # fmt: skip
+    elif "gate_mode" in data:
+        report.note(("gate_mode",), "drawn with the base's initializer_range, not with deviation 1 or uniformly")
+    report.stop()
+    assert base is not None
+    top = {"top_k": data.get("experts_per_token", 2), **({"into": _ARCHITECTURES[into]} if _ARCHITECTURES[into] else {})}
+    gate = "prompts" if mode in _PROMPTS else "random"
+
+    def make(name: Callable[[Reference], str]) -> dict[str, Any]:
+        if copies:
+            return {"grow": "experts", "experts": len(members), **top}
+        bricks = {
+            name(reference): prompts if gate == "prompts" else 1.0 for reference, _, prompts in members if reference != base
+        }
+        own = next((prompts for reference, _, prompts in members if reference == base and gate == "prompts"), {})
+        return {"grow": "experts", "bricks": bricks, "anchor": bool(anchors), **own, "gate": gate, **top}
+
+    sources = [Source(reference, at, ((), {})) for reference, at, _ in members if reference != base]
+    return Config(data, "moe", base, sources, [], None, report), make
+
+
+def _expert(
+    report: Report, entry: Any, at: yamldoc.KeyPath, mode: str
+) -> tuple[Reference, yamldoc.KeyPath, dict[str, list[str]]] | None:
+    """An expert's model, its place, and its prompts."""
+    if not isinstance(entry, Mapping) or "source_model" not in entry:
+        report.refuse(at, "expected {source_model:, positive_prompts:}")
+        return None
+    note_unknown(report, at, entry, _EXPERT)
+    if entry.get("noise_scale"):
+        report.refuse((*at, "noise_scale"), "noise is not added; `redraw` of copies draws a share of the neurons anew")
+    if entry.get("residual_scale") not in (None, 1, 1.0):
+        report.refuse((*at, "residual_scale"), "an expert's output is not scaled; a brick's weight scales its delta")
+    prompts = {ours: list(entry[theirs]) for ours, theirs in (("prompts", "positive_prompts"), ("negative_prompts", "negative_prompts"))
+               if entry.get(theirs)}  # fmt: skip
+    if mode in _PROMPTS and "prompts" not in prompts:
+        report.refuse((*at, "positive_prompts"), f"gate_mode {mode} needs some; mergekit-moe refuses that too")
+    reference = read_reference(report, entry["source_model"], (*at, "source_model"))
+    return None if reference is None else (reference, at, prompts)

@@ -1,0 +1,131 @@
+"""Fields of a recipe, and its JSON schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.recipe.eval_fields import EvalEntry
+from workbench.recipe.methods import methods
+from workbench.recipe.search_fields import SearchFields
+from workbench.steps import VERBS, Step
+from workbench.steps.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
+from workbench.vocabulary.fields import TokenizerFields
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class Output(Strict):
+    """What `run` writes."""
+
+    form: Literal["checkpoint", "adapter", "configuration"] = "checkpoint"
+    """A Hugging Face checkpoint directory, or a PEFT adapter of the base; of a recipe that ends in a memory always a configuration
+    directory, the memory beside the weights."""
+    rank: Whole | Literal["exact"] | None = None
+    """Of an adapter: "exact" (the default) joins the bricks' factors without loss, a number cuts every update to that rank."""
+    dtype: DType | None = None
+    """Dtype of the written tensors; omitted: each tensor keeps the base's, an adapter's factors are float32."""
+    shard_size: str = "4GB"
+    """Largest safetensors file of a checkpoint; an adapter is one file."""
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _rank(cls, value: Any) -> Any:
+        if value in (None, "exact") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError(f"expected exact or a whole number from 1, found {value!r}")
+
+    @model_validator(mode="after")
+    def _of_form(self) -> Output:
+        if self.rank is not None and self.form != "adapter":
+            raise ValueError("`rank` belongs to `form: adapter`")
+        return self
+
+    @field_validator("shard_size")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        try:
+            parse_size(value)
+        except WorkbenchError as error:
+            raise ValueError(error.message) from None
+        return value
+
+
+class RecipeFields(Strict):
+    """A recipe without its steps; `recipe_model()` adds them, from the registered methods."""
+
+    version: Literal[1]
+    """Version of the recipe format."""
+    name: str | None = Field(None, pattern=NAME)
+    """Name of the configuration; omitted: the file's stem."""
+    description: str | None = None
+    """A line for people."""
+    base: str = Field(min_length=1)
+    """What deltas refer to: a directory, relative to the project, or a hub id with an optional @revision."""
+    bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
+    """The bricks that steps name."""
+    tokenizer: TokenizerFields | None = None
+    """The vocabulary to write, for bricks whose tokenizer is not the base's: rows of embeddings and head are aligned to it by token."""
+    output: Output = Output()
+    """What `run` writes."""
+    eval: tuple[EvalEntry, ...] = ()
+    """What `eval` scores: suites of evals/suites, tasks, facts of a file; `edits`: the facts of every edit that the recipe uses."""
+    search: SearchFields | None = None
+    """Which fields `workbench search` tries, and what for; no other command looks at it."""
+    seed: int = Field(0, ge=0, strict=True)
+    """Seed of everything random in the steps, and of a search."""
+
+
+def _check_verb(value: Any) -> Any:
+    """A step in the words of the user before pydantic sees a union."""
+    if not isinstance(value, Mapping):
+        return value
+    verbs = [v for v in VERBS if v in value]
+    if len(verbs) != 1:
+        found = " and ".join(verbs) if verbs else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
+        raise PydanticCustomError("value_error", "expected exactly one of merge, edit, grow; found {found}", {"found": found})
+    known = [cls.name for cls in methods().values() if cls.verb == verbs[0]]
+    if value[verbs[0]] not in known:
+        text = f"unknown {verbs[0]} method '{value[verbs[0]]}'. {nearest(str(value[verbs[0]]), known)} `workbench methods` lists all."
+        raise PydanticCustomError("value_error", "{text}", {"text": text})
+    return value
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, Step):
+        return value.tag
+    return next((f"{verb}:{value[verb]}" for verb in VERBS if verb in value), None) if isinstance(value, Mapping) else None
+
+
+@cache
+def recipe_model() -> type[RecipeFields]:
+    """The recipe's pydantic model over all registered methods: `steps` is a union discriminated by verb and method."""
+    kinds = [Annotated[cls, Tag(tag)] for tag, cls in methods().items()]
+    step: Any = Annotated[Union[tuple(kinds)], Discriminator(_tag), BeforeValidator(_check_verb)]  # noqa: UP007
+    steps: Any = (tuple[step, ...], Field((), description="Steps, each on the result of the one before."))
+    doc = "A recipe: base, bricks and the steps that make a configuration."
+    return create_model("Recipe", __base__=RecipeFields, __module__=__name__, __doc__=doc, steps=steps)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    schema = recipe_model().model_json_schema(by_alias=True)
+    kinds = {kind.__name__: kind for kind in _subclasses(Strict)}
+    for name, part in {**schema.get("$defs", {}), RecipeFields.__name__: schema}.items():
+        docs = field_docs(kinds[name]) if name in kinds else {}
+        for key, text in docs.items():
+            shown = part["properties"].get(kinds[name].model_fields[key].alias or key)
+            if shown is not None and text:
+                shown["description"] = text
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _subclasses(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _subclasses(inner)

@@ -1,0 +1,124 @@
+"""Scores in the README.md of a finished run: a section for people, `model-index` for the hub."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench import yamldoc
+from workbench.compare.compare import Comparison
+from workbench.errors import as_markdown
+from workbench.evaluate.lineup import Entry
+from workbench.files import write_bytes
+from workbench.run.directory import run_for
+from workbench.scores.store import Scores
+
+BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
+_SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
+# A top-level field of the header: its line, and all that is indented or a list below it.
+_INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n|\n)*", re.MULTILINE)
+
+
+def card_scores(entries: Sequence[Entry], scores: Sequence[Scores], comparison: Comparison | None, runs: Path) -> list[Path]:
+    """Put the scores of recipes into the README.md of their finished runs; returns the files that were written.
+
+    A run counts if its recorded configuration has the digest that was scored. Partial scores are for a quick look and stay out.
+    """
+    document = comparison.document() if comparison else None
+    by_entry: dict[str, list[Scores]] = {}
+    for s in scores:
+        by_entry.setdefault(s.configuration.name, []).append(s)
+    written = []
+    for entry in entries:
+        mine = [s for s in by_entry.get(entry.name, []) if not s.partial]
+        if entry.role != "configuration" or entry.resolved.recipe.path is None or not mine:
+            continue
+        run = run_for(runs, entry.resolved.recipe.name, entry.resolved.run_key)
+        is_adapter = entry.resolved.recipe.fields.output.form == "adapter"  # its record has the adapter's digest; the key decides
+        if not run.done or not (is_adapter or run.record["output"]["digest"] == mine[0].configuration.of_weights):
+            continue
+        card = (run.adapter if is_adapter else run.model) / "README.md"
+        if card.is_file():
+            before = card.read_text("utf-8")
+            after = with_scores(before, entry.name, mine, document)
+            if after != before:
+                write_bytes(card, after.encode())
+            written.append(card)
+    return written
+
+
+def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mapping[str, Any] | None) -> str:
+    """A card with these scores in place of earlier ones; everything else stays as it is, byte for byte."""
+    body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
+    match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
+    if match:
+        index = yamldoc.dump(model_index(name, scores))
+        body = f"---\n{_INDEX.sub('', match[1])}{index}---\n{body[match.end() :]}"
+    return f"{body}\n{BEGIN}\n" + "\n".join(_section(scores, document)) + f"\n{END}\n"
+
+
+def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
+    """Hugging Face's `model-index`: one result a task."""
+    results = [
+        {"task": {"type": "text-generation", "name": "Text generation"}, "dataset": {"name": f"{task} (suite {s.suite})", "type": task},
+         "metrics": [{"type": metric, "value": round(m.value, 6), "name": f"{metric}, {t.n} items"} for metric, m in t.metrics.items()]}
+        for s in scores for task, t in s.tasks.items()]  # fmt: skip
+    return {"model-index": [{"name": name, "results": results}]}
+
+
+def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> Iterable[str]:
+    yield "## Scores"
+    yield ""
+    rows = _rows(scores[0].configuration.digest, document)
+    against = document["baseline"] if document else None
+    heads = ["task", "metric", "items", "score", *([f"{against}", "difference", "verdict"] if rows else [])]
+    yield f"| {' | '.join(heads)} |"
+    yield f"| --- | --- | {' | '.join('--:' for _ in heads[2:6])} |{' --- |' if rows else ''}"
+    for s in scores:
+        for task, t in s.tasks.items():
+            for metric, m in t.metrics.items():
+                cells = [as_markdown(task), as_markdown(metric), str(t.n), _range(m.value, m.low, m.high)]
+                row = rows.get((task, metric))
+                if rows:
+                    cells += (
+                        [f"{row['baseline_value']:.3f}", _range(row["diff"], row["low_adj"], row["high_adj"], "+"), _verdict(row)]
+                        if row
+                        else [""] * 3
+                    )
+                yield f"| {' | '.join(cells)} |"
+    yield ""
+    text = "Means over items with 95 % intervals, clustered."
+    if rows and document:
+        family = document["family"]
+        how = "step-down max-T" if family["correction"] == "max-t" else "no correction"
+        text += (
+            f" Differences against {against}, item by item, with adjusted intervals, which decide the verdict "
+            f"({how} at {family['alpha']:g}; {family['text']})."
+        )
+        if any(row["tolerance"] is not None for row in rows.values()):
+            text += (
+                " Safe: no loss as large as the tolerance is left in the interval, which holds for all guarded tasks compared."
+            )
+    yield f"{text} Plan {', '.join(f'`{s.plan[:12]}` ({s.suite})' for s in scores)}, lm-eval {scores[0].versions.get('lm_eval', '')}."
+
+
+def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The comparison's rows of a configuration, which may be shown under the name of another with equal weights."""
+    if not document:
+        return {}
+    names = {c["name"] for c in document["configurations"] if c["digest"] == digest}
+    return {(row["task"], row["metric"]): row for row in document["rows"] if row["configuration"] in names}
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """The verdict, with the tolerance where it decides."""
+    decided = row["tolerance"] is not None and row["verdict"] != "no item changed"
+    return f"{row['verdict']} (tolerance {row['tolerance']:g})" if decided else str(row["verdict"])
+
+
+def _range(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    ends = "" if low is None or high is None or not math.isfinite(high - low) else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{value:{sign}.3f}{ends}"

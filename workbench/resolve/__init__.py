@@ -1,0 +1,1 @@
+"""A recipe with its inputs: files, checks and keys."""

@@ -1,0 +1,199 @@
+"""What growth promises, checked: on live models before anything is written, and on the files before they get their name."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.events import Events, no_events
+from workbench.files import read_json, write_json
+from workbench.grow.expansion.fits import check_fits
+from workbench.grow.expansion.kept import old_elements
+from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
+from workbench.grow.expansion.streamed import Streamed
+from workbench.models.layout import Model
+from workbench.models.live import compute, live_model
+from workbench.models.skeleton import causal_skeleton
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose, grow_deltas
+from workbench.run.kinds.grow import GrownStep, grow
+from workbench.steps import GrowMethod
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.parallel import one_thread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
+    """Check every grow step whose `check` is not off, before anything is written.
+
+    config.json is compared with the tensors; then `full` compares live models in float32 with what the step declares, and `tensors`
+    logits of two short prompts, with the weights streamed from the files.
+
+    Returns:
+        Step id -> what was measured.
+
+    Raises:
+        WorkbenchError: a difference (exit code 3).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    recipe = resolved.recipe
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        if not isinstance(step, GrowMethod) or step.check == "off":
+            continue
+        known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
+        record = read_json(known)
+        if record is None:
+            # What steps before this one solve or train is told of: it may take long.
+            current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device, events).model
+            bricks = grow_deltas(resolved, step, device, events)
+            model, grown, _ = grow(resolved, step, i, current, bricks, device, events, trained=False)
+            check_fits(current, grown.weights.growth, model.weights.specs, step_id)
+            if step.is_checked():
+                events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
+                with _runs(step_id, "the grown model or the one before it"):
+                    before, after = (_live(resolved, m, device) for m in (current, model))
+                    record = check_growth_on(before, after, grown.step, grown.weights, step_id)
+            else:
+                events({"stage": "check", "step": step_id, "text": "logits of two short prompts, layer by layer"})
+                record = _check_logits(resolved, current, model, grown, device)
+            write_json(known, record)
+        found[step_id] = record
+    return found
+
+
+def check_written(
+    resolved: Resolved, grown: Sequence[GrownStep], model: Model, place: Path, device: torch.device, events: Events = no_events
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Compare the files of a result with the models that it grew from: old tensors bit for bit, streaming; and, where a step asks for
+    the full check, that transformers loads them and computes what the composed tensors compute.
+
+    Args:
+        grown: The composition's grow steps.
+        model: The composition's result.
+        place: The directory, config.json included.
+
+    Returns:
+        Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded": True}`.
+
+    Errors: an old tensor that changed, a file that transformers does not load, other logits (exit code 3).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    checked = [g for g in grown if g.step.check != "off"]
+    if not checked:
+        return found
+    saved = Checkpoint(place, "result")
+    if grown[-1] is checked[-1]:
+        last = checked[-1]
+        check_fits(last.before, replace(last.weights.growth, config=saved.config), saved.specs, last.id)
+    for step in checked:
+        events({"stage": "check", "step": step.id, "text": "old tensors bit for bit, in the files"})
+        with one_thread():
+            found[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
+    if full := [g for g in checked if g.step.check == "full"]:
+        events({"stage": "check", "step": full[-1].id, "text": "the files, loaded by transformers"})
+        _check_reload(resolved, model, place, full, device)
+        for step in full:
+            found[step.id]["reloaded"] = True
+    return found
+
+
+def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence[GrownStep], device: torch.device) -> None:
+    """Errors: names that do not fit, or other logits or generated tokens than those of the tensors in memory, in one dtype.
+
+    Tensors that the architecture has no use for are the base's own affair, unless a step has added them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    step = steps[-1].id
+    live = live_model(model.config, compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+    expected, dtype = answers(live), live.dtype
+    del live
+    gc.collect()
+    try:
+        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WorkbenchError(
+            f"step {step}: transformers does not load what was written ({str(error).strip()[:200]})", _REPORT, 3
+        ) from None
+    added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
+    unused = added & set(info.pop("unexpected_keys"))
+    # A pair is a mismatch: its name, the shape found, the shape expected.
+    wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
+    if wrong:
+        raise WorkbenchError(
+            f"step {step}: transformers finds no place or no weight for {min(wrong)} ({len(wrong)} such)", _REPORT, 3
+        )
+    got = answers(loaded.to(device).eval())
+    if not all(torch.equal(one, other) for one, other in zip(expected, got, strict=True)):
+        raise WorkbenchError(f"step {step}: the model that was written computes something else once it is loaded", _REPORT, 3)
+
+
+def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, Any]:
+    """Compare logits of two short prompts before and after growth where the method promises them; elsewhere check that they are finite.
+
+    Returns:
+        `{"max_logit_difference": float}`, or `{"finite_logits": True}`; with `loaded_whole` where the model cannot be streamed.
+    """
+    promise, tokens_added = grown.step.promises(), grown.weights.growth.tokens
+    whole = False
+
+    def logits(of: Model, tokens: torch.Tensor) -> torch.Tensor:
+        nonlocal whole
+        with _runs(grown.id, "the grown model" if of is model else "the model before growth"):
+            streamed = Streamed.of(of, causal_skeleton(of.config, device), device)
+            if streamed is not None:
+                try:
+                    return streamed.logits(tokens.to(device))
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    # NotStreamedError, or what torch says of weights that are not loaded: nothing about the growth, so load it whole.
+                    pass
+            whole = True
+            with torch.no_grad():
+                found: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()
+            return found
+
+    with _runs(grown.id, "the model before growth"):
+        tokens = prompts(causal_skeleton(current.config, device), without=tokens_added)
+    after = logits(model, tokens)
+    finite_logits(after, grown.id)
+    if promise == "no":
+        record: dict[str, Any] = {"finite_logits": True}
+    else:
+        record = same_logits(logits(current, tokens), after, TOLERANCES[promise], grown.id, tokens_added)
+    return {**record, **({"loaded_whole": True} if whole else {})}
+
+
+@contextmanager
+def _runs(step: str, what: str) -> Iterator[None]:
+    """Tell what transformers cannot build or run as an error of the step. Memory that is used up stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except WorkbenchError as error:
+        if error.exit_code == 3:
+            raise
+        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _OFF, 3) from None
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
+
+
+_OFF = "Report this architecture; `check: off` in the step writes the model all the same."
+_REPORT = "Report this architecture; `check: tensors` or `check: off` in the step writes the model all the same."
+
+
+def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
+    """Weights as a live float32 model."""
+    return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)

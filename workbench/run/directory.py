@@ -1,0 +1,311 @@
+"""Run directories: one a recipe key, written whole or not at all, resumed where it was interrupted.
+
+runs/<name>-<key10>/    (until all inputs have been read for the first time: <name>-<stamp10>)
+    recipe.yaml      the recipe as it was
+    run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
+    log.jsonl        events
+    model/           the checkpoint (model.partial/ while it is written)
+    adapter/         or, with `form: adapter`, the PEFT adapter
+    configuration/   or, of a recipe that ends in a memory, the memory with the model or the name of its base
+    edits/<step>/    every edit's result, a PEFT adapter
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from workbench.errors import WorkbenchError, nearest, size
+from workbench.files import read_json, write_json
+from workbench.resolve.resolved import Resolved
+
+RECORD = "run.json"
+
+
+OURS = frozenset(
+    {RECORD, "recipe.yaml", "log.jsonl", "model", "model.partial", "adapter", "configuration", "edits", ".lock", ".holder"}
+)
+"""What a run directory can hold."""
+_KEYED = re.compile(r".+-[0-9a-f]{10}")
+_NUMBER = (int, float)
+# Fields of run.json that are read: field -> type, shape of an object, or a list of one of them. Others may stand beside them.
+_SHAPE: dict[str, Any] = {
+    "status": str,
+    "created": str,
+    "device": str,
+    "seconds": _NUMBER,
+    "error": str,
+    "warnings": [str],
+    "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
+    "steps": [{"id": str}],
+    "output": {
+        "digest": str,
+        "parameters": _NUMBER,
+        "bytes": _NUMBER,
+        "tensors": {"*": (str, dict)},
+        "digests": {"*": str},
+        "memory": str,
+    },
+}
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Return whether plain data have a shape; a field that is missing or null fits."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            inner is None or _fits(inner, shape.get(key, shape.get("*", object))) for key, inner in value.items()
+        )
+    return isinstance(value, shape) and (shape is not _NUMBER or abs(value) < 1e30)
+
+
+class BusyError(WorkbenchError):
+    """Another process holds the run directory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """The finished checkpoint."""
+        return self.path / "model"
+
+    @property
+    def partial(self) -> Path:
+        """The checkpoint while it is written."""
+        return self.path / "model.partial"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter, where the recipe's output is one."""
+        return self.path / "adapter"
+
+    @property
+    def configuration(self) -> Path:
+        """The finished configuration directory, where the recipe ends in a memory."""
+        return self.path / "configuration"
+
+    @property
+    def result(self) -> Path:
+        """The finished model, adapter or configuration."""
+        return next((p for p in (self.adapter, self.configuration) if p.is_dir()), self.model)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json; empty where it is missing or damaged."""
+        found = read_json(self.path / RECORD)
+        return found if found is not None and _fits(found, _SHAPE) else {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has ended well: the only state in which its model is an input for anything."""
+        record = self.record
+        return record.get("status") == "done" and "digest" in (record.get("output") or {}) and self.result.is_dir()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replace run.json."""
+        write_json(self.path / RECORD, record, indent=2)
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append an event to log.jsonl."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory. Raises BusyError if another process holds it; the message names that process and its age."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / ".lock"
+        lock = FileLock(str(file))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            holder = read_json(self.path / ".holder", since=(int, float)) or {}
+            age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
+            raise BusyError(
+                f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
+                "Wait for it (`workbench run --wait`), or stop it: the same command then resumes.",
+            ) from None
+        try:
+            write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
+            yield
+        finally:
+            (self.path / ".holder").unlink(missing_ok=True)
+            lock.release()
+
+    def wait(self) -> None:
+        """Block until no other process holds the directory. The directory may have another name afterwards, or be gone."""
+        try:
+            file = (self.path / ".lock").open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            try:
+                from fcntl import LOCK_SH, flock
+            except ImportError:  # Windows: look again and again
+                with FileLock(str(self.path / ".lock")):
+                    pass
+            else:
+                flock(file, LOCK_SH)
+
+    def size(self) -> int:
+        """Bytes on disk; files behind links belong to others."""
+        return sum(f.lstat().st_size for f in self.path.rglob("*") if f.is_file() and not f.is_symlink())
+
+
+@contextmanager
+def hold(find: Callable[[], Run], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[Run]:
+    """Hold a run directory. Raises BusyError if another process does, unless `wait` is set.
+
+    Args:
+        find: Names the directory. It is asked again after each wait, because a run that is done renames its directory.
+        wait: Wait until the other process ends, however it ends.
+        events: Told that there is something to wait for.
+    """
+    with ExitStack() as stack:
+        while True:
+            run = find()
+            try:
+                stack.enter_context(run.lock())
+                break
+            except BusyError as busy:
+                if not wait:
+                    raise
+                events({"stage": "run", "text": f"{busy.message}: waiting for it"})
+            run.wait()
+        yield run
+
+
+def run_for(runs: Path, name: str, key: str) -> Run:
+    """The directory of a recipe key."""
+    return Run(runs / f"{name}-{key[:10]}")
+
+
+def move_run(run: Run, to: Run) -> Run:
+    """Give a run directory its final name; a run that is there and done is kept instead."""
+    if to.path == run.path:
+        return run
+    if to.done:
+        shutil.rmtree(run.path)
+        return to
+    shutil.rmtree(to.path, ignore_errors=True)
+    (run.path / ".holder").unlink(missing_ok=True)
+    run.path.rename(to.path)
+    return to
+
+
+def list_runs(runs: Path) -> list[Run]:
+    """All run directories, newest first."""
+    found = [Run(p.parent) for p in runs.glob(f"*/{RECORD}")]
+    return sorted(found, key=lambda run: run.record.get("created") or "", reverse=True)
+
+
+def find_run(runs: Path, name: str) -> Run:
+    """A run by its directory, its name, or the start of either. Errors: none, several."""
+    direct = Path(name)
+    if (direct / RECORD).is_file():
+        return Run(direct.resolve())
+    every = list_runs(runs)
+    exact = [run for run in every if run.name == name]
+    found = exact or [run for run in every if run.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise WorkbenchError(
+            f"'{name}' fits {len(found)} runs: {', '.join(run.name for run in found[:4])}", "Give more of the name."
+        )
+    raise WorkbenchError(
+        f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all."
+    )
+
+
+def removable(runs: Path, name: str) -> Run:
+    """Return the run that a name, the start of one or a directory means, once it is certain that it may be deleted.
+
+    Raises:
+        WorkbenchError: No run has this name, the directory is a link or lies anywhere but directly in `runs`, or it is no run directory
+            that `workbench run` has written.
+    """
+    run = find_run(runs, name)
+    for path in (Path(name), runs / name, run.path):
+        if path.is_symlink():
+            raise WorkbenchError(
+                f"{path}: a link to {path.readlink()}, and `runs rm` removes run directories only", f"rm {shlex.quote(str(path))}"
+            )
+    if run.path.resolve().parent != runs.resolve():
+        raise WorkbenchError(
+            f"{name}: not a directory directly in the runs folder {runs}",
+            f"If it is a run in another runs folder, name that folder: "
+            f"workbench runs rm {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}",
+        )
+    _check_ours(run)
+    return run
+
+
+def _check_ours(run: Run) -> None:
+    """Raises WorkbenchError if `workbench run` has not written this directory, or if it holds files that no run has."""
+    keep = "Nothing was removed. If the directory may go, remove it yourself."
+    record = run.record
+    written = record.get("version") == 1 and {"status", "name", "recipe", "inputs"} <= set(record)
+    damaged = record == {} and _KEYED.fullmatch(run.name) is not None and (run.path / "recipe.yaml").is_file()
+    if not written and not damaged:
+        raise WorkbenchError(f"{run.path}: its {RECORD} is not the record of a run", keep)
+    if others := sorted(child.name for child in run.path.iterdir() if not _is_ours(child)):
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        raise WorkbenchError(f"{run.path}: holds files that are not part of a run: {shown}", keep)
+
+
+def _is_ours(child: Path) -> bool:
+    """Return whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
+    return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
+
+
+def remove_run(run: Run) -> int:
+    """Delete a run directory and return the bytes freed. Raises WorkbenchError if it is not one of ours or a process holds it."""
+    _check_ours(run)
+    size = run.size()
+    with run.lock():
+        for child in run.path.iterdir():
+            if child.name in (".lock", ".holder"):
+                continue
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+    shutil.rmtree(run.path)
+    return size
+
+
+def run_of(resolved: Resolved, runs: Path) -> Run:
+    """The run directory of a recipe; named after the files' stamp until their content has been read."""
+    stamped = run_for(runs, resolved.recipe.name, resolved.stamp)
+    if not resolved.known:
+        return stamped
+    keyed = run_for(runs, resolved.recipe.name, resolved.run_key)
+    return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
+
+
+def disk_problems(runs: Path, needed: int, run: Run) -> list[str]:
+    place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
+    if not run.done and needed * 1.05 > free:
+        return [f"{run.path}: needs {size(needed * 1.05)}, {size(free)} free"]
+    return []

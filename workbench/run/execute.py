@@ -1,0 +1,298 @@
+"""plan(recipe) says what would happen; execute(recipe) makes it happen; materialize(recipe) gives a live model."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench import yamldoc
+from workbench.adapters.export import write_result
+from workbench.bricks.brick import Brick
+from workbench.errors import WorkbenchError, shell
+from workbench.events import Events, no_events
+from workbench.files import publish, write_json, write_text
+from workbench.resolve.adapter_form import adapt
+from workbench.resolve.resolved import Resolved
+from workbench.run.card import model_card
+from workbench.run.check_growth import check_growth, check_written
+from workbench.run.compose import Composition, compose
+from workbench.run.directory import Run, disk_problems, hold, move_run, run_for, run_of
+from workbench.run.efficacy import EfficacyError, check_efficacy
+from workbench.run.kinds.costs import kind_name
+from workbench.run.kinds.edit import copy_edit
+from workbench.run.kinds.train import copy_brick
+from workbench.run.materialize import remember_digest, with_memory
+from workbench.run.plan import plan
+from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
+from workbench.steps.fields import parse_size
+from workbench.versions import installed
+from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
+from workbench.weights.compiled import backend
+from workbench.weights.device import exact
+from workbench.weights.digests import weights_digest
+from workbench.weights.parallel import default_threads
+from workbench.weights.writer import output_specs, write_checkpoint
+
+if TYPE_CHECKING:
+    pass
+
+
+def execute(
+    resolved: Resolved,
+    runs: Path,
+    *,
+    device: torch.device,
+    threads: int | None = None,
+    out: Path | None = None,
+    events: Events = no_events,
+    wait: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe into its run directory; a finished run is kept, an interrupted one resumed.
+
+    Args:
+        resolved: The recipe.
+        runs: Where run directories stand.
+        device: Where tensors are computed.
+        threads: Tensors computed at a time; omitted: one a core, at most 8.
+        out: Also leave a copy of the model's files here.
+        events: Told what happens.
+        wait: Wait for another process that writes the same run, instead of an error; then go on with what it left.
+
+    Returns:
+        The `run --json` document.
+    """
+    started = time.time()
+    form = resolved.recipe.fields.output.form
+    if out is not None:
+        _check_out(out)
+    with hold(lambda: run_of(resolved, runs), wait, events) as run, exact(device):
+        if not run.done:
+            if problems := disk_problems(runs, plan(resolved, runs, threads).write_bytes, run):
+                raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
+            _write_run(resolved, run, device, threads or default_threads(), events, started)
+        else:
+            events({"stage": "run", "text": "finished before: nothing to do"})
+        run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
+    if out is not None:
+        _leave(run.result, out)
+    record, place = run.record, str(out or run.result)
+    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": place if form == "checkpoint" else None,
+            "adapter": place if form == "adapter" else None, "directory": place if form == "configuration" else None,
+            "configuration": None if form == "adapter" else record["output"]["digest"], "steps": record["steps"], "said": record.get("said", {}), "seconds": round(time.time() - started, 2),
+            "peak_bytes": peak_bytes()}  # fmt: skip
+
+
+def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int, events: Events, started: float) -> None:
+    record = _start(resolved, run, device)
+
+    def log(event: dict[str, Any]) -> None:
+        if "done" not in event or event["done"] == event.get("total"):
+            run.log(event)
+        events(event)
+
+    if backend().name == "torch" and not backend().asked and device.type == "cpu":
+        log({"stage": "run", "text": f"without compiled kernels, which is slower: {backend().reason}; see `workbench doctor`"})
+    try:
+        checks = check_growth(resolved, device, log)
+        composition = compose(resolved, device, log)
+        said = check_efficacy(resolved, composition, device, log)
+        log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
+        form = resolved.recipe.fields.output.form
+        write = {"adapter": _write_adapter, "checkpoint": _write_model, "configuration": _write_configuration}[form]
+        output = write(resolved, run, composition, device, threads, log)
+        if form != "adapter":
+            for step_id, found in _check_written(resolved, run, composition, device, log).items():
+                checks[step_id] = {**checks.get(step_id, {}), **found}
+    except WorkbenchError as error:
+        counted = {"said": error.said} if isinstance(error, EfficacyError) else {}
+        run.write({**record, "status": "failed", "error": error.message, **counted})
+        raise
+    try:
+        resolved.check_inputs()
+        _record_inputs(resolved, record)
+    except WorkbenchError as error:
+        run.write({**record, "status": "failed", "error": error.message})
+        raise
+    record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
+    _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
+    if form != "adapter":
+        remember_digest(resolved, output["digest"], device)
+    run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
+    log({"stage": "run", "text": "done"})
+
+
+def _check_written(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, events: Events
+) -> dict[str, dict[str, Any]]:
+    """What grow steps promise of the files, which still have their temporary name; they are removed where it does not hold."""
+    place = run.partial if resolved.recipe.fields.output.form == "checkpoint" else run.partial / MODEL
+    try:
+        return check_written(resolved, composition.grown, composition.model, place, device, events)
+    except WorkbenchError:
+        shutil.rmtree(run.partial, ignore_errors=True)
+        raise
+
+
+def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps' records with their keys, and what was measured of a growth step."""
+    return [
+        {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
+        for s, key in zip(composition.records(), resolved.keys, strict=True)
+    ]
+
+
+def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
+    """Digests of the inputs, which are known once they have been read; reads what the merge has not."""
+    record["key"] = resolved.key
+    record["inputs"]["base"]["digest"] = resolved.base_digest
+    for name, brick in record["inputs"]["bricks"].items():
+        brick["digest"] = resolved.digests[name]
+
+
+def _write_model(
+    resolved: Resolved,
+    run: Run,
+    composition: Composition,
+    device: torch.device,
+    threads: int,
+    events: Events,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """The result as a checkpoint that transformers loads; returns the record's "output"."""
+    out = out or run.partial
+    digests = write_checkpoint(
+        composition.model.weights, out, dtype=resolved.dtype,
+        shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
+        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
+    write_config(composition.model.config, resolved, out)
+    specs = output_specs(composition.model.weights.specs, resolved.dtype)
+    return {"digest": weights_digest(specs, digests, composition.model.config), "tensors": digests,
+            "parameters": sum(s.numel for s in specs.values()), "bytes": sum(s.nbytes for s in specs.values())}  # fmt: skip
+
+
+def _write_configuration(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+) -> dict[str, Any]:
+    """The memory, and the checkpoint unless that is the base as it is; returns the record's "output"."""
+    assert composition.memory is not None
+    specs = output_specs(composition.model.weights.specs, resolved.dtype)
+    output: dict[str, Any] = {
+        "digest": resolved.base_digest,
+        "tensors": {},
+        "parameters": sum(s.numel for s in specs.values()),
+        "bytes": 0,
+    }
+    if not refers_to_base(resolved):
+        output = _write_model(resolved, run, composition, device, threads, events, run.partial / MODEL)
+    shutil.rmtree(run.partial / MEMORY, ignore_errors=True)
+    shutil.copytree(composition.memory.path, run.partial / MEMORY)
+    output["digest"] = with_memory(output["digest"], composition)
+    output["memory"] = composition.memory.digest
+    write_record(run.partial, resolved, output["digest"])
+    return output
+
+
+def _write_adapter(
+    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+) -> dict[str, Any]:
+    """The result as a PEFT adapter of the base; returns the record's "output"."""
+    shutil.rmtree(run.partial, ignore_errors=True)
+    output = resolved.recipe.fields.output
+    return write_result(
+        adapt(composition.model, resolved.base, output), run.partial, resolved.recipe.fields.base,
+        device=device, threads=threads, dtype=getattr(torch, output.dtype) if output.dtype else None,
+        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
+
+
+def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]:
+    recipe = resolved.recipe
+    text = recipe_text(resolved)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_text(run.path / "recipe.yaml", text)
+    record: dict[str, Any] = {
+        "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
+        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+                   "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
+                              for n, b in resolved.bricks.items()}},
+        "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
+        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,
+        "backend": backend().record(), "versions": versions(),
+    }  # fmt: skip
+    run.write(record)
+    return record
+
+
+def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
+    """Everything beside the model, then the rename that makes the model or adapter visible."""
+    for step_id, place in composition.edits.items():
+        copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))
+    for step_id, place in composition.trained.items():
+        copy_brick(place, run.path / "bricks" / step_id)
+    write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
+    publish(run.partial, target)
+
+
+def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
+    """config.json, generation config, tokenizer and chat template, so that the directory loads in transformers."""
+    shown = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
+    if resolved.dtype:
+        shown["dtype"] = str(resolved.dtype).removeprefix("torch.")
+    elif "torch_dtype" in config:
+        shown["dtype"] = config["torch_dtype"]
+    write_json(out / "config.json", shown, indent=2)
+    for name in ("generation_config.json", *TOKENIZER_FILES):
+        if (resolved.tokenizer_path / name).is_file():
+            shutil.copyfile(resolved.tokenizer_path / name, out / name)
+
+
+def recipe_text(resolved: Resolved) -> str:
+    """The recipe as a file shows it."""
+    recipe = resolved.recipe
+    if recipe.path and recipe.path.is_file() and not recipe.settings:
+        return recipe.path.read_text("utf-8")
+
+    head = (
+        f"# {recipe.path.name} with "
+        + shell(*(part for s in recipe.settings for part in ("--set", " ".join(s.splitlines()))))
+        + "\n"
+        if recipe.path
+        else ""
+    )
+    fields = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    fields["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
+    return head + yamldoc.dump({"version": 1, **fields})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides numbers."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WorkbenchError(f"-o {out}: exists and is not an empty directory", "Name a new directory: nothing is overwritten.")
+
+
+def _leave(model: Path, out: Path) -> None:
+    """A copy of the model's files in `out`, whole or not at all. No links: changing the copy must not change the run."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(model, partial)
+    if out.is_dir():
+        out.rmdir()
+    publish(partial, out)

@@ -1,0 +1,124 @@
+"""plan(recipe): what a run would do, from headers alone: steps, bytes, memory, time, problems."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.bricks.brick import Brick
+from workbench.bricks.standins import space_problems
+from workbench.resolve.adapter_form import keeps_rank, planned_bytes
+from workbench.resolve.licences import licence_warnings
+from workbench.resolve.resolved import Resolved
+from workbench.run.directory import disk_problems, run_of
+from workbench.run.kinds.costs import _TRANSFORMERS, _adapter_whole, _factor_bytes, _grow_row, _merge_row, _Needs, _solved_row
+from workbench.run.peaks import buffer_bytes, device_buffer_bytes
+from workbench.run.saved import refers_to_base
+from workbench.steps import GrowMethod, MergeMethod
+from workbench.weights.parallel import default_threads
+from workbench.weights.writer import output_specs
+
+# Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
+_INTERPRETER = 250_000_000
+# Of streaming merges on one core, read and written bytes together: task arithmetic 1.7e9, TIES 1.4e9; `plan` shows an estimate.
+_BYTES_PER_SECOND = 1.5e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. `document()` is what `plan --json` prints."""
+
+    recipe: str
+    key: str | None
+    """The recipe's key; None until the inputs have been read once, by `run` or `eval`."""
+    run: str | None
+    """Its directory's name; None until the files that name it have been fetched."""
+    steps: list[dict[str, Any]]
+    read_bytes: int
+    write_bytes: int
+    peak_bytes: int
+    seconds: float
+    cached: list[str]
+    problems: list[str]
+    warnings: list[str] = field(default_factory=list)
+    download_bytes: int = 0
+    """Fetched from the hub before anything else; not part of `seconds`."""
+    downloads: list[dict[str, Any]] = field(default_factory=list)
+    """The same per repository: repository, commit, files, bytes."""
+    checked_at_run: list[str] = field(default_factory=list)
+    """What headers do not show: `run` finds it out before the first step, and warns or refuses."""
+    device_bytes: int = 0
+    """Peak memory of a CUDA device, where the run is planned for one; `peak_bytes` is then the host's."""
+
+    def document(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> Plan:
+    """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that.
+
+    Args:
+        resolved: The recipe.
+        runs: Where run directories stand.
+        threads: Tensors that `run` computes at a time; omitted: as many as `run` takes where it is not told.
+        cuda: Plan a run on a CUDA device: buffers, whole tensors and live models lie there, staged blocks on the host.
+    """
+    run = run_of(resolved, runs)
+    threads = threads or default_threads()
+    needs = _Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()), threads)
+    model = resolved.base
+    steps: list[dict[str, Any]] = []
+    for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
+        row: dict[str, Any] = {"id": step_id, step.verb: step.name}
+        if isinstance(step, MergeMethod):
+            row |= _merge_row(step, resolved, needs)
+        elif isinstance(step, GrowMethod):
+            made, model = _grow_row(step, i, model, resolved, needs)
+            row |= made
+        else:
+            row |= _solved_row(step, i, model, resolved, needs)
+        steps.append(row)
+    read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
+    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    if refers_to_base(resolved):
+        write = 0
+    if resolved.recipe.fields.output.form == "adapter":
+        used = [resolved.bricks[name] for name in resolved.parents]
+        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+        merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
+        dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
+        whole_too = len(adapters) < len(used)
+        write = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
+        whole = _adapter_whole(resolved, needs, dense)
+        live = max(live, whole) + _TRANSFORMERS
+    if run.done:
+        cached.append("run")
+    live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
+    factors = threads * sum(_factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
+    host = buffer_bytes(model.weights.specs, width, threads) + factors + max(live, whole)
+    on_device = 0
+    if cuda:
+        on_device, host = device_buffer_bytes(model.weights.specs, width, threads)
+        on_device += factors + max(live, whole)
+        host += factors + (_TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
+    downloads = resolved.downloads
+    problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
+    return Plan(
+        resolved.recipe.name,
+        resolved.key if resolved.known else None,
+        None if resolved.headers_only else run.name,
+        steps,
+        read,
+        write,
+        _INTERPRETER + host,
+        round(seconds + (read + write) / _BYTES_PER_SECOND, 1),
+        cached,
+        problems,
+        [*resolved.warnings, *licence_warnings(resolved)],
+        sum(d.bytes for d in downloads),
+        [asdict(d) for d in downloads],
+        resolved.deferred,
+        on_device,
+    )

@@ -1,0 +1,229 @@
+"""Mean differences over clusters of items: their sign-flip test and their interval.
+
+The interval of scores without a range inverts the flipped statistic, (S - N x)^2 / sum over clusters (s - n x)^2, at the value of Student's t
+with the effective number of clusters less 1; for clusters of equal size this is the cluster-robust t interval. Of scores with a range it
+inverts a score statistic at the same t,
+
+    z(x)^2 = (S - N x)^2 / V(x),    V(x) = D R(x) sum over items (d - x)^2,
+
+of items d in clusters of n with sums s, S and N in total. D is the design effect: clustered variance over that of independent items, at least
+1 for right and wrong items. R, the variance that items of this range have at least at mean x over the one that was seen, is Tango's (1998):
+without it, two losses and no win in 240 items would exclude a true loss of 2 points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from workbench.scores.signflips import TINY, tails
+from workbench.scores.statistics import Floats, effective_clusters, upper_t
+
+_HALVINGS = 60
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """Differences of items whose scores have a range; sums over items, each with a weight w that is 1 but for pooled tasks.
+
+    Attributes:
+        span: Largest possible change of an item.
+        rise, fall: Sums of the positive and of the negative differences, both as positive numbers.
+        squares, plain, units: Sums of w^2 d^2, w^2 d and w^2.
+        spread: Sum of w^2 (d - mean)^2, which is the variance of the sum for independent items.
+        variance: Of the sum, clustered.
+        answers: Whether items are right or wrong.
+    """
+
+    span: float
+    rise: float
+    fall: float
+    squares: float
+    plain: float
+    units: float
+    spread: float
+    variance: float
+    answers: bool
+
+    def scaled(self, weight: float, factor: float) -> Bounded:
+        """Return these differences times `factor`, each item counting `weight` times."""
+        both = weight * factor
+        return Bounded(
+            span=self.span * factor,
+            rise=both * self.rise,
+            fall=both * self.fall,
+            squares=both**2 * self.squares,
+            plain=both * weight * self.plain,
+            units=weight**2 * self.units,
+            spread=both**2 * self.spread,
+            variance=both**2 * self.variance,
+            answers=self.answers,
+        )
+
+    @cached_property
+    def _design(self) -> float:
+        """D; 1 where all items change alike, so that it cannot be estimated."""
+        effect = self.variance / self.spread if self.spread > TINY else 1.0
+        return max(effect, 1.0) if self.answers else effect
+
+    def variance_at(self, x: float, items: float) -> float:
+        """Return V(x), the variance of the sum of `items` differences whose true mean is x."""
+        seen = max(self.squares - 2 * x * self.plain + x * x * self.units, 0.0)
+        return self._design * seen * self._widened(x / self.span, items)
+
+    def _widened(self, x: float, n: float) -> float:
+        """R(x): Tango's variance of items that rise, fall or stay, over the one with the shares that were seen.
+
+        Items that change by less than the whole range count as parts of such items. With shares q + x of rises and q of falls the likelihood
+        is largest where 2 n q^2 - (rise + fall + x (rise - fall) - 2 n x) q - fall x (1 - x) = 0.
+        """
+        rise, fall = self.rise / self.span, self.fall / self.span
+        seen = rise + fall - 2 * x * (rise - fall) + n * x * x
+        if seen <= TINY * n:
+            return 1.0
+        b, c = 2 * n * x - (rise + fall) - x * (rise - fall), -fall * x * (1 - x)
+        q = max((math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n), 0.0, -x)
+        return max(n * (2 * q + x - x * x), 0.0) / seen
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the test and the interval of a mean difference rest on.
+
+    Attributes:
+        sums, sizes: Of differences and of weights, by cluster [k].
+        bounded: The items, where scores have a range.
+        tested: The p of the sign-flip test, where it was found together with other rows'.
+    """
+
+    sums: Floats
+    sizes: Floats
+    bounded: Bounded | None = None
+    tested: float | None = None
+
+    @cached_property
+    def effective(self) -> float:
+        """How many clusters of equal size are worth as much as these."""
+        return effective_clusters(self.sizes)
+
+    @cached_property
+    def _totals(self) -> tuple[float, float]:
+        """S and N."""
+        return float(self.sums.sum()), float(self.sizes.sum())
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        total, weight = self._totals
+        return total / weight
+
+    @cached_property
+    def moved(self) -> int:
+        """How many clusters' sums differ from 0."""
+        return int((np.abs(self.sums) > TINY).sum())
+
+    @cached_property
+    def scale(self) -> float:
+        """What a family divides the sum by, so that its rows are alike: a number that no flip of signs changes."""
+        least = self.bounded.squares if self.bounded and self.bounded.answers else 0.0
+        return math.sqrt(max(float(self.sums @ self.sums), least))
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided, of "no difference": the sign-flip test."""
+        return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
+
+    def critical(self, level: float) -> float:
+        """Return what |S| / scale has to exceed for a single test at this two-sided level: Student's t in terms of the flipped statistic."""
+        t = upper_t(level / 2, self.effective - 1)
+        return t * math.sqrt(self.effective / (self.effective - 1 + t * t))
+
+    def as_t(self, critical: float) -> float:
+        """Return Student's t to a critical value of the flipped statistic."""
+        left = self.effective - critical**2
+        return critical * math.sqrt((self.effective - 1) / left) if left > TINY else math.inf
+
+    def interval(self, critical: float, rejected: bool) -> tuple[float, float]:
+        """Return all means x with z(x) at most the t that belongs to a critical value.
+
+        Args:
+            critical: In terms of the flipped statistic.
+            rejected: Whether the test rejects "no difference".
+        """
+        return decided(self._end(critical, -1), self._end(critical, 1), self.mean, rejected)
+
+    def _end(self, critical: float, side: int) -> float:
+        """Return one end."""
+        t = self.as_t(critical)
+        if self.effective <= 1 + 1e-9 or not math.isfinite(t):
+            return side * (self.bounded.span if self.bounded else math.inf)
+        return self._flipped_end(critical, side) if self.bounded is None else self._bounded_end(self.bounded, t, side)
+
+    def _flipped_end(self, critical: float, side: int) -> float:
+        """Return one end for scores without a range: a quadratic equation, whose leading number is positive where t is finite."""
+        (total, weight), square = self._totals, critical**2
+        a = weight**2 - square * float(self.sizes @ self.sizes)
+        b = square * float(self.sums @ self.sizes) - weight * total
+        c = total**2 - square * float(self.sums @ self.sums)
+        return (-b + side * math.sqrt(max(b * b - a * c, 0.0))) / a
+
+    def _bounded_end(self, items: Bounded, t: float, side: int) -> float:
+        """Return one end for scores with a range, by halving between the mean, where z is 0, and a value that lies outside."""
+        total, weight = self._totals
+        inside, outside = self.mean, side * items.span
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            if (total - weight * middle) ** 2 <= t * t * items.variance_at(middle, weight):
+                inside = middle
+            else:
+                outside = middle
+        return (inside + outside) / 2
+
+
+def decided(low: float, high: float, middle: float, rejected: bool) -> tuple[float, float]:
+    """Return an interval that excludes 0 exactly if the test rejected.
+
+    Where Student's t and sign flips differ, the end that is nearer to 0 moves to it.
+    """
+    if rejected:
+        least = TINY * max(abs(low), abs(high)) if math.isfinite(low) and math.isfinite(high) else TINY
+        return (max(low, least), high) if middle > 0 else (low, min(high, -least))
+    return min(low, 0.0), max(high, 0.0)
+
+
+def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> Changes:
+    """Return the changes of a mean over tasks, whose clusters are independent of each other.
+
+    Args:
+        parts: Changes by task; every task counts alike, whatever its number of items.
+        scales: What each task's differences are multiplied by, such as 1 / (1 - chance).
+    """
+    factors = scales or [1.0] * len(parts)
+    items = sum(float(part.sizes.sum()) for part in parts)
+    weights = [items / (len(parts) * float(part.sizes.sum())) for part in parts]
+    both = list(zip(parts, weights, factors, strict=True))
+    bounded = [part.bounded.scaled(w, f) for part, w, f in both if part.bounded]
+    return Changes(
+        sums=np.concatenate([w * f * part.sums for part, w, f in both]),
+        sizes=np.concatenate([w * part.sizes for part, w, _ in both]),
+        bounded=_together(bounded) if len(bounded) == len(parts) else None,
+    )
+
+
+def _together(parts: Sequence[Bounded]) -> Bounded:
+    """Return the items of several tasks as one list of items, of the widest range."""
+    return Bounded(
+        span=max(part.span for part in parts),
+        rise=sum(part.rise for part in parts),
+        fall=sum(part.fall for part in parts),
+        squares=sum(part.squares for part in parts),
+        plain=sum(part.plain for part in parts),
+        units=sum(part.units for part in parts),
+        spread=sum(part.spread for part in parts),
+        variance=sum(part.variance for part in parts),
+        answers=all(part.answers for part in parts),
+    )

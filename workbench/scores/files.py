@@ -1,0 +1,182 @@
+"""Files of the score store: rows of items, the journal of a task that is being scored."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.files import digest_of, write_bytes
+from workbench.jsondoc import parse
+
+Row = dict[str, Any]
+Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em")
+"""Metrics of lm-eval whose items, and so their means, lie in [0, 1]."""
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.7976931348623157e308
+
+
+def wrong_value(metric: str, value: Any) -> str | None:
+    """Return what is expected of a metric's value where it is impossible, else None.
+
+    Args:
+        metric: Name as in the stored rows: `acc`, `exact_match,strict`.
+        value: A number, or [numerator, weight] of a ratio of sums.
+    """
+    if isinstance(value, list):
+        fits = len(value) == 2 and all(map(is_number, value)) and value[1] >= 0
+        return None if fits else "a finite number and a weight of at least 0"
+    if not is_number(value):
+        return "a finite number"
+    if metric.partition(",")[0] in SHARES and not 0 <= value <= 1:
+        return "a number from 0 to 1"
+    return None
+
+
+def rows_text(rows: Mapping[str, Iterable[Row]]) -> bytes:
+    """Return rows as JSON lines, task after task: what their digest is taken of."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task).encode()
+
+
+def write_rows(path: Path, data: bytes) -> None:
+    """Write the lines of `rows_text` compressed; equal rows give equal bytes."""
+    write_bytes(path, gzip.compress(data, 6, mtime=0))
+
+
+def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Rows:
+    """Read rows of items, and check them.
+
+    Args:
+        path: A `.jsonl.gz` file.
+        digest: Digest of the lines, as the scores document holds it; None where there is none to compare with.
+        hint: What the user can do about a damaged file.
+        answers: Whether the rows hold a configuration's metrics and answers, or what the items ask.
+
+    Raises:
+        WorkbenchError: The file is missing, truncated or no gzip, a line is no row of that kind, a value is impossible, or the lines
+            have another digest.
+    """
+    data = _unpack(path, hint)
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise WorkbenchError(f"{path}:{line}: not UTF-8", hint) from error
+    rows: Rows = {}
+    for number, text in enumerate(lines, 1):
+        if text:
+            place = f"{path}:{number}"
+            row = parse(text, place, hint)
+            problem = _problem(row, answers)
+            if problem:
+                raise WorkbenchError(f"{place}: {problem}", hint)
+            rows.setdefault(row["task"], []).append(row)
+    if digest is not None and digest_of(data) != digest:
+        raise WorkbenchError(
+            f"{path}: the rows are not those that were scored: their digest is {digest_of(data)}, expected {digest}", hint
+        )
+    return rows
+
+
+def unpacked(path: Path) -> bytes | None:
+    """Return the content of a compressed file; None where the file is missing or damaged."""
+    try:
+        return _unpack(path, "")
+    except WorkbenchError:
+        return None
+
+
+def unpacked_json(path: Path) -> Any:
+    """Return the JSON of a compressed file; None where the file is missing or damaged, so that its content is computed again."""
+    try:
+        return parse(_unpack(path, "").decode("utf-8"), str(path))
+    except (WorkbenchError, UnicodeDecodeError):
+        return None
+
+
+def _unpack(path: Path, hint: str) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise WorkbenchError(f"{path}: no such file, but the scores refer to it", hint) from None
+    except EOFError:
+        raise WorkbenchError(f"{path}: the file is truncated", hint) from None
+    except (OSError, zlib.error) as error:
+        raise WorkbenchError(f"{path}: cannot be read: {str(error) or type(error).__name__}", hint) from error
+
+
+def _problem(row: Any, answers: bool) -> str | None:
+    """Say why a JSON value is no row of the store."""
+    if not isinstance(row, dict):
+        return f"expected a JSON object, found {type(row).__name__}"
+    for key in ("task", "id", *(() if answers else ("cluster", "prompt"))):
+        if not isinstance(row.get(key), str):
+            return f"expected a text under '{key}', found {json.dumps(row.get(key))[:60]}"
+    if not answers:
+        choices, gold = row.get("choices"), row.get("gold")
+        if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
+            return f"expected a list of texts under 'choices', found {json.dumps(choices)[:60]}"
+        fits = isinstance(gold, (int, str)) or gold is None or (isinstance(gold, list) and all(isinstance(g, int) for g in gold))
+        return None if fits else f"expected a number or a text under 'gold', found {json.dumps(gold)[:60]}"
+    metrics, values = row.get("metrics"), row.get("loglikelihoods")
+    if not isinstance(metrics, dict):
+        return f"expected an object under 'metrics', found {json.dumps(metrics)[:60]}"
+    for metric, value in metrics.items():
+        if expected := wrong_value(metric, value):
+            return f"item '{row['id']}' of '{row['task']}': {metric} is {json.dumps(value)[:60]}, expected {expected}"
+    if values is not None and not (isinstance(values, list) and all(map(is_number, values))):
+        return f"expected a list of numbers under 'loglikelihoods', found {json.dumps(values)[:60]}"
+    if row.get("response") is not None and not isinstance(row["response"], str):
+        return f"expected a text under 'response', found {json.dumps(row['response'])[:60]}"
+    return None
+
+
+class Journal:
+    """Answers by number of the request, one JSON line each, appended while a task is scored.
+
+    Reading stops at the first line that is no answer, such as one that a kill has cut; the requests from there on are asked again.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        self.done: dict[int, Any] = {}
+        lines = path.read_bytes().decode("utf-8", "replace").split("\n") if path.is_file() else []
+        lines = lines[:-1] if lines and not lines[-1] else lines
+        whole = []
+        for line in lines:
+            answer = _answered(line)
+            if answer is None:
+                break
+            whole.append(line)
+            self.done[answer[0]] = answer[1]
+        if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
+            whole, self.done = [], {}
+        if not whole or len(whole) < len(lines):
+            write_bytes(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+
+    def add(self, answers: Mapping[int, Any]) -> None:
+        """Keep some more answers."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps([number, answer], ensure_ascii=False) + "\n" for number, answer in answers.items())
+
+
+def _answered(line: str) -> tuple[int, Any] | None:
+    """(request, answer) of a journal's line; None where it is no such line."""
+    try:
+        found = parse(line, "")
+    except WorkbenchError:
+        return None
+    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], int) or isinstance(found[0], bool):
+        return None
+    number, answer = found
+    likelihood = isinstance(answer, list) and len(answer) == 2 and is_number(answer[0]) and isinstance(answer[1], (bool, int))
+    texts = isinstance(answer, list) and all(isinstance(text, str) for text in answer)
+    return (number, answer) if likelihood or texts or isinstance(answer, str) else None

@@ -1,0 +1,161 @@
+"""Groups of tasks, as lm-eval's group files define them: which tasks they hold, and the aggregates over these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.scores.documents import Scores
+from workbench.scores.suite import Suite
+from workbench.scores.tasks import TaskFile, group_files
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One entry of a group's `aggregate_metric_list`.
+
+    Attributes:
+        metric: Without its filter: `acc`.
+        filters: Filters whose metrics are aggregated, each for itself; None: all that some task has.
+        weighted: Whether each task counts by its number of items (`weight_by_size`).
+    """
+
+    metric: str
+    filters: tuple[str, ...] | None = None
+    weighted: bool = True
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group with all tasks of its subgroups, in the order of the file."""
+
+    name: str
+    alias: str
+    tasks: tuple[str, ...]
+    aggregates: tuple[Aggregate, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return what plan.json holds of the group."""
+        return asdict(self)
+
+
+def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, list[Group]]:
+    """Return each group of a folder of task files, with its subgroups after it.
+
+    Raises:
+        WorkbenchError: A group names an unknown task or itself, or changes a task's settings in place.
+    """
+    files = group_files(tasks_dir)
+    tags: dict[str, list[str]] = {}
+    for name, file in index.items():
+        given = file.config.get("tag")
+        for tag in given if isinstance(given, list) else [given] if isinstance(given, str) else []:
+            tags.setdefault(tag, []).append(name)
+
+    def group(name: str, seen: tuple[str, ...]) -> list[Group]:
+        path, config = files[name]
+        if name in seen:
+            raise WorkbenchError(f"{path}: group '{name}' contains itself", "Break the cycle of groups.")
+        tasks: list[str] = []
+        inner: list[Group] = []
+        given = config.get("task") or []
+        for item in given if isinstance(given, list) else [given]:
+            child = item if isinstance(item, str) else item.get("task") or item.get("group") if isinstance(item, dict) else None
+            if not isinstance(child, str) or (isinstance(item, dict) and len(item) > 1):
+                raise WorkbenchError(
+                    f"{path}: group '{name}': expected names of tasks and groups, found {str(item)[:80]}",
+                    "Give a task with settings of its own a file of its own, and name it here.",
+                )
+            if child in files:
+                found = group(child, (*seen, name))
+                inner += found
+                tasks += found[0].tasks
+            elif child in index:
+                tasks.append(child)
+            elif child in tags:
+                tasks += tags[child]
+            else:
+                raise WorkbenchError(f"{path}: group '{name}': unknown task '{child}'", nearest(child, [*index, *files, *tags]))
+        shown = config.get("group_alias")
+        own = Group(
+            name, shown if isinstance(shown, str) else name, tuple(dict.fromkeys(tasks)), tuple(_aggregates(config, path, name))
+        )
+        return [own, *inner]
+
+    return {name: group(name, ()) for name in files}
+
+
+def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Aggregate]:
+    given = config.get("aggregate_metric_list") or []
+    for entry in given if isinstance(given, list) else [given]:
+        metric = entry.get("metric") if isinstance(entry, dict) else None
+        filters = entry.get("filter_list") if isinstance(entry, dict) else None
+        listed = isinstance(filters, list) and all(isinstance(f, str) for f in filters)
+        if not isinstance(metric, str) or not (filters is None or isinstance(filters, str) or listed):
+            raise WorkbenchError(
+                f"{path}: group '{name}': aggregate_metric_list: expected {{metric:, filter_list:, weight_by_size:}}, "
+                f"found {str(entry)[:80]}",
+                None,
+            )
+        if entry.get("aggregation", "mean") != "mean":
+            raise WorkbenchError(f"{path}: group '{name}': aggregation {entry['aggregation']}: lm-eval knows only mean", None)
+        chosen = None if filters is None else (filters,) if isinstance(filters, str) else tuple(filters)
+        yield Aggregate(metric, chosen, bool(entry.get("weight_by_size", True)))
+
+
+def expanded(suite: Suite, groups: Mapping[str, Sequence[Group]]) -> Suite:
+    """Return the suite with each group replaced by its tasks; a setting of a group holds for its tasks, unless a task has its own."""
+    if not any(name in groups for name in suite.tasks):
+        return suite
+    leaves = {name: groups[name][0].tasks if name in groups else (name,) for name in suite.tasks}
+    fields = suite.model_dump(exclude_unset=True)
+    for key, value in fields.items():
+        if isinstance(value, dict) and key not in ("contrasts", "facts"):
+            spread = {leaf: v for name, v in value.items() if name in groups and name in leaves for leaf in leaves[name]}
+            fields[key] = {**spread, **{name: v for name, v in value.items() if name not in spread and name not in groups}}
+    return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for found in leaves.values() for leaf in found))})
+
+
+def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]]:
+    """Return the groups' aggregates of one configuration, as lm-eval computes them: sums of the tasks' metrics times their weights, over
+    the sum of the weights; tasks without the metric are left out.
+
+    Args:
+        record: plan.json.
+        scores: Of a configuration under that plan.
+    """
+    found = []
+    for group in record.get("groups", ()):
+        for entry in group["aggregates"]:
+            filters = {task: record["tasks"][task].get("filters") or ["none"] for task in group["tasks"]}
+            wanted = entry["filters"] if entry["filters"] is not None else sorted({f for own in filters.values() for f in own})
+            for by in wanted:
+                parts = [
+                    (scores.tasks[task].metrics[name].value, scores.tasks[task].n)
+                    for task in group["tasks"]
+                    if by in filters[task]
+                    and (name := _stored_name(entry["metric"], by, filters[task])) in scores.tasks[task].metrics
+                ]
+                if parts:
+                    weights = [n if entry["weighted"] else 1 for _, n in parts]
+                    value = sum(v * w for (v, _), w in zip(parts, weights, strict=True)) / sum(weights)
+                    found.append(
+                        {
+                            "group": group["name"],
+                            "alias": group["alias"],
+                            "metric": entry["metric"],
+                            "filter": by,
+                            "value": value,
+                            "weighted": entry["weighted"],
+                            "tasks": len(parts),
+                            "n": sum(n for _, n in parts),
+                        }
+                    )
+    return found
+
+
+def _stored_name(metric: str, by: str, filters: Sequence[str]) -> str:
+    return metric if by == filters[0] else f"{metric},{by}"

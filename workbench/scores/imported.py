@@ -1,0 +1,286 @@
+"""Runs of lm-eval itself in the score store: the `samples_TASK_DATE.jsonl` files that `lm_eval --log_samples` writes.
+
+Two imported runs are compared like any others where documents, prompts, answers and filters are the same; that is what
+their plan's digest covers. Weights, tokenizer and dtype are not known here: a run is identified by its name and its numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.files import digest_of
+from workbench.jsondoc import read_object
+from workbench.scores.plan import Item, Plan
+from workbench.scores.samples import TaskSamples, read_samples
+from workbench.scores.statistics import codes
+from workbench.scores.store import Configuration, Metric, Rows, Scores, Store, TaskScores, plan_record, stored_in
+from workbench.scores.suite import SUITE_NAME, Suite
+
+_FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+_FORMAT = "imported-1"
+SCORER = "lm_eval"
+
+
+@dataclass(frozen=True)
+class ImportedPlan(Plan):
+    """A plan of scores that were taken elsewhere. `identities`: of each task what has to be equal for two runs to be comparable."""
+
+    identities: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of documents, requests, targets, filters, metrics and clusters; tokenizer, dtype and weights are not known here."""
+        return _digest([_FORMAT, *self.identities.items()])
+
+    def document(self) -> dict[str, Any]:
+        """plan.json, marked as imported."""
+        document = super().document()
+        tasks = {task: {**about, "digest": self.identities[task]} for task, about in document["tasks"].items()}
+        unknown = dict.fromkeys(("tokenizer", "dtype", "batch_size"))
+        return {**document, **unknown, "imported": True, "versions": {}, "tasks": tasks}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import has kept: `new` is False where the store held the same numbers under that name."""
+
+    scores: Scores
+    plan: Plan
+    new: bool
+    notes: tuple[str, ...]
+
+
+def import_samples(
+    files: Sequence[Path], store: Store, *, name: str | None = None, suite: str | None = None, cluster: str | None = None
+) -> list[Imported]:
+    """Read lm-eval's sample files into the store: one configuration a folder.
+
+    Args:
+        files: `samples_TASK_DATE.jsonl` files, or folders of them (of every task the newest).
+        name: Of the configuration, where all files lie in one folder; default: the folder's.
+        suite: Default: "imported".
+        cluster: Field of the documents; default: `cluster` where all have it, else every item stands alone.
+
+    Errors: no such files, two files of one task, lines of another form, a name that has other numbers already.
+    """
+    folders: dict[Path, dict[str, Path]] = {}
+    for file in _expanded(files):
+        task = _task_of(file)
+        other = folders.setdefault(file.resolve().parent, {}).setdefault(task, file)
+        if other != file:
+            raise WorkbenchError(
+                f"{file} and {other.name} are both of task '{task}'", "Name one of the two: a run has one file a task."
+            )
+    if name and len(folders) > 1:
+        raise WorkbenchError(
+            f"--name {name}: the files lie in {len(folders)} folders, which are {len(folders)} configurations",
+            "Import them in one call a folder, each with its --name.",
+        )
+    read = {
+        folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()
+    }
+    return [_keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in read.items()]
+
+
+def imported_suites(store: Store) -> list[str]:
+    """Names of the suites that imported runs stand under."""
+    return sorted({plan["suite"]["suite"] for plan, _ in _plans(store)})
+
+
+def find_imported(store: Store, suite: str, names: Sequence[str]) -> list[Scores]:
+    """Imported scores by name, the first one first. Of several plans the newest that has all names; without names all of the newest.
+
+    Errors: unknown name, names under different plans.
+    """
+    groups = [stored_in(folder) for plan, folder in _plans(store) if plan["suite"]["suite"] == suite]
+    groups.sort(key=lambda group: max((s.created for s in group), default=""), reverse=True)
+    if not names:
+        return groups[0]
+    for group in groups:
+        by_name = {s.configuration.name: s for s in group}
+        if all(name in by_name for name in names):
+            return [by_name[name] for name in names]
+    every = {s.configuration.name: s for group in reversed(groups) for s in group}
+    for name in names:
+        if name not in every:
+            raise WorkbenchError(
+                f"suite '{suite}' has no imported run '{name}'. {nearest(name, every)}",
+                "`workbench scores ls` lists all; `workbench scores import FILE... --name NAME` adds one.",
+            )
+    raise WorkbenchError(
+        f"suite '{suite}': these runs are not comparable: {_differing([every[name] for name in names], store)}",
+        "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all of them, and import again with one --cluster.",
+    )
+
+
+def _differing(scores: Sequence[Scores], store: Store) -> str:
+    """In what two imported runs under different plans differ."""
+    first = store.record(scores[0])["tasks"]
+    for s in scores[1:]:
+        tasks = store.record(s)["tasks"]
+        pair = f"{scores[0].configuration.name} and {s.configuration.name}"
+        if tasks.keys() != first.keys():
+            return f"{pair} have different tasks ({', '.join(first)}; {', '.join(tasks)})"
+        if other := [t for t in tasks if tasks[t]["digest"] != first[t]["digest"]]:
+            return f"{pair} saw different documents, prompts, clusters or filters in {', '.join(other)}"
+    return "no plan has all of them"
+
+
+def stored_plans(store: Store) -> list[dict[str, Any]]:
+    """What the store holds, one document a plan, by suite and then the newest first: `scores ls --json`."""
+    found = []
+    for path in store.root.glob("*/plan.json"):
+        plan, scores = plan_record(path.parent), stored_in(path.parent)
+        found.append({
+            "suite": plan["suite"]["suite"], "plan": plan["plan"], "imported": bool(plan.get("imported")), "scorer": plan["scorer"], "dtype": plan["dtype"],
+            "batch_size": plan["batch_size"], "partial": bool(plan["partial"]), "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
+            "created": max((s.created for s in scores), default=""), "bytes": sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()),
+            "unfinished": len(list(path.parent.glob("*.partial"))), "folder": path.parent.name,
+            "configurations": [{"name": s.configuration.name, "role": s.configuration.role, "digest": s.configuration.digest, "created": s.created,
+                                "aliases": sorted(a.name for a in s.aliases)} for s in scores]})  # fmt: skip
+    found.sort(key=lambda plan: plan["created"], reverse=True)
+    return sorted(found, key=lambda plan: plan["suite"])
+
+
+def _plans(store: Store) -> list[tuple[dict[str, Any], Path]]:
+    found = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
+    return [(plan, folder) for plan, folder in found if plan.get("imported") and stored_in(folder)]
+
+
+def _expanded(files: Iterable[Path]) -> list[Path]:
+    """The files, with folders replaced by the newest file of each of their tasks."""
+    found: dict[Path, None] = {}
+    for file in files:
+        if file.is_dir():
+            inner = sorted((p for p in file.glob("samples_*.jsonl")), key=_date_of)
+            if not inner:
+                raise WorkbenchError(
+                    f"{file}: no samples_*.jsonl in this folder",
+                    "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/.",
+                )
+            found.update(dict.fromkeys({_task_of(p): p for p in inner}.values()))
+        elif file.is_file():
+            found[file] = None
+        else:
+            raise WorkbenchError(
+                f"{file}: no such file", "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/."
+            )
+    return list(found)
+
+
+def _task_of(file: Path) -> str:
+    if match := _FILE.fullmatch(file.name):
+        return match["task"]
+    if file.name.startswith("samples_") and file.suffix == ".jsonl":
+        return file.stem.removeprefix("samples_")
+    raise WorkbenchError(
+        f"{file}: expected a file samples_TASK_DATE.jsonl", "Keep the name that lm_eval gave it: the task is read from it."
+    )
+
+
+def _date_of(file: Path) -> str:
+    match = _FILE.fullmatch(file.name)
+    return match["date"] if match else ""
+
+
+def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str, suite: str) -> Imported:
+    """One configuration into the store."""
+    results = _results(folder, [s.file for s in samples])
+    plan = _plan(samples, suite, results)
+    # The name is part of the identity: two models may have the same numbers on a few items.
+    rows: Rows = {s.task: s.rows for s in samples}
+    digest = _digest([name, rows])
+    notes = tuple(note for s in samples for note in s.notes)
+    for other in store.list(plan):
+        if other.configuration.name == name and other.configuration.digest == digest and other.rows is not None:
+            return Imported(other, plan, False, notes)
+        if other.configuration.name == name and other.configuration.digest == digest:
+            break  # stored by a version that kept no digest of the rows: written again
+        if other.configuration.name == name:
+            raise WorkbenchError(
+                f"{folder}: suite '{suite}' holds other numbers of '{name}' on the same items",
+                f"Give this run another name: --name {name}-2. To replace the old one: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
+            )
+    scores = _scores(samples, plan, Configuration(digest, name), results)
+    return Imported(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
+
+
+def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
+    if not re.fullmatch(SUITE_NAME, suite):
+        raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
+    made = Suite.model_validate(
+        {"suite": suite, "description": "Imported from lm-eval's sample files", "tasks": tuple(s.task for s in samples),
+         "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples}}
+    )  # fmt: skip
+    told = results.get("higher_is_better")
+    better: Mapping[str, Any] = told if isinstance(told, dict) else {}
+    return ImportedPlan(
+        suite=made,
+        items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
+        kinds={s.task: s.kind for s in samples},
+        metrics={s.task: s.metrics for s in samples},
+        tokenizer=None,
+        tokenizer_digest="",
+        tasks_dir=Path(),
+        dtype="",
+        batch_size=0,
+        lower={s.task: tuple(s.lower(found if isinstance(found := better.get(s.task), dict) else {})) for s in samples},
+        ratios={s.task: dict(s.ratios) for s in samples},
+        scorer=SCORER,
+        identities={s.task: _digest(s.identity) for s in samples},
+    )
+
+
+def _digest(value: Any) -> str:
+    return digest_of(json.dumps(value, sort_keys=True).encode())
+
+
+def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """lm-eval's results_DATE.json of the same run, where it lies beside the samples."""
+    for date in {_date_of(file) for file in files} - {""}:
+        path = folder / f"results_{date}.json"
+        if path.is_file():
+            with contextlib.suppress(WorkbenchError):  # what it says is shown, and decides nothing
+                return read_object(path, infinite=True)
+    return {}
+
+
+def _scores(samples: Sequence[TaskSamples], plan: Plan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
+    """Means and intervals of the imported rows, with what the results file says of the run."""
+    versions = {"lm_eval": results.get("lm_eval_version"), "transformers": results.get("transformers_version")}
+    settings = results.get("config")
+    device = settings.get("device") if isinstance(settings, dict) else None
+    return Scores(
+        suite=plan.suite.suite,
+        plan=plan.digest,
+        configuration=configuration,
+        seconds=_seconds(results.get("total_evaluation_time_seconds")),
+        device=str(device) if device else "not recorded",
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        versions={k: str(v) for k, v in versions.items() if v},
+        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in samples},
+    )
+
+
+def _seconds(found: Any) -> float:
+    """Return the run's time, which lm-eval writes as a text; 0 where it is no time."""
+    try:
+        seconds = round(float(found), 2)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return seconds if 0 <= seconds < math.inf else 0.0
+
+
+def _metrics(samples: TaskSamples) -> dict[str, Metric]:
+    cluster = codes([item["cluster"] for item in samples.items])
+    return {m: Metric.of([row["metrics"][m] for row in samples.rows], cluster, samples.ratios.get(m)) for m in samples.metrics}

@@ -1,0 +1,206 @@
+"""Differences of two configurations on the same items: means and ratios of sums, each with its test and its interval.
+
+Both rest on `changes`: the test flips the signs of clusters, and the interval excludes 0 exactly where the test rejects.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.scores.changes import Bounded, Changes, decided
+from workbench.scores.signflips import TINY, tails
+from workbench.scores.statistics import HIGHEST, MANY_CLUSTERS, Floats, clustered_rates, clustered_se, codes, ratio, upper_t
+
+PairT = TypeVar("PairT", bound="Pair")
+
+
+@dataclass(frozen=True)
+class Pair(ABC):
+    """A difference b - a over paired items, with its test. `interval(level)` excludes 0 exactly when p <= level.
+
+    Attributes:
+        se: Cluster-robust standard error of `diff`; 0 if no item changed, or all clusters changed alike.
+        p: Two-sided, of "no difference".
+        wins, losses: Items whose score rose, fell.
+        changes: What the test rests on.
+    """
+
+    n: int
+    clusters: int
+    diff: float
+    se: float
+    wins: int
+    losses: int
+    changes: Changes
+
+    @property
+    def unchanged(self) -> bool:
+        """No item has another score."""
+        return self.wins == self.losses == 0
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of "no difference"."""
+        return 1.0 if self.unchanged else self.changes.p
+
+    def interval(self, level: float = 0.05) -> tuple[float, float]:
+        """Two-sided interval of confidence 1 - level."""
+        return self.within(self.changes.critical(level), self.p <= level)
+
+    def within(self, critical: float, rejected: bool) -> tuple[float, float]:
+        """Interval at a critical value, a family's for instance; it excludes 0 exactly if the test rejected."""
+        return (0.0, 0.0) if self.unchanged else self._within(critical, rejected)
+
+    @abstractmethod
+    def _within(self, critical: float, rejected: bool) -> tuple[float, float]: ...
+
+    def mde(self, critical: float | None = None, power: float = 0.8) -> float | None:
+        """Smallest true difference that a test finds with this power; None if no spread was seen.
+
+        Args:
+            critical: Of the test; that of a single test at 5 % if not given.
+        """
+        if not TINY < self.se < math.inf:
+            return None
+        t = self.changes.as_t(self.changes.critical(0.05) if critical is None else critical)
+        return (t + upper_t(1 - power, 10**6)) * self.se if math.isfinite(t) else None
+
+    def needs(self, effect: float, critical: float | None = None, power: float = 0.8) -> int | None:
+        """Items, about, at which a difference of this size would be found; at least as many as make 20 clusters."""
+        smallest = self.mde(critical, power)
+        if smallest is None or effect <= 0:
+            return None
+        return max(math.ceil(self.n * (smallest / effect) ** 2), math.ceil(self.n * MANY_CLUSTERS / self.clusters))
+
+
+def tested_together(pairs: Sequence[PairT]) -> list[PairT]:
+    """The same pairs, all over the same clusters, with their p values from one run over the sign patterns."""
+    if not pairs:
+        return []
+    p = tails(np.stack([pair.changes.sums for pair in pairs], 1))
+    return [replace(pair, changes=replace(pair.changes, tested=float(x))) for pair, x in zip(pairs, p, strict=True)]
+
+
+@dataclass(frozen=True)
+class Paired(Pair):
+    """Mean difference b - a over paired items."""
+
+    def _within(self, critical: float, rejected: bool) -> tuple[float, float]:
+        return self.changes.interval(critical, rejected)
+
+
+def paired(
+    a: Sequence[float] | Floats, b: Sequence[float] | Floats, cluster: Sequence[Any] | None = None, *, span: float | None = None
+) -> Paired:
+    """Compare the scores `b` of a configuration with those `a` of the baseline on the same items, in the same order.
+
+    Args:
+        cluster: A label an item; every item its own cluster if not given.
+        span: Largest possible change of an item; 1 where all scores lie in [0, 1], else none if not given.
+    """
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
+    if not x.size or x.shape != y.shape or label.shape != x.shape:
+        raise ValueError(f"paired items expected, got {x.size} and {y.size} scores with {label.size} clusters")
+    d, k = y - x, int(label.max()) + 1
+    if span is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
+        span = 1.0
+    se = clustered_se(d, label)
+    bounded = None
+    if span is not None:
+        bounded = Bounded(
+            span=span,
+            rise=float(d[d > 0].sum()),
+            fall=float(-d[d < 0].sum()),
+            squares=float(d @ d),
+            plain=float(d.sum()),
+            units=float(d.size),
+            spread=float(np.square(d - d.mean()).sum()),
+            variance=(se * d.size) ** 2,
+            answers=bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all()),
+        )
+    changes = Changes(_by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded)
+    wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
+    return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
+
+
+@dataclass(frozen=True)
+class Ratio(Pair):
+    """Difference b - a of one corpus metric, in the metric's units, over paired items.
+
+    Tested on the rates, -sum of numerators / sum of weights: their difference is one weighted mean of paired differences, whose interval
+    is +- t * the jackknife's error. The interval of a difference of perplexities is the range of exp(rate b) - exp(rate a) over the joint confidence ellipse of both rates, so that it
+    excludes 0 exactly when the interval of the rates' difference does.
+    """
+
+    _kind: str = field(repr=False)
+    _rates: Floats = field(repr=False)  # of a and b, nats a unit of weight
+    _covariance: Floats = field(repr=False)
+
+    def _within(self, critical: float, rejected: bool) -> tuple[float, float]:
+        if not math.isfinite(self._covariance[0, 0]):
+            return -math.inf, math.inf
+        a, b = (float(rate) for rate in self._rates)
+        t = self.changes.as_t(critical)
+        half = t * _error_between(self._covariance)
+        low, high = decided(b - a - half, b - a + half, b - a, rejected)
+        if self._kind == "bits_per_byte":
+            return low / math.log(2), high / math.log(2)
+        return _image(a, b - a, (low, high), t, self._covariance)
+
+
+def paired_ratio(
+    kind: str,
+    a: Sequence[float] | Floats,
+    b: Sequence[float] | Floats,
+    weights: Sequence[float] | Floats,
+    cluster: Sequence[Any] | None = None,
+) -> Ratio:
+    """Compare a corpus metric of a configuration, numerators `b`, with the baseline's, numerators `a`, on items of equal weights."""
+    x, y, w = (np.asarray(v, np.float64) for v in (a, b, weights))
+    label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
+    if not x.size or not x.shape == y.shape == w.shape == label.shape:
+        raise ValueError(
+            f"paired items expected, got {x.size} and {y.size} numerators with {w.size} weights, {label.size} clusters"
+        )
+    d, k = x - y, int(label.max()) + 1  # in nats, as the rates: above 0 where b is less likely
+    rates, covariance, df = clustered_rates(np.stack([-x, -y]), w, label)
+    before, after = (ratio(kind, v, w) for v in (x, y))
+    slopes = np.full(2, 1 / math.log(2)) if kind == "bits_per_byte" else np.array([before, after])
+    slopes[0] *= -1
+    se = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0)) if math.isfinite(df) else math.inf
+    rose, fell = int((d > TINY).sum()), int((d < -TINY).sum())
+    changes = Changes(_by_cluster(d, label), _by_cluster(w, label))
+    return Ratio(x.size, k, after - before, se, rose, fell, changes, kind, rates, covariance)
+
+
+def _error_between(covariance: Floats) -> float:
+    """Standard error of the difference of two rates."""
+    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    return math.sqrt(variance) if variance > TINY**2 else 0.0
+
+
+def _image(a: float, shift: float, ends: tuple[float, float], t: float, covariance: Floats) -> tuple[float, float]:
+    """Range of exp(a + shift) - exp(a) where (shift, a) runs along the ellipse of radius t whose shifts reach `ends`."""
+    if not all(map(math.isfinite, (*ends, t))):
+        return -math.inf, math.inf
+    angle = np.linspace(-np.pi, np.pi, 1025)  # 0 and +-pi are on the grid: where shifts end
+    x, y = np.cos(angle), np.sin(angle)
+    error = _error_between(covariance)
+    along = float(covariance[0, 1] - covariance[0, 0]) / error if error else 0.0
+    across = math.sqrt(max(float(covariance[0, 0]) - along**2, 0.0))
+    shifts = shift + np.where(x >= 0, x * (ends[1] - shift), -x * (ends[0] - shift))
+    starts = a + t * (along * x + across * y)
+    values = np.exp(np.minimum(starts + shifts, HIGHEST)) - np.exp(np.minimum(starts, HIGHEST))
+    return float(values.min()), float(values.max())
+
+
+def _by_cluster(values: Floats, cluster: NDArray[np.intp]) -> Floats:
+    return np.bincount(cluster, values).astype(np.float64)

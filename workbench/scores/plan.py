@@ -1,0 +1,249 @@
+"""Suites: which tasks are scored, on which items, and the digest of everything that decides the numbers.
+
+Nothing here imports torch or lm_eval, so that stored scores can be found quickly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.files import digest_of
+from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
+from workbench.scores.tasks import Source
+from workbench.versions import installed
+
+_PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a task: its id and the cluster it belongs to."""
+
+    id: str
+    cluster: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One suite, on fixed items, with one tokenizer, scorer, dtype and batch size. Equal digest: comparable scores.
+
+    Attributes:
+        items: Task -> its items, in the order of the data.
+        kinds, metrics: lm-eval's output type and metrics of each task.
+        lower: Metrics of each task where lower is better.
+        ratios: Metrics of each task that are ratios of sums over items, with their kind.
+        tokenizer: Folder of the tokenizer, or the object.
+        bundled: Tasks that lm-eval brings along.
+        partial: Cut by a limit that the suite does not ask for.
+        scorer: What computes log-likelihoods: the suite's scorer, or its backend.
+        facts: What the digest is taken of.
+        groups: `groups.Group.document` of the groups that the suite lists, with their subgroups.
+        filters: Names of each task's filters.
+    """
+
+    suite: Suite
+    items: Mapping[str, tuple[Item, ...]]
+    kinds: Mapping[str, str]
+    metrics: Mapping[str, tuple[str, ...]]
+    tokenizer: Any = field(repr=False)
+    tokenizer_digest: str
+    tasks_dir: Path
+    dtype: str
+    batch_size: int
+    bundled: frozenset[str] = frozenset()
+    partial: bool = False
+    lower: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ratios: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    scorer: str = "hflm"
+    facts: Sequence[Any] = field(default=(), repr=False)
+    groups: Sequence[Mapping[str, Any]] = ()
+    filters: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """XXH3-128 of everything that decides scores."""
+        return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+
+    @property
+    def generates(self) -> bool:
+        """Return whether some task asks for text, so that generation settings decide scores."""
+        return any(kind == "generate_until" for kind in self.kinds.values())
+
+    def by(self, scorer: str) -> Plan:
+        """The same plan with another scorer; its scores are not compared with this one's."""
+        return replace(self, scorer=scorer)
+
+    def part(self, items: Mapping[str, Sequence[Item]]) -> Plan:
+        """The same plan on some of its items, in the order of the data: a plan of its own, since batches are other ones."""
+        wanted = {task: {item.id for item in items[task]} for task in self.suite.tasks}
+        chosen = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in wanted.items()}
+        ids = {task: [item.id for item in found] for task, found in chosen.items()}
+        return replace(self, items=chosen, facts=[*self.facts, ids])
+
+    def primary(self, task: str) -> str:
+        """Headline metric of a task."""
+        return self.suite.primary.get(task, self.metrics[task][0])
+
+    def document(self) -> dict[str, Any]:
+        """plan.json."""
+        tasks = {
+            t: {
+                "n": len(self.items[t]),
+                "kind": self.kinds[t],
+                "metrics": list(self.metrics[t]),
+                "primary": self.primary(t),
+                "lower": list(self.lower.get(t, ())),
+                "ratios": dict(self.ratios.get(t, {})),
+                "filters": list(self.filters.get(t, ("none",))),
+            }
+            for t in self.suite.tasks
+        }
+        return {
+            "version": 1,
+            "suite": self.suite.model_dump(mode="json"),
+            "plan": self.digest,
+            "tokenizer": self.tokenizer_digest,
+            "scorer": self.scorer,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "partial": self.partial,
+            "versions": installed(*SCORED_BY),
+            "tasks": tasks,
+            "groups": list(self.groups),
+        }
+
+
+def make_plan(
+    suite: Suite,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    *,
+    tasks_dir: Path,
+    dtype: str,
+    batch_size: int,
+    limit: int | None = None,
+    groups: Sequence[Mapping[str, Any]] = (),
+) -> Plan:
+    """Choose the items and take the digest.
+
+    The digest covers task definitions, their code and data, the suite's fields that decide scores (not those of the analysis),
+    tokenizer, chat template, scorer, dtype, batch size and lm-eval's version.
+    """
+    items, parts, partial = {}, [], False
+    for source in sources:
+        _check_metric(suite, source)
+        everything = _items(suite, source)
+        wanted = suite.limit_of(source.name) or len(everything)
+        kept = min(wanted, len(everything), limit or len(everything))
+        partial |= kept < min(wanted, len(everything))
+        items[source.name] = subset(everything, kept)
+        parts.append([source.name, source.digest, suite.cluster_of(source.name), kept])
+    token = tokenizer_digest(tokenizer)
+    facts = [
+        _PLAN_FORMAT,
+        parts,
+        suite.chat_template,
+        suite.num_fewshot,
+        token,
+        dtype,
+        batch_size,
+        installed("lm_eval")["lm_eval"],
+    ]
+    return Plan(
+        suite=suite,
+        items=items,
+        kinds={s.name: s.kind for s in sources},
+        metrics={s.name: s.metrics for s in sources},
+        tokenizer=tokenizer,
+        tokenizer_digest=token,
+        tasks_dir=tasks_dir,
+        dtype=dtype,
+        batch_size=batch_size,
+        bundled=frozenset(s.name for s in sources if s.bundled),
+        partial=partial,
+        lower={s.name: tuple(m for m in s.metrics if m in s.lower) for s in sources},
+        ratios={s.name: dict(s.ratios) for s in sources},
+        scorer=suite.scorer if suite.backend == "hf" else suite.backend,
+        facts=facts,
+        groups=groups,
+        filters={s.name: s.filters for s in sources},
+    )
+
+
+def subset(items: Sequence[Item], n: int) -> tuple[Item, ...]:
+    """The n items with the smallest hash of their id, in their old order."""
+    chosen = {item.id for item in sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(item.id.encode()), item.id))[:n]}
+    return tuple(item for item in items if item.id in chosen)
+
+
+def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = False) -> list[str]:
+    """Ids of documents. Bundled tasks without an `id` field get a hash of the document's content."""
+    ids, seen = [], Counter[str]()
+    for number, doc in enumerate(docs, 1):
+        if doc.get("id") is not None:
+            ids.append(str(doc["id"]))
+        elif bundled:
+            name = digest_of(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
+            seen[name] += 1
+            ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        else:
+            raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Give every item of the data a unique id.")
+    return ids
+
+
+def _items(suite: Suite, source: Source) -> list[Item]:
+    name, by = source.name, suite.cluster_of(source.name)
+    if not source.docs:
+        raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+    ids = item_ids(source.docs, name, bundled=source.bundled)
+    twice = [i for i, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise WorkbenchError(
+            f"task '{name}': {len(twice)} ids occur more than once, first '{twice[0]}'",
+            "Items are paired by id: make the ids of the data unique.",
+        )
+    if by == "id":
+        return [Item(i, i) for i in ids]
+    for number, doc in enumerate(source.docs, 1):
+        if doc.get(by) is None:
+            raise WorkbenchError(
+                f"task '{name}': item {number} has no cluster field '{by}'. {nearest(by, doc)}",
+                f"Add it to the data, or write `cluster: {{{name}: id}}` in the suite if every item stands alone.",
+            )
+    return [Item(i, str(doc[by])) for i, doc in zip(ids, source.docs, strict=True)]
+
+
+def _check_metric(suite: Suite, source: Source) -> None:
+    """Errors: no metric with a score of an item, a primary or contrasted metric that the task does not have, a contrast of ratios."""
+    if not source.metrics:
+        raise WorkbenchError(
+            f"task '{source.name}' ({source.kind}) has no metric that is a mean over items or a ratio of sums over items",
+            "Metrics such as F1 over the corpus or BLEU cannot be paired by item: use acc, exact_match, perplexity or bits_per_byte.",
+        )
+    known = (*source.metrics, MARGIN) if source.kind == "multiple_choice" else source.metrics
+    primary = suite.primary.get(source.name, source.metrics[0])
+    if primary not in known:
+        raise WorkbenchError(f"suite '{suite.suite}': task '{source.name}' has no metric '{primary}'", nearest(primary, known))
+    for name, contrast in suite.contrasts.items():
+        if source.name not in (contrast.of, contrast.minus):
+            continue
+        metric = contrast.metric or (primary if source.name == contrast.of else suite.primary.get(contrast.of))
+        if metric is not None and metric not in known:
+            raise WorkbenchError(
+                f"suite '{suite.suite}', contrast '{name}': task '{source.name}' has no metric '{metric}'", nearest(metric, known)
+            )
+        if metric in source.ratios:
+            raise WorkbenchError(
+                f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums and has no score of an item",
+                "Name a metric that is a mean over items: `metric: acc`.",
+            )

@@ -1,0 +1,272 @@
+"""lm-eval's `samples_TASK_DATE.jsonl` as rows and items of the score store.
+
+Format of lm-eval 0.4.13 (`EvaluationTracker.save_results_samples`): one line per document and filter; `arguments` as
+{"gen_args_0": {"arg_0": context, "arg_1": continuation or settings}}, `resps` as nested lists of strings, `target` as a string,
+and one key per metric, named in `metrics`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError, nearest
+from workbench.files import digest_of
+from workbench.jsondoc import parse, text_of
+from workbench.scores.files import wrong_value
+from workbench.scores.plan import item_ids
+from workbench.scores.statistics import RATIOS, brier_score
+from workbench.scores.store import Row, margin_of
+from workbench.scores.suite import MARGIN
+from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, metric_name
+
+_NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
+_EXPECTED = "Expected a file that lm_eval --log_samples (0.4.13) has written."
+_NUMBER = re.compile(r"-?[0-9]{1,9}")
+_RATIOS = {metric: how for metric, how in AGGREGATIONS.items() if how in RATIOS}
+_LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """A task's samples.
+
+    Attributes:
+        kind: lm-eval's output type.
+        metrics: Means and ratios, the first one the headline.
+        ratios: Metric -> kind, where rows hold [numerator, weight].
+        identity: What has to be equal for two runs to be comparable.
+        notes: What was left out, and why.
+    """
+
+    task: str
+    file: Path
+    kind: str
+    metrics: tuple[str, ...]
+    ratios: Mapping[str, str]
+    items: list[Row]
+    rows: list[Row]
+    identity: list[Any]
+    notes: tuple[str, ...]
+
+    def lower(self, better: Mapping[str, Any]) -> list[str]:
+        """Metrics where lower is better, as lm-eval's results file says it, else by their names."""
+        return [m for m in self.metrics if not better.get(m.partition(",")[0], m.partition(",")[0] not in _LOWER)]
+
+
+def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSamples:
+    """Read a file. Errors: not lm-eval's samples, no lines, filters that cover different documents, no metric by item, no cluster field."""
+    lines = _lines(file)
+    filters = list(dict.fromkeys(str(line["filter"]) for line in lines))
+    by_filter = {f: {line["doc_id"]: line for line in lines if line["filter"] == f} for f in filters}
+    first = by_filter[filters[0]]
+    if any(found.keys() != first.keys() for found in by_filter.values()) or sum(map(len, by_filter.values())) != len(lines):
+        raise WorkbenchError(
+            f"{file}: a document occurs twice, or not under every filter ({len(lines)} lines, {len(first)} documents, {len(filters)} filters)",
+            "The file is of an interrupted or repeated run: run lm_eval again into an empty folder.",
+        )
+    docs = [first[key] for key in sorted(first)]
+    kind = _kind(docs[0])
+    ids, clusters = _ids(docs, task), _clusters(docs, file, cluster)
+    items = [_item(task, kind, i, c or i, line) for i, c, line in zip(ids, clusters, docs, strict=True)]
+    rows = [_answer(task, kind, item, line, file) for item, line in zip(items, docs, strict=True)]
+    names, dropped = [], []
+    ratios: dict[str, str] = {}
+    for by in filters:
+        for metric in first[docs[0]["doc_id"]]["metrics"] if by == filters[0] else next(iter(by_filter[by].values()))["metrics"]:
+            full = metric_name(str(metric), by, filters)
+            values = [_value(str(metric), by_filter[by][line["doc_id"]].get(metric)) for line in docs]
+            if any(v is None for v in values):
+                dropped.append(full)
+                continue
+            names.append(full)
+            if metric in _RATIOS:
+                ratios[full] = _RATIOS[str(metric)]
+            for row, value in zip(rows, values, strict=True):
+                row["metrics"][full] = value
+    if not names:
+        raise WorkbenchError(
+            f"{file}: no metric has a number for every item (found {', '.join(dropped) or 'none'})",
+            "Corpus metrics without a value by item cannot be paired.",
+        )
+    if kind == "multiple_choice" and _add_margins(items, rows):
+        names.append(MARGIN)
+    identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
+    notes = [f"{task}: {m} has no number by item and is left out" for m in dropped]
+    return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    asked: str | None = None
+    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    for number, text in enumerate(text_of(file).split("\n"), 1):
+        if not text.strip():
+            continue
+        line = parse(text, f"{file}:{number}", _EXPECTED, infinite=True)
+        if problem := _problem(line):
+            raise WorkbenchError(f"{file}:{number}: {problem}", _EXPECTED)
+        kind = _kind(line).replace("multiple_choice", "loglikelihood")
+        if asked not in (None, kind):
+            raise WorkbenchError(f"{file}:{number}: requests of {kind}, and those before are of {asked}", _EXPECTED)
+        asked = kind
+        lines.append(line)
+    if not lines:
+        raise WorkbenchError(f"{file}: no lines", _EXPECTED)
+    return lines
+
+
+def _problem(line: Any) -> str | None:
+    """Say why a JSON value is no line of lm-eval's sample files."""
+    if missing := [key for key in _NEEDED if not isinstance(line, dict) or key not in line]:
+        return f"no {', '.join(missing)}"
+    if not isinstance(line["doc_id"], int) or isinstance(line["doc_id"], bool):
+        return f"expected a number under 'doc_id', found {json.dumps(line['doc_id'])[:60]}"
+    if not isinstance(line["filter"], str):
+        return f"expected a text under 'filter', found {json.dumps(line['filter'])[:60]}"
+    if not isinstance(line["metrics"], list) or not all(isinstance(metric, str) for metric in line["metrics"]):
+        return f"expected a list of names under 'metrics', found {json.dumps(line['metrics'])[:60]}"
+    given = line["arguments"]
+    if not isinstance(given, dict) or list(given) != [f"gen_args_{i}" for i in range(len(given))]:
+        return f"expected gen_args_0, gen_args_1, ... under 'arguments', found {json.dumps(given)[:60]}"
+    for request in given.values():
+        parts = list(request.values()) if isinstance(request, dict) else []
+        if not parts or not isinstance(parts[0], str) or not all(isinstance(part, (str, dict)) for part in parts[1:2]):
+            return f"expected a context and a continuation or settings in 'arguments', found {json.dumps(request)[:60]}"
+    if len({tuple(type(part) for part in list(request.values())[:2]) for request in given.values()}) > 1:
+        return f"requests of different kinds in 'arguments': {json.dumps(given)[:60]}"
+    if not _arguments(line):
+        return "no request with a context in 'arguments'"
+    for metric in line["metrics"]:
+        value = _value(metric, line.get(metric))
+        if value is not None and (expected := wrong_value(metric, value)):
+            return f"document {line['doc_id']}: {metric} is {json.dumps(value)[:60]}, expected {expected}"
+    return None
+
+
+def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
+    """The requests of a document; unconditional ones (acc_mutual_info) left out."""
+    given = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
+    return [request for request in given if request[0] != "" or len(given) == 1]
+
+
+def _kind(line: Mapping[str, Any]) -> str:
+    requests = _arguments(line)
+    if len(requests[0]) < 2:
+        return "loglikelihood_rolling"
+    if isinstance(requests[0][1], Mapping):
+        return "generate_until"
+    return "multiple_choice" if len(requests) > 1 else "loglikelihood"
+
+
+def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
+    """The documents' `id`, where all have one of their own, else hashes of their content."""
+    own = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
+    if None not in own and len({str(i) for i in own}) == len(own):
+        return [str(i) for i in own]
+    contents = [dict(doc["doc"]) if isinstance(doc["doc"], Mapping) else {"doc": doc["doc"]} for doc in docs]
+    return item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in contents], task, bundled=True)
+
+
+def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) -> list[str | None]:
+    """Cluster of each document; None: it stands alone."""
+    values = [doc["doc"].get(field or "cluster") if isinstance(doc["doc"], Mapping) else None for doc in docs]
+    if None not in values:
+        return [str(v) for v in values]
+    if field is None or field == "id":
+        return [None] * len(docs)
+    known = list(docs[0]["doc"]) if isinstance(docs[0]["doc"], Mapping) else []
+    raise WorkbenchError(
+        f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, known)}",
+        "--cluster FIELD names a field of the documents; without it every item stands alone.",
+    )
+
+
+def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, Any]) -> Row:
+    """What was asked."""
+    requests = _arguments(line)
+    choices: list[str] | None = None
+    if kind == "multiple_choice":
+        endings = [str(request[1]) for request in requests]
+        if len(set(endings)) == 1:  # the choices stand in the contexts
+            choices = [str(request[0]) for request in requests]
+        else:
+            choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings
+    gold: Any = str(line["target"])
+    if choices is not None:
+        if _NUMBER.fullmatch(gold):
+            gold = int(gold)
+        elif gold in choices:
+            gold = choices.index(gold)
+    return {"task": task, "id": identity, "cluster": cluster, "prompt": str(requests[0][0]), "choices": choices, "gold": gold}
+
+
+def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path) -> Row:
+    """What was answered, without metrics yet."""
+    row: Row = {"task": task, "id": item["id"], "metrics": {}, "response": None, "loglikelihoods": None}
+    count = len(_arguments(line))
+    try:
+        if kind == "generate_until":
+            row["response"] = str(line["resps"][0][0])
+        else:
+            row["loglikelihoods"] = [_loglikelihood(response) for response in line["resps"][:count]]
+            if len(row["loglikelihoods"]) != count:
+                raise ValueError
+    except (ValueError, IndexError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
+        raise WorkbenchError(
+            f"{file}: document {line['doc_id']}: resps {str(line['resps'])[:80]} are not those of {kind}",
+            _EXPECTED,
+        ) from None
+    return row
+
+
+def _loglikelihood(response: Any) -> float:
+    """`[["-1.5", "False"]]`, or `["-1.5"]` of rolling requests."""
+    while isinstance(response, list):
+        response = response[0]
+    text = str(response)
+    value = float(ast.literal_eval(text)[0]) if text.startswith("(") else float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _value(metric: str, value: Any) -> float | list[float] | None:
+    """A metric's number, or [numerator, weight] of a ratio; None for anything else."""
+    if metric in _RATIOS:
+        pair = value if isinstance(value, list) else [value, 1]
+        return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
+    if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)
+        right, found = value
+        fits = isinstance(right, int) and isinstance(found, list) and all(map(_is_number, found)) and 0 <= right < len(found)
+        return brier_score(right, [float(p) for p in found]) if fits else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, (list, dict)) and value is not None and math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
+    """The lead of the gold choice on every item. False, and none, where a gold choice is not known."""
+    found = [margin_of(row, item) for row, item in zip(rows, items, strict=True)]
+    if None in found:
+        return False
+    for row, margin in zip(rows, found, strict=True):
+        row["metrics"][MARGIN] = margin
+    return True
+
+
+def _hashes(line: Mapping[str, Any]) -> list[str]:
+    """Document, requests and target by their content."""
+    parts = (line["doc"], line["arguments"], line["target"])
+    return [digest_of(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]

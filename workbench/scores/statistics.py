@@ -1,0 +1,147 @@
+"""Statistics of one configuration's scores: clustered errors and intervals.
+
+Items that share a cluster (a template, a passage) are not independent, so every standard error and resampling works on clusters, and
+clusters of unequal size count as fewer. Sources: Miller 2024, arXiv 2411.00640 (clustered errors of evaluations); Bell and McCaffrey 2002
+(CR2); Wilson 1927; Efron 1982 (delete-one jackknife of ratios); Hesterberg 2015 (expanded percentiles).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.scores.signflips import TINY
+
+Floats = NDArray[np.float64]
+
+FEW_CLUSTERS = 8  # below this no verdict is given
+MANY_CLUSTERS = 20  # what `needs` asks for, and below which a warning is given
+RATIOS = ("perplexity", "weighted_perplexity", "bits_per_byte")  # lm-eval's names of the aggregations
+HIGHEST = 700.0  # nats whose exponential is still a number
+
+
+def upper_t(tail: float, df: float) -> float:
+    """Upper quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(-stdtrit(max(df, 1), tail))
+
+
+def brier_score(right: int, probabilities: Sequence[float]) -> float:
+    """Return the Brier score of one item: squared distances of the choices' probabilities from 1 for the right one and 0 for the others."""
+    return float(sum((p - (i == right)) ** 2 for i, p in enumerate(probabilities)))
+
+
+def codes(labels: Sequence[Any]) -> NDArray[np.intp]:
+    """Cluster labels as numbers 0..k-1, in order of first appearance."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.intp)
+
+
+def effective_clusters(sizes: Floats | NDArray[np.intp]) -> float:
+    """How many clusters of equal size are worth as much as these: (sum of sizes)^2 / sum of squared sizes."""
+    return float(np.sum(sizes)) ** 2 / float(np.sum(np.square(sizes, dtype=np.float64)))
+
+
+def clustered_se(values: Floats, cluster: NDArray[np.intp]) -> float:
+    """Cluster-robust standard error of a mean (CR2: each cluster's deviation by its own leverage). One cluster: infinite.
+
+    For clusters of equal size this is CR1, the factor k/(k-1).
+    """
+    k = int(cluster.max()) + 1
+    if k < 2:
+        return math.inf
+    sizes = np.bincount(cluster, minlength=k)
+    deviations = np.bincount(cluster, values, k) - sizes * values.mean()
+    return float(np.sqrt((deviations**2 / (1 - sizes / values.size)).sum()) / values.size)
+
+
+def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of one mean score.
+
+    Right/wrong items: Wilson's interval on the effective number of items, n / design effect, with a t quantile. The design effect
+    is the clustered variance over the binomial one, at least 1; with no or all items right it cannot be estimated and is taken
+    as 1, so 0 of 40 gives [0, 0.09] and not [0, 0]. Other scores: mean +- t * clustered SE, cut to [0, 1] if all values lie there.
+    t has the effective number of clusters less 1 as degrees of freedom.
+    """
+    n, k, mean = values.size, int(cluster.max()) + 1, float(values.mean())
+    inside = bool(values.min() >= 0 and values.max() <= 1)
+    if k < 2:
+        return (0.0, 1.0) if inside else (-math.inf, math.inf)
+    t, se = upper_t(alpha / 2, effective_clusters(np.bincount(cluster)) - 1), clustered_se(values, cluster)
+    if not np.isin(values, (0.0, 1.0)).all():
+        low, high = mean - t * se, mean + t * se
+        return (max(low, 0.0), min(high, 1.0)) if inside else (low, high)
+    spread = mean * (1 - mean)
+    effective = n / max(1.0, se**2 * n / spread) if spread > TINY else n
+    share = effective + t**2
+    centre = (mean * effective + t**2 / 2) / share
+    half = t * math.sqrt(spread * effective + t**2 / 4) / share
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:
+    """A corpus metric: exp(-sum of numerators / sum of weights) for perplexities, the same quotient in bits for bits_per_byte.
+
+    Numerators are log-likelihoods in nats. Above 700 nats a unit a perplexity stays at exp(700).
+    """
+    if kind not in RATIOS:
+        raise ValueError(f"kind of ratio {kind!r}: expected one of {', '.join(RATIOS)}")
+    rate = -float(np.sum(numerators)) / float(np.sum(weights))
+    return rate / math.log(2) if kind == "bits_per_byte" else math.exp(min(rate, HIGHEST))
+
+
+def ratio_interval(
+    kind: str,
+    numerators: Sequence[float] | Floats,
+    weights: Sequence[float] | Floats,
+    cluster: NDArray[np.intp],
+    alpha: float = 0.05,
+) -> tuple[float, float]:
+    """Interval of one corpus metric: rate +- t * jackknife error in nats, then the metric of its ends.
+
+    Clusters are deleted one at a time, and t has K-1 degrees of freedom, K = (sum of weights)^2 / sum of squared weights of
+    clusters: one long document among short ones is worth few documents. For equal weights this is the clustered error of a mean.
+    A percentile bootstrap of clusters covers less where clusters are few or differ in weight; tests/test_error_rates.py compares.
+    """
+    x = np.asarray(numerators, np.float64)
+    (rate,), covariance, df = clustered_rates(-x[None], np.asarray(weights, np.float64), cluster)
+    if not math.isfinite(df):
+        return (0.0 if kind == "bits_per_byte" else 1.0), math.inf
+    half = upper_t(alpha / 2, df) * math.sqrt(covariance[0, 0])
+    return ratio(kind, [half - rate], [1.0]), ratio(kind, [-half - rate], [1.0])
+
+
+def clustered_rates(losses: Floats, weights: Floats, cluster: NDArray[np.intp]) -> tuple[Floats, Floats, float]:
+    """Quotients of sums of `losses` [m, items] and of weights; their jackknife covariance over clusters [m, m]; degrees of freedom."""
+    k = int(cluster.max()) + 1
+    sums, sizes = np.stack([np.bincount(cluster, row, k) for row in losses]), np.bincount(cluster, weights, k)
+    total = float(sizes.sum())
+    rates = sums.sum(1) / total
+    effective = effective_clusters(sizes)
+    if effective < 1 + 1e-9:
+        return rates, np.full((len(rates), len(rates)), math.inf), math.inf
+    change = (sums - rates[:, None] * sizes) / (total - sizes)  # of the rate when a cluster is left out
+    return rates, (k - 1) / k * change @ change.T, max(effective - 1, 1.0)
+
+
+def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, reps: int = 2000) -> Floats:
+    """Means of `values` [configurations, items] under resampled clusters -> [configurations, reps].
+
+    One draw serves all rows, so that ratios and differences between them stay paired. Seeded.
+    """
+    k = int(cluster.max()) + 1
+    counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), reps).astype(np.float64)  # [reps, k]
+    sums = np.stack([np.bincount(cluster, row, k) for row in np.atleast_2d(values)])
+    return np.asarray(sums @ counts.T / (counts @ np.bincount(cluster, minlength=k)))
+
+
+def expanded_tail(tail: float, clusters: float) -> float:
+    """Tail of a percentile interval from `clusters` resampled clusters that is as wide as the t interval (Hesterberg 2015)."""
+    from scipy.special import ndtr
+
+    return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * upper_t(tail, clusters - 1)))

@@ -1,0 +1,231 @@
+"""The store that keeps scores by plan and configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.files import digest_of, write_bytes
+from workbench.scores.documents import (
+    DESIGN_ORDER,
+    Check,
+    Configuration,
+    Metric,
+    Scores,
+    TaskScores,
+    again,
+    disagreement,
+    plan_record,
+    read_document,
+)
+from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
+from workbench.scores.plan import Plan
+from workbench.scores.suite import MARGIN
+
+__all__ = [
+    "DESIGN_ORDER",
+    "Check",
+    "Configuration",
+    "Journal",
+    "Metric",
+    "Row",
+    "Rows",
+    "Scores",
+    "Store",
+    "TaskScores",
+    "gold_of",
+    "margin_of",
+    "plan_record",
+    "stored_in",
+]
+
+
+class Store:
+    """Scores under `root`, one folder a plan, one pair of files a configuration.
+
+    Files appear whole or not at all: rows first, the scores document last. While a configuration is being scored, finished tasks
+    wait in `<config12>.partial/`, so that an interrupted evaluation scores only the rest.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, suite: str, plan: str) -> Path:
+        """Folder of a plan."""
+        return self.root / f"{suite}-{plan[:12]}"
+
+    def has(self, plan: Plan, key: str) -> bool:
+        """Return whether the scores of a configuration under this plan are complete.
+
+        Documents of format 1, which hold no digest of their rows, count as missing: they are scored again.
+
+        Raises:
+            WorkbenchError: The document is damaged.
+        """
+        path = self._path(plan.suite.suite, plan.digest, key)
+        return path.is_file() and (found := read_document(path)).rows is not None and found.key == key
+
+    def read(self, plan: Plan, key: str) -> Scores:
+        """Return stored scores. Raises WorkbenchError if there are none, they are damaged, or they are stored under a colliding name."""
+        path = self._path(plan.suite.suite, plan.digest, key)
+        if not path.is_file():
+            raise WorkbenchError(
+                f"configuration {key[:12]} has no scores on suite '{plan.suite.suite}' under plan {plan.digest[:12]}",
+                "Score it first: workbench eval RECIPE",
+            )
+        scores = read_document(path)
+        if scores.key != key or scores.plan != plan.digest:
+            raise WorkbenchError(
+                f"{path}: scores of {scores.key} under plan {scores.plan}, expected {key} under {plan.digest}", again(path)
+            )
+        return scores
+
+    def list(self, plan: Plan) -> list[Scores]:
+        """All complete scores under a plan, in design order, then by name."""
+        folder = self.folder(plan.suite.suite, plan.digest)
+        return sorted(stored_in(folder), key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
+
+    def record(self, scores: Scores) -> dict[str, Any]:
+        """Return the plan.json under which scores were taken."""
+        return plan_record(self.folder(scores.suite, scores.plan))
+
+    def items(self, scores: Scores) -> Rows:
+        """Return prompts, choices and gold answers of the plan's items, checked against the digest in the scores document."""
+        return self._read(scores, self.folder(scores.suite, scores.plan) / "items.jsonl.gz", scores.items, answers=False)
+
+    def rows(self, scores: Scores) -> Rows:
+        """Return per-item metrics and answers of a configuration, checked against the scores document: digest, counts and means."""
+        path = self._path(scores.suite, scores.plan, scores.key).with_suffix(".jsonl.gz")
+        rows = self._read(scores, path, scores.rows, answers=True)
+        if problem := disagreement(scores, rows):
+            raise WorkbenchError(f"{path}: {problem}", again(path))
+        return rows
+
+    def _read(self, scores: Scores, path: Path, digest: str | None, *, answers: bool) -> Rows:
+        document = self._path(scores.suite, scores.plan, scores.key)
+        if digest is None:
+            raise WorkbenchError(
+                f"{document}: an earlier version stored these scores without a digest of their rows", again(document)
+            )
+        return read_rows(path, digest, again(path), answers=answers)
+
+    def write(self, plan: Plan, scores: Scores, rows: Rows, items: Rows) -> Scores:
+        """Keep finished scores; finished tasks that waited beside them are dropped.
+
+        Returns:
+            The scores with the key and the digests that they are stored with.
+        """
+        folder = self.folder(plan.suite.suite, plan.digest)
+        path = self._path(plan.suite.suite, plan.digest, scores.configuration.key(plan))
+        asked, answered = rows_text(items), rows_text(rows)
+        self.write_plan(plan)
+        if not (folder / "items.jsonl.gz").exists() or unpacked(folder / "items.jsonl.gz") != asked:
+            write_rows(folder / "items.jsonl.gz", asked)
+        write_rows(path.with_suffix(".jsonl.gz"), answered)
+        stored = scores.model_copy(
+            update={"key": scores.configuration.key(plan), "rows": digest_of(answered), "items": digest_of(asked)}
+        )
+        write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
+        shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
+        return stored
+
+    def update(self, plan: Plan, scores: Scores) -> None:
+        """Rewrite the scores document, after a name was added."""
+        write_bytes(
+            self._path(plan.suite.suite, plan.digest, scores.key),
+            (scores.model_dump_json(indent=1) + "\n").encode(),
+        )
+
+    def write_plan(self, plan: Plan) -> None:
+        """Write plan.json where it is missing or its suite's analysis settings have changed."""
+        path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
+        data = (json.dumps(plan.document(), indent=1) + "\n").encode()
+        if not path.exists() or path.read_bytes() != data:
+            write_bytes(path, data)
+
+    def finished_task(self, plan: Plan, key: str, task: str) -> dict[str, Any] | None:
+        """Return a task's result from an interrupted evaluation; None where there is none, or it is damaged."""
+        found = unpacked_json(self._partial(plan, key, task))
+        if not isinstance(found, dict) or found.get("digest") != key or found.get("content") != _content(found.get("result")):
+            return None
+        result: dict[str, Any] = found["result"]
+        return result
+
+    def keep_task(self, plan: Plan, key: str, task: str, result: Mapping[str, Any]) -> None:
+        """Keep a task's result until the configuration is complete."""
+        data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
+        write_bytes(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
+
+    def journal(self, plan: Plan, key: str, task: str) -> Journal:
+        """Return the answers to single requests of a task that is being scored."""
+        path = self._partial(plan, key, task).with_name(f"{task}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Journal(path, key)
+
+    def refuse(self, plan: Plan, key: str, reason: str) -> None:
+        """Remember that the plan's scorer failed its check on one configuration; see `settled`."""
+        write_bytes(self._refusal(plan, key), f"{reason}\n".encode())
+
+    def refused(self, plan: Plan, key: str) -> str | None:
+        """Return why the plan's scorer is not used for a configuration; None if it may be."""
+        path = self._refusal(plan, key)
+        return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None
+
+    def settled(self, plan: Plan, keys: Iterable[str | None] | None = None) -> Plan:
+        """Return the plan, or the same with hflm where its scorer was refused for one of these configurations, since configurations
+        compare only by one scorer. Without `keys` the refusal of any configuration counts."""
+        if keys is None:
+            refused = any(self._refusal(plan, "").parent.glob("*.txt"))
+        else:
+            refused = any(key and self._refusal(plan, key).is_file() for key in keys)
+        return plan.by("hflm") if refused else plan
+
+    def _refusal(self, plan: Plan, key: str) -> Path:
+        return self.folder(plan.suite.suite, plan.digest) / "refused" / f"{key[:12]}.txt"
+
+    def _path(self, suite: str, plan: str, digest: str) -> Path:
+        return self.folder(suite, plan) / f"{digest[:12]}.json"
+
+    def _partial(self, plan: Plan, digest: str, task: str) -> Path:
+        return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
+
+
+def stored_in(folder: Path) -> list[Scores]:
+    """Return all complete scores of a plan's folder, the oldest first. Raises WorkbenchError if a document is damaged."""
+    found = [read_document(p) for p in folder.glob("*.json") if p.name != "plan.json"]
+    return sorted(found, key=lambda s: (s.created, s.configuration.name))
+
+
+def _content(result: Any) -> str:
+    return digest_of(json.dumps(result, sort_keys=True).encode())
+
+
+def margin_of(row: Row, item: Row) -> float | None:
+    """Log-likelihood of the gold choice minus the largest of the others; of several gold choices the largest counts.
+
+    Taken from the row's metrics, else from its log-likelihoods. None where the gold choice is not known.
+    """
+    known = row["metrics"].get(MARGIN)
+    if known is not None:
+        return float(known)
+    values, choices, right = row.get("loglikelihoods"), item.get("choices"), gold_of(item)
+    if not values or not choices or len(values) != len(choices):
+        return None
+    best = [v for i, v in enumerate(values) if i in right]
+    others = [v for i, v in enumerate(values) if i not in right]
+    return float(max(best) - max(others)) if best and others else None
+
+
+def gold_of(item: Row) -> set[int]:
+    """Return the numbers of an item's gold choices; empty where it does not say them."""
+    gold = item.get("gold")
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
+        with contextlib.suppress(ValueError, RecursionError):
+            gold = json.loads(gold)
+    return {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}

@@ -1,0 +1,242 @@
+"""Code of local tasks: which files it consists of, which files it reads, and whether both can be known without running it again."""
+
+from __future__ import annotations
+
+import ast
+import json
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.files import digest_of, write_bytes
+from workbench.jsondoc import read_object
+from workbench.scores.tasks import Source
+from workbench.versions import installed
+
+FORMAT = "task-1"
+# Modules whose reads all pass through Python's `open`, where they are seen, and whose results depend on nothing else.
+_SEEN = frozenset({
+    "__future__", "abc", "array", "ast", "base64", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "decimal",
+    "difflib", "enum", "fractions", "functools", "gzip", "hashlib", "heapq", "html", "io", "itertools", "json", "math", "numbers",
+    "operator", "pathlib", "pprint", "random", "re", "statistics", "string", "sys", "textwrap", "types", "typing", "unicodedata",
+    "datasets", "numpy", "scipy", "yaml", "typing_extensions", "lm_eval",
+})  # fmt: skip
+# Names by which code asks for what no trace sees: the environment, whether files exist, the time, readers in other languages.
+_UNSEEN = frozenset({
+    "environ", "getenv", "exists", "is_file", "is_dir", "stat", "lstat", "getmtime", "getsize", "now", "today", "utcnow", "cwd", "home", "argv", "stdin",
+    "load_dataset", "load_from_disk", "from_parquet", "from_json", "from_csv", "from_text", "from_generator", "from_file",
+    "memmap", "SystemRandom", "__import__", "eval", "exec", "import_module",
+})  # fmt: skip
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    """Folders of installed code, which versions stand for."""
+    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places += [sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    return tuple(dict.fromkeys(Path(place).resolve() for place in places if place))
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a file belongs to the user: not to an installed package, nor to the system's pseudo files."""
+    return not any(path.is_relative_to(folder) for folder in (*_installed(), Path("/proc"), Path("/sys"), Path("/dev")))
+
+
+@dataclass(frozen=True)
+class Code:
+    """The Python files of a task.
+
+    Attributes:
+        files: Those of its `!function` fields, and the modules of the user's that they import, at any depth.
+        named: Files that string literals of that code name.
+        foreign: Imported packages that are not the user's, and names by which the code may read what a trace does not see.
+    """
+
+    files: frozenset[Path]
+    named: frozenset[Path]
+    foreign: frozenset[str]
+
+    @property
+    def is_traceable(self) -> bool:
+        """Return whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
+        return not self.foreign
+
+
+def code_of(files: Iterable[Path], folder: Path) -> Code:
+    """Follow the imports of a task's Python files, those inside functions too, without running them.
+
+    Args:
+        files: The files of its `!function` fields; other files are ignored.
+        folder: Of the task file: literals may name files relative to it.
+    """
+    found: set[Path] = set()
+    named: set[Path] = set()
+    foreign: set[str] = set()
+    left = [path.resolve() for path in files if path.suffix == ".py"]
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue  # lm-eval says what is wrong with it
+        for node in ast.walk(tree):
+            for module in _imported(node):
+                inner = _module(module, path.parent)
+                left += inner
+                foreign.update({module.rpartition(".")[2]} & _UNSEEN)
+                if not inner and not module.startswith(".") and module.partition(".")[0] not in _SEEN:
+                    foreign.add(module.partition(".")[0])
+            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+            if name in _UNSEEN:
+                foreign.add(str(name))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named.update(_existing(node.value, (path.parent, folder, Path.cwd())))
+    return Code(frozenset(found), frozenset(named - found), frozenset(foreign))
+
+
+def _imported(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        head = "." * node.level + (node.module or "")
+        yield head or "."
+        yield from (f"{head}.{alias.name}" if node.module else f"{head}{alias.name}" for alias in node.names)
+
+
+def _module(name: str, folder: Path) -> list[Path]:
+    """Files of an imported module of the user's, those of its packages included; none where it is not the user's."""
+    level = len(name) - len(name.lstrip("."))
+    places = [folder.joinpath(*[".."] * (level - 1))] if level else [folder, *(Path(p or ".") for p in sys.path)]
+    parts = [part for part in name.lstrip(".").split(".") if part]
+    for place in places:
+        files = [] if parts else [f for f in (place / "__init__.py",) if f.is_file()]
+        for depth in range(1, len(parts) + 1):
+            stem = place.joinpath(*parts[:depth])
+            files += [f for f in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")) if f.is_file()]
+        files = [f.resolve() for f in files]
+        if files:
+            return [f for f in files if is_own(f)]
+    return []
+
+
+def _existing(text: str, folders: Iterable[Path]) -> Iterator[Path]:
+    if not 0 < len(text) < 200 or "\n" in text or "\0" in text:
+        return
+    for folder in folders:
+        try:
+            path = (folder / text).resolve()
+            if path.is_file() and is_own(path):
+                yield path
+        except (OSError, ValueError, RuntimeError):
+            return
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a task has read while it was built.
+
+    Attributes:
+        files: Files that exist.
+        absent: Paths that it tried in vain.
+        folders: Folders that it listed.
+        unseen: Why the list may be incomplete: network, other processes, native libraries.
+    """
+
+    files: frozenset[Path] = frozenset()
+    absent: frozenset[Path] = frozenset()
+    folders: frozenset[Path] = frozenset()
+    unseen: frozenset[str] = frozenset()
+
+    def __or__(self, other: Reads) -> Reads:
+        return Reads(
+            self.files | other.files, self.absent | other.absent, self.folders | other.folders, self.unseen | other.unseen
+        )
+
+
+def remember(path: Path, source: Source, code: Code, reads: Reads, files: Iterable[Path]) -> None:
+    """Keep what a task has yielded, with the identity of every file that decides it. Nothing is kept where that is not known.
+
+    Args:
+        path: The memo.
+        source: What the task has yielded.
+        code, reads: Of its build.
+        files: Its YAML files and the files that these name.
+    """
+    if not code.is_traceable or reads.unseen:
+        path.unlink(missing_ok=True)
+        return
+    every = {*files, *code.files, *code.named, *reads.files}
+    kept = {**asdict(source), "lower": sorted(source.lower), "docs": list(source.docs)}
+    document = {
+        "format": FORMAT,
+        "versions": _versions(),
+        "cwd": str(Path.cwd()),
+        "files": {str(f): [*_stat(f), _digest(f)] for f in sorted(every) if f.is_file()},
+        "absent": sorted(map(str, reads.absent)),
+        "folders": {str(f): _listing(f) for f in sorted(reads.folders)},
+        "source": kept,
+    }
+    try:
+        data = json.dumps(document, allow_nan=False).encode()
+    except (TypeError, ValueError):  # documents that are no plain JSON are built each time
+        path.unlink(missing_ok=True)
+        return
+    write_bytes(path, data)
+
+
+def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:
+    """Return what a task yields where every file that decides it is the one that it was; None where it has to be built."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_object(path)
+        every = {*map(str, files), *map(str, code.files), *map(str, code.named)}
+        if found["format"] != FORMAT or found["versions"] != _versions() or found["cwd"] != str(Path.cwd()):
+            return None
+        if not every <= found["files"].keys() or not all(_same(Path(f), known) for f, known in found["files"].items()):
+            return None
+        if any(Path(f).exists() for f in found["absent"]) or any(_listing(Path(f)) != d for f, d in found["folders"].items()):
+            return None
+        kept: Mapping[str, Any] = found["source"]
+        return Source(
+            **{**kept, "metrics": tuple(kept["metrics"]), "filters": tuple(kept["filters"]), "lower": frozenset(kept["lower"])}
+        )
+    except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # damaged: built again
+        return None
+
+
+def content(files: Iterable[Path]) -> list[str]:
+    """Return the digests of some files' bytes, in order, each once: names and places decide nothing."""
+    return sorted({_digest(path) for path in files if path.is_file()})
+
+
+def _versions() -> dict[str, str]:
+    return {"python": sys.version.partition(" ")[0], **installed("lm_eval", "datasets", "jinja2", "numpy", "brick-workbench")}
+
+
+def _stat(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def _same(path: Path, known: list[Any]) -> bool:
+    if not path.is_file():
+        return False
+    return _stat(path) == known[:-1] or _digest(path) == known[-1]
+
+
+def _digest(path: Path) -> str:
+    return digest_of(path.read_bytes())
+
+
+def _listing(path: Path) -> str:
+    return digest_of("\n".join(sorted(p.name for p in path.iterdir())).encode()) if path.is_dir() else ""

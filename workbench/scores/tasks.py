@@ -1,0 +1,258 @@
+"""Local lm-eval tasks as files: what defines a task, and its metrics. Read without importing lm_eval or any task code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench import jsondoc
+from workbench.errors import WorkbenchError
+from workbench.scores.statistics import RATIOS
+from workbench.yamldoc import MAX_BYTES
+
+# Metrics that lm-eval 0.4.13 gives a task without a metric_list (DEFAULT_METRIC_REGISTRY).
+DEFAULT_METRICS = {
+    "multiple_choice": ("acc", "acc_norm"),
+    "generate_until": ("exact_match",),
+    "loglikelihood": ("perplexity", "acc"),
+    "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
+# How lm-eval aggregates its own metrics where a metric_list does not say; those not listed are means over items.
+AGGREGATIONS = {
+    "perplexity": "perplexity",
+    "word_perplexity": "weighted_perplexity",
+    "byte_perplexity": "weighted_perplexity",
+    "bits_per_byte": "bits_per_byte",
+    "brier_score": "brier_score",
+    "f1": "f1",
+    "mcc": "matthews_corrcoef",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "chrf++": "chrf++",
+    "ter": "ter",
+    "bypass": "bypass",
+}
+BRIER = "brier_score"  # of a multiple-choice item (right choice, probabilities): squared distances, then their mean
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
+_CORPUS = {  # what lm-eval computes corpus metrics of
+    "perplexity": "loglikelihood",
+    "word_perplexity": "loglikelihood_rolling",
+    "byte_perplexity": "loglikelihood_rolling",
+    "bits_per_byte": "loglikelihood_rolling",
+}
+
+MAX_LEVELS = 12
+"""Levels of lists and objects in a document. `datasets`, which builds tasks, looks at every value twice a level: 40 levels take days."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A task's documents and what identifies them.
+
+    Attributes:
+        kind: lm-eval's output type.
+        metrics: Metrics that are means over items or ratios of sums over items, the first one the default headline.
+        lower: Those of them where lower is better.
+        filters: Names of the task's filters, in order.
+        ratios: Those of them that are ratios of sums, with their kind: perplexity, weighted_perplexity or bits_per_byte.
+        docs: Documents in file order.
+        digest: Of the task's definition and code, and of what the built task yields.
+        bundled: Taken from lm-eval's own tasks.
+    """
+
+    name: str
+    kind: str
+    metrics: tuple[str, ...]
+    lower: frozenset[str]
+    docs: Sequence[Mapping[str, Any]]
+    digest: str
+    bundled: bool = False
+    ratios: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[str, ...] = ("none",)
+
+
+class _Function(str):
+    """A `!function module.name` of a task file."""
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """YAML of lm-eval tasks; functions stay names and no code is imported."""
+
+
+_TaskLoader.add_constructor("!function", lambda _, node: _Function(node.value))
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A local task: its merged configuration and the files that define it (definition, includes, functions beside them)."""
+
+    path: Path
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+    def check(self, name: str) -> tuple[Path, ...]:
+        """Return the JSON lines that the task names as its data; the task's own code reads them.
+
+        Raises:
+            WorkbenchError: No data are named, a file is missing, a line is not JSON, or the test data are empty.
+        """
+        config = self.config
+        if not config.get("dataset_path") and not config.get("custom_dataset"):
+            raise WorkbenchError(
+                f"{self.path}: task '{name}' has no data: neither dataset_path nor custom_dataset",
+                "Add `custom_dataset: !function localdata.jsonl` and `dataset_kwargs: {data_files: {test: data/NAME.jsonl}}`, or dataset_path.",
+            )
+        given = config.get("dataset_kwargs") or {}
+        if not isinstance(given, dict):
+            raise WorkbenchError(
+                f"{self.path}: task '{name}': dataset_kwargs: expected a mapping, found {type(given).__name__}", None
+            )
+        given = given.get("data_files")
+        if not config.get("custom_dataset") or not isinstance(given, dict):
+            return ()
+        paths = {split: self.path.parent / str(p) for split, p in given.items()}
+        for path in paths.values():
+            if not path.is_file():
+                raise WorkbenchError(
+                    f"{self.path}: task '{name}': data file {path} not found", "Generate it or correct data_files."
+                )
+        lines = {split: path for split, path in paths.items() if path.suffix == ".jsonl"}
+        found = {split: _read_jsonl(path, name) for split, path in lines.items()}
+        test = str(config.get("test_split") or config.get("validation_split"))
+        if found.get(test) == []:
+            raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+        return tuple(paths.values())
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """Return the configuration without the names of its data files: what these hold counts."""
+        kwargs = self.config.get("dataset_kwargs")
+        if not isinstance(kwargs, dict):
+            return dict(self.config)
+        return {**self.config, "dataset_kwargs": {k: v for k, v in kwargs.items() if k != "data_files"}}
+
+
+def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
+    """A task's metrics that are means over items or ratios of sums, those where lower is better, and the kinds of the ratios; names
+    as in the stored rows. Others (F1 over the corpus, BLEU, ...) have no score of an item and are left out."""
+    kind = str(config.get("output_type", "generate_until"))
+    names: list[str] = []
+    lower: set[str] = set()
+    ratios: dict[str, str] = {}
+    filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
+    for by in filters:
+        for entry in config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRICS.get(kind, ())]:
+            metric = str(entry["metric"])
+            aggregation = entry.get("aggregation", AGGREGATIONS.get(metric, "mean"))
+            corpus = not config.get("process_results") and _CORPUS.get(metric)
+            if aggregation not in ("mean", BRIER, *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
+                continue
+            name = metric_name(metric, by, filters)
+            names.append(name)
+            if not entry.get("higher_is_better", metric not in LOWER):
+                lower.add(name)
+            if aggregation in RATIOS:
+                ratios[name] = aggregation
+    return tuple(dict.fromkeys(names)), frozenset(lower), ratios
+
+
+def metric_name(metric: str, by: str, filters: Sequence[str]) -> str:
+    """`metric` for a task's first filter, `metric,filter` for the others."""
+    return metric if by == filters[0] else f"{metric},{by}"
+
+
+def task_index(tasks_dir: Path) -> dict[str, TaskFile]:
+    """Local tasks by name, as lm-eval finds them: every *.yaml below the folder. Errors: a file that is not YAML."""
+    found: dict[str, TaskFile] = {}
+    for path in sorted(tasks_dir.rglob("*.yaml")):
+        config, files = _task_config(path.resolve(), ())
+        name = config.get("task")
+        if isinstance(name, str) and "group" not in config:
+            if name in found:
+                raise WorkbenchError(f"{path}: task '{name}' is also defined in {found[name].path}", "Rename one of the two.")
+            found[name] = TaskFile(path.resolve(), config, files)
+    return found
+
+
+def group_files(tasks_dir: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """Return groups by name, as lm-eval finds them: every *.yaml below the folder that has a `group`."""
+    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    for path in sorted(tasks_dir.rglob("*.yaml")):
+        if "group:" in path.read_text("utf-8"):
+            config, _ = _task_config(path.resolve(), ())
+            if isinstance(name := config.get("group"), str):
+                found[name] = (path.resolve(), config)
+    return found
+
+
+def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    if path in seen:
+        raise WorkbenchError(f"{path}: includes itself", "Break the cycle of includes.")
+    try:
+        text = path.read_text("utf-8")
+        config = yaml.load(text[: MAX_BYTES + 1], _TaskLoader)  # noqa: S506, TID251  a SafeLoader
+    except FileNotFoundError:
+        raise WorkbenchError(f"{seen[-1]}: included file {path} not found", None) from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}" if error.problem_mark else ""
+        raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", "lm-eval would skip this file in silence.") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # UTF-16, a date such as 2026-13-45, an explicit tag without a value that it fits, endless nesting
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
+        raise WorkbenchError(f"{path}: not YAML: {said}", "lm-eval would skip this file in silence.") from None
+    if len(text) > MAX_BYTES or _is_large(config):
+        raise WorkbenchError(
+            f"{path}: too large, nested too deeply, or full of aliases", "Keep the items in a file of their own."
+        )
+    if not isinstance(config, dict):
+        raise WorkbenchError(f"{path}: expected a mapping, found {type(config).__name__}", None)
+    includes = config.pop("include", [])
+    merged: dict[str, Any] = {}
+    files = [path, *(path.parent / f"{f.rpartition('.')[0].replace('.', '/')}.py" for f in _functions(config))]
+    for name in includes if isinstance(includes, list) else [includes]:
+        if not isinstance(name, str) or "\0" in name:
+            raise WorkbenchError(f"{path}: include: expected the names of task files, found {name!r:.60}", None)
+        inner, more = _task_config((path.parent / name).resolve(), (*seen, path))
+        merged.update(inner)
+        files.extend(more)
+    return {**merged, **config}, tuple(dict.fromkeys(f for f in files if f.is_file()))
+
+
+def _is_large(config: Any) -> bool:
+    """Return whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
+    count, level = 0, [config]
+    for _ in range(100):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in islice(value.values() if isinstance(value, dict) else value, 100_000 - count)
+        ][: 100_001 - count]
+        count += len(level)
+        if not level or count > 100_000:
+            return bool(level)
+    return True
+
+
+def _functions(value: Any) -> list[_Function]:
+    if isinstance(value, _Function):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [f for v in inner for f in _functions(v)]
+
+
+def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
+    docs = []
+    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(jsondoc.text_of(path, f"{path}: task '{task}'").split("\n"), 1):
+        if line.strip():
+            place, hint = f"{path}:{number}: task '{task}'", "One JSON object a line."
+            docs.append(jsondoc.as_object(jsondoc.parse(line, place, hint), place, hint))
+            if jsondoc.is_deep(docs[-1], MAX_LEVELS):
+                raise WorkbenchError(f"{place}: a document nested in more than {MAX_LEVELS} levels", "Flatten the document.")
+    return docs

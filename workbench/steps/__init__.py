@@ -1,0 +1,24 @@
+"""The kinds of step, one signature each, and the list of methods that implement them.
+
+    merge   (base block, one delta a brick) -> delta        streams, block by block
+    edit    (live model, tokenizer, facts)  -> factors      its result is a brick
+            (live model, tokenizer, facts)  -> memory       ends a recipe: its result acts on the live model
+    grow    (model)                         -> new names    streams, tensor by tensor
+
+A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
+"""
+
+from __future__ import annotations
+
+from workbench.steps.edit import Edit, EditMethod, MethodContext
+from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves
+from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
+from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
+from workbench.steps.registry import VERBS, register
+from workbench.steps.step import BrickStep, Step
+from workbench.steps.train import NewTraining, TrainMethod
+
+__all__ = [
+    "NEW", "VERBS", "Axis", "Block", "BrickStep", "Combination", "Edit", "EditMethod", "Group", "GrowContext", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
+    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "NewTraining", "Prepared", "Preserves", "Remembered", "Step", "TrainMethod", "register",
+]  # fmt: skip

@@ -1,0 +1,293 @@
+"""What recipe fields are made of: references to bricks, places in a model, values that vary over its depth."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from workbench.errors import WorkbenchError
+from workbench.models.layout import Model
+from workbench.yamldoc import Written
+
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+
+
+class Strict(Written):
+    """Base of everything that users write: unknown fields are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def field_docs(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> the docstring below it in the source, own or inherited.
+
+    Read when a schema or a page is written: pydantic's own reading, at every start, costs half a second.
+    """
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if not issubclass(cls, Strict) or (cls.__module__ == __name__ and cls is Strict):
+            continue
+        try:
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        except (OSError, TypeError, ValueError):
+            continue  # made in code: its fields carry their descriptions
+        assert isinstance(body, ast.ClassDef)
+        for line, text in pairwise(body.body):
+            doc = text.value if isinstance(text, ast.Expr) else None
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(doc, ast.Constant):
+                found[line.target.id] = inspect.cleandoc(str(doc.value))
+    return {name: found.get(name) or field.description or "" for name, field in model.model_fields.items()}
+
+
+Real = Annotated[float, Field(strict=True)]
+"""A number; pydantic would also take yes and "1"."""
+Whole = Annotated[int, Field(strict=True)]
+"""A whole number; pydantic would also take yes, 2.0 and "2"."""
+
+
+class Where(Strict):
+    """A set of tensors."""
+
+    include: tuple[str, ...] = ("*",)
+    """Globs over tensor names: "*.mlp.*"."""
+    exclude: tuple[str, ...] = ()
+    """Globs that take tensors out again."""
+    layers: str | None = None
+    """A Python slice of layer indices, or one index: "4:20", "-4:", "7". Embeddings, norm and head are in no layer."""
+
+    @field_validator("layers")
+    @classmethod
+    def _slice(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"-?\d+|-?\d*:-?\d*(:-?[1-9]\d*)?", value):
+            raise ValueError(f"expected a slice of layers such as '4:20', '-4:' or '7', found {value!r}")
+        return value
+
+    def unmatched(self, model: Model) -> str | None:
+        """The first part that names nothing in a model: a glob without a tensor, a slice without a layer."""
+        names = list(model.weights.specs)
+        for glob in self.include:
+            if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
+                return f"include {glob!r}"
+        if self.layers is not None and not self._indices(model.layout.depth):
+            return f"layers {self.layers!r}"
+        return None if any(self.matches(name, model) for name in names) else "`where`"
+
+    def matches(self, name: str, model: Model) -> bool:
+        """Whether a tensor belongs to the set."""
+        if not any(fnmatchcase(name, glob) for glob in self.include) or any(fnmatchcase(name, g) for g in self.exclude):
+            return False
+        return self.layers is None or model.layout.layer(name) in self._indices(model.layout.depth)
+
+    def _indices(self, depth: int) -> range:
+        parts = [int(p) if p else None for p in (self.layers or ":").split(":")]
+        if len(parts) == 1 and parts[0] is not None:
+            return range(depth)[parts[0] : parts[0] + 1 or None]
+        return range(depth)[slice(*parts)]
+
+
+class Ramp(Strict):
+    """A value that changes linearly from the first layer to the last."""
+
+    first: Real
+    last: Real
+
+
+class Knots(Strict):
+    """Values at evenly spaced depths, linear between them."""
+
+    knots: tuple[Real, ...] = Field(min_length=2)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "rules"
+    if isinstance(value, Knots) or (isinstance(value, Mapping) and "knots" in value):
+        return "knots"
+    return "ramp" if isinstance(value, (Mapping, Ramp)) else "number"
+
+
+class Rule(Strict):
+    """A value for some tensors: a number, or one that changes over depth."""
+
+    where: Where
+    value: Annotated[
+        Annotated[Real, Tag("number")] | Annotated[Ramp, Tag("ramp")] | Annotated[Knots, Tag("knots")], Discriminator(_kind)
+    ]
+
+
+Schedule = Annotated[
+    Annotated[Real, Tag("number")]
+    | Annotated[Ramp, Tag("ramp")]
+    | Annotated[Knots, Tag("knots")]
+    | Annotated[tuple[Rule, ...], Tag("rules")],
+    Discriminator(_kind),
+]
+"""A number, `{first:, last:}` or `{knots: [...]}` over depth, or a list of `{where:, value:}` of which the last match wins."""
+
+
+def constants(schedule: Any) -> list[float]:
+    """The numbers that a schedule is made of."""
+    if isinstance(schedule, Ramp):
+        return [schedule.first, schedule.last]
+    if isinstance(schedule, Knots):
+        return list(schedule.knots)
+    return [v for rule in schedule for v in constants(rule.value)] if isinstance(schedule, tuple) else [schedule]
+
+
+def lowest(schedule: Any) -> float:
+    """The smallest value that a schedule takes."""
+    return float(min(constants(schedule), default=0.0))
+
+
+def _share(schedule: Any) -> Any:
+    if bad := [v for v in constants(schedule) if not 0 <= v <= 1]:
+        raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")
+    return schedule
+
+
+def _finite(schedule: Any) -> Any:
+    if bad := [v for v in constants(schedule) if not abs(v) < 1e30]:
+        raise ValueError(f"expected a finite number, found {bad[0]}")
+    return schedule
+
+
+Space = Literal["full", "core"]
+"""Where a merge method works: on whole deltas, or on the small matrices of stacked LoRA factors."""
+Number = Annotated[Schedule, AfterValidator(_finite)]
+Share = Annotated[Schedule, AfterValidator(_share)]
+
+
+def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
+    """A schedule's value for one tensor.
+
+    Linear schedules run over depth: embeddings take the first knot, final norm and head the last. A list of rules takes
+    the last one that matches, `default` where none does.
+    """
+    if isinstance(schedule, tuple):
+        matching = [rule.value for rule in schedule if rule.where.matches(name, model)]
+        return value_at(matching[-1], name, model, default) if matching else default
+    if isinstance(schedule, (int, float)):
+        return float(schedule)
+    knots = constants(schedule)
+    place = model.layout.position(name) * (len(knots) - 1)
+    left = min(int(place), len(knots) - 2)
+    return knots[left] + (knots[left + 1] - knots[left]) * (place - left)
+
+
+class BrickEntry(Strict):
+    """What a merge step says of one brick."""
+
+    weight: Number = 1.0
+    """Coefficient of the brick's delta."""
+
+
+def _is_entry(value: Any) -> str:
+    plain = isinstance(value, Mapping) and not {"first", "last", "knots"} & set(value)
+    return "entry" if plain or isinstance(value, BrickEntry) else "weight"
+
+
+class _ListOfNames:
+    """Lets a list of brick names stand for weights of 1, in validation and in the JSON schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the mapping's schema, after a list of names has become a mapping."""
+        return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the mapping, or a list of names."""
+        return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
+
+
+def _weights_of_one(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return value
+    found: dict[str, float] = {}
+    for name in value:
+        if not isinstance(name, str):
+            raise ValueError(f"expected brick names, or a mapping of brick names to weights; found {repr(name)[:60]} in the list")
+        if name in found:
+            raise ValueError(f"brick '{name}' is listed twice: give it one entry with the sum of the weights")
+        found[name] = 1.0
+    return found
+
+
+E = TypeVar("E", bound=BrickEntry)
+Bricks = Annotated[
+    dict[str, Annotated[Annotated[Number, Tag("weight")] | Annotated[E, Tag("entry")], Discriminator(_is_entry)]], _ListOfNames()
+]
+"""Brick name -> its weight, or the method's fields for it; a list of names gives every brick weight 1."""
+
+
+class BrickRef(Strict):
+    """Where a brick lies. A bare string is a directory or hub id whose kind is detected."""
+
+    path: str | None = None
+    """A directory or hub id; its kind is detected from brick.yaml, adapter_config.json or config.json."""
+    adapter: str | None = None
+    """A PEFT LoRA adapter."""
+    checkpoint: str | None = None
+    """A fine-tuned model with the base's architecture."""
+    brick: str | None = None
+    """A directory with a brick.yaml."""
+    recipe: str | None = None
+    """A recipe on the same base: the configuration that it produces."""
+    any_base: bool = False
+    """Merge the brick although it was made on another base, or nothing shows that it was made on this one; contradictions become warnings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> BrickRef:
+        given = list(self._places())
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(given) or 'none'}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """adapter, checkpoint, brick, recipe, or path where the kind is to be detected."""
+        return next(iter(self._places()))
+
+    @property
+    def target(self) -> str:
+        """The directory, hub id or recipe file."""
+        return next(iter(self._places().values()))
+
+    def data(self) -> dict[str, Any]:
+        """Return the reference as a recipe writes it."""
+        return {**self._places(), **({"any_base": True} if self.any_base else {})}
+
+    def _places(self) -> dict[str, str]:
+        return {key: str(value) for key, value in self if key != "any_base" and value is not None}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "2GB", "500MB", "1.5GiB" or a plain number."""
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text).lower())
+    if not match or match[2] not in units:
+        raise WorkbenchError(f"expected a size such as 2GB or 500MB, found {text!r}")
+    return int(float(match[1]) * units[match[2]])
