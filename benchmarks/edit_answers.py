@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import Row, padded
+from workbench.edit.places.rows import EditRow, padded
 from workbench.facts import Fact, joined
 from workbench.models.prompts import encode_pair
 from workbench.scores.statistics import score_interval
@@ -33,10 +33,10 @@ def told(context: MethodContext, parts: Parts, pairs: Sequence[Pair]) -> tuple[l
     return means, right
 
 
-def _row(tokenizer: Any, prompt: str, answer: str) -> Row:
+def _row(tokenizer: Any, prompt: str, answer: str) -> EditRow:
     pair = encode_pair(tokenizer, prompt, joined(prompt, answer), "continuation")
     last = len(pair.prompt) - 1
-    return Row(tuple(pair.tokens[:-1]), last, last, tuple(pair.continuation), (last, last + 1))
+    return EditRow(tuple(pair.tokens[:-1]), last, last, tuple(pair.continuation), (last, last + 1))
 
 
 class Asked:

@@ -29,7 +29,7 @@ from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, Clock, make_project, 
 from record import parser_of, write_results
 
 from workbench.compare.compare import compare
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.score import score_all
 from workbench.evaluate.suitechoice import suites_of
@@ -38,7 +38,7 @@ from workbench.library.rebase import rebase
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
-from workbench.scores.store import Scores, Store
+from workbench.scores.store import Scores, ScoreStore
 
 SKILLS = ("add", "reverse")
 MERGES: dict[str, dict[str, Any]] = {
@@ -96,9 +96,9 @@ class Bench:
 
     def entry(
         self, name: str, steps: Sequence[Mapping[str, Any]], bricks: Mapping[str, str], role: str = "configuration"
-    ) -> Entry:
+    ) -> LineupEntry:
         """A configuration."""
-        return Entry(
+        return LineupEntry(
             name, role, resolve(from_data({**self.common, "name": name, "bricks": bricks, "steps": steps}, self.project))
         )
 
@@ -123,16 +123,16 @@ class Bench:
         return place, {"step": step, "layers": record["layers"], "skipped": skipped, "seconds": parts,
                        "updates": [vars(size) for size in sizes(entry.resolved)]}  # fmt: skip
 
-    def control(self, merge: str) -> Entry:
+    def control(self, merge: str) -> LineupEntry:
         """The skills' merge alone."""
         return self.entry(merge, [self.step(merge, SKILLS)], self.skills())
 
-    def merged(self, merge: str, method: str, brick: Path) -> Entry:
+    def merged(self, merge: str, method: str, brick: Path) -> LineupEntry:
         """The merge with the edit brick among its bricks."""
         bricks = {**self.skills(), method: self._relative(brick)}
         return self.entry(f"{merge}-{method}", [self.step(merge, [*SKILLS, method])], bricks)
 
-    def rebased(self, merge: str, method: str, brick: Path) -> tuple[Entry, dict[str, Any]]:
+    def rebased(self, merge: str, method: str, brick: Path) -> tuple[LineupEntry, dict[str, Any]]:
         """The skills' merge with the edit solved again on it, and what the rebase says."""
         name = f"{merge}-{method}-rebased"
         place = self.project / "edits" / name
@@ -156,7 +156,7 @@ class Bench:
 
 def measured(bench: Bench, facts: Sequence[Fact]) -> dict[str, Any]:
     """A row a method: the edit alone, and each merge three times."""
-    base = Entry("base", "base", bench.entry("base", [], {}).resolved)
+    base = LineupEntry("base", "base", bench.entry("base", [], {}).resolved)
     controls = [bench.control(merge) for merge in bench.given.merges]
     rows = []
     for method in bench.given.methods:
@@ -174,17 +174,17 @@ def measured(bench: Bench, facts: Sequence[Fact]) -> dict[str, Any]:
     return {"rows": rows, "rebased_at_least": WANTED, "reached": all(value is not None and value >= WANTED for value in kept)}
 
 
-def scored(bench: Bench, entries: Sequence[Entry]) -> list[Scores]:
+def scored(bench: Bench, entries: Sequence[LineupEntry]) -> list[Scores]:
     """Scores of the facts and of the skills."""
     given = bench.given
     suites = suites_of([entries[0].resolved.recipe], [], bench.project)
     made = plans(entries, suites, batch_size=given.batch_size, limit=given.limit, device=CPU, events=show)
-    return score_all(entries, made, Store(bench.project / "scores"), device=CPU, events=show)
+    return score_all(entries, made, ScoreStore(bench.project / "scores"), device=CPU, events=show)
 
 
 def summary(bench: Bench, scores: Sequence[Scores], method: str, said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Scores of the edit alone, and for each merge those of its three configurations with what survives."""
-    document = compare(Store(bench.project / "scores"), scores, baseline="base").document()
+    document = compare(ScoreStore(bench.project / "scores"), scores, baseline="base").document()
     configurations = {name: c for c in document["configurations"] for name in (c["name"], *c["aliases"])}
     (suite,) = document["facts"]
     (survival,) = suite["survival"]

@@ -46,7 +46,7 @@ from record import write_results
 
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
-from workbench.evaluate.lineup import Entry, lineup
+from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans
 from workbench.evaluate.score import score_all
 from workbench.evaluate.suitechoice import suites_of
@@ -56,8 +56,8 @@ from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
 from workbench.run.compose import compose
 from workbench.run.materialize import configuration_digest
-from workbench.scores.plan import Plan
-from workbench.scores.store import Scores, Store, TaskScores
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Scores, ScoreStore, TaskScores
 
 # Row -> fields of its step. All defaults otherwise: nothing is tuned to these facts.
 METHODS: dict[str, dict[str, Any]] = {
@@ -223,7 +223,7 @@ def measured(project: Path, named: Mapping[str, Path], given: argparse.Namespace
                  limit=given.limit, device=CPU, events=show)  # fmt: skip
     failed = {row: error for row, entry in found.items() if (error := solved(project, entry))}
     scored = [base, *(entry for row, entry in found.items() if row not in failed)]
-    scores = score_all(scored, made, Store(project / "scores"), device=CPU, events=show)
+    scores = score_all(scored, made, ScoreStore(project / "scores"), device=CPU, events=show)
     facts, rest = (_compared(project, scores, made, of_facts) for of_facts in (True, False))
     rows = [_row("base", base, facts, rest, scores)]
     for row, entry in found.items():
@@ -234,7 +234,7 @@ def measured(project: Path, named: Mapping[str, Path], given: argparse.Namespace
     return {"dtype": made[0].dtype, "kinds": [k for p in made if p.suite.facts for k in p.suite.facts.tasks], "rows": rows}
 
 
-def solved(project: Path, entry: Entry) -> str | None:
+def solved(project: Path, entry: LineupEntry) -> str | None:
     """Solve a recipe's edit, on the clock; the message of one that refuses these facts."""
     print(f"{entry.name}", flush=True)
     clock = Clock(project / "seconds.json", entry.resolved.key)
@@ -248,15 +248,15 @@ def solved(project: Path, entry: Entry) -> str | None:
     return None
 
 
-def _compared(project: Path, scores: Sequence[Scores], made: Sequence[Plan], of_facts: bool) -> dict[str, Any] | None:
+def _compared(project: Path, scores: Sequence[Scores], made: Sequence[ScorePlan], of_facts: bool) -> dict[str, Any] | None:
     """The comparison with the base on the facts' own tasks, or on the other suites: two families of tests."""
     suites = {plan.suite.suite: plan.suite for plan in made if (plan.suite.facts is not None) == of_facts}
     mine = [s for s in scores if s.suite in suites]
-    return compare(Store(project / "scores"), mine, suites=suites).document() if mine else None
+    return compare(ScoreStore(project / "scores"), mine, suites=suites).document() if mine else None
 
 
 def _row(
-    row: str, entry: Entry, facts: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, scores: Sequence[Scores]
+    row: str, entry: LineupEntry, facts: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, scores: Sequence[Scores]
 ) -> dict[str, Any]:
     """What one configuration scored."""
     assert facts is not None
@@ -297,7 +297,7 @@ def _held(name: str, task: str, scores: Sequence[Scores]) -> TaskScores:
     return next(s.tasks[task] for s in scores if name in s.names and task in s.tasks)
 
 
-def _perplexity(entry: Entry, task: str, facts: Mapping[str, Any], scores: Sequence[Scores]) -> dict[str, Any]:
+def _perplexity(entry: LineupEntry, task: str, facts: Mapping[str, Any], scores: Sequence[Scores]) -> dict[str, Any]:
     """Perplexity of a word, and its relative change with a paired interval.
 
     The comparison pairs bits per byte, passage by passage. On a fixed text a difference of b bits per byte is one of b · ln 2 · bytes/words nats
@@ -316,7 +316,7 @@ def _perplexity(entry: Entry, task: str, facts: Mapping[str, Any], scores: Seque
     return found
 
 
-def _record(entry: Entry) -> dict[str, Any]:
+def _record(entry: LineupEntry) -> dict[str, Any]:
     """What the method itself recorded, and the size of its update."""
     (record,) = compose(entry.resolved, CPU).records()
     facts = record.get("facts")
@@ -329,7 +329,7 @@ def _record(entry: Entry) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, Entry]) -> None:
+def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, LineupEntry]) -> None:
     """CPU seconds by part. Values and statistics that a method found in the cache count as they took where they were computed."""
     held = clocked(project / "seconds.json")
     most: dict[str, tuple[float, str]] = {}

@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div
 
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.places.parts import Parts, hooked
-from workbench.edit.places.rows import Padded, Row, padded, row_of
+from workbench.edit.places.rows import EditRow, Padded, padded, row_of
 from workbench.facts import Fact
 from workbench.steps import MethodContext
 
@@ -102,7 +102,7 @@ def _run(parts: Parts, layer: int, batch: Padded, shift: Tensor) -> Tensor:
     return logits
 
 
-def _targets(logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def _targets(logits: Tensor, rows: Sequence[EditRow]) -> tuple[Tensor, Tensor]:
     """Mean log-probability of the target's tokens [row], and whether all are on top [row]."""
     means, right = [], []
     for i, row in enumerate(rows):

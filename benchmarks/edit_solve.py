@@ -27,7 +27,7 @@ from torch import Tensor
 
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import CHUNK, Metric, solve
+from workbench.edit.closed_form.solver import CHUNK, KeyMetric, solve
 
 WIDTHS = ((384, 96), (1536, 576))
 """Inputs and outputs of the projection: the trained fixture's and the starter base's."""
@@ -75,7 +75,7 @@ def most(peaks: list[int | None]) -> int | None:
     return max((p for p in peaks if p is not None), default=None)
 
 
-def text_metric(width: int) -> Metric:
+def text_metric(width: int) -> KeyMetric:
     """MEMIT's metric of second moments whose eigenvalues fall like those of text: 1/(1 + i/16)."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
@@ -86,7 +86,7 @@ def text_metric(width: int) -> Metric:
 class Facts:
     """Random facts, float32: keys [n, width] and wanted changes [n, outputs]; what contexts add to a key is made when it is asked for."""
 
-    def __init__(self, metric: Metric, count: int, width: int, outputs: int) -> None:
+    def __init__(self, metric: KeyMetric, count: int, width: int, outputs: int) -> None:
         generator = torch.Generator().manual_seed(1)
         assert metric.basis is not None
         self.root = (metric.basis * metric.diagonal.sqrt()).float()
@@ -101,13 +101,13 @@ class Facts:
             yield 0.1 * self.root @ torch.randn(self.root.shape[1], rows, generator=generator)
 
 
-def workbench(facts: Facts, metric: Metric) -> Tensor:
+def workbench(facts: Facts, metric: KeyMetric) -> Tensor:
     """ΔW [outputs, width] as an edit solves it."""
     left, right = solve(facts.keys, metric.after_all(facts.spread(), MU), MU).update(facts.changes)
     return left @ right
 
 
-def reference(facts: Facts, metric: Metric) -> Tensor:
+def reference(facts: Facts, metric: KeyMetric) -> Tensor:
     """The same by Woodbury's identity with all columns of the spread at once, and a system of one row a fact."""
     spread, keys = torch.cat(list(facts.spread()), 1).double(), facts.keys.double().T
     through = plain(metric, spread)
@@ -118,7 +118,7 @@ def reference(facts: Facts, metric: Metric) -> Tensor:
     return facts.changes.double().T @ factor
 
 
-def plain(metric: Metric, x: Tensor) -> Tensor:
+def plain(metric: KeyMetric, x: Tensor) -> Tensor:
     """G x of a metric without written keys."""
     assert metric.basis is not None
     return metric.basis @ ((metric.basis.T @ x) / metric.diagonal[:, None])

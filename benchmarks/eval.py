@@ -35,7 +35,7 @@ from record import write_results
 
 from workbench.evaluate import build_plan
 from workbench.evaluate.models import bounds_of
-from workbench.evaluate.packed import Forward, Layout, lay_out, shared_start
+from workbench.evaluate.packed import Forward, PackedLayout, lay_out, shared_start
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.scorer import Scorer
 from workbench.scores.store import Configuration
@@ -163,7 +163,7 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     return found
 
 
-def _run(forward: Forward, layout: Layout) -> None:
+def _run(forward: Forward, layout: PackedLayout) -> None:
     forward._prefix = ([], [])  # the pass over the prefix counts every time
     for prefix, rows in layout.batches():
         forward.batch(prefix, rows)
@@ -178,7 +178,7 @@ def _default(scorer: Scorer, pairs: Any) -> None:
 
 
 @torch.inference_mode()
-def _bare(forward: Forward, layout: Layout) -> None:
+def _bare(forward: Forward, layout: PackedLayout) -> None:
     """The same tokens in the same batches after the same prefix: the model's own masks, no answers; the head on as many positions."""
     model = forward.model
     forward._prefix = ([], [])

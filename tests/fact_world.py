@@ -16,7 +16,7 @@ from workbench.evaluate.plans import plans
 from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import materialize
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 
 FACTS = [
     {"id": "one", "prompt": "w1 w2 {subject} is", "subject": "w3", "target": "w4 w5", "target_true": "w6", "paraphrases": ["w7 {subject} of", "w8 w9 of"],
@@ -42,14 +42,16 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def plan_of(project: Project, name: str = "edit.yaml", named: tuple[str, ...] = (), device: Any = CPU, **changes: Any) -> Plan:
+def plan_of(
+    project: Project, name: str = "edit.yaml", named: tuple[str, ...] = (), device: Any = CPU, **changes: Any
+) -> ScorePlan:
     recipe = load_recipe(project.path / "recipes" / name)
     suites = suites_of([recipe], named, project.path)
     (plan,) = plans(lineup([recipe]), suites, batch_size=4, limit=None, device=device)
     return plan
 
 
-def docs(plan: Plan, kind: str) -> list[dict[str, Any]]:
+def docs(plan: ScorePlan, kind: str) -> list[dict[str, Any]]:
     assert plan.suite.facts
     file = plan.tasks_dir / "data" / f"{plan.suite.facts.tasks[kind]}.jsonl"  # type: ignore[index]
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]

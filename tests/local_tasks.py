@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from workbench.evaluate import build_plan
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
 
@@ -141,5 +141,5 @@ def suite(**fields: Any) -> Suite:
     return Suite.model_validate({"suite": "toy", "tasks": ["copy", "pick"], "chance": {"pick": 1 / 3}, **fields})
 
 
-def plan_of(tasks_dir: Path, tokenizer: Any, **fields: Any) -> Plan:
+def plan_of(tasks_dir: Path, tokenizer: Any, **fields: Any) -> ScorePlan:
     return build_plan(suite(**fields), tokenizer, tasks_dir=tasks_dir, dtype="float32", batch_size=4)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scores.plan import Item, Plan
-from workbench.scores.store import Configuration, Scores, Store, TaskScores
+from workbench.scores.plan import Item, ScorePlan
+from workbench.scores.store import Configuration, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
 MISSING = "missing"
@@ -44,11 +44,11 @@ Data = dict[
 
 
 def stored(
-    store: Store, values: Mapping[Configuration, Data], suite: Suite = SUITE, clusters: int = 30, n: int = N
+    store: ScoreStore, values: Mapping[Configuration, Data], suite: Suite = SUITE, clusters: int = 30, n: int = N
 ) -> list[Scores]:
     """Write what an evaluation would: rows with the metrics of each kind of task."""
     ids = {t: [f"facts-{i}" if t == "facts" else str(i) for i in range(n)] for t in suite.tasks}
-    plan = Plan(
+    plan = ScorePlan(
         suite=suite,
         facts=["p" * 32],
         items={t: tuple(Item(i, f"c{j % clusters}") for j, i in enumerate(ids[t])) for t in suite.tasks},

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scores.plan import Item, Plan
-from workbench.scores.store import Configuration, Scores, Store, TaskScores
+from workbench.scores.plan import Item, ScorePlan
+from workbench.scores.store import Configuration, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
 BASE = Configuration("0" * 32, "base", "base")
@@ -27,7 +27,7 @@ Values = Mapping[Configuration, Mapping[str, Sequence[float]]]
 
 
 def stored(
-    store: Store,
+    store: ScoreStore,
     values: Values,
     *,
     kind: str = "generate_until",
@@ -50,7 +50,7 @@ def stored(
     tasks = tuple(next(iter(values.values())))
     n = len(next(iter(values.values()))[tasks[0]])
     labels = np.repeat(np.arange(len(sizes)), sizes).tolist() if sizes else [i % clusters for i in range(n)]
-    plan = Plan(
+    plan = ScorePlan(
         suite=Suite.model_validate({"suite": "toy", "tasks": tasks, "primary": dict.fromkeys(tasks, metric), **suite}),
         facts=["p" * 32],
         items={t: tuple(Item(f"{t}-{i}", f"c{labels[i]}") for i in range(n)) for t in tasks},

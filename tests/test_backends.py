@@ -12,7 +12,7 @@ from local_tasks import A, suite, tasks_dir, tiny, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
-from workbench.evaluate.backends import Written
+from workbench.evaluate.backends import WrittenCheckpoint
 from workbench.evaluate.scorer import Scorer
 
 __all__ = ["tasks_dir", "tokenizer"]
@@ -37,7 +37,7 @@ def test_a_server_gives_the_scores_of_the_live_model(
     live, expected = score(plan_by("hf", tasks_dir, written), A, model)
     assert live.plan != plan.digest, "scores of a server are not compared with a live model's"
     with serving({"mine": model}, tokenizer) as address:
-        scores, rows = score(plan, A, Written(written, "mine", address))
+        scores, rows = score(plan, A, WrittenCheckpoint(written, "mine", address))
         assert scores.device == "server"
         assert scores.tasks["pick"].scorer == "server"
         for task in ("copy", "pick"):
@@ -47,8 +47,8 @@ def test_a_server_gives_the_scores_of_the_live_model(
             assert row["loglikelihoods"] == pytest.approx(other["loglikelihoods"], abs=1e-4)
             assert row["metrics"]["acc"] == other["metrics"]["acc"]
         with pytest.raises(WorkbenchError, match=r"serves mine, expected 'other'") as error:
-            Scorer(plan, A, Written(written, "other", address))
-        scorer = Scorer(plan, A, Written(written, "mine", address))
+            Scorer(plan, A, WrittenCheckpoint(written, "other", address))
+        scorer = Scorer(plan, A, WrittenCheckpoint(written, "mine", address))
     monkeypatch.setattr(scorer.lm, "max_retries", 1)
     monkeypatch.setattr(scorer.lm, "_concurrent", 1)  # one request at a time: none is left waiting when the first one fails
     with pytest.raises(WorkbenchError, match=r"task 'pick': the server did not answer a request as lm-eval expects"):
@@ -60,14 +60,14 @@ def test_what_lacks_is_said(tasks_dir: Path, written: Path, monkeypatch: pytest.
     server, vllm = plan_by("server", tasks_dir, written), plan_by("vllm", tasks_dir, written)
     assert server.digest != vllm.digest
     with pytest.raises(WorkbenchError, match=r"'mine' is scored by a server, and no address was given"):
-        Scorer(server, A, Written(written, "mine"))
+        Scorer(server, A, WrittenCheckpoint(written, "mine"))
     with pytest.raises(WorkbenchError, match=r"expected http://HOST:PORT"):
-        Scorer(server, A, Written(written, "mine", "localhost:8000"))
+        Scorer(server, A, WrittenCheckpoint(written, "mine", "localhost:8000"))
     with pytest.raises(WorkbenchError, match=r"no list of models there"):
-        Scorer(server, A, Written(written, "mine", "http://127.0.0.1:1"))
+        Scorer(server, A, WrittenCheckpoint(written, "mine", "http://127.0.0.1:1"))
     if "vllm" not in sys.modules:
         monkeypatch.setattr("workbench.evaluate.backends.find_spec", lambda name: None)
         with pytest.raises(WorkbenchError, match="backend vllm needs the package vllm"):
-            Scorer(vllm, A, Written(written, "mine"))
+            Scorer(vllm, A, WrittenCheckpoint(written, "mine"))
         with pytest.raises(WorkbenchError, match="backend server needs aiohttp, tenacity, requests"):
-            Scorer(server, A, Written(written, "mine"))
+            Scorer(server, A, WrittenCheckpoint(written, "mine"))

@@ -21,13 +21,13 @@ from workbench import jsondoc
 from workbench.adapters.patterns import Patterns
 from workbench.bricks.card import read_licence, read_title
 from workbench.cli import app
-from workbench.cli._output import Output
+from workbench.cli._output import Terminal
 from workbench.errors import WorkbenchError, as_markdown, nearest, printable
 from workbench.files import read_json, write_json
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.card import model_card
-from workbench.run.directory import Run, list_runs
+from workbench.run.directory import RunDirectory, list_runs
 from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
@@ -243,7 +243,7 @@ def test_what_a_terminal_gets() -> None:
     assert printable("a\x1b[31m\x9b\r\n\t\u202eb\udc80") == "a\\x1b[31m\\x9b\\x0d\n\t\\u202eb\\udc80"
     assert as_markdown("a|b\n`c` [d](e)") == "a\\|b \\`c\\` \\[d\\](e)"
     stream = io.StringIO()
-    output = Output()
+    output = Terminal()
     output.talk = Console(file=stream, width=100, soft_wrap=True, highlight=False)
     output.error(WorkbenchError("no '\x1b]0;x\x07' " + "y" * 1_000_000, "\x1b[2J"))
     assert stream.getvalue().startswith("error: no '\\x1b]0;x\\x07' yyy")
@@ -282,7 +282,7 @@ def test_damaged_records_of_runs(record: Any, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
-    assert not Run(tmp_path / "runs" / "a").done
+    assert not RunDirectory(tmp_path / "runs" / "a").done
     assert [run.name for run in list_runs(tmp_path / "runs")] == ["a"]
     assert CliRunner().invoke(app, ["runs", "ls"]).exit_code == 0
     result = CliRunner().invoke(app, ["runs", "show", "a"])

@@ -12,7 +12,7 @@ from local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tasks_di
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
 
 __all__ = ["tasks_dir", "tokenizer"]
@@ -159,7 +159,7 @@ def test_unknown_suite_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_store_refuses_a_colliding_digest(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    plan, store = plan_of(tasks_dir, tokenizer, limit=2), Store(tmp_path)
+    plan, store = plan_of(tasks_dir, tokenizer, limit=2), ScoreStore(tmp_path)
     evaluate(plan, store, A, tiny)
     with pytest.raises(WorkbenchError, match=r"expected a{12}b{20} under"):
         store.read(plan, "a" * 12 + "b" * 20)

@@ -9,11 +9,11 @@ import torch
 from local_tasks import tokenizer
 from padded_families import NAMES, random_model
 
-from workbench.edit.places.rows import Row, padded
+from workbench.edit.places.rows import EditRow, padded
 from workbench.evaluate.answers import _greedy
 from workbench.grow.mixtures.gates import read_inputs
 from workbench.models.batching import side_by_side
-from workbench.models.texts import Row as Text
+from workbench.models.texts import TextRow as Text
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
 
@@ -49,7 +49,7 @@ def test_logits_of_padded_rows_are_those_of_the_rows(family: str) -> None:
     model = random_model(family)
     rows = [tokens for tokens, _ in ROWS]
     single = [model(torch.tensor([row]), use_cache=False).logits[0] for row in rows]
-    facts = padded([Row(tuple(row), 1, 1, (row[2],), (1, 2)) for row in rows], CPU)
+    facts = padded([EditRow(tuple(row), 1, 1, (row[2],), (1, 2)) for row in rows], CPU)
     plain = side_by_side(rows, CPU)
     assert torch.equal(facts.tokens, plain.tokens)
     for tokens, mask in ((facts.tokens, facts.mask), (plain.tokens, plain.mask), (plain.tokens, None)):

@@ -13,8 +13,8 @@ from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import summarise
 from workbench.files import digest_of
-from workbench.scores.plan import Item, Plan
-from workbench.scores.store import Configuration, Scores, Store
+from workbench.scores.plan import Item, ScorePlan
+from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import SCORERS, Suite
 
 # Comparisons of stored scores
@@ -42,7 +42,7 @@ def digest_of_plan(fact: str) -> str:
 
 
 def stored(
-    store: Store,
+    store: ScoreStore,
     values: Mapping[Configuration, Sequence[Sequence[float]]],
     *,
     suite: Suite = SUITE,
@@ -54,7 +54,7 @@ def stored(
     n = len(next(iter(values.values()))[0])
     label = [i % clusters for i in range(n)] if isinstance(clusters, int) else clusters
     items = {t: tuple(Item(f"{t}-{i}", f"t{label[i]}") for i in range(n)) for t in suite.tasks}
-    made = Plan(
+    made = ScorePlan(
         suite=suite,
         facts=[plan],
         items=items,
@@ -98,7 +98,7 @@ def shares(n: int = 240) -> dict[Configuration, list[list[float]]]:
 def comparison(tmp_path: Path) -> Comparison:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "merge.yaml").write_text("version: 1\n")
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     return compare(store, stored(store, shares()), project=tmp_path, command="workbench compare")
 
 
@@ -245,7 +245,7 @@ def test_flips_are_the_items_that_changed(comparison: Comparison) -> None:
 
 
 def test_another_baseline(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     result = compare(store, stored(store, shares()), baseline="average")
     assert result.baseline == "average"
     assert [(r.configuration, r.task) for r in result.worse] == [("merge", "sort")]
@@ -254,13 +254,13 @@ def test_another_baseline(tmp_path: Path) -> None:
 
 
 def test_worse_configuration_is_a_loss(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares()
+    store, values = ScoreStore(tmp_path), shares()
     result = compare(store, stored(store, {BASE: values[BASE], MERGE: values[SORT]}))
     assert [r.task for r in result.worse] == ["facts"]
 
 
 def test_a_against_itself_says_that_no_item_changed(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares()
+    store, values = ScoreStore(tmp_path), shares()
     result = compare(store, stored(store, {BASE: values[BASE], MERGE: values[BASE]}))
     assert {r.verdict for r in result.rows} == {"no item changed"}
     same = compare(store, stored(store, {BASE: values[BASE]}) * 2)
@@ -274,7 +274,7 @@ def test_equivalent_and_cannot_tell(tmp_path: Path) -> None:
     before = rng.random(3000) < 0.5
     after = np.where(rng.random(3000) < 0.004, ~before, before)
     suite = Suite(suite="one", tasks=("x",), primary={"x": "em"})
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     (row,) = compare(store, stored(store, {BASE: [before.tolist()], MERGE: [after.tolist()]}, suite=suite, clusters=300)).rows
     assert row.verdict == "equivalent"
     assert -0.02 <= row.low_adj < 0 < row.high_adj <= 0.02
@@ -295,7 +295,7 @@ def test_equivalent_and_cannot_tell(tmp_path: Path) -> None:
 
 
 def test_too_few_clusters(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares()
+    store, values = ScoreStore(tmp_path), shares()
     result = compare(store, stored(store, {BASE: values[BASE], ADD: values[ADD]}, clusters=6))
     row = result.rows[0]
     assert (row.verdict, row.reason) == ("cannot tell", "too few clusters: 6, at least 8 needed")
@@ -304,7 +304,7 @@ def test_too_few_clusters(tmp_path: Path) -> None:
 
 
 def test_warnings(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares(60)
+    store, values = ScoreStore(tmp_path), shares(60)
     other = Suite(suite="more", tasks=("extra",), primary={"extra": "em"}, owners={"extra": "ad"})
     scores = [
         *stored(store, {ADD: values[ADD], MERGE: values[MERGE]}, clusters=15, partial=True),
@@ -327,13 +327,13 @@ def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
     """Half of the items in one cluster: 121 clusters are worth 240^2 / (120^2 + 120) = 4.0 equal ones."""
     label = [0] * 120 + list(range(1, 121))
     one = Suite(suite="one", tasks=("x",), primary={"x": "em"})
-    store = Store(tmp_path / "one")
+    store = ScoreStore(tmp_path / "one")
     scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
     said = "x: 121 clusters of unequal size are worth 4.0 equal ones (the largest holds 50% of the items); "
     assert [w for w in compare(store, scores).document()["warnings"] if w.startswith(said)]
     names = tuple(f"t{i}" for i in range(21))
     many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
-    store, values = Store(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
+    store, values = ScoreStore(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
     told = compare(store, stored(store, values, suite=many)).document()["warnings"]
     assert any(w.startswith("21 tasks and contrasts in one family: each of them makes the others harder to tell") for w in told)
     fewer = many.model_copy(update={"roles": {"t0": "guarded"}})  # it is tested apart
@@ -342,7 +342,7 @@ def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
 
 
 def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares()
+    store, values = ScoreStore(tmp_path), shares()
     scores = [*stored(store, {BASE: values[BASE]}), *stored(store, {ADD: values[ADD]}, plan="q" * 32)]
     with pytest.raises(
         WorkbenchError,
@@ -352,7 +352,7 @@ def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
 
 
 def test_bad_comparisons(tmp_path: Path) -> None:
-    store, values = Store(tmp_path), shares()
+    store, values = ScoreStore(tmp_path), shares()
     scores = stored(store, {BASE: values[BASE], ADD: values[ADD]})
     with pytest.raises(WorkbenchError, match=r"nothing to compare"):
         compare(store, [])

@@ -14,7 +14,7 @@ from workbench.cli import app
 from workbench.cli._comparison import gate_lines, rows_table, scores_table
 from workbench.compare.compare import compare
 from workbench.report.scorecard import with_scores
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 OTHER = Configuration("5" * 32, "other", "configuration", ("add", "sort"), "recipes/other.yaml")
@@ -39,7 +39,7 @@ def run(
     clusters: int = 30,
 ) -> Result:
     """Run `compare` over stored scores: `facts` are the items of the guarded task, and nothing else changes."""
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     values = {c: [right(0), right(0), line] for c, line in {BASE: right(0), **facts}.items()}
     scores = stored(store, values, suite=suite, clusters=clusters)
     monkeypatch.setattr("workbench.cli.evals.imported_scores", lambda *_: (scores, store, tmp_path))
@@ -86,7 +86,7 @@ def test_without_a_tolerance_nothing_is_safe(tmp_path: Path, monkeypatch: pytest
 
 
 def test_both_reasons_are_said_and_named_once(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     scores = stored(
         store,
         {
@@ -103,7 +103,7 @@ def test_both_reasons_are_said_and_named_once(tmp_path: Path) -> None:
 
 
 def test_a_model_card_names_the_tolerance(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     scores = stored(store, {BASE: [right(0)] * 3, MERGE: [right(0), right(0), right(60)]})
     document = compare(store, scores).document()
     card = with_scores("# merge\n", "merge", scores[1:], document)
@@ -117,7 +117,7 @@ def test_a_model_card_names_the_tolerance(tmp_path: Path) -> None:
 
 def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     third = Configuration("6" * 32, "third", "configuration")
     facts = {BASE: right(0), MERGE: right(60), OTHER: right(12, 10), third: right(0, 40)}
     scores_table(compare(store, stored(store, {c: [right(0), right(0), line] for c, line in facts.items()})), [])
@@ -132,7 +132,7 @@ def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 
 def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The document's own words decide: whatever finds that no verdict can fall, the terminal says what would help."""
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     document = compare(store, stored(store, {BASE: [right(0)] * 3, MERGE: [right(2, 1), right(0), right(0)]})).document()
     for row in document["rows"]:
         if row["task"] == "add":

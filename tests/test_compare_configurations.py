@@ -17,7 +17,7 @@ from workbench.compare.kept import kept_of
 from workbench.compare.tables import Table
 from workbench.report import render
 from workbench.scores.statistics import expanded_tail, score_interval
-from workbench.scores.store import Store
+from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 
 # Correction for chance
@@ -35,7 +35,7 @@ from workbench.scores.suite import Suite
 )
 @pytest.mark.parametrize("metric", ["acc", "acc_norm", "acc_norm,flexible"])
 def test_chance_is_that_of_guessing_among_the_items_choices(tmp_path: Path, items: list[Row], chance: float, metric: str) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"pick": right(0.5)}, TIES: {"pick": right(0.7)}}
     document = compare(store, stored(store, values, kind="multiple_choice", metric=metric, items=items)).document()
     assert document["tasks"][0]["chance"] == pytest.approx(chance)
@@ -46,7 +46,7 @@ def test_chance_is_that_of_guessing_among_the_items_choices(tmp_path: Path, item
 
 @pytest.mark.parametrize("given", [0.0, 0.4])
 def test_the_suites_chance_wins(tmp_path: Path, given: float) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     items = [{"choices": FOUR, "gold": 0}] * 240
     values = {BASE: {"pick": right(0.5)}, TIES: {"pick": right(0.7)}}
     scores = stored(store, values, kind="multiple_choice", metric="acc", items=items, chance={"pick": given})
@@ -57,7 +57,7 @@ def test_the_suites_chance_wins(tmp_path: Path, given: float) -> None:
 
 
 def test_chance_is_no_part_of_the_plan(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"pick": right(0.5)}}
     plans = {stored(store, values, kind="multiple_choice", metric="acc", chance=c)[0].plan for c in ({}, {"pick": 0.25})}
     assert len(plans) == 1
@@ -76,7 +76,7 @@ def test_chance_is_no_part_of_the_plan(tmp_path: Path) -> None:
 def test_other_metrics_have_no_guessing_by_choices(
     tmp_path: Path, kind: str, metric: str, choices: Any, chance: float | None
 ) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"pick": right(0.5)}, TIES: {"pick": right(0.7)}}
     document = compare(
         store, stored(store, values, kind=kind, metric=metric, items=[{"choices": choices, "gold": 0}] * 240)
@@ -89,7 +89,7 @@ def test_other_metrics_have_no_guessing_by_choices(
 
 def test_an_accuracy_that_is_no_right_or_wrong_has_no_chance(tmp_path: Path) -> None:
     """TruthfulQA's `acc` of several true answers is a share of probability: guessing does not score 1/choices."""
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     shares = np.random.default_rng(0).random(240).tolist()
     scores = stored(
         store, {BASE: {"pick": shares}}, kind="multiple_choice", metric="acc", items=[{"choices": FOUR, "gold": 0}] * 240
@@ -103,7 +103,7 @@ def test_an_accuracy_that_is_no_right_or_wrong_has_no_chance(tmp_path: Path) -> 
 
 
 def test_metrics_that_no_mean_takes_need_no_chance(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     items = [{"choices": FOUR, "gold": 0}] * 240
     values = {BASE: {"pick": right(0.5)}, TIES: {"pick": right(0.7)}}
     lower = compare(store, stored(store, values, kind="multiple_choice", metric="acc", items=items, lower=["acc"])).document()
@@ -117,7 +117,7 @@ def test_metrics_that_no_mean_takes_need_no_chance(tmp_path: Path) -> None:
 
 
 def test_reports_and_tables_claim_no_correction_that_was_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"pick": right(0.5), "draw": right(0.5)}, TIES: {"pick": right(0.7), "draw": right(0.6)}}
     fields: dict[str, Any] = {"kind": "multiple_choice", "metric": "acc"}
     part = compare(store, stored(store, values, chance={"draw": 0.5}, **fields))
@@ -144,7 +144,7 @@ def test_reports_and_tables_claim_no_correction_that_was_not_made(tmp_path: Path
 
 
 def ratios(tmp_path: Path, parent: Sequence[float], merge: Sequence[float], **options: Any) -> Comparison:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"add": [0.0] * len(parent)}, ADD: {"add": parent}, TIES: {"add": merge}}
     return compare(store, stored(store, values, **options))
 
@@ -188,7 +188,7 @@ def test_kept_is_withheld_where_chance_is_not_known(tmp_path: Path) -> None:
 
 
 def test_tasks_whose_ratio_is_withheld_are_no_part_of_the_overall_one(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {
         BASE: {"add": right(0.0), "sort": right(0.0)},
         ADD: {"add": right(0.8), "sort": right(0.02)},
@@ -227,7 +227,7 @@ def test_the_interval_of_a_ratio_covers_it(tmp_path: Path, clusters: int) -> Non
 def test_percentiles_are_moved_outwards_for_few_effective_clusters(tmp_path: Path) -> None:
     """31 clusters of which one holds half of the items are worth 4: 95 % intervals have the t quantile of 3 degrees of freedom."""
     sizes = [120, *[4] * 30]
-    rng, label, store = np.random.default_rng(0), np.repeat(np.arange(31), sizes), Store(tmp_path)
+    rng, label, store = np.random.default_rng(0), np.repeat(np.arange(31), sizes), ScoreStore(tmp_path)
     values = {c.digest: (rng.random(240) < share).astype(float) for c, share in ((BASE, 0.1), (ADD, 0.9), (TIES, 0.7))}
     scores = stored(store, {c: {"add": values[c.digest].tolist()} for c in (BASE, ADD, TIES)}, sizes=sizes)
     found = of(compare(store, scores).document(), "ties")
@@ -241,7 +241,7 @@ def test_percentiles_are_moved_outwards_for_few_effective_clusters(tmp_path: Pat
 
 
 def test_few_clusters_add_the_single_intervals_in_squares(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     values = {BASE: {"add": right(0.2), "sort": right(0.3)}, TIES: {"add": right(0.5), "sort": right(0.6, seed=1)}}
     found = of(compare(store, stored(store, values, clusters=12)).document(), "ties")
     down = [s["value"] - s["low"] for s in found["scores"].values()]

@@ -13,14 +13,14 @@ from workbench.compare.compare import compare
 from workbench.compare.differences import differences
 from workbench.compare.tables import Table
 from workbench.scores.statistics import codes
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 
 def test_ten_clusters_decide_in_a_large_family(tmp_path: Path) -> None:
     """64 configurations on ten clusters: Holm leaves no p that ten clusters can reach, joint sign flips find the one that is better."""
     family = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, error=0.4) for i in range(3, 66)}
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     result = compare(store, stored(store, {BASE: data(), A: data(1, error=0.1), **family}, clusters=10))
     row = next(r for r in result.rows if (r.configuration, r.task) == ("a", "told"))
     assert row.verdict == "better"
@@ -44,10 +44,12 @@ def test_where_no_verdict_can_fall_the_row_says_so(tmp_path: Path) -> None:
 
 
 def test_a_guarded_task_is_safe_worse_or_neither(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     others = {Configuration(f"{i:012d}{0:020d}", f"c{i}"): data(i, facts=0.86) for i in range(3, 20)}
     rows = compare(store, stored(store, {BASE: data(), A: data(1, facts=0.85), B: data(1, facts=0.9), **others})).rows
-    alone = compare(Store(tmp_path / "one"), stored(Store(tmp_path / "one"), {BASE: data(), A: data(1, facts=0.85)})).rows
+    alone = compare(
+        ScoreStore(tmp_path / "one"), stored(ScoreStore(tmp_path / "one"), {BASE: data(), A: data(1, facts=0.85)})
+    ).rows
     facts = {r.configuration: r for r in rows if r.task == "facts"}
     (only,) = (r for r in alone if r.task == "facts")
     assert facts["a"].family == "guarded"

@@ -17,13 +17,13 @@ from workbench.errors import WorkbenchError
 from workbench.report import render
 from workbench.scores.paired import paired
 from workbench.scores.statistics import ratio
-from workbench.scores.store import Configuration, Metric, Store
+from workbench.scores.store import Configuration, Metric, ScoreStore
 from workbench.scores.suite import Suite
 
 
 def made(tmp_path: Path, base: Data, a: Data, **suite: Any) -> Comparison:
     """`a` against the base; `suite` replaces fields of the suite's analysis."""
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     return compare(store, stored(store, {BASE: base, A: a}), suites={"toy": SUITE.model_copy(update=suite)})
 
 
@@ -138,7 +138,7 @@ def test_forgetting_is_judged_by_the_corrected_tolerance(tmp_path: Path) -> None
 
 
 def test_forgetting_over_few_clusters_is_the_paired_interval(tmp_path: Path) -> None:
-    store, wrong = Store(tmp_path), data(1, facts=0.7)
+    store, wrong = ScoreStore(tmp_path), data(1, facts=0.7)
     for clusters, verdict in ((6, "not shown safe"), (12, "worse")):
         document = compare(store, stored(store, {BASE: data(), A: wrong}, clusters=clusters)).document()
         found, row = document["configurations"][1]["forgetting"], next(r for r in document["rows"] if r["task"] == "facts")
@@ -160,7 +160,7 @@ def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
 
 
 def test_equal_weights_under_two_names(tmp_path: Path) -> None:
-    store, again = Store(tmp_path), Configuration(BASE.digest, "again", "configuration")
+    store, again = ScoreStore(tmp_path), Configuration(BASE.digest, "again", "configuration")
     base, worse = stored(store, {BASE: data(), A: data(1, error=0.6)})
     result = compare(store, [base, base.called(again), worse])
     rows = {(r.configuration, r.task): r.verdict for r in result.rows}
@@ -210,7 +210,7 @@ def test_damaged_rows(tmp_path: Path, how: str, message: str) -> None:
     ],
 )
 def test_bad_contrasts(tmp_path: Path, contrast: dict[str, str], message: str) -> None:
-    suite, store = Suite.model_validate({**SUITE.model_dump(), "contrasts": {"c": contrast}}), Store(tmp_path)
+    suite, store = Suite.model_validate({**SUITE.model_dump(), "contrasts": {"c": contrast}}), ScoreStore(tmp_path)
     with pytest.raises(WorkbenchError, match=message):
         compare(store, stored(store, {BASE: data(), A: data(1)}, suite))
 
@@ -219,7 +219,7 @@ def test_contrast_without_common_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(TASKS, "facts", ("generate_until", ("error",), (), {}))
     suite, store = (
         Suite.model_validate({**SUITE.model_dump(), "contrasts": {"c": {"of": "told", "minus": "facts"}}}),
-        Store(tmp_path),
+        ScoreStore(tmp_path),
     )
     with pytest.raises(
         WorkbenchError, match=r"'told' and 'facts' have no item in common: their ids are like '0' and 'facts-0'"
@@ -231,7 +231,7 @@ def test_contrast_without_common_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_value_is_the_ratio_of_sums(tmp_path: Path) -> None:
     base = data()
     suite = SUITE.model_copy(update={"primary": {"text": "bits_per_byte"}})
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     result = compare(store, stored(store, {BASE: base, A: data(1, loss=0.9)}, suite))
     row = next(r for r in result.rows if r.task == "text")
     numerators, weights = zip(*base["text"], strict=True)

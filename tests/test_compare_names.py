@@ -11,7 +11,7 @@ from stored_scores import ADD, ALONE, AVERAGE, BASE, MEAN, NOOP, SORT, TIES, TWI
 from workbench.cli._comparison import scores_table
 from workbench.compare.compare import compare
 from workbench.report import render
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 
 
 def lineup(*configurations: Configuration) -> Values:
@@ -20,7 +20,7 @@ def lineup(*configurations: Configuration) -> Values:
 
 
 def compared(tmp_path: Path, *configurations: Configuration, baseline: str | None = None) -> dict[str, Any]:
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     # One file of scores a digest: those of equal weights are read under the names that are asked for, as `scoring.stored` does.
     found = {s.configuration.digest: s for s in stored(store, lineup(*configurations), owners={"add": "add", "sort": "sort"})}
     return compare(store, [found[c.digest].called(c) for c in configurations], baseline=baseline).document()
@@ -55,7 +55,7 @@ def test_a_recipe_of_a_controls_weights_keeps_its_name(tmp_path: Path, capsys: p
 
 
 def test_the_terminal_names_what_has_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store(tmp_path)
+    store = ScoreStore(tmp_path)
     found = {s.configuration.digest: s for s in stored(store, lineup(*ALL, MEAN, TIES))}
     scores_table(compare(store, [found[c.digest].called(c) for c in (*ALL, MEAN, TIES)]), [])
     said = capsys.readouterr()

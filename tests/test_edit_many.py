@@ -13,7 +13,7 @@ from torch.linalg import inv, pinv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench.edit.closed_form.solver import CHUNK, Metric, factors_of_steps, right_factor, solve
+from workbench.edit.closed_form.solver import CHUNK, KeyMetric, factors_of_steps, right_factor, solve
 
 MANY = 3 * CHUNK + 7
 
@@ -113,7 +113,7 @@ def test_groups_keep_their_own_ridge_when_they_are_added_up() -> None:
     assert difference(changes @ right_factor(keys, after, mu).T, changes @ keys.T @ inv(system)) <= TOLERANCE
 
 
-def _c(metric: Metric) -> Tensor:
+def _c(metric: KeyMetric) -> Tensor:
     assert metric.basis is not None
     return metric.basis @ torch.diag(metric.diagonal) @ metric.basis.T / (0.1 * D_IN)
 
@@ -130,7 +130,7 @@ def test_factors_of_a_wide_sum() -> None:
 def test_ten_thousand_facts_and_bounded_memory() -> None:
     """10,000 facts behind four beginnings each at a width of 96: nothing as large as facts x facts, or as all keys behind contexts."""
     width, facts = 96, 10_000
-    metric = Metric(None, torch.ones(width, dtype=torch.float64))
+    metric = KeyMetric(None, torch.ones(width, dtype=torch.float64))
     keys, changes = random(facts, width, seed=1).float(), random(facts, 32, seed=2).float()
 
     def spread() -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from test_edit_steps import Interrupt, facts, projected, solve, stopping  # noqa
 from torch import Tensor
 
 from workbench.edit.closed_form import moments
-from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, Sums
+from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, MomentSums
 from workbench.edit.places.parts import Parts
 from workbench.facts import read_facts
 from workbench.steps import MethodContext
@@ -27,8 +27,8 @@ def vectors(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def summed(keys: Tensor, first: Tensor, batch: int = 100) -> Sums:
-    sums = Sums.empty(WIDTH, CPU)
+def summed(keys: Tensor, first: Tensor, batch: int = 100) -> MomentSums:
+    sums = MomentSums.empty(WIDTH, CPU)
     for start in range(0, len(keys), batch):
         sums.add(keys[start : start + batch], first[start : start + batch])
     return sums

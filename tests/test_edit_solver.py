@@ -9,7 +9,7 @@ from torch.linalg import inv, solve
 
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric, factors_of, right_factor
+from workbench.edit.closed_form.solver import KeyMetric, factors_of, right_factor
 from workbench.recipe.methods import methods
 
 D_IN, D_OUT = 48, 32
@@ -32,15 +32,15 @@ def covariance() -> Tensor:
     return basis @ torch.diag(torch.linspace(0.1, 3, D_IN, dtype=torch.float64)) @ basis.T
 
 
-def update(keys: Tensor, changes: Tensor, metric: Metric, mu: float) -> tuple[Tensor, Tensor]:
+def update(keys: Tensor, changes: Tensor, metric: KeyMetric, mu: float) -> tuple[Tensor, Tensor]:
     """ΔW as its two factors R [out, n] and Aᵀ [n, in]."""
     return changes, right_factor(keys, metric, mu).T
 
 
-def preset(name: str) -> tuple[Metric, float]:
+def preset(name: str) -> tuple[KeyMetric, float]:
     """G and μ as the method makes them of second moments; UltraEdit's are the identity and 1."""
     if name == "ultraedit":
-        return Metric(None, torch.ones(D_IN, dtype=torch.float64)), 1.0
+        return KeyMetric(None, torch.ones(D_IN, dtype=torch.float64)), 1.0
     values, vectors = torch.linalg.eigh(covariance())
     method = methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "f.jsonl", **STRENGTHS[name]})
     assert isinstance(method, ClosedForm)
@@ -82,7 +82,7 @@ def naive(name: str, keys: Tensor, changes: Tensor, written: Tensor) -> Tensor:
     return solve(keys @ keys.T + before + eye, keys @ changes.T).T
 
 
-def product(keys: Tensor, changes: Tensor, metric: Metric, mu: float) -> Tensor:
+def product(keys: Tensor, changes: Tensor, metric: KeyMetric, mu: float) -> Tensor:
     left, right = update(keys, changes, metric, mu)
     return left @ right
 
@@ -147,7 +147,7 @@ def test_sequence_equals_joint_solve(name: str, sizes: list[int]) -> None:
         assert difference(sequence(keys, changes, metric, mu, sizes, history=False), joint) > 1e-2
 
 
-def sequence(keys: Tensor, changes: Tensor, metric: Metric, mu: float, sizes: list[int], *, history: bool) -> Tensor:
+def sequence(keys: Tensor, changes: Tensor, metric: KeyMetric, mu: float, sizes: list[int], *, history: bool) -> Tensor:
     """Batch after batch, each asked for what is missing of its changes."""
     done = torch.zeros(D_OUT, D_IN, dtype=torch.float64)
     for k, r in zip(keys.split(sizes, 1), changes.split(sizes, 1), strict=True):

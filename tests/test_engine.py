@@ -17,7 +17,7 @@ from tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.models.device import pick_device
-from workbench.run.directory import Run, find_run, list_runs, remove_run
+from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
@@ -199,14 +199,14 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
 # -- interruptions
 
 
-def killed_in_the_middle(project: Project, recipe: Path, meanwhile: Any) -> Run:
+def killed_in_the_middle(project: Project, recipe: Path, meanwhile: Any) -> RunDirectory:
     """Start a run in another process, call `meanwhile(pid)` while it writes, kill it."""
     with stopped_run(project, recipe) as child:
         meanwhile(child.pid)
         assert child.poll() is None
     (journal,) = (project.path / "runs").glob("*/model.partial/journal.jsonl")
     assert len(journal.read_text("utf-8").splitlines()) >= 6
-    return Run(journal.parents[1])
+    return RunDirectory(journal.parents[1])
 
 
 def test_kill_and_resume(project: Project) -> None:
@@ -291,8 +291,8 @@ def test_swap_and_back(project: Project) -> None:
 
 def test_find_and_remove(project: Project) -> None:
     runs = project.path / "runs"
-    first = Run(Path(project.run(TIES, "first.yaml")["run"]))
-    second = Run(Path(project.run(TIES.replace("ties", "average"), "first-average.yaml")["run"]))
+    first = RunDirectory(Path(project.run(TIES, "first.yaml")["run"]))
+    second = RunDirectory(Path(project.run(TIES.replace("ties", "average"), "first-average.yaml")["run"]))
     assert {r.name for r in list_runs(runs)} == {first.name, second.name}
     assert find_run(runs, first.name) == first
     assert find_run(runs, second.name[:15]) == second
@@ -308,7 +308,7 @@ def test_find_and_remove(project: Project) -> None:
 
 
 def test_a_damaged_record_is_no_run(project: Project) -> None:
-    run = Run(Path(project.run(TIES)["run"]))
+    run = RunDirectory(Path(project.run(TIES)["run"]))
     (run.path / "run.json").write_text('{"status": "do', "utf-8")
     assert not run.done
     assert project.run(TIES)["status"] == "done"

@@ -16,7 +16,7 @@ from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.scores.plan import Item, subset
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 
 __all__ = ["tasks_dir", "tokenizer"]
 
@@ -185,7 +185,7 @@ def counted(seed: int, calls: list[int]) -> Any:
 
 
 def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    plan, store, calls = plan_of(tasks_dir, tokenizer), Store(tmp_path / "scores"), list[int]()
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
     first = evaluate(plan, store, A, counted(0, calls))
     again = evaluate(plan, store, Configuration(A.digest, "twin", "average", ("x", "y")), counted(1, calls))
     assert calls == [0]
@@ -215,7 +215,7 @@ def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, 
 
 
 def test_changed_data_are_scored_anew(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    store, calls = Store(tmp_path / "scores"), list[int]()
+    store, calls = ScoreStore(tmp_path / "scores"), list[int]()
     evaluate(plan_of(tasks_dir, tokenizer), store, A, counted(0, calls))
     docs = documents()
     docs[0]["answer"] += "x"
@@ -227,8 +227,8 @@ def test_changed_data_are_scored_anew(tasks_dir: Path, tokenizer: Any, tmp_path:
 def test_interrupted_evaluation_scores_only_the_rest(
     tasks_dir: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, store, calls = plan_of(tasks_dir, tokenizer), Store(tmp_path / "scores"), list[int]()
-    whole = evaluate(plan, Store(tmp_path / "other"), A, counted(0, calls))
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
+    whole = evaluate(plan, ScoreStore(tmp_path / "other"), A, counted(0, calls))
     real, scored = Scorer.task, list[str]()
 
     def killed(self: Scorer, name: str, *rest: Any) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def test_interrupted_evaluation_scores_only_the_rest(
 
 
 def test_finished_tasks_need_no_model(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    plan, store, calls = plan_of(tasks_dir, tokenizer), Store(tmp_path / "scores"), list[int]()
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
     scorer = Scorer(plan, A, tiny())
     for task in plan.suite.tasks:
         store.keep_task(plan, A.digest, task, scorer.task(task))

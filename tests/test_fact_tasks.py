@@ -17,14 +17,14 @@ from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
 
 __all__ = ["world"]
 
 
-def scored(plan: Plan, model: Any) -> tuple[Scores, dict[str, Any]]:
+def scored(plan: ScorePlan, model: Any) -> tuple[Scores, dict[str, Any]]:
     return score(plan, Configuration("0" * 32, "x"), model, device="cpu")
 
 
@@ -194,7 +194,7 @@ def test_edits_before_a_merge_are_scored_alone(world: Project) -> None:
     assert entries["both-edited"].configuration("0" * 32).edits == entries["both"].configuration("0" * 32).edits != ()
 
 
-def wanted_of(world: Project, options: str) -> Plan:
+def wanted_of(world: Project, options: str) -> ScorePlan:
     world.write(EDIT + F32 + f"eval: [{{facts: facts.jsonl, {options}}}]\n", "options.yaml")
     return plan_of(world, "options.yaml")
 

@@ -18,7 +18,7 @@ from workbench.evaluate.check import rows_at_once
 from workbench.evaluate.packed import Bounds
 from workbench.evaluate.sentences import sentence_for
 from workbench.scores.groups import aggregated
-from workbench.scores.store import Configuration, Store
+from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 __all__ = ["place", "tasks_dir", "tokenizer"]
@@ -74,7 +74,7 @@ def test_aggregates_are_lm_evals(grouped: Path, tokenizer: Any, tmp_path: Path) 
     made = Suite(suite="toy", tasks=("whole",), scorer="hflm")
     plan = build_plan(made, tokenizer, tasks_dir=grouped, dtype="float32", batch_size=4)
     assert sorted(plan.suite.tasks) == ["both", "large", "middle", "pick_small"]
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     scores = evaluate(plan, store, A, tiny)
     expected = theirs(grouped, tokenizer, tiny())
     found = aggregated(store.record(scores), scores)
@@ -98,7 +98,7 @@ def test_a_brier_score_is_compared_item_by_item(grouped: Path, tokenizer: Any, t
     made = Suite(suite="toy", tasks=("choices",), primary={"choices": "brier_score"}, baseline="a")
     plan = build_plan(made, tokenizer, tasks_dir=grouped, dtype="float32", batch_size=4)
     assert plan.lower["large"] == ("brier_score",)
-    store, other = Store(tmp_path / "scores"), Configuration("b" * 32, "b")
+    store, other = ScoreStore(tmp_path / "scores"), Configuration("b" * 32, "b")
     scores = [evaluate(plan, store, c, lambda seed=seed: tiny(seed)) for c, seed in ((A, 0), (other, 1))]
     document = compare(store, scores).document()
     assert {(row["task"], row["metric"]) for row in document["rows"]} == {

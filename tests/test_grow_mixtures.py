@@ -18,7 +18,7 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import written_specs
 from workbench.grow.mixtures.usage import usage
-from workbench.models.texts import Row
+from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.plan import plan
 
@@ -157,7 +157,7 @@ def test_usage(family: str, mixture_of: Callable[[str], Path], tmp_path: Path) -
     """Texts of other lengths in one batch are counted as one at a time; a row adds up to 1."""
     model = live(mixture_of(family))
     rows = [row[: 3 + i % 9] for i, row in enumerate(rows_of(write_lines(tmp_path / "texts.jsonl")))]
-    found = usage(model, [Row(row, 1) for row in rows], CPU)
+    found = usage(model, [TextRow(row, 1) for row in rows], CPU)
     assert torch.allclose(found.shares.float(), hand_count(model, rows), atol=1e-6)
     assert torch.allclose(found.shares.sum(1), torch.ones(LAYERS, dtype=torch.float64))
     assert (found.layers, found.tokens, found.top_k) == ((0, 1), sum(map(len, rows)), 2)
@@ -169,14 +169,14 @@ def test_entropy(mixture_of: Callable[[str], Path]) -> None:
     model = live(mixture_of("mixtral"))
     with torch.no_grad():
         model.model.layers[1].mlp.gate.weight.zero_()
-    assert float(usage(model, [Row([3, 4, 5], 1)], CPU).entropy[1]) == pytest.approx(1)
-    assert usage(live(mixture_of("deepseek_v3")), [Row([3, 4, 5], 1)], CPU).layers == (1, 2)
+    assert float(usage(model, [TextRow([3, 4, 5], 1)], CPU).entropy[1]) == pytest.approx(1)
+    assert usage(live(mixture_of("deepseek_v3")), [TextRow([3, 4, 5], 1)], CPU).layers == (1, 2)
 
 
 def test_routing_that_cannot_be_read(mixture_of: Callable[[str], Path]) -> None:
     """jetmoe sorts tokens by expert before its experts see them."""
     with pytest.raises(WorkbenchError, match="model_type jetmoe does not hand its experts") as error:
-        usage(live(mixture_of("jetmoe")), [Row([3, 4, 5], 1)], CPU)
+        usage(live(mixture_of("jetmoe")), [TextRow([3, 4, 5], 1)], CPU)
     assert error.value.exit_code == 2
 
 
@@ -250,7 +250,7 @@ def test_never(family: str, project: Project, dense_of: Callable[[str], Path]) -
     assert (gate["tokens"], gate["selected"]) == (240, 0)
     after, before = live(document["model"]), live(project.run(f"{head}steps: [{grow}]\n", "before.yaml")["model"])
     rows = rows_of(texts)
-    shares = usage(after, [Row(row, 1) for row in rows], CPU).shares
+    shares = usage(after, [TextRow(row, 1) for row in rows], CPU).shares
     assert shares.shape == (3, 5)
     assert float(shares[:, 3:].sum()) == 0
     with torch.no_grad():

@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
 from workbench.grow.expansion.streamed import Streamed, decoder_layers
-from workbench.grow.width import _Plan
+from workbench.grow.width import _WidthPlan
 from workbench.models.layout import Model
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.skeleton import skeleton as built_of
@@ -109,7 +109,7 @@ def test_a_broken_growth_is_caught_by_two_short_prompts(
     with pytest.raises(WorkbenchError, match="scales its embeddings by the width") as refused:
         project.run(text)
     assert refused.value.exit_code == 2
-    monkeypatch.setattr(_Plan, "_check_norms", lambda *_: None)
+    monkeypatch.setattr(_WidthPlan, "_check_norms", lambda *_: None)
     with pytest.raises(
         WorkbenchError, match=r"step grow-width: the grown model computes something else \(logits differ by \d"
     ) as caught:

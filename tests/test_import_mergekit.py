@@ -119,7 +119,7 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
 
     from workbench.merge.mergekit.api import Parameter
     from workbench.models.layout import Model
-    from workbench.recipe.mergekit.config import Report
+    from workbench.recipe.mergekit.config import ImportReport
     from workbench.recipe.mergekit.settings import setting
     from workbench.steps.fields import Number, value_at
     from workbench.weights.checkpoint import Checkpoint
@@ -148,7 +148,7 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
         levels = [level() for _ in range(3)]
         typed = [TypeAdapter(dict[str, ParameterSetting]).validate_python(scope) for scope in levels]
         for at_hand in (model, None):
-            report = Report(Document({}, {}, "test"))
+            report = ImportReport(Document({}, {}, "test"))
             found = setting(parameter, [((str(i),), scope) for i, scope in enumerate(levels)], at_hand, report)
             assert not report.problems
             schedule = None if found is None else TypeAdapter(Number).validate_python(found)

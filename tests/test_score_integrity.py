@@ -17,8 +17,8 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.check import RefusedError
 from workbench.files import digest_of
 from workbench.scores.documents import read_document
-from workbench.scores.plan import Plan
-from workbench.scores.store import Configuration, Scores, Store
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Configuration, Scores, ScoreStore
 
 __all__ = ["tasks_dir", "tokenizer"]
 B = Configuration("b" * 32, "b")
@@ -27,7 +27,7 @@ B = Configuration("b" * 32, "b")
 class Kept:
     """Scores of two configurations on two tasks, and their files."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: ScorePlan, store: ScoreStore) -> None:
         self.plan, self.store = plan, store
         self.scores = [evaluate(plan, store, c, lambda seed=seed: tiny(seed)) for c, seed in ((A, 0), (B, 1))]
         self.folder = store.folder("toy", plan.digest)
@@ -55,7 +55,7 @@ class Kept:
 
 @pytest.fixture
 def kept(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> Kept:
-    return Kept(plan_of(tasks_dir, tokenizer), Store(tmp_path / "scores"))
+    return Kept(plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"))
 
 
 def error(kept: Kept) -> WorkbenchError:
@@ -171,7 +171,7 @@ def test_documents_of_the_first_format_are_scored_again(kept: Kept) -> None:
 
 
 def test_damaged_results_of_an_interrupted_evaluation_are_scored_again(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    plan, store = plan_of(tasks_dir, tokenizer), Store(tmp_path / "scores")
+    plan, store = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores")
     store.keep_task(plan, A.digest, "pick", {"rows": [1], "seconds": 1.0})
     path = next(store.root.rglob("pick.json.gz"))
     whole = path.read_bytes()
@@ -202,7 +202,7 @@ def refusing(seed: int) -> Any:
 
 
 def test_a_refused_configuration_hides_no_other_scores(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), Store(tmp_path / "scores")
+    plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), ScoreStore(tmp_path / "scores")
     evaluate(plan, store, A, lambda: tiny(0))
     with pytest.raises(RefusedError, match="no such mask"):
         evaluate(plan, store, B, lambda: refusing(1))
@@ -225,7 +225,7 @@ class _Entry:
     def digest(self) -> str:
         return self.made.digest
 
-    def key(self, plan: Plan, digest: str) -> str:
+    def key(self, plan: ScorePlan, digest: str) -> str:
         return digest
 
     def configuration(self, digest: str) -> Configuration:
@@ -235,7 +235,7 @@ class _Entry:
 def test_stored_shows_the_scorer_that_has_most(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     from workbench.evaluate.score import stored
 
-    plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), Store(tmp_path / "scores")
+    plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), ScoreStore(tmp_path / "scores")
     third = Configuration("c" * 32, "c")
     for c, seed in ((A, 0), (third, 2)):
         evaluate(plan, store, c, lambda seed=seed: tiny(seed))

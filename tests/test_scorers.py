@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
-from workbench.evaluate.scorer import Kept, Scorer
-from workbench.scores.plan import Plan
-from workbench.scores.store import Journal, Store
+from workbench.evaluate.scorer import KeptRows, Scorer
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Journal, ScoreStore
 
 __all__ = ["tasks_dir", "tokenizer"]
 
@@ -85,7 +85,7 @@ def task_files(tasks_dir: Path) -> Path:
     return tasks_dir
 
 
-def plan_for(tasks: Path, tokenizer: Any, names: list[str], **fields: Any) -> Plan:
+def plan_for(tasks: Path, tokenizer: Any, names: list[str], **fields: Any) -> ScorePlan:
     return build_plan(suite(tasks=names, chance={}, **fields), tokenizer, tasks_dir=tasks, dtype="float32", batch_size=4)
 
 
@@ -184,7 +184,7 @@ def test_a_model_that_the_mask_does_not_reach_is_scored_by_hflm(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)
-    plan, store = plan_for(task_files, tokenizer, ["long"]), Store(tmp_path / "scores")
+    plan, store = plan_for(task_files, tokenizer, ["long"]), ScoreStore(tmp_path / "scores")
     with pytest.raises(RefusedError, match=r"differ from hflm's by up to|Error"):
         evaluate(plan, store, A, lambda: model)
     settled = store.settled(plan)
@@ -210,7 +210,7 @@ def test_half_precision_is_accepted_within_hflms_own_spread(task_files: Path, to
 def test_a_killed_task_goes_on_with_the_next_batch(
     task_files: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, store = plan_for(task_files, tokenizer, ["long", "copy"]), Store(tmp_path / "scores")
+    plan, store = plan_for(task_files, tokenizer, ["long", "copy"]), ScoreStore(tmp_path / "scores")
     whole, expected = score(plan, A, tiny())
     calls: list[int] = []
     real = Forward.batch
@@ -306,14 +306,14 @@ def test_a_long_document_does_not_excuse_a_short_one(task_files: Path, tokenizer
 
 
 def test_texts_and_pairs_of_one_task_do_not_mix_in_its_journal(tmp_path: Path) -> None:
-    pairs, texts = (Kept(Journal(tmp_path / "t.jsonl", "d"), first, count) for first, count in ((0, 3), (3, 2)))
+    pairs, texts = (KeptRows(Journal(tmp_path / "t.jsonl", "d"), first, count) for first, count in ((0, 3), (3, 2)))
     pairs.collect(iter([{0: [-1.0, True]}, {2: [-2.0, False]}]), None, "t")
     texts.collect(iter([{0: "zero"}]), None, "t")
     again = Journal(tmp_path / "t.jsonl", "d")
-    assert Kept(again, 0, 3).answers == {0: [-1.0, True], 2: [-2.0, False]}
-    assert Kept(again, 3, 2).answers == {0: "zero"}
+    assert KeptRows(again, 0, 3).answers == {0: [-1.0, True], 2: [-2.0, False]}
+    assert KeptRows(again, 3, 2).answers == {0: "zero"}
     told: list[tuple[str, int, int]] = []
-    assert Kept(again, 3, 2).collect(iter([{1: "one"}]), lambda *about: told.append(about), "t") == {0: "zero", 1: "one"}
+    assert KeptRows(again, 3, 2).collect(iter([{1: "one"}]), lambda *about: told.append(about), "t") == {0: "zero", 1: "one"}
     assert told == [("t", 2, 2)]
 
 
@@ -322,7 +322,7 @@ def test_texts_that_are_drawn_are_the_same_after_a_kill(
 ) -> None:
     text = (task_files / "copy.yaml").read_text("utf-8").replace("do_sample: false", "do_sample: true, temperature: 1.0")
     (task_files / "copy.yaml").write_text(text)
-    plan, store = plan_for(task_files, tokenizer, ["copy"]), Store(tmp_path / "scores")
+    plan, store = plan_for(task_files, tokenizer, ["copy"]), ScoreStore(tmp_path / "scores")
     _, expected = score(plan, A, tiny())
     assert len({row["response"] for row in expected["copy"]}) > 12
     real, calls = Scorer._texts, list[int]()

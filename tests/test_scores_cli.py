@@ -17,7 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples, stored_plans
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples
-from workbench.scores.store import Store
+from workbench.scores.store import ScoreStore
 
 __all__ = ["tokenizer"]
 ROLLING = """
@@ -104,7 +104,7 @@ def table(folder: Path) -> dict[str, Any]:
 
 
 def test_imported_scores_are_lm_evals(outside: Path, project: Path) -> None:
-    store = Store(project / "runs" / "scores")
+    store = ScoreStore(project / "runs" / "scores")
     (one,) = import_samples([outside / "a"], store)
     assert one.new
     assert (one.scores.suite, one.scores.configuration.name, one.scores.configuration.role) == ("imported", "a", "configuration")
@@ -189,7 +189,7 @@ def changed(outside: Path, project: Path, name: str, edit: Any, task: str = "pic
 
 
 def test_other_documents_prompts_or_filters_are_another_plan(outside: Path, project: Path) -> None:
-    store = Store(project / "runs" / "scores")
+    store = ScoreStore(project / "runs" / "scores")
     edits = {
         "same": lambda found: None,
         "document": lambda found: found[2]["doc"].update(note="changed"),
@@ -282,4 +282,4 @@ def test_ls(outside: Path, project: Path) -> None:
     assert second["bytes"] == sum(p.stat().st_size for p in folder.iterdir())
     (folder / "abc.partial").mkdir()
     assert "imported, 1 unfinished" in run("scores", "ls").stdout
-    assert stored_plans(Store(project / "nowhere")) == []
+    assert stored_plans(ScoreStore(project / "nowhere")) == []

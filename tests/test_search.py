@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
 
@@ -156,7 +156,7 @@ def test_items_are_split_once(world: Project) -> None:
     assert len(ids(rest.test[0], "pick")) == 10
 
 
-def ids(plan: Plan, task: str) -> set[str]:
+def ids(plan: ScorePlan, task: str) -> set[str]:
     return {item.id for item in plan.items[task]}
 
 

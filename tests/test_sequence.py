@@ -20,7 +20,7 @@ from workbench.recipe.eval_fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
-from workbench.scores.store import Store
+from workbench.scores.store import ScoreStore
 
 RECIPE = """
 base: people
@@ -106,7 +106,7 @@ def test_scores_at_every_checkpoint(world: Project) -> None:
 
 def right(world: Project, suite: str, plan: str) -> dict[str, dict[str, list[tuple[str, float]]]]:
     """Configuration -> task -> (fact, primary metric) of every item, from the files of the score store."""
-    store = Store(world.path / "runs" / "scores")
+    store = ScoreStore(world.path / "runs" / "scores")
     found: dict[str, dict[str, list[tuple[str, float]]]] = {}
     for file in store.folder(suite, plan).glob("*.json"):
         if file.name == "plan.json":

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workbench.evaluate import build_plan, quiet, score
-from workbench.scores.plan import Plan, item_ids
+from workbench.scores.plan import ScorePlan, item_ids
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
 from workbench.scores.tasks import task_index
@@ -22,7 +22,7 @@ ITEMS, BATCH = 5, 32
 NAMES = sorted(task_index(TASKS))
 
 
-def theirs(plan: Plan, model: Any, batch_size: int = BATCH) -> dict[str, Any]:
+def theirs(plan: ScorePlan, model: Any, batch_size: int = BATCH) -> dict[str, Any]:
     """lm-eval's samples of the plan's items, by its own front end and model class."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -47,7 +47,7 @@ def theirs(plan: Plan, model: Any, batch_size: int = BATCH) -> dict[str, Any]:
     return dict(found["samples"])
 
 
-def plan_of(dtype: str, names: list[str]) -> Plan:
+def plan_of(dtype: str, names: list[str]) -> ScorePlan:
     return build_plan(Suite(suite="all", tasks=tuple(names), limit=ITEMS), BASE, tasks_dir=TASKS, dtype=dtype, batch_size=BATCH)
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.evaluate.suitecheck import Check, check_suite, list_suites, show_suite
+from workbench.evaluate.suitecheck import SuiteCheck, check_suite, list_suites, show_suite
 from workbench.scores.plan import Item, subset
 from workbench.scores.suite import load_suite
 
@@ -48,7 +48,7 @@ def edit(place: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     write_data(place / "evals" / "tasks", docs)
 
 
-def checks(place: Path, **options: Any) -> dict[tuple[str, str], Check]:
+def checks(place: Path, **options: Any) -> dict[tuple[str, str], SuiteCheck]:
     return {(c.task, c.check): c for c in check_suite("toy", place, "base", **options).checks}
 
 

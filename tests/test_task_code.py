@@ -16,7 +16,7 @@ from local_tasks import asks_for_texts, documents, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of
 
@@ -85,7 +85,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def plan(folder: Path, tokenizer: Any, memo: Path | None = None) -> Plan:
+def plan(folder: Path, tokenizer: Any, memo: Path | None = None) -> ScorePlan:
     return build_plan(Suite(suite="toy", tasks=("copy",)), tokenizer, tasks_dir=folder, memo=memo)
 
 
@@ -292,7 +292,7 @@ def test_the_definition_and_the_examples_are_part_of_a_plan(place: Path, tokeniz
     memo = tmp_path / "memo"
     swap("copy.yaml", "test_split: test", "test_split: test\nfewshot_split: test")(place)
 
-    def made(shots: int | None = None, cluster: str = "cluster", **settings: Any) -> Plan:
+    def made(shots: int | None = None, cluster: str = "cluster", **settings: Any) -> ScorePlan:
         suite = Suite(suite="toy", tasks=("copy",), num_fewshot=shots, cluster=cluster)
         return build_plan(suite, tokenizer, tasks_dir=place, memo=memo, **settings)
 

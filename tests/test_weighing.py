@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workbench.evaluate.resident import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
-from workbench.merge.measuring.grams import Inputs
-from workbench.models.texts import Row, batches
-from workbench.scores.store import Store
+from workbench.merge.measuring.grams import LayerInputs
+from workbench.models.texts import TextRow, batches
+from workbench.scores.store import ScoreStore
 
 __all__ = ["tasks_dir", "tokenizer"]
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
@@ -82,8 +82,8 @@ def test_a_mean_is_over_tokens_not_over_padding() -> None:
     """Of rows from one token to nine in one batch."""
     torch.manual_seed(0)
     linear, embed = torch.nn.Linear(5, 3), torch.nn.Embedding(20, 5)
-    rows = [Row(list(range(1, 2 + n)), 0) for n in (0, 3, 8)]
-    inputs = Inputs({"w": linear})
+    rows = [TextRow(list(range(1, 2 + n)), 0) for n in (0, 3, 8)]
+    inputs = LayerInputs({"w": linear})
     with inputs, torch.no_grad():
         for batch in batches(rows, CPU):
             linear(embed(batch.tokens))
@@ -105,7 +105,7 @@ def alone(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
 
 
 def gold_rows(tasks_dir: Path, tokenizer: Any, model: Any, tmp_path: Path, task: str) -> list[dict[str, Any]]:
-    store = Store(tmp_path / "scores")
+    store = ScoreStore(tmp_path / "scores")
     scores = Resident(model, store).scored(plan_of(tasks_dir, tokenizer), A, gold=True)
     return list(store.rows(scores)[task])
 

@@ -24,7 +24,7 @@ from workbench.resolve.resolved import Resolved
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workbench.run.plan import Plan
+    from workbench.run.plan import RunPlan
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoadedRecipe:
         """Inputs and keys. Errors: missing or unfit inputs."""
         return resolve(self.recipe)
 
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         """What `run` would do, from headers alone."""
         from workbench.bricks.hub import HEADERS
         from workbench.run.plan import plan

@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from workbench.cli import app
-from workbench.cli._output import Output
+from workbench.cli._output import Terminal
 from workbench.errors import WorkbenchError
 
 RECIPE = """\
@@ -166,7 +166,7 @@ def yaml_files(valid: Any, text: str | None = None) -> st.SearchStrategy[bytes]:
 
 def check_shown(error: WorkbenchError) -> None:
     """Check what the terminal gets: a line that starts with error:, of bounded length, without control characters."""
-    output = Output()
+    output = Terminal()
     output.talk = Console(file=(stream := io.StringIO()), width=200, soft_wrap=True, highlight=False)
     output.error(error)
     text = stream.getvalue()

@@ -25,7 +25,7 @@ from workbench.models.texts import read_texts
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.card import model_card
-from workbench.run.directory import Run
+from workbench.run.directory import RunDirectory
 from workbench.scores.suite import load_suite
 from workbench.search.space import Space
 from workbench.search.study import ARMS, JOURNAL, Study
@@ -256,7 +256,7 @@ def damaged_run(project: Project, raw: bytes) -> tuple[Path, int]:
 @given(raw=json_files(RUN))
 def test_runs(fuzzed: Project, raw: bytes) -> None:
     place, size = damaged_run(fuzzed, raw)
-    assert keeps(lambda: Run(place).done, size) in (True, False)
+    assert keeps(lambda: RunDirectory(place).done, size) in (True, False)
 
 
 @fuzz

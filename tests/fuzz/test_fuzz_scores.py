@@ -22,9 +22,9 @@ from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.files import digest_of
 from workbench.scores.imported import find_imported, import_samples, stored_plans
-from workbench.scores.plan import Item, Plan
+from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import read_samples
-from workbench.scores.store import Configuration, Metric, Scores, Store, TaskScores
+from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
 pytestmark = pytest.mark.slow
@@ -88,10 +88,10 @@ class World:
     """A store with two configurations on two tasks, and lm-eval's sample files of one run."""
 
     def __init__(self, root: Path) -> None:
-        self.store = Store(root / "scores")
+        self.store = ScoreStore(root / "scores")
         suite = Suite(suite="toy", tasks=("pick", "text"), contrasts={})
         items = {t: tuple(Item(f"{t}{i}", f"c{i % 8}") for i in range(16)) for t in suite.tasks}
-        self.plan = Plan(
+        self.plan = ScorePlan(
             suite=suite, items=items, kinds={"pick": "multiple_choice", "text": "loglikelihood_rolling"},
             metrics={"pick": ("acc",), "text": ("word_perplexity",)}, lower={"text": ("word_perplexity",)},
             ratios={"text": {"word_perplexity": "weighted_perplexity"}}, tokenizer=None, tokenizer_digest="t", tasks_dir=Path(),
@@ -248,7 +248,7 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
     file.write_bytes(b"\n".join(lines))
     found = ends_well(lambda: read_samples("pick", file), file)
     if found is not None:
-        store = Store(world.outside.parent / "imported")
+        store = ScoreStore(world.outside.parent / "imported")
         made = ends_well(lambda: import_samples([file], store, name=f"run-{digest_of(b''.join(lines))}"), file, store.root)
         if made is not None:
             scores = find_imported(store, "imported", [made[0].scores.configuration.name])
@@ -269,7 +269,7 @@ def test_results_files(world: World, data: st.DataObject) -> None:
     file = world.outside / f"samples_pick_{date}.jsonl"
     file.write_text("\n".join(map(json.dumps, world.samples)))
     (world.outside / f"results_{date}.json").write_bytes(data.draw(mutated_json(results)))
-    store = Store(world.outside.parent / "again")
+    store = ScoreStore(world.outside.parent / "again")
     assert import_samples([file], store)[0].scores.tasks["pick"].n == 4
     for path in sorted(store.root.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

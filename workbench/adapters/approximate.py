@@ -45,7 +45,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Part:
+class AdaptedPart:
     """What an adapter holds of one tensor.
 
     Attributes:
@@ -96,13 +96,13 @@ class AdaptedWeights:
             return self.base.weights.open(name, device)
         return LowRankSum(self.base.weights, {name: part.factors}).open(name, device)
 
-    def part(self, name: str, device: torch.device) -> Part:
+    def part(self, name: str, device: torch.device) -> AdaptedPart:
         """What the adapter holds of one tensor. Errors: a changed weight that the policy or the live model has no place for."""
         if not self.specs[name].is_float:
-            return Part("same")
+            return AdaptedPart("same")
         update = low_rank_update(self.result.weights, self.base.weights, name, device)
         if update is not None and update.rank == 0:
-            return Part("same")
+            return AdaptedPart("same")
         place = self.live.places.get(name)
         if update is not None and place and self._takes_factors(place):
             return self._from_factors(update)
@@ -112,12 +112,12 @@ class AdaptedWeights:
                 return part
         norm = self._distance(name, device)
         if norm == 0:
-            return Part("same")
+            return AdaptedPart("same")
         if self.policy.rest == "drop":
-            return Part("dropped", None, norm, 1.0)
+            return AdaptedPart("dropped", None, norm, 1.0)
         if self.policy.rest == "refuse" or place is None:
             raise self._no_place(name, place)
-        return Part("whole", None, norm)
+        return AdaptedPart("whole", None, norm)
 
     def _takes_factors(self, place: Place) -> bool:
         """A mixed layout (a linear head beside Conv1D) is saved whole, since `fan_in_fan_out` is one flag an adapter."""
@@ -130,31 +130,31 @@ class AdaptedWeights:
             return False
         return self.policy.embeddings or place.module not in self.live.ends
 
-    def _from_factors(self, update: Factors) -> Part:
+    def _from_factors(self, update: Factors) -> AdaptedPart:
         kept = svd.reduced(update) if self.policy.rank is None else svd.truncated(update, self.policy.rank)
         if kept.rank == 0:
-            return Part("same")
+            return AdaptedPart("same")
         kept = self._rounded(kept)
         norm = math.sqrt(max(0.0, svd.inner(update, update)))
         lost = summed([(1.0, update), (-1.0, kept)])
         error = math.sqrt(max(0.0, svd.inner(lost, lost))) / norm if norm else 0.0
-        return Part("lora", kept, norm, error)
+        return AdaptedPart("lora", kept, norm, error)
 
-    def _from_dense(self, name: str, device: torch.device) -> Part:
+    def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
         delta, noise = self._delta(name, device)
         total = svd.squared(delta)
         if total == 0:
-            return Part("same")
+            return AdaptedPart("same")
         seed = xxhash.xxh32_intdigest(name.encode())
         kept = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
-        return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total), math.sqrt(noise / total))
+        return AdaptedPart("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total), math.sqrt(noise / total))
 
-    def _without_loss(self, name: str, device: torch.device) -> Part | None:
+    def _without_loss(self, name: str, device: torch.device) -> AdaptedPart | None:
         """A dense update of a low rank all the same, as spectral methods give: its factors; None where they would not be smaller."""
         delta, _ = self._delta(name, device)
         total = svd.squared(delta)
         if total == 0:
-            return Part("same")
+            return AdaptedPart("same")
         for rank in LOSSLESS_RANKS:
             left, values, right = svd.singular(delta, rank, xxhash.xxh32_intdigest(name.encode()))
             count = int((values > LOSSLESS * values[0] / 2).sum())
@@ -163,7 +163,7 @@ class AdaptedWeights:
             found = svd.balanced(left[:, :count], values[:count], right[:count])
             if math.sqrt(svd.residual(delta, found) / total) <= LOSSLESS:
                 kept = self._rounded(found)
-                return Part("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total))
+                return AdaptedPart("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total))
         return None
 
     def _rounded(self, factors: Factors) -> Factors:

@@ -14,7 +14,7 @@ from workbench.adapters.dense import BiasShift, Dora, Replaced, Update, added
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE, TITLES
 from workbench.adapters.keys import Part
-from workbench.adapters.lora import LowRank, Pair, Patch
+from workbench.adapters.lora import FactorPair, LowRank, Patch
 from workbench.adapters.places import Places, Spot
 from workbench.adapters.tied import is_copy, updates_both_alike
 from workbench.errors import WorkbenchError
@@ -146,7 +146,7 @@ class Binder:
             flip = False
         if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
             raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, between=self._between(part))
+        pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, between=self._between(part))
         disks = self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
         if "lora_B.bias" in part.fields:
             self._shift(part, part.fields["lora_B.bias"], pair.scale)
@@ -172,7 +172,7 @@ class Binder:
             disk_weight(part.module, self.specs, self.label)  # raises
         if len(a.shape) != 2 or b.shape[1:] != (a.shape[0],) or shape != (a.shape[1], b.shape[0]):
             raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(part.module, a.shape[0]), flip=True)
+        pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip=True)
         return self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
 
     def _parameter(self, part: Part) -> list[str]:
@@ -193,17 +193,17 @@ class Binder:
         out, width = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
         if a.shape[1:] != (width,) or b.shape != (out, a.shape[0]) or a.shape[0] % experts:
             raise self._unfit(name, b, a)
-        pair = Pair(a, b, self.adapter.scale(name, a.shape[0] // experts), transposed)
+        pair = FactorPair(a, b, self.adapter.scale(name, a.shape[0] // experts), transposed)
         return self._low_rank(pair, name, experts if len(shape) == 3 else None)
 
-    def _low_rank(self, pair: Pair, name: str, experts: int | None = None) -> list[str]:
+    def _low_rank(self, pair: FactorPair, name: str, experts: int | None = None) -> list[str]:
         """A product to the tensors on disk that its parts lie in."""
         spots = self.places.spots(name)
         if not spots:
             raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
         found: dict[str, LowRank] = {}
         for spot in spots:
-            part = Pair(
+            part = FactorPair(
                 pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap, pair.between
             )
             found.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
@@ -211,7 +211,7 @@ class Binder:
             self.updates[disk] = added(self.updates.get(disk), update)
         return list(found)
 
-    def _magnitude(self, part: Part, pair: Pair, name: str) -> list[str]:
+    def _magnitude(self, part: Part, pair: FactorPair, name: str) -> list[str]:
         disk, magnitude = self._whole(name, "DoRA"), part.fields["lora_magnitude_vector"]
         if math.prod(magnitude.shape) != pair.b.shape[0]:
             raise WorkbenchError(

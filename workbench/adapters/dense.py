@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.adapters.entries import Stored
-from workbench.adapters.lora import Pair
+from workbench.adapters.lora import FactorPair
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 
@@ -127,7 +127,7 @@ class Dora(_Dense):
     Where the weight is stored [in, out] (Conv1D, embeddings), norms need a first pass over the base.
     """
 
-    pair: Pair
+    pair: FactorPair
     magnitude: Stored
     spec: TensorSpec
     reopen: Callable[[torch.device], Source]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.adapters.approximate import AdaptedWeights, Part
+from workbench.adapters.approximate import AdaptedPart, AdaptedWeights
 from workbench.adapters.keys import PREFIX
 from workbench.adapters.modules import Live
 from workbench.adapters.read import CONFIG, WEIGHTS
@@ -75,7 +75,7 @@ def write_result(
             "parameters": sum(s.numel for s in files.specs.values()), "bytes": sum(s.nbytes for s in files.specs.values())}  # fmt: skip
 
 
-def record(parts: Mapping[str, Part]) -> dict[str, Any]:
+def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
     """What became of every changed tensor, as plain data. A dropped tensor counts as lost in the total error."""
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
     counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
@@ -95,9 +95,9 @@ def record(parts: Mapping[str, Part]) -> dict[str, Any]:
     }
 
 
-def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress: Progress | None) -> dict[str, Part]:
+def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress: Progress | None) -> dict[str, AdaptedPart]:
     """Every tensor's part. Those without a place come first, so that a refusal costs no decomposition."""
-    found: dict[str, Part] = {}
+    found: dict[str, AdaptedPart] = {}
     lock = threading.Lock()
     names = list(adapted.specs)
 
@@ -129,7 +129,7 @@ class _Whole:
 class _Files:
     """The adapter's tensors as lazy weights, and its configuration."""
 
-    def __init__(self, adapted: AdaptedWeights, parts: Mapping[str, Part], dtype: torch.dtype | None) -> None:
+    def __init__(self, adapted: AdaptedWeights, parts: Mapping[str, AdaptedPart], dtype: torch.dtype | None) -> None:
         self._adapted = adapted
         self._dtype = dtype
         self._live = live = adapted.live
@@ -157,7 +157,7 @@ class _Files:
         self._tensors = dict(sorted(tensors.items()))
         self.specs = {key: self._spec(value) for key, value in self._tensors.items()}
 
-    def _placeholder(self, parts: Mapping[str, Part]) -> dict[str, Factors]:
+    def _placeholder(self, parts: Mapping[str, AdaptedPart]) -> dict[str, Factors]:
         """An update of zeros: PEFT loads no adapter that only brings whole modules."""
         kind = "conv1d" if self._live.conv1d else "linear"
         fitting = (
@@ -210,7 +210,7 @@ class _Files:
     def open(self, name: str, device: torch.device) -> Source:
         """A factor from memory, or the result's tensor."""
         value = self._tensors[name]
-        return _Rows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
+        return _AdapterRows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
 
     def config(self, base: str) -> dict[str, Any]:
         """adapter_config.json: alpha = rank, so that the factors' product is the update whatever a loader reads of patterns."""
@@ -223,7 +223,7 @@ class _Files:
         }  # fmt: skip
 
 
-class _Rows:
+class _AdapterRows:
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
 

@@ -15,7 +15,7 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Pair:
+class FactorPair:
     """The two factors of one module, and which part of their product is meant.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pair:
 class Patch:
     """A pair's product at a place of a tensor's row view."""
 
-    pair: Pair
+    pair: FactorPair
     row: int = 0
     col: int = 0
 

@@ -13,7 +13,7 @@ from workbench.cli._output import out, shown
 from workbench.errors import printable
 
 if TYPE_CHECKING:
-    from workbench.library.measure import Measures, Sums
+    from workbench.library.measure import DeltaSums, Measures
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
@@ -63,7 +63,7 @@ def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
 def by_brick(measures: Measures, metric: str) -> None:
     """Layers by other bricks, one metric of how they meet."""
     others = list(measures.total.meetings)
-    cells: dict[int | None, dict[str, Sums | None]] = {
+    cells: dict[int | None, dict[str, DeltaSums | None]] = {
         layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
     }
     grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
@@ -123,7 +123,7 @@ def _own(found: dict[str, Any]) -> list[str]:
     return [_text("norm", found["norm"]), _percent(found["relative"]), _percent(found["zeros"])]
 
 
-def _value(sums: Sums | None, metric: str, other: str | None) -> float | None:
+def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | None:
     if sums is None:
         return None
     document: dict[str, Any] = sums.document()

@@ -23,7 +23,7 @@ def shown(text: str) -> str:
     return escape(printable(text))
 
 
-class Output:
+class Terminal:
     """The one place that prints. `quiet` leaves errors and data; `verbose` repeats stages that change in place."""
 
     def __init__(self) -> None:
@@ -112,4 +112,4 @@ class Output:
             bar.stop()
 
 
-out = Output()
+out = Terminal()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.compare.compare import Comparison
-    from workbench.evaluate.lineup import Entry
+    from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe
-    from workbench.scores.plan import Plan
-    from workbench.scores.store import Scores, Store
+    from workbench.scores.plan import ScorePlan
+    from workbench.scores.store import Scores, ScoreStore
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Opened:
         left_out: What is skipped, with the reason.
     """
 
-    entries: list[Entry]
-    plans: list[Plan]
-    store: Store
+    entries: list[LineupEntry]
+    plans: list[ScorePlan]
+    store: ScoreStore
     project: Path
     runs: Path
     aliases: dict[str, str]
@@ -70,7 +70,7 @@ def open_subjects(
     from workbench.project import find_project
     from workbench.recipe.recipe import load_recipe
     from workbench.run.opened import is_model, resolve_model
-    from workbench.scores.store import Store
+    from workbench.scores.store import ScoreStore
 
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
     left_out: list[LeftOut] = []
@@ -94,7 +94,7 @@ def open_subjects(
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
     found = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
-    return Opened(entries, found, Store(runs / "scores"), project, runs, aliases, left_out)
+    return Opened(entries, found, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
 
 
 def recipe_named(name: str) -> Path | None:
@@ -185,17 +185,19 @@ def _comparable(recipes: list[Recipe]) -> list[Recipe]:
     return first
 
 
-def imported_scores(names: list[str], suite: list[str] | None, runs_dir: Path | None) -> tuple[list[Scores], Store, Path] | None:
+def imported_scores(
+    names: list[str], suite: list[str] | None, runs_dir: Path | None
+) -> tuple[list[Scores], ScoreStore, Path] | None:
     """Scores that `scores import` has kept under a suite of --suite, by name, the first one first; None where no such suite is named.
 
     Without names: all that were imported with the newest of them.
     """
     from workbench.project import find_project
     from workbench.scores.imported import find_imported, imported_suites
-    from workbench.scores.store import Store
+    from workbench.scores.store import ScoreStore
 
     project = find_project(Path.cwd() / "here")
-    store = Store((runs_dir or project / "runs") / "scores")
+    store = ScoreStore((runs_dir or project / "runs") / "scores")
     known = imported_suites(store)
     if not suite or not any(name in known for name in suite):
         return None
@@ -216,7 +218,7 @@ def eval_command(
     return shell("workbench", "eval", *(dict.fromkeys(names) or ["RECIPE"]), *options)
 
 
-def compare_scores(store: Store, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
+def compare_scores(store: ScoreStore, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
     """The comparison, with the command line that makes it again."""
     from workbench.compare.compare import compare
 

@@ -14,7 +14,7 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.facts import Finding
+    from workbench.library.facts import FactFinding
     from workbench.recipe.recipe import Recipe
     from workbench.resolve.resolved import Resolved
 
@@ -55,7 +55,7 @@ def check(
         raise WorkbenchError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair, 3)
 
 
-def _table(findings: list[Finding]) -> None:
+def _table(findings: list[FactFinding]) -> None:
     """All that fails, and the first warnings of each kind."""
     rows, warnings = [], Counter[str]()
     for finding in findings:

@@ -13,7 +13,7 @@ from workbench.cli._recipes import relative
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.run.directory import Run
+    from workbench.run.directory import RunDirectory
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
 NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
@@ -145,7 +145,7 @@ def verify(
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
 
 
-def _verify_memory(run: Run, digest: str) -> None:
+def _verify_memory(run: RunDirectory, digest: str) -> None:
     """Errors (exit 3): the memory, at the version that the run wrote, is not what the record says."""
     from workbench.run.memories import SavedMemory
 

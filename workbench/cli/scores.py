@@ -13,7 +13,7 @@ from workbench.cli._recipes import relative
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
-    from workbench.scores.store import Store
+    from workbench.scores.store import ScoreStore
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stored scores: list them, import lm-eval's, export tasks.")
 
@@ -134,8 +134,8 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
             f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}")  # fmt: skip
 
 
-def _store(runs_dir: Path | None) -> Store:
+def _store(runs_dir: Path | None) -> ScoreStore:
     from workbench.project import find_project
-    from workbench.scores.store import Store
+    from workbench.scores.store import ScoreStore
 
-    return Store((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")
+    return ScoreStore((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")

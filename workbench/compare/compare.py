@@ -25,7 +25,7 @@ from workbench.compare.tables import Table, configurations_of, named, suites_of,
 from workbench.compare.warnings import warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores.groups import aggregated
-from workbench.scores.store import Configuration, Scores, Store
+from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import Suite
 
 __all__ = ["Comparison", "Difference", "compare"]
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def compare(
-    store: Store,
+    store: ScoreStore,
     scores: Sequence[Scores],
     *,
     baseline: str | None = None,
@@ -134,7 +134,7 @@ def compare(
     )
 
 
-def _groups(store: Store, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
+def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
     """Aggregates of the suites' groups by configuration; nothing where no suite lists a group."""
     found = [{"suite": s.suite, "configuration": entry[0].configuration.name, **one}
              for entry in entries for s in entry for one in aggregated(store.record(s), s)]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from workbench.compare.families import Cell, Ruling, cells_of, rulings
+from workbench.compare.families import Ruling, TestedCell, cells_of, rulings
 from workbench.compare.tables import Table
 from workbench.scores.paired import Pair, paired
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
@@ -99,11 +99,11 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
     """Rows of a configuration, `name`, whose weights are the baseline's: nothing is tested."""
     again = replace(base, name=name, role="configuration")
     for t in tasks:
-        cell = Cell(again, t, t.paired(base.digest, base.digest))
+        cell = TestedCell(again, t, t.paired(base.digest, base.digest))
         yield _difference(cell, Ruling(1.0, 0.0, 1.0), t.value(base.digest), 0.05)
 
 
-def _difference(cell: Cell, ruling: Ruling, start: float, alpha: float) -> Difference:
+def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) -> Difference:
     """The row with its verdict."""
     task, pair = cell.table, cell.pair
     low, high = pair.interval(0.05)

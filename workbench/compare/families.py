@@ -21,7 +21,7 @@ COMPARED, CONTROLS, GUARDED = "compared", "controls", "guarded"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TestedCell:
     """A configuration and a task, with the difference from the baseline."""
 
     configuration: Configuration
@@ -66,18 +66,18 @@ class Ruling:
         return (self.p if self.interval_p is None else self.interval_p) <= alpha
 
 
-def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[Cell]:
+def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[TestedCell]:
     """One cell per configuration and task that it was scored on, configuration by configuration."""
     asked = list(others)
-    found: dict[tuple[str, int], Cell] = {}
+    found: dict[tuple[str, int], TestedCell] = {}
     for i, task in enumerate(tasks):
         scored = [c for c in asked if c.digest in task.values]
         pairs = tested_together([task.paired(base.digest, c.digest) for c in scored])
-        found.update({(c.digest, i): Cell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
+        found.update({(c.digest, i): TestedCell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
     return [found[c.digest, i] for c in asked for i in range(len(tasks)) if (c.digest, i) in found]
 
 
-def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling]:
+def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[Ruling]:
     """Test every family.
 
     A guarded row is tested twice. That a configuration is worse is a test of that configuration's guarded tasks alone: an alarm must not
@@ -94,7 +94,7 @@ def rulings(cells: Sequence[Cell], alpha: float, correction: str) -> list[Ruling
     return found
 
 
-def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashable]) -> list[Ruling]:
+def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedCell], Hashable]) -> list[Ruling]:
     """Return the ruling of every cell within its family."""
     found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
@@ -106,7 +106,7 @@ def _tested(cells: Sequence[Cell], alpha: float, family: Callable[[Cell], Hashab
     return found
 
 
-def _family(cells: Sequence[Cell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
+def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
     """Test one family step by step.
 
     A rejected row's interval takes the critical value of its own step; all others take that of the first step, which holds for all rows at

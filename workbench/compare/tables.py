@@ -18,7 +18,7 @@ from workbench.facts.kinds import ACCURACIES, WRITTEN
 from workbench.scores.documents import again
 from workbench.scores.paired import Paired, Ratio, paired, paired_ratio
 from workbench.scores.statistics import Floats, codes, effective_clusters, ratio, ratio_interval, resampled_means, score_interval
-from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, Store, gold_of, margin_of
+from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
 from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of
 
 
@@ -166,7 +166,7 @@ def guessing(items: Sequence[Row]) -> float | None:
     return found if found < 1 else None
 
 
-def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
+def suites_of(store: ScoreStore, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
     """Suites by name. Errors: one suite under two plans."""
     plans: dict[str, str] = {}
     for s in scores:
@@ -179,7 +179,7 @@ def suites_of(store: Store, scores: Sequence[Scores], given: Mapping[str, Suite]
     return {s.suite: given.get(s.suite) or _suite_of(store, s) for s in scores}
 
 
-def _suite_of(store: Store, scores: Scores) -> Suite:
+def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
     """The suite as plan.json has it. Errors: its fields are not those of a suite."""
     try:
         suite = Suite.model_validate(store.record(scores)["suite"])
@@ -252,7 +252,7 @@ def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
     )
 
 
-def tables_of(store: Store, scores: Sequence[Scores], suites: Mapping[str, Suite]) -> list[Table]:
+def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, Suite]) -> list[Table]:
     """Read all per-item scores: a table a task, then one a contrast.
 
     Errors: rows that do not belong to the plan's items, unknown metrics, scores that are not finite, contrasts without common ids.

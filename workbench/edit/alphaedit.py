@@ -9,7 +9,7 @@ from pydantic import Field
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.metrics import of_null_space
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 from workbench.steps.fields import Real
 
@@ -28,7 +28,7 @@ class AlphaEdit(ClosedForm):
     l2: Real = Field(0.01, gt=0)
     """L, relative to the trace of C, which the squared norm of a key is about."""
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """U (L I)⁻¹ Uᵀ."""
         return of_null_space(moments, self.energy, self.l2)
 

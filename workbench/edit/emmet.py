@@ -9,7 +9,7 @@ from pydantic import Field
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 from workbench.steps.fields import Real
 
@@ -25,7 +25,7 @@ class Emmet(ClosedForm):
     mu: Real = Field(0.02, ge=0)
     """Ridge, relative to the projection's inputs d, which kᵀC⁻¹k is about."""
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """(d C)⁻¹, in which a key like those of the text has kᵀG k = 1."""
         return of_moments(moments, 1.0, 0.0)
 

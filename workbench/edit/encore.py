@@ -9,7 +9,7 @@ from pydantic import Field
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 from workbench.steps.fields import Real
 
@@ -29,7 +29,7 @@ class Encore(ClosedForm):
     confidence: Real = Field(0.6, gt=0, lt=1)
     """Mean probability of the target at which a value is done: little more than the most probable."""
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """(λ d C + η I)⁻¹."""
         return of_moments(moments, self.lam, self.eta)
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from workbench.edit.fields import Layers, Mode
-from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, Update, chunks, fit, row_losses, rows_of
+from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
 from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
@@ -92,7 +92,7 @@ class Finetune(EditMethod):
         parts = Parts.of(context)
         layers = self._layers(parts)
         context.model.requires_grad_(False)
-        updates: list[Update] = []
+        updates: list[TrainedUpdate] = []
         try:
             for layer in layers:
                 updates.append(self._update(parts.out(layer), len(facts), context.seed))
@@ -125,14 +125,14 @@ class Finetune(EditMethod):
         parts.check_layers(self.layers, "edit finetune")
         return sorted(set(self.layers))
 
-    def _update(self, module: torch.nn.Module, facts: int, seed: int) -> Update:
+    def _update(self, module: torch.nn.Module, facts: int, seed: int) -> TrainedUpdate:
         if self.form == "full":
             return DenseUpdate(module, self.max_change)
         # On the trained fixture 100 facts are learned with rank 32; with rank 8 the loss stays above 1.2 and 35 of them are said.
         rank = self.rank or max(8, -(-facts // 3))
         return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
-    def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[Update]) -> dict[str, Any]:
+    def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[TrainedUpdate]) -> dict[str, Any]:
         limit = getattr(context.model.config.get_text_config(), "max_position_embeddings", None)
         batches = self._batches(facts)
         rows = [rows_of(batch, context.tokenizer, limit) for batch in batches]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.edit.places.passes import target_log_probabilities
-from workbench.edit.places.rows import Row, padded, row_of
+from workbench.edit.places.rows import EditRow, padded, row_of
 from workbench.facts import Fact
 from workbench.models.attention import head_sees
 
@@ -72,7 +72,7 @@ def said_by(
         return _said(model, head, rows, device)
 
 
-def _said(model: PreTrainedModel, head: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> list[bool]:
+def _said(model: PreTrainedModel, head: torch.nn.Module, rows: Sequence[EditRow], device: torch.device) -> list[bool]:
     found = [False] * len(rows)
     for chosen in _batches(rows):
         batch = padded([rows[i] for i in chosen], device)
@@ -84,7 +84,7 @@ def _said(model: PreTrainedModel, head: torch.nn.Module, rows: Sequence[Row], de
     return found
 
 
-def _batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def _batches(rows: Sequence[EditRow]) -> Iterator[list[int]]:
     """Numbers of rows that are run together, rows of like lengths beside each other."""
     batch: list[int] = []
     places = 0

@@ -9,7 +9,7 @@ from pydantic import Field
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 from workbench.steps.fields import Real
 
@@ -26,7 +26,7 @@ class Memit(ClosedForm):
     lam: Real = Field(0.05, alias="lambda", gt=0)
     """Weight of text against facts, relative to the projection's inputs d: MEMIT's own λ is this times d."""
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """(λ d C)⁻¹."""
         return of_moments(moments, self.lam, 0.0)
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, field_validator
 
 from workbench.edit.memories.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
-from workbench.edit.memories.textmemory import FACTS, Store, attach
+from workbench.edit.memories.textmemory import FACTS, FactStore, attach
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, register
@@ -95,7 +95,7 @@ class TextMemory(MemoryMethod):
         encoder = _encoder(kept.settings["encoder"], model, tokenizer)
         limit, record = self._limit(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
         used = [r for r in kept.facts if r.credibility.kept]
-        attach(model, tokenizer, Store(used, encoder, limit, self.most, self.template))
+        attach(model, tokenizer, FactStore(used, encoder, limit, self.most, self.template))
         return {"facts": len(used), "threshold": limit, **record}
 
     def _limit(self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]) -> tuple[float, dict[str, Any]]:

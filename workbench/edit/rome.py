@@ -7,7 +7,7 @@ from typing import Literal
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 
 
@@ -21,7 +21,7 @@ class Rome(ClosedForm):
 
     edit: Literal["rome"]
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """(d C)⁻¹: without a ridge its scale does not matter."""
         return of_moments(moments, 1.0, 0.0)
 

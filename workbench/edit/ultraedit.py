@@ -12,11 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workbench.edit.closed_form.solver import Metric, factors_of_steps, solve
+from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode
 from workbench.edit.places.parts import Parts, hooked
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import Padded, Row, check_rows, padded, row_of
+from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
@@ -97,7 +97,7 @@ class UltraEdit(EditMethod):
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
         layers = upper_middle(parts.depth, parts.editable) if self.layers == "auto" else sorted(self.layers)
-        return _Solve(self, context, parts, layers).run(facts)
+        return _UltraSolve(self, context, parts, layers).run(facts)
 
 
 def upper_middle(depth: int, editable: Sequence[int] | None = None) -> list[int]:
@@ -142,7 +142,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenInputs:
     """What a projection does where targets are predicted: inputs H [n, d_in], outputs and their gradients [n, d_out], float64."""
 
     inputs: Tensor
@@ -151,7 +151,7 @@ class Seen:
 
 
 @dataclass
-class _Solve:
+class _UltraSolve:
     """One run of the editor.
 
     Attributes:
@@ -168,7 +168,7 @@ class _Solve:
     layers: list[int]
     updates: dict[int, Tensor] = field(default_factory=dict)
     running: dict[int, tuple[Running, Running]] = field(default_factory=dict)
-    metrics: dict[int, Metric] = field(default_factory=dict)
+    metrics: dict[int, KeyMetric] = field(default_factory=dict)
     pairs: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def run(self, facts: Sequence[Fact]) -> Edit:
@@ -228,7 +228,7 @@ class _Solve:
             for fact, loss, first, said in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
         ]
 
-    def _start(self, seen: Mapping[int, Seen], means: Tensor) -> None:
+    def _start(self, seen: Mapping[int, SeenInputs], means: Tensor) -> None:
         """Take the facts of a turn into the running statistics, once. Errors: a loss that is no finite number."""
         if not bool(torch.isfinite(means).all()):
             raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
@@ -240,7 +240,7 @@ class _Solve:
             self.updates.setdefault(layer, rows[0].new_zeros(rows[1].shape[1], rows[0].shape[1]))
             self.pairs.setdefault(layer, [])
 
-    def _step(self, layer: int, seen: Seen, strength: float) -> tuple[Tensor, Tensor]:
+    def _step(self, layer: int, seen: SeenInputs, strength: float) -> tuple[Tensor, Tensor]:
         """ΔW of one layer as its factors V [out, n] and Aᵀ [n, in]."""
         of_inputs, of_gradients = self.running[layer]
         inputs, gradients = of_inputs.scaled(seen.inputs), of_gradients.scaled(seen.gradients)
@@ -248,11 +248,11 @@ class _Solve:
         changes = -scale * inputs.square().mean(1, keepdim=True) * gradients
         return solve(seen.inputs, self._metric(layer), ridge(seen)).update(changes)
 
-    def _metric(self, layer: int) -> Metric:
+    def _metric(self, layer: int) -> KeyMetric:
         width, device = self.parts.width(layer), self.context.device
-        return self.metrics.get(layer) or Metric(None, torch.ones(width, dtype=torch.float64, device=device))
+        return self.metrics.get(layer) or KeyMetric(None, torch.ones(width, dtype=torch.float64, device=device))
 
-    def _pass(self, rows: Sequence[Row]) -> tuple[dict[int, Seen], Tensor, Tensor]:
+    def _pass(self, rows: Sequence[EditRow]) -> tuple[dict[int, SeenInputs], Tensor, Tensor]:
         """Forward and back on the model with what is written so far: what every layer does at the targets, and for each row the mean
         log-probability of its target's tokens and whether all of them are on top."""
         found = []
@@ -264,12 +264,12 @@ class _Solve:
         return seen, means, torch.cat([top for _, _, top in found])
 
 
-def ridge(seen: Seen) -> float:
+def ridge(seen: SeenInputs) -> float:
     """c: the mean square of an input, so that it means the same on every model."""
     return float(seen.inputs.square().mean())
 
 
-def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, Seen], Tensor, Tensor]:
+def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, SeenInputs], Tensor, Tensor]:
     """Inputs and outputs of projections where targets are predicted, with the gradients of the targets' summed cross-entropy; beside
     them mean log-probability of each row's target and whether it is on top.
 
@@ -299,11 +299,11 @@ def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping
         gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
     means, top = target_log_probabilities(logits.detach(), batch, len(batch.lookup))
     seen = {
-        layer: Seen(*states[layer], gradient.reshape(-1, gradient.shape[-1])[batch.places].double())
+        layer: SeenInputs(*states[layer], gradient.reshape(-1, gradient.shape[-1])[batch.places].double())
         for layer, gradient in zip(layers, gradients, strict=True)
     }
     return seen, means, top
 
 
-def _joined(parts: Sequence[Seen]) -> Seen:
-    return Seen(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))
+def _joined(parts: Sequence[SeenInputs]) -> SeenInputs:
+    return SeenInputs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))

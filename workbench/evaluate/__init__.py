@@ -23,9 +23,9 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
 from workbench.scores.groups import expanded
-from workbench.scores.plan import Plan, make_plan
+from workbench.scores.plan import ScorePlan, make_plan
 from workbench.scores.statistics import codes
-from workbench.scores.store import Configuration, Metric, Rows, Scores, Store, TaskScores
+from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import SCORED_BY, Suite
 from workbench.scores.tasks import task_index
 from workbench.versions import installed
@@ -45,7 +45,7 @@ def build_plan(
     batch_size: int = 32,
     limit: int | None = None,
     memo: Path | None = None,
-) -> Plan:
+) -> ScorePlan:
     """Check a suite against its tasks and data, and fix its items. No model is loaded.
 
     Args:
@@ -72,8 +72,8 @@ def build_plan(
 
 
 def evaluate(
-    plan: Plan,
-    store: Store,
+    plan: ScorePlan,
+    store: ScoreStore,
     configuration: Configuration,
     materialize: Callable[[], Any],
     *,
@@ -133,7 +133,7 @@ def _offset(progress: Progress | None, sizes: Mapping[str, int], done: Sequence[
 
 
 def score(
-    plan: Plan, configuration: Configuration, model: Any, *, device: str | None = None, progress: Progress | None = None
+    plan: ScorePlan, configuration: Configuration, model: Any, *, device: str | None = None, progress: Progress | None = None
 ) -> tuple[Scores, Rows]:
     """Score a live model without a store -> scores and per-item rows by task. A scorer that fails its check gives way to hflm."""
     from workbench.evaluate.check import RefusedError
@@ -148,7 +148,7 @@ def score(
     return summarise(plan, configuration, done), {task: result["rows"] for task, result in done.items()}
 
 
-def summarise(plan: Plan, configuration: Configuration, results: Mapping[str, Mapping[str, Any]]) -> Scores:
+def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[str, Mapping[str, Any]]) -> Scores:
     """Means, ratios and their intervals over the rows of all tasks."""
     tasks = {}
     for task in plan.suite.tasks:

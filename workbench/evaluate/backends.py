@@ -13,12 +13,12 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.weights.checkpoint import read_config
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenCheckpoint:
     """A configuration as a checkpoint on disk.
 
     Attributes:
@@ -32,7 +32,7 @@ class Written:
     server: str | None = None
 
 
-def written_model(plan: Plan, model: Written) -> Any:
+def written_model(plan: ScorePlan, model: WrittenCheckpoint) -> Any:
     """lm-eval's model for the plan's backend. Errors: packages missing, no server, a server without the model."""
     from lm_eval.api.registry import get_model
 
@@ -67,7 +67,7 @@ def failures(backend: str) -> tuple[type[Exception], ...]:
     return (ClientError, RetryError, OSError, AssertionError, KeyError)
 
 
-def _check_server(model: Written) -> None:
+def _check_server(model: WrittenCheckpoint) -> None:
     """The server has to know the configuration by name: nothing else tells which weights it serves."""
     serve = f"vllm serve {shlex.quote(str(model.path))} --served-model-name {shlex.quote(model.name)}"
     if model.server is None:

@@ -68,18 +68,18 @@ class Exported:
     clusters: bool
 
 
-class _Function(str):
+class _FunctionTag(str):
     """A function by its dotted name."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _TaskDumper(yaml.SafeDumper):
     """YAML of lm-eval tasks: `!function` for functions."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-_Dumper.add_representer(_Function, lambda dumper, data: dumper.represent_scalar("!function", str(data)))
+_TaskDumper.add_representer(_FunctionTag, lambda dumper, data: dumper.represent_scalar("!function", str(data)))
 
 
 def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fewshot: int | None = None) -> Exported:
@@ -160,7 +160,7 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
     data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
     made: dict[str, Any] = {
         "task": name,
-        "custom_dataset": _Function("localdata.jsonl"),
+        "custom_dataset": _FunctionTag("localdata.jsonl"),
         "dataset_kwargs": {"data_files": data},
         "test_split": "test",
     }
@@ -195,7 +195,7 @@ def _kept(value: Any, task: str, key: str) -> Any:
             f"task '{task}': {key} is the function {Path(module).name}.{function}, which no installed package has",
             "Only functions that can be imported are kept: put it into an installed package, or copy the task's folder with its code.",
         )
-    return _Function(f"{module}.{function}")
+    return _FunctionTag(f"{module}.{function}")
 
 
 def _installed(module: str) -> bool:
@@ -223,7 +223,7 @@ def _write(
     if pool:
         _write_lines(folder / "data" / f"{stem}-fewshot.jsonl", pool, name)
     head = f"# Written by `workbench scores export {name}` from lm-eval {installed('lm_eval')['lm_eval']}'s task of that name.\n"
-    text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140)
+    text = yaml.dump(dict(config), Dumper=_TaskDumper, sort_keys=False, allow_unicode=True, width=140)
     (folder / f"{stem}.yaml").write_text(head + text, "utf-8")
     if localdata.is_file():
         shutil.copyfile(localdata, folder / "localdata.py")

@@ -18,7 +18,7 @@ from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.steps import EditMethod, GrowMethod
 from workbench.weights.specs import TensorSpec
@@ -26,7 +26,7 @@ from workbench.weights.writer import output_specs
 
 
 @dataclass(frozen=True)
-class Entry:
+class LineupEntry:
     """A configuration to score.
 
     Attributes:
@@ -78,7 +78,7 @@ class Entry:
             digest,
         )
 
-    def key(self, plan: Plan, digest: str | None) -> str | None:
+    def key(self, plan: ScorePlan, digest: str | None) -> str | None:
         """Return what its scores under a plan are stored by (`Configuration.key`); None where the digest of its weights is not known."""
         return identity(digest, self.resolved.generation) if digest and plan.generates else digest
 
@@ -108,7 +108,7 @@ def bytes_of(brick: Brick | Resolved) -> int:
 def lineup(
     recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
     sequences: bool = True, left_out: list[LeftOut] | None = None,
-) -> list[Entry]:  # fmt: skip
+) -> list[LineupEntry]:  # fmt: skip
     """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
 
     Args:
@@ -117,9 +117,9 @@ def lineup(
 
     Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
     """
-    named = [Entry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
+    named = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in named}
-    others = [Entry(name, "configuration", resolved) for name, resolved in models]
+    others = [LineupEntry(name, "configuration", resolved) for name, resolved in models]
     if not named and not others:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
     _check_bases(named)
@@ -135,13 +135,13 @@ def lineup(
 RENAME = "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
 
 
-def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) -> list[Entry]:
+def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
     """Keep one configuration of each name: what the call names goes before a brick or an average that is scored beside it.
 
     Raises WorkbenchError for two named configurations, or the base and another one. `left_out` None: also for controls.
     """
-    by_name: dict[str, Entry] = {}
-    skipped: dict[str, Entry] = {}
+    by_name: dict[str, LineupEntry] = {}
+    skipped: dict[str, LineupEntry] = {}
     for entry in entries:
         other = by_name.get(entry.name)
         if other is None or other.resolved.key == entry.resolved.key:
@@ -172,7 +172,7 @@ def _one_of_each_name(entries: Iterable[Entry], left_out: list[LeftOut] | None) 
     return found
 
 
-def _under_another_name(resolved: Resolved, by_name: Mapping[str, Entry]) -> Iterator[str]:
+def _under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
     """Names of bricks of a recipe under which other weights are scored."""
     for name in resolved.parents:
         brick = resolved.bricks[name]
@@ -187,14 +187,14 @@ def _under_another_name(resolved: Resolved, by_name: Mapping[str, Entry]) -> Ite
             yield name
 
 
-def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[Entry]:
+def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[LineupEntry]:
     for item in recipe.fields.eval:
         if isinstance(item, FactsEval) and item.sequential is not None:
             for n, part in checkpoints(recipe, item):
-                yield Entry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
+                yield LineupEntry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
 
 
-def _check_bases(named: Sequence[Entry]) -> None:
+def _check_bases(named: Sequence[LineupEntry]) -> None:
     """Recipes that are scored together have one base and write one vocabulary."""
     if not named:
         return
@@ -213,7 +213,7 @@ def _check_bases(named: Sequence[Entry]) -> None:
             )
 
 
-def _check_tokenizers(first: Entry, models: Sequence[Entry]) -> None:
+def _check_tokenizers(first: LineupEntry, models: Sequence[LineupEntry]) -> None:
     """Models are scored with the first entry's tokenizer: theirs has to give the same tokens."""
     for entry in models:
         mine, theirs = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
@@ -225,28 +225,28 @@ def _check_tokenizers(first: Entry, models: Sequence[Entry]) -> None:
             )
 
 
-def _controls(named: Sequence[Entry]) -> list[Entry]:
+def _controls(named: Sequence[LineupEntry]) -> list[LineupEntry]:
     """Base, bricks alone, edits alone and averages, as recipes on the same base and in the same output dtype."""
-    found = [Entry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
-    bricks: dict[str, Entry] = {}
-    averages: dict[tuple[tuple[str, str], ...], Entry] = {}
+    found = [LineupEntry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
+    bricks: dict[str, LineupEntry] = {}
+    averages: dict[tuple[tuple[str, str], ...], LineupEntry] = {}
     for entry in named:
         recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
             brick = entry.resolved.bricks[name]
             if isinstance(brick, Resolved):
-                bricks.setdefault(brick.recipe.name, Entry(brick.recipe.name, "brick", brick))
+                bricks.setdefault(brick.recipe.name, LineupEntry(brick.recipe.name, "brick", brick))
             else:
                 alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
-                bricks.setdefault(name, Entry(name, "brick", resolve(alone)))
+                bricks.setdefault(name, LineupEntry(name, "brick", resolve(alone)))
         if first := _leading_edits(recipe):
             name = f"{recipe.name}-edited"
-            bricks.setdefault(name, Entry(name, "brick", resolve(recipe.derive(name, first))))
+            bricks.setdefault(name, LineupEntry(name, "brick", resolve(recipe.derive(name, first))))
         contents = tuple((name, entry.resolved.digests[name]) for name in parents)
         if len(parents) > 1 and contents not in averages:
             name = "average" if not averages else "average-" + "-".join(parents)
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
-            averages[contents] = Entry(name, "average", resolve(mean))
+            averages[contents] = LineupEntry(name, "average", resolve(mean))
     return [*found, *bricks.values(), *averages.values()]
 
 

@@ -13,7 +13,7 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Task:
+class AskedTask:
     """A task's items in the plan's order, its few-shot documents and test documents as (prompt, target)."""
 
     items: list[Asked]
@@ -48,7 +48,7 @@ class Task:
     lower: frozenset[str]
 
 
-def ask(plan: Plan, name: str) -> Task:
+def ask(plan: ScorePlan, name: str) -> AskedTask:
     """Build the requests of a task's items, and score the gold answers: log-likelihood 0 for the gold choice and -10 for the others, the
     target text as `doc_to_target` gives it for generation, log-likelihood 0 for a given continuation.
 
@@ -66,7 +66,7 @@ def ask(plan: Plan, name: str) -> Task:
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
             ) from error
     lower = frozenset(m for m in _means(task) if not task.higher_is_better().get(m, True))
-    return Task(items, shots, pool, tests, lower)
+    return AskedTask(items, shots, pool, tests, lower)
 
 
 def _means(task: Any) -> set[str]:
@@ -75,7 +75,7 @@ def _means(task: Any) -> set[str]:
     return {m for m, how in task.aggregation().items() if how is mean}
 
 
-def _build(plan: Plan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
+def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
     """The items with what the gold answers score, the number of examples, their pool and the test documents."""
     grouped = by_item(build(plan, name, task, _template(plan) if plan.suite.chat_template else None))
     gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
@@ -132,7 +132,7 @@ def _in_sentences(
     return better
 
 
-def _template(plan: Plan) -> Any:
+def _template(plan: ScorePlan) -> Any:
     """Prompts in the tokenizer's chat template, as lm-eval's HFLM puts them."""
     tokenizer = plan.tokenizer
     if isinstance(tokenizer, (str, Path)):

@@ -36,7 +36,7 @@ LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
 
 
 @dataclass
-class Row:
+class PackedRow:
     """One row of a forward pass.
 
     Attributes:
@@ -59,7 +59,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """How a task's pairs are forwarded: the shared prefix, then batches of rows.
 
     Attributes:
@@ -69,15 +69,15 @@ class Layout:
     """
 
     prefix: list[int]
-    cut: list[list[Row]]
-    whole: list[list[Row]]
+    cut: list[list[PackedRow]]
+    whole: list[list[PackedRow]]
 
     @property
     def tokens(self) -> int:
         """Tokens forwarded in all, padding left out."""
         return len(self.prefix) + sum(len(row.tokens) for batch in (*self.cut, *self.whole) for row in batch)
 
-    def batches(self) -> Iterator[tuple[list[int], list[Row]]]:
+    def batches(self) -> Iterator[tuple[list[int], list[PackedRow]]]:
         """(prefix, rows) of every forward pass."""
         yield from (([], rows) for rows in self.cut)
         yield from ((self.prefix, rows) for rows in self.whole)
@@ -100,7 +100,7 @@ class Bounds:
     cached: int = 0
 
 
-def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -> Layout:
+def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -> PackedLayout:
     """Pairs as rows, rows as batches; the same pairs give the same layout.
 
     A pair longer than the model's length + 1 is cut from the left, as lm-eval does, and stands alone, in front, without the prefix.
@@ -111,9 +111,9 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
         shared: What every context that is not cut begins with (`shared_start`); forwarded once.
     """
     max_length = bounds.max_length
-    open_rows: dict[tuple[int, ...], Row] = {}
-    rows: list[Row] = []
-    alone: list[Row] = []
+    open_rows: dict[tuple[int, ...], PackedRow] = {}
+    rows: list[PackedRow] = []
+    alone: list[PackedRow] = []
     for i, (context, answer) in enumerate(pairs):
         if len(context) + len(answer) > max_length + 1:
             kept = (context + answer)[-(max_length + 1) :]
@@ -128,7 +128,7 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
             _append(row, len(context), i, answer)
     parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, rows))
     cut, whole = (_batches(part, bounds, before) for part, before in zip(parts, (0, len(shared)), strict=True))
-    return Layout(list(shared), cut, whole)
+    return PackedLayout(list(shared), cut, whole)
 
 
 def bounds_of(lm: Any) -> Bounds:
@@ -161,11 +161,11 @@ def common(contexts: Sequence[list[int]]) -> list[int]:
     return low[: min(length, min(map(len, contexts)) - 1)]
 
 
-def _row(context: list[int], shared: int) -> Row:
-    return Row(context[shared:], list(range(shared, len(context))), [0] * (len(context) - shared))
+def _row(context: list[int], shared: int) -> PackedRow:
+    return PackedRow(context[shared:], list(range(shared, len(context))), [0] * (len(context) - shared))
 
 
-def _append(row: Row, length: int, pair: int, answer: list[int]) -> None:
+def _append(row: PackedRow, length: int, pair: int, answer: list[int]) -> None:
     """A continuation behind a context of `length` tokens; its last token is predicted, not forwarded."""
     context_end = row.segments.count(0) - 1
     start = len(row.tokens)
@@ -176,9 +176,9 @@ def _append(row: Row, length: int, pair: int, answer: list[int]) -> None:
     row.longest = max(row.longest, length + len(answer) - 1)
 
 
-def _batches(rows: Sequence[Row], bounds: Bounds, shared: int) -> list[list[Row]]:
+def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[list[PackedRow]]:
     """Rows in order, as many a batch as HFLM's memory for its pairs and the bounds allow."""
-    batches: list[list[Row]] = []
+    batches: list[list[PackedRow]] = []
     room = 0
     for row in rows:
         last = batches[-1] if batches else []
@@ -213,7 +213,7 @@ class Forward:
         self.windows = windows(model.config)
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
-    def answers(self, layout: Layout) -> dict[int, Answer]:
+    def answers(self, layout: PackedLayout) -> dict[int, Answer]:
         """Answers of all pairs of a layout."""
         found: dict[int, Answer] = {}
         for prefix, rows in layout.batches():
@@ -221,7 +221,7 @@ class Forward:
         return found
 
     @torch.inference_mode()
-    def batch(self, prefix: list[int], rows: Sequence[Row]) -> dict[int, Answer]:
+    def batch(self, prefix: list[int], rows: Sequence[PackedRow]) -> dict[int, Answer]:
         """Answers of a batch's pairs, whose rows follow the prefix."""
         device, n = self.model.device, len(prefix)
         width = max(len(row.tokens) for row in rows)

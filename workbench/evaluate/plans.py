@@ -9,19 +9,19 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.facts import Wanted, build
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events, no_events
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 
 
 def plans(
-    entries: Sequence[Entry], suites: Iterable[Suite | Wanted], *, batch_size: int, limit: int | None, device: Any = None,
+    entries: Sequence[LineupEntry], suites: Iterable[Suite | Wanted], *, batch_size: int, limit: int | None, device: Any = None,
     events: Events = no_events, lenient: bool = False,
-) -> list[Plan]:  # fmt: skip
+) -> list[ScorePlan]:  # fmt: skip
     """One plan a suite: tokenizer and dtype are those of the base and the output.
 
     Args:
@@ -63,13 +63,13 @@ def plans(
     ]
 
 
-def _base(entries: Sequence[Entry]) -> Resolved:
+def _base(entries: Sequence[LineupEntry]) -> Resolved:
     """What edits are compared with: the base that is scored, else that of the first configuration."""
     first = next((entry for entry in entries if entry.role == "base"), entries[0]).resolved
     return resolve(first.recipe.derive("base", [])) if first.recipe.steps else first
 
 
-def _check_templates(entries: Sequence[Entry], suites: Sequence[Suite]) -> None:
+def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) -> None:
     """Where prompts are put into the chat template, all tokenizers are equal with their templates."""
     paths = {entry.resolved.tokenizer_path: entry for entry in entries}
     wrapped = next((suite.suite for suite in suites if suite.chat_template), None)

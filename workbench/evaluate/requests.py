@@ -11,10 +11,10 @@ from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.gold import metrics_of
-from workbench.evaluate.packed import Layout, Pair
+from workbench.evaluate.packed import PackedLayout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores.plan import Item, Plan, item_ids
+from workbench.scores.plan import Item, ScorePlan, item_ids
 from workbench.scores.statistics import brier_score
 from workbench.scores.store import Row, margin_of
 from workbench.scores.suite import MARGIN
@@ -46,7 +46,7 @@ class Requests:
     instances: list[Any]
     pairs: list[Pair] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    layouts: dict[str, Layout] = field(default_factory=dict)
+    layouts: dict[str, PackedLayout] = field(default_factory=dict)
 
     @property
     def generated(self) -> list[int]:
@@ -70,7 +70,7 @@ class Requests:
         return found
 
 
-def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
+def prepared(plan: ScorePlan, lm: Any) -> dict[str, Requests]:
     """Requests of every task of a plan. Only the tokenizer of `lm` counts, so other configurations of the plan use the same.
 
     Errors: data that changed since the plan was made; continuations without a token.
@@ -85,7 +85,9 @@ def prepared(plan: Plan, lm: Any) -> dict[str, Requests]:
     return _prepared[key]
 
 
-def build(plan: Plan, name: str, task: Any, template: Callable[..., str] | None = None, tokenizer_name: str = "") -> list[Any]:
+def build(
+    plan: ScorePlan, name: str, task: Any, template: Callable[..., str] | None = None, tokenizer_name: str = ""
+) -> list[Any]:
     """lm-eval's requests for the plan's items of a task; a request's `doc_id` is the item's place in `plan.items[name]`.
 
     Args:
@@ -123,7 +125,7 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
     return found
 
 
-def _requests(plan: Plan, name: str, task: Any, lm: Any) -> Requests:
+def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
     chat = plan.suite.chat_template
     if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
         raise WorkbenchError(
@@ -151,7 +153,7 @@ def _tokenise(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
             requests.owners += [owner] * len(pairs)
 
 
-def rows_of(plan: Plan, requests: Requests, answers: Mapping[int, Any]) -> tuple[list[Row], list[Row]]:
+def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> tuple[list[Row], list[Row]]:
     """(answers with metrics, what was asked), one row an item; lm-eval's filters and metrics.
 
     Args:
@@ -183,7 +185,7 @@ def _stored(value: Any, ratio: str | None) -> float | list[float]:
     return [float(value[0]), float(value[1])] if isinstance(value, (tuple, list)) else [float(value), 1.0]
 
 
-def _rows(plan: Plan, requests: Requests, item: Item, members: Sequence[Any]) -> tuple[Row, Row]:
+def _rows(plan: ScorePlan, requests: Requests, item: Item, members: Sequence[Any]) -> tuple[Row, Row]:
     task, name = requests.task, requests.name
     doc = members[0].doc
     choices = list(task.doc_to_choice(doc)) if plan.kinds[name] == "multiple_choice" else None

@@ -14,8 +14,8 @@ from workbench.evaluate.packed import bounds_of, lay_out, start_for
 from workbench.evaluate.requests import GENERATED, Requests
 from workbench.evaluate.scorer import Scorer
 from workbench.events import Progress
-from workbench.scores.plan import Plan
-from workbench.scores.store import Configuration, Row, Scores, Store
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Configuration, Row, Scores, ScoreStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +32,13 @@ class Resident:
         store: Where scores are kept, by plan and configuration.
     """
 
-    def __init__(self, model: PreTrainedModel, store: Store) -> None:
+    def __init__(self, model: PreTrainedModel, store: ScoreStore) -> None:
         self.model, self.store = model, store
         self._scorers: dict[str, Scorer] = {}
 
-    def scored(self, plan: Plan, configuration: Configuration, *, gold: bool = False, progress: Progress | None = None) -> Scores:
+    def scored(
+        self, plan: ScorePlan, configuration: Configuration, *, gold: bool = False, progress: Progress | None = None
+    ) -> Scores:
         """Scores of the configuration whose weights the model holds now, and from now on the store.
 
         Args:
@@ -56,7 +58,7 @@ class Resident:
             scorer.plan, scores, {t: r["rows"] for t, r in done.items()}, {t: r["items"] for t, r in done.items()}
         )
 
-    def _scorer(self, plan: Plan, configuration: Configuration) -> Scorer:
+    def _scorer(self, plan: ScorePlan, configuration: Configuration) -> Scorer:
         """The plan's scorer, compared with lm-eval's own loop when it is made."""
         settled = self.store.settled(plan)
         if settled.digest not in self._scorers:

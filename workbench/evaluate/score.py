@@ -9,14 +9,14 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events, no_events
-from workbench.scores.plan import Plan
-from workbench.scores.store import Scores, Store
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Scores, ScoreStore
 
 
 def score_all(
-    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, *, device: Any, events: Events = no_events,
+    entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, *, device: Any, events: Events = no_events,
     runs: Path | None = None, server: str | None = None,
 ) -> list[Scores]:  # fmt: skip
     """Scores of every configuration under every plan; what the store has is not computed again.
@@ -45,7 +45,13 @@ def score_all(
 
 
 def _score(
-    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, device: Any, events: Events, runs: Path, server: str | None
+    entries: Sequence[LineupEntry],
+    plans: Sequence[ScorePlan],
+    store: ScoreStore,
+    device: Any,
+    events: Events,
+    runs: Path,
+    server: str | None,
 ) -> list[Scores]:
     from workbench.run.materialize import configuration_digest
 
@@ -63,15 +69,17 @@ def _score(
     return found
 
 
-def _model(entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None) -> Callable[[Plan], Any]:
+def _model(
+    entry: LineupEntry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None
+) -> Callable[[ScorePlan], Any]:
     """The live model, composed once for all plans; for a backend that reads checkpoints the written one."""
     live: list[Any] = []
 
-    def model(plan: Plan) -> Any:
+    def model(plan: ScorePlan) -> Any:
         if plan.suite.backend != "hf":
-            from workbench.evaluate.backends import Written
+            from workbench.evaluate.backends import WrittenCheckpoint
 
-            return Written(_checkpoint(entry, runs, device, events), entry.name, server)
+            return WrittenCheckpoint(_checkpoint(entry, runs, device, events), entry.name, server)
         if not live:
             from workbench.run.materialize import materialize
 
@@ -81,7 +89,7 @@ def _model(entry: Entry, device: Any, tensors: Any, events: Events, runs: Path, 
     return model
 
 
-def _checkpoint(entry: Entry, runs: Path, device: Any, events: Events) -> Path:
+def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> Path:
     """Directory of the configuration's checkpoint: the base's own where nothing was done to it, else a run's.
 
     Errors: a memory, which acts on the live model and which no server of checkpoints knows.
@@ -100,7 +108,7 @@ def _checkpoint(entry: Entry, runs: Path, device: Any, events: Events) -> Path:
 
 
 def stored(
-    entries: Sequence[Entry], plans: Sequence[Plan], store: Store, baseline: str | None = None
+    entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, baseline: str | None = None
 ) -> tuple[list[Scores], list[str]]:
     """Scores that the store has, and the names of the configurations that it has none of under some plan.
 
@@ -110,7 +118,7 @@ def stored(
     """
     digests = {entry.name: entry.digest() for entry in entries}
     bases = [entry.name for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
-    usable: list[tuple[Plan, dict[str, str]]] = []
+    usable: list[tuple[ScorePlan, dict[str, str]]] = []
     for plan in plans:
         settled = store.settled(plan, [entry.key(plan, digests[entry.name]) for entry in entries])
         ways = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
@@ -128,13 +136,15 @@ def stored(
     return found, missing
 
 
-def _keys(entries: Sequence[Entry], digests: Mapping[str, str | None], plan: Plan, store: Store) -> dict[str, str]:
+def _keys(
+    entries: Sequence[LineupEntry], digests: Mapping[str, str | None], plan: ScorePlan, store: ScoreStore
+) -> dict[str, str]:
     """Names of the configurations that have scores under a plan, with what these are stored by."""
     keys = {entry.name: entry.key(plan, digests[entry.name]) for entry in entries}
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 
-def _progress(events: Events, head: dict[str, Any], plan: Plan) -> Callable[[str, int, int], None]:
+def _progress(events: Events, head: dict[str, Any], plan: ScorePlan) -> Callable[[str, int, int], None]:
     def report(task: str, done: int, total: int) -> None:
         items = sum(len(found) for found in plan.items.values())
         text = f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"

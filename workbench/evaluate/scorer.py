@@ -13,11 +13,11 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
-from workbench.evaluate.packed import Answer, Forward, Layout, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
 from workbench.events import Progress
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Check, Configuration, Journal
 
 
@@ -34,7 +34,12 @@ class Scorer:
     """
 
     def __init__(
-        self, plan: Plan, configuration: Configuration, model: Any, device: str | None = None, tasks: Sequence[str] | None = None
+        self,
+        plan: ScorePlan,
+        configuration: Configuration,
+        model: Any,
+        device: str | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         self.plan, self.configuration, self.model = plan, configuration, model
         self.wanted = list(tasks if tasks is not None else plan.suite.tasks)
@@ -83,12 +88,12 @@ class Scorer:
         """
         requests, start = self.requests[name], time.perf_counter()
         answers: dict[int, Any] = {}
-        layout: Layout | None = None
+        layout: PackedLayout | None = None
         try:
             with self._scoring(), seeded():
                 if requests.pairs:
                     layout = self._layout(requests) if self.forward is not None else None
-                    kept = Kept(journal, 0, len(requests.pairs))
+                    kept = KeptRows(journal, 0, len(requests.pairs))
                     longer = recalled(self.model, requests.pairs)
                     done = {**kept.answers, **longer}  # a batch of such pairs alone need not be forwarded without their facts
                     work = self._packed(layout, done) if layout else self._hflm(requests, done)
@@ -98,7 +103,7 @@ class Scorer:
                     answers |= self._asked(requests)
                 if requests.generated:
                     # Texts that are drawn depend on all that was drawn before: such a task is kept whole or not at all.
-                    kept = Kept(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
+                    kept = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
                     answers |= kept.collect(self._generate(requests, kept.answers), progress, name)
             rows, items = rows_of(self.plan, requests, answers)
         except FloatingPointError:
@@ -117,14 +122,14 @@ class Scorer:
             "tokens": (layout.tokens if layout else sum(len(c) + len(a) - 1 for c, a in requests.pairs)) or None,
         }  # fmt: skip
 
-    def _layout(self, requests: Requests) -> Layout:
+    def _layout(self, requests: Requests) -> PackedLayout:
         if self.plan.scorer not in requests.layouts:
             bounds = bounds_of(self.lm)
             shared = start_for(self.plan.scorer, requests.pairs, bounds)
             requests.layouts[self.plan.scorer] = lay_out(requests.pairs, bounds, shared)
         return requests.layouts[self.plan.scorer]
 
-    def _packed(self, layout: Layout, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
+    def _packed(self, layout: PackedLayout, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         assert self.forward is not None
         for prefix, rows in layout.batches():
             if not all(pair in done for row in rows for pair, *_ in row.answers):
@@ -203,7 +208,7 @@ def _evaluating(model: Any) -> Iterator[None]:
             model.train(training)
 
 
-class Kept:
+class KeptRows:
     """Answers to `count` pairs or requests, those of an interrupted evaluation among them; in the journal they are numbered from `first` on."""
 
     def __init__(self, journal: Journal | None, first: int, count: int) -> None:

@@ -17,20 +17,20 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.project import CACHE
 from workbench.scores.groups import expanded
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 from workbench.scores.suite import Suite, load_suite
 from workbench.scores.tasks import task_index
 
 if TYPE_CHECKING:
-    from workbench.evaluate.oracle import Asked, Task
+    from workbench.evaluate.oracle import Asked, AskedTask
 
 _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # as lm-eval's HFLM looks for it
 _UNKNOWN_POSITIONS = 2048  # what HFLM takes where neither model nor tokenizer says it
 
 
 @dataclass(frozen=True)
-class Check:
+class SuiteCheck:
     """One check of one task.
 
     Attributes:
@@ -47,16 +47,16 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class SuiteReport:
     """All checks of a suite, and example prompts by task."""
 
     suite: str
     base: str
-    checks: list[Check]
+    checks: list[SuiteCheck]
     examples: dict[str, list[dict[str, Any]]]
 
     @property
-    def failed(self) -> list[Check]:
+    def failed(self) -> list[SuiteCheck]:
         """What has to be repaired."""
         return [check for check in self.checks if check.status == "failed"]
 
@@ -138,13 +138,13 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
     return document if reader else {**document, "plan": None, "tokenizer": None, "dtype": None}
 
 
-def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> Plan:
+def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> ScorePlan:
     return build_plan(
         suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=project / CACHE / "tasks"
     )
 
 
-def check_suite(name: str, project: Path, base: str | None = None, limit: int | None = None) -> Report:
+def check_suite(name: str, project: Path, base: str | None = None, limit: int | None = None) -> SuiteReport:
     """Check a suite task by task; a task that cannot be read fails its first check, and the others go on.
 
     Args:
@@ -158,14 +158,14 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     suite, found = _expanded(load_suite(name, project), project), find_base(base, project)
     reader = read_base(found, project)
     count = _counter(reader.path)
-    checks: list[Check] = []
+    checks: list[SuiteCheck] = []
     examples, ids = {}, {}
     for task in suite.tasks:
         try:
             plan = _plan(_alone(suite, task), project, reader.path, reader.dtype, limit)
             asked = ask(plan, task)
         except WorkbenchError as error:
-            checks.append(Check(task, "data", "failed", error.message, error.hint))
+            checks.append(SuiteCheck(task, "data", "failed", error.message, error.hint))
             continue
         # A limit is for the other checks: it would leave fewer clusters than the suite has.
         whole = _plan(_alone(suite, task), project, reader.path, reader.dtype) if limit else plan
@@ -178,8 +178,8 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
             _plan(suite, project, reader.path, reader.dtype)
             checks += _contrasts(suite, ids)
         except WorkbenchError as error:
-            checks.append(Check(suite.suite, "suite", "failed", error.message, error.hint))
-    return Report(suite.suite, found, checks, examples)
+            checks.append(SuiteCheck(suite.suite, "suite", "failed", error.message, error.hint))
+    return SuiteReport(suite.suite, found, checks, examples)
 
 
 def _expanded(suite: Suite, project: Path) -> Suite:
@@ -211,12 +211,12 @@ def _counter(path: Path) -> Callable[[Sequence[str]], list[int]]:
 
 
 def _checks(
-    plan: Plan, whole: Plan, name: str, task: Task, reader: Reader, count: Callable[[Sequence[str]], list[int]]
-) -> Iterator[Check]:
+    plan: ScorePlan, whole: ScorePlan, name: str, task: AskedTask, reader: Reader, count: Callable[[Sequence[str]], list[int]]
+) -> Iterator[SuiteCheck]:
     """All checks of a task that could be read."""
     items = task.items
     number = f"{len(items)} items" if plan is whole else f"{len(items)} of {len(whole.items[name])} items"
-    yield Check(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
+    yield SuiteCheck(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
     yield _clusters(whole, name)
     if items[0].choices is not None:
         yield _choices(name, items)
@@ -226,45 +226,45 @@ def _checks(
     yield from _prompts(name, items, plan.kinds[name])
 
 
-def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[Check]:
+def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[SuiteCheck]:
     """The two tasks of a contrast are paired by their items' ids; what has no partner is left out of it."""
     for name, contrast in suite.contrasts.items():
         of, minus = ids[contrast.of], ids[contrast.minus]
         alone = sorted(of ^ minus)
         found = f"{len(of & minus)} items of {contrast.of} and {contrast.minus} have the same id"
         if alone:
-            yield Check(name, "contrast", "warning" if of & minus else "failed", f"{found}; without a partner: {_some(alone)}",
+            yield SuiteCheck(name, "contrast", "warning" if of & minus else "failed", f"{found}; without a partner: {_some(alone)}",
                         "Give the items of both tasks the same ids, and both tasks the same limit.")  # fmt: skip
         else:
-            yield Check(name, "contrast", "ok", found)
+            yield SuiteCheck(name, "contrast", "ok", found)
 
 
-def _clusters(plan: Plan, name: str) -> Check:
+def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
     k = len({item.cluster for item in plan.items[name]})
     found = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
     hint = f"Make items from more templates or passages, or write `cluster: {{{name}: id}}` if every item stands alone."
     if k < FEW_CLUSTERS:
-        return Check(name, "clusters", "failed", f"{found}: below {FEW_CLUSTERS} no verdict is given", hint)
+        return SuiteCheck(name, "clusters", "failed", f"{found}: below {FEW_CLUSTERS} no verdict is given", hint)
     if k < MANY_CLUSTERS:
-        return Check(name, "clusters", "warning", f"{found}: below {MANY_CLUSTERS} only large differences are found", hint)
-    return Check(name, "clusters", "ok", found)
+        return SuiteCheck(name, "clusters", "warning", f"{found}: below {MANY_CLUSTERS} only large differences are found", hint)
+    return SuiteCheck(name, "clusters", "ok", found)
 
 
-def _choices(name: str, items: Sequence[Asked]) -> Check:
+def _choices(name: str, items: Sequence[Asked]) -> SuiteCheck:
     outside = [item.id for item in items if item.golds is None]
     equal = [item.id for item in items if len(set(item.choices or ())) < len(item.choices or ())]
     if outside:
-        return Check(name, "choices", "failed", f"gold is none of the choices in {_some(outside)}",
+        return SuiteCheck(name, "choices", "failed", f"gold is none of the choices in {_some(outside)}",
                      "doc_to_target has to give an index from 0, or the text of one choice: correct these items.")  # fmt: skip
     if equal:
-        return Check(
+        return SuiteCheck(
             name, "choices", "failed", f"two choices are equal in {_some(equal)}", "Make the choices of these items distinct."
         )
     sizes = sorted({len(item.choices or ()) for item in items})
-    return Check(name, "choices", "ok", f"{' or '.join(map(str, sizes))} choices, distinct, gold among them")
+    return SuiteCheck(name, "choices", "ok", f"{' or '.join(map(str, sizes))} choices, distinct, gold among them")
 
 
-def _oracle(plan: Plan, name: str, task: Task) -> Check:
+def _oracle(plan: ScorePlan, name: str, task: AskedTask) -> SuiteCheck:
     """Gold answers score 1, or 0 where lower is better: the headline metric has to, the others are told of."""
     head = plan.primary(name)
     wrong: dict[str, list[Asked]] = {}
@@ -276,22 +276,24 @@ def _oracle(plan: Plan, name: str, task: Task) -> Check:
                 if abs(item.metrics[metric] - (0.0 if metric.partition(",")[0] in task.lower else 1.0)) > 1e-6:
                     wrong.setdefault(metric, []).append(item)
     if not seen:
-        return Check(name, "gold answers", "ok", "no metric has full marks (log-likelihood of a text)")
+        return SuiteCheck(name, "gold answers", "ok", "no metric has full marks (log-likelihood of a text)")
     hint = "The filters or metrics do not accept the answer that doc_to_target gives: compare filter_list, until and metric_list with the data's answers."
     if head in wrong:
         item = wrong[head][0]
-        return Check(name, "gold answers", "failed", f"{head} of the gold answer is not {0 if head.partition(',')[0] in task.lower else 1} in "
+        return SuiteCheck(name, "gold answers", "failed", f"{head} of the gold answer is not {0 if head.partition(',')[0] in task.lower else 1} in "
                      f"{_some([i.id for i in wrong[head]])}: target {item.target[:60]!r} scores {item.metrics[head]:g}", hint)  # fmt: skip
     if wrong:
         listed = ", ".join(f"{metric} in {len(found)} items" for metric, found in wrong.items())
-        return Check(name, "gold answers", "warning", f"{head} ok; no full marks: {listed}", hint)
-    return Check(name, "gold answers", "ok", f"full marks in {', '.join(m for m in plan.metrics[name] if m in seen)}")
+        return SuiteCheck(name, "gold answers", "warning", f"{head} ok; no full marks: {listed}", hint)
+    return SuiteCheck(name, "gold answers", "ok", f"full marks in {', '.join(m for m in plan.metrics[name] if m in seen)}")
 
 
-def _length(name: str, kind: str, items: Sequence[Asked], reader: Reader, count: Callable[[Sequence[str]], list[int]]) -> Check:
+def _length(
+    name: str, kind: str, items: Sequence[Asked], reader: Reader, count: Callable[[Sequence[str]], list[int]]
+) -> SuiteCheck:
     """The longest input: context with continuation, or with all tokens that may be generated. Rolling requests are cut into windows."""
     if kind == "loglikelihood_rolling":
-        return Check(name, "length", "ok", f"texts are scored in windows of {reader.positions} tokens")
+        return SuiteCheck(name, "length", "ok", f"texts are scored in windows of {reader.positions} tokens")
     texts = [context + continuation for item in items for context, continuation in item.requests]
     owners = [item for item in items for _ in item.requests]
     # The last token of a continuation is predicted, not read.
@@ -301,40 +303,40 @@ def _length(name: str, kind: str, items: Sequence[Asked], reader: Reader, count:
     found = f"longest input {sizes[longest]} of {reader.positions} tokens{parts}"
     if sizes[longest] > reader.positions:
         over = [item.id for n, item in zip(sizes, owners, strict=True) if n > reader.positions]
-        return Check(name, "length", "failed", f"{found}: {_some(list(dict.fromkeys(over)))} would be cut from the left",
+        return SuiteCheck(name, "length", "failed", f"{found}: {_some(list(dict.fromkeys(over)))} would be cut from the left",
                      "Shorten these items, ask for fewer examples (num_fewshot) or fewer tokens (max_gen_toks), or take a base with more positions.")  # fmt: skip
-    return Check(name, "length", "ok", found)
+    return SuiteCheck(name, "length", "ok", found)
 
 
-def _shots(name: str, task: Task) -> Check:
+def _shots(name: str, task: AskedTask) -> SuiteCheck:
     if not task.shots:
-        return Check(name, "few-shot", "ok", "no examples in the prompts")
+        return SuiteCheck(name, "few-shot", "ok", "no examples in the prompts")
     both = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]
     if both:
-        return Check(name, "few-shot", "failed", f"{len(both)} test documents are in the pool of {len(task.shot_docs)} examples, first {both[0][0][:60]!r}",
+        return SuiteCheck(name, "few-shot", "failed", f"{len(both)} test documents are in the pool of {len(task.shot_docs)} examples, first {both[0][0][:60]!r}",
                      "Give the task a `fewshot_split` of its own, without test documents.")  # fmt: skip
-    return Check(
+    return SuiteCheck(
         name, "few-shot", "ok", f"{task.shots} examples from {len(task.shot_docs)} documents, none of them a test document"
     )
 
 
-def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[Check]:
+def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[SuiteCheck]:
     """Blanks at the end of contexts, and prompts that occur twice."""
     if kind == "loglikelihood_rolling":
         return
     blank = [item.id for item in items if any(context != context.rstrip() and context.strip() for context, _ in item.requests)]
     if blank:
-        yield Check(name, "blanks", "warning", f"contexts end in a blank in {_some(blank)}",
+        yield SuiteCheck(name, "blanks", "warning", f"contexts end in a blank in {_some(blank)}",
                     "Tokenizers put the blank into the next word: end doc_to_text without it and use target_delimiter.")  # fmt: skip
     else:
-        yield Check(name, "blanks", "ok", "no context ends in a blank")
+        yield SuiteCheck(name, "blanks", "ok", "no context ends in a blank")
     times = Counter(item.requests for item in items)
     twice = [item.id for item in items if times[item.requests] > 1]
     if twice:
-        yield Check(name, "duplicates", "warning", f"the same prompt and choices in {_some(twice)}",
+        yield SuiteCheck(name, "duplicates", "warning", f"the same prompt and choices in {_some(twice)}",
                     "Equal items count as several: take the copies out, or put them into one cluster.")  # fmt: skip
     else:
-        yield Check(name, "duplicates", "ok", "no prompt occurs twice")
+        yield SuiteCheck(name, "duplicates", "ok", "no prompt occurs twice")
 
 
 def _some(ids: Sequence[str]) -> str:

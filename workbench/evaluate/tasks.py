@@ -13,14 +13,14 @@ from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
 from workbench.files import digest_of
-from workbench.scores.groups import Aggregate, Group, local_groups
-from workbench.scores.plan import Plan
+from workbench.scores.groups import Aggregate, TaskGroup, local_groups
+from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of, content, recall, remember
-from workbench.scores.tasks import Source, TaskFile, listed_metrics, metric_name
+from workbench.scores.tasks import TaskFile, TaskSource, listed_metrics, metric_name
 
 
-def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> Source:
+def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> TaskSource:
     """Return what a task yields: from the memo where no file that decides it has changed, else by building it with lm-eval.
 
     Args:
@@ -48,7 +48,7 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     metrics, lower, ratios = listed_metrics(found.config) if "class" not in found.config else _metrics(task)
     digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     filters = tuple(f.name for f in task._filters)
-    source = Source(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
+    source = TaskSource(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
     if place and found.config.get("custom_dataset") and not found.config.get("dataset_path"):
         remember(place, source, code, reads[0], [*found.files, *data])
     return source
@@ -61,14 +61,14 @@ def _is_cache(path: Path) -> bool:
     return path.is_relative_to(Path(HF_CACHE_HOME).expanduser().resolve())
 
 
-def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> Source:
+def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> TaskSource:
     """Build a task that lm-eval brings along: its version stands for code, and documents are taken as they are loaded."""
     task = load_task(manager_of(tasks_dir, bundled=True), name, index)
     docs = [dict(doc) for doc in task.eval_docs]
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     metrics, lower, ratios = _metrics(task)
     digest = digest_of(repr([name, docs, shots]).encode())
-    return Source(
+    return TaskSource(
         name,
         str(task.OUTPUT_TYPE),
         metrics,
@@ -141,7 +141,7 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
         raise WorkbenchError(f"task '{name}' could not be {done}: {type(error).__name__}: {str(error)[:300]}", hint) from error
 
 
-def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> dict[str, list[Group]]:
+def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> dict[str, list[TaskGroup]]:
     """Return the groups that a suite lists, each with its subgroups: local ones, and those that lm-eval brings along."""
     local = local_groups(tasks_dir, index)
     found = {name: local[name] for name in suite.tasks if name in local}
@@ -155,15 +155,15 @@ def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> d
     return found
 
 
-def _group(group: Any) -> Group:
+def _group(group: Any) -> TaskGroup:
     given = [
         Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
         for a in group.aggregate_metric_list or ()
     ]
-    return Group(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
+    return TaskGroup(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
 
 
-def load_tasks(plan: Plan) -> dict[str, Any]:
+def load_tasks(plan: ScorePlan) -> dict[str, Any]:
     """lm-eval's task objects of a plan, with the settings that lm-eval's own front end would make."""
     managers = {bundled: manager_of(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
     tasks = {name: load_task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}

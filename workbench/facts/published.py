@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import SLOT, Fact, fact_of
-from workbench.facts.rows import Row, read_rows
+from workbench.facts.rows import FactRow, read_rows
 
 NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF and WikiBigEdit"
 Pair = tuple[Any, Any]
@@ -71,7 +71,7 @@ def read_published(path: Path, shown: str) -> Published:
     return convert(rows, name)
 
 
-def format_of(rows: Iterable[Row]) -> str | None:
+def format_of(rows: Iterable[FactRow]) -> str | None:
     """The format of the first row that has the keys of one; None where none has, as in the project's own."""
     return next((name for row in rows if isinstance(row.data, Mapping) and (name := _format(row.data))), None)
 
@@ -94,7 +94,7 @@ def _format(row: Mapping[Any, Any]) -> str | None:
     return "counterfact" if "ground_truth" in row or "case_id" in row else "wikibigedit"
 
 
-def convert(rows: Iterable[Row], name: str) -> Published:
+def convert(rows: Iterable[FactRow], name: str) -> Published:
     """Facts of the rows of one format."""
     drafts = _DRAFTS.get(name, _flat)
     facts: dict[tuple[str, str], Fact] = {}

@@ -15,7 +15,7 @@ SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Row:
+class FactRow:
     """One entry of a file.
 
     Attributes:
@@ -29,7 +29,7 @@ class Row:
     data: Any
 
 
-def read_rows(path: Path, shown: str, expected: str) -> list[Row]:
+def read_rows(path: Path, shown: str, expected: str) -> list[FactRow]:
     """The rows of a file, in its order.
 
     Args:
@@ -52,14 +52,14 @@ def read_rows(path: Path, shown: str, expected: str) -> list[Row]:
         raise WorkbenchError(f"{shown}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
     if path.suffix == ".json" and text.lstrip().startswith("["):
         return _numbered(_of_list(text, shown), shown)
-    return [Row(number, f"{shown}:{line}", data) for number, (line, data) in enumerate(_of_lines(text, shown), 1)]
+    return [FactRow(number, f"{shown}:{line}", data) for number, (line, data) in enumerate(_of_lines(text, shown), 1)]
 
 
-def _of_yaml(path: Path, shown: str, expected: str) -> list[Row]:
+def _of_yaml(path: Path, shown: str, expected: str) -> list[FactRow]:
     document = yamldoc.load(path, shown)
     if not isinstance(document.data, list):
         raise WorkbenchError(f"{shown}: expected a list of facts, found {type(document.data).__name__}", expected)
-    return [Row(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
+    return [FactRow(i + 1, f"{shown}:{document.marks[(i,)][0]}", data) for i, data in enumerate(document.as_texts)]
 
 
 def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:
@@ -99,11 +99,11 @@ def _blank(text: str, at: int) -> int:
     return at
 
 
-def _numbered(found: Iterator[tuple[int, Any]], shown: str) -> list[Row]:
+def _numbered(found: Iterator[tuple[int, Any]], shown: str) -> list[FactRow]:
     """Rows with places that tell them apart: the line where every row has its own, else the number of the row."""
     entries = list(found)
     own_lines = len({line for line, _ in entries}) == len(entries)
     return [
-        Row(number, f"{shown}:{line}" if own_lines else f"{shown}, row {number}", data)
+        FactRow(number, f"{shown}:{line}" if own_lines else f"{shown}, row {number}", data)
         for number, (line, data) in enumerate(entries, 1)
     ]

@@ -141,7 +141,7 @@ class Experts(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """The router's rows, layer by layer."""
         target, _ = self._target(model)
-        plan = _Plan(self, model, target)
+        plan = _ExpertsPlan(self, model, target)
         longest = longest_row(model.config, self.max_length)
         layers, members = range(model.layout.depth), self.members()
         changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in members}
@@ -158,7 +158,7 @@ class Experts(TextMethod):
     def expand(self, model: Model) -> Growth:
         """Plan names, sizes and router. Errors: an architecture without such a twin, layers that differ, parts that the twin does not have."""
         target, config = self._target(model)
-        plan = _Plan(self, model, target)
+        plan = _ExpertsPlan(self, model, target)
         tensors: dict[str, Grown] = {}
         done: set[int] = set()
         for name in model.layout.names:
@@ -203,7 +203,7 @@ class Experts(TextMethod):
         return target, config
 
 
-class _Plan:
+class _ExpertsPlan:
     """The tensors of one layer."""
 
     def __init__(self, step: Experts, model: Model, target: Target) -> None:

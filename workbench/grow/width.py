@@ -18,8 +18,8 @@ from workbench.grow.expansion.parts import (
     NEURONS,
     READERS,
     WRITERS,
-    Linear,
-    Parts,
+    DecoderParts,
+    LinearPart,
     check_builds,
     check_shapes,
     with_text,
@@ -67,7 +67,7 @@ class Width(GrowMethod):
 
     def expand(self, model: Model) -> Growth:
         """Plan all that is asked for. Errors: a size that is no larger, parts that the architecture does not have, fused heads, other norms."""
-        plan = _Plan(Parts(model))
+        plan = _WidthPlan(DecoderParts(model))
         if self.neurons is not None:
             plan.neurons(self.neurons, self.how == "copy")
         if self.key_value_heads is not None:
@@ -79,10 +79,10 @@ class Width(GrowMethod):
         return growth
 
 
-class _Plan:
+class _WidthPlan:
     """Tensors and sizes as they change."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: DecoderParts) -> None:
         self.parts = parts
         self.tensors = {name: Grown(name) for name in parts.specs}
         self.config: dict[str, Any] = {}
@@ -227,13 +227,13 @@ class _Plan:
             if not _same_epsilon(norm.eps, eps):
                 raise refuse(f"has a norm with an epsilon of its own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})")
 
-    def _outputs(self, linear: Linear, axis: Axis, std: float = 0.0) -> None:
+    def _outputs(self, linear: LinearPart, axis: Axis, std: float = 0.0) -> None:
         """Other outputs of a matrix, and of its bias."""
         self._change(linear.weight, **{"cols" if linear.transposed else "rows": axis}, std=std)
         if linear.bias is not None:
             self._change(linear.bias, rows=axis)
 
-    def _inputs(self, linear: Linear, axis: Axis, std: float = 0.0, scale: float = 1.0) -> None:
+    def _inputs(self, linear: LinearPart, axis: Axis, std: float = 0.0, scale: float = 1.0) -> None:
         """Other inputs of a matrix; `scale` is of its outputs, and of its bias."""
         self._change(linear.weight, **{"rows" if linear.transposed else "cols": axis}, std=std, scale=scale)
         if linear.bias is not None and scale != 1:

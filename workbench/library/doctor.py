@@ -20,7 +20,7 @@ _LITTLE = 5_000_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report.
 
     Attributes:
@@ -42,16 +42,16 @@ class Finding:
         return {"check": self.check, "status": self.status, "text": self.text, "hint": self.hint, "data": self.data}
 
 
-def examine(project: Path, runs: Path) -> list[Finding]:
+def examine(project: Path, runs: Path) -> list[Diagnosis]:
     """Check the machine and a project; repair damaged kernels and remove damaged files of caches, which are made again when needed."""
     return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), *_disk(project, runs)]
 
 
-def _kernels() -> Iterator[Finding]:
+def _kernels() -> Iterator[Diagnosis]:
     found = backend()
     data = {**found.record(), "file": str(found.file) if found.file else None, "removed": [str(file) for file in found.removed]}
     compiler = f"{found.compiler} ({found.version})" if found.compiler else "none"
-    yield Finding(
+    yield Diagnosis(
         "compiler", "ok" if found.compiler else "warning", compiler, None if found.compiler else found.reason, found.compiler
     )
     if found.name == "torch":
@@ -60,36 +60,36 @@ def _kernels() -> Iterator[Finding]:
             if found.asked
             else "Install a C compiler (apt install gcc), or set CC to the one that is there."
         )
-        yield Finding("kernels", "warning", f"torch, which is slower and gives the same bits: {found.reason}", hint, data)
+        yield Diagnosis("kernels", "warning", f"torch, which is slower and gives the same bits: {found.reason}", hint, data)
     elif found.removed:
-        yield Finding("kernels", "repaired", f"built again: {found.removed[0]} was damaged", None, data)
+        yield Diagnosis("kernels", "repaired", f"built again: {found.removed[0]} was damaged", None, data)
     else:
-        yield Finding("kernels", "ok", f"compiled: {found.file}", None, data)
+        yield Diagnosis("kernels", "ok", f"compiled: {found.file}", None, data)
 
 
-def _device() -> Finding:
+def _device() -> Diagnosis:
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = [torch.cuda.get_device_name(i) for i in range(count)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("device", "ok", ", ".join([*names, f"cpu with {cores} cores"]), None, {"cuda": names, "cores": cores})
+    return Diagnosis("device", "ok", ", ".join([*names, f"cpu with {cores} cores"]), None, {"cuda": names, "cores": cores})
 
 
-def _versions() -> Finding:
+def _versions() -> Diagnosis:
     found = versions()
     missing = [name for name, version in found.items() if version == "not installed"]
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     hint = f"{missing[0]} is not installed: pip install {missing[0].replace('_', '-')}" if missing else None
-    return Finding("versions", "warning" if missing else "ok", text, hint, found)
+    return Diagnosis("versions", "warning" if missing else "ok", text, hint, found)
 
 
-def _caches(cache: Path) -> Iterator[Finding]:
+def _caches(cache: Path) -> Iterator[Diagnosis]:
     if not cache.exists():
-        yield Finding("caches", "ok", f"{cache}: not there yet", None, {})
+        yield Diagnosis("caches", "ok", f"{cache}: not there yet", None, {})
         return
     if not cache.is_dir():
-        yield Finding("caches", "failed", f"{cache}: expected a folder, found a file", "Move the file away.", {})
+        yield Diagnosis("caches", "failed", f"{cache}: expected a folder, found a file", "Move the file away.", {})
         return
     sizes: dict[str, int] = {}
     removed: list[str] = []
@@ -106,7 +106,7 @@ def _caches(cache: Path) -> Iterator[Finding]:
     data = {"bytes": sizes, "removed": removed}
     if removed:
         text += f"; {len(removed)} damaged files removed ({', '.join(removed[:3])})"
-    yield Finding("caches", "repaired" if removed else "ok", text, None, data)
+    yield Diagnosis("caches", "repaired" if removed else "ok", text, None, data)
 
 
 def _damaged(file: Path) -> bool:
@@ -121,7 +121,7 @@ def _damaged(file: Path) -> bool:
     return False
 
 
-def _disk(project: Path, runs: Path) -> Iterator[Finding]:
+def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
     from huggingface_hub import constants
 
     for name, place in {"project": project, "runs": runs, "hub cache": Path(constants.HF_HUB_CACHE)}.items():
@@ -129,12 +129,14 @@ def _disk(project: Path, runs: Path) -> Iterator[Finding]:
         free = shutil.disk_usage(here).free
         data = {"path": str(place), "free": free, "writable": os.access(here, os.W_OK)}
         if not here.is_dir():
-            yield Finding(name, "failed", f"{place}: {here} is a file, expected a folder", "Move the file away.", data)
+            yield Diagnosis(name, "failed", f"{place}: {here} is a file, expected a folder", "Move the file away.", data)
         elif not data["writable"]:
-            yield Finding(
+            yield Diagnosis(
                 name, "failed", f"{place}: {here} cannot be written", "Change its permissions, or name another place.", data
             )
         elif free < _LITTLE:
-            yield Finding(name, "warning", f"{place}: {size(free)} free", "Free space: `workbench runs ls`, `hf cache ls`.", data)
+            yield Diagnosis(
+                name, "warning", f"{place}: {size(free)} free", "Free space: `workbench runs ls`, `hf cache ls`.", data
+            )
         else:
-            yield Finding(name, "ok", f"{place}: {size(free)} free", None, data)
+            yield Diagnosis(name, "ok", f"{place}: {size(free)} free", None, data)

@@ -35,7 +35,7 @@ _BEYOND = 2
 
 
 @dataclass(frozen=True)
-class Finding:
+class FactFinding:
     """Something that the check has to say of a line.
 
     Attributes:
@@ -58,7 +58,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class FactsReport:
     """What was checked and found.
 
     Attributes:
@@ -73,10 +73,10 @@ class Report:
     format: str
     facts: int
     model: str | None
-    findings: list[Finding]
+    findings: list[FactFinding]
 
     @property
-    def failed(self) -> list[Finding]:
+    def failed(self) -> list[FactFinding]:
         """What fails the check."""
         return [finding for finding in self.findings if finding.status == "failed"]
 
@@ -93,7 +93,7 @@ class Report:
 def check_facts(
     path: Path, shown: str, *, recipe: Recipe | None = None, model: tuple[str, Resolved] | None = None,
     device: torch.device | None = None, events: Events = no_events,
-) -> Report:  # fmt: skip
+) -> FactsReport:  # fmt: skip
     """Check a facts file, published or the project's own.
 
     Args:
@@ -107,27 +107,29 @@ def check_facts(
     Errors: a file that cannot be read; a brick of the recipe that is not there.
     """
     read = read_all(path, shown)
-    findings = [Finding(skip.place, "skipped", "warning", skip.reason, "Correct the row, or delete it.") for skip in read.skipped]
+    findings = [
+        FactFinding(skip.place, "skipped", "warning", skip.reason, "Correct the row, or delete it.") for skip in read.skipped
+    ]
     findings += _same_ids(read.facts) if read.format == "facts" else []
     findings += [_finding(conflict) for conflict in conflicts(read.facts)]
     if recipe is not None:
         findings += _of_recipe(read.facts, path, recipe)
     if model is not None:
         findings += _of_model(read.facts, *model, device or torch.device("cpu"), events)
-    return Report(shown, read.format, len(read.facts), model[0] if model else None, findings)
+    return FactsReport(shown, read.format, len(read.facts), model[0] if model else None, findings)
 
 
-def _finding(conflict: Conflict) -> Finding:
-    return Finding(conflict.place, conflict.kind, conflict.status, conflict.what, conflict.repair, conflict.fact.id, conflict.other.place)  # fmt: skip
+def _finding(conflict: Conflict) -> FactFinding:
+    return FactFinding(conflict.place, conflict.kind, conflict.status, conflict.what, conflict.repair, conflict.fact.id, conflict.other.place)  # fmt: skip
 
 
-def _same_ids(facts: Iterable[Fact]) -> Iterator[Finding]:
+def _same_ids(facts: Iterable[Fact]) -> Iterator[FactFinding]:
     """Ids that stand for two facts: `read_facts` refuses them."""
     first: dict[str, Fact] = {}
     for fact in facts:
         other = first.setdefault(fact.id, fact)
         if other.text != fact.text:
-            yield Finding(fact.place, "id", "failed", f"has the id {fact.id!r} of {other.place}", "Give every fact its own id.", fact.id, other.place)  # fmt: skip
+            yield FactFinding(fact.place, "id", "failed", f"has the id {fact.id!r} of {other.place}", "Give every fact its own id.", fact.id, other.place)  # fmt: skip
 
 
 # -- other bricks of the recipe
@@ -142,12 +144,12 @@ class _Source:
     place: str
 
 
-def _of_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[Finding]:
+def _of_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[FactFinding]:
     """Facts that an edit brick or another edit step of the recipe holds: the same target is covered, another contradicts."""
     mine = {id(fact) for fact in facts}
     for source in _sources(recipe, path.resolve(), ()):
         if source.facts is None:
-            yield Finding(source.place, "unread", "warning", f"{source.name} is an edit without {FACTS}: what it teaches is not known here",
+            yield FactFinding(source.place, "unread", "warning", f"{source.name} is an edit without {FACTS}: what it teaches is not known here",
                           f"Put the file that it was solved from beside its {RECORD}.")  # fmt: skip
             continue
         together = [*source.facts, *facts]
@@ -160,11 +162,11 @@ def _of_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[Fi
                     yield _shared(pair, source, kind, "failed" if status == "failed" else "warning")
 
 
-def _shared(pair: Conflict, source: _Source, kind: str, status: Status) -> Finding:
+def _shared(pair: Conflict, source: _Source, kind: str, status: Status) -> FactFinding:
     fact, other = pair.fact, pair.other
     what = f"answers {fact.text!r} with {fact.target!r}, and {source.name} ({other.place}) "
     what += "teaches that already" if status == "warning" else f"teaches {other.target!r}"
-    return Finding(fact.place, kind, status, what, f"Delete this line, or take {source.name} out of the recipe.", fact.id, other.place)  # fmt: skip
+    return FactFinding(fact.place, kind, status, what, f"Delete this line, or take {source.name} out of the recipe.", fact.id, other.place)  # fmt: skip
 
 
 def _sources(recipe: Recipe, own: Path, above: tuple[Path, ...]) -> Iterator[_Source]:
@@ -198,7 +200,9 @@ def _of_brick(brick: Brick, shown: str) -> _Source | None:
 # -- what a model answers
 
 
-def _of_model(facts: Sequence[Fact], name: str, resolved: Resolved, device: torch.device, events: Events) -> Iterator[Finding]:
+def _of_model(
+    facts: Sequence[Fact], name: str, resolved: Resolved, device: torch.device, events: Events
+) -> Iterator[FactFinding]:
     """Targets that the model gives already, and neighbours with another target than its answer."""
     from transformers import AutoTokenizer
 
@@ -210,11 +214,11 @@ def _of_model(facts: Sequence[Fact], name: str, resolved: Resolved, device: torc
     answers = greedy_answers(model, tokenizer, asked, events)
     for fact in facts:
         if says(answers[fact.text], fact.target):
-            yield Finding(fact.place, "known", "warning", f"{name} already answers {fact.text!r} with {fact.target!r}",
+            yield FactFinding(fact.place, "known", "warning", f"{name} already answers {fact.text!r} with {fact.target!r}",
                           "Delete this line: an edit has nothing to do, and scores count it as learned.", fact.id)  # fmt: skip
         for probe in fact.neighbours:
             if probe.target is not None and not says(answers[probe.prompt], probe.target):
-                yield Finding(
+                yield FactFinding(
                     fact.place, "answer", "warning",
                     f"the neighbour {probe.prompt!r} has the target {probe.target!r}, and {name} answers {_brief(answers[probe.prompt])!r}",
                     "Leave its target out where the model's own answer has to stay, or delete the neighbour.", fact.id)  # fmt: skip

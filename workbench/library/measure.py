@@ -68,13 +68,13 @@ class Meeting(Delta):
 
 
 @dataclass
-class Sums(Delta):
+class DeltaSums(Delta):
     """A brick's delta over one tensor or many, beside others'."""
 
     tensors: int = 0
     meetings: dict[str, Meeting] = field(default_factory=dict)
 
-    def add(self, other: Sums) -> None:
+    def add(self, other: DeltaSums) -> None:
         """Take in another part."""
         for name in ("square", "base", "zeros", "numel", "tensors"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -111,12 +111,12 @@ class Measures:
         total: All of it.
     """
 
-    tensors: dict[str, Sums]
-    layers: dict[int | None, Sums]
-    cells: dict[tuple[int | None, str], Sums]
+    tensors: dict[str, DeltaSums]
+    layers: dict[int | None, DeltaSums]
+    cells: dict[tuple[int | None, str], DeltaSums]
     kinds: list[str]
     ends: list[str]
-    total: Sums
+    total: DeltaSums
 
     def document(self) -> dict[str, Any]:
         """Plain data."""
@@ -150,7 +150,7 @@ def measure(
     names = [
         n for n, spec in base.weights.specs.items() if spec.is_float and any(b.touches(n) for b in (brick, *others.values()))
     ]
-    found: dict[str, Sums] = {}
+    found: dict[str, DeltaSums] = {}
 
     def work(name: str) -> None:
         found[name] = _tensor(base, name, brick, others, device)
@@ -162,13 +162,13 @@ def measure(
     return _gathered(base, changed)
 
 
-def _gathered(base: Model, tensors: dict[str, Sums]) -> Measures:
-    layers: dict[int | None, Sums] = {}
-    cells: dict[tuple[int | None, str], Sums] = {}
-    total = Sums()
+def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
+    layers: dict[int | None, DeltaSums] = {}
+    cells: dict[tuple[int | None, str], DeltaSums] = {}
+    total = DeltaSums()
     for name, sums in tensors.items():
         layer, kind = _place(base, name)
-        for part in (layers.setdefault(layer, Sums()), cells.setdefault((layer, kind), Sums()), total):
+        for part in (layers.setdefault(layer, DeltaSums()), cells.setdefault((layer, kind), DeltaSums()), total):
             part.add(sums)
     kinds = list(dict.fromkeys(kind for layer, kind in cells if layer is not None))
     ends = list(dict.fromkeys(kind for layer, kind in cells if layer is None))
@@ -189,11 +189,11 @@ def _place(base: Model, name: str) -> tuple[int | None, str]:
     return layer, re.sub(r"(?<=\.)\d+(?=\.)", "*", inside)
 
 
-def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas], device: torch.device) -> Sums:
+def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas], device: torch.device) -> DeltaSums:
     spec = base.weights.specs[name]
     bricks = [brick, *others.values()]
     factors = [_factors(b, name, spec, device) for b in bricks]
-    sums = Sums(tensors=1, meetings={other: Meeting() for other in others})
+    sums = DeltaSums(tensors=1, meetings={other: Meeting() for other in others})
     dense = others or factors[0] is None
     norm = _stream(base, name, bricks if dense else [], sums, device)
     mine = factors[0]
@@ -217,7 +217,7 @@ def _factors(brick: Deltas, name: str, spec: TensorSpec, device: torch.device) -
     return Factors.zero(spec, device)
 
 
-def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: torch.device) -> float:
+def _stream(base: Model, name: str, bricks: list[Deltas], sums: DeltaSums, device: torch.device) -> float:
     """One pass over the rows: of dense deltas norms, zeros, products, signs. Returns ‖θ₀‖²."""
     norm = 0.0
     spec = base.weights.specs[name]
@@ -247,7 +247,7 @@ def _stream(base: Model, name: str, bricks: list[Deltas], sums: Sums, device: to
 
 
 def _overlaps(
-    base: Model, name: str, bricks: list[Deltas], factors: list[Factors | None], sums: Sums, device: torch.device
+    base: Model, name: str, bricks: list[Deltas], factors: list[Factors | None], sums: DeltaSums, device: torch.device
 ) -> None:
     """Overlap of leading singular subspaces, where both deltas are there."""
     present = [sums.square, *(m.square for m in sums.meetings.values())]

@@ -13,14 +13,14 @@ from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import BaseRecord, BrickCard, Score, read_title, write_card
 from workbench.bricks.locate import kinds_of, resolve_base, resolve_brick
 from workbench.errors import WorkbenchError, nearest, shell
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.score import score_all
 from workbench.events import Events, no_events
 from workbench.project import CACHE, find_project
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
-from workbench.scores.store import Store
+from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 from workbench.steps.fields import NAME, BrickRef
 from workbench.train import TrainSpec, reports, train
@@ -166,10 +166,10 @@ def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.devi
     data = {"version": 1, "base": spec.base, "bricks": {name: reference}}
     alone = from_data({**data, "name": name, "steps": [{"merge": "task_arithmetic"}]}, project)
     base = from_data({"version": 1, "base": spec.base, "name": "base"}, project)
-    entries = [Entry("base", "base", resolve(base)), Entry(name, "brick", resolve(alone))]
+    entries = [LineupEntry("base", "base", resolve(base)), LineupEntry(name, "brick", resolve(alone))]
     suite = Suite(suite=f"brick-{name}", tasks=(spec.task,))
     found = plans(entries, [suite], batch_size=32, limit=None)
-    before, after = score_all(entries, found, Store(project / "runs" / "scores"), device=device, events=events)
+    before, after = score_all(entries, found, ScoreStore(project / "runs" / "scores"), device=device, events=events)
     metric = found[0].primary(spec.task)
     result = after.tasks[spec.task]
     value = result.metrics[metric]

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.identity import unchanged
 from workbench.models.layout import Model
-from workbench.models.texts import Row, encode, log_likelihood, longest_row, read_texts
+from workbench.models.texts import TextRow, encode, log_likelihood, longest_row, read_texts
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
 from workbench.steps.fields import Real, Whole
 
@@ -88,7 +88,7 @@ def softmax(losses: dict[str, float], temperature: float) -> dict[str, float]:
     return {name: power / total for name, power in powers.items()}
 
 
-def loss(context: MergeContext, brick: str, rows: list[Row]) -> float:
+def loss(context: MergeContext, brick: str, rows: list[TextRow]) -> float:
     """Mean over examples of the mean −log p of an answer's tokens. Errors: one that is not finite."""
     model = context.live(brick)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from workbench.merge.measuring.calibration import Calibrated
 from workbench.merge.measuring.least_squares import average, checked_weights, norm_report
 from workbench.models.layout import Model
 from workbench.models.names import counterpart
-from workbench.models.texts import Row, log_likelihood
+from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
 from workbench.weights.saving import save_tensors
@@ -110,7 +110,7 @@ class Diagonal:
         return value.view(group.spec.rows, group.spec.cols).to(group.device)
 
 
-def information(context: MergeContext, brick: str, rows: Sequence[Row]) -> dict[str, Tensor]:
+def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> dict[str, Tensor]:
     """The mean over texts of the squared gradient of log p(answer | prompt), by tensor name, divided by its mean over the model.
 
     Errors: gradients that are zero or not finite.

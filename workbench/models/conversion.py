@@ -32,7 +32,7 @@ _ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRun:
     """Consecutive rows of a tensor on disk that are consecutive rows of a live tensor.
 
     Attributes:
@@ -69,7 +69,7 @@ class Aligned:
     def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> None:
         self._weights = weights
         theirs, mine = live_runs(config, specs), live_runs(config, weights.specs)
-        self._parts: dict[str, list[tuple[int, Run]]] = {name: [] for name in specs}
+        self._parts: dict[str, list[tuple[int, RowRun]]] = {name: [] for name in specs}
         self.specs: dict[str, TensorSpec] = {}
         left = {name: spec.rows for name, spec in weights.specs.items()}
         self._whole = _one_to_one(theirs, mine)
@@ -101,13 +101,13 @@ class Aligned:
         """A reader of one tensor, over those that hold its rows."""
         if name in self._whole:
             return self._weights.open(self._whole[name], device)
-        return _Rows(self._parts[name], partial(self._weights.open, device=device))
+        return _RunRows(self._parts[name], partial(self._weights.open, device=device))
 
 
-class _Rows:
+class _RunRows:
     """Rows from several tensors. One is open at a time: a fused tensor may stand for hundreds, each with a buffer of its own."""
 
-    def __init__(self, parts: list[tuple[int, Run]], opener: Callable[[str], Source]) -> None:
+    def __init__(self, parts: list[tuple[int, RowRun]], opener: Callable[[str], Source]) -> None:
         self._parts = parts
         self._opener = opener
         self._current: tuple[str, Source] | None = None
@@ -123,7 +123,7 @@ class _Rows:
             self._current[1].read(run.row + low - first, run.row + high - first, out[low - start : high - start])
 
 
-def _one_to_one(theirs: Mapping[str, list[Run]], mine: Mapping[str, list[Run]]) -> dict[str, str]:
+def _one_to_one(theirs: Mapping[str, list[RowRun]], mine: Mapping[str, list[RowRun]]) -> dict[str, str]:
     """Tensors of the one that stand for the same live tensor as a tensor of the other, both alone and for nothing else."""
     counts = [Counter(run.name for runs in side.values() for run in runs) for side in (theirs, mine)]
     pairs = [
@@ -132,21 +132,21 @@ def _one_to_one(theirs: Mapping[str, list[Run]], mine: Mapping[str, list[Run]]) 
     return {one: two for one, two in pairs if counts[0][one] == 1 and counts[1][two] == 1}
 
 
-def _overlap(want: Run, have: list[Run]) -> Iterator[tuple[int, Run]]:
+def _overlap(want: RowRun, have: list[RowRun]) -> Iterator[tuple[int, RowRun]]:
     """What `have` holds of the live rows of `want`: (first row in the wanted tensor, where it lies)."""
     for run in have:
         low, high = max(want.live, run.live), min(want.live + want.count, run.live + run.count)
         if low < high:
-            yield want.row + low - want.live, Run(low, run.name, run.row + low - run.live, high - low)
+            yield want.row + low - want.live, RowRun(low, run.name, run.row + low - run.live, high - low)
 
 
-def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[Run]]:
+def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
     """Live tensor -> the rows on disk that it is made of. A tensor without a place in the model stands under "?name"."""
     model = skeleton(json.dumps(config, sort_keys=True))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     names = list(specs)
     place = {name: i for i, name in enumerate(names)}
-    runs: dict[str, list[Run]] = {}
+    runs: dict[str, list[RowRun]] = {}
     for key, transform, members in groups_of(model, names):
         if transform is None:
             if len(members) > 1:
@@ -154,7 +154,7 @@ def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dic
                     f"{' and '.join(name for name, _ in members[:2])} stand for the same weight, {key}", "Save the model again."
                 )
             ((name, _),) = members
-            runs[key] = [Run(0, name, 0, specs[name].rows)]
+            runs[key] = [RowRun(0, name, 0, specs[name].rows)]
             continue
         given = [_numbered(place[name], specs[name]) for name, _ in members]
         for (name, pattern), numbers in zip(members, given, strict=True):
@@ -211,10 +211,10 @@ def _numbered(place: int, spec: TensorSpec) -> Tensor:
     return (torch.arange(spec.rows, dtype=torch.int64) + (place << _ROW_BITS)).reshape(shape)
 
 
-def _compress(numbers: Tensor, names: list[str]) -> Iterator[Run]:
+def _compress(numbers: Tensor, names: list[str]) -> Iterator[RowRun]:
     """Runs of consecutive row numbers."""
     breaks = (numbers.diff() != 1).nonzero().flatten() + 1
     starts = [0, *breaks.tolist()]
     for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
         first = int(numbers[start])
-        yield Run(start, names[first >> _ROW_BITS], first & _ROW_MASK, stop - start)
+        yield RowRun(start, names[first >> _ROW_BITS], first & _ROW_MASK, stop - start)

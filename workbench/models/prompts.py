@@ -18,7 +18,7 @@ _ANY_WORD = "A"
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptPair:
     """The tokens of a prompt and of its continuation.
 
     Attributes:
@@ -39,7 +39,7 @@ class Pair:
 
 def encode_pair(
     tokenizer: Any, prompt: str, continuation: str, trailing_space: Literal["prompt", "continuation"] = "prompt"
-) -> Pair:
+) -> PromptPair:
     """Tokenize prompt + continuation as one text and split the tokens where the continuation begins.
 
     A token that covers the end of the prompt and the beginning of the continuation belongs to the continuation: the model has to
@@ -66,7 +66,7 @@ def encode_pair(
         # Byte-level post-processors may cut spaces off the offsets: of ": " they say that it is ":".
         while split > begin and _reaches_beyond(tokenizer, ids[split - 1], prompt, continuation):
             split -= 1
-    return Pair(ids[:split], ids[split:], offsets)
+    return PromptPair(ids[:split], ids[split:], offsets)
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
@@ -74,12 +74,12 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return _tokens(tokenizer, text)[0]
 
 
-def encode_inside(tokenizer: Any, text: str) -> Pair:
+def encode_inside(tokenizer: Any, text: str) -> PromptPair:
     """Tokenize words as they are tokenized inside a text, after a space. `prompt` is what stands before them; offsets start at the words."""
     found = encode_pair(tokenizer, _ANY_WORD, f" {text}")
     shift = len(_ANY_WORD) + 1
     offsets = None if found.offsets is None else [(max(0, a - shift), max(0, b - shift)) for a, b in found.offsets]
-    return Pair(found.prompt, found.continuation, offsets)
+    return PromptPair(found.prompt, found.continuation, offsets)
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]] | None, int]:

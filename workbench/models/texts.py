@@ -41,7 +41,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Row:
+class TextRow:
     """A text as tokens, of which the last `learned` are what a loss is taken on."""
 
     tokens: list[int]
@@ -99,7 +99,7 @@ def _field(row: Mapping[str, Any], key: str, place: str) -> str:
     return value
 
 
-def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[Row]:
+def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[TextRow]:
     """Tokenize texts. A prompt and its answer are tokenized together, with a space between them unless one of them brings it.
 
     What is longer than `longest` tokens loses the end of a whole text, or the start of a prompt.
@@ -119,7 +119,7 @@ def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: i
                 f"{text.place}: {len(tokens)} token in the base's vocabulary, expected 2 or more",
                 "Take the line out, or word it in what the tokenizer knows.",
             )
-        rows.append(Row(tokens, learned))
+        rows.append(TextRow(tokens, learned))
     return rows
 
 
@@ -129,7 +129,7 @@ def longest_row(config: Mapping[str, Any], wanted: int) -> int:
     return min(wanted, int(positions)) if positions else wanted
 
 
-def batches(rows: Sequence[Row], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
+def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
     """Rows of similar length together, at most `limit` tokens a batch (or one row). The same batches on every machine."""
     waiting: list[list[int]] = []
     for tokens in sorted((row.tokens for row in rows), key=len):
@@ -141,7 +141,7 @@ def batches(rows: Sequence[Row], device: torch.device, limit: int = BATCH_TOKENS
         yield side_by_side(waiting, device)
 
 
-def log_likelihood(model: Any, row: Row, device: torch.device) -> Tensor:
+def log_likelihood(model: Any, row: TextRow, device: torch.device) -> Tensor:
     """Σ log p of a row's learned tokens, a scalar that gradients can be taken of."""
     tokens = torch.tensor([row.tokens], device=device)
     logits = model(input_ids=tokens, use_cache=False).logits[0, -row.learned - 1 : -1].float()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.report.numbers import MISSING, PERCENT, count, listed
-from workbench.report.view import Configuration, Estimate, Task, View
+from workbench.report.view import ConfigurationView, Estimate, TaskView, View
 
 # Kind -> heading, and how it is measured.
 HEADINGS = {
@@ -29,7 +29,7 @@ FIRST = ("efficacy", "paraphrase", "neighbours", "generated", "portability")
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptFacts:
     """Of `of` facts or prompts that the edit alone answers right, the number and share that a configuration answers right."""
 
     kept: int
@@ -55,7 +55,7 @@ class Survival:
 
     alone: str
     kinds: tuple[str, ...]
-    rows: tuple[tuple[Configuration, dict[str, Kept]], ...]
+    rows: tuple[tuple[ConfigurationView, dict[str, KeptFacts]], ...]
     without: tuple[str, ...] = ()
 
     def sentence(self) -> str:
@@ -75,7 +75,7 @@ class Survival:
 
 
 @dataclass(frozen=True)
-class Step:
+class EditedStep:
     """A configuration after its edit has taken so many facts, on one cohort of them: scores by kind."""
 
     configuration: str
@@ -98,10 +98,10 @@ class FactSuite:
     name: str
     source: str
     facts: int
-    columns: tuple[tuple[str, Task], ...]
-    rows: tuple[Configuration, ...]
+    columns: tuple[tuple[str, TaskView], ...]
+    rows: tuple[ConfigurationView, ...]
     survivals: tuple[Survival, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EditedStep, ...] = ()
     control_missing: bool = False
 
     @property
@@ -159,11 +159,11 @@ def _share(e: Estimate | None) -> str:
     return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
 
 
-def _steps(found: Iterable[Mapping[str, Any]]) -> Iterable[Step]:
+def _steps(found: Iterable[Mapping[str, Any]]) -> Iterable[EditedStep]:
     for row in found:
         for cohort, scores in row["cohorts"].items():
             estimates = {str(k): Estimate(v["value"], v.get("low"), v.get("high"), n=v.get("n")) for k, v in scores.items()}
-            yield Step(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
+            yield EditedStep(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
@@ -178,16 +178,16 @@ def _survival(part: Mapping[str, Any], view: View) -> Survival | None:
     return Survival(str(part["alone"]), tuple(kinds), rows, tuple(map(str, part.get("without") or ()))) if kinds else None
 
 
-def _kept(value: Mapping[str, Any]) -> Kept:
+def _kept(value: Mapping[str, Any]) -> KeptFacts:
     share = Estimate(value["value"], value.get("low"), value.get("high")) if value.get("value") is not None else None
-    return Kept(int(value["kept"]), int(value["of"]), share)
+    return KeptFacts(int(value["kept"]), int(value["of"]), share)
 
 
-def _percent(kept: Kept) -> str:
+def _percent(kept: KeptFacts) -> str:
     if kept.share is None:
         return ""
     return f" ({PERCENT.score(kept.share.value)} % {PERCENT.levels(kept.share.low, kept.share.high)})"
 
 
-def _level(e: Estimate | None, task: Task) -> str:
+def _level(e: Estimate | None, task: TaskView) -> str:
     return MISSING if e is None else f"{task.unit.score(e.value)} {task.unit.levels(e.low, e.high)}".strip()

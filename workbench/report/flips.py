@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.report.view import Task, View
+from workbench.report.view import TaskView, View
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count
     return table
 
 
-def direction(flip: Mapping[str, Any], task: Task | None) -> str:
+def direction(flip: Mapping[str, Any], task: TaskView | None) -> str:
     """ "gained" or "lost" by the task's primary metric, "other" where the score is equal or unknown."""
     before = _score(flip.get("baseline"), task)
     after = _score(flip.get("configuration"), task)
@@ -80,7 +80,7 @@ def pack(document: Mapping[str, Any], view: View) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
 
 
-def _score(answer: Mapping[str, Any] | None, task: Task | None) -> float | None:
+def _score(answer: Mapping[str, Any] | None, task: TaskView | None) -> float | None:
     """The item's score with higher better. Of a ratio metric: log-likelihood over weight."""
     value = ((answer or {}).get("metrics") or {}).get(task.metric if task else None)
     if isinstance(value, list | tuple) and len(value) == 2 and value[1]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from workbench.report.marks import tip, verdict_class
 from workbench.report.numbers import POINTS, Unit, signed
 from workbench.report.svg import joined, svg
-from workbench.report.view import Difference, Task, View
+from workbench.report.view import DifferenceView, TaskView, View
 
 ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
@@ -25,10 +25,10 @@ INSET = 3.0  # per cent of the width left free at both ends, for marks at the en
 
 
 @dataclass(frozen=True)
-class Line:
+class ForestLine:
     """A row of a panel: the difference, its centre in pixels, and its place in the page's grid."""
 
-    difference: Difference
+    difference: DifferenceView
     y: int
     grid_row: int
 
@@ -37,14 +37,14 @@ class Line:
 class Panel:
     """One task: rows for labels and values, and the plot that stands between them."""
 
-    task: Task
-    lines: tuple[Line, ...]
+    task: TaskView
+    lines: tuple[ForestLine, ...]
     grid_rows: str
     plot: Markup
 
 
 @dataclass(frozen=True)
-class Axis:
+class ForestAxis:
     """A linear scale in stored units."""
 
     low: float
@@ -66,7 +66,7 @@ class Axis:
 def panels(view: View) -> list[Panel]:
     """Panels in task order. Skill tasks share one axis, retention and other guarded tasks have theirs; so has a metric in its own unit."""
     found = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
-    shared: dict[str, list[Difference]] = {}
+    shared: dict[str, list[DifferenceView]] = {}
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(found[task.name])
     units = {t.axis: t.unit for t in view.tasks}
@@ -75,7 +75,7 @@ def panels(view: View) -> list[Panel]:
     return [_panel(view, t, found[t.name], axes[t.axis]) for t in view.tasks if found[t.name]]
 
 
-def axis(found: Iterable[Difference], unit: Unit, margin: float | None = None) -> Axis:
+def axis(found: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
     """A scale over all intervals with zero in it, ticks at round numbers; points stop at 100 either way."""
     ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
@@ -85,7 +85,7 @@ def axis(found: Iterable[Difference], unit: Unit, margin: float | None = None) -
     low, high = min([0.0, *ends]), max([0.0, *ends])
     if low == high:
         low, high = -1 / unit.scale, 1 / unit.scale
-    return Axis(low, high, ticks(low, high, unit.scale))
+    return ForestAxis(low, high, ticks(low, high, unit.scale))
 
 
 def ticks(low: float, high: float, scale: float = 1.0) -> tuple[float, ...]:
@@ -101,11 +101,11 @@ def decimals(numbers: Iterable[float]) -> int:
     return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in found)), 6)
 
 
-def _of(view: View, task: Task) -> list[Difference]:
+def _of(view: View, task: TaskView) -> list[DifferenceView]:
     return [d for c in view.configurations for d in view.compared(c.name, [task])]
 
 
-def _reach(task: Task) -> float:
+def _reach(task: TaskView) -> float:
     """How far from zero the axis goes at least: what decides verdicts is on it."""
     return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
@@ -116,15 +116,15 @@ def _step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
 
 
-def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> Panel:
+def _panel(view: View, task: TaskView, found: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
     controls = {c.name for c in view.controls}
-    lines: list[Line] = []
+    lines: list[ForestLine] = []
     rows: list[int] = []
     for d in found:
         if lines and (d.configuration in controls) != (lines[-1].difference.configuration in controls):
             rows.append(GAP)
         rows.append(ROW)
-        lines.append(Line(d, sum(rows) - ROW // 2, len(rows)))
+        lines.append(ForestLine(d, sum(rows) - ROW // 2, len(rows)))
     height, below = sum(rows), AXIS + (SIDE if task.lower else 0)
     plot = svg(
         "svg",
@@ -141,7 +141,7 @@ def _panel(view: View, task: Task, found: Sequence[Difference], scale: Axis) -> 
     return Panel(task, tuple(lines), " ".join(f"{r}px" for r in [*rows, below]), plot)
 
 
-def _frame(scale: Axis, task: Task, height: int) -> Markup:
+def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
     """Grid, zero line, tick labels, the better side where it is the left one, and what decides verdicts.
 
     That is the smallest effect of interest as a pale column; on a guarded task the tolerance, as a dashed line on the side of losses.
@@ -165,7 +165,7 @@ def _frame(scale: Axis, task: Task, height: int) -> Markup:
     return joined(*parts)
 
 
-def _mark(line: Line, scale: Axis, unit: Unit, baseline: str) -> Markup:
+def _mark(line: ForestLine, scale: ForestAxis, unit: Unit, baseline: str) -> Markup:
     """One difference: hover text, adjusted interval (band), 95 % interval (line), the verdict's mark."""
     d, y, name = line.difference, line.y, verdict_class(line.difference.verdict)
     parts = [

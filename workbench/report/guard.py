@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
-from workbench.report.view import VERDICTS, Difference, Task, View
+from workbench.report.view import VERDICTS, DifferenceView, TaskView, View
 
 _TOLD = 3  # configurations whose losses are told one by one
 
 
 def harm(view: View) -> list[str]:
     """Return one sentence per named configuration that is worse on a guarded task, the largest losses first."""
-    found: dict[str, list[Difference]] = {}
+    found: dict[str, list[DifferenceView]] = {}
     for d in _rows(view, view.guarded):
         if d.word == "worse":
             found.setdefault(d.configuration, []).append(d)
@@ -24,7 +24,7 @@ def harm(view: View) -> list[str]:
     return told
 
 
-def clause(view: View, d: Difference) -> str:
+def clause(view: View, d: DifferenceView) -> str:
     """Return what the headline says of one guarded row, such as "on retention it is safe (...)"."""
     unit = view.unit(d.task)
     if d.word == "no item changed":
@@ -39,7 +39,7 @@ def clause(view: View, d: Difference) -> str:
     return f"on {d.task} it is {d.word} {_bracketed(f'{unit.worded(d.diff)} {unbroken(unit.diffs(*ends))}')}"
 
 
-def lacking(view: View, d: Difference, limit: bool = True) -> str:
+def lacking(view: View, d: DifferenceView, limit: bool = True) -> str:
     """Return why a row is not shown safe and what would help, in words that fit into brackets.
 
     Args:
@@ -60,7 +60,7 @@ def lacking(view: View, d: Difference, limit: bool = True) -> str:
     return "; ".join(part for part in (why, needs) if part)
 
 
-def on_task(view: View, task: Task) -> str:
+def on_task(view: View, task: TaskView) -> str:
     """Return one sentence on a guarded task: which named configurations have which verdict; empty where none was compared."""
     found = list(_rows(view, [task]))
     order = sorted(VERDICTS, key=lambda word: word != "worse")
@@ -88,13 +88,13 @@ def impossible(view: View) -> list[str]:
     return sentences
 
 
-def _rows(view: View, tasks: Iterable[Task]) -> Iterable[Difference]:
+def _rows(view: View, tasks: Iterable[TaskView]) -> Iterable[DifferenceView]:
     """Rows of named configurations."""
     listed_tasks = list(tasks)
     return (d for c in view.judged for d in view.compared(c.name, listed_tasks))
 
 
-def _loss(view: View, d: Difference) -> str:
+def _loss(view: View, d: DifferenceView) -> str:
     """Return a loss as a predicate with its plain interval, such as "loses 4.3 points of retention [-7.9, -0.7]"."""
     unit = view.unit(d.task)
     size = f"{unit.score(abs(d.diff or 0.0))} {unit.word}".rstrip()
@@ -105,11 +105,11 @@ def _loss(view: View, d: Difference) -> str:
     return f"is {size} {side} {view.baseline} on {d.task} {ends}".rstrip() + (", where lower is better" if d.lower else "")
 
 
-def _tolerance(view: View, d: Difference) -> str:
+def _tolerance(view: View, d: DifferenceView) -> str:
     return view.unit(d.task).score(d.tolerance)
 
 
-def _verdicts(view: View, word: str, found: list[Difference]) -> str:
+def _verdicts(view: View, word: str, found: list[DifferenceView]) -> str:
     """Return which configurations have a verdict on a guarded task, such as "a and b are safe"."""
     if not found:
         return ""

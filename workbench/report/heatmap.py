@@ -38,7 +38,7 @@ class Map:
 
 
 @dataclass(frozen=True)
-class Metric:
+class HeatMeasure:
     """What a map shows and how."""
 
     title: str
@@ -103,28 +103,28 @@ def _own(found: dict[str, Any]) -> list[str]:
     return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
 
 
-def _metrics(others: list[str]) -> list[list[Metric]]:
+def _metrics(others: list[str]) -> list[list[HeatMeasure]]:
     """The brick's own maps; then, for each other brick, how it meets it."""
-    norm = Metric(
+    norm = HeatMeasure(
         "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
     )
     return [[norm], *map(_meeting, others)]
 
 
-def _meeting(other: str) -> list[Metric]:
+def _meeting(other: str) -> list[HeatMeasure]:
     def of(key: str) -> Callable[[dict[str, Any]], float | None]:
         return lambda d: d["others"].get(other, {}).get(key)
 
     return [
-        Metric(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
-        Metric(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
+        HeatMeasure(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
+        HeatMeasure(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
                 of("conflict"), _number, "down", 0.05, 0.5, "up"),
-        Metric(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
+        HeatMeasure(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
                 of("overlap"), _number, "up", 0.05),
     ]  # fmt: skip
 
 
-def _map(measures: Measures, metric: Metric) -> Map:
+def _map(measures: Measures, metric: HeatMeasure) -> Map:
     documents = {place: sums.document() for place, sums in measures.cells.items()}
     values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
     top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
@@ -142,7 +142,7 @@ def drawing_of(
     values: Mapping[tuple[int | None, str], float],
     kinds: Sequence[str],
     layers: Sequence[int],
-    metric: Metric,
+    metric: HeatMeasure,
     top: float,
     notes: Mapping[tuple[int | None, str], str] | None = None,
 ) -> tuple[Markup, int]:
@@ -176,7 +176,7 @@ def drawing_of(
 
 
 def _cell(
-    value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: Metric, top: float, note: str
+    value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: HeatMeasure, top: float, note: str
 ) -> Markup:
     box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
     if value is None:

@@ -10,7 +10,7 @@ from workbench.report import edits, flips, guard, marks, scatter, wording
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
-from workbench.report.view import VERDICTS, Configuration, Estimate, Task, View
+from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
 
 ROLE_NOTES = {"base": "base", "brick": "brick alone", "average": "average"}
 
@@ -86,7 +86,7 @@ def _summary(view: View) -> str:
     return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
 
 
-def _summary_row(view: View, c: Configuration) -> list[str]:
+def _summary_row(view: View, c: ConfigurationView) -> list[str]:
     found = view.compared(c.name, view.tasks)
     verdicts = {v: sum(d.word == v for d in found) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
@@ -95,7 +95,7 @@ def _summary_row(view: View, c: Configuration) -> list[str]:
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
 
-def _directed(task: Task) -> str:
+def _directed(task: TaskView) -> str:
     return f"{task.name} (lower is better)" if task.lower else task.name
 
 
@@ -246,7 +246,7 @@ def _configurations(view: View) -> list[str]:
     return parts
 
 
-def _bricks(c: Configuration) -> str:
+def _bricks(c: ConfigurationView) -> str:
     sized = [name if n is None else f"{name} ({size(n)})" for name, n in c.bricks.items()]
     return ", ".join(sized or c.parents) or MISSING
 

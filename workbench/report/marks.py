@@ -13,12 +13,12 @@ from workbench.report.svg import joined, svg
 from workbench.report.view import (
     GUARD_WORDS,
     OPEN,
-    Companion,
-    Configuration,
-    Difference,
+    CompanionView,
+    ConfigurationView,
+    DifferenceView,
     Effect,
     Estimate,
-    Task,
+    TaskView,
     View,
     verdict_word,
 )
@@ -70,7 +70,7 @@ def verdict_class(verdict: str | None) -> str:
     return CLASSES.get(verdict_word(verdict) or "", "unclear")
 
 
-def tip(d: Difference, unit: Unit, baseline: str) -> str:
+def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
     """Hover text of a difference, one fact a line."""
     lines = [f"{d.configuration} on {d.task}: {verdict_text(d)}"]
     lines.append(f"Score {unit.score(d.value)}, {baseline} {unit.score(d.baseline_value)}")
@@ -101,23 +101,23 @@ def tip(d: Difference, unit: Unit, baseline: str) -> str:
     return "\n".join(lines)
 
 
-def family(d: Difference) -> str:
+def family(d: DifferenceView) -> str:
     """What a row was tested with, such as "guarded, control"; a control is tested apart from the configurations."""
     words = {"controls": "control"}
     return ", ".join([words.get(d.family or "", d.family or MISSING), *(["control"] if d.guarded and d.apart else [])])
 
 
-def detectable(d: Difference, unit: Unit) -> str:
+def detectable(d: DifferenceView, unit: Unit) -> str:
     """Smallest true difference that these items would show, such as "±10.9 points"; none where no verdict can fall."""
     return MISSING if d.mde is None or d.impossible else f"±{unit.score(d.mde)} {unit.word}".rstrip()
 
 
-def companion(found: Companion) -> str:
+def companion(found: CompanionView) -> str:
     """A companion's difference with its plain interval, such as "+0.42 nats [+0.10, +0.74]"."""
     return f"{found.unit.worded(found.diff)} {found.unit.diffs(found.low, found.high)}".rstrip()
 
 
-def verdict_text(d: Difference) -> str:
+def verdict_text(d: DifferenceView) -> str:
     """The verdict word, with the number of items it needs where it cannot tell or is not shown safe."""
     if d.impossible:
         return f"{d.verdict} (needs more clusters or fewer rows)"
@@ -220,7 +220,9 @@ def forgetting_span(view: View) -> tuple[float, float]:
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-def _difference_cell(view: View, task: Task, d: Difference | None, c: Configuration, largest: dict[str, float]) -> Cell:
+def _difference_cell(
+    view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView, largest: dict[str, float]
+) -> Cell:
     if d is None:
         return UNSCORED
     return Cell(
@@ -251,7 +253,7 @@ def _tint(value: float | None, word: str | None, largest: float) -> float:
     return round(PALEST + (DARKEST - PALEST) * min(abs(value) / largest, 1.0), 3)
 
 
-def _largest(view: View, found: Iterable[Difference | Effect]) -> dict[str, float]:
+def _largest(view: View, found: Iterable[DifferenceView | Effect]) -> dict[str, float]:
     """By task, the largest decided difference on its axis: what the darkest tint stands for."""
     axes = {t.name: t.axis if t.unit != POINTS else POINTS.word for t in view.tasks}
     largest: dict[str, float] = {}

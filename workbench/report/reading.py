@@ -8,7 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.report.numbers import NATS, POINTS, Unit, raw
-from workbench.report.view import ROLES, Check, Companion, Configuration, Difference, Effect, Estimate, Task, View, unit_of
+from workbench.report.view import (
+    ROLES,
+    CheckView,
+    CompanionView,
+    ConfigurationView,
+    DifferenceView,
+    Effect,
+    Estimate,
+    TaskView,
+    View,
+    unit_of,
+)
 
 
 def view_of(document: Mapping[str, Any]) -> View:
@@ -50,22 +61,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _difference(row: Mapping[str, Any]) -> Difference:
-    fields: dict[str, Any] = {name: row.get(name) for name in Difference.__dataclass_fields__}
+def _difference(row: Mapping[str, Any]) -> DifferenceView:
+    fields: dict[str, Any] = {name: row.get(name) for name in DifferenceView.__dataclass_fields__}
     fields["role"] = str(row.get("role") or "")
     if row.get("needs") and row.get("n") and row["needs"] <= row["n"]:
         fields["needs"] = None  # that many items are there already: of a guarded task, an unchanged configuration would be safe
     fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
     fields |= {"lower": bool(row.get("lower")), "ratio": bool(row.get("ratio")), "companion": _companion(row.get("companion"))}
-    return Difference(**fields)
+    return DifferenceView(**fields)
 
 
-def _companion(found: Mapping[str, Any] | None) -> Companion | None:
+def _companion(found: Mapping[str, Any] | None) -> CompanionView | None:
     if not found or found.get("diff") is None:
         return None
     unit = NATS if found.get("unit") == NATS.word else Unit(1.0, NATS.decimals, str(found.get("unit") or ""))
     values = {k: found.get(k) for k in ("value", "baseline_value", "diff", "low", "high", "p")}
-    return Companion(metric=str(found.get("metric") or "margin"), unit=unit, **values)
+    return CompanionView(metric=str(found.get("metric") or "margin"), unit=unit, **values)
 
 
 def _effects(matrix: Mapping[str, Any]) -> Iterable[Effect]:
@@ -81,21 +92,21 @@ def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) ->
     return line[column] if line and column < len(line) else None
 
 
-def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[Difference, ...], margin: float | None) -> tuple[Task, ...]:
+def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[DifferenceView, ...], margin: float | None) -> tuple[TaskView, ...]:
     tasks = [_task(t, rows, margin) for t in found]
     units = {t.name: t.unit for t in tasks if t.contrast is None}
     # a contrast may be negative, so its unit is that of the task it starts from
     return tuple(replace(t, unit=units[t.contrast[0]]) if t.contrast and units.get(t.contrast[0]) == POINTS else t for t in tasks)
 
 
-def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float | None) -> Task:
+def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: float | None) -> TaskView:
     name, metric = str(task["task"]), str(task.get("metric") or "")
     mine = [r for r in rows if r.task == name and r.metric == metric]
     lower, ratio, contrast = bool(task.get("lower")), task.get("ratio") or None, task.get("contrast") or None
     unit = unit_of(mine, lower, ratio)
     if contrast and unit == POINTS:
         unit = raw(max((abs(v) for r in mine for v in (r.value, r.baseline_value) if v is not None), default=0.0))
-    return Task(
+    return TaskView(
         name=name,
         metric=metric,
         role=str(task.get("role") or "skill"),
@@ -114,9 +125,9 @@ def _task(task: Mapping[str, Any], rows: tuple[Difference, ...], margin: float |
     )
 
 
-def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configuration:
+def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> ConfigurationView:
     role = str(row.get("role") or "configuration")
-    return Configuration(
+    return ConfigurationView(
         name=str(row["name"]),
         role=role if role in ROLES else "configuration",
         digest=str(row.get("digest") or ""),
@@ -138,13 +149,13 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
     )
 
 
-def _checks(found: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[Check]:
+def _checks(found: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[CheckView]:
     """Checks in the order of the suites, unless they name theirs."""
     for i, check in enumerate(found or ()):
         if check:
             suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))
             numbers = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread"))
-            yield Check(suite, str(check.get("scorer") or ""), *numbers)
+            yield CheckView(suite, str(check.get("scorer") or ""), *numbers)
 
 
 def _forgetting(name: str, found: Mapping[str, Any] | None) -> Effect | None:

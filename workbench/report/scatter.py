@@ -11,7 +11,7 @@ from markupsafe import Markup
 from workbench.report.forest import decimals, ticks
 from workbench.report.numbers import MISSING, POINTS, amount, fixed, listed
 from workbench.report.svg import joined, svg
-from workbench.report.view import Configuration, Estimate, Task, View
+from workbench.report.view import ConfigurationView, Estimate, TaskView, View
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
@@ -47,7 +47,7 @@ class Scatter:
 
 
 @dataclass(frozen=True)
-class Axis:
+class ScatterAxis:
     """What an axis shows: stored value to shown value, words, and whether less is better."""
 
     label: str
@@ -62,14 +62,14 @@ class Axis:
 
 def scatters(view: View) -> list[Scatter]:
     """Skills against retention where there is a retention task; skills against parameters where these differ."""
-    mean = Axis("mean over skills", POINTS.scale)
+    mean = ScatterAxis("mean over skills", POINTS.scale)
     found = []
     if view.retention:
         axis, level = _retention(view.retention)
         found.append(_scatter(view, "Skills and retention", axis, mean, level))
     counts = {c.parameters for c in view.configurations if c.parameters is not None}
     if len(counts) > 1:
-        axis = Axis("parameters", lower=True, text=amount)
+        axis = ScatterAxis("parameters", lower=True, text=amount)
         found.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
     return [s for s in found if s is not None]
 
@@ -79,13 +79,13 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
 
 
-def _retention(tasks: Sequence[Task]) -> tuple[Axis, Callable[[Configuration], Estimate | None]]:
+def _retention(tasks: Sequence[TaskView]) -> tuple[ScatterAxis, Callable[[ConfigurationView], Estimate | None]]:
     """Shares: the task's score, or the mean of chance-corrected scores over several. Else the first task in its own unit."""
     shares = [t for t in tasks if t.unit == POINTS]
     if len(shares) > 1:
-        axis = Axis("mean over " + listed(t.name for t in shares), POINTS.scale)
+        axis = ScatterAxis("mean over " + listed(t.name for t in shares), POINTS.scale)
 
-        def mean(c: Configuration) -> Estimate | None:
+        def mean(c: ConfigurationView) -> Estimate | None:
             levels = [c.scores[t.name].corrected for t in shares if t.name in c.scores]
             known = [v for v in levels if v is not None]
             return Estimate(sum(known) / len(known), None, None) if len(known) == len(shares) else None
@@ -93,14 +93,16 @@ def _retention(tasks: Sequence[Task]) -> tuple[Axis, Callable[[Configuration], E
         return axis, mean
     task = shares[0] if shares else tasks[0]
     unit = f", {task.unit.word}" if task.unit != POINTS and task.unit.word else ""
-    return Axis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
+    return ScatterAxis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
 
 
 def _exact(value: int | None) -> Estimate | None:
     return None if value is None else Estimate(float(value), None, None)
 
 
-def _scatter(view: View, title: str, x: Axis, y: Axis, level: Callable[[Configuration], Estimate | None]) -> Scatter | None:
+def _scatter(
+    view: View, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ConfigurationView], Estimate | None]
+) -> Scatter | None:
     points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
         return None
@@ -114,19 +116,19 @@ def _scatter(view: View, title: str, x: Axis, y: Axis, level: Callable[[Configur
     return Scatter(title, caption, names, drawing(points, x, y, title))
 
 
-def _point(c: Configuration, x: Estimate | None, x_axis: Axis, y_axis: Axis) -> Point | None:
+def _point(c: ConfigurationView, x: Estimate | None, x_axis: ScatterAxis, y_axis: ScatterAxis) -> Point | None:
     if x is None or x.value is None or c.mean is None or c.mean.value is None:
         return None
     tip = f"{c.name}\n{_said(x_axis, x)}\n{_said(y_axis, c.mean)}"
     return Point(c.name, c.is_control, x.value, c.mean.value, tip, _ends(c.mean), _ends(x))
 
 
-def _said(axis: Axis, e: Estimate) -> str:
+def _said(axis: ScatterAxis, e: Estimate) -> str:
     ends = f" [{_written(axis, e.low)}, {_written(axis, e.high)}]" if e.low is not None and e.high is not None else ""
     return f"{axis.label.capitalize()} {_written(axis, e.value)}{ends}"
 
 
-def _written(axis: Axis, value: float | None) -> str:
+def _written(axis: ScatterAxis, value: float | None) -> str:
     if value is None:
         return MISSING
     if axis.text is not None:
@@ -161,7 +163,7 @@ class _Frame:
         return list(ticks(self.low, self.high, scale))
 
 
-def drawing(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
+def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str) -> Markup:
     """Points, names beside them, and the border of what the front's points beat."""
 
     def values(of: Callable[[Point], float], ends: Callable[[Point], tuple[float, float] | None]) -> list[float]:
@@ -178,7 +180,7 @@ def drawing(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Markup:
                aria_label=f"{title}: {y.label} against {x.label}")  # fmt: skip
 
 
-def _grid(across: _Frame, up: _Frame, x: Axis, y: Axis) -> list[Markup]:
+def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Markup]:
     floor, parts = HEIGHT - BOTTOM, []
     for frame, axis in ((across, x), (up, y)):
         shown = frame.ticks(axis.scale)

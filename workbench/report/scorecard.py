@@ -11,7 +11,7 @@ from typing import Any
 from workbench import yamldoc
 from workbench.compare.compare import Comparison
 from workbench.errors import as_markdown
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
@@ -22,7 +22,9 @@ _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL
 _INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n|\n)*", re.MULTILINE)
 
 
-def card_scores(entries: Sequence[Entry], scores: Sequence[Scores], comparison: Comparison | None, runs: Path) -> list[Path]:
+def card_scores(
+    entries: Sequence[LineupEntry], scores: Sequence[Scores], comparison: Comparison | None, runs: Path
+) -> list[Path]:
     """Put the scores of recipes into the README.md of their finished runs; returns the files that were written.
 
     A run counts if its recorded configuration has the digest that was scored. Partial scores are for a quick look and stay out.

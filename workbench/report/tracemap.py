@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workbench.edit.places.tracing import PLACES, Place, What
 from workbench.library.trace import OUTPUTS, WORDS, TraceTable
-from workbench.report.heatmap import NARROWEST, Map, Metric, drawing_of, write_maps
+from workbench.report.heatmap import NARROWEST, HeatMeasure, Map, drawing_of, write_maps
 
 LEAD = (
     "Each prompt is run with another fact's subject in place of its own, and one layer's states are restored to those of the clean run. "
@@ -35,7 +35,7 @@ def _map(table: TraceTable, what: What) -> Map:
     }
     top = max(1.0, *(abs(value) for value in values.values()))
     both = any(value < 0 for value in values.values())
-    metric = Metric(OUTPUTS[what].capitalize(), "", lambda _: None, _percent, "up")
+    metric = HeatMeasure(OUTPUTS[what].capitalize(), "", lambda _: None, _percent, "up")
     drawing, width = drawing_of(values, list(WORDS.values()), table.layers, metric, top, notes)
     caption = (
         f"Share of the answer's probability that comes back when one layer's {OUTPUTS[what]} are restored there, in percent."

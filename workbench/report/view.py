@@ -30,7 +30,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskView:
     """A row of tasks: a task under its primary metric, or a contrast of two tasks.
 
     Attributes:
@@ -78,7 +78,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Companion:
+class CompanionView:
     """The difference of a second, continuous metric with a plain 95 % interval; it decides no verdict."""
 
     metric: str
@@ -92,7 +92,7 @@ class Companion:
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferenceView:
     """One configuration minus the baseline on one task and metric."""
 
     configuration: str
@@ -118,7 +118,7 @@ class Difference:
     losses: int | None
     lower: bool = False
     ratio: bool = False
-    companion: Companion | None = None
+    companion: CompanionView | None = None
     family: str | None = None
     tolerance: float | None = None
 
@@ -162,7 +162,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckView:
     """A scorer beside lm-eval's own on some documents of a suite: log-probabilities in nats."""
 
     suite: str
@@ -181,7 +181,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Configuration:
+class ConfigurationView:
     """A scored configuration.
 
     Attributes:
@@ -207,7 +207,7 @@ class Configuration:
     parameters: int | None = None
     bytes: int | None = None
     bricks: Mapping[str, int | None] = field(default_factory=dict)
-    checks: tuple[Check, ...] = ()
+    checks: tuple[CheckView, ...] = ()
     forgetting: Effect | None = None
     roles: tuple[str, ...] = ()
 
@@ -226,10 +226,10 @@ class View:
     """
 
     baseline: str
-    tasks: tuple[Task, ...]
-    configurations: tuple[Configuration, ...]
-    rows: tuple[Difference, ...]
-    differences: dict[tuple[str, str], Difference]
+    tasks: tuple[TaskView, ...]
+    configurations: tuple[ConfigurationView, ...]
+    rows: tuple[DifferenceView, ...]
+    differences: dict[tuple[str, str], DifferenceView]
     alpha: float
     correction: str
     family: str
@@ -243,20 +243,20 @@ class View:
     warnings: tuple[str, ...]
 
     @property
-    def controls(self) -> tuple[Configuration, ...]:
+    def controls(self) -> tuple[ConfigurationView, ...]:
         return tuple(c for c in self.configurations if c.is_control)
 
     @property
-    def named(self) -> tuple[Configuration, ...]:
+    def named(self) -> tuple[ConfigurationView, ...]:
         return tuple(c for c in self.configurations if not c.is_control)
 
     @property
-    def judged(self) -> tuple[Configuration, ...]:
+    def judged(self) -> tuple[ConfigurationView, ...]:
         """Named configurations other than the baseline."""
         return tuple(c for c in self.named if c.name != self.baseline)
 
     @property
-    def undecided(self) -> tuple[Difference, ...]:
+    def undecided(self) -> tuple[DifferenceView, ...]:
         """Differences of named configurations that these items cannot tell, or do not show to be safe."""
         found = (d for c in self.judged for d in self.compared(c.name, self.tasks))
         return tuple(d for d in found if d.word in OPEN)
@@ -268,7 +268,7 @@ class View:
         return tuple((name, task, reason) for name, task, reason in found if reason)
 
     @property
-    def guarded(self) -> tuple[Task, ...]:
+    def guarded(self) -> tuple[TaskView, ...]:
         """Tasks that must not get worse."""
         return tuple(t for t in self.tasks if t.guarded)
 
@@ -292,17 +292,17 @@ class View:
         """The warning that items were cut, None where all were scored."""
         return next((w for w in self.warnings if w.startswith("Partial")), None)
 
-    def configuration(self, name: str) -> Configuration | None:
+    def configuration(self, name: str) -> ConfigurationView | None:
         return next((c for c in self.configurations if c.name == name), None)
 
-    def task(self, name: str) -> Task | None:
+    def task(self, name: str) -> TaskView | None:
         return next((t for t in self.tasks if t.name == name), None)
 
     @property
-    def retention(self) -> tuple[Task, ...]:
+    def retention(self) -> tuple[TaskView, ...]:
         return tuple(t for t in self.tasks if t.role == "retention")
 
-    def compared(self, name: str, tasks: Iterable[Task]) -> list[Difference]:
+    def compared(self, name: str, tasks: Iterable[TaskView]) -> list[DifferenceView]:
         """Differences of one configuration on these tasks; tasks it was not scored on are left out."""
         found = (self.differences.get((name, t.name)) for t in tasks)
         return [d for d in found if d is not None]
@@ -320,7 +320,7 @@ def verdict_word(verdict: str | None) -> str | None:
     return next((w for w in VERDICTS if (verdict or "").startswith(w)), None)
 
 
-def unit_of(rows: Iterable[Difference], lower: bool = False, ratio: str | None = None) -> Unit:
+def unit_of(rows: Iterable[DifferenceView], lower: bool = False, ratio: str | None = None) -> Unit:
     """Percent and points for shares (all scores between 0 and 1, higher is better), else the metric's own unit."""
     found = list(rows)
     levels = [v for r in found for v in (r.value, r.baseline_value) if v is not None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from workbench.report import guard
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
-from workbench.report.view import VERDICTS, Configuration, Difference, View, verdict_word
+from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, View, verdict_word
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def headline(view: View) -> list[str]:
     return sentences
 
 
-def _level(c: Configuration) -> float:
+def _level(c: ConfigurationView) -> float:
     return c.mean.value if c.mean and c.mean.value is not None else -math.inf
 
 
-def _mean(c: Configuration) -> str:
+def _mean(c: ConfigurationView) -> str:
     """Mean over skills with its interval, in points."""
     return f"{POINTS.score(c.mean.value)} {unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
 
@@ -114,7 +114,7 @@ def findings(view: View) -> list[Finding]:
     return [Finding(c.name, _finding(view, c)) for c in view.judged]
 
 
-def what(c: Configuration) -> str:
+def what(c: ConfigurationView) -> str:
     """What a configuration is, for one that has no recipe text to show."""
     bricks = listed(c.bricks or c.parents)
     if c.role == "base":
@@ -176,12 +176,12 @@ def chance_correction(view: View, role: str) -> str:
     return "not corrected for chance" if len(bare) == len(tasks) else f"corrected for chance except on {listed(bare)}"
 
 
-def also(c: Configuration) -> str:
+def also(c: ConfigurationView) -> str:
     """Return the other names of a configuration's weights, such as "same weights as average"; empty where there are none."""
     return f"same weights as {listed(c.aliases)}" if c.aliases else ""
 
 
-def _finding(view: View, configuration: Configuration) -> str:
+def _finding(view: View, configuration: ConfigurationView) -> str:
     found = view.compared(configuration.name, view.tasks)
     if not found:
         return f"No difference against {view.baseline} is in this document."
@@ -212,7 +212,7 @@ def _intro(verdict: str, view: View) -> str:
     }[verdict]
 
 
-def _told(view: View, d: Difference) -> str:
+def _told(view: View, d: DifferenceView) -> str:
     unit = view.unit(d.task)
     if d.word == "no item changed":
         return d.task

@@ -10,7 +10,7 @@ from workbench.recipe.recipe import Recipe, dump_step
 from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 
 
-class Inputs(Protocol):
+class KeyInputs(Protocol):
     """What keys are made of beside the digests of bricks."""
 
     @property
@@ -24,7 +24,7 @@ class Inputs(Protocol):
         """Return the digest of the vocabulary after the first `steps` steps."""
 
 
-def chain(inputs: Inputs, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
+def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
     """Return the keys of the states before the first step and after each.
 
     Args:

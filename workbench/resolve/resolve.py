@@ -15,7 +15,7 @@ from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
 from workbench.resolve.resolved import Resolved, told_apart
 from workbench.steps import GrowMethod, Step
-from workbench.vocabulary.align import Member, Vocabulary, align
+from workbench.vocabulary.align import AlignedVocabulary, Member, align
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -75,7 +75,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     return found
 
 
-def _aligned(resolved: Resolved) -> Vocabulary:
+def _aligned(resolved: Resolved) -> AlignedVocabulary:
     """The output's vocabulary, as the recipe's `tokenizer` block says."""
     block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
     assert block is not None

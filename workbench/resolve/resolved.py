@@ -24,7 +24,7 @@ from workbench.resolve.adapter_form import changes_result
 from workbench.resolve.keys import chain
 from workbench.steps import BrickStep, EditMethod, Memo, MemoryMethod
 from workbench.steps.fields import parse_size
-from workbench.vocabulary.align import Vocabulary
+from workbench.vocabulary.align import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, stamp
 from workbench.weights.foreign import is_stand_in
@@ -64,7 +64,7 @@ class Resolved:
     base_revision: str | None = None
     warnings: list[str] = field(default_factory=list)
     unties: list[str] = field(default_factory=list)
-    vocabulary: Vocabulary | None = None
+    vocabulary: AlignedVocabulary | None = None
     deferred: list[str] = field(default_factory=list)
     memory: MemoryAt | None = None
     tokenizers: tuple[Path, ...] = ()

@@ -31,7 +31,7 @@ from workbench.run.kinds.merge import check_reach, measure
 from workbench.run.kinds.train import trained_brick, with_brick
 from workbench.run.memories import SavedMemory
 from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
-from workbench.vocabulary.align import Vocabulary
+from workbench.vocabulary.align import AlignedVocabulary
 from workbench.weights.lowrank import LowRankSum
 from workbench.weights.tied import with_head_of
 
@@ -88,7 +88,11 @@ class Composition:
 
 
 def deltas(
-    brick: Brick | Resolved, base: Model, device: torch.device, events: Events = no_events, vocabulary: Vocabulary | None = None
+    brick: Brick | Resolved,
+    base: Model,
+    device: torch.device,
+    events: Events = no_events,
+    vocabulary: AlignedVocabulary | None = None,
 ) -> Deltas:
     """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
     if isinstance(brick, Resolved):

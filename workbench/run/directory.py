@@ -76,7 +76,7 @@ class BusyError(WorkbenchError):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDirectory:
     """One run directory."""
 
     path: Path
@@ -175,7 +175,7 @@ class Run:
 
 
 @contextmanager
-def hold(find: Callable[[], Run], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[Run]:
+def hold(find: Callable[[], RunDirectory], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[RunDirectory]:
     """Hold a run directory. Raises BusyError if another process does, unless `wait` is set.
 
     Args:
@@ -197,12 +197,12 @@ def hold(find: Callable[[], Run], wait: bool, events: Callable[[dict[str, Any]],
         yield run
 
 
-def run_for(runs: Path, name: str, key: str) -> Run:
+def run_for(runs: Path, name: str, key: str) -> RunDirectory:
     """The directory of a recipe key."""
-    return Run(runs / f"{name}-{key[:10]}")
+    return RunDirectory(runs / f"{name}-{key[:10]}")
 
 
-def move_run(run: Run, to: Run) -> Run:
+def move_run(run: RunDirectory, to: RunDirectory) -> RunDirectory:
     """Give a run directory its final name; a run that is there and done is kept instead."""
     if to.path == run.path:
         return run
@@ -215,17 +215,17 @@ def move_run(run: Run, to: Run) -> Run:
     return to
 
 
-def list_runs(runs: Path) -> list[Run]:
+def list_runs(runs: Path) -> list[RunDirectory]:
     """All run directories, newest first."""
-    found = [Run(p.parent) for p in runs.glob(f"*/{RECORD}")]
+    found = [RunDirectory(p.parent) for p in runs.glob(f"*/{RECORD}")]
     return sorted(found, key=lambda run: run.record.get("created") or "", reverse=True)
 
 
-def find_run(runs: Path, name: str) -> Run:
+def find_run(runs: Path, name: str) -> RunDirectory:
     """A run by its directory, its name, or the start of either. Errors: none, several."""
     direct = Path(name)
     if (direct / RECORD).is_file():
-        return Run(direct.resolve())
+        return RunDirectory(direct.resolve())
     every = list_runs(runs)
     exact = [run for run in every if run.name == name]
     found = exact or [run for run in every if run.name.startswith(name)]
@@ -240,7 +240,7 @@ def find_run(runs: Path, name: str) -> Run:
     )
 
 
-def removable(runs: Path, name: str) -> Run:
+def removable(runs: Path, name: str) -> RunDirectory:
     """Return the run that a name, the start of one or a directory means, once it is certain that it may be deleted.
 
     Raises:
@@ -263,7 +263,7 @@ def removable(runs: Path, name: str) -> Run:
     return run
 
 
-def _check_ours(run: Run) -> None:
+def _check_ours(run: RunDirectory) -> None:
     """Raises WorkbenchError if `workbench run` has not written this directory, or if it holds files that no run has."""
     keep = "Nothing was removed. If the directory may go, remove it yourself."
     record = run.record
@@ -281,7 +281,7 @@ def _is_ours(child: Path) -> bool:
     return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
 
 
-def remove_run(run: Run) -> int:
+def remove_run(run: RunDirectory) -> int:
     """Delete a run directory and return the bytes freed. Raises WorkbenchError if it is not one of ours or a process holds it."""
     _check_ours(run)
     size = run.size()
@@ -294,7 +294,7 @@ def remove_run(run: Run) -> int:
     return size
 
 
-def run_of(resolved: Resolved, runs: Path) -> Run:
+def run_of(resolved: Resolved, runs: Path) -> RunDirectory:
     """The run directory of a recipe; named after the files' stamp until their content has been read."""
     stamped = run_for(runs, resolved.recipe.name, resolved.stamp)
     if not resolved.known:
@@ -303,7 +303,7 @@ def run_of(resolved: Resolved, runs: Path) -> Run:
     return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
 
 
-def disk_problems(runs: Path, needed: int, run: Run) -> list[str]:
+def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not run.done and needed * 1.05 > free:

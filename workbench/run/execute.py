@@ -23,7 +23,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_growth, check_written
 from workbench.run.compose import Composition, compose
-from workbench.run.directory import Run, disk_problems, hold, move_run, run_for, run_of
+from workbench.run.directory import RunDirectory, disk_problems, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.kinds.costs import kind_name
 from workbench.run.kinds.edit import copy_edit
@@ -89,7 +89,7 @@ def execute(
             "peak_bytes": peak_bytes()}  # fmt: skip
 
 
-def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int, events: Events, started: float) -> None:
+def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, threads: int, events: Events, started: float) -> None:
     record = _start(resolved, run, device)
 
     def log(event: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def _write_run(resolved: Resolved, run: Run, device: torch.device, threads: int,
 
 
 def _check_written(
-    resolved: Resolved, run: Run, composition: Composition, device: torch.device, events: Events
+    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, events: Events
 ) -> dict[str, dict[str, Any]]:
     """What grow steps promise of the files, which still have their temporary name; they are removed where it does not hold."""
     place = run.partial if resolved.recipe.fields.output.form == "checkpoint" else run.partial / MODEL
@@ -158,7 +158,7 @@ def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
 
 def _write_model(
     resolved: Resolved,
-    run: Run,
+    run: RunDirectory,
     composition: Composition,
     device: torch.device,
     threads: int,
@@ -178,7 +178,7 @@ def _write_model(
 
 
 def _write_configuration(
-    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
 ) -> dict[str, Any]:
     """The memory, and the checkpoint unless that is the base as it is; returns the record's "output"."""
     assert composition.memory is not None
@@ -200,7 +200,7 @@ def _write_configuration(
 
 
 def _write_adapter(
-    resolved: Resolved, run: Run, composition: Composition, device: torch.device, threads: int, events: Events
+    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
 ) -> dict[str, Any]:
     """The result as a PEFT adapter of the base; returns the record's "output"."""
     shutil.rmtree(run.partial, ignore_errors=True)
@@ -211,7 +211,7 @@ def _write_adapter(
         progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
 
 
-def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]:
+def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[str, Any]:
     recipe = resolved.recipe
     text = recipe_text(resolved)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def _start(resolved: Resolved, run: Run, device: torch.device) -> dict[str, Any]
     return record
 
 
-def _finish(resolved: Resolved, run: Run, composition: Composition, record: dict[str, Any], target: Path) -> None:
+def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, record: dict[str, Any], target: Path) -> None:
     """Everything beside the model, then the rename that makes the model or adapter visible."""
     for step_id, place in composition.edits.items():
         copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))

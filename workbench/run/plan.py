@@ -26,7 +26,7 @@ _BYTES_PER_SECOND = 1.5e9
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run would do. `document()` is what `plan --json` prints."""
 
     recipe: str
@@ -56,7 +56,7 @@ class Plan:
         return asdict(self)
 
 
-def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> Plan:
+def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> RunPlan:
     """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that.
 
     Args:
@@ -105,7 +105,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         host += factors + (_TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
-    return Plan(
+    return RunPlan(
         resolved.recipe.name,
         resolved.key if resolved.known else None,
         None if resolved.headers_only else run.name,

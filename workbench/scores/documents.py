@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from workbench.errors import WorkbenchError
 from workbench.jsondoc import read_object
 from workbench.scores.files import Rows, is_number, wrong_value
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import RATIOS, ratio, ratio_interval, score_interval
 
 FORMAT = 2  # of the scores document: from 2 on it holds digests of its rows and items
@@ -56,7 +56,7 @@ class Configuration:
     first: int | None = None
     weights: str | None = None
 
-    def key(self, plan: Plan) -> str:
+    def key(self, plan: ScorePlan) -> str:
         """Return the digest that scores under a plan are stored by: generation settings count only where a task generates text."""
         return self.digest if plan.generates else self.of_weights
 

@@ -29,7 +29,7 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
-class Group:
+class TaskGroup:
     """A group with all tasks of its subgroups, in the order of the file."""
 
     name: str
@@ -42,7 +42,7 @@ class Group:
         return asdict(self)
 
 
-def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, list[Group]]:
+def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, list[TaskGroup]]:
     """Return each group of a folder of task files, with its subgroups after it.
 
     Raises:
@@ -55,12 +55,12 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
         for tag in given if isinstance(given, list) else [given] if isinstance(given, str) else []:
             tags.setdefault(tag, []).append(name)
 
-    def group(name: str, seen: tuple[str, ...]) -> list[Group]:
+    def group(name: str, seen: tuple[str, ...]) -> list[TaskGroup]:
         path, config = files[name]
         if name in seen:
             raise WorkbenchError(f"{path}: group '{name}' contains itself", "Break the cycle of groups.")
         tasks: list[str] = []
-        inner: list[Group] = []
+        inner: list[TaskGroup] = []
         given = config.get("task") or []
         for item in given if isinstance(given, list) else [given]:
             child = item if isinstance(item, str) else item.get("task") or item.get("group") if isinstance(item, dict) else None
@@ -80,7 +80,7 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
             else:
                 raise WorkbenchError(f"{path}: group '{name}': unknown task '{child}'", nearest(child, [*index, *files, *tags]))
         shown = config.get("group_alias")
-        own = Group(
+        own = TaskGroup(
             name, shown if isinstance(shown, str) else name, tuple(dict.fromkeys(tasks)), tuple(_aggregates(config, path, name))
         )
         return [own, *inner]
@@ -106,7 +106,7 @@ def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Ag
         yield Aggregate(metric, chosen, bool(entry.get("weight_by_size", True)))
 
 
-def expanded(suite: Suite, groups: Mapping[str, Sequence[Group]]) -> Suite:
+def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
     """Return the suite with each group replaced by its tasks; a setting of a group holds for its tasks, unless a task has its own."""
     if not any(name in groups for name in suite.tasks):
         return suite

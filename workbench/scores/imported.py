@@ -20,10 +20,10 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import digest_of
 from workbench.jsondoc import read_object
-from workbench.scores.plan import Item, Plan
+from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import TaskSamples, read_samples
 from workbench.scores.statistics import codes
-from workbench.scores.store import Configuration, Metric, Rows, Scores, Store, TaskScores, plan_record, stored_in
+from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, plan_record, stored_in
 from workbench.scores.suite import SUITE_NAME, Suite
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
@@ -32,7 +32,7 @@ SCORER = "lm_eval"
 
 
 @dataclass(frozen=True)
-class ImportedPlan(Plan):
+class ImportedPlan(ScorePlan):
     """A plan of scores that were taken elsewhere. `identities`: of each task what has to be equal for two runs to be comparable."""
 
     identities: Mapping[str, str] = field(default_factory=dict)
@@ -51,18 +51,18 @@ class ImportedPlan(Plan):
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedRun:
     """What an import has kept: `new` is False where the store held the same numbers under that name."""
 
     scores: Scores
-    plan: Plan
+    plan: ScorePlan
     new: bool
     notes: tuple[str, ...]
 
 
 def import_samples(
-    files: Sequence[Path], store: Store, *, name: str | None = None, suite: str | None = None, cluster: str | None = None
-) -> list[Imported]:
+    files: Sequence[Path], store: ScoreStore, *, name: str | None = None, suite: str | None = None, cluster: str | None = None
+) -> list[ImportedRun]:
     """Read lm-eval's sample files into the store: one configuration a folder.
 
     Args:
@@ -92,12 +92,12 @@ def import_samples(
     return [_keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in read.items()]
 
 
-def imported_suites(store: Store) -> list[str]:
+def imported_suites(store: ScoreStore) -> list[str]:
     """Names of the suites that imported runs stand under."""
     return sorted({plan["suite"]["suite"] for plan, _ in _plans(store)})
 
 
-def find_imported(store: Store, suite: str, names: Sequence[str]) -> list[Scores]:
+def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[Scores]:
     """Imported scores by name, the first one first. Of several plans the newest that has all names; without names all of the newest.
 
     Errors: unknown name, names under different plans.
@@ -123,7 +123,7 @@ def find_imported(store: Store, suite: str, names: Sequence[str]) -> list[Scores
     )
 
 
-def _differing(scores: Sequence[Scores], store: Store) -> str:
+def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
     """In what two imported runs under different plans differ."""
     first = store.record(scores[0])["tasks"]
     for s in scores[1:]:
@@ -136,7 +136,7 @@ def _differing(scores: Sequence[Scores], store: Store) -> str:
     return "no plan has all of them"
 
 
-def stored_plans(store: Store) -> list[dict[str, Any]]:
+def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
     """What the store holds, one document a plan, by suite and then the newest first: `scores ls --json`."""
     found = []
     for path in store.root.glob("*/plan.json"):
@@ -152,7 +152,7 @@ def stored_plans(store: Store) -> list[dict[str, Any]]:
     return sorted(found, key=lambda plan: plan["suite"])
 
 
-def _plans(store: Store) -> list[tuple[dict[str, Any], Path]]:
+def _plans(store: ScoreStore) -> list[tuple[dict[str, Any], Path]]:
     found = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
     return [(plan, folder) for plan, folder in found if plan.get("imported") and stored_in(folder)]
 
@@ -193,7 +193,7 @@ def _date_of(file: Path) -> str:
     return match["date"] if match else ""
 
 
-def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str, suite: str) -> Imported:
+def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name: str, suite: str) -> ImportedRun:
     """One configuration into the store."""
     results = _results(folder, [s.file for s in samples])
     plan = _plan(samples, suite, results)
@@ -203,7 +203,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
     notes = tuple(note for s in samples for note in s.notes)
     for other in store.list(plan):
         if other.configuration.name == name and other.configuration.digest == digest and other.rows is not None:
-            return Imported(other, plan, False, notes)
+            return ImportedRun(other, plan, False, notes)
         if other.configuration.name == name and other.configuration.digest == digest:
             break  # stored by a version that kept no digest of the rows: written again
         if other.configuration.name == name:
@@ -212,7 +212,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: Store, name: str,
                 f"Give this run another name: --name {name}-2. To replace the old one: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
             )
     scores = _scores(samples, plan, Configuration(digest, name), results)
-    return Imported(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
+    return ImportedRun(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
 
 
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
@@ -255,7 +255,7 @@ def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
     return {}
 
 
-def _scores(samples: Sequence[TaskSamples], plan: Plan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
+def _scores(samples: Sequence[TaskSamples], plan: ScorePlan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
     """Means and intervals of the imported rows, with what the results file says of the run."""
     versions = {"lm_eval": results.get("lm_eval_version"), "transformers": results.get("transformers_version")}
     settings = results.get("config")

@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.files import digest_of
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
-from workbench.scores.tasks import Source
+from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
 _PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
@@ -34,7 +34,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScorePlan:
     """One suite, on fixed items, with one tokenizer, scorer, dtype and batch size. Equal digest: comparable scores.
 
     Attributes:
@@ -79,11 +79,11 @@ class Plan:
         """Return whether some task asks for text, so that generation settings decide scores."""
         return any(kind == "generate_until" for kind in self.kinds.values())
 
-    def by(self, scorer: str) -> Plan:
+    def by(self, scorer: str) -> ScorePlan:
         """The same plan with another scorer; its scores are not compared with this one's."""
         return replace(self, scorer=scorer)
 
-    def part(self, items: Mapping[str, Sequence[Item]]) -> Plan:
+    def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
         """The same plan on some of its items, in the order of the data: a plan of its own, since batches are other ones."""
         wanted = {task: {item.id for item in items[task]} for task in self.suite.tasks}
         chosen = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in wanted.items()}
@@ -125,7 +125,7 @@ class Plan:
 
 def make_plan(
     suite: Suite,
-    sources: Sequence[Source],
+    sources: Sequence[TaskSource],
     tokenizer: Any,
     *,
     tasks_dir: Path,
@@ -133,7 +133,7 @@ def make_plan(
     batch_size: int,
     limit: int | None = None,
     groups: Sequence[Mapping[str, Any]] = (),
-) -> Plan:
+) -> ScorePlan:
     """Choose the items and take the digest.
 
     The digest covers task definitions, their code and data, the suite's fields that decide scores (not those of the analysis),
@@ -159,7 +159,7 @@ def make_plan(
         batch_size,
         installed("lm_eval")["lm_eval"],
     ]
-    return Plan(
+    return ScorePlan(
         suite=suite,
         items=items,
         kinds={s.name: s.kind for s in sources},
@@ -201,7 +201,7 @@ def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = Fa
     return ids
 
 
-def _items(suite: Suite, source: Source) -> list[Item]:
+def _items(suite: Suite, source: TaskSource) -> list[Item]:
     name, by = source.name, suite.cluster_of(source.name)
     if not source.docs:
         raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
@@ -223,7 +223,7 @@ def _items(suite: Suite, source: Source) -> list[Item]:
     return [Item(i, str(doc[by])) for i, doc in zip(ids, source.docs, strict=True)]
 
 
-def _check_metric(suite: Suite, source: Source) -> None:
+def _check_metric(suite: Suite, source: TaskSource) -> None:
     """Errors: no metric with a score of an item, a primary or contrasted metric that the task does not have, a contrast of ratios."""
     if not source.metrics:
         raise WorkbenchError(

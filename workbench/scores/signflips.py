@@ -56,7 +56,7 @@ def tails(sums: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDown:
     """What a family leaves to one row.
 
     Attributes:
@@ -70,7 +70,7 @@ class Step:
     least: float
 
 
-def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[Step]]:
+def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[StepDown]]:
     """Test all rows of a family, step by step, the most significant first.
 
     Rows of one task are flipped together and held against the largest statistic of those that are left (max-T). Tasks are independent, and
@@ -85,7 +85,7 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         A step for each row, as `tasks` has them. Rows that are not rejected have the critical value of the first step, which holds for
         all rows at once.
     """
-    found = [[Step(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
+    found = [[StepDown(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
     ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
     places = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
     first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
@@ -95,7 +95,7 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         ladder, count = ladders[i], len(left)
         running = max(running, _any_of(ladder.p, count))
         critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
-        found[places[i]][ladder.row] = Step(running, critical, _any_of(ladder.least, count))
+        found[places[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
         ladder.pop()
     return found
 

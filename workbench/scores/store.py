@@ -25,7 +25,7 @@ from workbench.scores.documents import (
     read_document,
 )
 from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import MARGIN
 
 __all__ = [
@@ -36,8 +36,8 @@ __all__ = [
     "Metric",
     "Row",
     "Rows",
+    "ScoreStore",
     "Scores",
-    "Store",
     "TaskScores",
     "gold_of",
     "margin_of",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-class Store:
+class ScoreStore:
     """Scores under `root`, one folder a plan, one pair of files a configuration.
 
     Files appear whole or not at all: rows first, the scores document last. While a configuration is being scored, finished tasks
@@ -60,7 +60,7 @@ class Store:
         """Folder of a plan."""
         return self.root / f"{suite}-{plan[:12]}"
 
-    def has(self, plan: Plan, key: str) -> bool:
+    def has(self, plan: ScorePlan, key: str) -> bool:
         """Return whether the scores of a configuration under this plan are complete.
 
         Documents of format 1, which hold no digest of their rows, count as missing: they are scored again.
@@ -71,7 +71,7 @@ class Store:
         path = self._path(plan.suite.suite, plan.digest, key)
         return path.is_file() and (found := read_document(path)).rows is not None and found.key == key
 
-    def read(self, plan: Plan, key: str) -> Scores:
+    def read(self, plan: ScorePlan, key: str) -> Scores:
         """Return stored scores. Raises WorkbenchError if there are none, they are damaged, or they are stored under a colliding name."""
         path = self._path(plan.suite.suite, plan.digest, key)
         if not path.is_file():
@@ -86,7 +86,7 @@ class Store:
             )
         return scores
 
-    def list(self, plan: Plan) -> list[Scores]:
+    def list(self, plan: ScorePlan) -> list[Scores]:
         """All complete scores under a plan, in design order, then by name."""
         folder = self.folder(plan.suite.suite, plan.digest)
         return sorted(stored_in(folder), key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
@@ -115,7 +115,7 @@ class Store:
             )
         return read_rows(path, digest, again(path), answers=answers)
 
-    def write(self, plan: Plan, scores: Scores, rows: Rows, items: Rows) -> Scores:
+    def write(self, plan: ScorePlan, scores: Scores, rows: Rows, items: Rows) -> Scores:
         """Keep finished scores; finished tasks that waited beside them are dropped.
 
         Returns:
@@ -135,21 +135,21 @@ class Store:
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
         return stored
 
-    def update(self, plan: Plan, scores: Scores) -> None:
+    def update(self, plan: ScorePlan, scores: Scores) -> None:
         """Rewrite the scores document, after a name was added."""
         write_bytes(
             self._path(plan.suite.suite, plan.digest, scores.key),
             (scores.model_dump_json(indent=1) + "\n").encode(),
         )
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: ScorePlan) -> None:
         """Write plan.json where it is missing or its suite's analysis settings have changed."""
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
         data = (json.dumps(plan.document(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
             write_bytes(path, data)
 
-    def finished_task(self, plan: Plan, key: str, task: str) -> dict[str, Any] | None:
+    def finished_task(self, plan: ScorePlan, key: str, task: str) -> dict[str, Any] | None:
         """Return a task's result from an interrupted evaluation; None where there is none, or it is damaged."""
         found = unpacked_json(self._partial(plan, key, task))
         if not isinstance(found, dict) or found.get("digest") != key or found.get("content") != _content(found.get("result")):
@@ -157,27 +157,27 @@ class Store:
         result: dict[str, Any] = found["result"]
         return result
 
-    def keep_task(self, plan: Plan, key: str, task: str, result: Mapping[str, Any]) -> None:
+    def keep_task(self, plan: ScorePlan, key: str, task: str, result: Mapping[str, Any]) -> None:
         """Keep a task's result until the configuration is complete."""
         data = json.dumps({"digest": key, "content": _content(result), "result": result}, ensure_ascii=False).encode()
         write_bytes(self._partial(plan, key, task), gzip.compress(data, 6, mtime=0))
 
-    def journal(self, plan: Plan, key: str, task: str) -> Journal:
+    def journal(self, plan: ScorePlan, key: str, task: str) -> Journal:
         """Return the answers to single requests of a task that is being scored."""
         path = self._partial(plan, key, task).with_name(f"{task}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         return Journal(path, key)
 
-    def refuse(self, plan: Plan, key: str, reason: str) -> None:
+    def refuse(self, plan: ScorePlan, key: str, reason: str) -> None:
         """Remember that the plan's scorer failed its check on one configuration; see `settled`."""
         write_bytes(self._refusal(plan, key), f"{reason}\n".encode())
 
-    def refused(self, plan: Plan, key: str) -> str | None:
+    def refused(self, plan: ScorePlan, key: str) -> str | None:
         """Return why the plan's scorer is not used for a configuration; None if it may be."""
         path = self._refusal(plan, key)
         return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None
 
-    def settled(self, plan: Plan, keys: Iterable[str | None] | None = None) -> Plan:
+    def settled(self, plan: ScorePlan, keys: Iterable[str | None] | None = None) -> ScorePlan:
         """Return the plan, or the same with hflm where its scorer was refused for one of these configurations, since configurations
         compare only by one scorer. Without `keys` the refusal of any configuration counts."""
         if keys is None:
@@ -186,13 +186,13 @@ class Store:
             refused = any(key and self._refusal(plan, key).is_file() for key in keys)
         return plan.by("hflm") if refused else plan
 
-    def _refusal(self, plan: Plan, key: str) -> Path:
+    def _refusal(self, plan: ScorePlan, key: str) -> Path:
         return self.folder(plan.suite.suite, plan.digest) / "refused" / f"{key[:12]}.txt"
 
     def _path(self, suite: str, plan: str, digest: str) -> Path:
         return self.folder(suite, plan) / f"{digest[:12]}.json"
 
-    def _partial(self, plan: Plan, digest: str, task: str) -> Path:
+    def _partial(self, plan: ScorePlan, digest: str, task: str) -> Path:
         return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
 
 

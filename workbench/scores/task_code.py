@@ -16,7 +16,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.files import digest_of, write_bytes
 from workbench.jsondoc import read_object
-from workbench.scores.tasks import Source
+from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
 FORMAT = "task-1"
@@ -162,7 +162,7 @@ class Reads:
         )
 
 
-def remember(path: Path, source: Source, code: Code, reads: Reads, files: Iterable[Path]) -> None:
+def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: Iterable[Path]) -> None:
     """Keep what a task has yielded, with the identity of every file that decides it. Nothing is kept where that is not known.
 
     Args:
@@ -193,7 +193,7 @@ def remember(path: Path, source: Source, code: Code, reads: Reads, files: Iterab
     write_bytes(path, data)
 
 
-def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:
+def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
     """Return what a task yields where every file that decides it is the one that it was; None where it has to be built."""
     if not path.is_file():
         return None
@@ -207,7 +207,7 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> Source | None:
         if any(Path(f).exists() for f in found["absent"]) or any(_listing(Path(f)) != d for f, d in found["folders"].items()):
             return None
         kept: Mapping[str, Any] = found["source"]
-        return Source(
+        return TaskSource(
             **{**kept, "metrics": tuple(kept["metrics"]), "filters": tuple(kept["filters"]), "lower": frozenset(kept["lower"])}
         )
     except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # damaged: built again

@@ -51,7 +51,7 @@ MAX_LEVELS = 12
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """A task's documents and what identifies them.
 
     Attributes:

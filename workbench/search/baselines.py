@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from workbench.evaluate.lineup import Entry, lineup
+from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.objective import Answers, Objective
@@ -20,7 +20,7 @@ TEMPERATURE = 5.0
 COCKTAIL = "cocktail"
 
 
-def baselines(space: Space) -> list[Entry]:
+def baselines(space: Space) -> list[LineupEntry]:
     """The controls of a search, the recipe as it is written among them, and the same with each method that the space has."""
     recipe = space.recipe
     plain = recipe.without_search()
@@ -29,16 +29,16 @@ def baselines(space: Space) -> list[Entry]:
     for values in space.other_methods():
         (method,) = values.values()
         other = space.recipe_of(values, f"{recipe.name}-{method}")
-        found.append(Entry(other.name, "configuration", resolve(other)))
+        found.append(LineupEntry(other.name, "configuration", resolve(other)))
     for lam in LAMBDAS if len(bricks) > 1 else ():
         step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
         name = f"task-arithmetic-{lam:g}"
-        found.append(Entry(name, "average", resolve(recipe.derive(name, [step], bricks))))
+        found.append(LineupEntry(name, "average", resolve(recipe.derive(name, [step], bricks))))
     keys: set[str] = set()
     return [e for e in found if e.resolved.key not in keys and not keys.add(e.resolved.key)]  # type: ignore[func-returns-value]
 
 
-def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> Entry | None:
+def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> LineupEntry | None:
     """The mean of the bricks, each weighted by the log-probability that it gives to the right answers of the first items:
     w = softmax(log p / T). None where a brick was not scored alone, or no task has right answers to look at."""
     bricks = _bricks(recipe)
@@ -52,7 +52,7 @@ def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[O
     shares = [math.exp((value - max(gold)) / TEMPERATURE) for value in gold]
     weights = {name: round(share / sum(shares), 4) for name, share in zip(bricks, shares, strict=True)}
     step = {"merge": "linear", "bricks": weights}
-    return Entry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))
+    return LineupEntry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))
 
 
 def _bricks(recipe: Recipe) -> list[str]:

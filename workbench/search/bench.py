@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events
 from workbench.files import json_digest
 from workbench.models.generation import identity
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
-from workbench.scores.plan import Plan
-from workbench.scores.store import Configuration, Rows, Store
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Configuration, Rows, ScoreStore
 from workbench.search.halves import Stages
 from workbench.search.objective import Answers, gathered
 from workbench.steps import Memo
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from workbench.evaluate.resident import Resident
 
-_Part = tuple[Plan, Rows]
+_Part = tuple[ScorePlan, Rows]
 Stop = Callable[[int, Answers], bool]
 """(stage, what was seen) -> whether the candidate is given up."""
 
@@ -64,7 +64,9 @@ class Bench:
         gold: Whether the first stage also looks at the log-probability of right answers.
     """
 
-    def __init__(self, recipe: Recipe, stages: Stages, store: Store, device: torch.device, events: Events, gold: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, stages: Stages, store: ScoreStore, device: torch.device, events: Events, gold: bool
+    ) -> None:
         self.recipe, self.stages, self.store = recipe, stages, store
         self.device, self.events, self.gold = device, events, gold
         # Candidates differ in their steps alone: what merges find of a brick's tensor holds for the next candidate.
@@ -90,7 +92,7 @@ class Bench:
         """Of the live model as it stands."""
         return json_digest({name: tensor_digest(p.detach()) for name, p in self.model.named_parameters()})
 
-    def score(self, entry: Entry, stop: Stop | None = None) -> Seen:
+    def score(self, entry: LineupEntry, stop: Stop | None = None) -> Seen:
         """Score a candidate stage by stage, until it has seen all items or is given up.
 
         Errors: what its weights' computation raises, log-likelihoods that are no numbers.
@@ -106,7 +108,7 @@ class Bench:
         self._full[live.digest] = answers
         return Seen(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
 
-    def test(self, entry: Entry) -> tuple[Configuration, Answers]:
+    def test(self, entry: LineupEntry) -> tuple[Configuration, Answers]:
         """Score a configuration on the items that no candidate has seen."""
         with self._live(entry) as live:
             answers = gathered([(plan, self._rows(live, plan, gold=False)) for plan in self.stages.test])
@@ -124,7 +126,7 @@ class Bench:
             )
         return self._full[digest]
 
-    def _key(self, plan: Plan, digest: str) -> str:
+    def _key(self, plan: ScorePlan, digest: str) -> str:
         """What scores of these weights are stored by; every candidate writes texts with the base's generation settings."""
         return identity(digest, self.generation) if plan.generates else digest
 
@@ -134,12 +136,12 @@ class Bench:
         return resolve(self.recipe.derive("base", [])).generation
 
     @contextmanager
-    def _live(self, entry: Entry) -> Iterator[_Live]:
+    def _live(self, entry: LineupEntry) -> Iterator[_Live]:
         """A candidate whose weights take the base's place when they are first needed, and are taken out at the end."""
         with ExitStack() as stack:
             yield _Live(self, entry, stack)
 
-    def _rows(self, live: _Live, plan: Plan, *, gold: bool) -> Rows:
+    def _rows(self, live: _Live, plan: ScorePlan, *, gold: bool) -> Rows:
         """Rows of the candidate on the bench under a plan: the store's, else scored now."""
         settled = self.store.settled(plan)
         if not self.store.has(settled, self._key(settled, live.digest)):
@@ -154,7 +156,7 @@ class Bench:
 class _Live:
     """One candidate on the bench."""
 
-    def __init__(self, bench: Bench, entry: Entry, stack: ExitStack) -> None:
+    def __init__(self, bench: Bench, entry: LineupEntry, stack: ExitStack) -> None:
         from workbench.run.materialize import configuration_digest
 
         self.entry, self._bench, self._stack, self._entered = entry, bench, stack, False

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock
@@ -73,7 +73,7 @@ class Worker:
     def score(self, name: str, role: str, data: dict[str, Any], known: Sequence[Rival]) -> Attempt:
         """Score a configuration that is given as plain data; without rivals it sees all items."""
         recipe = from_data(data, self.search.recipe.project)
-        return attempted(self.search, Entry(name, role, resolve(recipe)), known)
+        return attempted(self.search, LineupEntry(name, role, resolve(recipe)), known)
 
 
 def run_on_cluster(search: Search, options: Options, workers: int | None = None) -> None:
@@ -145,7 +145,7 @@ class _Pool:
         """Whether a worker works."""
         return bool(self._busy)
 
-    def submit(self, entry: Entry, known: Sequence[Rival], ticket: Any) -> None:
+    def submit(self, entry: LineupEntry, known: Sequence[Rival], ticket: Any) -> None:
         """Give a configuration to a worker that waits; `ticket` comes back with the result."""
         worker = self._idle.pop()
         data = plain_data(entry.resolved.recipe)
@@ -177,7 +177,7 @@ def _score_controls(search: Search, pool: _Pool) -> None:
         add_control(search, mixed, _all(search, pool, [mixed])[mixed.name])
 
 
-def _all(search: Search, pool: _Pool, entries: Sequence[Entry]) -> dict[str, Any]:
+def _all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
     left, lost, found = list(entries), 0, {}
     while left or pool.busy:
         while left and pool.idle:

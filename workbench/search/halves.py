@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from workbench.files import json_digest
-from workbench.scores.plan import Item, Plan
+from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters
 from workbench.search.objective import Objective
 
@@ -26,8 +26,8 @@ class Stages:
         test: One plan a suite, of items that no candidate sees.
     """
 
-    search: tuple[tuple[Plan, ...], ...]
-    test: tuple[Plan, ...]
+    search: tuple[tuple[ScorePlan, ...], ...]
+    test: tuple[ScorePlan, ...]
 
     @property
     def key(self) -> str:
@@ -56,11 +56,11 @@ class Stages:
         }
 
 
-def _count(plans: Sequence[Plan]) -> int:
+def _count(plans: Sequence[ScorePlan]) -> int:
     return sum(len(items) for plan in plans for items in plan.items.values())
 
 
-def stages_of(plans: Sequence[Plan], share: float, counts: Sequence[int]) -> Stages:
+def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -> Stages:
     """Split every task's items, whole clusters together, and the search half into stages.
 
     Args:

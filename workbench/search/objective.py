@@ -13,7 +13,7 @@ from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import SEPARATOR
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import paired
-from workbench.scores.plan import Plan
+from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS
 from workbench.scores.store import Row
 
@@ -76,7 +76,7 @@ class Answers:
         return float(np.mean(found)) if found else None
 
 
-def gathered(parts: Iterable[tuple[Plan, Mapping[str, Sequence[Row]]]]) -> Answers:
+def gathered(parts: Iterable[tuple[ScorePlan, Mapping[str, Sequence[Row]]]]) -> Answers:
     """Answers from stored rows, plan after plan."""
     scores: dict[Key, dict[str, list[float]]] = {}
     clusters: dict[Key, list[str]] = {}
@@ -164,7 +164,7 @@ def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, f
     return Gap(changes, all(pair.unchanged for pair in pairs), min(pair.clusters for pair in pairs))
 
 
-def objectives_of(recipe: Recipe, plans: Sequence[Plan]) -> list[Objective]:
+def objectives_of(recipe: Recipe, plans: Sequence[ScorePlan]) -> list[Objective]:
     """The objectives of a recipe's search, over the plans that score it.
 
     Errors, before anything is loaded: a suite, task or metric that is not there, a metric that is no mean over items.
@@ -177,7 +177,7 @@ def objectives_of(recipe: Recipe, plans: Sequence[Plan]) -> list[Objective]:
     return found
 
 
-def _objective(recipe: Recipe, name: str, plans: Sequence[Plan]) -> Objective:
+def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objective:
     head, *rest = name.split(SEPARATOR)
     by_suite = {plan.suite.suite: plan for plan in plans}
     if head not in by_suite:
@@ -199,7 +199,7 @@ def _objective(recipe: Recipe, name: str, plans: Sequence[Plan]) -> Objective:
     return Objective(name, (_term(recipe, name, plan, task, metric),))
 
 
-def _term(recipe: Recipe, name: str, plan: Plan, task: str, metric: str) -> Term:
+def _term(recipe: Recipe, name: str, plan: ScorePlan, task: str, metric: str) -> Term:
     if metric in plan.ratios.get(task, {}):
         raise _error(
             recipe, f"'{name}': {metric} of '{task}' is a ratio of sums, and candidates are compared item by item",

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
@@ -23,8 +23,8 @@ from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import seconds
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.scores.plan import Plan
-from workbench.scores.store import Store
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import ScoreStore
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
 from workbench.search.clock import Clock
@@ -66,7 +66,7 @@ class Search:
     storage: Path | None = None
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, LineupEntry] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -98,7 +98,7 @@ def prepare(
     if resolved.unties:
         raise recipe.error(("search",), f"{resolved.unties[0]} unties the head, and candidates take the base's place in memory",
                            "Search without that brick, or bake the untied head into the base: `workbench run` writes it.")  # fmt: skip
-    entry = Entry(recipe.name, "configuration", resolved)
+    entry = LineupEntry(recipe.name, "configuration", resolved)
     made = plans(
         [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
     )
@@ -119,7 +119,7 @@ def prepare(
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
         check_storage(storage, key)
-    store = Store(recipe.project / CACHE / "search")
+    store = ScoreStore(recipe.project / CACHE / "search")
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     given = trials if trials is not None else fields.number if budget is None else fields.trials
     limit_s = budget if budget is not None else fields.budget
@@ -161,7 +161,7 @@ def _duration(text: str | None) -> float | None:
         raise WorkbenchError(f"--budget {text}: {error}", "--budget 30m", 2) from None
 
 
-def _asked(made: Sequence[Plan], objectives: Sequence[Objective]) -> list[Plan]:
+def _asked(made: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
     """The plans' tasks that some objective looks at."""
     keys = {term.key for objective in objectives for term in objective.terms}
     found = []
@@ -218,19 +218,19 @@ def score_controls(search: Search) -> None:
         add_control(search, mixed, search.bench.score(mixed).answers)
 
 
-def controls(search: Search) -> list[Entry]:
+def controls(search: Search) -> list[LineupEntry]:
     """The controls of a search but for the one that is made from others' scores; the base alone where none are wanted."""
     found = baselines(search.space)
     return found if search.space.fields.controls else found[:1]
 
 
-def mixture(search: Search) -> Entry | None:
+def mixture(search: Search) -> LineupEntry | None:
     """The mean of the bricks weighted by what the controls have scored; None where controls are not wanted or nothing tells."""
     seen = {rival.name: rival.answers for rival in search.controls}
     return cocktail(search.recipe, seen, search.objectives, GOLD) if search.space.fields.controls else None
 
 
-def add_control(search: Search, entry: Entry, answers: Answers) -> None:
+def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
     """Keep a control that has seen all search items."""
     search.entries[entry.name] = entry
     search.controls.append(Rival.of(entry.name, answers, search.objectives))
@@ -245,7 +245,7 @@ class Attempt:
     answers: Answers | None = None
 
 
-def attempted(search: Search, entry: Entry, known: Sequence[Rival]) -> Attempt:
+def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Attempt:
     """Score a candidate until it falls behind one of the rivals or has seen all search items."""
     beaten: list[Rival] = []
 
@@ -281,10 +281,10 @@ def keep(search: Search, study: Study, clock: Clock, trial: Trial, attempt: Atte
     tell(search, study, clock)
 
 
-def candidate(search: Search, name: str, values: Values) -> Entry:
+def candidate(search: Search, name: str, values: Values) -> LineupEntry:
     """A candidate as a configuration."""
     recipe = search.space.recipe_of(values, f"{search.recipe.name}-{name}")
-    return Entry(recipe.name, "configuration", resolve(recipe))
+    return LineupEntry(recipe.name, "configuration", resolve(recipe))
 
 
 def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
-from workbench.evaluate.lineup import Entry
+from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes, write_json
 from workbench.search.document import document
 from workbench.search.race import Rival, front
@@ -47,7 +47,7 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
 
 def _tested(search: Search, study: Study) -> list[Tested]:
     """Controls, then what the search has found, then the best of the random arm."""
-    wanted: list[tuple[Rival, Entry, str, Values | None]] = [
+    wanted: list[tuple[Rival, LineupEntry, str, Values | None]] = [
         (rival, search.entries[rival.name], "control", None) for rival in search.controls
     ]
     values: Mapping[str, Values] = {record["name"]: record["values"] for record in study.finished()}

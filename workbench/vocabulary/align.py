@@ -91,7 +91,7 @@ def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class AlignedVocabulary:
     """The output's vocabulary and every model's rows in it.
 
     Attributes:
@@ -177,7 +177,7 @@ class Vocabulary:
         }
 
 
-def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path, cache: Path) -> Vocabulary:
+def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path, cache: Path) -> AlignedVocabulary:
     """Build the output's vocabulary, write its tokenizer into the cache, and map every model's rows to it.
 
     Args:
@@ -223,7 +223,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
     digest = json_digest([block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]])
     config = configured(base.config or {}, None if chosen is base else special, out_rows)
-    return Vocabulary(members, plan, frozenset(tensors), out, path, config, digest, warnings)
+    return AlignedVocabulary(members, plan, frozenset(tensors), out, path, config, digest, warnings)
 
 
 def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, base_rows: int, warnings: list[str]) -> Tokens:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.align import vocabulary_tensors
-from workbench.vocabulary.tokens import Difference, Tokens, has_tokenizer, read_tokens, same_file
+from workbench.vocabulary.tokens import TokenDifference, Tokens, has_tokenizer, read_tokens, same_file
 from workbench.weights.specs import TensorSpec
 
 _BLOCK = (
@@ -97,13 +97,13 @@ def _tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
         return []
 
 
-def _difference(path: Path, base_path: Path, label: str) -> tuple[Difference | None, tuple[Tokens | None, Tokens | None]]:
+def _difference(path: Path, base_path: Path, label: str) -> tuple[TokenDifference | None, tuple[Tokens | None, Tokens | None]]:
     """How two directories' vocabularies differ; None where one has no tokenizer."""
     if not (has_tokenizer(path) and has_tokenizer(base_path)):
         return None, (None, None)
     base = read_tokens(base_path, "base")
     mine = base if same_file(path, base_path) else read_tokens(path, label)
-    return Difference.between(mine.ids, base.ids), (mine, base)
+    return TokenDifference.between(mine.ids, base.ids), (mine, base)
 
 
 def _tokens(tokens: Tokens | None) -> str:

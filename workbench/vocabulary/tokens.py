@@ -102,7 +102,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TokenDifference:
     """How a brick's vocabulary differs from the base's.
 
     Attributes:
@@ -116,7 +116,7 @@ class Difference:
     lacking: dict[str, int]
 
     @classmethod
-    def between(cls, brick: dict[str, int], base: dict[str, int]) -> Difference:
+    def between(cls, brick: dict[str, int], base: dict[str, int]) -> TokenDifference:
         """Compare two vocabularies."""
         moved = {t: (i, base[t]) for t, i in brick.items() if base.get(t, i) != i}
         extra = {t: i for t, i in brick.items() if t not in base}

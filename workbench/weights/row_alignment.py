@@ -208,18 +208,20 @@ class _Readers:
 
     def __init__(self, weights: AlignedWeights, name: str, device: torch.device) -> None:
         self._weights, self._name, self._device = weights, name, device
-        self.own = RowReader(weights.plain, name, device, weights._plan.own[weights._number], weights._whole)
-        self._donors: dict[int, RowReader] = {}
+        self.own = AlignedRowReader(weights.plain, name, device, weights._plan.own[weights._number], weights._whole)
+        self._donors: dict[int, AlignedRowReader] = {}
 
-    def donor(self, number: int) -> RowReader:
+    def donor(self, number: int) -> AlignedRowReader:
         """The reader of another model's rows."""
         if number not in self._donors:
             of = self._weights
-            self._donors[number] = RowReader(of._models[number], self._name, self._device, of._plan.asked(number), of._whole)
+            self._donors[number] = AlignedRowReader(
+                of._models[number], self._name, self._device, of._plan.asked(number), of._whole
+            )
         return self._donors[number]
 
 
-class RowReader:
+class AlignedRowReader:
     """Rows of one tensor in any order. Consecutive rows are one read; with short runs only, the tensor is read once and kept.
 
     Args:

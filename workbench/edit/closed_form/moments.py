@@ -168,7 +168,7 @@ def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
 
 
 @dataclass
-class Sums:
+class MomentSums:
     """What is added up over the vectors of a layer.
 
     Attributes:
@@ -184,7 +184,7 @@ class Sums:
     median: float
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> Sums:
+    def empty(cls, width: int, device: torch.device) -> MomentSums:
         """Sums before the first vector."""
         rest, outliers = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
         return cls(rest, outliers, [0, 0, 0], 0.0)
@@ -219,7 +219,7 @@ class Sums:
         return {"vectors": self.counts[1], "first": self.counts[2], "share": outside / (inside + outside)}
 
 
-def _add(parts: Parts, sums: dict[int, Sums], rows: list[list[int]], device: torch.device) -> int:
+def _add(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]], device: torch.device) -> int:
     """Add a batch; returns the number of tokens so far."""
     side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
     batch = Padded(side.tokens, side.mask, none, none, none, none)
@@ -240,7 +240,7 @@ def _add(parts: Parts, sums: dict[int, Sums], rows: list[list[int]], device: tor
     return sums[highest].counts[0]
 
 
-def _one(parts: Parts, highest: int, sums: dict[int, Sums], real: Tensor, first: Tensor, batch: Padded) -> None:
+def _one(parts: Parts, highest: int, sums: dict[int, MomentSums], real: Tensor, first: Tensor, batch: Padded) -> None:
     add = _adder(sums, highest, real, first)
 
     def last(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -251,29 +251,29 @@ def _one(parts: Parts, highest: int, sums: dict[int, Sums], real: Tensor, first:
         run(parts, batch)
 
 
-def _adder(sums: dict[int, Sums], layer: int, real: Tensor, first: Tensor) -> Any:
+def _adder(sums: dict[int, MomentSums], layer: int, real: Tensor, first: Tensor) -> Any:
     def add(_module: Any, args: tuple[Tensor, ...]) -> None:
         sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[real].float(), first)
 
     return add
 
 
-def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, Sums], int]:
+def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, MomentSums], int]:
     """Sums so far, and the next row: from files of an interrupted collection where all layers have the same."""
-    found: dict[int, tuple[Sums, int, int]] = {}
+    found: dict[int, tuple[MomentSums, int, int]] = {}
     for layer, place in places.items():
         file = place.with_suffix(".sums.safetensors")
         if file.is_file():
             with safe_open(file, "pt") as stored:
                 row, *counts = stored.get_tensor("progress").tolist()
                 rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))
-                found[layer] = Sums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
+                found[layer] = MomentSums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
     if len(found) == len(places) and len({f[1:] for f in found.values()}) == 1:
         return {layer: f[0] for layer, f in found.items()}, next(iter(found.values()))[2]
-    return {layer: Sums.empty(parts.width(layer), device) for layer in places}, 0
+    return {layer: MomentSums.empty(parts.width(layer), device) for layer in places}, 0
 
 
-def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None:
+def _save_sums(places: dict[int, Path], sums: dict[int, MomentSums], row: int) -> None:
     for layer, place in places.items():
         of = sums[layer]
         tensors = {
@@ -285,7 +285,7 @@ def _save_sums(places: dict[int, Path], sums: dict[int, Sums], row: int) -> None
         _save(tensors, place.with_suffix(".sums.safetensors"))
 
 
-def _factor(sums: Sums, rows: int, place: Path) -> None:
+def _factor(sums: MomentSums, rows: int, place: Path) -> None:
     """Eigenvectors and eigenvalues, kept; the sums are no longer needed."""
     tokens, outliers, _ = sums.counts
     mean = (sums.rest + sums.outliers) / tokens

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.preserving import read_prompts
-from workbench.edit.closed_form.solver import Metric
+from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.fields import Layers, Mode
 from workbench.facts import Fact, read_facts
@@ -90,7 +90,7 @@ class Preset(EditMethod):
         """How values are optimised."""
         return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence, self.end_of_text)
 
-    def metric(self, moments: Moments | None, width: int) -> Metric:
+    def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """G of the preset. `moments` is there where `needs_statistics`."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preserving import preserved_keys
 from workbench.edit.closed_form.preset import Preset
-from workbench.edit.closed_form.solver import CHUNK, Metric, Solved, factors_of_steps, solve
+from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
 from workbench.edit.closed_form.sweep import Choice
 from workbench.edit.closed_form.values import AT_ONCE, Group, Values, grouped, values
 from workbench.edit.places.parts import Parts
@@ -103,7 +103,7 @@ class _Solve:
             for start in range(0, len(groups), size):
                 metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
 
-    def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: Metric, weights_key: str) -> Metric:
+    def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: KeyMetric, weights_key: str) -> KeyMetric:
         """Solve for a batch on the model as it is by now; returns the metric for the batches behind it."""
         method, width = self.method, self.parts.width(layer)
         mu = method.ridge(width)

@@ -46,7 +46,7 @@ class _Written:
 
 
 @dataclass(frozen=True)
-class Metric:
+class KeyMetric:
     """G = Q D^(-1/2) T D^(-1/2) Qᵀ, where T is the identity until keys have been written.
 
     Written keys P with ridge μ change T to (T⁻¹ + P̃ P̃ᵀ/μ)⁻¹ with P̃ = D^(-1/2) QᵀP. A few are taken out by Woodbury's identity; as soon
@@ -76,12 +76,12 @@ class Metric:
         """Return G x for x [d, ·], float64."""
         return self._back(self._inner(self.whitened(x)))
 
-    def after(self, keys: Tensor, mu: float) -> Metric:
+    def after(self, keys: Tensor, mu: float) -> KeyMetric:
         """Return the metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ. With μ = 0 it keeps
         ΔW K = 0 exactly."""
         return self.after_all(_columns(keys), mu)
 
-    def after_all(self, chunks: Iterable[Tensor], mu: float) -> Metric:
+    def after_all(self, chunks: Iterable[Tensor], mu: float) -> KeyMetric:
         """Do the same for keys that come in chunks [d, ·] and are never held together if there are more than inputs."""
         held: list[Tensor] = []
         room = self.size - sum(group.keys.shape[1] for group in self.written)
@@ -110,11 +110,11 @@ class Metric:
         inner = x if self.basis is None else self.basis.T @ x
         return inner / self.diagonal.sqrt()[:, None]
 
-    def summed(self) -> Metric:
+    def summed(self) -> KeyMetric:
         """Return the same metric without groups: what is written is part of `free` and `factor`."""
         return self._summed(None, 1.0, 0.0) if self.written else self
 
-    def _summed(self, gram: Tensor | None, mu: float, energy: float) -> Metric:
+    def _summed(self, gram: Tensor | None, mu: float, energy: float) -> KeyMetric:
         """Add up the groups, and keys with Gram matrix X Xᵀ [m, m] and ridge μ, in T⁻¹.
 
         Keys with μ = 0 take their span out of `free`; what a key has beside others below `DEPENDENT` is rounding.
@@ -133,7 +133,7 @@ class Metric:
             values, vectors = torch.linalg.eigh(exact if free is None else free.T @ exact @ free)
             left = vectors[:, values <= DEPENDENT * energy]
             free, whole = left if free is None else free @ left, left.T @ whole @ left
-        return Metric(self.basis, self.diagonal, free, torch.linalg.cholesky((whole + whole.T) / 2))
+        return KeyMetric(self.basis, self.diagonal, free, torch.linalg.cholesky((whole + whole.T) / 2))
 
     def _inner(self, x: Tensor) -> Tensor:
         """T x for whitened x [m, ·]."""
@@ -162,7 +162,7 @@ class Solved:
     """
 
     rows: Tensor
-    metric: Metric | None
+    metric: KeyMetric | None
     keys: Tensor
 
     def update(self, changes: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class Solved:
         return columns, self.rows
 
 
-def solve(keys: Tensor, metric: Metric, mu: float) -> Solved:
+def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
     """Solve for A without the wanted changes, which may be asked for later and more than once.
 
     Args:
@@ -209,7 +209,7 @@ def solve(keys: Tensor, metric: Metric, mu: float) -> Solved:
     return Solved(metric._back(half @ inner).T, metric, keys)
 
 
-def right_factor(keys: Tensor, metric: Metric, mu: float) -> Tensor:
+def right_factor(keys: Tensor, metric: KeyMetric, mu: float) -> Tensor:
     """Return A [d_in, n] for keys [d_in, n]: what multiplies the wanted changes. See `solve`."""
     found = solve(keys.T, metric, mu)
     return found.rows.T if found.metric is None else found.rows.T @ found.metric.whitened(keys)

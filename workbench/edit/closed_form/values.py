@@ -20,7 +20,7 @@ from torch.nn.functional import kl_div
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import Padded, Position, Row, padded, row_of, vocabulary_key
+from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of, vocabulary_key
 from workbench.edit.places.upper import upper
 from workbench.facts import Fact
 from workbench.files import json_digest
@@ -188,7 +188,7 @@ def keys_of(
 
 def _rows(
     groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str], end: bool = False
-) -> tuple[list[Row], Tensor]:
+) -> tuple[list[EditRow], Tensor]:
     """All facts of all groups behind all contexts, and the group that each row belongs to."""
     every = [(fact, before) for group in groups for fact in group for before in ("", *contexts)]
     rows = [row_of(fact, context.tokenizer, position, before, end) for fact, before in every]
@@ -246,7 +246,7 @@ def _optimise(
     ]
 
 
-def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) -> list[Row]:
+def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) -> list[EditRow]:
     """Rows of "{subject} is a": what the subject is must not change. Without a subject, or where facts are looked up at the prompt's
     last token, the key is another one and nothing would be changed there."""
     if position != "subject_last" or any(f.subject is None for f in facts):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
-from workbench.edit.places.rows import Padded, Row, fact_pair, padded
+from workbench.edit.places.rows import EditRow, Padded, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.weights.lowrank import Factors
@@ -34,7 +34,7 @@ class Schedule:
     """A batch whose loss is below this is skipped."""
 
 
-class Update(Protocol):
+class TrainedUpdate(Protocol):
     """A trainable change of one live weight, added to its module's output while it is trained."""
 
     @property
@@ -161,7 +161,7 @@ def below(bound: float) -> float:
     return float(rounded if rounded.item() <= bound else torch.nextafter(rounded, torch.zeros(())))
 
 
-def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Row]:
+def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[EditRow]:
     """Facts as tokens, the end of text among their targets where the tokenizer has one.
 
     Errors, with file and line: a prompt or target without tokens, more tokens than the model has positions.
@@ -180,7 +180,7 @@ def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Ro
         last = len(prompt) - 1
         # The last token is read too, though nobody asks what follows it: attention over one position less rounds differently,
         # and edits solved by earlier versions would no longer be the same to the bit.
-        found.append(Row((*prompt, *wanted), last, last, wanted, (last, last + 1)))
+        found.append(EditRow((*prompt, *wanted), last, last, wanted, (last, last + 1)))
     return found
 
 
@@ -193,8 +193,8 @@ def token_losses(parts: Parts, batch: Padded) -> Tensor:
 
 def fit(
     parts: Parts,
-    rows: Sequence[Row],
-    updates: Sequence[Update],
+    rows: Sequence[EditRow],
+    updates: Sequence[TrainedUpdate],
     schedule: Schedule,
     order: torch.Generator,
     progress: Callable[[int, int, str], None],
@@ -237,7 +237,7 @@ def fit(
 
 
 @torch.no_grad()
-def row_losses(parts: Parts, rows: Sequence[Row], batch_size: int) -> list[float]:
+def row_losses(parts: Parts, rows: Sequence[EditRow], batch_size: int) -> list[float]:
     """Mean cross-entropy of each row's target tokens, end of text included."""
     found: list[float] = []
     for chosen in chunks(rows, batch_size):

@@ -26,7 +26,7 @@ _QUERY = 64  # last tokens of a prompt that are looked up
 
 
 @dataclass(frozen=True)
-class Store:
+class FactStore:
     """Facts that can be recalled.
 
     Attributes:
@@ -74,7 +74,7 @@ def sentence(remembered: Remembered) -> str:
 class Recall:
     """A live model's text memory: `model.recall`. Scoring asks it for contexts, since there the end of the prompt is known."""
 
-    def __init__(self, model: Any, tokenizer: Any, store: Store) -> None:
+    def __init__(self, model: Any, tokenizer: Any, store: FactStore) -> None:
         self.model, self.tokenizer, self.store = model, tokenizer, store
         self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._paused = 0
@@ -161,7 +161,7 @@ class Recall:
         return found
 
 
-def attach(model: Any, tokenizer: Any, store: Store) -> Recall:
+def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
     """Let a live model's forward and generate recall; returns what `model.recall` then is.
 
     `forward` looks rows up where it is given whole texts as tokens: not with a cache, with positions, or with masks of more than two dimensions.

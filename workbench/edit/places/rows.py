@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.models.batching import side_by_side
-from workbench.models.prompts import Pair, encode_pair
+from workbench.models.prompts import PromptPair, encode_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ Position = Literal["subject_last", "prompt_last"]
 
 
 @dataclass(frozen=True)
-class Row:
+class EditRow:
     """A prompt, or a prompt and its target, as tokens.
 
     Attributes:
@@ -65,7 +65,7 @@ class Padded:
     inputs: Callable[[], dict[str, Any]] | None = None
 
 
-def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> Row:
+def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> EditRow:
     """A fact's prompt and target as tokens.
 
     Args:
@@ -100,10 +100,10 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
             )
         span = (inside[0], inside[-1] + 1)
     lookup = span[1] - 1 if position == "subject_last" else last
-    return Row((*prompt, *target[:-1]), lookup, last, target, span)
+    return EditRow((*prompt, *target[:-1]), lookup, last, target, span)
 
 
-def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> Pair:
+def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair:
     """Tokenize a fact's prompt and target as lm-eval scores them: as one text, white space at the prompt's end with the target.
 
     Args:
@@ -140,7 +140,7 @@ def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longes
             )
 
 
-def padded(rows: Sequence[Row], device: torch.device) -> Padded:
+def padded(rows: Sequence[EditRow], device: torch.device) -> Padded:
     """Rows side by side."""
     batch = side_by_side([row.tokens for row in rows], device)
     width = batch.tokens.shape[1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.places.parts import Parts, Stopped, first_of, hooked, shaped, with_first
 from workbench.edit.places.passes import logits_at, run
-from workbench.edit.places.rows import Padded, Position, Row, padded, row_of
+from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.facts import Fact
 from workbench.steps import MethodContext
 
@@ -118,12 +118,12 @@ def trace(
     return Trace(len(traced), float(high.mean()), float(low.mean()), recovered, found)
 
 
-def _prompt(row: Row) -> Row:
+def _prompt(row: EditRow) -> EditRow:
     """The prompt alone; its "target" stands for the place behind it."""
     return replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1])
 
 
-def _swapped(row: Row, other: Row) -> Row:
+def _swapped(row: EditRow, other: EditRow) -> EditRow:
     """The prompt with as many tokens of another subject, from its end backwards, repeated where it is shorter."""
     start, stop = row.span
     subject = other.tokens[other.span[0] : other.span[1]]
@@ -161,7 +161,7 @@ def _states(parts: Parts, batch: Padded, layers: Sequence[int], what: What) -> d
     return found
 
 
-def _where(rows: Sequence[Row], place: str, batch: Padded) -> Tensor:
+def _where(rows: Sequence[EditRow], place: str, batch: Padded) -> Tensor:
     """[row, position], true where a state is restored."""
     mask = torch.zeros(batch.tokens.shape, dtype=torch.bool)
     for i, row in enumerate(rows):

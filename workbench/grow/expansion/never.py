@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.gates import Gates, keep_gates, kept_gates, live_modules, read_inputs
 from workbench.models.layout import Model
-from workbench.models.texts import Row
+from workbench.models.texts import TextRow
 from workbench.steps import GrowContext
 
 STRENGTH = 10.0
@@ -19,7 +19,7 @@ STRENGTH = 10.0
 
 @torch.no_grad()
 def never_gates(
-    context: GrowContext, rows: Sequence[Row], routers: Mapping[str, Tensor], corrections: Mapping[str, Tensor], model: Model, top_k: int
+    context: GrowContext, rows: Sequence[TextRow], routers: Mapping[str, Tensor], corrections: Mapping[str, Tensor], model: Model, top_k: int
 ) -> Gates:  # fmt: skip
     """One row a layer, -c m / (|m| s): m the mean of what the router reads, s the mean norm, c chosen so that no token takes the expert.
 

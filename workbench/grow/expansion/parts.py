@@ -35,7 +35,7 @@ _HINT = "Supported: decoders whose parts workbench/grow/expansion/parts.py names
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearPart:
     """A matrix on disk.
 
     Attributes:
@@ -56,7 +56,7 @@ class Linear:
         return self.weight.removesuffix(".weight").rpartition(".")[2]
 
 
-class Parts:
+class DecoderParts:
     """The parts of a model that `width` changes. Errors: an architecture that transformers cannot build, parts that the table lacks."""
 
     def __init__(self, model: Model) -> None:
@@ -126,13 +126,13 @@ class Parts:
                     found.append((f"{name}.{key}".lstrip("."), now, then))
         return found
 
-    def linear(self, weight: str) -> Linear:
+    def linear(self, weight: str) -> LinearPart:
         """A matrix by its weight's name."""
         bias = f"{weight.removesuffix('.weight')}.bias"
-        found = Linear(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
-        return Linear(found.weight, found.bias, found.transposed, FFN_IN.get(found.leaf, 1))
+        found = LinearPart(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
+        return LinearPart(found.weight, found.bias, found.transposed, FFN_IN.get(found.leaf, 1))
 
-    def ffn(self, layer: int) -> tuple[list[Linear], Linear]:
+    def ffn(self, layer: int) -> tuple[list[LinearPart], LinearPart]:
         """A layer's matrices into its neurons, and the one out of them."""
         out = self.model.layout.mlp_out(layer)
         parent = out.removesuffix(".weight").rpartition(".")[0]
@@ -168,7 +168,7 @@ class Parts:
             and self.specs[name].numel > head
         ]
 
-    def attention(self, layer: int) -> tuple[dict[str, Linear], Linear]:
+    def attention(self, layer: int) -> tuple[dict[str, LinearPart], LinearPart]:
         """A layer's separate matrices of queries, keys and values, and the one behind them."""
         out = self.linear(self.model.layout.attention_out(layer))
         parent = out.weight.removesuffix(".weight").rpartition(".")[0]
@@ -178,7 +178,7 @@ class Parts:
                                  f"beside {out.weight}", _HINT, 2)  # fmt: skip
         return found, out
 
-    def sizes(self, linear: Linear) -> tuple[int, int]:
+    def sizes(self, linear: LinearPart) -> tuple[int, int]:
         """Outputs and inputs of a matrix."""
         rows, cols = self.specs[linear.weight].shape
         return (cols, rows) if linear.transposed else (rows, cols)

@@ -17,7 +17,7 @@ from workbench.files import read_json, write_json
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
-from workbench.models.texts import Row, batches
+from workbench.models.texts import TextRow, batches
 from workbench.steps import GrowContext, Grown
 from workbench.weights.saving import save_tensors
 
@@ -52,7 +52,7 @@ class _Moments:
 
 
 def ridge_gates(
-    context: GrowContext, rows: Mapping[str, Sequence[Row]], changes: Mapping[str, Mapping[str, Grown]], readers: Mapping[str, str],
+    context: GrowContext, rows: Mapping[str, Sequence[TextRow]], changes: Mapping[str, Mapping[str, Grown]], readers: Mapping[str, str],
     model: Model, ridge: float, temperature: float,
 ) -> Gates:  # fmt: skip
     """Solve every layer's router: W = Y' X (Σ over experts of mean x x' + λ I)^-1 / temperature, Y one-hot (DUME, arXiv 2603.29765).
@@ -89,7 +89,7 @@ def ridge_gates(
 
 
 def prompt_gates(
-    context: GrowContext, prompts: Mapping[str, tuple[Sequence[Row], Sequence[Row]]], changes: Mapping[str, Mapping[str, Grown]],
+    context: GrowContext, prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]], changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str], model: Model, temperature: float, beside: Mapping[str, Tensor] | None = None,
 ) -> Gates:  # fmt: skip
     """A row for every expert from the mean m of what the router reads on prompts: (m/|m| - m'/|m'|) / (s temperature), m' that on
@@ -155,9 +155,9 @@ def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
                                      "Give each its own `prompts`, or `negative_prompts`.", 2)  # fmt: skip
 
 
-def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[Row]:
+def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[TextRow]:
     """Prompts as tokens, their ends left out beyond `longest`. Errors: one without a token."""
-    rows = [Row(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
+    rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
             raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: no token in {text!r}", None, 2)
@@ -188,7 +188,7 @@ def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
 
 @torch.no_grad()
 def _moments(
-    context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[Row], place: Mapping[str, str]
+    context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[TextRow], place: Mapping[str, str]
 ) -> dict[str, _Moments]:
     """One expert's moments, layer by layer, in one pass over its texts."""
     live = context.live(changes)
@@ -212,7 +212,9 @@ def _moments(
 
 
 @torch.no_grad()
-def read_inputs(live: Any, place: Mapping[str, str], texts: Sequence[Row], device: torch.device) -> Iterator[dict[str, Tensor]]:
+def read_inputs(
+    live: Any, place: Mapping[str, str], texts: Sequence[TextRow], device: torch.device
+) -> Iterator[dict[str, Tensor]]:
     """What modules read on texts, batch by batch: [tokens, hidden] in float32, padding left out."""
     for batch in batches(texts, device):
         with _reading(live, place) as seen:
@@ -221,7 +223,7 @@ def read_inputs(live: Any, place: Mapping[str, str], texts: Sequence[Row], devic
         yield {reader: x.reshape(-1, x.shape[-1])[real].float() for reader, x in seen.items()}
 
 
-def read_whole(live: Any, place: Mapping[str, str], texts: Sequence[Row], context: GrowContext) -> dict[str, Tensor]:
+def read_whole(live: Any, place: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
     """The same of all texts at once, on the CPU."""
     parts = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, place, texts, context.device)]
     return {reader: torch.cat([part[reader] for part in parts]) for reader in place}

@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
-class Place:
+class ExpertPlace:
     """What of a tensor belongs to which expert.
 
     Attributes:
@@ -103,14 +103,14 @@ class Mixture:
                 changes |= {f: value for f in fields if f == own or text.get(f) is not None}
         return with_text(self.model.config, changes)
 
-    def _find(self) -> dict[str, Place]:
+    def _find(self) -> dict[str, ExpertPlace]:
         """The tensors that depend on experts."""
         specs, names = self.model.weights.specs, live_names(self.model.config, self.model.weights.specs)
         now, more = (
             {n: tuple(t.shape) for n, t in skeleton(json.dumps(c, sort_keys=True)).state_dict().items()}
             for c in (self.model.config, self.config(self.count + 1))
         )
-        found: dict[str, Place] = {}
+        found: dict[str, ExpertPlace] = {}
         for name, live in names.items():
             grows = [n for n in live if more.get(n) != now[n]]
             number = _NUMBER.search(name)
@@ -120,7 +120,7 @@ class Mixture:
             if layer is None:
                 raise self._unknown(name, "it stands in no layer")
             if number:
-                found[name] = Place(layer, int(number[0]))
+                found[name] = ExpertPlace(layer, int(number[0]))
             else:
                 found[name] = self._shared(name, layer, specs[name], now[grows[0]], more.get(grows[0]))
         layers = {p.layer for p in found.values()}
@@ -129,7 +129,7 @@ class Mixture:
                 raise self._unknown(name, f"it is of {spec.dtype}, and may hold numbers of experts")
         return found
 
-    def _shared(self, name: str, layer: int, spec: TensorSpec, now: tuple[int, ...], more: tuple[int, ...] | None) -> Place:
+    def _shared(self, name: str, layer: int, spec: TensorSpec, now: tuple[int, ...], more: tuple[int, ...] | None) -> ExpertPlace:
         """The place of a tensor that has a part for every expert."""
         if more is None or len(more) != len(now) or spec.shape != now:
             raise self._unknown(
@@ -143,8 +143,8 @@ class Mixture:
                 name, f"transformers builds {list(now)} with {self.count} experts, and {list(more)} with one more"
             )
         if axes[0]:
-            return Place(layer, columns=True, size=size)
-        return Place(layer, size=spec.rows // self.count)
+            return ExpertPlace(layer, columns=True, size=size)
+        return ExpertPlace(layer, size=spec.rows // self.count)
 
     def _check_numbers(self) -> None:
         """Experts with tensors of their own: each of them is there."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from workbench.models.layout import Model
-from workbench.models.texts import Row, encode, longest_row, read_texts
+from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import GrowContext, GrowMethod
 from workbench.steps.fields import Whole
 
@@ -33,7 +33,7 @@ class TextMethod(GrowMethod):
         for file in self.inputs():
             read_texts(project / file, file)
 
-    def rows(self, file: str, model: Model, context: GrowContext) -> list[Row]:
+    def rows(self, file: str, model: Model, context: GrowContext) -> list[TextRow]:
         """The texts of a file as tokens."""
         texts = read_texts(context.project / file, file, self.samples)
         return encode(texts, context.tokenizer, longest_row(model.config, self.max_length))

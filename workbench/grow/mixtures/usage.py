@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.mixture import COUNTS
-from workbench.models.texts import Row, batches
+from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ class Usage:
 
 @torch.no_grad()
 def usage(
-    model: PreTrainedModel, rows: Sequence[Row], device: torch.device, progress: Callable[[int, int], None] = lambda *_: None
+    model: PreTrainedModel, rows: Sequence[TextRow], device: torch.device, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Usage:
     """Count the experts that each token of some texts takes.
 

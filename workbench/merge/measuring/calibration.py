@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from workbench.files import file_digest, json_digest
 from workbench.identity import unchanged
 from workbench.merge.measuring.least_squares import not_negative
-from workbench.models.texts import Row, encode, longest_row, read_texts
+from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import MergeContext, MergeMethod
 from workbench.steps.fields import BrickEntry, Bricks, Whole
 
@@ -63,7 +63,7 @@ class Calibrated(MergeMethod):
         for file in self.inputs():
             read_texts(project / file, file)
 
-    def rows(self, context: MergeContext, brick: str) -> tuple[list[Row], str]:
+    def rows(self, context: MergeContext, brick: str) -> tuple[list[TextRow], str]:
         """A brick's texts as tokens, and the key of what is measured on them with the brick's model."""
         file = self.file(brick)
         assert file is not None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.files import publish, read_json, write_json
-from workbench.merge.measuring.layers import Stack
-from workbench.models.texts import Row, batches
+from workbench.merge.measuring.layers import LayerStack
+from workbench.models.texts import TextRow, batches
 from workbench.steps import MergeContext
 from workbench.weights.saving import save_tensors
 
@@ -46,7 +46,7 @@ class Grams:
         return full
 
 
-def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) -> Grams:
+def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str) -> Grams:
     """One brick's Grams: from the cache, or collected and put there.
 
     In memory at a time: one layer of the brick's model, the hidden states of all rows, the Grams of one layer; before and
@@ -75,15 +75,15 @@ def collect(context: MergeContext, brick: str, rows: Sequence[Row], key: str) ->
     return Grams(place, index["files"], index["record"])
 
 
-def _collect(context: MergeContext, brick: str, rows: Sequence[Row], out: Path) -> None:
+def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
     data = list(batches(rows, context.device))
-    stack = Stack.of(context, brick)
+    stack = LayerStack.of(context, brick)
     depth = len(stack.layers)
     hidden, calls = stack.enter(data)
     files: dict[str, str] = {}
     for layer in range(depth):
         context.progress(layer, depth, f"{brick}: inputs of layer {layer}")
-        inputs = Inputs(stack.readers(layer))
+        inputs = LayerInputs(stack.readers(layer))
         with stack.loaded(layer), inputs:
             for i, batch in enumerate(data):
                 hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
@@ -109,7 +109,7 @@ def _save(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
     save_tensors({"gram": pack(gram.div_(tokens).cpu())}, out / f"{name}.safetensors")
 
 
-class Inputs:
+class LayerInputs:
     """Hooks that sum up x xᵀ of what linear layers read, while they are open.
 
     Attributes:
@@ -123,7 +123,7 @@ class Inputs:
         self._readers = readers
         self._seen: list[tuple[Tensor, list[str]]] = []
 
-    def __enter__(self) -> Inputs:
+    def __enter__(self) -> LayerInputs:
         self._hooks = [m.register_forward_pre_hook(self._hook(name)) for name, m in self._readers.items()]
         return self
 

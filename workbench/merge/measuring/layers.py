@@ -30,7 +30,7 @@ Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
-class Stack:
+class LayerStack:
     """A causal model whose parameters come and go.
 
     Attributes:
@@ -55,7 +55,7 @@ class Stack:
     _tuples: bool | None = None
 
     @classmethod
-    def of(cls, context: MergeContext, brick: str) -> Stack:
+    def of(cls, context: MergeContext, brick: str) -> LayerStack:
         """A brick's model. It is streamed where every parameter stands under its own name on disk; where transformers fuses
         weights (experts), one whole live model is taken instead.
 

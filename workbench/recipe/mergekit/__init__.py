@@ -17,7 +17,7 @@ from workbench.merge.mergekit.table import KNOWN
 from workbench.models.layout import Model
 from workbench.project import find_project
 from workbench.recipe.mergekit.config import Config, Reference, read_config
-from workbench.recipe.mergekit.methods import Inputs, step_of
+from workbench.recipe.mergekit.methods import MethodInputs, step_of
 from workbench.recipe.mergekit.mixtures import Make, is_mixture, read_mixture
 from workbench.recipe.mergekit.stacks import is_stack, read_stack
 from workbench.recipe.mergekit.text import comment, recipe_text
@@ -29,7 +29,7 @@ _WRITABLE = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedRecipe:
     """What an import gives.
 
     Attributes:
@@ -43,7 +43,7 @@ class Imported:
     notes: list[str]
 
 
-def import_recipe(file: Path, to: Path | None = None) -> Imported:
+def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
     """Translate a mergekit YAML. Writes nothing.
 
     Args:
@@ -78,10 +78,10 @@ def import_recipe(file: Path, to: Path | None = None) -> Imported:
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
     for written in (text, *places.extra.values()):
         from_data(yamldoc.parse(written).data, places.project)
-    return Imported(text, places.extra, config.report.notes)
+    return ImportedRecipe(text, places.extra, config.report.notes)
 
 
-def write_imported(imported: Imported, to: Path) -> None:
+def write_imported(imported: ImportedRecipe, to: Path) -> None:
     """Write the recipe, and those that it names. Errors: one of the files exists; nothing is overwritten."""
     files = {to: imported.text, **imported.extra}
     for path in files:
@@ -181,7 +181,7 @@ def _all(config: Config) -> Iterable[Reference]:
     return dict.fromkeys([*([config.base] if config.base else []), *(s.reference for s in config.sources)])
 
 
-def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> Inputs:
+def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> MethodInputs:
     """Which inputs are bricks; how many the method takes."""
     policy = base_policy(config.method)
     report = config.report
@@ -219,7 +219,7 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
             )
     report.stop()
     bricks = {places.name(source.reference): source for source in sources}
-    return Inputs(config, bricks, places.name(Reference(base)), model)
+    return MethodInputs(config, bricks, places.name(Reference(base)), model)
 
 
 def _model(path: Path | None) -> Model | None:

@@ -17,7 +17,7 @@ Scope = tuple[yamldoc.KeyPath, Mapping[str, Any]]
 
 
 @dataclass
-class Report:
+class ImportReport:
     """What does not carry over: problems stop the import, notes are said and written as comments."""
 
     document: yamldoc.Document
@@ -55,7 +55,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """An input of the merge, with the parameters that stand beside it."""
 
     reference: Reference
@@ -78,15 +78,15 @@ class Config:
     data: Mapping[str, Any]
     method: str
     base: Reference | None
-    sources: list[Source]
+    sources: list[ModelSource]
     scopes: list[Scope]
     layers: int | None
-    report: Report
+    report: ImportReport
 
 
 def read_config(document: yamldoc.Document) -> Config:
     """Read and check the whole file. Errors: everything that cannot be carried over, at once, each at its place."""
-    report = Report(document)
+    report = ImportReport(document)
     data = document.data
     if not isinstance(data, dict) or "merge_method" not in data:
         hint = "The file should be one that `mergekit-yaml` or `mergekit-moe` runs."
@@ -108,7 +108,7 @@ def read_config(document: yamldoc.Document) -> Config:
     else:
         sources = _models(report, (module or data)["models"], (*at, "models"))
         if base and base not in [source.reference for source in sources]:
-            sources.append(Source(base, ("base_model",), (("base_model",), {})))
+            sources.append(ModelSource(base, ("base_model",), (("base_model",), {})))
     seen: set[Reference] = set()
     for source in sources:
         if source.reference in seen:
@@ -118,7 +118,7 @@ def read_config(document: yamldoc.Document) -> Config:
     return Config(data, method, base, sources, scopes, layers, report)
 
 
-def _body(report: Report, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
+def _body(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
     """Where the inputs stand: key path, `models` or `slices`, and the module around them."""
     given = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(given) != 1:
@@ -142,7 +142,7 @@ def _body(report: Report, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str
     return ("modules", "default"), inside[0], module
 
 
-def _models(report: Report, models: Any, at: yamldoc.KeyPath) -> list[Source]:
+def _models(report: ImportReport, models: Any, at: yamldoc.KeyPath) -> list[ModelSource]:
     sources = []
     for i, entry in enumerate(models if isinstance(models, list) else []):
         path = (*at, i)
@@ -152,17 +152,17 @@ def _models(report: Report, models: Any, at: yamldoc.KeyPath) -> list[Source]:
         note_unknown(report, path, entry, ("model", "parameters"))
         reference = read_reference(report, entry["model"], (*path, "model"))
         if reference:
-            sources.append(Source(reference, (*path, "model"), _scope(report, entry, path)))
+            sources.append(ModelSource(reference, (*path, "model"), _scope(report, entry, path)))
     if not isinstance(models, list):
         report.refuse(at, "expected a list of models")
     return sources
 
 
 def _slices(
-    report: Report, slices: Any, at: yamldoc.KeyPath, base: Reference | None
-) -> tuple[list[Source], Scope, Reference | None, int | None]:
+    report: ImportReport, slices: Any, at: yamldoc.KeyPath, base: Reference | None
+) -> tuple[list[ModelSource], Scope, Reference | None, int | None]:
     """One slice over all layers is the whole model. Others stack layers anew, which a merge step does not do."""
-    none: tuple[list[Source], Scope, Reference | None, int | None] = ([], (at, {}), base, None)
+    none: tuple[list[ModelSource], Scope, Reference | None, int | None] = ([], (at, {}), base, None)
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
         report.refuse(at, f"{count} slices: of several slices only those of `passthrough`, of one model, carry over")
@@ -189,14 +189,14 @@ def _slices(
             continue
         reference = read_reference(report, entry["model"], (*where, "model"))
         if reference:
-            sources.append(Source(reference, (*where, "model"), _scope(report, entry, where), (0, span[1])))
+            sources.append(ModelSource(reference, (*where, "model"), _scope(report, entry, where), (0, span[1])))
     ends = {source.layers[1] for source in sources if source.layers}
     if len(ends) > 1:
         report.refuse((*path, "sources"), "the inputs' layer ranges have different lengths; mergekit refuses that too")
     return sources, _scope(report, output, path), base, min(ends, default=None)
 
 
-def read_reference(report: Report, value: Any, at: yamldoc.KeyPath) -> Reference | None:
+def read_reference(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> Reference | None:
     """A model reference as mergekit parses it; None where it is none, which the report then says."""
     if isinstance(value, dict):
         if value.get("override_architecture"):
@@ -215,7 +215,7 @@ def read_reference(report: Report, value: Any, at: yamldoc.KeyPath) -> Reference
     return Reference(model, lora)
 
 
-def _path(report: Report, value: Any, at: yamldoc.KeyPath) -> str | None:
+def _path(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> str | None:
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         return f"{value['path']}@{value['revision']}" if value.get("revision") else str(value["path"])
     if isinstance(value, str) and value and value.count("@") <= 1:
@@ -224,7 +224,7 @@ def _path(report: Report, value: Any, at: yamldoc.KeyPath) -> str | None:
     return None
 
 
-def _scope(report: Report, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Scope:
+def _scope(report: ImportReport, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Scope:
     """The parameters of one level."""
     path = (*at, "parameters")
     found = holder.get("parameters")
@@ -233,7 +233,7 @@ def _scope(report: Report, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Sc
     return path, found if isinstance(found, dict) else {}
 
 
-def note_unknown(report: Report, at: yamldoc.KeyPath, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def note_unknown(report: ImportReport, at: yamldoc.KeyPath, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in found:
         if key not in known:
             report.note((*at, key), "mergekit has no such field and ignores it: left out")

@@ -10,14 +10,14 @@ from workbench.errors import nearest
 from workbench.merge.mergekit.api import Parameter, base_policy, parameters
 from workbench.merge.mergekit.table import KNOWN
 from workbench.models.layout import Model
-from workbench.recipe.mergekit.config import Config, Source
+from workbench.recipe.mergekit.config import Config, ModelSource
 from workbench.recipe.mergekit.settings import Setting, complement, is_default, setting
 
 Step = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class MethodInputs:
     """A configuration with its inputs named as bricks.
 
     Attributes:
@@ -27,7 +27,7 @@ class Inputs:
     """
 
     config: Config
-    bricks: Mapping[str, Source]
+    bricks: Mapping[str, ModelSource]
     base_brick: str
     model: Model | None
 
@@ -66,27 +66,27 @@ class Inputs:
                     report.note((*at, name), f"has no effect on the result of {method}: left out")
 
 
-def step_of(inputs: Inputs) -> Step:
+def step_of(inputs: MethodInputs) -> Step:
     """The merge step, as plain data. Problems and notes go to the configuration's report."""
     make = _OWN.get(inputs.config.method)
     step = make(inputs) if make else None
     return step if step is not None else _bridge(inputs)
 
 
-def _linear(inputs: Inputs) -> Step:
+def _linear(inputs: MethodInputs) -> Step:
     inputs.note_unused(("weight", "normalize"))
     step: Step = {"merge": "linear", "bricks": inputs.each("weight")}
     return step if inputs.shared("normalize") else {**step, "normalize": False}
 
 
-def _task_arithmetic(inputs: Inputs) -> Step | None:
+def _task_arithmetic(inputs: MethodInputs) -> Step | None:
     if inputs.shared("normalize"):
         return None
     inputs.note_unused(("weight", "lambda", "normalize"))
     return {"merge": "task_arithmetic", "bricks": inputs.each("weight"), **_lambda(inputs)}
 
 
-def _ties(inputs: Inputs) -> Step | None:
+def _ties(inputs: MethodInputs) -> Step | None:
     if not inputs.shared("normalize") or inputs.shared("rescale"):
         return None
     inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
@@ -96,7 +96,7 @@ def _ties(inputs: Inputs) -> Step | None:
             "divide": "weight", "threshold": "tensor"}  # fmt: skip
 
 
-def _slerp(inputs: Inputs) -> Step:
+def _slerp(inputs: MethodInputs) -> Step:
     inputs.note_unused(("t",))
     t = inputs.shared("t")
     if t is None and not inputs.config.report.problems:
@@ -105,15 +105,15 @@ def _slerp(inputs: Inputs) -> Step:
     return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), other: t or 0.0}}
 
 
-def _dare_linear(inputs: Inputs) -> Step | None:
+def _dare_linear(inputs: MethodInputs) -> Step | None:
     return None if inputs.shared("normalize") else _dare(inputs, "sum")
 
 
-def _dare_ties(inputs: Inputs) -> Step | None:
+def _dare_ties(inputs: MethodInputs) -> Step | None:
     return _dare(inputs, "ties") if inputs.shared("normalize") else None
 
 
-def _dare(inputs: Inputs, then: str) -> Step:
+def _dare(inputs: MethodInputs, then: str) -> Step:
     inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
     inputs.config.report.note(
         (), "dare: the same distribution as mergekit's, drawn from this recipe's seed; no tool draws mergekit's own masks"
@@ -122,7 +122,7 @@ def _dare(inputs: Inputs, then: str) -> Step:
     return {"merge": "dare", **_weights_and_densities(inputs), **_lambda(inputs), "rescale": rescale, "then": then}
 
 
-def _passthrough(inputs: Inputs) -> Step | None:
+def _passthrough(inputs: MethodInputs) -> Step | None:
     (scale,) = inputs.each("scale").values()
     if scale is not None:
         return None
@@ -130,7 +130,7 @@ def _passthrough(inputs: Inputs) -> Step | None:
     return {"merge": "task_arithmetic", "bricks": dict.fromkeys(inputs.bricks, 1.0)}
 
 
-def _bridge(inputs: Inputs) -> Step:
+def _bridge(inputs: MethodInputs) -> Step:
     """The method itself, with every parameter that the file sets."""
     known, method = inputs.known(), inputs.config.method
     used = [name for name in known if name != "int8_mask"]
@@ -167,7 +167,7 @@ def _bridge(inputs: Inputs) -> Step:
     return step
 
 
-def _weights_and_densities(inputs: Inputs) -> dict[str, Any]:
+def _weights_and_densities(inputs: MethodInputs) -> dict[str, Any]:
     weights = inputs.each("weight")
     densities = {brick: _clamped(inputs, "density", value) for brick, value in inputs.each("density").items()}
     first = next(iter(densities.values()))
@@ -176,12 +176,12 @@ def _weights_and_densities(inputs: Inputs) -> dict[str, Any]:
     return {"bricks": {brick: {"weight": weights[brick], "density": densities[brick]} for brick in weights}, "density": 1.0}
 
 
-def _lambda(inputs: Inputs) -> dict[str, Any]:
+def _lambda(inputs: MethodInputs) -> dict[str, Any]:
     value = inputs.shared("lambda")
     return {} if is_default(value, 1.0) else {"lambda": value}
 
 
-def _clamped(inputs: Inputs, name: str, value: Setting) -> Setting:
+def _clamped(inputs: MethodInputs, name: str, value: Setting) -> Setting:
     """mergekit takes a share over 1 as 1; a recipe refuses it."""
     if name not in ("density", "select_topk") or isinstance(value, (list, dict)) or value is None or value <= 1:
         return value
@@ -196,7 +196,7 @@ def _plain(entries: dict[str, dict[str, Setting]]) -> Any:
     return {brick: entry["weight"] if list(entry) == ["weight"] else entry for brick, entry in entries.items()}
 
 
-_OWN: dict[str, Callable[[Inputs], Step | None]] = {
+_OWN: dict[str, Callable[[MethodInputs], Step | None]] = {
     "linear": _linear, "task_arithmetic": _task_arithmetic, "ties": _ties, "slerp": _slerp,
     "dare_linear": _dare_linear, "dare_ties": _dare_ties, "passthrough": _passthrough,
 }  # fmt: skip

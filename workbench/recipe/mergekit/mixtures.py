@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench import yamldoc
-from workbench.recipe.mergekit.config import Config, Reference, Report, Source, note_unknown, read_reference
+from workbench.recipe.mergekit.config import Config, ImportReport, ModelSource, Reference, note_unknown, read_reference
 
 _TOP = ("base_model", "experts", "gate_mode", "dtype", "experts_per_token", "shared_experts", "architecture")
 _EXPERT = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
@@ -26,7 +26,7 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
 
     Errors: what the step does not have (shared experts, noise, factors, a model twice), everything at once, each at its place.
     """
-    report, data = Report(document), document.data
+    report, data = ImportReport(document), document.data
     note_unknown(report, (), data, _TOP)
     base = read_reference(report, data.get("base_model"), ("base_model",))
     experts = data["experts"] if isinstance(data["experts"], list) else []
@@ -72,12 +72,12 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
         own = next((prompts for reference, _, prompts in members if reference == base and gate == "prompts"), {})
         return {"grow": "experts", "bricks": bricks, "anchor": bool(anchors), **own, "gate": gate, **top}
 
-    sources = [Source(reference, at, ((), {})) for reference, at, _ in members if reference != base]
+    sources = [ModelSource(reference, at, ((), {})) for reference, at, _ in members if reference != base]
     return Config(data, "moe", base, sources, [], None, report), make
 
 
 def _expert(
-    report: Report, entry: Any, at: yamldoc.KeyPath, mode: str
+    report: ImportReport, entry: Any, at: yamldoc.KeyPath, mode: str
 ) -> tuple[Reference, yamldoc.KeyPath, dict[str, list[str]]] | None:
     """An expert's model, its place, and its prompts."""
     if not isinstance(entry, Mapping) or "source_model" not in entry:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from workbench import yamldoc
 from workbench.merge.mergekit.api import Parameter
 from workbench.models.layout import Model
-from workbench.recipe.mergekit.config import Report, Scope
+from workbench.recipe.mergekit.config import ImportReport, Scope
 
 Setting = Any
 """A bool, a number, `{knots: [...]}` or a list of `{where:, value:}`, as plain data of a recipe."""
@@ -17,7 +17,7 @@ _LAYERS = {"layers": ":"}
 """All layers and nothing else: embeddings, final norm and head are in no layer."""
 
 
-class Entry(NamedTuple):
+class ParameterEntry(NamedTuple):
     """A value for the tensors whose names hold `filter`; None: for all. Of several the first wins."""
 
     filter: str | None
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     path: yamldoc.KeyPath
 
 
-def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, report: Report) -> Setting | None:
+def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, report: ImportReport) -> Setting | None:
     """A parameter as a recipe says it; None where the file says nothing.
 
     mergekit takes the first filter that matches, level by level from the innermost; a recipe's list takes the last rule. A
@@ -48,7 +48,7 @@ def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, 
         report.refuse(entries[-1].path, "no value for tensors that no filter matches, and no default; mergekit stops there too")
         return None
     if entries[-1].filter is not None and parameter.default is not None:
-        entries.append(Entry(None, float(parameter.default), entries[-1].path))
+        entries.append(ParameterEntry(None, float(parameter.default), entries[-1].path))
     rules = [rule for entry in reversed(entries) for rule in _rules(entry, model)]
     return rules[0]["value"] if len(rules) == 1 and not rules[0]["where"] else rules
 
@@ -62,9 +62,9 @@ def complement(value: Setting) -> Setting:
     return round(1.0 - value, 12)
 
 
-def _entries(name: str, scopes: Iterable[Scope], report: Report) -> list[Entry]:
+def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
     """All values of a parameter in the order that mergekit tries them, up to the first without a filter."""
-    found: list[Entry] = []
+    found: list[ParameterEntry] = []
     for at, parameters in scopes:
         if name not in parameters:
             continue
@@ -78,16 +78,16 @@ def _entries(name: str, scopes: Iterable[Scope], report: Report) -> list[Entry]:
                     continue
                 chosen = condition.get("filter")
                 every = chosen is None or chosen == "*"
-                found.append(Entry(None if every else str(chosen), condition["value"], where))
+                found.append(ParameterEntry(None if every else str(chosen), condition["value"], where))
                 if every:
                     return found
         elif value != []:
-            found.append(Entry(None, value, path))
+            found.append(ParameterEntry(None, value, path))
             return found
     return found
 
 
-def _converted(parameter: Parameter, entries: list[Entry], report: Report) -> list[Entry]:
+def _converted(parameter: Parameter, entries: list[ParameterEntry], report: ImportReport) -> list[ParameterEntry]:
     """Scalars as the parameter's kind, the way mergekit converts them: "1e-5" is a number to it."""
     done = []
     for entry in entries:
@@ -102,11 +102,11 @@ def _converted(parameter: Parameter, entries: list[Entry], report: Report) -> li
         except ValueError:
             report.refuse(entry.path, f"expected {parameter.kind}, found {entry.value!r}")
             continue
-        done.append(Entry(entry.filter, checked if len(checked) > 1 else checked[0], entry.path))
+        done.append(ParameterEntry(entry.filter, checked if len(checked) > 1 else checked[0], entry.path))
     return done
 
 
-def _one_value(parameter: Parameter, entries: list[Entry], report: Report) -> Setting | None:
+def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: ImportReport) -> Setting | None:
     """What a recipe takes once for all tensors."""
     values = {v for entry in entries for v in (entry.value if isinstance(entry.value, list) else [entry.value])}
     if entries[-1].filter is not None and parameter.default is not None:
@@ -117,7 +117,7 @@ def _one_value(parameter: Parameter, entries: list[Entry], report: Report) -> Se
     return None
 
 
-def _rules(entry: Entry, model: Model | None) -> list[dict[str, Any]]:
+def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
     """One rule, or two for a gradient that also reaches tensors outside the layers."""
     where = {} if entry.filter is None else {"include": [_glob(entry.filter)]}
     if not isinstance(entry.value, list):
@@ -140,7 +140,7 @@ def _places(text: str | None, model: Model | None) -> tuple[bool, bool]:
     return True in found, False in found
 
 
-def _matches(entry: Entry, model: Model, report: Report) -> bool:
+def _matches(entry: ParameterEntry, model: Model, report: ImportReport) -> bool:
     if entry.filter is None or any(_places(entry.filter, model)):
         return True
     report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base: left out")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench import yamldoc
-from workbench.recipe.mergekit.config import Config, Reference, Report, Source, note_unknown, read_reference
+from workbench.recipe.mergekit.config import Config, ImportReport, ModelSource, Reference, note_unknown, read_reference
 
 
 def is_stack(data: Any) -> bool:
@@ -22,7 +22,7 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
 
     Errors: slices of several models, of several inputs, factors that vary over layers; everything at once, each at its place.
     """
-    report, data = Report(document), document.data
+    report, data = ImportReport(document), document.data
     at, slices = _slices(data)
     models: dict[Reference, yamldoc.KeyPath] = {}
     found = []
@@ -53,7 +53,7 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
             report.refuse(place, f"{reference}: bake the adapter into the model first (`workbench brick bake`)")
     report.stop()
     ((model, place),) = models.items()
-    config = Config(data, "passthrough", model, [Source(model, place, ((), {}))], [], None, report)
+    config = Config(data, "passthrough", model, [ModelSource(model, place, ((), {}))], [], None, report)
     return config, {"grow": "stack", "slices": found}
 
 
@@ -73,7 +73,7 @@ def _starts(slices: list[Any]) -> list[Any]:
     return found
 
 
-def _scale(report: Report, scope: Mapping[str, Any], at: yamldoc.KeyPath) -> dict[str, float] | None:
+def _scale(report: ImportReport, scope: Mapping[str, Any], at: yamldoc.KeyPath) -> dict[str, float] | None:
     """Glob -> factor, the first that matches; None where a scope says nothing of it."""
     parameters = scope.get("parameters") or {}
     for name in parameters if isinstance(parameters, Mapping) else ():

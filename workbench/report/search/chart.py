@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from workbench.report.forest import decimals, ticks
 from workbench.report.numbers import MINUS, fixed
-from workbench.report.search.view import Candidate, Objective, SearchView
+from workbench.report.search.view import Candidate, ObjectiveView, SearchView
 from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg
 
@@ -86,7 +86,7 @@ class Scale:
         return [fixed(v * unit, digits) for v in places]
 
 
-def scores_scale(view: SearchView, objective: Objective, more: Iterable[float] = ()) -> Scale:
+def scores_scale(view: SearchView, objective: ObjectiveView, more: Iterable[float] = ()) -> Scale:
     """Over the scores of all candidates, estimates too, and some more."""
     return Scale.over([*more, *(c.scores[objective.index] for c in view.candidates if c.scores)])
 

@@ -22,7 +22,7 @@ from workbench.report.search.chart import (  # fmt: skip
     room,
     scores_scale,
 )
-from workbench.report.search.view import Candidate, Dimension, Objective, SearchView, number, written
+from workbench.report.search.view import Candidate, DimensionView, ObjectiveView, SearchView, number, written
 from workbench.report.svg import joined, svg
 
 HEIGHT, ROW, BAR = 170, 30, 26
@@ -55,7 +55,7 @@ def importances(view: SearchView) -> list[Bars]:
     return found
 
 
-def curves(view: SearchView) -> list[tuple[Objective, list[Figure]]]:
+def curves(view: SearchView) -> list[tuple[ObjectiveView, list[Figure]]]:
     """By objective, a panel for each dimension that some candidate with a score has."""
     found = []
     for objective in view.objectives:
@@ -65,7 +65,7 @@ def curves(view: SearchView) -> list[tuple[Objective, list[Figure]]]:
     return found
 
 
-def has(candidate: Candidate, dimension: Dimension) -> bool:
+def has(candidate: Candidate, dimension: DimensionView) -> bool:
     """Whether a dimension exists for a candidate."""
     value = candidate.values.get(dimension.name)
     if dimension.numeric:
@@ -73,18 +73,18 @@ def has(candidate: Candidate, dimension: Dimension) -> bool:
     return value is not None and written(value) in dimension.choices
 
 
-def _best(view: SearchView, objective: Objective) -> float | None:
+def _best(view: SearchView, objective: ObjectiveView) -> float | None:
     """The best control's score."""
     found = next((c.scores for c in view.controls if c.name == view.best_control), ())
     return found[objective.index] if objective.index < len(found) else None
 
 
-def _drawn(candidates: Sequence[Candidate], objective: Objective, best: float | None) -> list[float]:
+def _drawn(candidates: Sequence[Candidate], objective: ObjectiveView, best: float | None) -> list[float]:
     """What a panel shows beside scores: the best control and ends of intervals."""
     return [*([] if best is None else [best]), *(end for c in candidates for end in c.interval(objective) or ())]
 
 
-def _numeric(view: SearchView, objective: Objective, d: Dimension) -> Figure | None:
+def _numeric(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Figure | None:
     """Value against score, with the best control's score as a line."""
     candidates = [c for c in in_order(view) if has(c, d)]
     if not candidates:
@@ -104,7 +104,7 @@ def _numeric(view: SearchView, objective: Objective, d: Dimension) -> Figure | N
     return Figure(d.name, _count(view, len(candidates)) + (" · logarithmic" if d.log else ""), drawing)
 
 
-def _strips(view: SearchView, objective: Objective, d: Dimension) -> Figure | None:
+def _strips(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Figure | None:
     """A row for each choice; the score runs from left to right."""
     candidates = [c for c in in_order(view) if has(c, d)]
     if not candidates:
@@ -137,7 +137,7 @@ def _whisker(left: str, right: str, upper: float, lower: float) -> Markup:
     return svg("line", class_="whisker", x1=left, x2=right, y1=upper, y2=lower)
 
 
-def _row(candidate: Candidate, d: Dimension) -> float:
+def _row(candidate: Candidate, d: DimensionView) -> float:
     """Height in its choice's row: apart from the others by its number, so that equal scores do not cover each other."""
     middle = TOP + ROW * (d.choices.index(written(candidate.values[d.name])) + 0.5)
     return round(middle + ROW * SPREAD * ((candidate.number * GOLDEN) % 1 - 0.5), 1)

@@ -24,7 +24,7 @@ from workbench.report.search.chart import (  # fmt: skip
     spread,
     stretched,
 )
-from workbench.report.search.view import Candidate, Objective, SearchView
+from workbench.report.search.view import Candidate, ObjectiveView, SearchView
 from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg
 
@@ -40,7 +40,7 @@ def history(view: SearchView) -> list[Figure]:
     return [_history(view, objective) for objective in view.objectives]
 
 
-def best_so_far(candidates: Sequence[Candidate], objective: Objective) -> list[tuple[int, float]]:
+def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> list[tuple[int, float]]:
     """(number, score) of every candidate that is better than all before it; those that were given up do not count."""
     found: list[tuple[int, float]] = []
     for c in sorted(candidates, key=lambda c: c.number):
@@ -49,7 +49,7 @@ def best_so_far(candidates: Sequence[Candidate], objective: Objective) -> list[t
     return found
 
 
-def _history(view: SearchView, objective: Objective) -> Figure:
+def _history(view: SearchView, objective: ObjectiveView) -> Figure:
     controls = [c for c in view.controls if objective.index < len(c.scores)]
     height = max(HEIGHT, LABEL * len(controls))
     ground = GROUND if any(c.failed for c in view.candidates) else 0
@@ -74,7 +74,7 @@ def _numbers(x: Scale, last: int, height: int) -> list[Markup]:
     return bottom_scale(x, height, places=places)
 
 
-def _controls(view: SearchView, objective: Objective, y: Scale, height: int, ground: int) -> tuple[Markup, list[Markup]]:
+def _controls(view: SearchView, objective: ObjectiveView, y: Scale, height: int, ground: int) -> tuple[Markup, list[Markup]]:
     """Names and scores at the right, kept apart, and a line for each over the plot."""
     controls = [c for c in view.controls if objective.index < len(c.scores)]
     if not controls:

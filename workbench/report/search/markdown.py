@@ -7,7 +7,7 @@ from workbench.report.markdown import bullets, differences, escape, fence, table
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import pareto, wording
 from workbench.report.search.history import best_so_far
-from workbench.report.search.view import Candidate, SearchView, Tested, written
+from workbench.report.search.view import Candidate, SearchView, TestedView, written
 
 
 def markdown(view: SearchView) -> str:
@@ -50,7 +50,7 @@ def _result(view: SearchView) -> list[str]:
     return ["## Result", table(heads, (_row(view, t) for t in view.tested), left=2), text]
 
 
-def _row(view: SearchView, t: Tested) -> list[str]:
+def _row(view: SearchView, t: TestedView) -> list[str]:
     cells = [t.name, wording.notes(t, view) or "control"]
     for o in view.objectives:
         found, unit = t.against[o.index], o.unit

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from workbench.report.numbers import MISSING
 from workbench.report.search.chart import TOP, WIDE, Figure, Scale, cut, room, scores_scale, stretched
 from workbench.report.search.dimensions import has
-from workbench.report.search.view import Candidate, Dimension, Objective, SearchView, number, written
+from workbench.report.search.view import Candidate, DimensionView, ObjectiveView, SearchView, number, written
 from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg
 
@@ -22,7 +22,7 @@ BUNDLE = 0.5  # of the distance of two choices: lines of one choice lie apart by
 
 
 @dataclass(frozen=True)
-class Line:
+class CandidateLine:
     """A vertical axis: where a candidate meets it (None: it does not have this dimension), and its labels."""
 
     name: str
@@ -38,7 +38,7 @@ class Parallel:
     figure: Figure
     worst: str
     best: str
-    objective: Objective
+    objective: ObjectiveView
     clipped: bool
     """Whether some scores lie beyond the palest colour's."""
 
@@ -74,7 +74,7 @@ def shade(goodness: float) -> int:
     return min(int(goodness * SHADES), SHADES - 1)
 
 
-def _goodness(c: Candidate, objective: Objective, worst: float, best: float) -> float:
+def _goodness(c: Candidate, objective: ObjectiveView, worst: float, best: float) -> float:
     value = c.scores[objective.index] if c.scores else worst
     return min(max((value - worst) / (best - worst), 0.0), 1.0) if best != worst else 1.0
 
@@ -93,7 +93,7 @@ def _y(share: float) -> float:
     return round(HEAD + TOP + HEIGHT * (1 - share), 1)
 
 
-def _dimension(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Line:
+def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> CandidateLine:
     if not d.numeric:
         return _choices(d, view, drawn)
     scale = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in drawn if has(c, d))], log=d.log, room=0.0)
@@ -104,10 +104,10 @@ def _dimension(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Li
         value = number(c.values.get(d.name))
         return None if value is None else _y(scale.share(value))
 
-    return Line(d.name, place, labels)
+    return CandidateLine(d.name, place, labels)
 
 
-def _choices(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Line:
+def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> CandidateLine:
     """Lines of one choice as a bundle, in the order of their scores."""
     middles = {choice: _y(1 - (i + 0.5) / len(d.choices)) for i, choice in enumerate(d.choices)}
     wide = HEIGHT / len(d.choices) * BUNDLE
@@ -118,10 +118,10 @@ def _choices(d: Dimension, view: SearchView, drawn: Sequence[Candidate]) -> Line
         mine.sort(key=lambda c: c.scores[0] if c.scores else 0.0, reverse=not first.lower)
         for i, c in enumerate(mine):
             places[c.name] = round(middle + wide * ((i + 0.5) / len(mine) - 0.5), 1)
-    return Line(d.name, lambda c: places.get(c.name), tuple((y, cut(choice, LONGEST)) for choice, y in middles.items()))
+    return CandidateLine(d.name, lambda c: places.get(c.name), tuple((y, cut(choice, LONGEST)) for choice, y in middles.items()))
 
 
-def _objective(view: SearchView, o: Objective) -> Line:
+def _objective(view: SearchView, o: ObjectiveView) -> CandidateLine:
     """The score's axis; better is up."""
     scale = scores_scale(view, o)
     places = scale.ticks(o.unit.scale)
@@ -130,10 +130,10 @@ def _objective(view: SearchView, o: Objective) -> Line:
         return 1 - scale.share(value) if o.lower else scale.share(value)
 
     labels = tuple((_y(share(v)), text) for v, text in zip(places, scale.texts(places, o.unit.scale), strict=True))
-    return Line(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
+    return CandidateLine(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
 
 
-def _path(c: Candidate, axes: Sequence[Line], view: SearchView, color: int) -> Markup:
+def _path(c: Candidate, axes: Sequence[CandidateLine], view: SearchView, color: int) -> Markup:
     """Solid from axis to neighbouring axis, dashed where an axis between them does not exist for the candidate."""
     met = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
     solid = dashed = ""
@@ -155,7 +155,7 @@ def _x(index: int, number_of: int) -> float:
     return round(WIDE * (index + 0.5) / number_of, 1)
 
 
-def _axis(axis: Line, index: int, number_of: int) -> Markup:
+def _axis(axis: CandidateLine, index: int, number_of: int) -> Markup:
     x = f"{_x(index, number_of) / 10:g}%"
     name = svg(
         "g", joined(svg("title", axis.name), svg("text", cut(axis.name, HEADING), class_="heading", x=x, y=16)), class_="mark"

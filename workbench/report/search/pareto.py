@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from workbench.report.numbers import listed
-from workbench.report.scatter import Axis, Point, Scatter, drawing, front
-from workbench.report.search.view import Candidate, Objective, SearchView
+from workbench.report.scatter import Point, Scatter, ScatterAxis, drawing, front
+from workbench.report.search.view import Candidate, ObjectiveView, SearchView
 from workbench.report.search.wording import tip
 
 
@@ -41,5 +41,5 @@ def _up(c: Candidate, view: SearchView) -> tuple[float, float]:
     return a, b
 
 
-def _axis(o: Objective) -> Axis:
-    return Axis(o.measure, o.unit.scale, o.lower)
+def _axis(o: ObjectiveView) -> ScatterAxis:
+    return ScatterAxis(o.measure, o.unit.scale, o.lower)

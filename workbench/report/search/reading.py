@@ -13,10 +13,10 @@ from workbench.report.search.view import (
     Against,
     Candidate,
     Control,
-    Dimension,
-    Objective,
+    DimensionView,
+    ObjectiveView,
     SearchView,
-    Tested,
+    TestedView,
     Unbeaten,
     number,
     written,
@@ -70,7 +70,7 @@ def _in_project(path: str, folder: str) -> str:
 
 def _objectives(
     found: Iterable[Mapping[str, Any]], controls: Sequence[Control], candidates: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]
-) -> tuple[Objective, ...]:  # fmt: skip
+) -> tuple[ObjectiveView, ...]:  # fmt: skip
     """With their units: percent where every score is a share and more is better, else the metric's own. Estimates do not count."""
     made = []
     for i, objective in enumerate(found):
@@ -81,16 +81,16 @@ def _objectives(
         share = not lower and all(0 <= v <= 1 for v in levels)
         unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
         terms = tuple("/".join(map(str, term)) for term in objective.get("terms") or ())
-        made.append(Objective(str(objective["name"]), i, lower, unit, terms, (objective.get("items") or {}).get("test")))
+        made.append(ObjectiveView(str(objective["name"]), i, lower, unit, terms, (objective.get("items") or {}).get("test")))
     return tuple(made)
 
 
-def _dimension(name: str, domain: Mapping[str, Any]) -> Dimension:
+def _dimension(name: str, domain: Mapping[str, Any]) -> DimensionView:
     if domain.get("choices"):
-        return Dimension(name, tuple(written(v) for v in domain["choices"]))
+        return DimensionView(name, tuple(written(v) for v in domain["choices"]))
     low, high = number(domain.get("low")), number(domain.get("high"))
     low = 0.0 if low is None else low
-    return Dimension(name, (), low, low + 1.0 if high is None else high, bool(domain.get("log")) and low > 0)
+    return DimensionView(name, (), low, low + 1.0 if high is None else high, bool(domain.get("log")) and low > 0)
 
 
 def _candidate(trial: Mapping[str, Any]) -> Candidate:
@@ -131,7 +131,7 @@ def _shares(found: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
 
 def _tested(
     rows: Sequence[Mapping[str, Any]], controls: set[str], best: str | None, against: Mapping[str, Any], objectives: int
-) -> Iterable[Tested]:
+) -> Iterable[TestedView]:
     """Rows in their order: controls stand before candidates, so that of two rows of one name the first is the control. Of controls with
     equal weights the best one counts as a candidate's twin."""
     names: set[str] = set()
@@ -145,7 +145,7 @@ def _tested(
         halves = ([_at(row.get(half), i) for i in range(objectives)] for half in ("search", "test", "optimism"))
         search, test, optimism = (tuple(half) for half in halves)
         twin = None if control or not digest else weights.get(digest)
-        yield Tested(name, kind, digest, search, test, optimism,
+        yield TestedView(name, kind, digest, search, test, optimism,
                      tuple(lines[i] if i < len(lines) else None for i in range(objectives)), twin)  # fmt: skip
         if control and digest and (name == best or digest not in weights):
             weights[digest] = name
@@ -176,7 +176,7 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
     return values[index] if values and index < len(values) else None
 
 
-def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[Tested]) -> View | None:
+def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> View | None:
     """The comparison on test items, candidates under the names that the search gives them: NAME-trial-3 is trial-3 here."""
     if not found or not found.get("configurations"):
         return None

@@ -11,7 +11,7 @@ from workbench.report.view import View
 
 
 @dataclass(frozen=True)
-class Objective:
+class ObjectiveView:
     """What was to be best; `index` is its place in lists of scores."""
 
     name: str
@@ -38,7 +38,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Dimension:
+class DimensionView:
     """A field that was searched: one of some choices, or a number between two ends."""
 
     name: str
@@ -94,7 +94,7 @@ class Candidate:
     def random(self) -> bool:
         return self.arm == "random"
 
-    def interval(self, objective: Objective) -> tuple[float, float] | None:
+    def interval(self, objective: ObjectiveView) -> tuple[float, float] | None:
         """Of one objective."""
         return self.intervals[objective.index] if objective.index < len(self.intervals) else None
 
@@ -145,7 +145,7 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedView:
     """A configuration on search and test items.
 
     Attributes:
@@ -174,8 +174,8 @@ class SearchView:
     directory: str
     sampler: str
     seed: int | None
-    objectives: tuple[Objective, ...]
-    dimensions: tuple[Dimension, ...]
+    objectives: tuple[ObjectiveView, ...]
+    dimensions: tuple[DimensionView, ...]
     search_items: int | None
     test_items: int | None
     stages: tuple[int, ...]
@@ -186,7 +186,7 @@ class SearchView:
     front: tuple[str, ...]
     best_control: str | None
     recipes: Mapping[str, str]
-    tested: tuple[Tested, ...]
+    tested: tuple[TestedView, ...]
     hypervolume: tuple[float, ...]
     comparison: View | None
     command: str
@@ -213,7 +213,7 @@ class SearchView:
         """The winner, or the front of several objectives."""
         return (self.winner,) if self.winner else self.front
 
-    def row(self, name: str | None, *kinds: str) -> Tested | None:
+    def row(self, name: str | None, *kinds: str) -> TestedView | None:
         """What was tested under a name; `kinds` tells a control from a candidate of the same name."""
         return next((t for t in self.tested if t.name == name and (not kinds or t.kind in kinds)), None)
 

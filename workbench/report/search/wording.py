@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.report.numbers import MISSING, count, listed, plural, seconds
-from workbench.report.search.view import Against, Candidate, Objective, SearchView, Tested, Unbeaten, written
+from workbench.report.search.view import Against, Candidate, ObjectiveView, SearchView, TestedView, Unbeaten, written
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -58,7 +58,7 @@ def tried(view: SearchView) -> str:
     return text + (f" Of {plural(len(view.drawn), 'random candidate')}, {told(view.drawn)}." if view.drawn else "")
 
 
-def gap(objective: Objective, found: Against) -> str:
+def gap(objective: ObjectiveView, found: Against) -> str:
     """A difference with its interval, such as "−8.3 points [−17.2, +0.5]"."""
     return f"{objective.unit.worded(found.diff)} {objective.unit.diffs(found.low, found.high).replace(' ', NBSP)}".strip()
 
@@ -88,19 +88,19 @@ def tip(candidate: Candidate, view: SearchView) -> str:
     return "\n".join([candidate.name, *scores, *values(candidate), fate(candidate, view)])
 
 
-def score(candidate: Candidate, objective: Objective) -> str:
+def score(candidate: Candidate, objective: ObjectiveView) -> str:
     """A candidate's score under an objective."""
     found = candidate.scores
     return objective.unit.score(found[objective.index]) if found and objective.index < len(found) else MISSING
 
 
-def interval(candidate: Candidate, objective: Objective) -> str:
+def interval(candidate: Candidate, objective: ObjectiveView) -> str:
     """Its interval, such as "[70.1, 78.3]"; empty where there is none."""
     found = candidate.interval(objective)
     return f"[{', '.join(objective.unit.score(end) for end in found)}]" if found else ""
 
 
-def notes(tested: Tested, view: SearchView) -> str:
+def notes(tested: TestedView, view: SearchView) -> str:
     """What a tested configuration is, in words below its name."""
     found = []
     if tested.kind == "control":
@@ -118,7 +118,7 @@ def notes(tested: Tested, view: SearchView) -> str:
     return ", ".join([*found, *([f"same weights as {tested.twin}"] if tested.twin else [])])
 
 
-def difference(tested: Tested, view: SearchView, objective: Objective) -> float | None:
+def difference(tested: TestedView, view: SearchView, objective: ObjectiveView) -> float | None:
     """From the best control on test items, above zero is better: the paired one, or of a control the difference of two scores."""
     found = tested.against[objective.index]
     if found is not None:
@@ -184,7 +184,7 @@ def _called(found: Unbeaten) -> str:
     return roles.get(found.role, found.name)
 
 
-def _beside(view: SearchView, tested: Tested, objective: Objective) -> str:
+def _beside(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
     index = objective.index
     text = f"{tested.name} has {_level(objective, tested.test[index])}"
     best, found = view.row(view.best_control, "control"), tested.against[index]
@@ -196,7 +196,7 @@ def _beside(view: SearchView, tested: Tested, objective: Objective) -> str:
     return f"{text} and the best control, {best.name}, {_level(objective, best.test[index])}: {_ruled(objective, found)}.{twin}"
 
 
-def _ruled(objective: Objective, found: Against) -> str:
+def _ruled(objective: ObjectiveView, found: Against) -> str:
     """The difference and its verdict, and why it cannot tell where the interval does not show it."""
     if found.verdict == "no item changed":
         return "no item changed"
@@ -204,12 +204,12 @@ def _ruled(objective: Objective, found: Against) -> str:
     return f"{gap(objective, found)}, {found.verdict or MISSING}{few}"
 
 
-def _level(objective: Objective, value: float | None) -> str:
+def _level(objective: ObjectiveView, value: float | None) -> str:
     shown = objective.unit.score(value)
     return f"{shown}{NBSP}%" if objective.unit.word == "points" else shown
 
 
-def _optimism(view: SearchView, tested: Tested, objective: Objective) -> str:
+def _optimism(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
     found = tested.against[objective.index]
     if found is None or found.search is None or found.optimism is None or tested.twin == view.best_control:
         return ""
@@ -221,7 +221,7 @@ def _optimism(view: SearchView, tested: Tested, objective: Objective) -> str:
     return f"On the search items, by which it was chosen, its difference was {unit.worded(found.search)}, {tail}{'' if same else ': ' + better}."
 
 
-def _verdicts(view: SearchView, chosen: Sequence[Tested], objective: Objective) -> str:
+def _verdicts(view: SearchView, chosen: Sequence[TestedView], objective: ObjectiveView) -> str:
     """Of a front: which members are better than the best control under one objective."""
     groups: dict[str, list[str]] = {}
     for t in chosen:
@@ -253,7 +253,7 @@ def _random(view: SearchView) -> str:
     return f"The best random candidate, {best.name}, has {listed(told)} on test items."
 
 
-def _objective(o: Objective) -> str:
+def _objective(o: ObjectiveView) -> str:
     return f"{o.name}, {o.direction}" + (
         f": mean of {', '.join(o.terms)}" if len(o.terms) > 1 else f": {o.terms[0]}" if o.terms else ""
     )
