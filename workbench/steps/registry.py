@@ -8,10 +8,18 @@ from pydantic.fields import FieldInfo
 
 from workbench.steps.step import Step
 
-VERBS = ("merge", "edit", "grow")
 REGISTERED: dict[str, type[Step]] = {}
 """Tag -> class of every method whose file has been imported; `recipe.methods` imports them all."""
 S = TypeVar("S", bound=type[Step])
+
+
+def verbs() -> tuple[str, ...]:
+    """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
+    kinds = [Step]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    orders = {kind.verb: kind.verb_order for kind in kinds if "verb" in vars(kind)}
+    return tuple(sorted(orders, key=lambda verb: (orders[verb], verb)))
 
 
 def register(cls: S) -> S:

@@ -13,14 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.errors import WorkbenchError
-from workbench.events import Events
 from workbench.files import read_json, write_json
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.resolve.resolved import Resolved
+from workbench.run.kind import StepContext
 from workbench.steps import GrowMethod
 from workbench.train import TrainSpec, reports, train_parameters
 from workbench.train.routing import Routing
@@ -33,21 +32,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def train_new(
-    resolved: Resolved, step: GrowMethod, at: int, weights: GrownWeights, device: torch.device, events: Events
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train what a growth has added, in float32; old elements get no gradient.
 
     Args:
-        weights: The grown model's.
+        context: The step in its recipe.
+        step: The step with what it has measured.
+        weights: The grown model's weights.
 
     Returns:
-        Tensor -> its values after training, of tensors with additions; the training's record.
+        Tensor -> its values after training, for tensors with additions; and the training's record.
 
-    Errors: as `check_training`, and of the data.
+    Raises:
+        WorkbenchError: As `check_training`, or if the data cannot be used.
     """
     assert step.train is not None
-    place, step_id = resolved.cache / "grown" / f"{resolved.keys[at]}.safetensors", resolved.recipe.step_ids[at]
+    resolved, device, at = context.resolved, context.device, context.number
+    place = resolved.cache / "grown" / f"{context.key}.safetensors"
     record = read_json(place.with_suffix(".json")) if place.is_file() else None
     if record is not None:
         return load_file(place), record
@@ -57,10 +58,8 @@ def train_new(
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
     masks = new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
-    events(
-        {"stage": "train", "step": step_id, "text": f"{settings.steps} steps of {settings.batch_size} rows, what is new alone"}
-    )
-    progress, notice = reports(events, step_id)
+    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, what is new alone")
+    progress, notice = reports(context.events, context.id)
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings, live, tokenizer=source, folder=resolved.recipe.project, device=str(device), penalty=penalty,
