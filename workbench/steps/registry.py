@@ -6,7 +6,7 @@ from typing import TypeVar, get_args
 
 from pydantic.fields import FieldInfo
 
-from workbench.steps.step import Step
+from workbench.steps.step import VERBS, Step
 
 REGISTERED: dict[str, type[Step]] = {}
 """Tag -> class of every method whose file has been imported; `recipe.methods` imports them all."""
@@ -15,11 +15,7 @@ S = TypeVar("S", bound=type[Step])
 
 def verbs() -> tuple[str, ...]:
     """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
-    kinds = [Step]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-    orders = {kind.verb: kind.verb_order for kind in kinds if "verb" in vars(kind)}
-    return tuple(sorted(orders, key=lambda verb: (orders[verb], verb)))
+    return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 
 def register(cls: S) -> S:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from workbench.steps.new_training import NewTraining
 
 
+VERBS: dict[str, int] = {}
+"""Verb -> its place in lists of methods. Each kind of step adds its own when its class is made."""
+
+
 class Problem(NamedTuple):
     """What is wrong with a step.
 
@@ -76,6 +80,12 @@ class Step(Strict):
     """Whether the step adds bricks' deltas to the current weights."""
     ends_recipe: ClassVar[bool] = False
     """Whether no step can follow: the result is no set of weights."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Add the verb of a new kind of step to `VERBS`."""
+        super().__init_subclass__(**options)
+        if "verb" in vars(cls):
+            VERBS.setdefault(cls.verb, cls.verb_order)
 
     @property
     def efficacy_gate(self) -> float | None:
