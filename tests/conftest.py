@@ -12,11 +12,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from dense import save_dense
-from mergekit_runs import save_models
-from project import Project
-from tiny import edit_json, save_adapter, save_finetuned, save_model
-from token_words import BASE, OTHER, THIRD, save_llama, save_tuned
+from worlds.dense import save_dense
+from worlds.mergekit_runs import save_models
+from worlds.project import Project
+from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
+from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
 

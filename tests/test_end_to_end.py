@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
+from worlds.project import Project
 from test_bad_input import clustered_suite
 from typer.testing import CliRunner, Result
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import CPU, Project
+from worlds.project import CPU, Project
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -67,7 +67,7 @@ def test_eval_agrees(project: Project) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_rows_agree_with_lm_evals_loop(dtype: torch.dtype, tmp_path: Path) -> None:
     """Masks, prefix and head on the device: the check that every evaluation makes, with its own tolerance."""
-    from local_tasks import A, suite, tasks_dir, tiny, tokenizer
+    from worlds.local_tasks import A, suite, tasks_dir, tiny, tokenizer
 
     from workbench.evaluate import build_plan, score
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fact_world import FACTS, TEXT
-from project import CPU, Project
+from worlds.fact_world import FACTS, TEXT
+from worlds.project import CPU, Project
 
 from workbench.evaluate import score
 from workbench.evaluate.lineup import lineup

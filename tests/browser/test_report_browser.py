@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devtools import Browser, browser, find_browser
-from report_additions import add_own_units
-from report_document import TASKS, make_document, make_large
+from worlds.devtools import Browser, browser, find_browser
+from worlds.report_additions import add_own_units
+from worlds.report_document import TASKS, make_document, make_large
 
 from workbench.report import render
 

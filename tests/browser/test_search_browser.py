@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from devtools import Browser, browser
-from search_document import make_search
+from worlds.devtools import Browser, browser
+from worlds.search_document import make_search
 from test_report_browser import EXECUTABLE
 
 from workbench.report.search import render
