@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from worlds.places import PROJECT
+
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
@@ -18,33 +15,18 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute, plan
 from workbench.run.materialize import materialize
+from worlds.peft_runs import TOKENS, config, peft_logits
+from worlds.project import CPU, Project
+from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"
-TOKENS = torch.tensor([[3, 9, 4, 50, 7, 61, 12]])
-
-
-def peft_logits(base: Path, adapter: Path, merge: bool = False) -> torch.Tensor:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-    if merge:
-        model = model.merge_and_unload(safe_merge=True)
-    with torch.no_grad():
-        logits: torch.Tensor = model.eval()(TOKENS).logits
-    return logits
 
 
 def live_logits(project: Project, text: str) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = materialize(project.resolve(text), CPU)(TOKENS).logits
     return logits
-
-
-def config(adapter: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((adapter / CONFIG).read_text("utf-8"))
-    return found
 
 
 def test_exact_is_the_checkpoint(project: Project) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from worlds.project import Project
 from safetensors.torch import load_file, save_file
-from worlds.tiny import edit_json, save_adapter, tensors_of
 from transformers import AutoModelForCausalLM
 
 from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
+from worlds.project import Project
+from worlds.tiny import edit_json, save_adapter, tensors_of
 
 FIRST = "model.layers.0.self_attn.q_proj"
 

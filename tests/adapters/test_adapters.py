@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU
 from safetensors.torch import save_file
-from worlds.tiny import edit_json, save_adapter, tensors_of
 
 from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
@@ -20,6 +18,8 @@ from workbench.models.names import disk_weight, live_module
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import TensorSpec
+from worlds.project import CPU
+from worlds.tiny import edit_json, save_adapter, tensors_of
 
 
 @pytest.fixture

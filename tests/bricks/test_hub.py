@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds.hub_server import TOKEN, CommandLine, HubServer, commit_of, header_bytes
 from huggingface_hub import constants
-from worlds.project import Project
-from worlds.tiny import edit_json, files_of, save_adapter
 
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import INDEX
+from worlds.hub_server import TOKEN, CommandLine, HubServer, commit_of, header_bytes
+from worlds.project import Project
+from worlds.tiny import edit_json, files_of, save_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = "base: org/tiny@main\nbricks: {one: org/lora}\nsteps: [{merge: task_arithmetic}]\n"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from worlds.project import Project
 from safetensors.torch import load_file, save_file
-from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.run.plan import plan
+from worlds.project import Project
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 SHOWN = "nothing shows that it was made on base"
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from worlds.project import Project
 from rich.console import Console
-from worlds.tiny import edit_json
 from typer.testing import CliRunner
 
 from workbench import jsondoc
@@ -33,6 +31,8 @@ from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
 from workbench.weights.checkpoint import read_header
 from workbench.weights.digests import tensor_digests
+from worlds.project import Project
+from worlds.tiny import edit_json
 
 RECIPE = "bricks: {mine: mine}\nsteps: [{merge: average}]\n"
 
@@ -155,12 +155,11 @@ def test_patterns_that_are_refused(pattern: str) -> None:
     assert len(caught.value.message) < 300
 
 
-def test_a_catastrophic_pattern_does_not_hang(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catastrophic_pattern_does_not_hang(project: Project, cwd: Path) -> None:
     file = mine(project, "one") / "adapter_config.json"
     patterns = {"(([a-z_]+)*)*x": 1, "((.*)*)*y": 2, "(.|.)*z": 3}
     file.write_text(json.dumps({**json.loads(file.read_text()), "alpha_pattern": patterns, "rank_pattern": patterns}))
     project.write(RECIPE)
-    monkeypatch.chdir(project.path)
     begun = time.process_time()
     result = CliRunner().invoke(app, ["plan", "recipes/test.yaml"])
     assert result.exit_code == 0, result.exception
@@ -278,10 +277,9 @@ RECORDS: list[Any] = [
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=str)
-def test_damaged_records_of_runs(record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_records_of_runs(record: Any, tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps(record))
-    monkeypatch.chdir(tmp_path)
     assert not RunDirectory(tmp_path / "runs" / "a").done
     assert [run.name for run in list_runs(tmp_path / "runs")] == ["a"]
     assert CliRunner().invoke(app, ["runs", "ls"]).exit_code == 0
@@ -366,7 +364,7 @@ def test_task_files(name: str, tmp_path: Path) -> None:
     assert time.process_time() - begun < 3
 
 
-def test_empty_fields_in_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_fields_in_the_record_of_a_run(tmp_path: Path, cwd: Path) -> None:
     inputs = {"base": {"id": "b", "digest": None}, "bricks": {"one": None}}
     record = {
         "status": "done",
@@ -376,7 +374,6 @@ def test_empty_fields_in_the_record_of_a_run(tmp_path: Path, monkeypatch: pytest
         "output": {"digest": "d", "parameters": None, "bytes": None},
     }
     (tmp_path / "runs" / "a" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
     for output in (record["output"], {"digest": "d", "parameters": 10**400, "bytes": 1}):
         (tmp_path / "runs" / "a" / "run.json").write_text(json.dumps({**record, "output": output}))
         result = CliRunner().invoke(app, ["runs", "show", "a"])

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds.project import Project
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
+from worlds.project import Project
+from worlds.suites import mini_suite
 
 GOOD = """
 bricks: {one: bricks/one, two: bricks/two}
@@ -158,40 +159,12 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
 }  # fmt: skip
 
 
-def mini_suite(project: Project) -> None:
-    """A suite of one task, so that cases reach what comes after it."""
-    tasks = project.path / "evals" / "tasks"
-    tasks.mkdir(parents=True)
-    (project.path / "evals" / "suites").mkdir()
-    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\ncluster: id\n")
-    source = Path(__file__).parents[1] / "evals" / "tasks"
-    shutil.copy(source / "localdata.py", tasks)
-    (tasks / "mini.yaml").write_text(
-        (source / "retention.yaml").read_text().replace("task: retention", "task: mini").replace("data/retention", "mini")
-    )
-    rows = [{"id": f"m{i}", "prompt": "a", "choices": ["b", "c"], "gold": i % 2} for i in range(4)]
-    (tasks / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def clustered_suite(project: Project) -> None:
-    """The same with 60 items in 20 clusters, so that verdicts can fall."""
-    mini_suite(project)
-    words = ["a", "b", "c", "d", "e"]
-    rows = [
-        {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
-        for i in range(60)
-    ]
-    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
-
-
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input(case: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(case: str, project: Project, cwd: Path) -> None:
     prepare, recipe, command, code, message = CASES[case]
     prepare(project)
     mini_suite(project)
     project.write(recipe)
-    monkeypatch.chdir(project.path)
     before = {p for p in project.path.rglob("*") if ".workbench" not in p.parts}
     result = CliRunner().invoke(app, [*command, "recipes/test.yaml"] if len(command) == 1 else command)
     assert isinstance(result.exception, WorkbenchError), result.output + str(result.exception)

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from worlds.project import Project
-from worlds.search_world import lay_out, searched
-from test_bad_input import clustered_suite
-from test_end_to_end import call, document
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
+from worlds.commands import call, document
+from worlds.project import Project
+from worlds.search_world import lay_out, searched
+from worlds.suites import clustered_suite
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 COMMANDS = {
@@ -34,8 +34,7 @@ COMMANDS = {
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(project.path)
+def world(project: Project, cwd: Path) -> Project:
     project.write(TWO + "steps: [{merge: average}]\n", "mean.yaml")
     (project.path / "facts.jsonl").write_text('{"prompt": "w1 w2", "target": "w3"}\n')
     return project

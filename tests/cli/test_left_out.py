@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.project import Project
-from test_bad_input import clustered_suite
-from test_end_to_end import call
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.lineup import lineup
 from workbench.recipe.recipe import load_recipe
+from worlds.commands import call
+from worlds.project import Project
+from worlds.suites import clustered_suite
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 DRAFTS = {
@@ -28,9 +28,8 @@ DRAFTS = {
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     clustered_suite(project)
-    monkeypatch.chdir(project.path)
     project.write(TWO + "steps: [{merge: average}]\neval: [mini]\n", "mean.yaml")
     project.write(TWO + "steps: [{merge: linear, bricks: {one: 3, two: 1}}]\neval: [mini]\n", "tilt.yaml")
     return project

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compare import BASE, MERGE, SUITE, stored
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
@@ -16,6 +15,7 @@ from workbench.compare.compare import compare
 from workbench.report.scorecard import with_scores
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
+from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 OTHER = Configuration("5" * 32, "other", "configuration", ("add", "sort"), "recipes/other.yaml")
 N = 240

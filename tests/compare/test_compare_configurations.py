@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds.stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
 
 from workbench.cli._comparison import scores_table
 from workbench.compare.compare import Comparison, compare
@@ -19,6 +18,7 @@ from workbench.report import render
 from workbench.scores.statistics import expanded_tail, score_interval
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
+from worlds.stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
 
 # Correction for chance
 

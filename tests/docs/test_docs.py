@@ -16,23 +16,23 @@ import pytest
 import torch
 import typer
 import yaml
-from worlds.project import CPU, Project
-from worlds.report_document import make_document
 
 from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
 from workbench.scores.suite import Suite
 from workbench.steps import registry as steps
+from worlds.places import PROJECT
+from worlds.project import CPU, Project
+from worlds.report_document import make_document
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOUNS = ("recipe", "brick", "runs")
 
 
 def read(name: str) -> str:
-    return (ROOT / name).read_text("utf-8")
+    return (PROJECT / name).read_text("utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -47,19 +47,8 @@ def code(text: str) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    """docs/build.py as a module."""
-    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_generated_parts_are_current(build: ModuleType) -> None:
-    assert [str(p.relative_to(ROOT)) for p in build.stale(ROOT)] == [], "`make docs` writes them"
+    assert [str(p.relative_to(PROJECT)) for p in build.stale(PROJECT)] == [], "`make docs` writes them"
 
 
 def tables_of(text: str) -> list[list[list[str]]]:
@@ -201,14 +190,14 @@ def test_the_map_names_every_folder_in_an_order_that_imports_keep() -> None:
     table = read("CONTRIBUTING.md").partition("## Module map")[2].partition("\n## ")[0]
     rows = re.findall(r"^\|[^|]*\| ([^|]*`[^|]*) \|", table, re.MULTILINE)
     place = {name: i for i, row in enumerate(rows) for name in re.findall(r"`(\w+)/?`", row)}
-    paths = [p for p in (ROOT / "workbench").rglob("*.py") if not p.stem.startswith("__") or p.parent != ROOT / "workbench"]
-    folders = {p: p.relative_to(ROOT / "workbench").parts[0].removesuffix(".py") for p in paths}
+    paths = [p for p in (PROJECT / "workbench").rglob("*.py") if not p.stem.startswith("__") or p.parent != PROJECT / "workbench"]
+    folders = {p: p.relative_to(PROJECT / "workbench").parts[0].removesuffix(".py") for p in paths}
     assert set(folders.values()) == set(place)
     for path, folder in folders.items():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("workbench."):
                 there = (node.module or "").split(".")[1]
-                assert place[there] <= place[folder], f"{path.relative_to(ROOT)} imports {node.module}"
+                assert place[there] <= place[folder], f"{path.relative_to(PROJECT)} imports {node.module}"
 
 
 def test_the_explained_recipe_is_the_file() -> None:
@@ -230,13 +219,12 @@ def test_recipes_in_text_are_valid(page: Path) -> None:
         data = yaml.safe_load(block) or {}
         if "steps" in data:
             recipe.from_data(
-                {"version": 1, "base": "base", "bricks": {"add": "bricks/add", "reverse": "bricks/reverse"}, **data}, ROOT
+                {"version": 1, "base": "base", "bricks": {"add": "bricks/add", "reverse": "bricks/reverse"}, **data}, PROJECT
             )
 
 
-def test_the_python_example_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_example_runs(project: Project, cwd: Path) -> None:
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{id: mix, merge: ties}]", "starter-ties.yaml")
-    monkeypatch.chdir(project.path)
     names: dict[str, Any] = {}
     exec(compile(blocks(read("README.md"), "python")[0], "README.md", "exec"), names)
     assert names["recipe"].recipe.steps[0].density == 0.3

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from workbench.edit.closed_form.bundled import known_facts, statistics_texts
-
-BASE = Path(__file__).resolve().parents[1] / "bricks/starter/base"
+from worlds.places import STARTER
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +89,13 @@ def test_all_known_facts_can_be_edited_at_once() -> None:
 
 @pytest.mark.starter
 @pytest.mark.slow
-@pytest.mark.skipif(not (BASE / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
+@pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
 def test_the_starter_base_knows_most_facts() -> None:
     """The greedy continuation of the prompt is the true answer, token by token."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    tokenizer, model = AutoTokenizer.from_pretrained(STARTER), AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
 
     def is_known(prompt: str, answer: str) -> bool:
         given, wanted = tokenizer(prompt)["input_ids"], tokenizer(f" {answer}")["input_ids"]

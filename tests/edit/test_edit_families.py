@@ -9,12 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worlds import hub_layouts
 import pytest
 import torch
-from worlds.dense import LAYERS, RATIO, SANDWICH, configs, context_of, save_dense, without_cache, write_facts_file, write_text
-from worlds.project import CPU, Project
-from worlds.tiny import save_tokenizer
 from torch import Tensor
 
 from workbench.edit.closed_form import values
@@ -32,6 +28,10 @@ from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
 from workbench.weights.lowrank import Factors
+from worlds import hub_layouts
+from worlds.dense import LAYERS, RATIO, SANDWICH, configs, context_of, save_dense, without_cache, write_facts_file, write_text
+from worlds.project import CPU, Project
+from worlds.tiny import save_tokenizer
 
 # Live name of the projection in layer 1.
 PROJECTION = {

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
 from safetensors.torch import save_file
-from worlds.tiny import files_of, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.recipe.methods import methods
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
+from worlds.project import CPU, Project
+from worlds.tiny import files_of, live, save_model, tensors_of
 
 EDIT = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0, 1], learning_rate: 0.05, epochs: 60, batch_size: 8}"
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
@@ -29,12 +29,6 @@ def facts(project: Project) -> list[tuple[str, str]]:
     rows = [{"prompt": prompt, "target": target} for prompt, target in pairs]
     (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return pairs
-
-
-def live(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from worlds.project import CPU, Project
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -14,6 +14,7 @@ from workbench.run.compose import compose
 from workbench.run.efficacy import check_efficacy
 from workbench.run.kinds.costs import _FLOPS_PER_SECOND
 from workbench.run.plan import plan
+from worlds.project import CPU, Project
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"
@@ -38,9 +39,8 @@ def test_tokens_become_seconds(facts: Project) -> None:
     assert more.seconds - found.seconds == pytest.approx(more.steps[0]["seconds"] - row["seconds"], abs=0.15)
 
 
-def test_plan_prints_a_line_for_each_edit(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
     """Also for those of recipes among the bricks; the numbers are those of `--json`."""
-    monkeypatch.chdir(facts.path)
     facts.write("steps: [{id: solve, edit: emmet, facts: facts.jsonl, tokens_per_input: 100000}]\n", "inner.yaml")
     facts.write(f"bricks: {{told: {{recipe: recipes/inner.yaml}}}}\nsteps: [{{merge: average}}, {TUNE}]\n", "outer.yaml")
     shown = CliRunner().invoke(app, ["plan", "outer"], catch_exceptions=False).stdout

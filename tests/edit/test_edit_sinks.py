@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.dense import context_of
-from worlds.project import CPU, Project
-from test_edit_steps import Interrupt, facts, projected, solve, stopping  # noqa: F401  a fixture
 from torch import Tensor
 
 from workbench.edit.closed_form import moments
@@ -17,6 +14,9 @@ from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, 
 from workbench.edit.places.parts import Parts
 from workbench.facts import read_facts
 from workbench.steps import MethodContext
+from worlds.dense import context_of
+from worlds.edit_steps import Interrupt, projected, solve, stopping
+from worlds.project import CPU, Project
 
 WIDTH = 24
 LONG = 3000.0
@@ -106,7 +106,7 @@ def test_strengths_are_relative_to_the_rest() -> None:
 
 
 @pytest.fixture
-def sink(facts: Project) -> MethodContext:  # noqa: F811
+def sink(facts: Project) -> MethodContext:
     """A live model whose first token of a row reads a key of length LONG at layer 1, along a direction that other tokens, and the facts, use as well."""
     context = context_of(facts)
     module = Parts.of(context).out(1)
@@ -124,7 +124,7 @@ def sink(facts: Project) -> MethodContext:  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["alphaedit", "encore", "memit", "rome", "emmet"])
-def test_edits_at_a_sink_layer_write_their_values(name: str, sink: MethodContext, facts: Project) -> None:  # noqa: F811
+def test_edits_at_a_sink_layer_write_their_values(name: str, sink: MethodContext, facts: Project) -> None:
     """The edit writes what it writes at the same layer without the sink, and the sink's own output does not change."""
     with_sink = solve(sink, name, refine=0)
     plain = solve(replace(context_of(facts), cache=facts.path / "plain"), name, refine=0)
@@ -142,7 +142,7 @@ def test_edits_at_a_sink_layer_write_their_values(name: str, sink: MethodContext
 
 def test_an_interrupted_collection_keeps_what_it_set_apart(
     sink: MethodContext,
-    facts: Project,  # noqa: F811
+    facts: Project,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(moments, "_SAVE_EVERY", 0.0)

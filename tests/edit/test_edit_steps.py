@@ -11,59 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.dense import context_of, write_facts_file, write_text
-from worlds.project import CPU, Project
 from safetensors.torch import load_file
-from worlds.tiny import files_of, tensors_of
-from torch import Tensor
 
 from workbench.edit.closed_form import moments, values
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.passes import keys_and_values, score
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
-from workbench.recipe.methods import methods
 from workbench.run.compose import compose
-from workbench.steps import MethodContext
+from worlds.dense import context_of, write_facts_file
+from worlds.edit_steps import FIELDS, PROJECTION, Interrupt, projected, solve, step, stopping
+from worlds.project import CPU, Project
+from worlds.tiny import files_of, live, tensors_of
 
 NAMES = ["rome", "memit", "emmet", "alphaedit", "encore"]
-FIELDS = {
-    "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 1, "statistics": "text.txt", "clamp": 20.0,
-    "confidence": 0.3,
-}  # fmt: skip
-PROJECTION = "model.layers.1.mlp.down_proj.weight"
-
-
-def step(name: str = "memit", **fields: Any) -> str:
-    """A recipe of one edit, as text: JSON is YAML."""
-    return f"steps: [{json.dumps({'edit': name, **FIELDS, **fields})}]\noutput: {{dtype: float32}}\n"
-
-
-@pytest.fixture
-def facts(project: Project) -> Project:
-    """The project with four facts and a text for statistics."""
-    write_facts_file(project.path / "facts.jsonl", 4)
-    write_text(project.path / "text.txt")
-    return project
-
-
-def live(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def solve(context: MethodContext, name: str = "memit", **fields: Any) -> Any:
-    return methods()[f"edit:{name}"].model_validate({"edit": name, **FIELDS, **fields}).solve(context)  # type: ignore[attr-defined]
-
-
-def projected(context: MethodContext, facts: list[Fact], update: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """What the projection of layer 1 reads and gives at the facts' lookups, and whether the model says their targets."""
-    parts = Parts.of(context)
-    batch = padded([row_of(f, context.tokenizer, "subject_last") for f in facts], CPU)
-    with parts.changed({} if update is None else {1: update}):
-        return *keys_and_values(parts, 1, batch), score(parts, batch)[1]
 
 
 # -- bricks
@@ -252,18 +211,6 @@ def test_one_subject_has_one_value(facts: Project) -> None:
 
 
 # -- interrupted
-
-
-class Interrupt(Exception):
-    """As a key press would."""
-
-
-def stopping(what: str, at: int) -> Callable[[int, int, str], None]:
-    def progress(done: int, _total: int, text: str) -> None:
-        if text.startswith(what) and done >= at:
-            raise Interrupt
-
-    return progress
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:

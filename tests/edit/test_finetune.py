@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import files_of, tensors_of
 
 from workbench.edit.gradient.tuning import below, row_losses, rows_of, token_losses
 from workbench.edit.places.parts import Parts
@@ -23,6 +21,8 @@ from workbench.run.compose import compose
 from workbench.steps import EditMethod, MethodContext
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
+from worlds.project import CPU, Project
+from worlds.tiny import files_of, live, tensors_of
 
 FACTS = [
     {"id": f"f{i}", "prompt": f"w{i} of w{i + 1} is" if i % 2 else f"w{i} is", "target": f"w{i + 20} w{i + 30}"} for i in range(6)
@@ -50,12 +50,6 @@ def change(place: Path) -> torch.Tensor:
     (a,) = (t for n, t in tensors.items() if "lora_A" in n)
     (b,) = (t for n, t in tensors.items() if "lora_B" in n)
     return b @ a
-
-
-def live(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def encoded(base: Path) -> list[tuple[list[int], list[int]]]:

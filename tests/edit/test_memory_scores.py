@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
-from worlds.project import Project
-from test_memories import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
 
 import workbench
 from workbench.cli import main
 from workbench.evaluate import build_plan, score
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
+from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
+from worlds.project import Project
 
 
 @pytest.fixture
@@ -81,10 +81,9 @@ def test_recalled_pairs_are_the_base_with_the_fact_in_front(asked: Project) -> N
 
 
 def test_eval_and_chat_from_the_command_line(
-    asked: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    asked: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """eval scores a recipe with a memory, and a configuration directory whose facts have changed; chat answers with the facts."""
-    monkeypatch.chdir(asked.path)
     asked.write(GRACE, "facts.yaml")
     run(monkeypatch, "run", "recipes/facts.yaml", "--device", "cpu", "-o", "mine")
     run(monkeypatch, "memory", "update", "mine", "f0", "--target", "w59", "--device", "cpu")

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds.project import Project
-from test_memories import FACTS, GRACE, MEMORY, answer, logits, text_of, write_rows
 from typer.testing import CliRunner
 
 import workbench
@@ -18,6 +16,8 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.facts.credibility import Credibility, Use
 from workbench.run.memories import SavedMemory
+from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of, write_rows
+from worlds.project import Project
 
 ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
 EXTRA = {"id": "extra", "prompt": "w4 of {subject} is", "subject": "w19", "target": "w29"}
@@ -30,10 +30,9 @@ def command(*arguments: str) -> str:
 
 
 @pytest.fixture
-def taught(project: Project) -> Project:
-    write_rows(project.path / "facts.jsonl", FACTS)
-    write_rows(project.path / "extra.jsonl", [EXTRA])
-    return project
+def taught(taught: Project) -> Project:
+    write_rows(taught.path / "extra.jsonl", [EXTRA])
+    return taught
 
 
 def saved(place: str) -> SavedMemory:

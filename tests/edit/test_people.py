@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from worlds import people
 import pytest
+
+from worlds import people
 from worlds.people import ATTRIBUTES, FACTS, FOLDER, PROMPT, SUBJECT, world
 
 RECORD = json.loads((FOLDER / "record.json").read_text("utf-8"))

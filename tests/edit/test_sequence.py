@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.people import SUBJECT, write_rows
-from worlds.project import CPU, Project
-from worlds.report_page import Page
-from test_end_to_end import call, document
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted, sequential
@@ -21,6 +17,10 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
 from workbench.scores.store import ScoreStore
+from worlds.commands import call, document
+from worlds.people import SUBJECT, write_rows
+from worlds.project import CPU, Project
+from worlds.report_page import Page
 
 RECIPE = """
 base: people
@@ -31,14 +31,13 @@ eval: [{facts: facts.jsonl, text: text.txt, sequential: {checkpoints: [2, 4, 100
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(tmp_path: Path, cwd: Path) -> Project:
     """Eight facts of people that are written two at a time."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "people").symlink_to(SUBJECT)
     lines = write_rows(tmp_path / "facts.jsonl", 8).read_text("utf-8").splitlines()
     prompts = [f"{p['prompt']} {p['target']}" for line in lines for p in json.loads(line)["neighbours"]]
     (tmp_path / "text.txt").write_text("".join(f"{text}\n" for text in prompts * 8), "utf-8")
-    monkeypatch.chdir(tmp_path)
     project = Project(tmp_path)
     project.write(RECIPE, "seq.yaml")
     return project

@@ -7,12 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worlds import people
 import pytest
 import torch
-from worlds.dense import context_of, save_dense, write_facts_file
-from worlds.project import CPU, Project
-from worlds.tiny import files_of
 from torch import Tensor
 
 from workbench.edit.places.parts import Parts
@@ -23,6 +19,10 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
+from worlds import people
+from worlds.dense import context_of, save_dense, write_facts_file
+from worlds.project import CPU, Project
+from worlds.tiny import files_of
 
 FIELDS: dict[str, Any] = {"edit": "ultraedit", "facts": "facts.jsonl"}
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
-GENERATORS = PROJECT / "evals" / "skills"
-TASKS = PROJECT / "evals" / "tasks"
+from worlds.places import EVALS, PROJECT, TASKS
+
+GENERATORS = EVALS / "skills"
 SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 DISTINCT = SKILLS[:7]
 NUMBERS = ("functions-told", "functions-stripped")  # no choices: tests/test_function_modelling.py
@@ -148,7 +148,7 @@ def test_date_pair_conflicts_on_every_item() -> None:
 
 
 @pytest.mark.parametrize("perfect", [True, False])
-def test_tasks_score_their_own_gold(perfect: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_score_their_own_gold(perfect: bool, tmp_path: Path, cwd: Path) -> None:
     """lm-eval's own requests, filters and metrics: a perfect answerer has 1.0, a wrong one 0.0, on every task."""
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.api.model import LM
@@ -168,7 +168,6 @@ def test_tasks_score_their_own_gold(perfect: bool, tmp_path: Path, monkeypatch: 
         def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> list[float]:
             raise NotImplementedError
 
-    monkeypatch.chdir(tmp_path)  # data is found beside the task, not from the working directory
     names = [path.stem for path in sorted(TASKS.glob("*.yaml")) if path.stem not in NUMBERS]
     assert {*SKILLS, *(f"{name}_mc" for name in SKILLS), "retention"} <= set(names)
     found = lm_eval.simple_evaluate(

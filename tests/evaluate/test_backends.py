@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.completions_server import serving
-from worlds.local_tasks import A, suite, tasks_dir, tiny, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.backends import WrittenCheckpoint
 from workbench.evaluate.scorer import Scorer
-
-__all__ = ["tasks_dir", "tokenizer"]
+from worlds.completions_server import serving
+from worlds.local_tasks import A, suite, tiny
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tasks_dir, tiny, tokenizer, write_data
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
-
-__all__ = ["tasks_dir", "tokenizer"]
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tiny, write_data
+from worlds.places import TASKS
 
 
 def test_nan_log_likelihoods_name_configuration_task_and_item(tasks_dir: Path, tokenizer: Any) -> None:
@@ -188,7 +187,7 @@ def test_what_a_tasks_code_raises_names_the_task(tmp_path: Path) -> None:
     from workbench.evaluate.tasks import source_of
     from workbench.scores.tasks import task_index
 
-    shutil.copyfile(Path(__file__).resolve().parents[1] / "evals" / "tasks" / "localdata.py", tmp_path / "localdata.py")
+    shutil.copyfile(TASKS / "localdata.py", tmp_path / "localdata.py")
     (tmp_path / "odd.yaml").write_text(
         "task: odd\ncustom_dataset: !function localdata.jsonl\ndataset_kwargs: {data_files: {test: odd.jsonl}}\ntest_split: test\n"
         "output_type: multiple_choice\ndoc_to_text: prompt\ndoc_to_choice: choic{\ndoc_to_target: gold\nmetric_list: [{metric: acc}]\n"

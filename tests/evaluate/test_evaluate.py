@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tasks_dir, tiny, tokenizer, write_data
 
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.scores.plan import Item, subset
 from workbench.scores.store import Configuration, ScoreStore
-
-__all__ = ["tasks_dir", "tokenizer"]
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
 
 # Parity
 

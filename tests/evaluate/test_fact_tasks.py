@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.fact_world import EDIT, F32, Reference, docs, expected, live, plan_of, world
-from worlds.project import Project
-from test_end_to_end import call, document
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
@@ -20,8 +17,14 @@ from workbench.recipe.recipe import load_recipe
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
+from worlds.commands import call, document
+from worlds.fact_world import EDIT, F32, Reference, docs, expected, lay_out, live, plan_of
+from worlds.project import Project
 
-__all__ = ["world"]
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    return lay_out(project)
 
 
 def scored(plan: ScorePlan, model: Any) -> tuple[Scores, dict[str, Any]]:

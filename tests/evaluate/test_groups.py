@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tasks_dir, tiny, tokenizer
-from test_model_dirs import call
-from test_suite_check import checks, place
 
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
@@ -20,8 +17,10 @@ from workbench.evaluate.sentences import sentence_for
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
+from worlds.commands import call
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tiny
+from worlds.suites import checks
 
-__all__ = ["place", "tasks_dir", "tokenizer"]
 METRICS = "\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n  - {metric: brier_score, aggregation: brier_score, higher_is_better: false}\n"
 INNER = """
 group: choices

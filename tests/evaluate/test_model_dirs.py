@@ -6,49 +6,22 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+
+from workbench.scores.store import Configuration
+from worlds.commands import call, document, refused
 from worlds.hub_server import CommandLine, HubServer
 from worlds.project import Project
-from test_bad_input import clustered_suite
+from worlds.suites import MEAN, lay_out_models
 from worlds.tiny import edit_json, save_finetuned
-from typer.testing import CliRunner, Result
-
-from workbench.cli import app
-from workbench.errors import WorkbenchError
-from workbench.scores.store import Configuration
-
-MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n"
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     """A project with 60 items in 20 clusters, a recipe, and two models beside it."""
-    clustered_suite(project)
-    project.write(MEAN, "mean.yaml")
-    for name, seed in (("Tuned-A", 4), ("Tuned-B", 5)):
-        save_finetuned(project.path / "base", project.path / "models" / name, seed=seed)
-        shutil.copy(project.path / "base" / "tokenizer_config.json", project.path / "models" / name)
-    monkeypatch.chdir(project.path)
-    return project
-
-
-def call(*args: str, code: int | tuple[int, ...] = 0) -> Result:
-    result = CliRunner().invoke(app, list(args), catch_exceptions=False)
-    assert result.exit_code in ((code,) if isinstance(code, int) else code), result.output
-    return result
-
-
-def document(*args: str) -> Any:
-    return json.loads(call(*args, "--json").stdout)
-
-
-def refused(*args: str) -> WorkbenchError:
-    result = CliRunner().invoke(app, list(args))
-    assert isinstance(result.exception, WorkbenchError), result.output
-    return result.exception
+    return lay_out_models(project)
 
 
 def test_models_alone_are_compared_with_the_first(world: Project) -> None:

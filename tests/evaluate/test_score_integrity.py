@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import A, plan_of, tasks_dir, tiny, tokenizer
 
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
@@ -19,8 +18,8 @@ from workbench.files import digest_of
 from workbench.scores.documents import read_document
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore
+from worlds.local_tasks import A, plan_of, tiny
 
-__all__ = ["tasks_dir", "tokenizer"]
 B = Configuration("b" * 32, "b")
 
 

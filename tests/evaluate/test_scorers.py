@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds.local_tasks import A, documents, suite, tasks_dir, tiny, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workbench.evaluate import build_plan, evaluate, score
@@ -19,8 +18,7 @@ from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
 from workbench.evaluate.scorer import KeptRows, Scorer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Journal, ScoreStore
-
-__all__ = ["tasks_dir", "tokenizer"]
+from worlds.local_tasks import A, documents, suite, tiny
 
 HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
 # Long contexts and several choices of several tokens; letters after five examples; one continuation; running text; text to write.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,11 @@ from workbench.scores.plan import ScorePlan, item_ids
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
 from workbench.scores.tasks import task_index
+from worlds.places import STARTER, TASKS
 
 pytestmark = [pytest.mark.starter, pytest.mark.slow]
 
-PROJECT = Path(__file__).resolve().parents[1]
-BASE, TASKS = PROJECT / "bricks" / "starter" / "base", PROJECT / "evals" / "tasks"
+BASE = STARTER
 ITEMS, BATCH = 5, 32
 NAMES = sorted(task_index(TASKS))
 

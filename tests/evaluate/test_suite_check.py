@@ -9,54 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, tiny, tokenizer, write_data
-from typer.testing import CliRunner, Result
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.evaluate.suitecheck import SuiteCheck, check_suite, list_suites, show_suite
+from workbench.evaluate.suitecheck import check_suite, list_suites, show_suite
 from workbench.scores.plan import Item, subset
 from workbench.scores.suite import load_suite
-
-__all__ = ["tokenizer"]
-PROJECT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def place(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the suite `toy` (generation and choices, 24 clusters) and a base of 256 positions."""
-    tasks = tmp_path / "evals" / "tasks"
-    (tasks / "data").mkdir(parents=True)
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "evals" / "suites").mkdir()
-    (tmp_path / "evals" / "suites" / "toy.yaml").write_text(
-        "suite: toy\ndescription: Two small tasks\ntasks: [copy, pick]\ncluster: id\n"
-    )
-    (tasks / "localdata.py").write_text(LOCALDATA)
-    (tasks / "copy.yaml").write_text(GENERATE)
-    (tasks / "pick.yaml").write_text(CHOICE)
-    write_data(tasks, documents())
-    tiny().save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from worlds.commands import run
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, write_data
+from worlds.places import EVALS, PROJECT
+from worlds.suites import checks
 
 
 def edit(place: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
     docs = documents()
     change(docs)
     write_data(place / "evals" / "tasks", docs)
-
-
-def checks(place: Path, **options: Any) -> dict[tuple[str, str], SuiteCheck]:
-    return {(c.task, c.check): c for c in check_suite("toy", place, "base", **options).checks}
-
-
-def run(*args: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, list(args))
-    found = result.exception.exit_code if isinstance(result.exception, WorkbenchError) else result.exit_code
-    assert found == code, result.output + str(result.exception)
-    return result
 
 
 def test_a_sound_suite_passes(place: Path) -> None:
@@ -284,7 +251,7 @@ def test_ls_and_show(place: Path) -> None:
 
 @pytest.mark.starter
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", sorted(p.stem for p in (PROJECT / "evals" / "suites").glob("*.yaml")))
+@pytest.mark.parametrize("suite", sorted(p.stem for p in (EVALS / "suites").glob("*.yaml")))
 def test_suites_of_this_project_pass(suite: str) -> None:
     assert load_suite(suite, PROJECT).description
     assert check_suite(suite, PROJECT).failed == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,7 @@ from workbench.facts import Fact, Probe, contradictions, fact_of
 from workbench.facts.conflicts import Conflict, conflicts, require_consistent
 from workbench.facts.imported import consistent
 from workbench.facts.reading import read_all
-
-PUBLIC = Path(__file__).resolve().parents[2] / "shared" / "data" / "editing"
+from worlds.places import PUBLIC
 
 
 def made(*rows: tuple[str, str | None, str] | dict[str, Any]) -> list[Fact]:

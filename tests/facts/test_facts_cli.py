@@ -8,22 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import Project
-from typer.testing import CliRunner, Result
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.library.facts import greedy_answers, says
+from worlds.commands import run
+from worlds.project import Project
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
-
-
-def run(*args: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, list(args))
-    found = result.exception.exit_code if isinstance(result.exception, WorkbenchError) else result.exit_code
-    assert found == code, result.output + repr(result.exception)
-    return result
 
 
 def checked(*args: str, code: int = 0) -> dict[str, Any]:
@@ -42,9 +34,8 @@ def lay(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def place(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def place(project: Project, cwd: Path) -> Project:
     """The project as the current folder, with four facts."""
-    monkeypatch.chdir(project.path)
     rows = [{"prompt": "{subject} of " + f"w{i + 1} is", "subject": f"w{i}", "target": f"w{i + 20} w{i + 30}"} for i in range(4)]
     lay(project.path / "facts.jsonl", *rows)
     return project

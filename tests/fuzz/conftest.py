@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from worlds.fuzzing import RECIPE
 from worlds.project import Project
 

@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds.project import Project
-from worlds.search_world import lay_out, searched
 
 from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title
@@ -32,6 +29,9 @@ from workbench.search.study import ARMS, JOURNAL, Study
 from workbench.train import TrainSpec
 from workbench.train.rows import read_replay
 from workbench.weights.digests import tensor_digests
+from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from worlds.project import Project
+from worlds.search_world import lay_out, searched
 
 FULL = {
     **yaml.safe_load(RECIPE), "name": "fuzzed", "description": "words", "seed": 1, "output": {"dtype": "float32", "shard_size": "4GB"},

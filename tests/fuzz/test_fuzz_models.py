@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds.project import Project
 
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
@@ -21,6 +19,8 @@ from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.checkpoint import checkpoint_files, read_config, read_header
+from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
+from worlds.project import Project
 
 PLAN = ["plan", "recipes/test.yaml"]
 

@@ -7,26 +7,18 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
+from worlds.mixtures import live
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, tensors_of
 
 PAIRS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
          ("granite", "granitemoe"), ("llama", "granitemoe"), ("ernie4_5", "ernie4_5_moe")]  # fmt: skip
-
-
-def live(path: str | Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    assert not any(info.values())
-    return model.eval()
 
 
 @pytest.mark.parametrize(("family", "target"), PAIRS)

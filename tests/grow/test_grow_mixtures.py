@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, random_tokens, rows_of, save_mixture, write_lines
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -21,6 +18,9 @@ from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.plan import plan
+from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, random_tokens, rows_of, save_mixture, write_lines
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import VOCABULARY, WORDS, tensors_of
 
 from workbench.bricks.card import read_card
 from workbench.errors import WorkbenchError
@@ -20,6 +18,8 @@ from workbench.run.compose import compose
 from workbench.run.plan import plan
 from workbench.train.routing import routing_loss
 from workbench.weights.digests import tensor_digest
+from worlds.project import CPU, Project
+from worlds.tiny import VOCABULARY, WORDS, tensors_of
 
 
 @pytest.fixture

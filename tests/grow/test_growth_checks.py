@@ -10,10 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.growing import LAYERS, save_family, tiny_config
-from worlds.mixtures import save_mixture
-from worlds.project import CPU, Project
-from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
@@ -29,6 +25,10 @@ from workbench.run.compose import compose
 from workbench.run.plan import plan
 from workbench.steps import Growth
 from workbench.weights.checkpoint import Checkpoint
+from worlds.growing import LAYERS, save_family, tiny_config
+from worlds.mixtures import save_mixture
+from worlds.project import CPU, Project
+from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
 from safetensors.torch import save_file
-from worlds.tiny import tensors_of
 from torch import Tensor, nn
 
 from workbench.grow.expansion.streamed import NotStreamedError, Streamed, streamed_bytes
@@ -19,6 +17,8 @@ from workbench.models.layout import Model
 from workbench.models.placement import Piece
 from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint
+from worlds.project import CPU, Project
+from worlds.tiny import tensors_of
 
 
 class Peeks(nn.Module):

@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
 from safetensors.torch import save_file
-from test_adapter_output import config, peft_logits
-from worlds.tiny import edit_json, save_adapter, save_finetuned, tensors_of
 from typer.testing import CliRunner
 
 from workbench.adapters.approximate import Policy, rounding
@@ -27,6 +24,9 @@ from workbench.library.extract import bake, extract
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
+from worlds.peft_runs import config, peft_logits
+from worlds.project import CPU, Project
+from worlds.tiny import edit_json, save_adapter, save_finetuned, tensors_of
 
 
 def taken(project: Project, checkpoint: str, base: str = "base", out: str = "out", **policy: Any) -> tuple[Path, dict[str, Any]]:
@@ -149,8 +149,9 @@ def test_nothing_is_dropped_in_silence(family: str, model_of: Callable[..., Path
 
 
 def peft_logits_of(path: Path) -> torch.Tensor:
-    from test_adapter_output import TOKENS
     from transformers import AutoModelForCausalLM
+
+    from worlds.peft_runs import TOKENS
 
     with torch.no_grad():
         logits: torch.Tensor = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(TOKENS).logits
@@ -174,8 +175,9 @@ def test_a_dense_result_of_low_rank_is_found(model_of: Callable[..., Path], tmp_
 
 def merged_saved(base: Path, adapter: Path) -> torch.Tensor:
     """Logits of an adapter that brings whole modules alone: its tensors put over the base's, without PEFT, which loads none such."""
-    from test_adapter_output import TOKENS
     from transformers import AutoModelForCausalLM
+
+    from worlds.peft_runs import TOKENS
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     held = {n.removeprefix("base_model.model."): t for n, t in tensors_of(adapter).items() if "lora_" not in n}
@@ -296,8 +298,7 @@ def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def here(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(project.path)
+def here(project: Project, cwd: Path) -> Project:
     return project
 
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import edit_json, files_of, save_model, tensors_of
 from typer.testing import CliRunner
 
 from workbench.bricks.hub import HEADERS
@@ -20,6 +18,8 @@ from workbench.library.rebase import read_edit, rebase
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
+from worlds.project import CPU, Project
+from worlds.tiny import edit_json, files_of, save_model, tensors_of
 
 MEMIT = (
     "{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, layers: [1], "
@@ -146,9 +146,8 @@ def test_warnings(edited: Project, steps: str, reason: str | None) -> None:
     ]
 
 
-def test_commands_of_the_warning_work(edited: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_warning_work(edited: Project, cwd: Path) -> None:
     """The one measures how many facts survive, the other solves them again; their shares agree."""
-    monkeypatch.chdir(edited.path)
     edited.write("bricks: {one: bricks/one, facts: bricks/facts}\nsteps: [{id: all, merge: ties, density: 0.4}]\n", "all.yaml")
     (warning,) = resolve(load_recipe(Path("recipes/all.yaml"))).warnings
     score, again = (command.split()[1:] for command in warning.split("`")[1::2])
@@ -185,9 +184,8 @@ def test_merges_take_it_as_a_brick(edited: Project) -> None:
         assert all(t.isfinite().all() for t in merged.values())
 
 
-def test_rebase_from_the_command_line(edited: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rebase_from_the_command_line(edited: Project, cwd: Path) -> None:
     """The command that the warning names works, on a recipe that holds the old brick too; so do `brick show`, `verify` and `ls`."""
-    monkeypatch.chdir(edited.path)
     edited.write(HEAD.replace("}", ", facts: bricks/facts}") + "steps: [{id: all, merge: ties, density: 0.3}]\n", "all.yaml")
     result = CliRunner().invoke(
         app, ["edit", "rebase", "facts", "--onto", "all", "-o", "bricks/new", "--json"], catch_exceptions=False
@@ -215,9 +213,8 @@ def test_rebase_from_the_command_line(edited: Project, monkeypatch: pytest.Monke
     )
 
 
-def test_rebase_onto_a_model(edited: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rebase_onto_a_model(edited: Project, cwd: Path) -> None:
     """With a model directory the base is that model, and the refusal of another base names the command that ends it."""
-    monkeypatch.chdir(edited.path)
     edited.run(HEAD + f"steps: [{MIX}]\n", "mix.yaml", out=edited.path / "mixed")
     recipe = "base: mixed\nbricks: {facts: %s}\nsteps: [{merge: task_arithmetic}]\n"
     with pytest.raises(WorkbenchError, match="brick 'facts': an edit of another base") as caught:
@@ -268,7 +265,7 @@ def test_solving_leaves_no_trace(edited: Project) -> None:
     assert tensors_of(edited.path / "a" / "facts")
 
 
-def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     facts = edited.path / "bricks" / "facts"
     with pytest.raises(WorkbenchError, match=r"bricks/one: not an edit brick \(no edit\.json"):
@@ -292,7 +289,6 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(WorkbenchError, match="deaf has another tokenizer than the base that facts was solved on"):
         rebase(facts, "deaf", edited.resolve("base: deaf\n", "deaf.yaml"), edited.path / "x", device=CPU)
     (facts.resolve() / "facts.jsonl").unlink()
-    monkeypatch.chdir(edited.path)
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "rebase", "facts", "--onto", "mix", "-o", "x"])
     with pytest.raises(SystemExit) as ended:
         main()

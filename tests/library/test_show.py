@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU
 from safetensors.torch import save_file
-from worlds.tiny import tensors_of
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
@@ -20,6 +18,8 @@ from workbench.models.layout import Model
 from workbench.report.heatmap import render_heat_maps
 from workbench.run.compose import deltas
 from workbench.weights.checkpoint import Checkpoint
+from worlds.project import CPU
+from worlds.tiny import tensors_of
 
 
 def measured(base: Path, first: Path, *others: Path) -> Measures:

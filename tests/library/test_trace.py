@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worlds import people
 import pytest
 import torch
-from worlds.project import CPU, Project
 from typer.testing import CliRunner
 
 from workbench.cli import app, main
 from workbench.errors import WorkbenchError
 from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
+from worlds import people
+from worlds.project import CPU, Project
 
 
 @pytest.fixture
@@ -120,9 +120,8 @@ def test_intervals_hold_the_share_and_shrink_with_facts(traced: Callable[..., Tr
     assert traced(people.SUBJECT, count=1, layers="0").interval("block", 0, "last") is None
 
 
-def test_command(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(project: Project, cwd: Path) -> None:
     """A table on stdout, the same numbers as JSON, a page that asks no one for anything."""
-    monkeypatch.chdir(project.path)
     people.write_rows(project.path / "people.jsonl", 30)
     args = ["edit", "trace", str(people.SUBJECT), "people.jsonl", "-n", "6"]
     shown = CliRunner().invoke(app, [*args, "--html", "trace.html"], catch_exceptions=False)
@@ -142,8 +141,7 @@ def test_command(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "It decides nothing" in helped
 
 
-def test_a_recipe_is_traced_after_its_steps(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project.path)
+def test_a_recipe_is_traced_after_its_steps(project: Project, cwd: Path) -> None:
     rows = [{"prompt": "{subject} is", "subject": f"w{i} of w{i + 9}", "target": "w3"} for i in range(5)]
     (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     project.write("name: plain\n", "plain.yaml")
@@ -155,7 +153,9 @@ def test_a_recipe_is_traced_after_its_steps(project: Project, monkeypatch: pytes
     assert clean[0] != clean[1]
 
 
-def test_errors(project: Project, traced: Callable[..., TraceTable], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_errors(
+    project: Project, traced: Callable[..., TraceTable], monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: Any
+) -> None:
     with pytest.raises(WorkbenchError, match=r"--layers 9: layer 9 does not exist; the model has 0\.\.3"):
         traced(people.SUBJECT, layers="9")
     with pytest.raises(WorkbenchError, match="expected indices 0,4,8 or a slice 4:20"):
@@ -163,7 +163,6 @@ def test_errors(project: Project, traced: Callable[..., TraceTable], monkeypatch
     with pytest.raises(WorkbenchError, match="--layers 4:: names no layer"):
         layers_of("4:", 4)
     assert (layers_of(None, 3), layers_of("2,0", 3), layers_of("-2:", 3)) == ([0, 1, 2], [0, 2], [1, 2])
-    monkeypatch.chdir(project.path)
     (project.path / "bare.jsonl").write_text('{"prompt": "w1 is", "target": "w2"}\n', "utf-8")
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "trace", "base", "bare.jsonl"])
     with pytest.raises(SystemExit) as ended:

@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from worlds.project import CPU, Project
-from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
-from worlds.tiny import save_finetuned, tensors_of
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
@@ -24,6 +21,9 @@ from workbench.run.compose import compose
 from workbench.run.execute import plan
 from workbench.steps import MergeContext, MergeMethod
 from workbench.weights.specs import load
+from worlds.project import CPU, Project
+from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
+from worlds.tiny import save_finetuned, tensors_of
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gemma2", "gpt2", "gpt_neox", "gpt_neo", "opt", "gemma3", "phi3"]
 

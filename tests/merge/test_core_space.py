@@ -10,15 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds.factored import CORE, METHODS, SPECTRAL, Lora, adapters, delta, flat_copy, iso_formula, lora, product, relative, step_on
-from worlds.project import CPU, Project
-from test_merge import InMemory
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.weights.specs import load
+from worlds.factored import (
+    CORE,
+    METHODS,
+    SPECTRAL,
+    Lora,
+    adapters,
+    delta,
+    flat_copy,
+    iso_formula,
+    lora,
+    product,
+    relative,
+    step_on,
+)
+from worlds.merging import InMemory
+from worlds.project import CPU, Project
 
 INVARIANT = [name for name, cls in METHODS.items() if cls.laws.rotation_invariant]
 

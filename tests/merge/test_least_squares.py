@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_merge import BASE, ONE, TWO, close, merge, models
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
@@ -18,6 +16,8 @@ from workbench.merge.measuring.least_squares import solve
 from workbench.merge.wudi import own_gram
 from workbench.recipe.describe import describe
 from workbench.recipe.methods import methods
+from worlds.merging import BASE, ONE, TWO, close, merge, models
+from worlds.places import PROJECT
 
 THREE = [torch.randn(5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 WEIGHTS = [1.0, 2.0, 0.5]
@@ -209,6 +209,6 @@ def test_wudi_says_that_its_result_is_longer_than_the_sum() -> None:
     merged = merge("wudi", base, bricks)["layers.0.w.weight"]
     assert merged.norm() / total.norm() > 1.02
     assert "can be longer than the sum of the deltas" in describe(methods()["merge:wudi"])["text"]
-    measured = json.loads((Path(__file__).parents[1] / "benchmarks/results/wudi.json").read_text("utf-8"))
+    measured = json.loads((PROJECT / "benchmarks/results/wudi.json").read_text("utf-8"))
     assert measured["length_ratio"]["mean"] > 1.5
     assert measured["cosine"]["mean"] < 0.7

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU
-from test_merge import ULP, merge, models, reference_trim
-from worlds.tiny import save_adapter, tensors_of
 from torch import Tensor
 
 from workbench.adapters.bind import bind
@@ -20,6 +17,9 @@ from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
 from workbench.weights.specs import TensorSpec
+from worlds.merging import ULP, merge, models, reference_trim
+from worlds.project import CPU
+from worlds.tiny import save_adapter, tensors_of
 
 WEIGHTS = [0.5, 1.0, 1.5]
 BRICKS = {f"brick{i}": w for i, w in enumerate(WEIGHTS)}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds.factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formula
-from worlds.project import Project
-from test_merge import InMemory
 
 from workbench.models.layout import Model
+from worlds.factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formula
+from worlds.merging import InMemory
+from worlds.project import Project
 
 # -- worked examples
 

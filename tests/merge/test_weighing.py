@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tasks_dir, tiny, tokenizer, write_data
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS, tensors_of
 from torch import Tensor
 
 from workbench.evaluate.resident import GOLD, Resident
@@ -19,8 +16,10 @@ from workbench.evaluate.scorer import Scorer
 from workbench.merge.measuring.grams import LayerInputs
 from workbench.models.texts import TextRow, batches
 from workbench.scores.store import ScoreStore
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, write_data
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, tensors_of
 
-__all__ = ["tasks_dir", "tokenizer"]
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
 RIDGE, TEMPERATURE = 0.02, 0.7
 

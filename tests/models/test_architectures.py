@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
-from worlds.project import CPU, Project
 from typer.testing import CliRunner
 
 from workbench.cli import app
@@ -27,6 +25,8 @@ from workbench.run.materialize import materialize
 from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
+from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
+from worlds.project import CPU, Project
 
 WEIGHTS = {"one": 0.7, "two": -0.4}
 ARITHMETIC = f"steps: [{{merge: task_arithmetic, bricks: {WEIGHTS}}}]\n".replace("'", "")

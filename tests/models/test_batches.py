@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.local_tasks import tokenizer
-from worlds.padded_families import NAMES, random_model
 
 from workbench.edit.places.rows import EditRow, padded
 from workbench.evaluate.answers import _greedy
@@ -16,8 +14,8 @@ from workbench.models.batching import side_by_side
 from workbench.models.texts import TextRow as Text
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
+from worlds.padded_families import NAMES, random_model
 
-__all__ = ["tokenizer"]
 CPU = torch.device("cpu")
 ROWS = [([5, 9, 3, 7, 20, 33, 2, 8, 41, 12, 4, 6], 3), ([11, 7, 3], 2), ([8, 2, 40, 41, 42, 9, 60], 4)]
 

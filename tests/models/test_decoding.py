@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import asks_for_texts
-from worlds.project import Project
-from test_bad_input import clustered_suite
-from test_model_dirs import call, document, refused
-from worlds.tiny import edit_json, save_finetuned
 
 from workbench.errors import WorkbenchError
 from workbench.models.generation import DEFAULTS, generation_settings, identity
+from worlds.commands import call, document, refused
+from worlds.local_tasks import asks_for_texts
+from worlds.project import Project
+from worlds.suites import clustered_suite
+from worlds.tiny import edit_json, save_finetuned
 
 TEXTS = asks_for_texts(
     "texts",
@@ -65,7 +65,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     """Two folders with equal weights, one of which forbids the tokens that the other writes; a suite of texts, one of choices."""
     clustered_suite(project)
     evals = project.path / "evals"
@@ -77,7 +77,6 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     shutil.copy(project.path / "base/tokenizer_config.json", project.path / "models/plain")
     shutil.copytree(project.path / "models/plain", project.path / "models/other")
     (project.path / "models/other/generation_config.json").write_text(json.dumps({"eos_token_id": 2, "repetition_penalty": 9.0}))
-    monkeypatch.chdir(project.path)
     return project
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
 
 from workbench.edit.grace import _foreign
 from workbench.edit.grace import _row as grace_row
@@ -23,6 +21,8 @@ from workbench.models.prompts import encode_inside, encode_pair, encode_text
 from workbench.models.texts import Text
 from workbench.models.texts import encode as encode_texts
 from workbench.train import encode
+from worlds.project import CPU, Project
+from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
 
 
 def pieces(tokenizer: Any, ids: Any) -> list[str]:

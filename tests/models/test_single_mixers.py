@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import save_tokenizer, tensors_of
 from transformers import AutoModelForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
 from workbench.models.layout import Layout, model_depth
+from worlds.project import CPU, Project
+from worlds.tiny import save_tokenizer, tensors_of
 
 KINDS = ["linear_attention", "mlp", "full_attention", "mlp"]
 

@@ -12,19 +12,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
-from worlds.tiny import save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
+from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
+from worlds.tiny import save_finetuned, save_model, tensors_of
 
 REFUSED = {"frankenmerge"}
 RANDOM = {"dare_ties", "dare_linear", "della"}
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in REFUSED])
-def test_examples_equal_mergekit(name: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_examples_equal_mergekit(name: str, mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
     text = EXAMPLES[name].read_text("utf-8")
     if name in RANDOM:  # what random masks keep is checked below; all else is, where nothing is dropped
         text = re.sub(r"density: [\d.]+", "density: 1.0", text)
@@ -40,9 +39,8 @@ def test_examples_equal_mergekit(name: str, mergekit_project: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_random_examples_drop_as_much_as_mergekit(
-    name: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mergekit_project: Path, tmp_path: Path, in_mergekit_project: None
 ) -> None:
-    monkeypatch.chdir(mergekit_project)
     text = EXAMPLES[name].read_text("utf-8")
     ours, _, _ = imported(text, mergekit_project, name)
     theirs = run_mergekit(yaml.safe_load(text), tmp_path / "out", seed=1)
@@ -54,8 +52,7 @@ def test_random_examples_drop_as_much_as_mergekit(
         assert float(one.abs().sum()) == pytest.approx(float(two.abs().sum()), rel=0.1)
 
 
-def test_a_frankenmerge_is_refused_by_field(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_a_frankenmerge_is_refused_by_field(mergekit_project: Path, in_mergekit_project: None) -> None:
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(EXAMPLES["frankenmerge"])
     assert caught.value.message.endswith(
@@ -64,8 +61,7 @@ def test_a_frankenmerge_is_refused_by_field(mergekit_project: Path, monkeypatch:
     assert caught.value.exit_code == 2
 
 
-def test_the_recipe_is_readable(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_the_recipe_is_readable(mergekit_project: Path, in_mergekit_project: None) -> None:
     _, text, _ = imported(EXAMPLES["ties"].read_text("utf-8"), mergekit_project, "ties")
     lines = text.splitlines()
     assert lines[0] == f"# workbench run {mergekit_project / 'recipes' / 'ties.yaml'}"
@@ -161,11 +157,10 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
                 assert ours == pytest.approx(theirs, abs=1e-12), (case, levels, found, name)
 
 
-def test_one_layer_takes_the_last_value_of_a_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_layer_takes_the_last_value_of_a_gradient(tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "recipes").mkdir()
     save_model(tmp_path / "base", dtype=torch.float32, layers=1)
     save_finetuned(tmp_path / "base", tmp_path / "one", seed=1)
-    monkeypatch.chdir(tmp_path)
     text = "merge_method: task_arithmetic\nbase_model: base\nmodels:\n  - {model: one, parameters: {weight: [0.2, 0.5, 0.2]}}\ndtype: float32\n"
     for gradient in ("[0.2, 0.5, 0.2]", "[0.2, 0.9]"):
         ours, _, _ = imported(text.replace("[0.2, 0.5, 0.2]", gradient), tmp_path)
@@ -173,11 +168,10 @@ def test_one_layer_takes_the_last_value_of_a_gradient(tmp_path: Path, monkeypatc
         assert difference(ours, theirs) <= 1e-6
 
 
-def test_an_untied_head_takes_the_first_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untied_head_takes_the_first_value(tmp_path: Path, cwd: Path) -> None:
     (tmp_path / "recipes").mkdir()
     save_model(tmp_path / "base", "llama_untied", dtype=torch.float32)
     save_finetuned(tmp_path / "base", tmp_path / "one", seed=1)
-    monkeypatch.chdir(tmp_path)
     text = """\
 merge_method: slerp
 base_model: base
@@ -195,9 +189,8 @@ dtype: float32
 
 
 def test_bfloat16_outputs_equal_mergekits_float32_arithmetic(
-    mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mergekit_project: Path, tmp_path: Path, in_mergekit_project: None
 ) -> None:
-    monkeypatch.chdir(mergekit_project)
     text = EXAMPLES["linear"].read_text("utf-8") + "out_dtype: bfloat16\n"
     ours, _, _ = imported(text, mergekit_project)
     theirs = run_mergekit(yaml.safe_load(text), tmp_path / "out")
@@ -224,9 +217,7 @@ dtype: float32
 
 
 @pytest.mark.parametrize("mode", ["random", "hidden"])
-def test_mixtures_have_mergekits_experts(
-    mode: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mixtures_have_mergekits_experts(mode: str, mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
     """All but the router is what `mergekit-moe` writes, loaded by transformers; the router has a row for each expert."""
     from transformers import AutoModelForCausalLM
 
@@ -234,7 +225,6 @@ def test_mixtures_have_mergekits_experts(
     from workbench.resolve.resolve import resolve
     from workbench.run.execute import execute
 
-    monkeypatch.chdir(mergekit_project)
     text = MOE.replace("MODE", mode)
     _, recipe, notes = imported(text, mergekit_project, "moe")
     assert "anchor: true" in recipe
@@ -254,8 +244,7 @@ def test_mixtures_have_mergekits_experts(
             assert float((tensor - two[name]).abs().max()) <= 1e-6, name
 
 
-def test_copies_of_the_base_are_upcycled(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_copies_of_the_base_are_upcycled(mergekit_project: Path, in_mergekit_project: None) -> None:
     text = "base_model: base\nexperts: [{source_model: base}, {source_model: base}]\ngate_mode: random\n"
     _, recipe, _ = imported(text, mergekit_project, "copies")
     assert "{grow: experts, experts: 2, top_k: 2}" in recipe

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
+from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 
 HEAD = "merge_method: ties\nbase_model: base\n"
 MOE = "base_model: base\nexperts:\n  - {source_model: one}\n  - {source_model: two}\ngate_mode: random\n"
@@ -66,9 +66,8 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
     ],
 )  # fmt: skip
 def test_refused_by_field_and_line(
-    text: str, message: str, mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, message: str, mergekit_project: Path, tmp_path: Path, in_mergekit_project: None
 ) -> None:
-    monkeypatch.chdir(mergekit_project)
     (tmp_path / "merge.yml").write_text(text, "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
@@ -76,17 +75,15 @@ def test_refused_by_field_and_line(
     assert caught.value.exit_code == 2
 
 
-def test_all_problems_are_listed_at_once(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_all_problems_are_listed_at_once(mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
     (tmp_path / "merge.yml").write_text(HEAD + ONE + "dtype: bf16\ntokenizer: {source: gone}\nout_dtype: int64\n", "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
     assert [line.split(" ")[1] for line in caught.value.message.splitlines()] == ["dtype:", "out_dtype:", "tokenizer.source:"]
 
 
-def test_notes_name_what_mergekit_ignores(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_name_what_mergekit_ignores(mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
     """mergekit reads all of this without a word; the numbers are its own, the notes say what was not used."""
-    monkeypatch.chdir(mergekit_project)
     text = """\
 merge_method: task_arithmetic
 base_model: base
@@ -124,8 +121,7 @@ dtype: float32
     assert all(re.sub(r"\s+", " ", note) in re.sub(r"\s+(# +)?", " ", recipe) for note in notes)
 
 
-def test_the_base_that_mergekit_adds_is_a_brick(mergekit_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_the_base_that_mergekit_adds_is_a_brick(mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
     text = "merge_method: karcher\nbase_model: base\nmodels: [{model: one}, {model: two}]\ndtype: float32\n"
     ours, recipe, notes = imported(text, mergekit_project)
     assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
@@ -133,9 +129,8 @@ def test_the_base_that_mergekit_adds_is_a_brick(mergekit_project: Path, tmp_path
     assert notes == ["line 2, base_model: mergekit adds it to the models that karcher merges, and so it is one of the bricks"]
 
 
-def test_models_that_are_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_are_not_at_hand(tmp_path: Path, cwd: Path) -> None:
     """Hub ids: nothing is fetched; gradients get a rule for tensors outside the layers, whichever those are."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "merge.yml").write_text(
         "merge_method: della_linear\nbase_model: org/base@main\nmodels:\n  - model: org/One-7B\n    parameters:\n      weight: 0.5\n"
         "      density: [{filter: mlp, value: [0.3, 0.6]}]\ndtype: bfloat16\n", "utf-8")  # fmt: skip
@@ -180,16 +175,14 @@ def test_paths_start_where_mergekit_looks_or_beside_the_file(
     assert "base: one\n" in import_recipe(mergekit_project / "paths.yml", elsewhere / "paths.yaml").text
 
 
-def test_an_adapter_on_another_model_becomes_a_recipe(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_an_adapter_on_another_model_becomes_a_recipe(mergekit_project: Path, in_mergekit_project: None) -> None:
     _, text, _ = imported(EXAMPLES["task_arithmetic_lora"].read_text("utf-8"), mergekit_project, "lora")
     assert "  lora: {adapter: lora}\n  lora-two: {recipe: recipes/lora-lora-two.yaml}\n  one: one\n" in text
     nested = (mergekit_project / "recipes" / "lora-lora-two.yaml").read_text("utf-8")
     assert "bricks:\n  model: two\n  lora-two: {adapter: lora-two}\n" in nested
 
 
-def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(mergekit_project)
+def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path, in_mergekit_project: None) -> None:
     (mergekit_project / "cli.yml").write_text(EXAMPLES["sce"].read_text("utf-8"), "utf-8")
     printed = CliRunner().invoke(app, ["recipe", "import", "cli.yml"])
     assert printed.exit_code == 0

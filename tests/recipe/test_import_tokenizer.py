@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from worlds.mergekit_runs import difference, imported, run_mergekit
-from worlds.project import CPU
 from safetensors.torch import load_file, save_file
-from worlds.tiny import edit_json, save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.schema import RecipeFields
+from worlds.mergekit_runs import difference, imported, run_mergekit
+from worlds.project import CPU
+from worlds.tiny import edit_json, save_finetuned, save_model, tensors_of
 
 EMBED = "model.embed_tokens.weight"
 ALIGNS = "tokenizer" in RecipeFields.model_fields
@@ -38,7 +38,7 @@ tokenizer:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, cwd: Path) -> Path:
     """base, one with the same tokens, two with two words exchanged and one more; the working directory."""
     (tmp_path / "recipes").mkdir()
     save_model(tmp_path / "base", dtype=torch.float32)
@@ -52,7 +52,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vocab["w0"], vocab["w1"], vocab["extra"] = vocab["w1"], vocab["w0"], len(vocab)
     edit_json(tmp_path / "two" / "tokenizer.json", model=document["model"])
     edit_json(tmp_path / "two" / "config.json", vocab_size=len(vocab))
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

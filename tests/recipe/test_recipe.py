@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Layout, Model
@@ -16,6 +15,7 @@ from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.schema import recipe_schema
 from workbench.resolve.resolve import resolve
 from workbench.steps.fields import Where, parse_size, value_at
+from worlds.project import Project
 
 HEAD = "version: 1\nbase: base\nbricks: {math: bricks/one, code: bricks/two}\nsteps:\n"
 TIES = "  - id: mix\n    merge: ties\n"
@@ -99,10 +99,9 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_recipe(name: str, tmp_path: Path, cwd: Path) -> None:
     text, settings, message = BAD[name]
     (tmp_path / "recipes").mkdir()
-    monkeypatch.chdir(tmp_path)
     file = Path("recipes/r.yaml")
     file.write_text(HEAD + text if text.startswith(" ") else text, "utf-8")
     with pytest.raises(WorkbenchError) as caught:
@@ -268,8 +267,7 @@ def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_a_list_of_bricks_stands_for_weights_of_one(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project.path)
+def test_a_list_of_bricks_stands_for_weights_of_one(project: Project, cwd: Path) -> None:
     listed = load_recipe(project.write(HEAD + TIES + "    bricks: [code, math]\n"))
     mapped = load_recipe(project.write(HEAD + TIES + "    bricks: {code: 1, math: 1}\n"))
     assert listed.steps == mapped.steps

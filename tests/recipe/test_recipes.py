@@ -8,8 +8,8 @@ import pytest
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
+from worlds.places import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 RECIPES = sorted([*(PROJECT / "recipes").glob("*.yaml"), *(PROJECT / "recipes" / "forget").glob("*.yaml")])
 has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json").is_file(),
                                  reason="starter base not fetched: workbench brick fetch starter")  # fmt: skip

@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds.fact_world import EDIT, F32, world
-from worlds.project import Project
-from worlds.report_document import make_document
-from worlds.report_page import Page
 from scipy import stats
-from test_end_to_end import call
 
 from workbench.compare.survival import facts_of
 from workbench.compare.tables import Table
@@ -22,8 +17,12 @@ from workbench.report import render
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
+from worlds.commands import call
+from worlds.fact_world import EDIT, F32, lay_out
+from worlds.project import Project
+from worlds.report_document import make_document
+from worlds.report_page import Page
 
-__all__ = ["world"]
 FACTS = "f" * 32
 SUITE = Suite(
     suite="towns-facts", tasks=("towns-efficacy", "towns-paraphrase"),
@@ -36,6 +35,11 @@ LINEUP: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str, str]] = {
     "merged": ("configuration", ("towns", "add"), (FACTS,), "1111110011", "100110"),
     "other": ("configuration", ("add",), ("e" * 32,), "0000000000", "000000"),
 }
+
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    return lay_out(project)
 
 
 def digits(name: str) -> str:

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.report_additions import add_own_units
-from worlds.report_document import TASKS, TOLERANCE, make_document
-from worlds.report_page import Document, Page, document, rendered, text
 
 from workbench.report import guard
 from workbench.report.glossary import glossary
@@ -19,8 +16,9 @@ from workbench.report.numbers import MINUS, POINTS, fixed, signed
 from workbench.report.reading import view_of
 from workbench.report.view import GUARD_WORDS, VERDICTS
 from workbench.report.wording import headline, summary
-
-__all__ = ["document", "text"]
+from worlds.report_additions import add_own_units
+from worlds.report_document import TASKS, TOLERANCE, make_document
+from worlds.report_page import Document, Page, rendered
 
 REASON = (
     "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds.report_additions import BRICK_BYTES, add_own_units
-from worlds.report_document import make_document
-from worlds.report_page import Document, Page, document, rendered, text
 
 from workbench.report.facts import self_check
 from workbench.report.flips import direction
@@ -19,8 +16,9 @@ from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, s
 from workbench.report.reading import view_of
 from workbench.report.scatter import front, scatters
 from workbench.report.wording import diff_pair, headline, what
-
-__all__ = ["document", "text"]
+from worlds.report_additions import BRICK_BYTES, add_own_units
+from worlds.report_document import make_document
+from worlds.report_page import Document, Page, rendered
 
 
 @pytest.fixture(scope="module")

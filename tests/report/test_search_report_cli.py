@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from worlds.project import Project
-from worlds.search_document import make_search
-from test_bad_input import clustered_suite
-from test_end_to_end import call
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
+from worlds.commands import call, refused
+from worlds.project import Project
+from worlds.search_document import make_search
+from worlds.suites import clustered_suite
 
 RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{id: mix, merge: linear}]\neval: [mini]\n"
 SEARCH = "search: {space: {mix.lambda: [0.2, 1.2]}, trials: 4}\n"
@@ -22,11 +22,10 @@ PAGES = ["report-search.html", "report-search.json", "report-search.md"]
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     clustered_suite(project)
     project.write(RECIPE + SEARCH, "toy.yaml")
     project.write(RECIPE, "plain.yaml")
-    monkeypatch.chdir(project.path)
     return project
 
 
@@ -37,12 +36,6 @@ def put(name: str = "toy", key: str = "da01b81b", age: float = 0.0, **changes: o
     file.write_text(json.dumps({**make_search(6, comparison=False), "name": name, **changes}))
     os.utime(file, (1e9 - age, 1e9 - age))
     return file
-
-
-def refused(*args: str) -> WorkbenchError:
-    result = CliRunner().invoke(app, list(args))
-    assert isinstance(result.exception, WorkbenchError), result.output
-    return result.exception
 
 
 def written() -> list[str]:

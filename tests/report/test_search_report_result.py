@@ -6,16 +6,11 @@ import copy
 from pathlib import Path
 
 import pytest
-from worlds.report_page import Page
-from worlds.search_document import CONTROLS, all_given_up, make_search
-from test_search_report import Document, handmade, rendered, view_of
 
 from workbench.report.search.wording import headline, sentences, tried
-
-
-@pytest.fixture(scope="module")
-def one() -> Document:
-    return make_search(40, random=20)
+from worlds.report_page import Page
+from worlds.search_document import CONTROLS, all_given_up, make_search
+from worlds.search_page import Document, handmade, rendered, view_of
 
 
 def test_winner_with_the_weights_of_a_control() -> None:

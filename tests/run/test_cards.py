@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from worlds.commands import call, document, refused
 from worlds.project import Project
-from test_model_dirs import call, document, refused, world
+from worlds.suites import lay_out_models
 from worlds.tiny import save_adapter
 
-__all__ = ["world"]
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    """A project with 60 items in 20 clusters, a recipe, and two models beside it."""
+    return lay_out_models(project)
 
 
 def card_of(run: dict[str, str]) -> Path:
@@ -110,8 +116,7 @@ def licensed(project: Project, name: str, card: str | None, readme: str | None =
     return f"mine/{name}"
 
 
-def test_require_license_names_what_is_missing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project.path)
+def test_require_license_names_what_is_missing(project: Project, cwd: Path) -> None:
     base = project.path / "licensed-base"
     base.mkdir()
     for file in (project.path / "base").iterdir():

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS
 from typer.testing import CliRunner
 
 import workbench
@@ -23,6 +21,9 @@ from workbench.library.rebase import rebase
 from workbench.run import efficacy
 from workbench.run.efficacy import EfficacyError
 from workbench.run.materialize import materialize
+from worlds.places import PROJECT
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"
@@ -48,7 +49,7 @@ def answers(model: Any, prompt: str, tokens: int = 2) -> list[str]:
 
 
 @pytest.fixture
-def half(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def half(project: Project, cwd: Path) -> Project:
     """Four facts, of which the base says `a` and `c`: what it generates is their target."""
     model = live(project)
     rows = []
@@ -57,7 +58,6 @@ def half(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
         other = " ".join([said[0], next(w for w in WORDS[10:] if w != said[1])])  # right at first
         rows.append({"id": name, "prompt": prompt, "target": " ".join(said) if name in "ac" else other})
     (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    monkeypatch.chdir(project.path)
     return project
 
 
@@ -217,11 +217,10 @@ def test_rebase_has_the_same_gate(half: Project) -> None:
 @pytest.mark.slow
 def test_the_starter_base_at_a_sink_layer(tmp_path: Path) -> None:
     """At layer 11 the first token has 99.9 % of tr(C): `alphaedit` wrote 5 % of the values, and none of the facts was said."""
-    root = Path(__file__).resolve().parents[1]
     project = Project(tmp_path)
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "base").symlink_to(root / "bricks" / "starter" / "base")
-    lines = (root / "recipes" / "facts" / "world.jsonl").read_text("utf-8").splitlines()[:4]
+    (tmp_path / "base").symlink_to(PROJECT / "bricks" / "starter" / "base")
+    lines = (PROJECT / "recipes" / "facts" / "world.jsonl").read_text("utf-8").splitlines()[:4]
     (tmp_path / "facts.jsonl").write_text("\n".join(lines), "utf-8")
     fields = ", layers: [11], position: subject_last, unconverged: skip, min_efficacy: 0.75"
     document = project.run(step(fields, "edit: alphaedit, facts: facts.jsonl"))

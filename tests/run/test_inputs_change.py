@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.dense import write_facts_file, write_text
-from worlds.project import CPU, Project
 from safetensors.torch import load_file, save_file
-from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.adapters.read import Adapter
 from workbench.files import file_digest
@@ -23,6 +20,9 @@ from workbench.steps import Memo
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, tensor_digests
 from workbench.weights.specs import load
+from worlds.dense import write_facts_file, write_text
+from worlds.project import CPU, Project
+from worlds.tiny import save_finetuned, tensors_of
 
 FULL = "bricks: {full: own/full}\nsteps: [{merge: task_arithmetic, bricks: {full: 0.5}}]\noutput: {dtype: float32}\n"
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 import yaml
-from worlds.project import Project
-from worlds.tiny import config, save_finetuned, save_model
 from typer.testing import CliRunner
 
 from workbench.cli import app
 from workbench.weights.foreign import convert_command
+from worlds.project import Project
+from worlds.tiny import config, save_finetuned, save_model
 
 _VISION = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
@@ -55,7 +55,7 @@ MODELS: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_the_printed_line_loads_all_of_the_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_printed_line_loads_all_of_the_model(family: str, tmp_path: Path, cwd: Path) -> None:
     make, loader, task = MODELS[family]
     (tmp_path / "recipes").mkdir()
     torch.manual_seed(0)
@@ -66,7 +66,6 @@ def test_the_printed_line_loads_all_of_the_model(family: str, tmp_path: Path, mo
     (tmp_path / "recipes/vl.yaml").write_text(
         "version: 1\nbase: base\nbricks: {tuned: tuned}\nsteps: [{merge: linear}]\n", "utf-8"
     )
-    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["run", "recipes/vl.yaml", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     line = re.search(r"load: +(\S+)\.from_pretrained\(\"(.+?)\"\)", result.output)
@@ -94,21 +93,19 @@ def test_a_pickled_multimodal_model_is_converted_whole(tmp_path: Path) -> None:
     assert "import AutoModelForCausalLM as M" in convert_command(tmp_path / "nothing")
 
 
-def test_an_adapter_of_a_text_model_says_nothing_more(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_of_a_text_model_says_nothing_more(project: Project, cwd: Path) -> None:
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter}\n", "adapter.yaml")
-    monkeypatch.chdir(project.path)
     result = CliRunner().invoke(app, ["run", "recipes/adapter.yaml", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "AutoModelForCausalLM" in result.output
     assert "text decoder" not in result.output
 
 
-def test_chat_with_a_model_that_only_answers_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_with_a_model_that_only_answers_images_is_refused(tmp_path: Path, cwd: Path) -> None:
     _llava().save_pretrained(tmp_path / "vl")
     save_model(tmp_path / "text")
     for file in (tmp_path / "text").glob("token*"):
         file.rename(tmp_path / "vl" / file.name)
-    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["chat", "vl"])
     assert result.exit_code == 1
     assert "model_type llava is not a decoder-only language model" in str(result.exception or result.output)

@@ -10,20 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from worlds.project import Project
-from worlds.stopped import stopped_run
-from test_end_to_end import call
-from worlds.tiny import files_of
 
 from workbench.errors import WorkbenchError
+from worlds.commands import call
+from worlds.project import Project
+from worlds.stopped import stopped_run
+from worlds.tiny import files_of
 
 TIES = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\nsteps: [{id: mix, merge: ties}]\n"
 
 
 @pytest.fixture
-def runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(project: Project, cwd: Path) -> Path:
     """A runs folder with one finished run, in the current directory."""
-    monkeypatch.chdir(project.path)
     project.run("steps: []\n", "plain.yaml")
     return project.path / "runs"
 

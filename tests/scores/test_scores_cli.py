@@ -9,55 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, tiny, tokenizer, write_data
-from test_model_dirs import call, refused
-from test_suite_check import run
 
 from workbench.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples, stored_plans
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples
 from workbench.scores.store import ScoreStore
+from worlds.commands import call, refused, run
+from worlds.local_tasks import documents, tiny
 
-__all__ = ["tokenizer"]
-ROLLING = """
-task: roll
-custom_dataset: !function localdata.jsonl
-dataset_kwargs: {data_files: {test: data/copy.jsonl}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: prompt
-metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]
-metadata: {version: 1.0}
-"""
-LAST = """
-task: last
-custom_dataset: !function localdata.jsonl
-dataset_kwargs: {data_files: {test: data/copy.jsonl}}
-output_type: loglikelihood
-test_split: test
-doc_to_text: prompt
-doc_to_target: "{{' ' + answer}}"
-metric_list:
-  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-metadata: {version: 1.0}
-"""
 TASKS = ("copy", "pick", "roll", "last")
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four tasks, one of each kind; the generating one has two filters."""
-    folder = tmp_path_factory.mktemp("evals") / "tasks"
-    (folder / "data").mkdir(parents=True)
-    (folder / "localdata.py").write_text(LOCALDATA)
-    both = GENERATE.replace("filter_list: [", "filter_list: [{name: plain, filter: [{function: take_first}]}, ")
-    for name, text in (("copy", both), ("pick", CHOICE), ("roll", ROLLING), ("last", LAST)):
-        (folder / f"{name}.yaml").write_text(text)
-    write_data(folder, documents())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +44,6 @@ def outside(tasks: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactor
         (made,) = (p for p in (place / "out").iterdir() if p.name.endswith(f"__{name}"))
         made.rename(place / "out" / name)  # its name holds the whole path
     return place / "out"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "recipes").mkdir()
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def lines(folder: Path, task: str) -> list[dict[str, Any]]:

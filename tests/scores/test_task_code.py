@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import asks_for_texts, documents, tokenizer
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of
+from worlds.local_tasks import asks_for_texts, documents
+from worlds.places import TASKS
 
-__all__ = ["tokenizer"]
 TASK = asks_for_texts(
     "copy",
     "data.jsonl",
@@ -364,7 +364,7 @@ def test_a_module_with_a_computed_name_counts_each_time(place: Path, tokenizer: 
 
 def test_the_tasks_of_this_repository_are_kept(tokenizer: Any, tmp_path: Path) -> None:
     """All of them are traceable, so that comparing stored scores imports no lm_eval."""
-    tasks = Path(__file__).parents[1] / "evals" / "tasks"
+    tasks = TASKS
     names = ["add", "facts", "functions-stripped", "retention"]
     made = Suite(suite="all", tasks=tuple(names), cluster="id")
     build_plan(made, tokenizer, tasks_dir=tasks, memo=tmp_path)

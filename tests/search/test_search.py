@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds.project import CPU, Project
-from worlds.search_world import folder_of, lay_out, searched
-from test_end_to_end import call, document
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
@@ -25,21 +22,9 @@ from workbench.run.execute import execute
 from workbench.scores.plan import ScorePlan
 from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
-
-SPACE = "{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}"
-
-
-@pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(project.path)
-    return lay_out(project)
-
-
-def search_of(
-    world: Project, space: str = SPACE, rest: str = ", trials: 6, sampler: random", name: str = "test.yaml", **options: Any
-) -> Search:
-    recipe = load_recipe(world.write(searched(space, rest), name))
-    return prepare(recipe, runs=world.path / "runs", device=CPU, **options)
+from worlds.commands import call, document
+from worlds.project import CPU, Project
+from worlds.search_world import SPACE, folder_of, search_of, searched
 
 
 def trials_of(search: Search) -> list[dict[str, Any]]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from worlds.project import Project
-from worlds.search_world import RECIPE, folder_of, lay_out, searched
-from test_end_to_end import call, document
-from test_search import SPACE, search_of
 
 from workbench.errors import WorkbenchError
 from workbench.search.winner import conclude
+from worlds.commands import call, document
+from worlds.project import Project
+from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
 
 
-@pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(project.path)
-    return lay_out(project)
-
-
-def test_what_the_test_cannot_tell_is_said_first(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_test_cannot_tell_is_said_first(project: Project, cwd: Path) -> None:
     """Ten clusters make two halves of five, and below eight no verdict is given."""
-    monkeypatch.chdir(project.path)
     world = lay_out(project, clusters=10)
     world.write(searched(SPACE, ", trials: 3, sampler: random, controls: false"))
     called = call("search", "recipes/test.yaml")

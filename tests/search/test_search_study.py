@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from optuna.storages.journal import JournalFileBackend
-from worlds.project import CPU, Project
 from safetensors.torch import load_file, save_file
-from worlds.search_world import lay_out, searched
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search.run import Search, open_study, prepare
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
+from worlds.project import CPU, Project
+from worlds.search_world import searched
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
 RECIPES = {
@@ -133,12 +133,6 @@ def test_a_line_that_was_cut_in_the_middle_is_dropped(project: Project) -> None:
 
 
 # -- whose journal it is
-
-
-@pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.chdir(project.path)
-    return lay_out(project)
 
 
 PLAIN = "{mix.lambda: [0.2, 1.6]}"

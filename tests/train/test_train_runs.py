@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from worlds.train_world import lora, save_base, save_rows
 from typer.testing import CliRunner
 
 from workbench.bricks.card import read_card
@@ -21,25 +19,7 @@ from workbench.models.texts import read_texts
 from workbench.train import encode, train
 from workbench.train.heldout import HeldOut
 from workbench.train.texts import split, training_texts
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small lose time on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_rows(tmp_path_factory.mktemp("data"))
+from worlds.train_world import lora
 
 
 @pytest.fixture(scope="module")
@@ -312,11 +292,10 @@ def test_full_trains_the_model_in_memory(base: Path, data: Path, tmp_path: Path)
 
 
 @pytest.fixture
-def project(base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(base: Path, data: Path, tmp_path: Path, cwd: Path) -> Path:
     (tmp_path / "recipes").mkdir()
     shutil.copytree(base, tmp_path / "models" / "base")
     shutil.copy(data, tmp_path / "rows.jsonl")
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from worlds.project import Project
 
 from workbench.weights import compiled
+from worlds.project import Project
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 SAYS = "from workbench.weights import kernels; print(kernels.compiled())"

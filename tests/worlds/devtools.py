@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
@@ -56,6 +58,15 @@ SCROLLED_BOX = """async (element) => {
 def find_browser() -> str | None:
     """Path of the first Chromium on PATH, None without one."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+EXECUTABLE = find_browser()
+
+
+def skip_without_browser() -> None:
+    """Skip the calling module where there is no Chromium and WORKBENCH_REQUIRE_BROWSER=1 does not ask for it."""
+    if EXECUTABLE is None and os.environ.get("WORKBENCH_REQUIRE_BROWSER") != "1":
+        pytest.skip("no Chromium found: install chromium to run the browser tests", allow_module_level=True)
 
 
 class Browser:

@@ -7,9 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from worlds.project import CPU, Project
 
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans
@@ -17,6 +15,7 @@ from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import materialize
 from workbench.scores.plan import ScorePlan
+from worlds.project import CPU, Project
 
 FACTS = [
     {"id": "one", "prompt": "w1 w2 {subject} is", "subject": "w3", "target": "w4 w5", "target_true": "w6", "paraphrases": ["w7 {subject} of", "w8 w9 of"],
@@ -31,14 +30,12 @@ TEXT = "w1 w2 w3 is w4 w5\nw20 w21 is w22 of w9 w8 w7\n"
 F32 = "output: {dtype: float32}\n"
 
 
-@pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def lay_out(project: Project) -> Project:
     """A project with three facts, a text, a recipe that edits the base for the facts and one that merges two bricks."""
     (project.path / "facts.jsonl").write_text("".join(json.dumps(f) + "\n" for f in FACTS))
     (project.path / "text.txt").write_text(TEXT)
     project.write(EDIT + F32 + "eval: [{facts: facts.jsonl, text: text.txt}]\n", "edit.yaml")
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n" + F32, "mean.yaml")
-    monkeypatch.chdir(project.path)
     return project
 
 

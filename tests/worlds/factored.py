@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_merge import InMemory, merge
 from torch import Tensor
 
 from workbench.merge.streaming.merged import MergedWeights
@@ -14,6 +13,7 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSource
+from worlds.merging import InMemory, merge
 
 METHODS = {cls.name: cls for cls in methods().values() if issubclass(cls, MergeMethod)}
 CORE = [name for name, cls in METHODS.items() if "core" in cls.laws.spaces]

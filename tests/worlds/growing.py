@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from worlds.tiny import VOCABULARY, save_tokenizer
 
 LAYERS = 4

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from worlds.tiny import VOCABULARY, save_tokenizer
 from torch import Tensor
+
+from worlds.tiny import VOCABULARY, save_tokenizer
 
 Tensors = dict[str, Tensor]
 LAYERS = 2

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from workbench.evaluate import build_plan
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
@@ -92,9 +90,8 @@ def write_data(folder: Path, docs: list[dict[str, Any]]) -> None:
     (folder / "data" / "copy.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs), "utf-8")
 
 
-@pytest.fixture
-def tasks_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "tasks"
+def lay_out_tasks(folder: Path) -> Path:
+    """The tasks `copy` and `pick` in a new folder."""
     (folder / "data").mkdir(parents=True)
     (folder / "localdata.py").write_text(LOCALDATA)
     (folder / "copy.yaml").write_text(GENERATE)
@@ -103,8 +100,8 @@ def tasks_dir(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def byte_tokenizer() -> Any:
+    """One token a byte, and the end of text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from worlds.places import TESTS
 from worlds.project import CPU
 from worlds.tiny import save_adapter, save_finetuned, save_model, tensors_of
 
@@ -41,7 +43,7 @@ def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
     return max(float(((ours[n].float() - theirs[n].float()).abs() / theirs[n].float().abs().clamp_min(1)).max()) for n in theirs)
 
 
-EXAMPLES = {path.stem: path for path in sorted((Path(__file__).parent / "mergekit_examples").glob("*.yml"))}
+EXAMPLES = {path.stem: path for path in sorted((TESTS / "mergekit_examples").glob("*.yml"))}
 
 
 def run_recipe(path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from worlds.tiny import VOCABULARY, WORDS, save_tokenizer
 
 EXPERTS, LAYERS = 6, 2

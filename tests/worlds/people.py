@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).parent / "fixtures" / "people"
+from worlds.places import FIXTURES
+
+FOLDER = FIXTURES / "people"
 SUBJECT, PROMPT = FOLDER / "subject", FOLDER / "prompt"
 FACTS = FOLDER / "facts.jsonl"
 ATTRIBUTES = ("city", "firm", "field")

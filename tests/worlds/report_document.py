@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from worlds.report_additions import FAMILIES, complete, judge_harm
 from scipy import stats
+
+from worlds.report_additions import FAMILIES, complete, judge_harm
 
 Row = dict[str, Any]
 Floats = NDArray[np.float64]

@@ -6,22 +6,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-from worlds.report_document import make_document
-
 from workbench.report import render
 
 Document = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def document() -> Document:
-    return make_document()
-
-
-@pytest.fixture(scope="module")
-def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
 
 
 class Page(HTMLParser):

@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+
 from worlds.report_document import CONFIGURATIONS, make_document
 
 Row = dict[str, Any]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
+from workbench.recipe.recipe import load_recipe
+from workbench.search.run import Search, prepare
 from worlds.local_tasks import LOCALDATA
-from worlds.project import Project
+from worlds.project import CPU, Project
 
 TASK = """
 task: {name}
@@ -69,3 +72,13 @@ def folder_of(project: Project, name: str = "test") -> Path:
     """The one folder of a recipe's searches."""
     (found,) = (project.path / "runs" / "search").glob(f"{name}-*")
     return found
+
+
+SPACE = "{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}"
+
+
+def search_of(
+    world: Project, space: str = SPACE, rest: str = ", trials: 6, sampler: random", name: str = "test.yaml", **options: Any
+) -> Search:
+    recipe = load_recipe(world.write(searched(space, rest), name))
+    return prepare(recipe, runs=world.path / "runs", device=CPU, **options)

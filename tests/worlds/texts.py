@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+
 from worlds.tiny import WORDS, save_tokenizer
 
 

@@ -121,3 +121,10 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change fields of a JSON file; None takes one out."""
     data = {**json.loads(path.read_text("utf-8")), **changes}
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}), "utf-8")
+
+
+def live(path: Path) -> Any:
+    """The float32 model in a directory."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worlds.project import CPU
-from worlds.tiny import CHAT_TEMPLATE, config, edit_json, tensors_of
 from torch import Tensor
 
 from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.tokens import read_tokens
+from worlds.project import CPU
+from worlds.tiny import CHAT_TEMPLATE, config, edit_json, tensors_of
 
 SPECIAL = ["<unk>", "<eos>", "<pad>"]
 BASE = [*SPECIAL, *(f"w{i}" for i in range(297))]

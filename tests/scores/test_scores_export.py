@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.local_tasks import CHOICE, documents, suite, tokenizer
-from test_model_dirs import call, refused
-from test_scores_cli import project, tasks
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.export import LOCALDATA as WRITTEN
 from workbench.evaluate.export import export_task
-
-__all__ = ["project", "tasks", "tokenizer"]
+from worlds.commands import call, refused
+from worlds.local_tasks import CHOICE, documents, suite
+from worlds.places import TASKS
 
 
 def requests_of(task: Any) -> list[Any]:
@@ -108,7 +106,7 @@ def test_export_of_a_local_task_by_the_command_line(tasks: Path, project: Path) 
     assert [json.loads(x) for x in Path("kept/data/copy.jsonl").read_text("utf-8").splitlines()] == documents()
     error = refused("scores", "export", "copy", "-o", "kept", "--include-path", str(tasks))
     assert "kept/copy.yaml: exists" in error.message
-    assert (Path(__file__).resolve().parents[1] / "evals" / "tasks" / "localdata.py").read_text("utf-8") == WRITTEN
+    assert (TASKS / "localdata.py").read_text("utf-8") == WRITTEN
 
 
 def test_export_of_examples_from_the_test_split(tasks: Path, project: Path) -> None:
