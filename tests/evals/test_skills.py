@@ -18,7 +18,7 @@ from worlds.places import EVALS, PROJECT, TASKS
 GENERATORS = EVALS / "skills"
 SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 DISTINCT = SKILLS[:7]
-NUMBERS = ("functions-told", "functions-stripped")  # no choices: tests/test_function_modelling.py
+NUMBERS = ("functions-told", "functions-stripped")  # no choices: test_function_modelling.py
 
 
 @pytest.fixture(scope="module")

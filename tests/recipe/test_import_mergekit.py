@@ -52,7 +52,7 @@ def test_random_examples_drop_as_much_as_mergekit(
         assert float(one.abs().sum()) == pytest.approx(float(two.abs().sum()), rel=0.1)
 
 
-def test_a_frankenmerge_is_refused_by_field(mergekit_project: Path, in_mergekit_project: None) -> None:
+def test_a_frankenmerge_is_refused_by_field(in_mergekit_project: None) -> None:
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(EXAMPLES["frankenmerge"])
     assert caught.value.message.endswith(

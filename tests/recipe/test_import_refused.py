@@ -65,9 +65,7 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
         ("merge_method: passthrough\nmodels: [{model: one}, {model: two}]\n", "merge_method: passthrough takes exactly 1 model, found 2"),
     ],
 )  # fmt: skip
-def test_refused_by_field_and_line(
-    text: str, message: str, mergekit_project: Path, tmp_path: Path, in_mergekit_project: None
-) -> None:
+def test_refused_by_field_and_line(text: str, message: str, tmp_path: Path, in_mergekit_project: None) -> None:
     (tmp_path / "merge.yml").write_text(text, "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
@@ -75,7 +73,7 @@ def test_refused_by_field_and_line(
     assert caught.value.exit_code == 2
 
 
-def test_all_problems_are_listed_at_once(mergekit_project: Path, tmp_path: Path, in_mergekit_project: None) -> None:
+def test_all_problems_are_listed_at_once(tmp_path: Path, in_mergekit_project: None) -> None:
     (tmp_path / "merge.yml").write_text(HEAD + ONE + "dtype: bf16\ntokenizer: {source: gone}\nout_dtype: int64\n", "utf-8")
     with pytest.raises(WorkbenchError) as caught:
         import_recipe(tmp_path / "merge.yml")
