@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import typer.main
 from typer.testing import CliRunner
@@ -79,10 +78,6 @@ def test_help_loads_no_torch() -> None:
         "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
-
-
-def workbench(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "workbench", *args], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_schema_is_json() -> None:
