@@ -69,8 +69,9 @@ def test_eval_agrees(project: Project) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_rows_agree_with_lm_evals_loop(dtype: torch.dtype, tasks_dir: Path, tokenizer: Any) -> None:
     """Masks, prefix and head on the device: the check that every evaluation makes, with its own tolerance."""
-    from workbench.evaluate import build_plan, score
     from worlds.local_tasks import A, suite, tiny
+
+    from workbench.evaluate import build_plan, score
 
     plan = build_plan(suite(tasks=["pick"], num_fewshot=3), tokenizer, tasks_dir=tasks_dir,
                       dtype=str(dtype).removeprefix("torch."), batch_size=4)  # fmt: skip

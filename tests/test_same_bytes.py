@@ -18,15 +18,16 @@ import pytest
 import torch
 import transformers
 
+from worlds.fact_world import FACTS, TEXT
+from worlds.places import FIXTURES
+from worlds.project import CPU, Project
+
 from workbench.evaluate import score
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans
 from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import configuration_digest, materialize
-from worlds.fact_world import FACTS, TEXT
-from worlds.places import FIXTURES
-from worlds.project import CPU, Project
 
 FILE = FIXTURES / "same_bytes.json"
 TELLING = {"run.json", "README.md", "configuration.json"}

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from workbench.adapters.bind import bind
-from workbench.models.live import compute, live_model
-from workbench.run.compose import compose
 from worlds.flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
 from worlds.project import CPU
 from worlds.tiny import edit_json, tensors_of
+
+from workbench.adapters.bind import bind
+from workbench.models.live import compute, live_model
+from workbench.run.compose import compose
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FLAVOURS = {

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from worlds.peft_runs import TOKENS, config, peft_logits
+from worlds.project import CPU, Project
+from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
+
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute, plan
 from workbench.run.materialize import materialize
-from worlds.peft_runs import TOKENS, config, peft_logits
-from worlds.project import CPU, Project
-from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"

@@ -12,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from worlds.flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
+from worlds.project import CPU, Project
+from worlds.tiny import VOCABULARY, edit_json, save_adapter, save_finetuned, save_tokenizer, tensors_of
+
 from workbench.adapters.bind import bind
 from workbench.errors import WorkbenchError
 from workbench.models.live import compute, live_model
@@ -19,9 +23,6 @@ from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
 from workbench.run.execute import execute, plan
-from worlds.flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
-from worlds.project import CPU, Project
-from worlds.tiny import VOCABULARY, edit_json, save_adapter, save_finetuned, save_tokenizer, tensors_of
 
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
           "initializer_range": 0.2, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 64}  # fmt: skip

@@ -13,10 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from workbench.adapters.read import Adapter
-from workbench.errors import WorkbenchError
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, tensors_of
+
+from workbench.adapters.read import Adapter
+from workbench.errors import WorkbenchError
 
 FIRST = "model.layers.0.self_attn.q_proj"
 

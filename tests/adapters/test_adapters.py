@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from worlds.project import CPU
+from worlds.tiny import edit_json, save_adapter, tensors_of
+
 from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
@@ -18,8 +21,6 @@ from workbench.models.names import disk_weight, live_module
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import TensorSpec
-from worlds.project import CPU
-from worlds.tiny import edit_json, save_adapter, tensors_of
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from workbench.errors import WorkbenchError
-from workbench.weights.checkpoint import INDEX
 from worlds.hub_server import TOKEN, CommandLine, HubServer, commit_of, header_bytes
 from worlds.project import Project
 from worlds.tiny import edit_json, files_of, save_adapter
+
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = "base: org/tiny@main\nbricks: {one: org/lora}\nsteps: [{merge: task_arithmetic}]\n"

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import WorkbenchError
-from workbench.run.materialize import materialize
-from workbench.weights.checkpoint import INDEX, SINGLE
 from worlds.hub_layouts import Tensors, live_model, save_hub, save_native
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.run.materialize import materialize
+from workbench.weights.checkpoint import INDEX, SINGLE
 
 ONE = "bricks: {one: one}\nsteps: [{merge: task_arithmetic}]\n"
 

@@ -12,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import WorkbenchError
-from workbench.run.plan import plan
 from worlds.project import Project
 from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.run.plan import plan
 
 SHOWN = "nothing shows that it was made on base"
 

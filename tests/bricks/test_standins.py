@@ -10,6 +10,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from worlds.hub_server import header_bytes
+from worlds.project import CPU
+
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks import standins
@@ -18,8 +21,6 @@ from workbench.bricks.standins import Download, space_problems
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, read_header
 from workbench.weights.digests import entry_digest, fingerprint
-from worlds.hub_server import header_bytes
-from worlds.project import CPU
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from workbench.report import render
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.report_additions import add_own_units
 from worlds.report_document import TASKS, make_document, make_large
+
+from workbench.report import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()

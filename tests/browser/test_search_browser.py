@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from workbench.report.search import render
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
 from worlds.search_document import make_search
+
+from workbench.report.search import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()

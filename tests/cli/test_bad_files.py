@@ -15,6 +15,9 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from worlds.project import Project
+from worlds.tiny import edit_json
+
 from workbench import jsondoc
 from workbench.adapters.patterns import Patterns
 from workbench.bricks.card import read_licence, read_title
@@ -31,8 +34,6 @@ from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
 from workbench.weights.checkpoint import read_header
 from workbench.weights.digests import tensor_digests
-from worlds.project import Project
-from worlds.tiny import edit_json
 
 RECIPE = "bricks: {mine: mine}\nsteps: [{merge: average}]\n"
 

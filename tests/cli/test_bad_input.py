@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from workbench.cli import app
-from workbench.errors import WorkbenchError
 from worlds.project import Project
 from worlds.suites import mini_suite
+
+from workbench.cli import app
+from workbench.errors import WorkbenchError
 
 GOOD = """
 bricks: {one: bricks/one, two: bricks/two}

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from worlds.project import Project
+from worlds.tiny import files_of
+
 from workbench.cli._failures import explained
 from workbench.errors import size
 from workbench.files import whole, write_text
 from workbench.weights.saving import save_tensors
-from worlds.project import Project
-from worlds.tiny import files_of
 
 RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
 

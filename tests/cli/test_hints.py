@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from workbench.cli import app
-from workbench.errors import WorkbenchError
 from worlds.commands import call, document
 from worlds.project import Project
 from worlds.search_world import lay_out, searched
 from worlds.suites import clustered_suite
+
+from workbench.cli import app
+from workbench.errors import WorkbenchError
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 COMMANDS = {

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from worlds.commands import call
+from worlds.project import Project
+from worlds.suites import clustered_suite
+
 from workbench.cli import app
 from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.lineup import lineup
 from workbench.recipe.recipe import load_recipe
-from worlds.commands import call
-from worlds.project import Project
-from worlds.suites import clustered_suite
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 DRAFTS = {

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_plan, stored
+
 from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
-from worlds.toy_scores import ADD, BASE, MERGE, SHARES, SORT, SUITE, digest_of_plan, stored
 
 # Comparisons of stored scores
 

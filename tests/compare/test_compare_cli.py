@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from worlds.toy_scores import BASE, MERGE, SUITE, stored
+
 from workbench.cli import app
 from workbench.cli._comparison import gate_lines, rows_table, scores_table
 from workbench.compare.compare import compare
 from workbench.report.scorecard import with_scores
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
-from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 OTHER = Configuration("5" * 32, "other", "configuration", ("add", "sort"), "recipes/other.yaml")
 N = 240

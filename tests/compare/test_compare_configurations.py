@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worlds.stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
+
 from workbench.cli._comparison import scores_table
 from workbench.compare.compare import Comparison, compare
 from workbench.compare.kept import kept_of
@@ -18,7 +20,6 @@ from workbench.report import render
 from workbench.scores.statistics import expanded_tail, score_interval
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
-from worlds.stored_scores import ADD, BASE, FOUR, TIES, Row, of, right, stored
 
 # Correction for chance
 

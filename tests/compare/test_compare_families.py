@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worlds.metric_scores import BASE, SUITE, A, B, data, stored
+
 from workbench.compare.compare import compare
 from workbench.compare.differences import differences
 from workbench.compare.tables import Table
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
-from worlds.metric_scores import BASE, SUITE, A, B, data, stored
 
 
 def test_ten_clusters_decide_in_a_large_family(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worlds.metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
+
 from workbench.cli._comparison import rows_table, scores_table
 from workbench.compare.compare import Comparison, compare
 from workbench.errors import WorkbenchError
@@ -18,7 +20,6 @@ from workbench.scores.paired import paired
 from workbench.scores.statistics import ratio
 from workbench.scores.store import Configuration, Metric, ScoreStore
 from workbench.scores.suite import Suite
-from worlds.metric_scores import BASE, MISSING, SUITE, TASKS, A, Data, N, data, stored
 
 
 def made(tmp_path: Path, base: Data, a: Data, **suite: Any) -> Comparison:

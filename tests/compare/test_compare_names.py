@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from worlds.stored_scores import ADD, ALONE, AVERAGE, BASE, MEAN, NOOP, SORT, TIES, TWIN, Values, of, right, stored
+
 from workbench.cli._comparison import scores_table
 from workbench.compare.compare import compare
 from workbench.report import render
 from workbench.scores.store import Configuration, ScoreStore
-from worlds.stored_scores import ADD, ALONE, AVERAGE, BASE, MEAN, NOOP, SORT, TIES, TWIN, Values, of, right, stored
 
 
 def lineup(*configurations: Configuration) -> Values:

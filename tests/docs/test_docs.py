@@ -17,14 +17,15 @@ import torch
 import typer
 import yaml
 
+from worlds.places import PROJECT
+from worlds.project import CPU, Project
+from worlds.report_document import make_document
+
 from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
 from workbench.scores.suite import Suite
 from workbench.steps import registry as steps
-from worlds.places import PROJECT
-from worlds.project import CPU, Project
-from worlds.report_document import make_document
 
 PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

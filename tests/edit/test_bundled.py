@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from workbench.edit.closed_form.bundled import known_facts, statistics_texts
 from worlds.places import STARTER
+
+from workbench.edit.closed_form.bundled import known_facts, statistics_texts
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
-from workbench.facts import read_facts
 from worlds.dense import context_of, write_facts_file
 from worlds.edit_steps import step
 from worlds.project import Project
 from worlds.tiny import live
+
+from workbench.errors import WorkbenchError
+from workbench.facts import read_facts
 
 
 def test_the_end_of_text_can_be_taught(facts: Project) -> None:

@@ -13,6 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds import hub_layouts
+from worlds.dense import LAYERS, RATIO, SANDWICH, configs, context_of, save_dense, without_cache, write_facts_file, write_text
+from worlds.project import CPU, Project
+from worlds.tiny import save_tokenizer
+
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
@@ -28,10 +33,6 @@ from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
 from workbench.weights.lowrank import Factors
-from worlds import hub_layouts
-from worlds.dense import LAYERS, RATIO, SANDWICH, configs, context_of, save_dense, without_cache, write_facts_file, write_text
-from worlds.project import CPU, Project
-from worlds.tiny import save_tokenizer
 
 # Live name of the projection in layer 1.
 PROJECTION = {

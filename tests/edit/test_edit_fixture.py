@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from worlds import people
+from worlds.project import Project
+
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.materialize import materialize
-from worlds import people
-from worlds.project import Project
 
 STATISTICS = "people.txt"
 # Method -> (fields, least efficacy, paraphrase, unchanged neighbours, portability) for 1 and for 24 facts of as many people.

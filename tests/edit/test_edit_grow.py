@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from worlds.project import CPU, Project
+from worlds.tiny import files_of, live, save_model, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.recipe.methods import methods
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
-from worlds.project import CPU, Project
-from worlds.tiny import files_of, live, save_model, tensors_of
 
 EDIT = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0, 1], learning_rate: 0.05, epochs: 60, batch_size: 8}"
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]

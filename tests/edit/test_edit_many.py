@@ -12,8 +12,9 @@ from torch.linalg import inv, pinv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench.edit.closed_form.solver import CHUNK, KeyMetric, factors_of_steps, right_factor, solve
 from worlds.solving import D_IN, D_OUT, TOLERANCE, difference, naive, preset, random, sequence
+
+from workbench.edit.closed_form.solver import CHUNK, KeyMetric, factors_of_steps, right_factor, solve
 
 MANY = 3 * CHUNK + 7
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from worlds.project import CPU, Project
+
 from workbench.cli import app
 from workbench.cli.run import duration
 from workbench.run.compose import compose
 from workbench.run.efficacy import check_efficacy
 from workbench.run.kinds.costs import _FLOPS_PER_SECOND
 from workbench.run.plan import plan
-from worlds.project import CPU, Project
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds.dense import context_of
+from worlds.edit_steps import Interrupt, projected, solve, stopping
+from worlds.project import CPU, Project
+
 from workbench.edit.closed_form import moments
 from workbench.edit.closed_form.moments import DOMINATES, OUTLIER, SINKS_A_ROW, Moments, MomentSums
 from workbench.edit.places.parts import Parts
 from workbench.facts import read_facts
 from workbench.steps import MethodContext
-from worlds.dense import context_of
-from worlds.edit_steps import Interrupt, projected, solve, stopping
-from worlds.project import CPU, Project
 
 WIDTH = 24
 LONG = 3000.0

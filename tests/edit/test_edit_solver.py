@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.linalg import inv, solve
 
-from workbench.edit.closed_form.solver import factors_of, right_factor
 from worlds.solving import (
     D_IN,
     D_OUT,
@@ -20,6 +19,8 @@ from worlds.solving import (
     sequence,
     update,
 )
+
+from workbench.edit.closed_form.solver import factors_of, right_factor
 
 CLOSED = ["rome", "memit", "emmet", "alphaedit", "encore", "ultraedit"]
 RIDGES = [name for name in CLOSED if name != "rome"]

@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workbench.edit.closed_form import moments, values
-from workbench.errors import WorkbenchError
-from workbench.facts import Fact, read_facts
-from workbench.run.compose import compose
 from worlds.dense import context_of, write_facts_file
 from worlds.edit_steps import FIELDS, PROJECTION, Interrupt, projected, solve, step, stopping
 from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
+
+from workbench.edit.closed_form import moments, values
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact, read_facts
+from workbench.run.compose import compose
 
 NAMES = ["rome", "memit", "emmet", "alphaedit", "encore"]
 

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+from worlds.tiny import files_of, live, tensors_of
+
 from workbench.edit.gradient.tuning import below, row_losses, rows_of, token_losses
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import padded
@@ -21,8 +24,6 @@ from workbench.run.compose import compose
 from workbench.steps import EditMethod, MethodContext
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
-from worlds.project import CPU, Project
-from worlds.tiny import files_of, live, tensors_of
 
 FACTS = [
     {"id": f"f{i}", "prompt": f"w{i} of w{i + 1} is" if i % 2 else f"w{i} is", "target": f"w{i + 20} w{i + 30}"} for i in range(6)

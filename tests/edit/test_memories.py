@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import workbench
-from workbench.errors import WorkbenchError
-from workbench.run.materialize import configuration_digest, materialize
 from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, answer, logits, text_of, write_rows
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS
+
+import workbench
+from workbench.errors import WorkbenchError
+from workbench.run.materialize import configuration_digest, materialize
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "opt", "gemma2"])

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
+from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
+from worlds.project import Project
+
 import workbench
 from workbench.cli import main
 from workbench.evaluate import build_plan, score
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
-from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
-from worlds.project import Project
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of, write_rows
+from worlds.project import Project
+
 import workbench
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.facts.credibility import Credibility, Use
 from workbench.run.memories import SavedMemory
-from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of, write_rows
-from worlds.project import Project
 
 ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
 EXTRA = {"id": "extra", "prompt": "w4 of {subject} is", "subject": "w19", "target": "w29"}

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from worlds.commands import call, document
+from worlds.people import SUBJECT, write_rows
+from worlds.project import CPU, Project
+from worlds.report_page import Page
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted, sequential
 from workbench.evaluate.lineup import lineup
@@ -17,10 +22,6 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
 from workbench.scores.store import ScoreStore
-from worlds.commands import call, document
-from worlds.people import SUBJECT, write_rows
-from worlds.project import CPU, Project
-from worlds.report_page import Page
 
 RECIPE = """
 base: people

@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds import people
+from worlds.dense import context_of, save_dense, write_facts_file
+from worlds.project import CPU, Project
+from worlds.tiny import files_of
+
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score
 from workbench.edit.places.rows import padded, row_of
@@ -19,10 +24,6 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext
-from worlds import people
-from worlds.dense import context_of, save_dense, write_facts_file
-from worlds.project import CPU, Project
-from worlds.tiny import files_of
 
 FIELDS: dict[str, Any] = {"edit": "ultraedit", "facts": "facts.jsonl"}
 

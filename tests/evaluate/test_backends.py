@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from worlds.completions_server import serving
+from worlds.local_tasks import A, suite, tiny
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.backends import WrittenCheckpoint
 from workbench.evaluate.scorer import Scorer
-from worlds.completions_server import serving
-from worlds.local_tasks import A, suite, tiny
 
 
 @pytest.fixture

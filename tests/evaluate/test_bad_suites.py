@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tiny, write_data
+from worlds.places import TASKS
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, suite, tiny, write_data
-from worlds.places import TASKS
 
 
 def test_nan_log_likelihoods_name_configuration_task_and_item(tasks_dir: Path, tokenizer: Any) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
+
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.scores.plan import Item, subset
 from workbench.scores.store import Configuration, ScoreStore
-from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
 
 # Parity
 

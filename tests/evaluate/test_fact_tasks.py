@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from worlds.commands import call, document
+from worlds.fact_world import EDIT, F32, Reference, docs, expected, lay_out, live, plan_of
+from worlds.project import Project
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate import score
 from workbench.evaluate.facts import Wanted
@@ -17,9 +21,6 @@ from workbench.recipe.recipe import load_recipe
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
-from worlds.commands import call, document
-from worlds.fact_world import EDIT, F32, Reference, docs, expected, lay_out, live, plan_of
-from worlds.project import Project
 
 
 @pytest.fixture

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from worlds.commands import call
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tiny
+from worlds.suites import checks
+
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate
@@ -17,9 +21,6 @@ from workbench.evaluate.sentences import sentence_for
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
-from worlds.commands import call
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tiny
-from worlds.suites import checks
 
 METRICS = "\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n  - {metric: brier_score, aggregation: brier_score, higher_is_better: false}\n"
 INNER = """

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.scores.store import Configuration
 from worlds.commands import call, document, refused
 from worlds.hub_server import CommandLine, HubServer
 from worlds.project import Project
 from worlds.suites import MEAN, lay_out_models
 from worlds.tiny import edit_json, save_finetuned
+
+from workbench.scores.store import Configuration
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from worlds.local_tasks import A, plan_of, tiny
+
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
@@ -18,7 +20,6 @@ from workbench.files import digest_of
 from workbench.scores.documents import read_document
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore
-from worlds.local_tasks import A, plan_of, tiny
 
 B = Configuration("b" * 32, "b")
 

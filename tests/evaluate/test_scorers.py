@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from worlds.local_tasks import A, documents, suite, tiny
+
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
 from workbench.evaluate.scorer import KeptRows, Scorer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Journal, ScoreStore
-from worlds.local_tasks import A, documents, suite, tiny
 
 HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
 # Long contexts and several choices of several tokens; letters after five examples; one continuation; running text; text to write.

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.places import STARTER, TASKS
+
 from workbench.evaluate import build_plan, quiet, score
 from workbench.scores.plan import ScorePlan, item_ids
 from workbench.scores.store import Configuration
 from workbench.scores.suite import Suite
 from workbench.scores.tasks import task_index
-from worlds.places import STARTER, TASKS
 
 pytestmark = [pytest.mark.starter, pytest.mark.slow]
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import WorkbenchError
-from workbench.evaluate.suitecheck import check_suite, list_suites, show_suite
-from workbench.scores.plan import Item, subset
-from workbench.scores.suite import load_suite
 from worlds.commands import run
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, write_data
 from worlds.places import EVALS, PROJECT
 from worlds.suites import checks
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate.suitecheck import check_suite, list_suites, show_suite
+from workbench.scores.plan import Item, subset
+from workbench.scores.suite import load_suite
 
 
 def edit(place: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

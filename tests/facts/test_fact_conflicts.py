@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from worlds.places import PUBLIC
+
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
 from workbench.facts.conflicts import Conflict, conflicts, require_consistent
 from workbench.facts.imported import consistent
 from workbench.facts.reading import read_all
-from worlds.places import PUBLIC
 
 
 def made(*rows: tuple[str, str | None, str] | dict[str, Any]) -> list[Fact]:

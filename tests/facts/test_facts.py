@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from worlds.places import PUBLIC
+
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of, read_facts, read_published, write_facts
 from workbench.facts.conflicts import conflicts
 from workbench.facts.imported import import_facts, rebuild_neighbours
-from worlds.places import PUBLIC
 
 # Rows as published, with invented content.
 COUNTERFACT: dict[str, Any] = {

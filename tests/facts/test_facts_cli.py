@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.commands import run
+from worlds.project import Project
+
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.library.facts import greedy_answers, says
-from worlds.commands import run
-from worlds.project import Project
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
 

@@ -13,6 +13,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from worlds.project import Project
+from worlds.search_world import lay_out, searched
+
 from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title
 from workbench.edit.closed_form.preserving import read_prompts
@@ -29,9 +33,6 @@ from workbench.search.study import ARMS, JOURNAL, Study
 from workbench.train import TrainSpec
 from workbench.train.rows import read_replay
 from workbench.weights.digests import tensor_digests
-from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
-from worlds.project import Project
-from worlds.search_world import lay_out, searched
 
 FULL = {
     **yaml.safe_load(RECIPE), "name": "fuzzed", "description": "words", "seed": 1, "output": {"dtype": "float32", "shard_size": "4GB"},

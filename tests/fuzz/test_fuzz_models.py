@@ -12,6 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
+from worlds.project import Project
+
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
 from workbench.models.layout import model_depth
@@ -19,8 +22,6 @@ from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.checkpoint import checkpoint_files, read_config, read_header
-from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
-from worlds.project import Project
 
 PLAN = ["plan", "recipes/test.yaml"]
 

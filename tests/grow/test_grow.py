@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+from worlds.tiny import config, edit_json, live, save_model, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.remap import GrownSource
 from workbench.models.layout import Layout
@@ -19,8 +22,6 @@ from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.steps import NEW, Axis, Grown
 from workbench.weights.specs import TensorSpec
-from worlds.project import CPU, Project
-from worlds.tiny import config, edit_json, live, save_model, tensors_of
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt_neo", "opt"]
 MORE = ["mistral", "qwen3", "gemma3", "olmo2", "phi", "granite", "smollm3", "glm4", "phi3", "cohere", "starcoder2"]

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
-from workbench.run.compose import compose
 from worlds.mixtures import live
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.run.compose import compose
 
 PAIRS = [("llama", "mixtral"), ("mistral", "mixtral"), ("qwen2", "qwen2_moe"), ("qwen3", "qwen3_moe"), ("olmo2", "flex_olmo"),
          ("granite", "granitemoe"), ("llama", "granitemoe"), ("ernie4_5", "ernie4_5_moe")]  # fmt: skip

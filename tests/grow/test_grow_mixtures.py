@@ -11,6 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, random_tokens, rows_of, save_mixture, write_lines
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
+
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import written_specs
@@ -18,9 +22,6 @@ from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.plan import plan
-from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, random_tokens, rows_of, save_mixture, write_lines
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
 
 @pytest.fixture(scope="session")

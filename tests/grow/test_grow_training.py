@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+from worlds.tiny import VOCABULARY, WORDS, tensors_of
+
 from workbench.bricks.card import read_card
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
@@ -18,8 +21,6 @@ from workbench.run.compose import compose
 from workbench.run.plan import plan
 from workbench.train.routing import routing_loss
 from workbench.weights.digests import tensor_digest
-from worlds.project import CPU, Project
-from worlds.tiny import VOCABULARY, WORDS, tensors_of
 
 
 @pytest.fixture

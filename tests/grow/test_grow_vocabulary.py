@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
-from workbench.files import read_json
 from worlds.project import Project
 from worlds.tiny import VOCABULARY, WORDS, edit_json, save_model, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.files import read_json
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "gpt_neox", "gpt2", "phi", "opt", "granite", "smollm3", "gptj",
             "gpt_neo", "cohere", "starcoder2", "phi3"]  # fmt: skip

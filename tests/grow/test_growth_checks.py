@@ -12,6 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from worlds.growing import LAYERS, save_family, tiny_config
+from worlds.mixtures import save_mixture
+from worlds.project import CPU, Project
+from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
@@ -25,10 +30,6 @@ from workbench.run.compose import compose
 from workbench.run.plan import plan
 from workbench.steps import Growth
 from workbench.weights.checkpoint import Checkpoint
-from worlds.growing import LAYERS, save_family, tiny_config
-from worlds.mixtures import save_mixture
-from worlds.project import CPU, Project
-from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
 

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from worlds.project import CPU, Project
+from worlds.tiny import tensors_of
+
 from workbench.grow.expansion.streamed import NotStreamedError, Streamed, streamed_bytes
 from workbench.models.layout import Model
 from workbench.models.placement import Piece
 from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint
-from worlds.project import CPU, Project
-from worlds.tiny import tensors_of
 
 
 class Peeks(nn.Module):

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from worlds.growing import CAUGHT, FAMILIES, GROWN, STEPS, save_family
+from worlds.project import CPU, Project
+
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.streamed import Streamed
 from workbench.models.layout import Model
 from workbench.models.skeleton import causal_skeleton
 from workbench.weights.checkpoint import Checkpoint
-from worlds.growing import CAUGHT, FAMILIES, GROWN, STEPS, save_family
-from worlds.project import CPU, Project
 
 QUICK = ("llama", "bitnet", "mpt", "vaultgemma", "diffllama", "ernie4_5_moe")
 TOKENS = torch.randint(2, 60, (2, 30), generator=torch.Generator().manual_seed(3))

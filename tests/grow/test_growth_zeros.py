@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import Project
+from worlds.tiny import tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
 from workbench.grow.expansion.preserve import same_logits
 from workbench.recipe.methods import methods
-from worlds.project import Project
-from worlds.tiny import tensors_of
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
 

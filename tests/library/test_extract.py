@@ -13,6 +13,10 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from worlds.peft_runs import config, peft_logits
+from worlds.project import CPU, Project
+from worlds.tiny import edit_json, save_adapter, save_finetuned, tensors_of
+
 from workbench.adapters.approximate import Policy, rounding
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
@@ -24,9 +28,6 @@ from workbench.library.extract import bake, extract
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
-from worlds.peft_runs import config, peft_logits
-from worlds.project import CPU, Project
-from worlds.tiny import edit_json, save_adapter, save_finetuned, tensors_of
 
 
 def taken(project: Project, checkpoint: str, base: str = "base", out: str = "out", **policy: Any) -> tuple[Path, dict[str, Any]]:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds.project import CPU, Project
+from worlds.tiny import edit_json, files_of, save_model, tensors_of
+
 from workbench.bricks.hub import HEADERS
 from workbench.cli import app, main
 from workbench.errors import WorkbenchError
@@ -18,8 +21,6 @@ from workbench.library.rebase import read_edit, rebase
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
-from worlds.project import CPU, Project
-from worlds.tiny import edit_json, files_of, save_model, tensors_of
 
 MEMIT = (
     "{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, layers: [1], "

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from worlds.project import CPU
+from worlds.tiny import tensors_of
+
 from workbench.adapters.bind import bind
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.brick import Brick
@@ -18,8 +21,6 @@ from workbench.models.layout import Model
 from workbench.report.heatmap import render_heat_maps
 from workbench.run.compose import deltas
 from workbench.weights.checkpoint import Checkpoint
-from worlds.project import CPU
-from worlds.tiny import tensors_of
 
 
 def measured(base: Path, first: Path, *others: Path) -> Measures:

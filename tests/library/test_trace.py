@@ -12,11 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds import people
+from worlds.project import CPU, Project
+
 from workbench.cli import app, main
 from workbench.errors import WorkbenchError
 from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
-from worlds import people
-from worlds.project import CPU, Project
 
 
 @pytest.fixture

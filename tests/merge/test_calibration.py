@@ -13,6 +13,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from worlds.project import CPU, Project
+from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
+from worlds.tiny import save_finetuned, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.models.live import live_model
 from workbench.models.texts import Text, batches, encode, read_texts
@@ -21,9 +25,6 @@ from workbench.run.compose import compose
 from workbench.run.execute import plan
 from workbench.steps import MergeContext, MergeMethod
 from workbench.weights.specs import load
-from worlds.project import CPU, Project
-from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
-from worlds.tiny import save_finetuned, tensors_of
 
 FAMILIES = ["llama", "llama_untied", "qwen2", "gemma2", "gpt2", "gpt_neox", "gpt_neo", "opt", "gemma3", "phi3"]
 

@@ -12,10 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from workbench.cli import app
-from workbench.errors import WorkbenchError
-from workbench.merge.streaming.difference import WeightsDelta
-from workbench.weights.specs import load
 from worlds.factored import (
     CORE,
     METHODS,
@@ -32,6 +28,11 @@ from worlds.factored import (
 )
 from worlds.merging import InMemory
 from worlds.project import CPU, Project
+
+from workbench.cli import app
+from workbench.errors import WorkbenchError
+from workbench.merge.streaming.difference import WeightsDelta
+from workbench.weights.specs import load
 
 INVARIANT = [name for name, cls in METHODS.items() if cls.laws.rotation_invariant]
 

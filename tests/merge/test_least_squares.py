@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds.merging import BASE, ONE, TWO, close, merge, models
+from worlds.places import PROJECT
+
 from workbench.errors import WorkbenchError
 from workbench.merge.measuring.least_squares import solve
 from workbench.merge.wudi import own_gram
 from workbench.recipe.describe import describe
 from workbench.recipe.methods import methods
-from worlds.merging import BASE, ONE, TWO, close, merge, models
-from worlds.places import PROJECT
 
 THREE = [torch.randn(5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
 WEIGHTS = [1.0, 2.0, 0.5]

@@ -10,6 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from worlds.merging import BASE, ONE, TWO, close, merge, models, reference_trim
+from worlds.project import CPU
+
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming.trim import joint_trims, trims
@@ -17,8 +20,6 @@ from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
 from workbench.weights.sparse import Rows, Selection, select
 from workbench.weights.specs import TensorSpec
-from worlds.merging import BASE, ONE, TWO, close, merge, models, reference_trim
-from worlds.project import CPU
 
 # Those that read texts: test_calibration.py. mergekit's own need parameters and their number of bricks: test_mergekit.py.
 METHODS = [

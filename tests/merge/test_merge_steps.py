@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import Project
+from worlds.tiny import save_adapter, save_finetuned, tensors_of
+
 import workbench.weights.specs as specs_module
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
-from worlds.project import Project
-from worlds.tiny import save_adapter, save_finetuned, tensors_of
 
 # Those that read texts: test_calibration.py. mergekit's own need parameters: test_mergekit.py.
 METHODS = [

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.mergekit_runs import difference, run_mergekit, save_models
+from worlds.merging import InMemory, merge, models
+from worlds.project import CPU, Project
+from worlds.tiny import tensors_of
+
 import workbench.merge.mergekit.api as api
 from workbench.errors import WorkbenchError
 from workbench.merge.mergekit.api import seed_of
@@ -19,10 +24,6 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import load
-from worlds.mergekit_runs import difference, run_mergekit, save_models
-from worlds.merging import InMemory, merge, models
-from worlds.project import CPU, Project
-from worlds.tiny import tensors_of
 
 # Method -> bricks, parameters, and whether mergekit is given the base.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {

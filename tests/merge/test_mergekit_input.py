@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from worlds.project import Project
+
 import workbench.merge.mergekit.api as api
 from workbench.errors import WorkbenchError
 from workbench.merge.mergekit.methods import METHODS, Bridge
-from worlds.project import Project
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds.merging import ULP, merge, models, reference_trim
+from worlds.project import CPU
+from worlds.tiny import save_adapter, tensors_of
+
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.models.live import compute
@@ -17,9 +21,6 @@ from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
 from workbench.weights.specs import TensorSpec
-from worlds.merging import ULP, merge, models, reference_trim
-from worlds.project import CPU
-from worlds.tiny import save_adapter, tensors_of
 
 WEIGHTS = [0.5, 1.0, 1.5]
 BRICKS = {f"brick{i}": w for i, w in enumerate(WEIGHTS)}

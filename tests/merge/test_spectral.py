@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.models.layout import Model
 from worlds.factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formula
 from worlds.merging import InMemory
 from worlds.project import Project
+
+from workbench.models.layout import Model
 
 # -- worked examples
 

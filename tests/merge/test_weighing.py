@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, write_data
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, tensors_of
+
 from workbench.evaluate.resident import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
 from workbench.merge.measuring.grams import LayerInputs
 from workbench.models.texts import TextRow, batches
 from workbench.scores.store import ScoreStore
-from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, write_data
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS, tensors_of
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
 RIDGE, TEMPERATURE = 0.02, 0.7

@@ -13,6 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
+from worlds.project import CPU, Project
+
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.models.conversion import Aligned, live_names
@@ -25,8 +28,6 @@ from workbench.run.materialize import materialize
 from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import load
-from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
-from worlds.project import CPU, Project
 
 WEIGHTS = {"one": 0.7, "two": -0.4}
 ARITHMETIC = f"steps: [{{merge: task_arithmetic, bricks: {WEIGHTS}}}]\n".replace("'", "")

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.padded_families import NAMES, random_model
+
 from workbench.edit.places.rows import EditRow, padded
 from workbench.evaluate.answers import _greedy
 from workbench.grow.mixtures.gates import read_inputs
@@ -14,7 +16,6 @@ from workbench.models.batching import side_by_side
 from workbench.models.texts import TextRow as Text
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
-from worlds.padded_families import NAMES, random_model
 
 CPU = torch.device("cpu")
 ROWS = [([5, 9, 3, 7, 20, 33, 2, 8, 41, 12, 4, 6], 3), ([11, 7, 3], 2), ([8, 2, 40, 41, 42, 9, 60], 4)]

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from workbench.errors import WorkbenchError
-from workbench.models.generation import DEFAULTS, generation_settings, identity
 from worlds.commands import call, document, refused
 from worlds.local_tasks import asks_for_texts
 from worlds.project import Project
 from worlds.suites import clustered_suite
 from worlds.tiny import edit_json, save_finetuned
+
+from workbench.errors import WorkbenchError
+from workbench.models.generation import DEFAULTS, generation_settings, identity
 
 TEXTS = asks_for_texts(
     "texts",

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
+
 from workbench.edit.grace import _foreign
 from workbench.edit.grace import _row as grace_row
 from workbench.edit.gradient.tuning import rows_of
@@ -21,8 +24,6 @@ from workbench.models.prompts import encode_inside, encode_pair, encode_text
 from workbench.models.texts import Text
 from workbench.models.texts import encode as encode_texts
 from workbench.train import encode
-from worlds.project import CPU, Project
-from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
 
 
 def pieces(tokenizer: Any, ids: Any) -> list[str]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
+from worlds.project import CPU, Project
+from worlds.tiny import save_tokenizer, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
 from workbench.models.layout import Layout, model_depth
-from worlds.project import CPU, Project
-from worlds.tiny import save_tokenizer, tensors_of
 
 KINDS = ["linear_attention", "mlp", "full_attention", "mlp"]
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 
-from workbench.errors import WorkbenchError
-from workbench.recipe.mergekit import import_recipe
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 from worlds.tiny import save_finetuned, save_model, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.recipe.mergekit import import_recipe
 
 REFUSED = {"frankenmerge"}
 RANDOM = {"dare_ties", "dare_linear", "della"}

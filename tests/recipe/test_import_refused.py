@@ -9,10 +9,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
+
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
-from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 
 HEAD = "merge_method: ties\nbase_model: base\n"
 MOE = "base_model: base\nexperts:\n  - {source_model: one}\n  - {source_model: two}\ngate_mode: random\n"

@@ -11,11 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from workbench.errors import WorkbenchError
-from workbench.recipe.schema import RecipeFields
 from worlds.mergekit_runs import difference, imported, run_mergekit
 from worlds.project import CPU
 from worlds.tiny import edit_json, save_finetuned, save_model, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.recipe.schema import RecipeFields
 
 EMBED = "model.embed_tokens.weight"
 ALIGNS = "tokenizer" in RecipeFields.model_fields

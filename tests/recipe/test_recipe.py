@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from worlds.project import Project
+
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Layout, Model
 from workbench.project import find_project
@@ -15,7 +17,6 @@ from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.schema import recipe_schema
 from workbench.resolve.resolve import resolve
 from workbench.steps.fields import Where, parse_size, value_at
-from worlds.project import Project
 
 HEAD = "version: 1\nbase: base\nbricks: {math: bricks/one, code: bricks/two}\nsteps:\n"
 TIES = "  - id: mix\n    merge: ties\n"

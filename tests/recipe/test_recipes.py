@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from worlds.places import PROJECT
+
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
-from worlds.places import PROJECT
 
 RECIPES = sorted([*(PROJECT / "recipes").glob("*.yaml"), *(PROJECT / "recipes" / "forget").glob("*.yaml")])
 has_starter = pytest.mark.skipif(not (PROJECT / "bricks/starter/base/config.json").is_file(),

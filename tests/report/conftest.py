@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.report import render
 from worlds.report_document import make_document
 from worlds.report_page import Document
 from worlds.search_document import make_search
+
+from workbench.report import render
 
 
 @pytest.fixture(scope="module")

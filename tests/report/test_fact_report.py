@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from worlds.commands import call
+from worlds.fact_world import EDIT, F32, lay_out
+from worlds.project import Project
+from worlds.report_document import make_document
+from worlds.report_page import Page
+
 from workbench.compare.survival import facts_of
 from workbench.compare.tables import Table
 from workbench.report import render
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
-from worlds.commands import call
-from worlds.fact_world import EDIT, F32, lay_out
-from worlds.project import Project
-from worlds.report_document import make_document
-from worlds.report_page import Page
 
 FACTS = "f" * 32
 SUITE = Suite(

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from worlds.report_document import TASKS, make_document, make_large
+from worlds.report_page import Document, Page, rendered
+
 from workbench.report import render
 from workbench.report.forest import axis
 from workbench.report.markdown import escape, fence
 from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed
 from workbench.report.reading import view_of
 from workbench.report.wording import missing_controls, summary, without_average
-from worlds.report_document import TASKS, make_document, make_large
-from worlds.report_page import Document, Page, rendered
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
 EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"

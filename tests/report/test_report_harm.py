@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from worlds.report_additions import add_own_units
+from worlds.report_document import TASKS, TOLERANCE, make_document
+from worlds.report_page import Document, Page, rendered
+
 from workbench.report import guard
 from workbench.report.glossary import glossary
 from workbench.report.marks import CLASSES
@@ -16,9 +20,6 @@ from workbench.report.numbers import MINUS, POINTS, fixed, signed
 from workbench.report.reading import view_of
 from workbench.report.view import GUARD_WORDS, VERDICTS
 from workbench.report.wording import headline, summary
-from worlds.report_additions import add_own_units
-from worlds.report_document import TASKS, TOLERANCE, make_document
-from worlds.report_page import Document, Page, rendered
 
 REASON = (
     "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worlds.report_additions import BRICK_BYTES, add_own_units
+from worlds.report_document import make_document
+from worlds.report_page import Document, Page, rendered
+
 from workbench.report.facts import self_check
 from workbench.report.flips import direction
 from workbench.report.numbers import MISSING, Unit, about, amount, fixed, raw, signed, size, small
 from workbench.report.reading import view_of
 from workbench.report.scatter import front, scatters
 from workbench.report.wording import diff_pair, headline, what
-from worlds.report_additions import BRICK_BYTES, add_own_units
-from worlds.report_document import make_document
-from worlds.report_page import Document, Page, rendered
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from worlds.report_page import Page
+from worlds.search_document import CONTROLS, make_search
+from worlds.search_page import Document, handmade, rendered, view_of
+
 from workbench.report.search import render
 from workbench.report.search.chart import Scale, spread
 from workbench.report.search.dimensions import curves, importances
@@ -20,9 +24,6 @@ from workbench.report.search.history import best_so_far, history, hypervolume
 from workbench.report.search.parallel import parallel
 from workbench.report.search.pareto import pareto
 from workbench.report.search.wording import headline, sentences
-from worlds.report_page import Page
-from worlds.search_document import CONTROLS, make_search
-from worlds.search_page import Document, handmade, rendered, view_of
 
 MINUS = "\N{MINUS SIGN}"
 EVIL = "<img src=x onerror=\"document.title='run'\"></script>|`"

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from workbench.cli import app
-from workbench.errors import WorkbenchError
 from worlds.commands import call, refused
 from worlds.project import Project
 from worlds.search_document import make_search
 from worlds.suites import clustered_suite
+
+from workbench.cli import app
+from workbench.errors import WorkbenchError
 
 RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{id: mix, merge: linear}]\neval: [mini]\n"
 SEARCH = "search: {space: {mix.lambda: [0.2, 1.2]}, trials: 4}\n"

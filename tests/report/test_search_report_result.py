@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from workbench.report.search.wording import headline, sentences, tried
 from worlds.report_page import Page
 from worlds.search_document import CONTROLS, all_given_up, make_search
 from worlds.search_page import Document, handmade, rendered, view_of
+
+from workbench.report.search.wording import headline, sentences, tried
 
 
 def test_winner_with_the_weights_of_a_control() -> None:

@@ -10,6 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from worlds.places import PROJECT
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS
+
 import workbench
 from workbench.cli import app, main
 from workbench.edit import greedy
@@ -21,9 +25,6 @@ from workbench.library.rebase import rebase
 from workbench.run import efficacy
 from workbench.run.efficacy import EfficacyError
 from workbench.run.materialize import materialize
-from worlds.places import PROJECT
-from worlds.project import CPU, Project
-from worlds.tiny import WORDS
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"

@@ -12,6 +12,10 @@ import pytest
 import torch
 import yaml
 
+from worlds.project import CPU, Project
+from worlds.stopped import stopped_run
+from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
+
 from workbench.errors import WorkbenchError
 from workbench.models.device import pick_device
 from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run
@@ -20,9 +24,6 @@ from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
-from worlds.project import CPU, Project
-from worlds.stopped import stopped_run
-from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\n"
 TIES = HEAD + "steps: [{id: mix, merge: ties}]\n"

@@ -13,6 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from worlds.dense import write_facts_file, write_text
+from worlds.project import CPU, Project
+from worlds.tiny import save_finetuned, tensors_of
+
 from workbench.adapters.read import Adapter
 from workbench.files import file_digest
 from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, settled_identity, unchanged
@@ -20,9 +24,6 @@ from workbench.steps import Memo
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, tensor_digests
 from workbench.weights.specs import load
-from worlds.dense import write_facts_file, write_text
-from worlds.project import CPU, Project
-from worlds.tiny import save_finetuned, tensors_of
 
 FULL = "bricks: {full: own/full}\nsteps: [{merge: task_arithmetic, bricks: {full: 0.5}}]\noutput: {dtype: float32}\n"
 

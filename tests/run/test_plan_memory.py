@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+from worlds.project import Project
+from worlds.tiny import save_tokenizer
+
 from workbench.run.peaks import adapter_bytes, buffer_bytes, core_bytes
 from workbench.run.plan import plan
 from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
-from worlds.project import Project
-from worlds.tiny import save_tokenizer
 
 WIDE, INNER, RANK = 768, 3072, 64
 _ATTENTION = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (WIDE, WIDE))

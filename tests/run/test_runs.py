@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from workbench.errors import WorkbenchError
 from worlds.commands import call
 from worlds.project import Project
 from worlds.stopped import stopped_run
 from worlds.tiny import files_of
+
+from workbench.errors import WorkbenchError
 
 TIES = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\nsteps: [{id: mix, merge: ties}]\n"
 

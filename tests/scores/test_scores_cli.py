@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from worlds.commands import call, refused, run
+from worlds.local_tasks import documents, tiny
+
 from workbench.errors import WorkbenchError
 from workbench.scores.imported import find_imported, import_samples, stored_plans
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples
 from workbench.scores.store import ScoreStore
-from worlds.commands import call, refused, run
-from worlds.local_tasks import documents, tiny
 
 TASKS = ("copy", "pick", "roll", "last")
 

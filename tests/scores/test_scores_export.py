@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from worlds.commands import call, refused
+from worlds.local_tasks import CHOICE, documents, suite
+from worlds.places import TASKS
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.export import LOCALDATA as WRITTEN
 from workbench.evaluate.export import export_task
-from worlds.commands import call, refused
-from worlds.local_tasks import CHOICE, documents, suite
-from worlds.places import TASKS
 
 
 def requests_of(task: Any) -> list[Any]:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from worlds.local_tasks import asks_for_texts, documents
+from worlds.places import TASKS
+
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of
-from worlds.local_tasks import asks_for_texts, documents
-from worlds.places import TASKS
 
 TASK = asks_for_texts(
     "copy",

@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.commands import call, document
+from worlds.project import CPU, Project
+from worlds.search_world import SPACE, folder_of, search_of, searched
+
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
@@ -22,9 +26,6 @@ from workbench.run.execute import execute
 from workbench.scores.plan import ScorePlan
 from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
-from worlds.commands import call, document
-from worlds.project import CPU, Project
-from worlds.search_world import SPACE, folder_of, search_of, searched
 
 
 def trials_of(search: Search) -> list[dict[str, Any]]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from worlds.project import CPU, Project
+from worlds.search_world import lay_out, searched
+
 from workbench.recipe.recipe import load_recipe
 from workbench.search.cluster import Options, run_on_cluster
 from workbench.search.run import Search, open_study, prepare, run
-from worlds.project import CPU, Project
-from worlds.search_world import lay_out, searched
 
 ray = pytest.importorskip("ray", reason="pip install 'brick-workbench[cluster]'")
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from workbench.errors import WorkbenchError
-from workbench.search.winner import conclude
 from worlds.commands import call, document
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
+
+from workbench.errors import WorkbenchError
+from workbench.search.winner import conclude
 
 
 def test_what_the_test_cannot_tell_is_said_first(project: Project, cwd: Path) -> None:

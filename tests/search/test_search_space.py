@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from worlds.project import Project
+from worlds.search_world import searched
+
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search.samplers import grid, sampler_name, starts
 from workbench.search.space import Space
-from worlds.project import Project
-from worlds.search_world import searched
 
 THREE = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 

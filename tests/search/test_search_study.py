@@ -11,13 +11,14 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from safetensors.torch import load_file, save_file
 
+from worlds.project import CPU, Project
+from worlds.search_world import searched
+
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.search.run import Search, open_study, prepare
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
-from worlds.project import CPU, Project
-from worlds.search_world import searched
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
 RECIPES = {

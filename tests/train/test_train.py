@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from worlds.train_world import lora
+
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
 from workbench.train import HubData, TrainSpec, batch_loss, collate, encode, read_replay, train, training_texts
 from workbench.train.rows import replay
-from worlds.train_world import lora
 
 torch = pytest.importorskip("torch")
 

@@ -12,6 +12,8 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from worlds.train_world import lora
+
 from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
@@ -19,7 +21,6 @@ from workbench.models.texts import read_texts
 from workbench.train import encode, train
 from workbench.train.heldout import HeldOut
 from workbench.train.texts import split, training_texts
-from worlds.train_world import lora
 
 
 @pytest.fixture(scope="module")

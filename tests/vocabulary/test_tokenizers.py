@@ -10,11 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.errors import WorkbenchError
-from workbench.vocabulary.align import configured
-from workbench.vocabulary.files import generation_config
-from workbench.vocabulary.tokens import read_tokens
-from workbench.weights.specs import load
 from worlds.project import CPU, Project
 from worlds.tiny import save_adapter, tensors_of
 from worlds.token_words import (
@@ -30,6 +25,12 @@ from worlds.token_words import (
     save_words,
     tensors_in_memory,
 )
+
+from workbench.errors import WorkbenchError
+from workbench.vocabulary.align import configured
+from workbench.vocabulary.files import generation_config
+from workbench.vocabulary.tokens import read_tokens
+from workbench.weights.specs import load
 
 # -- what is written
 

@@ -11,10 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import workbench.weights.row_alignment as rows_module
-from workbench.errors import WorkbenchError
-from workbench.vocabulary.tokens import read_tokens
-from workbench.weights.specs import load
 from worlds.project import Project
 from worlds.tiny import config, edit_json, save_adapter, tensors_of
 from worlds.token_words import (
@@ -34,6 +30,11 @@ from worlds.token_words import (
     save_words,
     tensors_in_memory,
 )
+
+import workbench.weights.row_alignment as rows_module
+from workbench.errors import WorkbenchError
+from workbench.vocabulary.tokens import read_tokens
+from workbench.weights.specs import load
 
 # -- mergekit
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+
 from workbench.run.materialize import configuration_digest
 from workbench.weights import writer
 from workbench.weights.device import Landing, Staging, exact, prepare
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import Shard, layout_digest, write_checkpoint
-from worlds.project import CPU, Project
 
 CUDA = torch.device("cuda")
 OPERATORS = {

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.project import CPU, Project
+
 from workbench.files import publish, write_bytes, write_json
 from workbench.merge.dare import Dare
 from workbench.merge.ties import Ties
@@ -17,7 +19,6 @@ from workbench.run.execute import execute
 from workbench.steps import MergeMethod
 from workbench.weights import kernels
 from workbench.weights.saving import save_tensors
-from worlds.project import CPU, Project
 
 # bfloat16 keeps 16 of 32 bits: lower halves of exactly 0x8000 are ties, and go to the neighbour whose last kept bit is 0.
 TIES = [

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.weights import compiled
 from worlds.project import Project
+
+from workbench.weights import compiled
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 SAYS = "from workbench.weights import kernels; print(kernels.compiled())"

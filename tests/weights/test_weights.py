@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from worlds.project import CPU
+from worlds.tiny import edit_json, files_of, save_finetuned, tensors_of
+
 import workbench.weights.checkpoint as reader
 import workbench.weights.specs as specs_module
 import workbench.weights.writer as writer
@@ -25,8 +28,6 @@ from workbench.weights.digests import entry_digest, tensor_digest, tensor_digest
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import TensorSpec, load
 from workbench.weights.writer import JOURNAL, plan_shards, write_checkpoint
-from worlds.project import CPU
-from worlds.tiny import edit_json, files_of, save_finetuned, tensors_of
 
 GB = 10**9
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from workbench.steps import MethodContext
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, WORDS, save_tokenizer
+
+from workbench.steps import MethodContext
 
 LAYERS = 3
 _COMMON = {"vocab_size": VOCABULARY, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.2}

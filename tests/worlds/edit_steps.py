@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from worlds.project import CPU
+
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import keys_and_values, score
 from workbench.edit.places.rows import padded, row_of
 from workbench.facts import Fact
 from workbench.recipe.methods import methods
 from workbench.steps import MethodContext
-from worlds.project import CPU
 
 FIELDS = {
     "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 1, "statistics": "text.txt", "clamp": 20.0,

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from worlds.project import CPU, Project
+
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans
 from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import materialize
 from workbench.scores.plan import ScorePlan
-from worlds.project import CPU, Project
 
 FACTS = [
     {"id": "one", "prompt": "w1 w2 {subject} is", "subject": "w3", "target": "w4 w5", "target_true": "w6", "paraphrases": ["w7 {subject} of", "w8 w9 of"],

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worlds.merging import InMemory, merge
+
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSource
-from worlds.merging import InMemory, merge
 
 METHODS = {cls.name: cls for cls in methods().values() if issubclass(cls, MergeMethod)}
 CORE = [name for name, cls in METHODS.items() if "core" in cls.laws.spaces]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worlds.tiny import LAYERS, VOCABULARY, config, save_tokenizer
+
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from worlds.tiny import LAYERS, VOCABULARY, config, save_tokenizer
 
 BOUND = 1e-6
 IDS = torch.arange(24).view(2, 12) * 5 % VOCABULARY

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worlds.project import CPU
+
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.trim import keep_count
@@ -14,7 +16,6 @@ from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
 from workbench.weights.specs import TensorSpec, load
-from worlds.project import CPU
 
 ULP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 TINY = {torch.float32: 1e-12, torch.bfloat16: 1e-12, torch.float16: 2.0**-24}

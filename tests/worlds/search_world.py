@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-from workbench.recipe.recipe import load_recipe
-from workbench.search.run import Search, prepare
 from worlds.local_tasks import LOCALDATA
 from worlds.project import CPU, Project
+
+from workbench.recipe.recipe import load_recipe
+from workbench.search.run import Search, prepare
 
 TASK = """
 task: {name}

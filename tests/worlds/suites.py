@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workbench.evaluate.suitecheck import SuiteCheck, check_suite
 from worlds.places import TASKS
 from worlds.project import Project
 from worlds.tiny import save_finetuned
+
+from workbench.evaluate.suitecheck import SuiteCheck, check_suite
 
 MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n"
 

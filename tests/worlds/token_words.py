@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.resolve.resolved import Resolved
-from workbench.vocabulary.tokens import read_tokens
 from worlds.project import CPU
 from worlds.tiny import CHAT_TEMPLATE, config, edit_json, tensors_of
+
+from workbench.resolve.resolved import Resolved
+from workbench.vocabulary.tokens import read_tokens
 
 SPECIAL = ["<unk>", "<eos>", "<pad>"]
 BASE = [*SPECIAL, *(f"w{i}" for i in range(297))]
