@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from workbench.run.kinds.costs import _FLOPS_PER_SECOND
 
 from worlds.project import CPU, Project
 
@@ -14,7 +15,6 @@ from workbench.cli import app
 from workbench.cli.run import duration
 from workbench.run.compose import compose
 from workbench.run.efficacy import check_efficacy
-from workbench.run.kinds.costs import _FLOPS_PER_SECOND
 from workbench.run.plan import plan
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
