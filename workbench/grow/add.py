@@ -109,8 +109,13 @@ class AddExpert(TextMethod):
         old = {name: load(model.weights, name, torch.float32) for name in names}
         longest = longest_row(model.config, self.max_length)
         if self.way == "prompts":
-            asked = {b: (encode_prompts(self.prompts_of(b), context, longest, b), encode_prompts(self.prompts_of(b, True), context, longest, b))
-                     for b in self.names()}  # fmt: skip
+            asked = {
+                b: (
+                    encode_prompts(self.prompts_of(b), context, longest, b),
+                    encode_prompts(self.prompts_of(b, True), context, longest, b),
+                )
+                for b in self.names()
+            }
             found = prompt_gates(
                 context, asked, {brick: {} for brick in asked}, {n: n for n in names}, model, self.temperature, old
             )
@@ -118,8 +123,11 @@ class AddExpert(TextMethod):
         else:
             assert self.calibration is not None
             texts = self.rows(self.calibration, model, context)
-            biases = {routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
-                      for layer, of in corrections(mixture).items() for name in of}  # fmt: skip
+            biases = {
+                routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
+                for layer, of in corrections(mixture).items()
+                for name in of
+            }
             found = never_gates(context, texts, old, biases, model, mixture.top_k)
             rows = {name: row.expand(len(self.names()), -1) for name, row in found.rows.items()}
         return Measured({name: torch.cat([old[name], rows[name]]) for name in names}, {"gate": found.record})

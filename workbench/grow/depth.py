@@ -58,8 +58,11 @@ class Depth(GrowMethod):
         copied = self.copied(layout.depth)
         order = [(i, copy) for i in range(layout.depth) for copy in ((False, True) if i in copied else (False,))]
         zero = {name for i in copied for name in layout.residual_writers(i)}
-        tensors = in_order(layout, [old for old, _ in order],
-                           lambda name, new: Grown(name, new=order[new][1], zero=order[new][1] and name in zero))  # fmt: skip
+        tensors = in_order(
+            layout,
+            [old for old, _ in order],
+            lambda name, new: Grown(name, new=order[new][1], zero=order[new][1] and name in zero),
+        )
         return Growth(
             tensors,
             reordered(model.config, layout.depth, [old for old, _ in order], "depth"),

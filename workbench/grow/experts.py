@@ -94,8 +94,10 @@ class Experts(TextMethod):
         if self.top_k > len(self.members()):
             raise ValueError(f"expected top_k of at most {len(self.members())}, the number of experts; found {self.top_k}")
         if not self.norm_topk_prob:
-            raise ValueError("norm_topk_prob: false multiplies what the experts give by the sum of the weights of those taken, which is below "
-                             "one, so that the grown model would not compute what the dense one did")  # fmt: skip
+            raise ValueError(
+                "norm_topk_prob: false multiplies what the experts give by the sum of the weights of those taken, which is below "
+                "one, so that the grown model would not compute what the dense one did"
+            )
         if self.redraw and self.bricks:
             raise ValueError("`redraw` is of copies; experts of bricks differ already")
         if self.gate != "random":
@@ -147,8 +149,13 @@ class Experts(TextMethod):
         changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in members}
         readers = {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers}
         if self.gate == "prompts":
-            asked = {m: (encode_prompts(self.prompts_of(m), context, longest, m), encode_prompts(self.prompts_of(m, True), context, longest, m))
-                     for m in members}  # fmt: skip
+            asked = {
+                m: (
+                    encode_prompts(self.prompts_of(m), context, longest, m),
+                    encode_prompts(self.prompts_of(m, True), context, longest, m),
+                )
+                for m in members
+            }
             found = prompt_gates(context, asked, changes, readers, model, self.temperature)
         else:
             rows = {m: self.rows(f, model, context) for m in members if (f := self.texts(m)) is not None}
@@ -183,11 +190,18 @@ class Experts(TextMethod):
         if pairs is None:
             raise WorkbenchError(
                 f"grow experts: model_type {kind} has no mixture-of-experts twin in transformers that computes the same with experts that are "
-                f"all alike; those that have: {', '.join(PAIRS)}", "`workbench methods experts` says more.", 2)  # fmt: skip
+                f"all alike; those that have: {', '.join(PAIRS)}",
+                "`workbench methods experts` says more.",
+                2,
+            )
         into = self.into or next(iter(pairs))
         if into not in pairs:
-            raise WorkbenchError(f"grow experts: {kind} does not become {into} without a change of the function; it can become {', '.join(pairs)}. "
-                                 f"{nearest(into, TARGETS)}", None, 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow experts: {kind} does not become {into} without a change of the function; it can become {', '.join(pairs)}. "
+                f"{nearest(into, TARGETS)}",
+                None,
+                2,
+            )
         target = TARGETS[into]
         known = set(parse_config({"model_type": into}).to_dict())
         config = {k: v for k, v in parsed.items() if k in known or k in _ALWAYS}
@@ -231,8 +245,12 @@ class _ExpertsPlan:
         }
         for name, parts in target.fused.items():
             rows, cols = self._joined(dense, parts)
-            found[prefix + name] = Grown(dense[parts[0]], new=True, parts=tuple(expert[part] for expert in experts for part in parts),
-                                         shape=(len(experts), rows, cols))  # fmt: skip
+            found[prefix + name] = Grown(
+                dense[parts[0]],
+                new=True,
+                parts=tuple(expert[part] for expert in experts for part in parts),
+                shape=(len(experts), rows, cols),
+            )
         found[prefix + target.router] = self._added(dense[GATE], rows=len(experts), std=self.std)
         for name in target.zeros:
             found[prefix + name] = self._added(dense[GATE], rows=1, cols=len(experts))
@@ -263,4 +281,10 @@ class _ExpertsPlan:
     @staticmethod
     def _added(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:
         """A tensor of rows and columns that are all new."""
-        return Grown(source, new=True, rows=None if rows is None else Axis(np.full(rows, NEW)), cols=None if cols is None else Axis(np.full(cols, NEW)), std=std)  # fmt: skip
+        return Grown(
+            source,
+            new=True,
+            rows=None if rows is None else Axis(np.full(rows, NEW)),
+            cols=None if cols is None else Axis(np.full(cols, NEW)),
+            std=std,
+        )

@@ -49,8 +49,10 @@ class PruneExperts(TextMethod):
     def _one(self) -> PruneExperts:
         given = [f for f in ("drop", "keep", "to") if getattr(self, f) is not None]
         if len(given) != 1:
-            raise ValueError("expected one of `drop: [3, 5]`, `keep: [[0, 1], [2, 3]]` (a list a layer) and `to: 4` (with `calibration`); "
-                             f"found {' and '.join(given) or 'none'}")  # fmt: skip
+            raise ValueError(
+                "expected one of `drop: [3, 5]`, `keep: [[0, 1], [2, 3]]` (a list a layer) and `to: 4` (with `calibration`); "
+                f"found {' and '.join(given) or 'none'}"
+            )
         if (self.to is None) != (self.calibration is None):
             raise ValueError("`to` and `calibration`, a jsonl of texts to count on, go together")
         for kept in self.keep or ():
@@ -97,8 +99,11 @@ class PruneExperts(TextMethod):
         top_k = self.top_k or mixture.top_k
         if top_k > count:
             said = f"top_k is {top_k}" if self.top_k else f"a token takes {top_k} experts ({mixture.taken})"
-            raise WorkbenchError(f"grow prune_experts: {said}, and {count} of {mixture.count} experts stay",
-                                 f"Set top_k: {count} or lower in the step.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow prune_experts: {said}, and {count} of {mixture.count} experts stay",
+                f"Set top_k: {count} or lower in the step.",
+                2,
+            )
         config = mixture.config(count, self.top_k)
         tensors = mixture.regrown(lambda layer: kept[layer])
         mixture.check(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()})
@@ -118,8 +123,11 @@ class PruneExperts(TextMethod):
             return dict.fromkeys(layers, tuple(range(self.to)))
         if self.keep is not None:
             if len(self.keep) != len(layers):
-                raise WorkbenchError(f"grow prune_experts: `keep` has {len(self.keep)} lists, and {len(layers)} layers have experts",
-                                     f"One list for each of the layers {', '.join(map(str, layers))}.", 2)  # fmt: skip
+                raise WorkbenchError(
+                    f"grow prune_experts: `keep` has {len(self.keep)} lists, and {len(layers)} layers have experts",
+                    f"One list for each of the layers {', '.join(map(str, layers))}.",
+                    2,
+                )
             return dict(zip(layers, self.keep, strict=True))
         stay = tuple(n for n in range(count) if n not in (self.drop or ()))
         if not stay:

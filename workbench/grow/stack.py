@@ -96,5 +96,8 @@ class Stack(GrowMethod):
                 2,
             )
         gone = sorted(set(range(layout.depth)) - set(order))
-        return Growth(tensors, reordered(model.config, layout.depth, order, "stack"),
-                      {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": gone})  # fmt: skip
+        return Growth(
+            tensors,
+            reordered(model.config, layout.depth, order, "stack"),
+            {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": gone},
+        )

@@ -111,7 +111,9 @@ class Vocabulary(GrowMethod):
                     continue
                 pieces = [int(i) for i in read(text, add_special_tokens=False)["input_ids"] if i != read.unk_token_id]
                 if not pieces:
-                    raise WorkbenchError(f"grow vocabulary: the text {text!r} for {token!r} has no known token", "Describe it in other words.", 2)  # fmt: skip
+                    raise WorkbenchError(
+                        f"grow vocabulary: the text {text!r} for {token!r} has no known token", "Describe it in other words.", 2
+                    )
                 bound._sources[bound._ids[token]] = pieces
         additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
         generation = jsondoc.optional(tokenizer / GENERATION)

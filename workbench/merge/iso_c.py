@@ -28,8 +28,15 @@ class IsoC(MergeMethod):
 
     paper = "Marczak et al. 2025, No Task Left Behind: isotropic model merging, arXiv 2502.04959"
     formula = "θ = θ₀ + λ σ̄ UVᵀ,  UΣVᵀ = svd(Σ wᵢτᵢ),  σ̄ = mean of the non-zero σ"
-    laws = Laws(single_is_identity=False, linear_in_weight=True, passes=2, spaces=("full", "core"), rotation_invariant=True,
-                exact_rank=True, memory="tensor")  # fmt: skip
+    laws = Laws(
+        single_is_identity=False,
+        linear_in_weight=True,
+        passes=2,
+        spaces=("full", "core"),
+        rotation_invariant=True,
+        exact_rank=True,
+        memory="tensor",
+    )
 
     merge: Literal["iso_c"]
     bricks: Bricks[BrickEntry] | None = None

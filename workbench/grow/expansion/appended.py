@@ -55,8 +55,11 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
     model, count = mixture.model, len(names)
     kind = str(model.config.get("model_type"))
     if kind not in TARGETS:
-        raise WorkbenchError(f"grow {mixture.step}: `bricks` become experts of {', '.join(TARGETS)}, and this model is {kind}",
-                             "`copy` and `base` take every mixture.", 2)  # fmt: skip
+        raise WorkbenchError(
+            f"grow {mixture.step}: `bricks` become experts of {', '.join(TARGETS)}, and this model is {kind}",
+            "`copy` and `base` take every mixture.",
+            2,
+        )
     target, dense = TARGETS[kind], {layer: _dense(mixture, base, layer) for layer in mixture.layers}
 
     def own(name: str, i: int) -> Grown:
@@ -129,8 +132,11 @@ def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None
 
 
 def _differs(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
-    return WorkbenchError(f"grow {mixture.step}: the base's {source} is {list(spec.shape)}, and the model has {list(like.shape)} by now",
-                          "Add experts before a step that changes sizes.", 2)  # fmt: skip
+    return WorkbenchError(
+        f"grow {mixture.step}: the base's {source} is {list(spec.shape)}, and the model has {list(like.shape)} by now",
+        "Add experts before a step that changes sizes.",
+        2,
+    )
 
 
 def _dense(mixture: Mixture, base: Model, layer: int) -> dict[str, str]:
@@ -155,8 +161,11 @@ def _prefix(mixture: Mixture, name: str) -> tuple[str, int]:
 
 
 def _foreign(mixture: Mixture, name: str) -> WorkbenchError:
-    return WorkbenchError(f"grow {mixture.step}: {name} goes back to no tensor of the base's experts, so that `base` has nothing to add there",
-                          "`copy: N` has an expert of the current model twice.", 2)  # fmt: skip
+    return WorkbenchError(
+        f"grow {mixture.step}: {name} goes back to no tensor of the base's experts, so that `base` has nothing to add there",
+        "`copy: N` has an expert of the current model twice.",
+        2,
+    )
 
 
 def _unnamed(mixture: Mixture, name: str, target: Target) -> WorkbenchError:

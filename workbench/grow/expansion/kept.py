@@ -86,8 +86,13 @@ def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Ten
 def told(check: Mapping[str, Any]) -> str:
     """What the check of a growth found, in a line: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
     kept = check.get("kept", {})
-    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
-             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
+    words = {
+        "identical": "old tensors are the same bits",
+        "with_additions": "with additions keep theirs",
+        "rescaled": "rescaled",
+        "new": "new",
+        "changed_later": "changed by later steps",
+    }
     parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
     if "max_logit_difference" in check:
         parts.append(

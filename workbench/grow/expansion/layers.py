@@ -24,8 +24,12 @@ _NUMBERED = (
     "moe_layers",
 )
 # Patterns that transformers reads only where the list beside them is absent.
-_PATTERNS = {"max_window_layers": "layer_types", "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
-             "no_rope_layer_interval": "no_rope_layers"}  # fmt: skip
+_PATTERNS = {
+    "max_window_layers": "layer_types",
+    "sliding_window_pattern": "layer_types",
+    "_sliding_window_pattern": "layer_types",
+    "no_rope_layer_interval": "no_rope_layers",
+}
 # One character a layer in config.json of Nemotron-H repositories: "M-M*-".
 _LETTERS = ("hybrid_override_pattern",)
 

@@ -19,8 +19,13 @@ STRENGTH = 10.0
 
 @torch.no_grad()
 def never_gates(
-    context: GrowContext, rows: Sequence[TextRow], routers: Mapping[str, Tensor], corrections: Mapping[str, Tensor], model: Model, top_k: int
-) -> Gates:  # fmt: skip
+    context: GrowContext,
+    rows: Sequence[TextRow],
+    routers: Mapping[str, Tensor],
+    corrections: Mapping[str, Tensor],
+    model: Model,
+    top_k: int,
+) -> Gates:
     """One row a layer, -c m / (|m| s): m the mean of what the router reads, s the mean norm, c chosen so that no token takes the expert.
 
     Args:
@@ -66,7 +71,10 @@ def never_gates(
         if taken:
             raise WorkbenchError(
                 f"gate: never: {taken} of {tokens} tokens take the new expert all the same ({name}): they point away from the mean of what "
-                "the router reads", "Other texts, or `gate: prompts` or `gate: random`.", 2)  # fmt: skip
+                "the router reads",
+                "Other texts, or `gate: prompts` or `gate: random`.",
+                2,
+            )
         found[name] = -strengths[name] * unit[name][None]
     context.progress(2, 2, "routers")
     record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}

@@ -174,8 +174,12 @@ class DecoderParts:
         parent = out.weight.removesuffix(".weight").rpartition(".")[0]
         found = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
         if len(found) < 3:
-            raise WorkbenchError(f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(found) or 'none'} "
-                                 f"beside {out.weight}", _HINT, 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(found) or 'none'} "
+                f"beside {out.weight}",
+                _HINT,
+                2,
+            )
         return found, out
 
     def sizes(self, linear: LinearPart) -> tuple[int, int]:
@@ -232,7 +236,10 @@ def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
             if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
                 raise WorkbenchError(
                     f"grow {step}: {name} would be {list(specs[name].shape)}, and transformers builds {list(live[place])} for model_type "
-                    f"{config.get('model_type')}: its config.json cannot say this size", _HINT, 2)  # fmt: skip
+                    f"{config.get('model_type')}: its config.json cannot say this size",
+                    _HINT,
+                    2,
+                )
 
 
 def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:

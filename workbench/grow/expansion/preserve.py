@@ -51,7 +51,7 @@ def check_growth_on(
 @torch.no_grad()
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Compare logits of the old vocabulary on random tokens, and greedy generation with a KV cache, which a wrong layer index would spoil.
 
     Args:
@@ -133,9 +133,15 @@ def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
     found: Tensor = model.generate(
-        tokens[:1], attention_mask=torch.ones_like(tokens[:1]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-        use_cache=True, pad_token_id=0, suppress_tokens=suppressed or None,
-    )  # fmt: skip
+        tokens[:1],
+        attention_mask=torch.ones_like(tokens[:1]),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        suppress_tokens=suppressed or None,
+    )
     return found
 
 

@@ -29,9 +29,14 @@ class GrownWeights:
     """
 
     def __init__(
-        self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
-        measured: Mapping[str, Tensor] | None = None, base: Weights | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        current: Weights,
+        growth: Growth,
+        seed: int = 0,
+        bricks: Mapping[str, Weights] | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+        base: Weights | None = None,
+    ) -> None:
         self._current = current
         self.growth = growth
         self._seed = seed

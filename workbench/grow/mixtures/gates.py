@@ -52,9 +52,14 @@ class _Moments:
 
 
 def ridge_gates(
-    context: GrowContext, rows: Mapping[str, Sequence[TextRow]], changes: Mapping[str, Mapping[str, Grown]], readers: Mapping[str, str],
-    model: Model, ridge: float, temperature: float,
-) -> Gates:  # fmt: skip
+    context: GrowContext,
+    rows: Mapping[str, Sequence[TextRow]],
+    changes: Mapping[str, Mapping[str, Grown]],
+    readers: Mapping[str, str],
+    model: Model,
+    ridge: float,
+    temperature: float,
+) -> Gates:
     """Solve every layer's router: W = Y' X (Σ over experts of mean x x' + λ I)^-1 / temperature, Y one-hot (DUME, arXiv 2603.29765).
 
     Each expert's texts go through the model with that expert's feed-forward layers, so that the inputs are those of a router that routes
@@ -89,9 +94,14 @@ def ridge_gates(
 
 
 def prompt_gates(
-    context: GrowContext, prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]], changes: Mapping[str, Mapping[str, Grown]],
-    readers: Mapping[str, str], model: Model, temperature: float, beside: Mapping[str, Tensor] | None = None,
-) -> Gates:  # fmt: skip
+    context: GrowContext,
+    prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]],
+    changes: Mapping[str, Mapping[str, Grown]],
+    readers: Mapping[str, str],
+    model: Model,
+    temperature: float,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Gates:
     """A row for every expert from the mean m of what the router reads on prompts: (m/|m| - m'/|m'|) / (s temperature), m' that on
     negative prompts, where there are any (mergekit-moe's `hidden`, on the router's own input).
 
@@ -145,14 +155,21 @@ def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """Errors: two experts that a router could not tell apart."""
     for reader, w in rows.items():
         if (nothing := w.norm(dim=1) < 1 - SAME).any():
-            raise WorkbenchError(f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
-                                 f"same ({reader}), and leave no row", "Give it other `negative_prompts`.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
+                f"same ({reader}), and leave no row",
+                "Give it other `negative_prompts`.",
+                2,
+            )
         units = torch.nn.functional.normalize(w, dim=1)
         for a, b in combinations(range(len(experts)), 2):
             if units[a] @ units[b] > SAME:
                 one, two = (experts[i] or "the anchor" for i in (a, b))
-                raise WorkbenchError(f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}: cosine above {SAME})",
-                                     "Give each its own `prompts`, or `negative_prompts`.", 2)  # fmt: skip
+                raise WorkbenchError(
+                    f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}: cosine above {SAME})",
+                    "Give each its own `prompts`, or `negative_prompts`.",
+                    2,
+                )
 
 
 def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[TextRow]:

@@ -79,19 +79,29 @@ class Mixture:
         kind = model.config.get("model_type")
         self.field = next((f for f in COUNTS if self.parsed.get(f)), None)
         if self.field is None:
-            raise WorkbenchError(f"grow {step}: model_type {kind} has no experts: its config.json has none of {', '.join(COUNTS)}",
-                                 "`grow: experts` makes a dense model a mixture.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: model_type {kind} has no experts: its config.json has none of {', '.join(COUNTS)}",
+                "`grow: experts` makes a dense model a mixture.",
+                2,
+            )
         self.count = int(self.parsed[self.field])
         if groups := [f for f in GROUPS if (self.parsed.get(f) or 1) != 1]:
-            raise WorkbenchError(f"grow {step}: {groups[0]} is {self.parsed[groups[0]]}: the router chooses groups of equal size before experts, "
-                                 "which another number of experts would cut differently", "Models with one group are supported.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: {groups[0]} is {self.parsed[groups[0]]}: the router chooses groups of equal size before experts, "
+                "which another number of experts would cut differently",
+                "Models with one group are supported.",
+                2,
+            )
         self.taken = next((f for f in TAKEN if self.parsed.get(f)), None)
         self.top_k = int(self.parsed[self.taken]) if self.taken else 0
         self.places = self._find()
         self.layers = sorted({p.layer for p in self.places.values()})
         if not self.layers:
-            raise WorkbenchError(f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
-                                 "`grow: experts` makes a dense model a mixture.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
+                "`grow: experts` makes a dense model a mixture.",
+                2,
+            )
         self._check_numbers()
 
     def config(self, count: int, top_k: int | None = None) -> dict[str, Any]:
@@ -157,8 +167,9 @@ class Mixture:
                 raise self._unknown(kind, f"experts {sorted(numbers)}, and {self.field} is {self.count}")
 
     def _unknown(self, name: str, why: str) -> WorkbenchError:
-        return WorkbenchError(f"grow {self.step}: {name}: not understood which part of it is which expert's ({why})",
-                              "Report this architecture.", 2)  # fmt: skip
+        return WorkbenchError(
+            f"grow {self.step}: {name}: not understood which part of it is which expert's ({why})", "Report this architecture.", 2
+        )
 
     def regrown(self, experts: Callable[[int], Sequence[int]]) -> dict[str, Grown]:
         """The tensors of a model whose experts are some of these, renumbered; an expert that is named twice is copied.

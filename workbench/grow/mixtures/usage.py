@@ -42,11 +42,13 @@ class Usage:
     def document(self) -> dict[str, Any]:
         """What a step records and `workbench experts --json` prints."""
         return {
-            "tokens": self.tokens, "top_k": self.top_k, "layers": list(self.layers),
+            "tokens": self.tokens,
+            "top_k": self.top_k,
+            "layers": list(self.layers),
             "usage": [[round(v, 4) for v in row] for row in self.shares.tolist()],
             "mean": [round(v, 4) for v in self.shares.mean(0).tolist()],
             "entropy": [round(v, 4) for v in self.entropy.tolist()],
-        }  # fmt: skip
+        }
 
 
 @torch.no_grad()
@@ -131,5 +133,9 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
 
 
 def _unread(name: str, model: PreTrainedModel) -> WorkbenchError:
-    return WorkbenchError(f"{name}: model_type {model.config.model_type} does not hand its experts (tokens, numbers, weights), so that "
-                          "what the router chooses cannot be read", "Report this architecture.", 2)  # fmt: skip
+    return WorkbenchError(
+        f"{name}: model_type {model.config.model_type} does not hand its experts (tokens, numbers, weights), so that "
+        "what the router chooses cannot be read",
+        "Report this architecture.",
+        2,
+    )

@@ -87,12 +87,14 @@ class Bridge(MergeMethod):
         if problems:
             details = [
                 InitErrorDetails(
-                    type=PydanticCustomError("extra_forbidden", "unknown", {"known": list(p.known)}) if p.known
+                    type=PydanticCustomError("extra_forbidden", "unknown", {"known": list(p.known)})
+                    if p.known
                     else PydanticCustomError("value_error", "{text}", {"text": p.text}),
-                    loc=p.path, input=self.parameters,
+                    loc=p.path,
+                    input=self.parameters,
                 )
                 for p in problems
-            ]  # fmt: skip
+            ]
             raise ValidationError.from_exception_data(type(self).__name__, details)
         return self
 
@@ -176,8 +178,14 @@ class Bridge(MergeMethod):
         ids = [*(["base"] if takes_base else []), *(f"brick {name}" for name in group.bricks)]
         try:
             with _seeded(group if self.laws.random else None):
-                merged = merge_tensors()(tensors, self.method, parameters=self._values(group), ids=ids,
-                                          base_index=0 if takes_base else None, name=group.tensor)  # fmt: skip
+                merged = merge_tensors()(
+                    tensors,
+                    self.method,
+                    parameters=self._values(group),
+                    ids=ids,
+                    base_index=0 if takes_base else None,
+                    name=group.tensor,
+                )
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError, TypeError) as error:
@@ -235,7 +243,9 @@ class Bridge(MergeMethod):
         return default if number != number else parameter.validate(number)
 
 
-def _checked(known: Known, specs: dict[str, Parameter], path: tuple[str, ...], given: dict[str, Any], *, per_brick: bool) -> Iterator[Problem]:  # fmt: skip
+def _checked(
+    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], given: dict[str, Any], *, per_brick: bool
+) -> Iterator[Problem]:
     """Names, types and ranges of parameters in one place of the step."""
     usable = [p.name for p in specs.values() if p.per_brick or not per_brick]
     for name, setting in given.items():

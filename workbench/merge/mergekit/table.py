@@ -30,16 +30,42 @@ class Known:
 
 
 def _known(
-    text: str, formula: str, paper: str, parameters: str, *, random: bool = False, zero: bool = True, single: bool = True,
-    linear: bool = False, arity: tuple[int, int | None] = (1, None), ranges: dict[str, tuple[float, float]] | None = None,
-) -> Known:  # fmt: skip
-    laws = Laws(zero_is_base=zero, permutation_invariant=True, single_is_identity=single, linear_in_weight=linear, passes=2,
-                memory="tensor", random=random, arity=arity)  # fmt: skip
+    text: str,
+    formula: str,
+    paper: str,
+    parameters: str,
+    *,
+    random: bool = False,
+    zero: bool = True,
+    single: bool = True,
+    linear: bool = False,
+    arity: tuple[int, int | None] = (1, None),
+    ranges: dict[str, tuple[float, float]] | None = None,
+) -> Known:
+    laws = Laws(
+        zero_is_base=zero,
+        permutation_invariant=True,
+        single_is_identity=single,
+        linear_in_weight=linear,
+        passes=2,
+        memory="tensor",
+        random=random,
+        arity=arity,
+    )
     return Known(text, formula, paper, parameters, laws, ranges or {})
 
 
-def _task_vectors(text: str, formula: str, paper: str, extra: str = "", *, normalize: bool = False, rescale: bool = False,
-                  random: bool = False, **ranges: tuple[float, float]) -> Known:  # fmt: skip
+def _task_vectors(
+    text: str,
+    formula: str,
+    paper: str,
+    extra: str = "",
+    *,
+    normalize: bool = False,
+    rescale: bool = False,
+    random: bool = False,
+    **ranges: tuple[float, float],
+) -> Known:
     """mergekit's family of task-vector methods: sparsify, vote, sum. All share these parameters."""
     parameters = (
         f"weight* (required), density* (1){extra}, lambda (1), normalize ({str(normalize).lower()}), "
