@@ -70,7 +70,7 @@ def test_what_only_a_tensor_shows_is_named_with_it(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("found", "message"),
-    [(None, "mergekit, which is not installed"), ("0.2.0", "needs mergekit 0.1.5 or a later 0.1, found 0.2.0"), ("0.1.4", "found 0.1.4")],
+    [(None, "mergekit, which is not installed"), ("0.2.0", "needs mergekit >=0.1.5,<0.2; found 0.2.0"), ("0.1.4", "found 0.1.4")],
 )  # fmt: skip
 def test_without_mergekit_the_command_that_installs_it(found: str | None, message: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     def version(_name: str) -> str:
