@@ -47,7 +47,7 @@ class Linear(MergeMethod):
             return Combination(weights, base=total - 1)
         if total == 0:
             raise WorkbenchError(
-                f"linear: the weights of the bricks sum to 0 at {group.tensor}",
+                f"linear: the weights sum to 0 at {group.tensor}",
                 "Use `merge: task_arithmetic`, which does not divide, or set `normalize: false`.",
             )
         return Combination([w / total for w in weights])
