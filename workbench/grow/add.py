@@ -69,13 +69,13 @@ class AddExpert(TextMethod):
 
     @model_validator(mode="after")
     def _one(self) -> AddExpert:
-        given = [n for n, v in (("copy", self.copy_of), ("base", self.base), ("bricks", self.bricks)) if v is not None]
-        if len(given) != 1 or (self.bricks is not None and not self.bricks):
+        sources = [n for n, v in (("copy", self.copy_of), ("base", self.base), ("bricks", self.bricks)) if v is not None]
+        if len(sources) != 1 or (self.bricks is not None and not self.bricks):
             raise ValueError(
-                f"expected one of `copy: 0`, `base: [3]` and `bricks: {{math: 1.0}}`; found {' and '.join(given) or 'none'}"
+                f"expected one of `copy: 0`, `base: [3]` and `bricks: {{math: 1.0}}`; found {' and '.join(sources) or 'none'}"
             )
         if self.bricks is None and self.gate:
-            raise ValueError(f"`gate` applies to `bricks` only; an expert from `{given[0]}` has its own row of the router")
+            raise ValueError(f"`gate` applies to `bricks` only; an expert from `{sources[0]}` has its own row of the router")
         if isinstance(self.base, tuple) and (not self.base or len(set(self.base)) < len(self.base)):
             raise ValueError(f"expected numbers of the base's experts in `base`, each once; found {list(self.base)}")
         if (self.way == "never") != (self.calibration is not None):

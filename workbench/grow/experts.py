@@ -109,13 +109,13 @@ class Experts(TextMethod):
         if self.gate != "random":
             if not self.bricks:
                 raise ValueError(f"`gate: {self.gate}` needs `bricks`: copies are all alike, and a router cannot tell them apart")
-            given, field, what = (
+            source_of, field, expected = (
                 (self.texts, "calibration", "a JSONL file of texts")
                 if self.gate == "ridge"
                 else (self.prompts_of, "prompts", "a list of texts")
             )
-            if missing := [name or f"the anchor (the step's `{field}`)" for name in self.members() if not given(name)]:
-                raise ValueError(f"`gate: {self.gate}` needs `{field}`, {what}, for {', '.join(missing)}")
+            if missing := [name or f"the anchor (the step's `{field}`)" for name in self.members() if not source_of(name)]:
+                raise ValueError(f"`gate: {self.gate}` needs `{field}`, {expected}, for {', '.join(missing)}")
         return self
 
     def members(self) -> list[str]:
@@ -214,8 +214,8 @@ class Experts(TextMethod):
                 2,
             )
         target = TARGETS[into]
-        known = set(parse_config({"model_type": into}).to_dict())
-        config = {k: v for k, v in parsed.items() if k in known or k in _ALWAYS}
+        target_fields = set(parse_config({"model_type": into}).to_dict())
+        config = {k: v for k, v in parsed.items() if k in target_fields or k in _ALWAYS}
         neurons = int(parsed["intermediate_size"])
         config |= (
             dict.fromkeys(target.sizes, neurons)

@@ -48,16 +48,16 @@ class PruneExperts(TextMethod):
 
     @model_validator(mode="after")
     def _one(self) -> PruneExperts:
-        given = [f for f in ("drop", "keep", "to") if getattr(self, f) is not None]
-        if len(given) != 1:
+        chosen = [f for f in ("drop", "keep", "to") if getattr(self, f) is not None]
+        if len(chosen) != 1:
             raise ValueError(
                 "expected one of `drop: [3, 5]`, `keep: [[0, 1], [2, 3]]` (one list per layer) and `to: 4` (with `calibration`); "
-                f"found {' and '.join(given) or 'none'}"
+                f"found {' and '.join(chosen) or 'none'}"
             )
         if (self.to is None) != (self.calibration is None):
             raise ValueError("`to` needs `calibration`, a JSONL file of texts to count on, and only `to` reads it")
-        for kept in self.keep or ():
-            if len(kept) != len(self.keep[0] if self.keep else ()) or not kept:
+        for numbers_kept in self.keep or ():
+            if len(numbers_kept) != len(self.keep[0] if self.keep else ()) or not numbers_kept:
                 raise ValueError(
                     "expected non-empty lists of equal length in `keep`: config.json has one number of experts for all layers"
                 )
@@ -73,15 +73,15 @@ class PruneExperts(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Count how often each expert is selected, layer by layer; of experts with equal counts, the first is kept."""
         file = context.cache.with_suffix(".json")
-        if (known := read_json(file)) is not None:
-            return Measured({}, known)
+        if (cached := read_json(file)) is not None:
+            return Measured({}, cached)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         counts = usage(
             context.live({}), rows, context.device, lambda done, of: context.progress(done, of, "counting selected experts")
         )
-        kept = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
-        record = {"kept": kept, **counts.document()}
+        keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
+        record = {"kept": keep, **counts.document()}
         write_json(file, record)
         return Measured({}, record)
 
@@ -100,18 +100,18 @@ class PruneExperts(TextMethod):
                 model.
         """
         mixture = Mixture(model, self.name)
-        kept = self._kept(mixture)
-        count = len(next(iter(kept.values())))
+        experts = self._kept(mixture)
+        count = len(next(iter(experts.values())))
         top_k = self.top_k or mixture.top_k
         if top_k > count:
-            said = f"`top_k` is {top_k}" if self.top_k else f"the model selects {top_k} experts per token ({mixture.taken})"
+            setting = f"`top_k` is {top_k}" if self.top_k else f"the model selects {top_k} experts per token ({mixture.taken})"
             raise WorkbenchError(
-                f"grow prune_experts: {said}, but only {count} of {mixture.count} experts remain",
+                f"grow prune_experts: {setting}, but only {count} of {mixture.count} experts remain",
                 f"Set `top_k: {count}` or lower in the step.",
                 2,
             )
         config = mixture.config(count, self.top_k)
-        tensors = mixture.regrown(lambda layer: kept[layer])
+        tensors = mixture.regrown(lambda layer: experts[layer])
         mixture.check(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()})
         return Growth(tensors, config, {"experts": count, "of": mixture.count, "top_k": top_k, "layers": mixture.layers})
 

@@ -138,13 +138,13 @@ def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None
     Raises:
         WorkbenchError: If they do not.
     """
-    here, there = mixture.model.weights.specs, base.weights.specs
+    own_specs, base_specs = mixture.model.weights.specs, base.weights.specs
     if grown.base:
-        like = here[numbered(name, 0)]
-        if (spec := grown.spec(there[grown.source])).shape != like.shape:
+        like = own_specs[numbered(name, 0)]
+        if (spec := grown.spec(base_specs[grown.source])).shape != like.shape:
             raise _differs(mixture, grown.source, spec, like)
     for part in grown.parts:
-        spec, like = part.spec((there if part.base else here)[part.source]), here[grown.source]
+        spec, like = part.spec((base_specs if part.base else own_specs)[part.source]), own_specs[grown.source]
         side = mixture.places[grown.source].columns
         if (spec.rows if side else spec.cols) != (like.rows if side else like.cols):
             raise _differs(mixture, part.source, spec, like)
@@ -162,8 +162,8 @@ def _dense(mixture: Mixture, base: Model, layer: int) -> dict[str, str]:
     """Return the tensors, by part, of the base's dense feed-forward layer that a layer comes from."""
     model = mixture.model
     places = (base.layout.layer(o) for n in model.layout.in_layer(layer) if (o := model.weights.origin(n)))
-    there = next((p for p in places if p is not None), None)
-    parts = {part: f"{base.layout.prefix}{there}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+    base_layer = next((p for p in places if p is not None), None)
+    parts = {part: f"{base.layout.prefix}{base_layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
     if missing := [n for n in parts.values() if n not in base.weights.specs]:
         raise WorkbenchError(
             f"grow {mixture.step}: the base has no {missing[0]}: `bricks` need a dense feed-forward layer of the "

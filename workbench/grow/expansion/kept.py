@@ -71,10 +71,10 @@ def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) 
         for place, length in runs(index):
             if index[place] == NEW:
                 continue
-            expected, found = _read(old_source, old, int(index[place]), length), written[place : place + length]
+            expected, actual = _read(old_source, old, int(index[place]), length), written[place : place + length]
             if not whole:
-                expected, found = expected[:, taken], found[:, places]
-            same = (expected.to(new.dtype) == found.to(new.dtype)).all(1)
+                expected, actual = expected[:, taken], actual[:, places]
+            same = (expected.to(new.dtype) == actual.to(new.dtype)).all(1)
             if not bool(same.all()):
                 return start + place + int((~same).nonzero()[0])
     return None

@@ -75,8 +75,8 @@ def never_gates(
         selected = int((values.topk(top_k).indices == values.shape[1] - 1).any(1).sum())
         if selected:
             raise WorkbenchError(
-                f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point away from the mean of "
-                "the router's inputs",
+                f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
+                "of the router",
                 "Use other texts, `gate: prompts` or `gate: random`.",
                 2,
             )

@@ -105,7 +105,7 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
         probe = copy.deepcopy(module).to_empty(device="cpu").float().eval()
         for name, parameter in probe.named_parameters():
             parameter.copy_(_values(name.rpartition(".")[2], parameter.numel()))
-        found = probe(x)
+        output = probe(x)
     except _BUILDING:
         return None
-    return found.float() if isinstance(found, Tensor) and found.is_floating_point() else None
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else None

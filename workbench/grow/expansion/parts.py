@@ -272,7 +272,7 @@ def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
     if unplaced := [n for n, live in places.items() if not live]:
         raise WorkbenchError(f"grow {step}: {kind} has no parameter for {unplaced[0]} ({len(unplaced)} such tensors)", hint, 2)
     built = skeleton(json.dumps(config, sort_keys=True))
-    filled = {live for found in places.values() for live in found} | set(built.all_tied_weights_keys)
+    filled = {live for names in places.values() for live in names} | set(built.all_tied_weights_keys)
     if absent := sorted(n for n, _ in built.named_parameters() if n not in filled):
         raise WorkbenchError(
             f"grow {step}: {kind} needs {absent[0]}, which the model does not have ({len(absent)} such tensors)", None, 2

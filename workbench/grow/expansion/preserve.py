@@ -104,13 +104,13 @@ def same_logits(
         WorkbenchError: If the logits differ by more, or `agrees` is false (exit code 3).
     """
     vocabulary, added = old.shape[-1], list(new_tokens)
-    kept = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
-    kept[[i for i in added if i < vocabulary]] = False
+    compared = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
+    compared[[i for i in added if i < vocabulary]] = False
     if new.shape[-1] < vocabulary:
         raise WorkbenchError(
             f"step {step}: the grown model has {new.shape[-1]} logits, the model before growth {vocabulary}", _REPORT, 3
         )
-    one, other = old[..., kept], new[..., :vocabulary][..., kept]
+    one, other = old[..., compared], new[..., :vocabulary][..., compared]
     difference = float((one - other).abs().max())
     if not difference <= tolerance * max(1.0, float(one.abs().max())) or not agrees:
         raise WorkbenchError(
@@ -187,8 +187,8 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
         return {}
     parameters = dict(model.named_parameters())
     tokens = prompts(model, 1, growth.tokens)
-    if shown := list(growth.tokens[: TOKENS // 2]):  # embeddings learn only from texts that contain the token
-        tokens[:, : len(shown)] = torch.tensor(shown)
+    if new_tokens := list(growth.tokens[: TOKENS // 2]):  # embeddings learn only from texts that contain the token
+        tokens[:, : len(new_tokens)] = torch.tensor(new_tokens)
     counts: dict[str, int] = {}
     waiting: list[str] = []
     dead: list[str] = []

@@ -45,18 +45,18 @@ class Streamed:
         layout = live_layout(model.weights.specs, model.config)
         if layout is None:
             return None
-        known = dict(layout.pieces)
+        pieces = dict(layout.pieces)
         tied: dict[int, tuple[Piece, ...]] = {}
         names = [(n, p) for n, p in built.named_parameters(remove_duplicate=False)]
         for name, parameter in names:
-            if name in known:
-                tied.setdefault(id(parameter), known[name])
+            if name in pieces:
+                tied.setdefault(id(parameter), pieces[name])
         for name, parameter in names:
-            if name not in known:
+            if name not in pieces:
                 if id(parameter) not in tied:
                     return None
-                known[name] = tied[id(parameter)]
-        return cls(built, model.weights, known, device)
+                pieces[name] = tied[id(parameter)]
+        return cls(built, model.weights, pieces, device)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class Streamed:
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return min(lists, key=lambda found: (found[0].count("."), -len(found[1])), default=None)
+    return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
 
 
 def streamed_bytes(model: Model) -> int:

@@ -82,15 +82,15 @@ def usage(
             raise _unread(unseen[0], model)
         for name, (index, weight) in selected.items():
             count = modules[name][1]
-            taken, given = (t.reshape(len(real), -1)[real].flatten().cpu() for t in (index, weight))
-            top_k = len(taken) // int(real.sum())
-            known = taken < count  # higher numbers are experts that compute nothing
-            counts[name] += torch.bincount(taken[known], minlength=count).double()
-            weights[name].index_add_(0, taken[known], given[known].double())
+            numbers, factors = (t.reshape(len(real), -1)[real].flatten().cpu() for t in (index, weight))
+            top_k = len(numbers) // int(real.sum())
+            real_experts = numbers < count  # higher numbers are experts that compute nothing
+            counts[name] += torch.bincount(numbers[real_experts], minlength=count).double()
+            weights[name].index_add_(0, numbers[real_experts], factors[real_experts].double())
         tokens, done = tokens + int(real.sum()), done + len(batch.tokens)
         progress(done, len(rows))
     order = sorted(modules, key=lambda name: modules[name][0])
-    shares, mean = (torch.stack([found[n] / found[n].sum().clamp_min(1e-30) for n in order]) for found in (counts, weights))
+    shares, mean = (torch.stack([sums[n] / sums[n].sum().clamp_min(1e-30) for n in order]) for sums in (counts, weights))
     entropy = -(mean * mean.clamp_min(1e-30).log2()).sum(1)
     return Usage(tuple(modules[n][0] for n in order), shares, entropy.clamp_min(0), tokens, top_k)
 

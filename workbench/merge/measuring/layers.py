@@ -65,10 +65,10 @@ class LayerStack:
             WorkbenchError: If the model has no stack of decoder layers.
         """
         weights, model = context.weights(brick), context.skeleton()
-        known = dict(model.named_parameters(remove_duplicate=False))
-        disk = {live: name for name in weights.specs if (live := counterpart(name, known))}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        disk = {live: name for name in weights.specs if (live := counterpart(name, parameters))}
         output = getattr(model.get_output_embeddings(), "weight", None)
-        live_head = next((name for name, p in known.items() if p is output), None)
+        live_head = next((name for name, p in parameters.items() if p is output), None)
         if live_head is None or output is model.get_input_embeddings().weight:
             live_head = None
             head = None

@@ -103,17 +103,17 @@ class Bridge(MergeMethod):
     def _problems(self) -> Iterator[Problem]:
         """Yield every error of the step's parameters against mergekit's specification and their valid ranges."""
         try:
-            known = parameters(self.method)
+            specs = parameters(self.method)
         except WorkbenchError as error:
             yield Problem(("merge",), f"{error.message}: {error.hint}")
             return
         if self.with_base is not None and base_policy(self.method) != "optional":
             yield Problem(("with_base",), f"`with_base` does not apply to {self.name}, whose base is {base_policy(self.method)}")
-        yield from _checked(self.known, known, ("parameters",), self.parameters, per_brick=False)
+        yield from _checked(self.known, specs, ("parameters",), self.parameters, per_brick=False)
         entries = {brick: self.entry(brick) for brick in self.bricks or ()}
         for brick, entry in entries.items():
-            yield from _checked(self.known, known, ("bricks", brick), entry.given(), per_brick=True)
-        for parameter in known.values():
+            yield from _checked(self.known, specs, ("bricks", brick), entry.given(), per_brick=True)
+        for parameter in specs.values():
             if parameter.required and parameter.name not in self.parameters:
                 yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
         yield from self._della(entries)
@@ -214,33 +214,33 @@ class Bridge(MergeMethod):
 
     def _values(self, group: Group) -> dict[str, Any]:
         """Return the values of all parameters at one tensor, in the form that `merge_tensors` expects."""
-        found: dict[str, Any] = {}
+        values_by_name: dict[str, Any] = {}
         for parameter in parameters(self.method).values():
             shared = self.parameters.get(parameter.name)
             if not parameter.per_brick:
                 if shared is not None:
-                    found[parameter.name] = self._at(group, parameter, shared, parameter.default)
+                    values_by_name[parameter.name] = self._at(group, parameter, shared, parameter.default)
                 continue
             default = parameter.default if shared is None else self._at(group, parameter, shared, parameter.default)
             values = {}
             for brick in group.bricks:
-                given = self.entry(brick).given().get(parameter.name)
-                values[f"brick {brick}"] = default if given is None else self._at(group, parameter, given, default)
-            found[parameter.name] = values
+                own = self.entry(brick).given().get(parameter.name)
+                values[f"brick {brick}"] = default if own is None else self._at(group, parameter, own, default)
+            values_by_name[parameter.name] = values
             if missing := [b for b, v in values.items() if v is None and parameter.required]:
                 raise WorkbenchError(
                     f"{self.name}: {missing[0]} has no {parameter.name} at {group.tensor}: no rule of its schedule matches",
                     "Add a first rule that matches all tensors: {where: {}, value: 1.0}.",
                 )
         if "della" in self.method:
-            self._check_probabilities(group, found)
-        return found
+            self._check_probabilities(group, values_by_name)
+        return values_by_name
 
-    def _check_probabilities(self, group: Group, found: dict[str, Any]) -> None:
-        for brick, density in found["density"].items():
+    def _check_probabilities(self, group: Group, values_by_name: dict[str, Any]) -> None:
+        for brick, density in values_by_name["density"].items():
             if group.spec.numel == 1:
-                found["density"][brick] = 1.0  # a single value has no rank, and is kept
-            elif text := _no_probability(density, found["epsilon"][brick]):
+                values_by_name["density"][brick] = 1.0  # a single value has no rank, and is kept
+            elif text := _no_probability(density, values_by_name["epsilon"][brick]):
                 raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
 
     @staticmethod
@@ -252,11 +252,11 @@ class Bridge(MergeMethod):
 
 
 def _checked(
-    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], given: dict[str, Any], *, per_brick: bool
+    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], settings: dict[str, Any], *, per_brick: bool
 ) -> Iterator[Problem]:
     """Check the names, types and ranges of the parameters in one place of the step."""
     usable = [p.name for p in specs.values() if p.per_brick or not per_brick]
-    for name, setting in given.items():
+    for name, setting in settings.items():
         at = (*path, name)
         if name not in specs:
             yield Problem(at, "", tuple(usable) or ("none",))

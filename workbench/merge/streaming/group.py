@@ -130,8 +130,8 @@ class TensorGroup:
     def _open_model(self, brick: Deltas) -> Source:
         if not brick.touches(self.tensor):
             return self.model.weights.open(self.tensor, self.device)
-        found = brick.open_model(self.tensor, self.device)
-        return found or UpdatedSource(
+        model = brick.open_model(self.tensor, self.device)
+        return model or UpdatedSource(
             self.model.weights.open(self.tensor, self.device), brick.open_delta(self.tensor, self.device), self
         )
 

@@ -74,10 +74,12 @@ def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> l
             if more < 0:
                 group.refuse_non_finite(start, stop)
             above[i] += more
-    found = [_inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)]
-    if all(found[i] is not None for i in touched):
-        return [trim or Trim(INFINITE) for trim in found]
-    return [trim or other for trim, other in zip(found, joint_trims([group], densities, stop_at_first=True), strict=True)]
+    in_window = [
+        _inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)
+    ]
+    if all(in_window[i] is not None for i in touched):
+        return [trim or Trim(INFINITE) for trim in in_window]
+    return [trim or other for trim, other in zip(in_window, joint_trims([group], densities, stop_at_first=True), strict=True)]
 
 
 def selection_bytes(numel: int, bricks: int) -> int:
@@ -150,11 +152,11 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
     low = _histograms(groups, [upper for upper, _ in bins])
     result = []
     for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
-        place = find(histogram, count - above) if count else None
-        if place is None:
+        found_bin = find(histogram, count - above) if count else None
+        if found_bin is None:
             result.append(Trim(INFINITE))
             continue
-        lower, more = place
+        lower, more = found_bin
         result.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
     return result
 
