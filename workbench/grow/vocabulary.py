@@ -65,8 +65,8 @@ class Vocabulary(GrowMethod):
             raise ValueError('expected one of `tokens: ["<tool>"]` and `file: words.txt`')
         if any(not token.strip() for token in self.tokens or ()):
             raise ValueError("`tokens` has an empty token")
-            if isinstance(self.tokens, tuple) and (twice := next((t for t in self.tokens if self.tokens.count(t) > 1), None)):
-                raise ValueError(f"{twice!r} is listed twice")
+        if isinstance(self.tokens, tuple) and (twice := next((t for t in self.tokens if self.tokens.count(t) > 1), None)):
+            raise ValueError(f"{twice!r} is listed twice")
         return self
 
     def inputs(self) -> list[str]:

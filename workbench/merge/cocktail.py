@@ -22,10 +22,10 @@ BASE = ""
 
 @register
 class Cocktail(MergeMethod):
-    """The weighted mean of the bricks' models (Xiao et al. 2023, LM-Cocktail).
+    """The mean of the bricks' models, weighted by how well each predicts a few examples (Xiao et al. 2023, LM-Cocktail).
 
-    Each model's weight depends on how well it predicts the answers of a few examples of the target task. The run's record lists
-    the losses and the weights.
+    The examples come from the target task, and the losses are taken on their answers. The run's record lists the losses and the
+    weights.
     """
 
     paper = "Xiao et al. 2023, LM-Cocktail, arXiv 2311.13534"
