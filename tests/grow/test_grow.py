@@ -164,14 +164,16 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
     assert caught.value.exit_code == 3
     monkeypatch.undo()
-    written = workbench.engine.write_config
+    written = workbench.run.execute.write_config
 
     wrong = {
         r"layer 0 differently from its source, layer 0.*variance_epsilon is 0.1, expected 1e-06": {"rms_norm_eps": 0.1},
         "computes something else once it is loaded": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
     }
     for message, fields in wrong.items():
-        monkeypatch.setattr(workbench.engine, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest))
+        monkeypatch.setattr(
+            workbench.run.execute, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest)
+        )
         with pytest.raises(WorkbenchError, match=message) as caught:
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3
@@ -205,8 +207,8 @@ def test_post_norm_models_are_caught(project: Project) -> None:
     ("step", "message"),
     [
         ("{grow: depth, blocks: 5}", "`blocks: 5` for a model of 4 layers, expected at most one copy of each layer"),
-        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has 0..3"),
-        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has 0..3"),
+        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has layers 0..3"),
+        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has layers 0..3"),
     ],
 )
 def test_growth_errors(step: str, message: str, project: Project) -> None:
@@ -333,7 +335,7 @@ def test_merges_after_width(project: Project) -> None:
 
 
 BAD = {
-    "{grow: stack, order: [0, 4]}": "layer 4 does not exist; the model has 0..3",
+    "{grow: stack, order: [0, 4]}": "layer 4 does not exist; the model has layers 0..3",
     "{grow: stack, order: [0], slices: [{layers: [0, 1]}]}": "expected one of `slices",
     "{grow: stack, slices: [{layers: [2, 1]}]}": "expected 0 <= first < end",
     "{grow: stack, slices: [{layers: [0, 2], scale: {nothing: 2.0}}]}": "the glob 'nothing' of `scale` matches no tensor of layer 0",
@@ -371,5 +373,5 @@ def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out() -> N
     from workbench.grow.stack import Stack
 
     step = Stack.model_validate({"grow": "stack", "slices": [{"layers": [0, 2**40]}]})
-    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has 0\.\.3"):
+    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has layers 0\.\.3"):
         step.places(4)

@@ -179,7 +179,7 @@ def test_a_depth_that_config_does_not_say_is_caught(
 
     base = family("mpt")
     stages: list[str] = []
-    monkeypatch.setattr(workbench.grow.layers, "DEPTHS", ("num_hidden_layers",))
+    monkeypatch.setattr(workbench.grow.expansion.layers, "DEPTHS", ("num_hidden_layers",))
     with pytest.raises(
         WorkbenchError, match=r"no parameter for transformer.blocks.4.*: config.json states 4 layers, the tensors have 6"
     ) as caught:
@@ -329,7 +329,7 @@ def test_final_norms_of_transformers(name: str) -> None:
 
 
 REFUSED = {
-    ("bitnet", "hidden: 48"): "has a norm inside its layers that does not see the residual stream",
+    ("bitnet", "hidden: 48"): "has a norm inside its layers that does not read the residual stream",
     ("bitnet", "neurons: 64"): "ffn_sub_norm.weight normalizes over the neurons",
     ("bitnet", "key_value_heads: 4"): "attn_sub_norm.weight normalizes over all heads",
     ("nanochat", "hidden: 48"): "has a norm without a weight",

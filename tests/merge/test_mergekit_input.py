@@ -104,9 +104,10 @@ def test_mergekit_is_imported_on_use_only(project: Project) -> None:
     bridged = project.write("bricks: {one: bricks/full}\nsteps:\n  - {merge: mergekit/ram}\n", "bridged.yaml")
     code = f"""
 import sys
-from workbench.recipe import load_recipe, recipe_schema
-from workbench.docs import methods_page
-from workbench.resolve import resolve
+from workbench.recipe.recipe import load_recipe
+from workbench.recipe.schema import recipe_schema
+from workbench.recipe.describe import methods_page
+from workbench.resolve.resolve import resolve
 assert 'mergekit/della' in methods_page() and recipe_schema()
 resolve(load_recipe({str(plain)!r}))
 assert 'mergekit' not in sys.modules

@@ -154,7 +154,7 @@ class AddExpert(TextMethod):
                 )
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:
-            assert self._base is not None, "the step is bound to the recipe's base first"
+            assert self._base is not None, "`bind` must run before `expand`"
             if numbers := self._numbers():
                 tensors, added = from_base(mixture, self._base, numbers), [f"base {n}" for n in numbers]
             else:

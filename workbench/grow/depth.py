@@ -48,7 +48,7 @@ class Depth(GrowMethod):
         """
         if self.after is not None:
             if bad := [i for i in self.after if not -depth <= i < depth]:
-                raise WorkbenchError(f"grow depth: `after` names layer {bad[0]}; the model has 0..{depth - 1}", None, 2)
+                raise WorkbenchError(f"grow depth: `after` names layer {bad[0]}; the model has layers 0..{depth - 1}", None, 2)
             return sorted({i % depth for i in self.after})
         blocks = self.blocks or 0
         if blocks > depth:

@@ -183,7 +183,7 @@ class Experts(TextMethod):
             layer = model.layout.layer(name)
             if layer is None or name not in plan.dense(layer).values():
                 tensors[name] = Grown(name)
-            elif layer not in done:  # the experts stand where the layer's first matrix stood
+            elif layer not in done:  # the experts take the place of the layer's first matrix
                 done.add(layer)
                 tensors |= plan.layer(layer)
         specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}

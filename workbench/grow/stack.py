@@ -75,10 +75,10 @@ class Stack(GrowMethod):
         slices = self.slices or ()
         # Check the ends first: a slice up to 2³¹ would become a huge list.
         if far := [s.layers[1] - 1 for s in slices if s.layers[1] > depth]:
-            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has 0..{depth - 1}", None, 2)
+            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
         places = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
         if bad := [i for i, _ in places if not 0 <= i < depth]:
-            raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has 0..{depth - 1}", None, 2)
+            raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
         return places
 
     def expand(self, model: Model) -> Growth:

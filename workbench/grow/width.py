@@ -222,7 +222,7 @@ class _WidthPlan:
                     raise refuse(f"has norms of queries and keys {what} ({name})")
                 continue
             if parts.is_inside(name):
-                raise refuse(f"has a norm inside its layers that does not see the residual stream ({name})")
+                raise refuse(f"has a norm inside its layers that does not read the residual stream ({name})")
             if norm is None:
                 raise refuse(f"has norms that are no RMS norms ({name}), and a mean over more channels has another value")
             if not norm.has_weight:

@@ -45,7 +45,7 @@ class Cocktail(MergeMethod):
     include_base: bool = False
     """Include the base as one of the models, weighted by its own loss."""
     max_length: Whole = Field(512, ge=2)
-    """Largest number of tokens of an example. Longer prompts are truncated at their start."""
+    """Largest number of tokens of an example. Longer texts lose their end; longer prompts lose their start."""
 
     def inputs(self) -> list[str]:
         """Return the file of examples."""

@@ -53,7 +53,7 @@ class GrownWeights:
         """Return the weights to which the source tensor belongs."""
         if not grown.base:
             return self._current
-        assert self._base is not None, "a step that reads the base is given it"
+        assert self._base is not None, "a plan that reads the base needs `base`"
         return self._base
 
     def _spec(self, grown: Grown) -> TensorSpec:

@@ -109,7 +109,7 @@ class Streamed:
 
         def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
-                raise NotStreamedError(f"{name} is given a tensor without numbers")
+                raise NotStreamedError(f"an argument of {name} is on the meta device")
             open_now.enter_context(self._loaded(names))
 
         def drop_them(*_: Any) -> None:
