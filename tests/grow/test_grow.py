@@ -78,7 +78,7 @@ def test_lists_over_layers_move_with_them() -> None:
         assert after[key] == [old[0], old[0], old[1], old[2], old[2], old[3]]
         if family == "gpt_neo":
             assert after["attention_types"] == [[after[key], 1]]
-    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(mlp_only_layers\), which move"):
+    with pytest.raises(WorkbenchError, match=r"refers to layers by number \(mlp_only_layers\), and growth moves layers"):
         grow_config(expand, {**config("llama").to_dict(), "mlp_only_layers": [2]})
 
 
@@ -164,14 +164,16 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
     assert caught.value.exit_code == 3
     monkeypatch.undo()
-    written = workbench.engine.write_config
+    written = workbench.run.execute.write_config
 
     wrong = {
-        r"layer 0 otherwise than it built layer 0.*variance_epsilon is 0.1, not 1e-06": {"rms_norm_eps": 0.1},
+        r"layer 0 differently from its source, layer 0.*variance_epsilon is 0.1, expected 1e-06": {"rms_norm_eps": 0.1},
         "computes something else once it is loaded": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
     }
     for message, fields in wrong.items():
-        monkeypatch.setattr(workbench.engine, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest))
+        monkeypatch.setattr(
+            workbench.run.execute, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest)
+        )
         with pytest.raises(WorkbenchError, match=message) as caught:
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3
@@ -204,9 +206,9 @@ def test_post_norm_models_are_caught(project: Project) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ("{grow: depth, blocks: 5}", "5 blocks for 4 layers, at most one copy a layer"),
-        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has 0..3"),
-        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has 0..3"),
+        ("{grow: depth, blocks: 5}", "`blocks: 5` for a model of 4 layers, expected at most one copy of each layer"),
+        ("{grow: depth, after: [4]}", "`after` names layer 4; the model has layers 0..3"),
+        ("{grow: depth, after: [-5]}", "`after` names layer -5; the model has layers 0..3"),
     ],
 )
 def test_growth_errors(step: str, message: str, project: Project) -> None:
@@ -333,12 +335,12 @@ def test_merges_after_width(project: Project) -> None:
 
 
 BAD = {
-    "{grow: stack, order: [0, 4]}": "layer 4 does not exist; the model has 0..3",
+    "{grow: stack, order: [0, 4]}": "layer 4 does not exist; the model has layers 0..3",
     "{grow: stack, order: [0], slices: [{layers: [0, 1]}]}": "expected one of `slices",
     "{grow: stack, slices: [{layers: [2, 1]}]}": "expected 0 <= first < end",
-    "{grow: stack, slices: [{layers: [0, 2], scale: {nothing: 2.0}}]}": "`scale` names nothing, which no tensor of layer 0 matches",
+    "{grow: stack, slices: [{layers: [0, 2], scale: {nothing: 2.0}}]}": "the glob 'nothing' of `scale` matches no tensor of layer 0",
     "{grow: width}": "expected at least one of",
-    "{grow: width, neurons: 48}": "the model has 48, and growth does not take away",
+    "{grow: width, neurons: 48}": "the model has 48, expected more",
     "{grow: width, key_value_heads: 3}": "not a multiple of the number of attention heads",
     "{grow: depth, blocks: 1, check: sometimes}": "expected 'full', 'tensors' or 'off', found 'sometimes'",
 }
@@ -354,9 +356,9 @@ UNFIT = {
     ("hidden: 64", "gpt2"): "has no RMS norms",
     ("hidden: 64", "gemma2"): "scales its embeddings by the width",
     ("key_value_heads: 8", "gpt_neox"): "heads need separate q_proj, k_proj and v_proj",
-    ("key_value_heads: 8", "olmo2"): "normalises all heads together",
-    ("key_value_heads: 8", "opt"): "its config.json cannot say this size",
-    ("neurons: 200", "bloom"): "no field of config.json says how many neurons",
+    ("key_value_heads: 8", "olmo2"): "normalizes over all heads",
+    ("key_value_heads: 8", "opt"): "config.json cannot express this size",
+    ("neurons: 200", "bloom"): "config.json has no field for the number of neurons",
 }
 
 
@@ -371,5 +373,5 @@ def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out() -> N
     from workbench.grow.stack import Stack
 
     step = Stack.model_validate({"grow": "stack", "slices": [{"layers": [0, 2**40]}]})
-    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has 0\.\.3"):
+    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has layers 0\.\.3"):
         step.places(4)

@@ -202,15 +202,15 @@ REFUSED = {
     "{grow: experts, experts: 2, bricks: {one: 1}}": "expected one of `experts: 4` and `bricks",
     "{grow: experts, bricks: {one: 1}, anchor: off}": "one brick needs `anchor: true`",
     "{grow: experts, experts: 2, top_k: 3}": "expected top_k of at most 2",
-    "{grow: experts, experts: 4, norm_topk_prob: false}": "would not compute what the dense one did",
+    "{grow: experts, experts: 4, norm_topk_prob: false}": "would not compute what the dense one does",
     "{grow: experts, experts: 4, gate: ridge}": "copies are all alike",
     "{grow: experts, bricks: {one: 1, two: 1}, gate: ridge}": "for the anchor (the step's `calibration`), one, two",
     "{grow: experts, experts: 4, gate: prompts}": "copies are all alike",
     "{grow: experts, bricks: {one: 1, two: {prompts: [w1]}}, gate: prompts}": "`gate: prompts` needs `prompts`, a list of texts, for the anchor (the step's `prompts`), one",
-    "{grow: experts, bricks: {one: {prompts: ['']}}, prompts: [w1], gate: prompts}": "gate: prompts: one: no token in ''",
+    "{grow: experts, bricks: {one: {prompts: ['']}}, prompts: [w1], gate: prompts}": "gate: prompts: one: the prompt '' has no token",
     "{grow: experts, bricks: {one: {calibration: nowhere.jsonl}}, calibration: one.jsonl, gate: ridge}": "nowhere.jsonl does not exist",
     "{grow: experts, bricks: {four: 1}}": "no brick 'four' under `bricks`",
-    "{grow: experts, experts: 4, into: qwen2_moe}": "llama does not become qwen2_moe without a change of the function; it can become mixtral, granitemoe",
+    "{grow: experts, experts: 4, into: qwen2_moe}": "llama cannot become qwen2_moe without changing its function; expected mixtral, granitemoe",
 }
 
 
@@ -222,5 +222,5 @@ def test_refused(step: str, mixed: Project) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "phi", "gemma2"])
 def test_families_without_a_twin(family: str, project: Project, dense_of: Callable[[str], Path]) -> None:
-    with pytest.raises(WorkbenchError, match=f"model_type {family} has no mixture-of-experts twin"):
+    with pytest.raises(WorkbenchError, match=f"model_type {family} has no mixture-of-experts counterpart"):
         compose(project.resolve(f"base: {dense_of(family)}\nsteps: [{{grow: experts, experts: 2}}]\n"), CPU)

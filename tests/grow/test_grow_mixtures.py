@@ -176,7 +176,7 @@ def test_entropy(mixture_of: Callable[[str], Path]) -> None:
 
 def test_routing_that_cannot_be_read(mixture_of: Callable[[str], Path]) -> None:
     """jetmoe sorts tokens by expert before its experts see them."""
-    with pytest.raises(WorkbenchError, match="model_type jetmoe does not hand its experts") as error:
+    with pytest.raises(WorkbenchError, match="the experts of model_type jetmoe do not receive") as error:
         usage(live(mixture_of("jetmoe")), [TextRow([3, 4, 5], 1)], CPU)
     assert error.value.exit_code == 2
 
@@ -265,7 +265,7 @@ def test_never_that_some_token_takes(project: Project) -> None:
     text = grown("bricks: {two: 1}, calibration: texts.jsonl", step="bricks: {one: 1}, top_k: 2")
     with pytest.raises(
         WorkbenchError,
-        match=r"gate: never: \d+ of 240 tokens take the new expert all the same \(model.layers.\d.block_sparse_moe.gate.weight\)",
+        match=r"gate: never: \d+ of 240 tokens still select the new expert \(model.layers.\d.block_sparse_moe.gate.weight\)",
     ):
         compose(project.resolve(text), CPU)
 
@@ -322,25 +322,25 @@ def test_planned_from_headers(project: Project, mixture_of: Callable[[str], Path
 
 
 REFUSED = {
-    "{grow: prune_experts, drop: [6]}": "no expert 6: a layer of this model has 0..5",
-    "{grow: prune_experts, drop: [-1]}": "expected numbers of experts from 0, each once; found [-1]",
-    "{grow: prune_experts, drop: [1, 1]}": "expected numbers of experts from 0, each once; found [1, 1]",
-    "{grow: prune_experts, drop: [0, 1, 2, 3, 4, 5]}": "`drop` names all 6 experts, and none stays",
-    "{grow: prune_experts, drop: [0, 1, 2, 3, 4]}": "a token takes 2 experts (num_experts_per_tok), and 1 of 6 experts stay",
-    "{grow: prune_experts, drop: [0], top_k: 6}": "top_k is 6, and 5 of 6 experts stay",
-    "{grow: prune_experts, keep: [[0, 1]]}": "`keep` has 1 lists, and 2 layers have experts",
+    "{grow: prune_experts, drop: [6]}": "no expert 6: the model has experts 0..5 in each layer",
+    "{grow: prune_experts, drop: [-1]}": "expected numbers of experts, 0 or more and each once; found [-1]",
+    "{grow: prune_experts, drop: [1, 1]}": "expected numbers of experts, 0 or more and each once; found [1, 1]",
+    "{grow: prune_experts, drop: [0, 1, 2, 3, 4, 5]}": "`drop` names all 6 experts; at least one must remain",
+    "{grow: prune_experts, drop: [0, 1, 2, 3, 4]}": "the model selects 2 experts per token (num_experts_per_tok), but only 1 of 6 experts remain",
+    "{grow: prune_experts, drop: [0], top_k: 6}": "`top_k` is 6, but only 5 of 6 experts remain",
+    "{grow: prune_experts, keep: [[0, 1]]}": "`keep` has 1 lists, expected 2, one for each layer with experts",
     "{grow: prune_experts, keep: [[0, 1], [0, 1, 2]]}": "one number of experts for all layers",
     "{grow: prune_experts, drop: [0], to: 3}": "found drop and to",
-    "{grow: prune_experts, to: 3}": "`to` and `calibration`, a jsonl of texts to count on, go together",
-    "{grow: prune_experts, to: 7, calibration: texts.jsonl}": "to is 7, and a layer of this model has 6 experts",
+    "{grow: prune_experts, to: 3}": "`to` needs `calibration`, a JSONL file of texts to count on, and only `to` reads it",
+    "{grow: prune_experts, to: 7, calibration: texts.jsonl}": "`to: 7`: the model has only 6 experts in each layer",
     "{grow: prune_experts, to: 3, calibration: nowhere.jsonl}": "nowhere.jsonl does not exist",
     "{grow: add_expert}": "expected one of `copy: 0`, `base: [3]` and `bricks: {math: 1.0}`; found none",
-    "{grow: add_expert, copy: 6}": "no expert 6: a layer of this model has 0..5",
-    "{grow: add_expert, base: 6}": "no expert 6: a layer of the base has 0..5",
-    "{grow: add_expert, base: 1, gate: random}": "`gate` is of bricks; an expert of `base` brings its row of the router",
-    "{grow: add_expert, bricks: {one: 1}}": "`gate: never` and `calibration`",
+    "{grow: add_expert, copy: 6}": "`copy: 6`: the model has experts 0..5 in each layer",
+    "{grow: add_expert, base: 6}": "no expert 6: the base has experts 0..5 in each layer",
+    "{grow: add_expert, base: 1, gate: random}": "`gate` applies to `bricks` only; an expert from `base` has its own row of the router",
+    "{grow: add_expert, bricks: {one: 1}}": "`gate: never` needs `calibration`",
     "{grow: add_expert, bricks: {one: 1}, gate: prompts}": "`gate: prompts` needs `prompts`, a list of texts, for one",
-    "{grow: add_expert, bricks: {one: 1}, gate: random}": "the base has no model.layers.0.mlp.gate_proj.weight for `bricks` to make an expert of",
+    "{grow: add_expert, bricks: {one: 1}, gate: random}": "the base has no model.layers.0.mlp.gate_proj.weight: `bricks` need a dense feed-forward layer",
 }  # fmt: skip
 
 
@@ -358,7 +358,7 @@ def test_a_dense_model_is_refused(step: str, project: Project, dense_of: Callabl
     with pytest.raises(WorkbenchError, match="model_type llama has no experts") as error:
         compose(project.resolve(f"base: {dense_of('llama')}\nsteps: [{step}]\n"), CPU)
     assert error.value.exit_code == 2
-    assert error.value.hint == "`grow: experts` makes a dense model a mixture."
+    assert error.value.hint == "`grow: experts` turns a dense model into a mixture."
 
 
 def test_no_base_to_add_from(project: Project, dense_of: Callable[[str], Path]) -> None:
@@ -374,5 +374,5 @@ def test_groups_are_refused(project: Project, mixture_of: Callable[[str], Path],
     for file in mixture_of("deepseek_v3").iterdir():
         (grouped / file.name).write_bytes(file.read_bytes())
     edit_json(grouped / "config.json", n_group=2)
-    with pytest.raises(WorkbenchError, match="n_group is 2: the router chooses groups of equal size before experts"):
+    with pytest.raises(WorkbenchError, match="n_group is 2: the router first selects groups of experts"):
         compose(project.resolve(f"base: {grouped}\nsteps: [{{grow: prune_experts, drop: [0]}}]\n"), CPU)

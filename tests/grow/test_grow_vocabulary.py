@@ -130,15 +130,15 @@ def test_keys_follow_tokens_and_tokenizer(project: Project) -> None:
 
 
 BAD: list[tuple[str, str]] = [
-    ('tokens: ["<new>", w3, is]', r"'w3' is token 5 of the model already \(2 of 3 are there\)"),
-    ('tokens: ["<a>", "<a>"]', "'<a>' is named twice"),
+    ('tokens: ["<new>", w3, is]', r"'w3' already exists as token 5 \(2 of 3 tokens exist\)"),
+    ('tokens: ["<a>", "<a>"]', "'<a>' is listed twice"),
     ('tokens: [" "]', "an empty token"),
     ("rows: mean", "expected one of `tokens"),
-    ('tokens: {"<a>": "unheard words"}', "the text 'unheard words' for '<a>' has no known token"),
+    ('tokens: {"<a>": "unheard words"}', "the description 'unheard words' of '<a>' has no known token"),
     ("file: none.txt", "none.txt"),
     ("file: bad.jsonl", r'bad.jsonl:2: expected {"token"'),
-    ("file: empty.txt", "empty.txt: holds no token"),
-    ("file: twice.txt", "twice.txt:2: '<a>' is named twice"),
+    ("file: empty.txt", "empty.txt: the file has no token"),
+    ("file: twice.txt", "twice.txt:2: '<a>' is listed twice"),
 ]
 
 

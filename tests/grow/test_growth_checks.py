@@ -179,9 +179,9 @@ def test_a_depth_that_config_does_not_say_is_caught(
 
     base = family("mpt")
     stages: list[str] = []
-    monkeypatch.setattr(workbench.grow.layers, "DEPTHS", ("num_hidden_layers",))
+    monkeypatch.setattr(workbench.grow.expansion.layers, "DEPTHS", ("num_hidden_layers",))
     with pytest.raises(
-        WorkbenchError, match=r"no place for transformer.blocks.4.*: config.json says 4 layers, the tensors have 6"
+        WorkbenchError, match=r"no parameter for transformer.blocks.4.*: config.json states 4 layers, the tensors have 6"
     ) as caught:
         project.run(
             f"base: {base}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: tensors}}]\n",
@@ -191,12 +191,12 @@ def test_a_depth_that_config_does_not_say_is_caught(
 
 
 WRONG = {
-    "num_hidden_layers": (5, "config.json says 5 layers, the tensors have 6"),
-    "hidden_size": (48, r"is \[64, 32\], and transformers builds \[64, 48\]"),
-    "intermediate_size": (56, r"down_proj.weight is \[32, 48\], and transformers builds \[32, 56\]"),
-    "num_key_value_heads": (4, r"is \[16, 32\], and transformers builds \[32, 32\]"),
-    "num_attention_heads": (8, r"o_proj.weight is \[32, 32\], and transformers builds \[32, 64\]"),
-    "vocab_size": (VOCABULARY + 2, r"is \[64, 32\], and transformers builds \[66, 32\]"),
+    "num_hidden_layers": (5, "config.json states 5 layers, the tensors have 6"),
+    "hidden_size": (48, r"has the shape \[64, 32\]; transformers builds \[64, 48\]"),
+    "intermediate_size": (56, r"down_proj.weight has the shape \[32, 48\]; transformers builds \[32, 56\]"),
+    "num_key_value_heads": (4, r"has the shape \[16, 32\]; transformers builds \[32, 32\]"),
+    "num_attention_heads": (8, r"o_proj.weight has the shape \[32, 32\]; transformers builds \[32, 64\]"),
+    "vocab_size": (VOCABULARY + 2, r"has the shape \[64, 32\]; transformers builds \[66, 32\]"),
     "model_type": ("qwen2", "k_proj.bias .*, and no tensor fills it"),
 }
 
@@ -221,9 +221,7 @@ def test_layer_types_that_stay_behind_are_named(project: Project) -> None:
     check_fits(base, growth, specs, "grow")
     types = growth.config["layer_types"]
     assert len(set(types)) == 2
-    with pytest.raises(
-        WorkbenchError, match=r"transformers builds layer \d otherwise than it built layer \d, which it is made from"
-    ):
+    with pytest.raises(WorkbenchError, match=r"transformers builds layer \d differently from its source, layer \d"):
         check_fits(base, replace(growth, config={**growth.config, "layer_types": types[::-1]}), specs, "grow")
 
 
@@ -237,7 +235,7 @@ def grown_model(project: Project, name: str, method: str) -> tuple[Model, Growth
 def test_an_architecture_that_transformers_does_not_have_needs_check_off(project: Project) -> None:
     base = save_model(project.path / "odd", "llama")
     edit_json(base / "config.json", model_type="nobody", architectures=["NobodyForCausalLM"])
-    with pytest.raises(WorkbenchError, match="so that growth cannot be checked") as caught:
+    with pytest.raises(WorkbenchError, match="so the growth cannot be checked") as caught:
         project.run("base: odd\nsteps: [{grow: depth, blocks: 1, check: tensors}]\n")
     assert (caught.value.exit_code, "check: off" in (caught.value.hint or "")) == (3, True)
     assert project.run("base: odd\nsteps: [{grow: depth, blocks: 1, check: off}]\n")["status"] == "done"
@@ -331,9 +329,9 @@ def test_final_norms_of_transformers(name: str) -> None:
 
 
 REFUSED = {
-    ("bitnet", "hidden: 48"): "has a norm inside its layers that does not see the residual stream",
-    ("bitnet", "neurons: 64"): "ffn_sub_norm.weight normalises the neurons",
-    ("bitnet", "key_value_heads: 4"): "attn_sub_norm.weight normalises all heads together",
+    ("bitnet", "hidden: 48"): "has a norm inside its layers that does not read the residual stream",
+    ("bitnet", "neurons: 64"): "ffn_sub_norm.weight normalizes over the neurons",
+    ("bitnet", "key_value_heads: 4"): "attn_sub_norm.weight normalizes over all heads",
     ("nanochat", "hidden: 48"): "has a norm without a weight",
     ("qwen3_next", "hidden: 48"): r"the gain 1 \+ weight",
     (

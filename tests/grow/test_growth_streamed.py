@@ -59,7 +59,7 @@ def test_a_model_that_looks_at_other_layers_is_not_streamed(tmp_path: Path) -> N
     with torch.device("meta"):
         model = Peeks()
     streamed = Streamed(model, weights, pieces, CPU)  # type: ignore[arg-type]
-    with pytest.raises(NotStreamedError, match=r"layers\.0 is given a tensor without numbers"):
+    with pytest.raises(NotStreamedError, match=r"an argument of \S*layers\.0 is on the meta device"):
         streamed.logits(torch.zeros(1, 3, dtype=torch.long))
     assert all(p.device.type == "meta" for p in model.parameters()), "nothing stays loaded"
 

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "misspelt ramp": (TIES + "    lambda: {frist: 0, last: 1}\n", (), ":7:14 steps.0.lambda.frist: unknown field. Did you mean 'first'?"),
     "rule without where": (TIES + "    lambda: [{value: 1}]\n", (), ":7:14 steps.0.lambda.0.where: required field is missing"),
     "schedule over a model": (TIES + "    threshold: model\n    density: {first: 0.1, last: 0.2}\n", (),
-                              ":5:5 steps.0: `threshold: model` trims by one threshold a brick: expected a number as density, found a schedule"),
+                              ":5:5 steps.0: `threshold: model` uses one threshold per brick: expected a number as `density`, found a schedule"),
     "unknown choice": (TIES + "    sign: majority\n", (), ":7:5 steps.0.sign: expected 'mass' or 'frequency', found 'majority'"),
     "unknown brick": (TIES + "    bricks: {maht: 1}\n", (), ":7:14 steps.0.bricks.maht: no brick 'maht' under `bricks`. Did you mean 'math'?"),
     "misspelt brick field": (TIES + "    bricks: {math: {wieght: 1}}\n", (), ":7:21 steps.0.bricks.math.wieght: unknown field. Did you mean 'weight'?"),

@@ -101,17 +101,17 @@ GROWN = {
 """Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
 
 CAUGHT = {
-    ("big_bird", "stack"): "otherwise than it built layer",
-    ("diffllama", "depth"): "otherwise than it built layer",
-    ("diffllama", "stack"): "otherwise than it built layer",
+    ("big_bird", "stack"): "differently from its source, layer",
+    ("diffllama", "depth"): "differently from its source, layer",
+    ("diffllama", "stack"): "differently from its source, layer",
     ("diffllama", "heads"): "computes something else",
     ("doge", "depth"): "computes something else",
-    ("gemma4_text", "depth"): "and transformers builds",
-    ("gemma4_text", "stack"): "and transformers builds",
-    ("gpt_neox_japanese", "depth"): "has no place for",
-    ("minicpm3", "depth"): "otherwise than it built layer",
-    ("minicpm3", "stack"): "otherwise than it built layer",
-    ("minimax", "stack"): "otherwise than it built layer",
+    ("gemma4_text", "depth"): "; transformers builds",
+    ("gemma4_text", "stack"): "; transformers builds",
+    ("gpt_neox_japanese", "depth"): "has no parameter for",
+    ("minicpm3", "depth"): "differently from its source, layer",
+    ("minicpm3", "stack"): "differently from its source, layer",
+    ("minimax", "stack"): "differently from its source, layer",
     ("openai-gpt", "depth"): "computes something else",
 }
 """Growths that nothing refuses in advance and the check stops: part of its message. What depends on the number or the count of layers
