@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from workbench.run.kinds.costs import _FLOPS_PER_SECOND
+from workbench.run.costs import FLOPS_PER_SECOND
 
 from worlds.project import CPU, Project
 
@@ -34,7 +34,7 @@ def test_tokens_become_seconds(facts: Project) -> None:
     row = found.steps[0]
     assert row["cost"]["work"] == {"facts": 5, "statistics": 480, "sweep": 0, "values": 2 * 5 * 4 * 12 * 10}
     assert row["cost"]["tokens"] == 480 + 4800
-    assert row["seconds"] == round(2 * PARAMETERS * 5280 / _FLOPS_PER_SECOND, 1)
+    assert row["seconds"] == round(2 * PARAMETERS * 5280 / FLOPS_PER_SECOND, 1)
     more = plan(facts.resolve("steps: [{edit: memit, facts: facts.jsonl, tokens_per_input: 100000}]\n"), facts.path / "runs")
     assert more.steps[0]["cost"]["sweep"] == {"layers": 4, "facts": 8}
     assert more.seconds - found.seconds == pytest.approx(more.steps[0]["seconds"] - row["seconds"], abs=0.15)

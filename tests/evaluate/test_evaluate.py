@@ -87,7 +87,7 @@ def test_a_known_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokeniz
     memo = tmp_path / "memo"
     known = build_plan(suite(chance={}), tmp_path / "tok", tasks_dir=tasks_dir, memo=memo)
     code = (
-        "import sys; from pathlib import Path; from workbench.evaluate import build_plan; from workbench.suites import Suite; "
+        "import sys; from pathlib import Path; from workbench.evaluate import build_plan; from workbench.scores.suite import Suite; "
         f"p = build_plan(Suite(suite='toy', tasks=('copy', 'pick')), Path({str(tmp_path / 'tok')!r}), tasks_dir=Path({str(tasks_dir)!r}), memo=Path({str(memo)!r})); "
         "print(p.digest, [m for m in ('torch', 'lm_eval.tasks', 'transformers', 'datasets') if m in sys.modules])"
     )

@@ -117,7 +117,7 @@ def test_the_most_used_stay(family: str, project: Project, mixture_of: Callable[
     """`to: 4` keeps the four of each layer that a count by hand keeps, and is the model of those lists."""
     texts = write_lines(project.path / "texts.jsonl")
     text = f"base: {mixture_of(family)}\nsteps: [{{grow: prune_experts, to: 4, calibration: texts.jsonl}}]\n"
-    record = compose(project.resolve(text), CPU).steps[0]
+    record = compose(project.resolve(text), CPU).records()[0]
     shares = hand_count(live(mixture_of(family)), rows_of(texts))
     assert record["kept"] == [sorted(row.topk(4).indices.tolist()) for row in shares]
     assert torch.allclose(torch.tensor(record["usage"]), shares, atol=1e-4)
@@ -133,9 +133,9 @@ def test_a_count_is_kept(project: Project, mixture_of: Callable[[str], Path], mo
     text = f"base: {mixture_of('mixtral')}\nsteps: [{{grow: prune_experts, to: 4, calibration: texts.jsonl}}]\n"
     resolved = project.resolve(text)
     assert plan(resolved, project.path / "runs").steps[0]["experts"] == 4
-    first = compose(resolved, CPU).steps
+    first = compose(resolved, CPU).records()
     monkeypatch.setattr("workbench.grow.prune.usage", lambda *_: pytest.fail("counted again"))
-    assert compose(project.resolve(text), CPU).steps == first
+    assert compose(project.resolve(text), CPU).records() == first
     write_lines(texts, seed=3)
     assert project.resolve(text).keys != resolved.keys
 

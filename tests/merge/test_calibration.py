@@ -395,7 +395,6 @@ def test_texts_as_tokens(project: Project) -> None:
     assert words(3) == [("w1 w2 w3", 1), ("w4 w5 w6", 2), ("w9 w10 w11", 2)]
     assert words(2) == [("w2 w3", 1), ("w4 w5", 1), ("w10 w11", 1)]
     assert [t.place for t in read_texts(file, "all.jsonl", samples=2)] == ["all.jsonl:1", "all.jsonl:2"]
-    found = list(batches(encode(texts, tokenizer, 64), CPU, limit=6))
-    assert [batch.mask.sum(1).tolist() for batch in found] == [[3, 3], [5]]
+    assert [b.mask.sum(1).tolist() for b in batches(encode(texts, tokenizer, 64), CPU, limit=6)] == [[3, 3], [5]]
     with pytest.raises(WorkbenchError, match="here:1: 1 token in the base's vocabulary"):
         encode([Text("", "w1", "here:1")], tokenizer, 64)

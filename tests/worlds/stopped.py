@@ -14,9 +14,9 @@ CHILD = """
 import sys
 import torch
 import workbench.weights.writer as writer
-from workbench.engine import execute
-from workbench.recipe import load_recipe
-from workbench.resolve import resolve
+from workbench.run.execute import execute
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
 from pathlib import Path
 
 real, written = writer._write_tensor, 0
