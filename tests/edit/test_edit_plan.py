@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from workbench.run.costs import FLOPS_PER_SECOND
 
 from worlds.project import CPU, Project
 
 from workbench.cli import app
 from workbench.cli.run import duration
 from workbench.run.compose import compose
+from workbench.run.costs import FLOPS_PER_SECOND
 from workbench.run.efficacy import check_efficacy
 from workbench.run.plan import plan
 
