@@ -16,7 +16,7 @@ from workbench.steps.fields import Real
 
 @register
 class AlphaEdit(ClosedForm):
-    """Ridge regression within the span of C's smallest eigenvectors (Fang et al. 2025), with a term for already written keys."""
+    """Ridge regression within the span of C's smallest eigenvectors, with a term for already written keys (Fang et al. 2025)."""
 
     paper = "Fang et al. 2025, AlphaEdit, arXiv 2410.02355"
     formula = "ΔW = R KᵀP (P(KKᵀ + K₁K₁ᵀ)P + L I)⁻¹ P"

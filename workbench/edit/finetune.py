@@ -31,10 +31,9 @@ STEPS = {"full": 1e-3, "lora": 2e-3}
 
 @register
 class Finetune(EditMethod):
-    """Localized fine-tuning, breadth first: every epoch goes over all facts (Yang et al. 2025, LocFT-BF).
+    """Fine-tune one layer's feed-forward down-projection, with all facts in every epoch (Yang et al. 2025, LocFT-BF).
 
-    Trains the feed-forward down-projection of one layer, either all elements or a low-rank update, on the cross-entropy of the
-    target and the end of text.
+    Trains either all elements or a low-rank update, on the cross-entropy of the target and the end of text.
     """
 
     paper = "Yang et al. 2025, Fine-tuning done right in model editing, arXiv 2509.22072"
