@@ -264,7 +264,8 @@ def test_refusals(world: Project) -> None:
     text = "eval: [{facts: facts.jsonl}, {facts: other/facts.yaml}]\n"
     assert "facts: two suites have the name 'facts'" in refusal(lambda: asked(world, text)).message
     assert (
-        "none.txt: the text file does not exist" in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, text: none.txt}]\n")).message
+        "none.txt: the text file does not exist"
+        in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, text: none.txt}]\n")).message
     )
     world.write("eval: [{facts: other/facts.yaml, tasks: [paraphrase]}]\n" + F32, "asked.yaml")
     assert (

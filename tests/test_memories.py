@@ -168,7 +168,8 @@ def test_grace_refuses_what_it_has_not_learned(taught: Project) -> None:
     with pytest.raises(WorkbenchError, match=r"layer 9 does not exist; the model has layers 0 to 3"):
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 9}]\n")
     with pytest.raises(
-        WorkbenchError, match=r"layer 0 does not distinguish 6 of 6 facts from the same prompt with another subject, the first is 'f0'"
+        WorkbenchError,
+        match=r"layer 0 does not distinguish 6 of 6 facts from the same prompt with another subject, the first is 'f0'",
     ) as blind:
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 0}]\n")
     assert "layer: 1" in str(blind.value.hint)
