@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "--set of an unknown step": (nothing, GOOD, ["run", "recipes/test.yaml", "--set", "mxi.lambda=1"], 2, r"no step or field 'mxi'. Did you mean 'mix'"),
     "unknown device": (nothing, GOOD, ["run", "recipes/test.yaml", "--device", "tpu"], 2, r"--device tpu: expected auto, cpu, cuda or cuda:N"),
     "output directory in use": (nothing, GOOD, ["run", "recipes/test.yaml", "-o", "recipes"], 1, r"-o recipes: exists and is not an empty directory"),
-    "no suite named": (nothing, GOOD, ["eval"], 2, r"the recipe names no suite to score"),
+    "no suite named": (nothing, GOOD, ["eval"], 2, r"the recipe has no suite to score"),
     "unknown suite": (nothing, GOOD, ["eval", "recipes/test.yaml", "--suite", "strater"], 1, r"unknown suite 'strater'"),
     "compare before eval": (nothing, GOOD + "eval: [mini]\n", ["compare"], 1, r"not scored yet on mini"),
     "report before eval": (nothing, GOOD + "eval: [mini]\n", ["report"], 1, r"not scored yet: test"),

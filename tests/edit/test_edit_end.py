@@ -32,7 +32,9 @@ def test_the_end_of_text_can_be_taught(facts: Project) -> None:
 def test_exact_values_need_an_input_each(facts: Project) -> None:
     """48 inputs: 49 facts cannot all have their values exactly, a few at a time can."""
     write_facts_file(facts.path / "facts.jsonl", 49)
-    with pytest.raises(WorkbenchError, match="49 facts at once, and the projection of layer 1 has 48 inputs") as error:
+    with pytest.raises(
+        WorkbenchError, match="49 facts at once cannot be written exactly, because the projection of layer 1 has only 48 inputs"
+    ) as error:
         facts.run(step("rome", contexts=0))
     assert "edit: memit" in str(error.value.hint)
     facts.resolve(step("rome", mode={"sequential": {"batch": 4}}, first=5))

@@ -301,7 +301,7 @@ def whole(_parts: Parts, _layer: int, batch: Padded) -> Iterator[Padded]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "bloom"])
-def test_facts_are_optimised_together_as_alone(
+def test_facts_are_optimized_together_as_alone(
     family: str, context_for: Callable[[str], MethodContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Facts of one batch, of different lengths, do not see each other."""
@@ -325,7 +325,7 @@ def test_facts_are_optimised_together_as_alone(
 
 
 EXPERTS = "routes tokens to experts"
-RECURRENT = "has state-space or recurrent layers"
+RECURRENT = "is a state-space or recurrent layer"
 REFUSED = {
     "mixtral": EXPERTS, "qwen2_moe": EXPERTS, "qwen3_moe": EXPERTS, "mamba": RECURRENT, "lfm2": RECURRENT,
     "jamba": f"{EXPERTS}|{RECURRENT}", "qwen3_next": f"{EXPERTS}|{RECURRENT}", "granitemoehybrid": f"{EXPERTS}|{RECURRENT}",
@@ -347,7 +347,7 @@ def test_architectures_without_one_place_are_refused(family: str, project: Proje
     write_facts_file(project.path / "facts.jsonl", 2)
     with pytest.raises(WorkbenchError, match=REFUSED[family]) as caught:
         compose(project.resolve(f"base: {family}\nsteps: [{{edit: rome, facts: facts.jsonl, layers: [1]}}]\n"), CPU)
-    assert "`edit: memory` keeps facts beside the weights" in str(caught.value.hint)
+    assert "Use `edit: memory`, which stores facts outside the weights" in str(caught.value.hint)
     assert not list((project.path / ".workbench").glob("edits/*"))
 
 
@@ -371,10 +371,10 @@ def test_a_quantised_base_is_refused_before_any_work(project: Project, llama: Pa
 
 def test_layers_and_facts_that_are_not_there(context_for: Callable[[str], MethodContext]) -> None:
     context = context_for("llama")
-    with pytest.raises(WorkbenchError, match=r"edit rome: layer 3 does not exist; the model has 0\.\.2"):
+    with pytest.raises(WorkbenchError, match=r"edit rome: layer 3 does not exist; the model has layers 0 to 2"):
         method("rome", layers=[0, 3]).solve(context)
     slow = replace(context, tokenizer=type("Slow", (), {"is_fast": False})())
-    with pytest.raises(WorkbenchError, match="Slow does not tell which characters a token stands for"):
+    with pytest.raises(WorkbenchError, match="Slow has no character offsets"):
         method("rome").solve(slow)
 
 

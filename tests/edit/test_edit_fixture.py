@@ -147,7 +147,7 @@ def test_the_wrong_lookup_is_refused(known: Project) -> None:
     step = "{edit: rome, facts: facts24.jsonl, statistics: people.txt, layers: [3], position: subject_last}"
     resolved = known.resolve(f"base: base\nsteps: [{step}]\n", "wrong.yaml")
     with pytest.raises(
-        WorkbenchError, match=r"no value at layer 3, subject_last, makes the model say the target of 24 of 24 facts"
+        WorkbenchError, match=r"at layer 3, subject_last, no value makes the model give the target of 24 of 24 facts"
     ) as caught:
         compute_all(resolved)
     assert "unconverged: skip" in (caught.value.hint or "")

@@ -237,7 +237,7 @@ def test_values_go_on_after_an_interruption(facts: Project, monkeypatch: pytest.
         solve(replace(context, progress=stopping("values", 8)), "rome", refine=0)
     assert all(torch.equal(p, before[n]) for n, p in context.model.named_parameters())
     assert len(list((context.cache / "values").iterdir())) == 8
-    calls = counting(monkeypatch, values, "_optimise")
+    calls = counting(monkeypatch, values, "_optimize")
     found = solve(context, "rome", refine=0)
     assert [len(call[3]) for call in calls] == [8, 4]
     assert found.record == expected.record
@@ -296,17 +296,17 @@ LONG = {"prompt": "w1 of {subject}", "subject": "w2", "target": " ".join(["w3"] 
 @pytest.mark.parametrize(
     ("fields", "rows", "message"),
     [
-        ({}, [LONG], r"facts.jsonl:1: prompt and target are 36 tokens; 64 fit, and half as many of a target"),
-        ({"layers": [4]}, [], r"edit memit: layer 4 does not exist; the model has 0\.\.3"),
+        ({}, [LONG], r"facts.jsonl:1: prompt and target have 36 tokens \(33 of them in the target\); at most 64 tokens are allowed, 32 in the target"),
+        ({"layers": [4]}, [], r"edit memit: layer 4 does not exist; the model has layers 0 to 3"),
         ({"layers": []}, [], r"layers: expected at least 1 entries, found \[\]"),
-        ({"layers": [1, 1]}, [], r"expected auto, or layers that differ, found \[1, 1\]"),
+        ({"layers": [1, 1]}, [], r"expected auto or distinct layers, found \[1, 1\]"),
         ({"tokens_per_input": 100}, [], r"statistics: text.txt has 3,000 tokens, expected 4,800 \(100 for each of 48 inputs\)"),
         ({"statistics": "none.txt"}, [], r"none.txt"),
         ({"preserve": "none.jsonl"}, [], r"none.jsonl"),
         ({"mode": {"sequential": {"batch": 0}}}, [], r"batch"),
-        ({"clamp": 0.001}, [], r"edit memit: no value at layer 1, subject_last, makes the model say the target of 4 of 4 facts: "
-                               r"f0 \(\d\.\d\d -> \d\.\d\d nats a token\); f1 .*No weight was changed"),
-        ({"clamp": 0.001, "unconverged": "skip"}, [], r"edit memit: .*none of the 4 facts"),
+        ({"clamp": 0.001}, [], r"edit memit: at layer 1, subject_last, no value makes the model give the target of 4 of 4 facts: "
+                               r"f0 \(\d\.\d\d -> \d\.\d\d nats per token\); f1 .*No weight was changed"),
+        ({"clamp": 0.001, "unconverged": "skip"}, [], r"edit memit: .*any of the 4 facts"),
         ({}, [{"prompt": "w1 of {subject}", "target": "w3"}], r"facts.jsonl:1: the prompt has \{subject\}, and there is no 'subject'"),
         ({}, [{"prompt": "w1 of {subject}", "subject": "w2", "target": "w3"}, {"prompt": "w1 of w2", "target": "w4"}],
          r"facts.jsonl:2: the prompt of facts.jsonl:1 again, with another target"),

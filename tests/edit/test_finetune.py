@@ -273,10 +273,10 @@ def test_cost(project: Project) -> None:
     ("fields", "message"),
     [
         (", rank: 4", "`rank` needs `form: lora`"),
-        (", layers: [4]", r"layer 4 does not exist; the model has 0\.\.3"),
+        (", layers: [4]", r"layer 4 does not exist; the model has layers 0 to 3"),
         (", layers: []", "layers"),
         (", layers: middle", "expected 'auto'"),
-        (", first: 7", r"edit finetune: first: 7; facts\.jsonl has 6 facts"),
+        (", first: 7", r"edit finetune: first is 7, but facts\.jsonl has 6 facts"),
         (", max_change: 0", "max_change"),
         (", mode: sequential", "expected 'joint'"),
         (", mode: {sequential: {batch: 0}}", r"mode.sequential.batch"),
@@ -297,7 +297,7 @@ def test_a_target_beyond_the_context(project: Project) -> None:
     write(project, [FACTS[0], {"id": "long", "prompt": "w1 is", "target": " ".join(["w2"] * 62)}])
     with pytest.raises(WorkbenchError) as caught:
         solve(project)
-    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens, end of text included; the model takes 64 together"
+    expected = "facts.jsonl:2: prompt and target have 2 and 63 tokens (with end of text); the model accepts 64 in total"
     assert caught.value.message == expected
     write(project, [FACTS[0], {"id": "fits", "prompt": "w1 is", "target": " ".join(["w2"] * 61)}])
     solve(project, ", epochs: 1")

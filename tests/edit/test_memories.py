@@ -105,7 +105,7 @@ def test_text_memory_scope(taught: Project) -> None:
         ),
         (f"{GRACE}output: {{form: adapter}}\n", ":4:10", "a memory does not fit into an adapter"),
         ("output: {form: configuration}\n", ":3:10", "a configuration holds a memory, and no step makes one"),
-        ("steps: [{edit: memory, facts: facts.jsonl, template: hello}]\n", ":3:44", "expected a text with {facts} in it"),
+        ("steps: [{edit: memory, facts: facts.jsonl, template: hello}]\n", ":3:44", "expected a text that contains {facts}"),
         ("steps: [{edit: grace, facts: none.jsonl}]\n", "", "none.jsonl does not exist"),
         ("steps: [{edit: memory, facts: facts.jsonl, encoder: enc}]\n", "", "enc/config.json does not exist"),
     ],
@@ -125,18 +125,19 @@ def test_a_memory_is_no_brick(taught: Project) -> None:
 
 
 def test_grace_refuses_what_it_has_not_learned(taught: Project) -> None:
-    with pytest.raises(WorkbenchError, match=r"\d of 6 facts are not answered after 1 steps, first 'f\d'"):
+    with pytest.raises(WorkbenchError, match=r"\d of 6 facts are not learned after 1 steps, the first is 'f\d'"):
         taught.run("steps: [{edit: grace, facts: facts.jsonl, steps: 1, learning_rate: 0.001}]\n")
-    with pytest.raises(WorkbenchError, match=r"layer 9 does not exist; the model has 0\.\.3"):
+    with pytest.raises(WorkbenchError, match=r"layer 9 does not exist; the model has layers 0 to 3"):
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 9}]\n")
     with pytest.raises(
-        WorkbenchError, match=r"at layer 0 the input where an answer begins .* for 6 of 6 facts, first 'f0'"
+        WorkbenchError,
+        match=r"layer 0 does not distinguish 6 of 6 facts from the same prompt with another subject, the first is 'f0'",
     ) as blind:
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 0}]\n")
     assert "layer: 1" in str(blind.value.hint)
     nested = [{"id": "a", "prompt": "w5 is", "target": "w6 w7"}, {"id": "b", "prompt": "w5 is w6", "target": "w8"}]
     write_rows(taught.path / "facts.jsonl", nested)
-    with pytest.raises(WorkbenchError, match=r"'w5 is.*' and another fact have one beginning"):
+    with pytest.raises(WorkbenchError, match=r"'w5 is.*' and another fact begin with the same text"):
         taught.run(GRACE)
 
 

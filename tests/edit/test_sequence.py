@@ -130,7 +130,7 @@ def test_refusals(world: Project) -> None:
     (world.path / "others.jsonl").write_text('{"prompt": "a b", "target": "c"}\n')
     world.write(RECIPE.replace("eval: [{facts: facts", "eval: [{facts: others"), "other.yaml")
     recipe = load_recipe(world.path / "recipes" / "other.yaml")
-    with pytest.raises(WorkbenchError, match=r"sequential: no edit step has the facts of others.jsonl"):
+    with pytest.raises(WorkbenchError, match=r"sequential: no edit step uses the facts of others.jsonl"):
         lineup([recipe])
     world.write(RECIPE.replace("text: text.txt,", "limit: 3,"), "both.yaml")
     with pytest.raises(WorkbenchError, match=r"`limit` and `sequential` both choose facts"):

@@ -305,10 +305,13 @@ def test_a_brick(project: Project) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layers": [4]}, r"edit ultraedit: layer 4 does not exist; the model has 0\.\.3"),
-        ({"layers": [1, 1]}, r"expected auto, or layers that differ, found \[1, 1\]"),
+        ({"layers": [4]}, r"edit ultraedit: layer 4 does not exist; the model has layers 0 to 3"),
+        ({"layers": [1, 1]}, r"expected auto or distinct layers, found \[1, 1\]"),
         ({"strength": 0}, r"strength"),
-        ({"facts": "long.jsonl"}, r"long.jsonl:1: prompt and target are 34 tokens; 64 fit, and half as many of a target"),
+        (
+            {"facts": "long.jsonl"},
+            r"long.jsonl:1: prompt and target have 34 tokens \(33 of them in the target\); at most 64 tokens are allowed, 32 in the target",
+        ),
         ({"facts": "none.jsonl"}, r"none.jsonl"),
     ],
 )

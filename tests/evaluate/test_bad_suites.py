@@ -33,7 +33,7 @@ def test_nan_log_likelihoods_name_configuration_task_and_item(tasks_dir: Path, t
 
 def test_wrong_dtype_is_refused(tasks_dir: Path, tokenizer: Any) -> None:
     plan = build_plan(suite(), tokenizer, tasks_dir=tasks_dir, dtype="bfloat16")
-    with pytest.raises(WorkbenchError, match=r"'a' is in float32, the plan scores bfloat16"):
+    with pytest.raises(WorkbenchError, match=r"'a' has dtype float32, but the plan scores bfloat16"):
         score(plan, A, tiny())
 
 

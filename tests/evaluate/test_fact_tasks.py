@@ -260,18 +260,19 @@ def test_refusals(world: Project) -> None:
     )
     message = refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, tasks: [efficacy, rephrased]}]\n")).message
     assert "eval.0.tasks.1: expected 'efficacy', 'preferred'" in message
-    assert "edits: asked use no edit with facts" in refusal(lambda: asked(world, "eval: [edits]\n")).message
+    assert "edits: no edit with facts in asked" in refusal(lambda: asked(world, "eval: [edits]\n")).message
     text = "eval: [{facts: facts.jsonl}, {facts: facts.jsonl, limit: 1}]\n"
     assert "facts: facts.jsonl is listed with different options" in refusal(lambda: asked(world, text)).message
     (world.path / "other").mkdir()
     (world.path / "other" / "facts.yaml").write_text("- {prompt: w1 w2, target: w3}\n")
     text = "eval: [{facts: facts.jsonl}, {facts: other/facts.yaml}]\n"
-    assert "facts: two suites are called 'facts'" in refusal(lambda: asked(world, text)).message
+    assert "facts: two suites have the name 'facts'" in refusal(lambda: asked(world, text)).message
     assert (
-        "none.txt: no such text file" in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, text: none.txt}]\n")).message
+        "none.txt: the text file does not exist"
+        in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, text: none.txt}]\n")).message
     )
     world.write("eval: [{facts: other/facts.yaml, tasks: [paraphrase]}]\n" + F32, "asked.yaml")
     assert (
-        "other/facts.yaml: no fact has what the task 'paraphrase' asks for"
+        "other/facts.yaml: no fact has the field that task 'paraphrase' needs"
         in refusal(lambda: plan_of(world, "asked.yaml")).message
     )

@@ -135,7 +135,7 @@ def test_bad_models(world: Project) -> None:
         ("org/nowhere",): (r"model org/nowhere: org/nowhere is neither a local directory nor whole in the hub cache", r"HF_HUB_OFFLINE"),
         ("models/Tuned-A", "models/words"): (r"Tuned-A and words have different tokenizers", r"two calls"),
         ("mean", "models/words"): (r"base and words have different tokenizers", r"two calls"),
-        ("models/Tuned-A", "models/wide"): (r"different dtypes are written \(bfloat16: Tuned-A, float32: wide\)", r"recipe with it as base"),
+        ("models/Tuned-A", "models/wide"): (r"the configurations have different output dtypes \(bfloat16: Tuned-A, float32: wide\)", r"recipe with the model as base"),
         ("models/Tuned-A", "models/again/Tuned-A"): (r"two different configurations are called 'Tuned-A'", r"Rename"),
     }  # fmt: skip
     for names, (message, hint) in cases.items():
@@ -143,7 +143,7 @@ def test_bad_models(world: Project) -> None:
         assert re.search(message, error.message), error.message
         assert re.search(hint, error.hint or ""), error.hint
     error = refused("eval", "models/Tuned-A")
-    assert error.message == "models name no suite to score"
+    assert error.message == "no suite to score"
     assert error.hint == "Give --suite NAME. Suites here: mini."
     assert "--set changes recipes" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
     error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini", "--baseline", "Tuned-C")
@@ -161,7 +161,7 @@ def test_chat_templates_count_where_they_are_used(world: Project) -> None:
     document("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
     suite.write_text(suite.read_text() + "chat_template: true\n")
     error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
-    assert "suite 'mini' uses the chat template, and Tuned-A and Tuned-B have different ones" in error.message
+    assert "suite 'mini' uses the chat template, but Tuned-A and Tuned-B have different ones" in error.message
 
 
 def test_a_hub_id_is_fetched_and_scored(world: Project, tmp_path_factory: pytest.TempPathFactory) -> None:

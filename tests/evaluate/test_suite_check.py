@@ -81,12 +81,12 @@ def twice(docs: list[dict[str, Any]]) -> None:
     [
         (empty, "copy", "data", "failed", "task 'copy' has no items"),
         (same_id, "pick", "data", "failed", "1 ids occur more than once, first 'copy-002'"),
-        (gold_outside, "pick", "choices", "failed", "gold is none of the choices in 1 item (copy-004)"),
-        (gold_negative, "pick", "choices", "failed", "gold is none of the choices in 1 item (copy-004)"),
+        (gold_outside, "pick", "choices", "failed", "the gold answer is none of the choices in 1 item (copy-004)"),
+        (gold_negative, "pick", "choices", "failed", "the gold answer is none of the choices in 1 item (copy-004)"),
         (equal_choices, "pick", "choices", "failed", "two choices are equal in 1 item (copy-005)"),
         (long_prompt, "copy", "length", "failed", "longest input 257 of 256 tokens (4 of them generated): 1 item (copy-006) would be cut"),
         (cut_answer, "copy", "gold answers", "failed", "exact_match of the gold answer is not 1 in 1 item (copy-007): target 'two words ' scores 0"),
-        (blank, "pick", "blanks", "warning", "contexts end in a blank in 1 item (copy-008)"),
+        (blank, "pick", "blanks", "warning", "contexts end in a space in 1 item (copy-008)"),
         (twice, "copy", "duplicates", "warning", "the same prompt and choices in 2 items (copy-009, copy-010)"),
     ],
 )  # fmt: skip
@@ -138,19 +138,19 @@ def test_lower_is_better_wants_0_and_other_metrics_only_warn(place: Path) -> Non
     metrics = ("process_results: !function localdata.off\nmetric_list:\n  - {metric: match, aggregation: mean, higher_is_better: true}\n"
                "  - {metric: error, aggregation: mean, higher_is_better: false}\n")  # fmt: skip
     (tasks / "copy.yaml").write_text(GENERATE.split("metric_list")[0] + metrics)
-    assert checks(place)["copy", "gold answers"].found == "full marks in match, error"
+    assert checks(place)["copy", "gold answers"].found == "perfect score in match, error"
     (tasks / "copy.yaml").write_text(
         GENERATE.split("metric_list")[0] + metrics + "  - {metric: half, aggregation: mean, higher_is_better: true}\n"
     )
     one = checks(place)["copy", "gold answers"]
-    assert (one.status, one.found) == ("warning", "match ok; no full marks: half in 24 items")
+    assert (one.status, one.found) == ("warning", "match ok; no perfect score: half in 24 items")
     written = (tasks / "localdata.py").stat()
     (tasks / "localdata.py").write_text(
         LOCALDATA + code.replace("'error': float(results[0] != ", "'error': float(results[0] == ")
     )
     os.utime(tasks / "localdata.py", ns=(written.st_atime_ns, written.st_mtime_ns))  # Python's compiled file looks fresh
     (tasks / "copy.yaml").write_text(GENERATE.split("metric_list")[0] + metrics)
-    assert checks(place)["copy", "gold answers"].found == "match ok; no full marks: error in 24 items"
+    assert checks(place)["copy", "gold answers"].found == "match ok; no perfect score: error in 24 items"
 
 
 def test_several_right_choices_and_mutual_information(place: Path) -> None:
@@ -160,7 +160,7 @@ def test_several_right_choices_and_mutual_information(place: Path) -> None:
     assert checks(place)["pick", "gold answers"].status == "ok"
     write_data(place / "evals" / "tasks", documents())
     (place / "evals" / "tasks" / "pick.yaml").write_text(text)
-    assert checks(place)["pick", "gold answers"].found == "full marks in acc, acc_norm, acc_mutual_info"
+    assert checks(place)["pick", "gold answers"].found == "perfect score in acc, acc_norm, acc_mutual_info"
 
 
 def test_a_definition_that_fails_on_a_document_is_a_finding(place: Path) -> None:
@@ -196,7 +196,7 @@ def test_contrasts_pair_by_id(place: Path) -> None:
 
 def test_command_line(place: Path) -> None:
     result = run("suite", "check", "toy", "--base", "base", "--verbose")
-    assert "full marks in exact_match" in result.stdout
+    assert "perfect score in exact_match" in result.stdout
     assert result.stdout.count("--- copy ") == 3
     assert documents()[0]["prompt"] in result.stdout
     document = json.loads(run("suite", "check", "toy", "--base", "base", "--json", "--limit", "5").stdout)
@@ -207,8 +207,8 @@ def test_command_line(place: Path) -> None:
     edit(place, gold_outside)
     error = run("suite", "check", "toy", "--base", "base", code=3).exception
     assert isinstance(error, WorkbenchError)
-    assert "suite toy: pick, choices: gold is none of the choices" in error.message
-    assert "correct these items" in str(error.hint)
+    assert "suite toy: pick, choices: the gold answer is none of the choices" in error.message
+    assert "Correct these items" in str(error.hint)
     error = run("suite", "check", "toy", code=2).exception
     assert "--base DIR" in str(getattr(error, "hint", ""))
     error = run("suite", "check", "tyo", "--base", "base", code=1).exception

@@ -277,7 +277,7 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, cap
         rebase(facts, "mix", onto, edited.path / "bricks", device=CPU)
     with pytest.raises(WorkbenchError, match=r"edit\.json, step:1:1 stepz: unknown field. Did you mean 'steps'\?"):
         rebase(facts, "mix", onto, edited.path / "x", device=CPU, settings=["stepz=3"])
-    with pytest.raises(WorkbenchError, match=r"no value at layer 1") as caught:
+    with pytest.raises(WorkbenchError, match=r"at layer 1, .*, no value") as caught:
         rebase(facts, "mix", onto, edited.path / "x", device=CPU, settings=["steps=1", "learning_rate=0.0001"])
     assert caught.value.hint is not None
     assert caught.value.hint.endswith("Here fields of the step are set by `--set FIELD=VALUE`.")

@@ -113,7 +113,7 @@ def test_a_token_that_straddles_the_border_is_the_continuations() -> None:
     pair = encode_pair(plain, "The capital is (", ")x")
     assert pieces(plain, pair.continuation) == ["()", "x"]
     assert pieces(plain, pair.prompt) == ["The", " capital", " is", " "]
-    with pytest.raises(WorkbenchError, match="here:1: the subject '\\(' has no token of its own"):
+    with pytest.raises(WorkbenchError, match="here:1: the subject '\\(' has no tokens of its own"):
         row_of(fact("The capital is {subject}", ")x", "("), plain, "subject_last")
     trimmed = written("trimmed")
     assert trimmed("Answer: Paris", return_offsets_mapping=True)["offset_mapping"][1] == (6, 7)  # though the token is ": "

@@ -116,7 +116,7 @@ def test_other_layers_are_refused(mixers: Project) -> None:
 
     with pytest.raises(WorkbenchError, match="layer 2 has no feed-forward part to edit") as caught:
         compose(mixers.resolve(f"steps: [{{{EDIT}, layers: [2], position: subject_last}}]\n"), CPU)
-    assert caught.value.hint == "Layers that have one: 1, 3."
+    assert caught.value.hint == "Choose from the layers that have one: 1, 3."
 
 
 @pytest.mark.parametrize(("edit", "layers"), [("finetune, epochs: 1, min_efficacy: 0", {1}), ("ultraedit, min_efficacy: 0", {3})])

@@ -106,7 +106,7 @@ def test_export_of_a_local_task_by_the_command_line(tasks: Path, project: Path) 
         assert [f.name for f in new._filters] == [f.name for f in old._filters]
     assert [json.loads(x) for x in Path("kept/data/copy.jsonl").read_text("utf-8").splitlines()] == documents()
     error = refused("scores", "export", "copy", "-o", "kept", "--include-path", str(tasks))
-    assert "kept/copy.yaml: exists" in error.message
+    assert "kept/copy.yaml already exists" in error.message
     assert (TASKS / "localdata.py").read_text("utf-8") == WRITTEN
 
 
@@ -145,7 +145,7 @@ def test_functions_are_kept_where_they_can_be_imported(bundled: Path, project: P
 def test_export_says_what_is_out_of_reach(project: Path, tasks: Path) -> None:
     error = refused("scores", "export", "arc_easy")
     assert "task 'arc_easy' could not be loaded" in error.message
-    assert "The hub is switched off: unset HF_HUB_OFFLINE" in str(error.hint)
-    assert "export it on a machine that reaches its data, and copy evals/tasks here" in str(error.hint)
-    assert "no such folder" in refused("scores", "export", "copy", "--include-path", "nowhere").message
+    assert "The hub is offline: unset HF_HUB_OFFLINE" in str(error.hint)
+    assert "export the task on a machine that can load its data, and copy evals/tasks here" in str(error.hint)
+    assert "the folder does not exist" in refused("scores", "export", "copy", "--include-path", "nowhere").message
     assert not (project / "evals").exists()

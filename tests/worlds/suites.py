@@ -11,7 +11,8 @@ from worlds.places import TASKS
 from worlds.project import Project
 from worlds.tiny import save_finetuned
 
-from workbench.evaluate.suitecheck import SuiteCheck, check_suite
+from workbench.evaluate.suitecheck import check_suite
+from workbench.evaluate.taskchecks import SuiteCheck
 
 MEAN = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n"
 
