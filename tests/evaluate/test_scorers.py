@@ -84,8 +84,8 @@ def task_files(tasks_dir: Path) -> Path:
     return tasks_dir
 
 
-def plan_for(tasks: Path, tokenizer: Any, names: list[str], **fields: Any) -> ScorePlan:
-    return build_plan(suite(tasks=names, chance={}, **fields), tokenizer, tasks_dir=tasks, dtype="float32", batch_size=4)
+def plan_for(tasks: Path, tokenizer: Any, names: list[str], dtype: str = "float32", **fields: Any) -> ScorePlan:
+    return build_plan(suite(tasks=names, chance={}, **fields), tokenizer, tasks_dir=tasks, dtype=dtype, batch_size=4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,6 +301,39 @@ def test_a_long_document_does_not_excuse_a_short_one(task_files: Path, tokenizer
 
     monkeypatch.setattr(Forward, "batch", shifted)
     with pytest.raises(RefusedError, match=r"up to 0.0004 nats, tolerance 0.0001"):
+        Scorer(plan, A, model).check()
+
+
+def test_rounding_of_logits_is_no_difference_where_all_batches_are_of_one_row(
+    task_files: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long rows of a large vocabulary leave the check one row at a time, and HFLM then agrees with itself to the bit."""
+    plan = plan_for(task_files, tokenizer, ["long"], dtype="bfloat16")
+    model = tiny().to(torch.bfloat16)
+    monkeypatch.setattr("workbench.evaluate.check.rows_at_once", lambda *_: 1)
+    real = Forward.batch
+
+    def shifted_by(nats: float) -> None:
+        def shifted(self: Forward, prefix: list[int], rows: Any) -> Any:
+            return {i: (v + nats, greedy) for i, (v, greedy) in real(self, prefix, rows).items()}
+
+        monkeypatch.setattr(Forward, "batch", shifted)
+
+    def raised(_module: Any, _inputs: Any, output: Any) -> Any:
+        output.logits = output.logits + 64  # the same probabilities, but bfloat16 keeps these logits in steps of 0.5
+        return output
+
+    shifted_by(0.4)
+    with pytest.raises(RefusedError, match=r"up to 0\.4 nats"):
+        Scorer(plan, A, model).check()
+    hook = model.register_forward_hook(raised)
+    check = Scorer(plan, A, model).check()
+    hook.remove()
+    assert check is not None
+    assert check.spread == 0
+    assert check.max_difference < check.tolerance < 3
+    shifted_by(8.0)
+    with pytest.raises(RefusedError, match="differ from hflm's"):
         Scorer(plan, A, model).check()
 
 

@@ -28,8 +28,9 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
 
     In float32, log-likelihoods agree to 1e-4 nats. In narrower dtypes, HFLM itself gives different numbers for different batch
     sizes. The tolerance is then twice the largest of those differences, measured between HFLM's batch size, a quarter of it and
-    1, but at least the rounding of the log-likelihood itself. HFLM keeps the logits of a whole batch at all positions; if these
-    exceed 256 MB in float32, the check uses smaller batches.
+    1, but at least the rounding of the log-likelihood itself and that of the logits: a logit z is stored to z·ε, and the errors of
+    an answer's n tokens add up to about √n of that. HFLM keeps the logits of a whole batch at all positions; if these exceed
+    256 MB in float32, the check uses smaller batches, and its batch sizes may all be 1: the rounding of the logits then decides.
 
     Args:
         lm: HFLM on the model that `forward` runs.
@@ -61,12 +62,16 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
     theirs = lm.referee(pairs, rows)
     if dtype in (torch.float32, torch.float64):
-        spread, least, relative = None, _NATS, _NATS / 100
+        spread, least, relative, rounding = None, _NATS, _NATS / 100, 0.0
     else:
         others = (lm.referee(pairs, size) for size in {1, max(1, rows // 4)})
         spread = max(max(_gaps(a, b)) for a, b in combinations([theirs, *others], 2))
         least, relative = 2 * spread, torch.finfo(dtype).eps
-    tolerances = [max(least, relative * abs(value)) for value, _ in theirs]
+        rounding = relative * _largest_logit(lm, pairs)
+    tolerances = [
+        max(least, relative * abs(value), rounding * math.sqrt(len(answer)))
+        for (value, _), (_, answer) in zip(theirs, pairs, strict=True)
+    ]
     # If lm-eval's own numbers are not finite, the weights are broken; scoring the task reports that.
     gaps = [
         (gap, allowed)
@@ -79,6 +84,17 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     return Check(
         scorer=scorer, documents=sum(count for _, count in chosen), max_difference=difference, tolerance=tolerance, spread=spread
     )
+
+
+def _largest_logit(lm: SafeHFLM, pairs: Sequence[Pair]) -> float:
+    """Return the largest magnitude of the logits that give the longest pair's answer."""
+    from workbench.evaluate.hflm import without_recall
+
+    context, answer = max(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+    tokens = [*context, *answer][-(lm.max_length + 1) :][:-1]
+    with torch.no_grad(), without_recall(lm.model):
+        logits = lm._model_call(torch.tensor([tokens], device=lm.device))[0, -len(answer) :]
+    return float(logits.abs().max())
 
 
 def rows_at_once(bounds: Bounds, longest: int) -> int:
