@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, NemotronHConfig, NemotronHForCaus
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
-from workbench.models.layout import Layout, model_depth
+from workbench.models.architecture import model_depth
+from workbench.models.layout import Layout
 
 KINDS = ["linear_attention", "mlp", "full_attention", "mlp"]
 

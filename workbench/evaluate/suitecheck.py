@@ -15,6 +15,8 @@ from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_base
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
+from workbench.models.architecture import max_positions
+from workbench.models.tokenizer import load_tokenizer
 from workbench.project import CACHE
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan
@@ -25,7 +27,6 @@ from workbench.scores.tasks import task_index
 if TYPE_CHECKING:
     from workbench.evaluate.oracle import Asked, AskedTask
 
-_POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # as lm-eval's HFLM looks for it
 _UNKNOWN_POSITIONS = 2048  # what HFLM takes where neither model nor tokenizer says it
 
 
@@ -97,8 +98,7 @@ def read_base(base: str, project: Path) -> Reader:
     """Tokenizer, longest input and dtype of a base, from headers. Errors: as a recipe's base."""
     reference = str(Path(base).resolve()) if Path(base).is_dir() else base
     checkpoint, _ = resolve_base(reference, project, HEADERS)
-    parts = (checkpoint.config, checkpoint.config.get("text_config") or {})
-    positions = next((int(part[key]) for part in parts for key in _POSITIONS if part.get(key)), 0)
+    positions = max_positions(checkpoint.config)
     if not positions:
         settings = checkpoint.path / "tokenizer_config.json"
         longest = jsondoc.optional(settings).get("model_max_length")
@@ -204,9 +204,7 @@ def _alone(suite: Suite, task: str) -> Suite:
 
 
 def _counter(path: Path) -> Callable[[Sequence[str]], list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(path)
     return lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]] if texts else []
 
 

@@ -19,7 +19,7 @@ from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preser
 from workbench.steps.fields import Whole
 from workbench.vocabulary.align import configured, vocabulary_tensors
 from workbench.vocabulary.files import GENERATION, Addition, tokenizer_digests, write_tokenizer
-from workbench.vocabulary.tokens import load_tokenizer, read_tokens
+from workbench.vocabulary.tokens import checked_tokenizer, read_tokens
 
 Rows = NDArray[np.int64]
 
@@ -105,7 +105,7 @@ class Vocabulary(GrowMethod):
         bound._known = sorted(set(tokens.ids.values()))
         texts = {token: text or (token if self.rows == "pieces" else None) for token, text in wanted.items()}
         if any(texts.values()):
-            read = load_tokenizer(tokenizer, "grow vocabulary")
+            read = checked_tokenizer(tokenizer, "grow vocabulary")
             for token, text in texts.items():
                 if text is None:
                     continue

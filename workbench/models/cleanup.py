@@ -6,12 +6,13 @@ import re
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_embedding, is_head
 from workbench.models.skeleton import is_native, ties_head
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.digests import entry_digest
 from workbench.weights.foreign import dequantise
 from workbench.weights.specs import TensorSpec
-from workbench.weights.tied import EMBEDDINGS, HEADS
 
 # What old files hold and transformers makes itself: causal masks and their filling of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and CodeGen,
 # rotary frequencies of every layer, position numbers.
@@ -70,9 +71,9 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
 
     Errors: the copy differs from the embeddings, so that what the config ties is not tied in the file.
     """
-    for head in [n for n in checkpoint.entries if n.endswith(HEADS)]:
+    for head in [n for n in checkpoint.entries if is_head(n)]:
         shape = checkpoint.entries[head].spec.shape
-        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and n.endswith(EMBEDDINGS)]
+        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and is_embedding(n)]
         if not alike or not is_tied(checkpoint):
             continue
         try:
@@ -88,15 +89,10 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
         del checkpoint.entries[head]
 
 
-def is_head(name: str) -> bool:
-    """Whether a tensor is the output embedding of a language model."""
-    return name.endswith(HEADS)
-
-
 def is_tied(checkpoint: Checkpoint) -> bool:
     """Whether head and embeddings are one tensor: as config.json says, else as the architecture has it."""
     config = checkpoint.config
-    if "tie_word_embeddings" in config and "text_config" not in config:
+    if "tie_word_embeddings" in config and not any(field in config for field in TEXT_CONFIGS):
         return bool(config["tie_word_embeddings"])
     try:
         return ties_head(config)

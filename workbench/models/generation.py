@@ -8,6 +8,7 @@ from typing import Any
 
 from workbench.files import json_digest
 from workbench.jsondoc import read_object
+from workbench.models.architecture import text_parts
 
 FILE = "generation_config.json"
 # What transformers takes for settings that a file leaves out; test_decoding compares them with the installed version.
@@ -82,11 +83,9 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
         for key, value in read_object(path, None, "Fetch the file again.", infinite=True).items()
         if value is not None and key not in _IDLE
     }
-    inner = config.get("text_config")
-    plain = {
-        **(inner if isinstance(inner, Mapping) else {}),
-        **{key: value for key, value in config.items() if value is not None},
-    }
+    plain: dict[str, Any] = {}
+    for part in reversed(list(text_parts(config))):
+        plain |= {key: value for key, value in part.items() if value is not None}
     without = {key: plain[key] for key in _LEGACY if plain.get(key) is not None}
     differing = sorted(key for key in {*given, *without} if _value(given, key) != _value(without, key))
     return {key: given.get(key) for key in differing}

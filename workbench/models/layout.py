@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_before_layers, model_depth
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -27,17 +28,10 @@ _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
 _MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
-# embed_out is GPT-NeoX's head, embedding_norm the final norm of LFM2.
-_FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
 # What a multimodal model has before its text decoder. Its layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-# Fields of config.json that give the number of layers, or have one entry a layer where no such field does (Nemotron-H).
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-LAYER_KINDS = ("layers_block_type",)
-# Fields of config.json that hold the text decoder of a multimodal model.
-TEXT_CONFIGS = ("text_config", "llm_config")
 # Nemotron-H and Mamba: a layer is one mixer, an attention, a feed-forward part or a state-space model.
 _MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
@@ -73,9 +67,10 @@ class Layout:
         stacks = [prefix for prefix, found in text.items() if found == set(range(depth))]
         stacks = stacks or [prefix for prefix, found in text.items() if found > set(range(depth))]
         if not depth or not stacks:
-            found = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
+            numbered = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
+            wanted = f"a stack of {depth} layers" if depth else "a number of layers in config.json"
             raise WorkbenchError(
-                f"no stack of {depth or 'num_hidden_layers'} layers among the tensor names (stacks: {found})",
+                f"expected {wanted}; numbered tensor names: {numbered}",
                 "Layer schedules, edits and growth need a decoder-only model.",
             )
         return cls(min(stacks, key=len), depth, names)
@@ -91,7 +86,7 @@ class Layout:
         """Place on the depth axis in 0..1: layers evenly, embeddings and other modalities' towers 0, final norm and head 1."""
         layer = self.layer(name)
         if layer is None:
-            return 0.0 if _FIRST.search(name) or _TOWER.search(name) else 1.0
+            return 0.0 if is_before_layers(name) or _TOWER.search(name) else 1.0
         return layer / (self.depth - 1) if self.depth > 1 else 0.0
 
     def in_layer(self, layer: int) -> list[str]:
@@ -132,18 +127,6 @@ class Layout:
     def _matching(self, layer: int, pattern: re.Pattern[str]) -> list[str]:
         start = len(f"{self.prefix}{layer}.")
         return [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
-
-
-def model_depth(config: Mapping[str, Any]) -> int:
-    """Number of layers of the text decoder: config.json's, or that of its text decoder's part; 0 where neither says it."""
-    for part in (config, *(config.get(key) or {} for key in TEXT_CONFIGS)):
-        for key in DEPTHS:
-            if part.get(key):
-                return int(part[key])
-        for key in LAYER_KINDS:
-            if isinstance(part.get(key), list):
-                return len(part[key])
-    return 0
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_head_module
 from workbench.weights.specs import TensorSpec
 
 _ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.")
-HEADS = ("lm_head", "embed_out", "output")
 
 
 def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str:
@@ -26,7 +26,7 @@ def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str
     found = next((c for c in with_and_without_root(name) if c in specs), None)
     if found is None:
         hint = "The adapter was trained on another architecture: name its own base in the recipe."
-        if module.rpartition(".")[2] in HEADS:
+        if is_head_module(module):
             hint = "The base ties its head to its embeddings, and an update of the head alone would untie them: train the adapter without it."
         raise WorkbenchError(f"{label}: module {module} has no weight in the base.{nearest_name(name, specs)}", hint)
     return found

@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
+from workbench.models.architecture import max_positions
 from workbench.models.batching import Batch, side_by_side
 from workbench.models.prompts import encode_pair
 
@@ -125,8 +126,8 @@ def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: i
 
 def longest_row(config: Mapping[str, Any], wanted: int) -> int:
     """Tokens of a row at most: as wanted, or as many positions as the model has."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    return min(wanted, int(positions)) if positions else wanted
+    positions = max_positions(config)
+    return min(wanted, positions) if positions else wanted
 
 
 def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.realigned import AlignedDeltas
 from workbench.models.layout import Model
+from workbench.models.tied import with_head_of
 from workbench.resolve.adapter_form import adapt, changes_result
 from workbench.resolve.resolved import MemoryAt, Resolved
 from workbench.run.kinds.edit import edit_facts, solve_edit
@@ -33,7 +34,6 @@ from workbench.run.memories import SavedMemory
 from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 from workbench.vocabulary.align import AlignedVocabulary
 from workbench.weights.lowrank import LowRankSum
-from workbench.weights.tied import with_head_of
 
 if TYPE_CHECKING:
     pass

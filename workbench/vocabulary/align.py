@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import json_digest
+from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.layout import Model
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
@@ -26,16 +26,12 @@ from workbench.vocabulary.files import (
     write_tokenizer,
 )
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
+from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.row_alignment import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
 from workbench.weights.specs import TensorSpec, Weights
 
 if TYPE_CHECKING:
     from workbench.weights.row_alignment import Index
-
-# llama … olmo | gpt2 | gpt_neox | bloom falcon | old llama | mamba | T5; heads last. Layers, positions and norms do not match.
-_NAMES = re.compile(
-    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|backbone\.embeddings|shared|lm_head|embed_out|output)\.(weight|bias)$"
-)
 
 
 @dataclass(frozen=True)
@@ -67,13 +63,14 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
 
     Errors: none found.
     """
-    named = [n for n, s in specs.items() if _NAMES.search(n) and 1 <= len(s.shape) <= 2]
+    modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
+    named = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
     if not named:
         raise WorkbenchError(
             f"{label}: no embeddings among the tensor names ({', '.join(list(specs)[:3])}, …)",
             "Vocabularies can be aligned for decoder-only language models. Leave `tokenizer` out for others.",
         )
-    named.sort(key=lambda n: bool(re.search(r"(lm_head|embed_out|output)\.(weight|bias)$", n)))
+    named.sort(key=lambda n: is_head_module(modules[n]))
     rows = specs[named[0]].shape[0]
     return [n for n in named if specs[n].shape[0] == rows]
 
@@ -366,7 +363,7 @@ def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int
 
     An id that the base has and the chosen tokenizer does not becomes null: the number would mean another token.
     """
-    inner = {k: configured(v, special, rows) for k, v in config.items() if k == "text_config" and isinstance(v, dict)}
+    inner = {k: configured(v, special, rows) for k, v in config.items() if k in TEXT_CONFIGS and isinstance(v, dict)}
     changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
     if special is not None:
         changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}

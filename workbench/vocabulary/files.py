@@ -13,7 +13,7 @@ from typing import Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
-from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
+from workbench.vocabulary.tokens import FILES, Tokens, checked_tokenizer
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -61,7 +61,7 @@ def write_tokenizer(
         partial = Path(folder) / "tokenizer"
         partial.mkdir()
         if additions and not (chosen / "tokenizer.json").is_file():
-            load_tokenizer(chosen, "tokenizer").save_pretrained(partial)
+            checked_tokenizer(chosen, "tokenizer").save_pretrained(partial)
         else:
             for name in FILES:
                 if (chosen / name).is_file():

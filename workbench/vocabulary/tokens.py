@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.models.tokenizer import load_tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
          "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
@@ -70,21 +71,19 @@ def _flags(entry: dict[str, Any]) -> dict[str, bool]:
 
 
 def _converted(path: Path, label: str) -> Tokens:
-    tokenizer = load_tokenizer(path, label)
+    tokenizer = checked_tokenizer(path, label)
     added = {t.content: {flag: bool(getattr(t, flag)) for flag in _FLAGS} for t in tokenizer.added_tokens_decoder.values()}
     return Tokens({str(t): int(i) for t, i in tokenizer.get_vocab().items()}, added)
 
 
-def load_tokenizer(path: Path, label: str) -> Any:
+def checked_tokenizer(path: Path, label: str) -> Any:
     """The directory's tokenizer as transformers builds it. Errors: none there, one that it cannot build."""
-    from transformers import AutoTokenizer
-
     if not has_tokenizer(path):
         raise WorkbenchError(
             f"{label}: no tokenizer in {path}", "Copy the tokenizer's files there (tokenizer.json, tokenizer_config.json)."
         )
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        return load_tokenizer(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise WorkbenchError(
             f"{label}: transformers cannot build the tokenizer in {path} ({type(error).__name__}: {str(error)[:200]})",

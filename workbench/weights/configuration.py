@@ -11,7 +11,12 @@ from workbench.errors import WorkbenchError
 
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**40
-_PARTS = ("text_config", "llm_config", "vision_config", "audio_config")
+# Fields that give the number of layers, the number of positions, and the text decoder of a multimodal model; `models/architecture.py`
+# reads them. In POSITIONS the first that is set holds, as in lm-eval.
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
+TEXT_CONFIGS = ("text_config", "llm_config")
+_PARTS = (*TEXT_CONFIGS, "vision_config", "audio_config")
 _NAME_BYTES = 255
 
 
@@ -53,10 +58,8 @@ _LAYERS = f"a whole number from 0 to {MAX_LAYERS:,}"
 _SIZE = "a whole number from 0"
 # Field -> test, and what is expected. null is allowed everywhere: transformers takes the default then.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), (_is_whole(MAX_LAYERS), _LAYERS)),
-    **dict.fromkeys(
-        ("vocab_size", "n_embd", "d_model", "n_positions", "max_position_embeddings", "n_ctx"), (_is_whole(MAX_SIZE), _SIZE)
-    ),
+    **dict.fromkeys(DEPTHS, (_is_whole(MAX_LAYERS), _LAYERS)),
+    **dict.fromkeys(("vocab_size", "n_embd", "d_model", *POSITIONS), (_is_whole(MAX_SIZE), _SIZE)),
     "model_type": (_is_text, "a text"),
     "architectures": (_is_list_of_texts, "a list of texts"),
     "layer_types": (_is_list_of_texts, "a list of texts"),

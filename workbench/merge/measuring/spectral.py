@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from workbench.models.architecture import is_table
 from workbench.steps import Block, Group
 
 # A singular value below this share of the largest counts as zero: a float32 delta of low rank holds rounding errors of 1e-7.
 RESOLUTION = 1e-6
-# Embeddings and head: one row a token, looked up or scored one by one.
-_TABLES = re.compile(r"(embed|wte\b|wpe\b|lm_head)")
 
 
 class Triplets(NamedTuple):
@@ -66,7 +64,7 @@ def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
     Norms, biases, narrow kernels, embeddings and the head are not: the papers' code averages what is no weight matrix of a
     layer, and has no vocabularies.
     """
-    return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not _TABLES.search(tensor)
+    return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not is_table(tensor)
 
 
 def mean_weights(group: Group) -> list[float]:

@@ -20,6 +20,7 @@ from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import json_digest, publish, read_json, write_json
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.steps import Edit, EditMethod, MethodContext
@@ -63,14 +64,12 @@ def solvable(
         name: How they call it.
         seed: Of what is random; omitted: the recipe's.
     """
-    from transformers import AutoTokenizer
-
     tensors = compute(current, torch.float32, device)
     digests = {n: tensor_digest(t) for n, t in tensors.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, torch.float32), digests, current.config)
     source = resolved.tokenizer_at(steps)
     live = live_model(current.config, tensors, source, device)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_tokenizer(source)
 
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "edit", "step": name, "done": done, "total": total, "text": text})

@@ -16,6 +16,7 @@ from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.resolve.resolved import Resolved
 from workbench.run.kinds.train_new import check_training, train_new
@@ -107,7 +108,6 @@ def _measure(
     """What a grow step measures on texts and live models."""
     if not step.measures():
         return Measured({})
-    from transformers import AutoTokenizer
 
     def live(changes: Mapping[str, Grown]) -> PreTrainedModel:
         gc.collect()  # the model before hangs in reference cycles
@@ -118,7 +118,7 @@ def _measure(
     def progress(done: int, total: int, text: str) -> None:
         events({"stage": "measure", "step": resolved.recipe.step_ids[at], "done": done, "total": total, "text": text})
 
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_at(at), trust_remote_code=False)
+    tokenizer = load_tokenizer(resolved.tokenizer_at(at))
     place = resolved.cache / "gates" / f"{resolved.keys[at]}.safetensors"
     return step.measure(
         current, GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)

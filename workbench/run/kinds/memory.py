@@ -15,6 +15,7 @@ from workbench.facts.log import ADD, RECIPE, append, lines_of
 from workbench.files import publish, write_json
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.memories import FACTS, RECORD, _save_tensors
@@ -57,14 +58,12 @@ def solve_memory(
 
 def live_context(resolved: Resolved, current: Model, device: torch.device, progress: Any) -> tuple[MethodContext, str]:
     """The live model that a memory is learned on, and its weights' digest: the weights as they are written, in float32."""
-    from transformers import AutoTokenizer
-
     written = compute(current, resolved.dtype, device)
     digests = {name: tensor_digest(tensor) for name, tensor in written.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, resolved.dtype), digests, current.config)
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in written.items()}
     live = live_model(current.config, tensors, resolved.tokenizer_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    tokenizer = load_tokenizer(resolved.tokenizer_path)
     project, seed = resolved.recipe.project, resolved.recipe.fields.seed
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     return MethodContext(live, tokenizer, current, device, project, seed, progress, resolved.cache, digests), solved_on

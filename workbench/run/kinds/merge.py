@@ -17,6 +17,7 @@ from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolved import Resolved
@@ -56,8 +57,6 @@ def measure(
     """What a merge method measures on texts or models before the first tensor; None where it needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
-    from transformers import AutoTokenizer
-
     base, source = resolved.base, resolved.tokenizer_at(0)
     alone = methods()["merge:average"].model_validate({"merge": "average"})
     assert isinstance(alone, MergeMethod)
@@ -75,7 +74,7 @@ def measure(
     digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_tokenizer(source)
     context = MergeContext(
         list(bricks), keys, base, weights, live, partial(causal_skeleton, base.config, device), tokenizer, device,
         resolved.recipe.project, resolved.cache, progress)  # fmt: skip

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
+from workbench.models.architecture import is_embedding, is_head, text_parts
+from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights
-
-HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
-              "backbone.embeddings.weight", "backbone.embedding.weight")  # fmt: skip
 
 
 def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -21,11 +19,11 @@ def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[st
     Multimodal wrappers keep the flag in `text_config`.
     """
     names = list(names)
-    flag = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings", True))
-    found = [name for name in names if name.endswith(EMBEDDINGS)]
-    if not flag or not found or any(name.endswith(HEADS) for name in names):
+    flag = next((part["tie_word_embeddings"] for part in text_parts(config) if "tie_word_embeddings" in part), True)
+    tables = [name for name in names if is_embedding(name)]
+    if not flag or not tables or any(map(is_head, names)):
         return None
-    embeddings = min(found, key=len)
+    embeddings = min(tables, key=len)
     head = "embed_out.weight" if embeddings.endswith("embed_in.weight") else "lm_head.weight"
     return embeddings, f"language_model.{head}" if embeddings.startswith("language_model.model.") else head
 
@@ -33,8 +31,9 @@ def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[st
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a model whose head is its own, so that loading it ties nothing."""
     changed = {**config, "tie_word_embeddings": False}
-    if isinstance(config.get("text_config"), dict):
-        changed["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+    for field in TEXT_CONFIGS:
+        if isinstance(config.get(field), dict):
+            changed[field] = {**config[field], "tie_word_embeddings": False}
     return changed
 
 
