@@ -14,7 +14,7 @@ CHILD = """
 import sys
 import torch
 import workbench.weights.writer as writer
-from workbench.engine import execute
+from workbench.run.execute import execute
 from workbench.recipe import load_recipe
 from workbench.resolve import resolve
 from pathlib import Path

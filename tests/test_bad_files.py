@@ -182,7 +182,7 @@ def test_names_of_files_in_an_index(name: str, project: Project, monkeypatch: py
     place = mine(project, "full")
     (place / "model.safetensors").rename(place / "other.safetensors")
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "points outside its folder" in plan(project, monkeypatch).message
+    assert "names a file outside its directory" in plan(project, monkeypatch).message
 
 
 def test_a_header_of_many_tensors(tmp_path: Path) -> None:

@@ -169,14 +169,16 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
     assert caught.value.exit_code == 3
     monkeypatch.undo()
-    written = workbench.engine.write_config
+    written = workbench.run.execute.write_config
 
     wrong = {
         r"layer 0 otherwise than it built layer 0.*variance_epsilon is 0.1, not 1e-06": {"rms_norm_eps": 0.1},
         "computes something else once it is loaded": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
     }
     for message, fields in wrong.items():
-        monkeypatch.setattr(workbench.engine, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest))
+        monkeypatch.setattr(
+            workbench.run.execute, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest)
+        )
         with pytest.raises(WorkbenchError, match=message) as caught:
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3

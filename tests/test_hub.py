@@ -145,7 +145,7 @@ def test_unfit_headers_end_a_run_before_any_download(
         ("org/mising", "base: no such directory or hub repository: org/mising", "hf auth login"),
         ("org/pickles@v2", "base: org/pickles has no revision 'v2'", "/org/pickles/commits/main"),
         ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all of its 40 digits"),
-        ("org/pickles", "org/pickles holds pickles only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
+        ("org/pickles", "org/pickles has pickle files only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
         ("org/has space", "no such directory or hub repository: org/has space", "spelling"),
     ],
 )
@@ -242,7 +242,7 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
         server.forget()
         code, _, err = workbench(project.path, command, str(project.path / "recipes" / "grown.yaml"))
         assert code == 1
-        assert "only the header is here" in err
+        assert "only the header was downloaded" in err
         assert not weights_sent(server), "stored scores are looked up without a download"
 
 

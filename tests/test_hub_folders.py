@@ -218,7 +218,7 @@ def test_file_and_index_side_by_side(copy: Callable[[str], Project]) -> None:
     write_index(project.path / "one", {**where, "extra": "model-00001-of-00002.safetensors"})
     error = refused(project)
     assert "are of different models: only one of them has extra" in error.message
-    assert error.hint == "Remove the one that is out of date."
+    assert error.hint == "Remove the outdated one."
 
 
 def test_adapter_and_checkpoint_in_one_folder(copy: Callable[[str], Project]) -> None:
@@ -246,9 +246,9 @@ def test_damaged_shards(copy: Callable[[str], Project]) -> None:
     where = shard(one)
     first = one / "model-00001-of-00002.safetensors"
     write_index(one, {**where, "lost.weight": first.name})
-    assert "names lost.weight, which no file holds" in refused(project).message
+    assert "names lost.weight, which no file has" in refused(project).message
     write_index(one, {**where, "far.weight": "../base/model.safetensors"})
-    assert "points outside its folder ('../base/model.safetensors')" in refused(project).message
+    assert "names a file outside its directory ('../base/model.safetensors')" in refused(project).message
     write_index(one, where)
     change(one, lambda t: t.update(stray=torch.zeros(2)), first.name)
     assert "has stray that the base does not" in refused(project).message, "a tensor that the index does not name is still there"
@@ -280,7 +280,7 @@ def test_pickles(what: str, copy: Callable[[str], Project]) -> None:
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / SINGLE).unlink()
     error = refused(project)
-    assert "holds pickles only (pytorch_model.bin), which are never opened; expected model.safetensors" in error.message
+    assert "has pickle files only (pytorch_model.bin), which are never opened; expected model.safetensors" in error.message
     again = converted(error.hint, folder)
     assert all(torch.equal(again[n], t) for n, t in tensors.items())
 
@@ -358,7 +358,7 @@ def test_gguf(what: str, copy: Callable[[str], Project]) -> None:
         file.unlink()  # a repository of GGUF files has no config.json
     write_gguf(folder / "tiny-f32.gguf", tensors)
     error = refused(project)
-    assert "holds GGUF (tiny-f32.gguf); expected model.safetensors" in error.message
+    assert "has a GGUF file (tiny-f32.gguf); expected model.safetensors" in error.message
     again = converted(error.hint, folder)
     assert all(torch.equal(again[n].float(), t) for n, t in tensors.items())
     assert (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,9 +66,6 @@ def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
-
-
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def optional(path: Path, label: str = "") -> dict[str, Any]:
         WorkbenchError: If the file is damaged. Infinity and NaN are accepted, since transformers writes them.
     """
     shown = f"{label}: {path}" if label else str(path)
-    return read_object(path, shown, "Fetch the file again.", infinite=True) if path.is_file() else {}
+    return read_object(path, shown, "Download the file again.", infinite=True) if path.is_file() else {}
 
 
 def as_object(value: Any, shown: str, hint: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Facts: what edits teach, read from files."""
+"""Facts, which edits and memories teach a model, and the files that they are read from."""
 
 from workbench.facts.conflicts import Conflict, contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
