@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "stray tensor": (lambda p: change(p, add_stray), MINE, ["run"], 1, r"has model.stray.weight that the base does not"),
     "vocabulary mismatch": (lambda p: change(p, widen), MINE, ["run"], 1, r"model.embed_tokens.weight has 128 rows for 64 tokens, the base's 64 for 64 tokens"),
     "quantised checkpoint": (lambda p: set_config(p, quantization_config={"quant_method": "gptq"}), MINE, ["run"], 1, r"quantized weights \(gptq\)"),
-    "custom code": (lambda p: set_config(p, model_type="mine", auto_map={"AutoModel": "x.Y"}), MINE, ["run"], 1, r"asks for custom code \(auto_map\), which is never executed"),
+    "custom code": (lambda p: set_config(p, model_type="mine", auto_map={"AutoModel": "x.Y"}), MINE, ["run"], 1, r"requires custom code \(auto_map\), which is never executed"),
     "half an adapter pair": (lambda p: change(p, half_pair, "one", "adapter_model.safetensors"), MINE, ["run"], 1, r"has lora_A only"),
     "DoRA without magnitudes": (lambda p: set_adapter(p, use_dora=True), MINE, ["run"], 1, r"mlp.down_proj has no lora_magnitude_vector, which use_dora asks for"),
     "another tuner": (lambda p: set_adapter(p, peft_type="BOFT"), MINE, ["run"], 1, r"peft_type BOFT; expected LORA"),

@@ -156,8 +156,8 @@ def test_hub_snapshots_are_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"quantization_config": {"quant_method": "gptq"}}', "quantised weights (gptq)"),
-        ('{"quantization_config": {"load_in_4bit": true}}', "quantised weights (unknown)"),
+        ('{"quantization_config": {"quant_method": "gptq"}}', "quantized weights (gptq)"),
+        ('{"quantization_config": {"load_in_4bit": true}}', "quantized weights (unknown)"),
         ("{", "config.json: not JSON: Expecting property name"),
         ("[]", "config.json: found a list, expected an object"),
         (None, "no config.json in"),

@@ -1,6 +1,6 @@
-"""Architecture facts: how models name their embeddings and heads, which matrices they store transposed, what config.json says of size.
+"""Architecture facts: names of embeddings and heads, transposed matrices, and the depth and length that config.json states.
 
-A name or field that one part of the package has to know stands here, so that every part knows it. The fields of config.json are listed in
+All parts of the package use these tables, so that a name that is added here is known everywhere. The fields of config.json are listed in
 `weights/configuration.py`, which checks their values when a file is read.
 """
 
@@ -29,9 +29,9 @@ EMBEDDINGS = (
 )
 # Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2.
 HEADS = ("lm_head", "embed_out", "output")
-# Names above that some models also give to a matrix inside a layer (`blocks.0.attention.output` of RWKV).
+# Names above that some models also use for a matrix inside a layer, such as `blocks.0.attention.output` in RWKV.
 _USED_IN_LAYERS = ("output", "shared")
-# Tables that are looked up before the first layer, those of positions too. `embed_out` is a head, `embedding_norm` the final norm of LFM2.
+# Embeddings of tokens and positions. `embed_out` is a head, and `embedding_norm` is the final norm of LFM2.
 _BEFORE_LAYERS = re.compile(r"embed(?!_out|ding_norm)|wte|wpe")
 
 # Models whose linear layers are transformers' Conv1D, which stores a weight as [in, out], and the names of these layers.

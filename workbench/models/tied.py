@@ -1,4 +1,4 @@
-"""Tied embeddings: which tensor the head shares, and weights in which head and embeddings are tensors of their own."""
+"""Tied embeddings: their names, and weights in which head and embeddings are untied."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from workbench.weights.specs import Source, TensorSpec, Weights
 
 
 def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(embeddings, head) of a language model that stores one tensor for both, None for all others.
+    """Return the names of embeddings and head of a language model that stores one tensor for both; None for other models.
 
-    The head has no tensor of its own; its name is the one that transformers reads when the configuration unties it.
-    Multimodal wrappers keep the flag in `text_config`.
+    Args:
+        names: Names of the stored tensors.
+        config: The content of config.json. Multimodal models have the flag `tie_word_embeddings` in the text decoder's part.
+
+    Returns:
+        (embeddings, head). The head is not stored; its name is the one that transformers expects in an untied model.
     """
     names = list(names)
     flag = next((part["tie_word_embeddings"] for part in text_parts(config) if "tie_word_embeddings" in part), True)
@@ -29,7 +33,7 @@ def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[st
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model whose head is its own, so that loading it ties nothing."""
+    """Return config.json for the model with an untied head."""
     changed = {**config, "tie_word_embeddings": False}
     for field in TEXT_CONFIGS:
         if isinstance(config.get(field), dict):
@@ -38,12 +42,12 @@ def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class UntiedWeights:
-    """Weights with a head of their own: the embeddings' numbers, under the head's name, after all other tensors.
+    """Weights with an untied head, which is a copy of the embeddings after all other tensors.
 
     Args:
-        tied: Weights that store one tensor for both.
-        embeddings: Its name.
-        head: The head's name.
+        tied: Weights that store one tensor for embeddings and head.
+        embeddings: Name of that tensor.
+        head: Name of the head.
     """
 
     def __init__(self, tied: Weights, embeddings: str, head: str) -> None:
@@ -54,19 +58,19 @@ class UntiedWeights:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """As before, and the head."""
+        """The specs of the tied weights, and the head."""
         return self._specs
 
     def origin(self, name: str) -> str | None:
-        """Every tensor stands for itself; bricks address the head by its name."""
+        """Delegate to the tied weights; bricks address the head by its own name."""
         return name if name == self.head else self.tied.origin(name)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The head reads the embeddings."""
+        """Open a tensor; the head reads the embeddings."""
         return self.tied.open(self.embeddings if name == self.head else name, device)
 
 
 def with_head_of(weights: Weights, base: Weights, config: Mapping[str, Any]) -> Weights:
-    """Tied weights seen as the base is: where the base has a head and they have none, their embeddings stand for it."""
+    """Untie weights if the base has a head of its own and they do not; their embeddings are then used as the head."""
     tied = tied_embeddings(weights.specs, config)
     return UntiedWeights(weights, *tied) if tied and tied[1] in base.specs else weights

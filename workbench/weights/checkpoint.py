@@ -370,7 +370,7 @@ class FileSource:
             flat = (start + row) * spec.cols + col
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
             raise WorkbenchError(
-                f"{self._label} has {values[row, col].item()} at {index}; expected finite numbers",
+                f"{self._label} holds {values[row, col].item()} at {index}; expected finite numbers",
                 "Train or download this model again.",
             )
 
