@@ -1,15 +1,26 @@
-"""Progress events that a command sends to the code that displays them."""
+"""What happens during a command, as events for whoever shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-Progress = Callable[[str, int, int], None]
-"""Called with a task, the number of finished requests and the number of all requests."""
+Progress = Callable[[str, int, int], None]  # task, requests done, requests in all
+
+
 Events = Callable[[dict[str, Any]], None]
-"""Called with one event, such as `{"stage": "merge", "step": "mix", "done": 3, "total": 8}`."""
 
 
 def no_events(_event: dict[str, Any]) -> None:
     """Ignore an event."""
+
+
+def progress(events: Events, stage: str, step: str) -> Callable[[int, int, str], None]:
+    """Return a function (done, total, text) that sends events of a step.
+
+    Args:
+        events: Called with each event.
+        stage: The stage: "edit", "measure" or "train".
+        step: The step's id, or another name of the work.
+    """
+    return lambda done, total, text: events({"stage": stage, "step": step, "done": done, "total": total, "text": text})

@@ -18,9 +18,9 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolved import Resolved
-from workbench.run.compose import Composition, Taught, compose
+from workbench.run.compose import Composition, compose
+from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
-from workbench.steps import EditMethod, MemoryMethod
 
 _VERSION = 1
 
@@ -86,9 +86,8 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
             found |= {f"{name}/{step}": row for step, row in inner.items()}
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]
-        assert isinstance(step, (EditMethod, MemoryMethod))
         said = _asked(resolved, composition, taught, device, events)
-        found[taught.step] = count(taught.facts, said, step.min_efficacy)
+        found[taught.step] = count(taught.facts, said, step.efficacy_gate or 0.0)
     return found
 
 
