@@ -51,7 +51,7 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
     """
     try:
         raw, text = (text, text.decode("utf-8")) if isinstance(text, bytes) else (text.encode("utf-8"), text)
-        found = json.loads(
+        value = json.loads(
             text,
             parse_constant=None if infinite else refuse_constant,
             parse_float=None if infinite else _finite,
@@ -65,15 +65,15 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
         raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint) from None
     except ValueError as error:
         raise WorkbenchError(f"{shown}: not JSON: {error}", hint) from None
-    check(found, raw, shown, hint)
-    return found
+    check(value, raw, shown, hint)
+    return value
 
 
-def check(found: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
+def check(value: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
     """Check that parsed JSON is not nested too deeply and that its strings can be stored as UTF-8.
 
     Args:
-        found: The value.
+        value: The value.
         raw: The bytes that the value was parsed from.
         shown: The value's name in messages.
         hint: The hint for a damaged file.
@@ -83,10 +83,10 @@ def check(found: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
     """
     if _SURROGATE.search(raw):
         try:
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (UnicodeEncodeError, RecursionError) as error:
             raise WorkbenchError(f"{shown}: not JSON: {_DEEP if isinstance(error, RecursionError) else _HALF}", hint) from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(found):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(value):
         raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint)
 
 
@@ -189,17 +189,17 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names: set[str] = set()
         twice = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"duplicate key {twice[:80]!r}")
-    return found
+    return value
 
 
-def is_deep(found: Any, levels: int = MAX_DEPTH) -> bool:
+def is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
     """Return whether a JSON value is nested more deeply than `levels`."""
-    level = [found]
+    level = [value]
     for _ in range(levels + 1):
         level = [
             inner

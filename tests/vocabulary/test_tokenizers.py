@@ -27,8 +27,7 @@ from worlds.token_words import (
 )
 
 from workbench.errors import WorkbenchError
-from workbench.vocabulary.align import configured
-from workbench.vocabulary.files import generation_config
+from workbench.vocabulary.files import configured, generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
 

@@ -5,5 +5,17 @@ from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_fact
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
 
-__all__ = ["SLOT", "Conflict", "Fact", "Probe", "Published", "Skip", "contradictions", "fact_of", "joined", "read_facts",
-           "read_published", "write_facts"]  # fmt: skip
+__all__ = [
+    "SLOT",
+    "Conflict",
+    "Fact",
+    "Probe",
+    "Published",
+    "Skip",
+    "contradictions",
+    "fact_of",
+    "joined",
+    "read_facts",
+    "read_published",
+    "write_facts",
+]

@@ -43,7 +43,13 @@ class Conflict:
 
 def conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     """Return all conflicts, kind by kind."""
-    return [*contradictions(facts), *duplicates(facts), *reverse_conflicts(facts), *composite_conflicts(facts), *probe_conflicts(facts)]  # fmt: skip
+    return [
+        *contradictions(facts),
+        *duplicates(facts),
+        *reverse_conflicts(facts),
+        *composite_conflicts(facts),
+        *probe_conflicts(facts),
+    ]
 
 
 def require_consistent(facts: Sequence[Fact]) -> None:
@@ -67,21 +73,35 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
     Case, white space and final punctuation are ignored.
     """
     return [
-        Conflict("contradiction", "failed", fact, first,
-                 f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
-                 + ("" if asked else f" {first.text!r}") + f" with {first.target!r}",
-                 f"Keep one: delete this line or {_at(first, fact)}.")
-        for fact, first, same, asked in _repeated(facts) if not same
-    ]  # fmt: skip
+        Conflict(
+            "contradiction",
+            "failed",
+            fact,
+            first,
+            f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
+            + ("" if asked else f" {first.text!r}")
+            + f" with {first.target!r}",
+            f"Keep one: delete this line or {_at(first, fact)}.",
+        )
+        for fact, first, same, asked in _repeated(facts)
+        if not same
+    ]
 
 
 def duplicates(facts: Iterable[Fact]) -> list[Conflict]:
     """Return each fact that asks the same question as an earlier one and has the same target."""
     return [
-        Conflict("duplicate", "warning", fact, first, f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
-                 "Delete this line." if asked else "Delete this line, and add its prompt to the other fact's paraphrases.")
-        for fact, first, same, asked in _repeated(facts) if same
-    ]  # fmt: skip
+        Conflict(
+            "duplicate",
+            "warning",
+            fact,
+            first,
+            f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
+            "Delete this line." if asked else "Delete this line, and add its prompt to the other fact's paraphrases.",
+        )
+        for fact, first, same, asked in _repeated(facts)
+        if same
+    ]
 
 
 def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | None]]:
@@ -117,7 +137,7 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     of facts agree with that, and more agree than disagree. A pair is only a warning if the inverse may have several values.
     """
     known, by_subject, order = _inverses_of(facts), _by_subject(facts), _order(facts)
-    found = []
+    pairs = []
     for fact in facts:
         if fact.subject is None:
             continue
@@ -132,16 +152,23 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
             continue
         for other, certain in answers:
             first, later = sorted((fact, other), key=order)
-            found.append(Conflict(
-                "reverse", "failed" if any(certain) else "warning", later, first,
-                f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: their relations are inverse to each other",
-                f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two" + ("." if any(certain) else ", unless both hold.")))  # fmt: skip
-    return found
+            pairs.append(
+                Conflict(
+                    "reverse",
+                    "failed" if any(certain) else "warning",
+                    later,
+                    first,
+                    f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: their relations are inverse to each other",
+                    f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two"
+                    + ("." if any(certain) else ", unless both hold."),
+                )
+            )
+    return pairs
 
 
 def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
     """Map each relation to its inverses, from the table and from the facts, and to whether an inverse has only one value."""
-    found, by_subject = inverses(), _by_subject(facts)
+    relations, by_subject = inverses(), _by_subject(facts)
     there_and_back: Counter[tuple[str, str]] = Counter()
     elsewhere: Counter[tuple[str, str]] = Counter()
     shared: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -157,8 +184,8 @@ def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
     for (one, inverse), count in there_and_back.items():
         pairs = count // 2 if one == inverse else count  # each pair of a symmetric relation is counted twice
         if pairs >= 2 and count > elsewhere[one, inverse]:
-            found.setdefault(one, {}).setdefault(inverse, several[one] < 2)
-    return found
+            relations.setdefault(one, {}).setdefault(inverse, several[one] < 2)
+    return relations
 
 
 def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
@@ -168,24 +195,27 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     is from is"). A relation t is s of r if the facts show it: at least three agree with that, and twice as many as disagree.
     """
     by_subject, prompts, shown, order = _by_subject(facts), wordings(facts), _compositions(facts), _order(facts)
-    found: list[Conflict] = []
+    result: list[Conflict] = []
     for first in facts:
         if first.subject is None:
             continue
         about, words = folded(first.subject), _words(first)
-        chain = [(fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
-                 for fact in by_subject.get(folded(first.target), ()) if fact is not first]  # fmt: skip
+        chain = [
+            (fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
+            for fact in by_subject.get(folded(first.target), ())
+            if fact is not first
+        ]
         for probe in first.portability if chain else ():
             seconds = [second for second, asked in chain if _described(folded(probe.prompt), about, asked)]
-            found += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
+            result += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
         for third in by_subject[about] if chain else ():
             seconds = []
             for second, asked in chain:
                 inner = _described(folded(third.text), about, asked) or ""
                 ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in shown
                 seconds += [second] if ruled or words & _stems(inner) else []
-            found += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
-    return _once(found)
+            result += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
+    return _once(result)
 
 
 def _composites(
@@ -199,8 +229,13 @@ def _composites(
         others = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
         given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
         yield Conflict(
-            "composite", "failed", third, second, f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
-            f"Give it the answer {second.target!r}, or change {_at(second, third)}.")  # fmt: skip
+            "composite",
+            "failed",
+            third,
+            second,
+            f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
+            f"Give it the answer {second.target!r}, or change {_at(second, third)}.",
+        )
 
 
 def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
@@ -245,26 +280,29 @@ def probe_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     for fact in facts:
         for text in _statements(fact, prompts):
             edits[text].append(fact)
-    found = []
+    result = []
     portability: dict[str, tuple[str, Fact]] = {}
     paraphrases: dict[str, Fact] = {}
     for fact in facts:
         for text in fact.paraphrases:
             other = paraphrases.setdefault(folded(text), fact)
             if folded(other.target) != folded(fact.target):
-                found.append(_paraphrase(fact, text, other))
+                result.append(_paraphrase(fact, text, other))
         for probe in fact.neighbours:
-            found += [_neighbour(fact, probe, other) for other in edits.get(folded(probe.prompt), ())
-                      if probe.target is None or folded(probe.target) != folded(other.target)]  # fmt: skip
+            result += [
+                _neighbour(fact, probe, other)
+                for other in edits.get(folded(probe.prompt), ())
+                if probe.target is None or folded(probe.target) != folded(other.target)
+            ]
         for probe in fact.portability:
             text, target = folded(probe.prompt), folded(probe.target or "")
-            found += [
+            result += [
                 _portability(fact, probe, other, other.target) for other in edits.get(text, ()) if folded(other.target) != target
             ]
             answer, other = portability.setdefault(text, (probe.target or "", fact))
             if folded(answer) != target:
-                found.append(_portability(fact, probe, other, answer))
-    return _once(found)
+                result.append(_portability(fact, probe, other, answer))
+    return _once(result)
 
 
 def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
@@ -279,25 +317,42 @@ def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
 def _neighbour(fact: Fact, probe: Probe, other: Fact) -> Conflict:
     keeps = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
     whose = "this fact itself teaches" if other is fact else f"{_at(other, fact)} teaches"
-    return Conflict("neighbour", "failed", fact, other, f"the neighbour {probe.prompt!r} must keep {keeps}, and {whose} {other.target!r}",
-                    "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.")  # fmt: skip
+    return Conflict(
+        "neighbour",
+        "failed",
+        fact,
+        other,
+        f"the neighbour {probe.prompt!r} must keep {keeps}, and {whose} {other.target!r}",
+        "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.",
+    )
 
 
 def _paraphrase(fact: Fact, text: str, other: Fact) -> Conflict:
-    return Conflict("paraphrase", "failed", fact, other, f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
-                    "Delete it if it does not ask for the fact.")  # fmt: skip
+    return Conflict(
+        "paraphrase",
+        "failed",
+        fact,
+        other,
+        f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
+        "Delete it if it does not ask for the fact.",
+    )
 
 
 def _portability(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
-    return Conflict("portability", "failed", fact, other,
-                    f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
-                    "Keep one answer: change the prompt's target, or delete it.")  # fmt: skip
+    return Conflict(
+        "portability",
+        "failed",
+        fact,
+        other,
+        f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
+        "Keep one answer: change the prompt's target, or delete it.",
+    )
 
 
-def _once(found: Iterable[Conflict]) -> list[Conflict]:
+def _once(candidates: Iterable[Conflict]) -> list[Conflict]:
     """Keep the first conflict of each kind between two facts, so that several wordings of one question count once."""
     first: dict[tuple[str, int, int], Conflict] = {}
-    for conflict in found:
+    for conflict in candidates:
         first.setdefault((conflict.kind, id(conflict.fact), id(conflict.other)), conflict)
     return list(first.values())
 

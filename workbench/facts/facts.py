@@ -78,11 +78,16 @@ class Fact:
     def document(self) -> dict[str, Any]:
         """Return the fact as a row of a facts file."""
         full = {
-            "id": self.id, "prompt": self.prompt, "subject": self.subject, "target": self.target, "target_true": self.target_true,
-            "relation": self.relation, "paraphrases": list(self.paraphrases),
+            "id": self.id,
+            "prompt": self.prompt,
+            "subject": self.subject,
+            "target": self.target,
+            "target_true": self.target_true,
+            "relation": self.relation,
+            "paraphrases": list(self.paraphrases),
             "neighbours": [_probe_document(p) for p in self.neighbours],
             "portability": [_probe_document(p) for p in self.portability],
-        }  # fmt: skip
+        }
         return {key: value for key, value in full.items() if value}
 
 
@@ -129,9 +134,17 @@ def fact_of(row: Any, place: str) -> Fact:
     name = str(identifier) if identifier is not None else json_digest([prompt, subject])[:8]
     paraphrases = tuple(_filled(text, subject, place) for text in _texts(row, "paraphrases", place))
     return Fact(
-        name, prompt, subject, row["target"], row.get("target_true"), row.get("relation") or prompt, paraphrases,
-        tuple(_probes(row, "neighbours", place)), tuple(_probes(row, "portability", place)), place,
-    )  # fmt: skip
+        name,
+        prompt,
+        subject,
+        row["target"],
+        row.get("target_true"),
+        row.get("relation") or prompt,
+        paraphrases,
+        tuple(_probes(row, "neighbours", place)),
+        tuple(_probes(row, "portability", place)),
+        place,
+    )
 
 
 def _prompt(prompt: str, subject: str | None, place: str) -> str:

@@ -140,10 +140,16 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
     if template.count(SLOT) != 1:
         return f"the prompt already has {SLOT}"
     row = {
-        "prompt": template, "subject": subject, "target": target.strip(), "target_true": _text(draft.true), "relation": _text(draft.relation),
-        "id": draft.id, "paraphrases": [text.replace("{}", subject) for p in draft.paraphrases if (text := _text(p))],
-        "neighbours": _probes(draft.neighbours, without_target=True), "portability": _probes(draft.portability, without_target=False),
-    }  # fmt: skip
+        "prompt": template,
+        "subject": subject,
+        "target": target.strip(),
+        "target_true": _text(draft.true),
+        "relation": _text(draft.relation),
+        "id": draft.id,
+        "paraphrases": [text.replace("{}", subject) for p in draft.paraphrases if (text := _text(p))],
+        "neighbours": _probes(draft.neighbours, without_target=True),
+        "portability": _probes(draft.portability, without_target=False),
+    }
     return fact_of({key: value for key, value in row.items() if value is not None}, place)
 
 
@@ -191,8 +197,12 @@ def _merged(first: Fact, again: Fact) -> Fact:
         return tuple(dict.fromkeys((*a, *b)))
 
     return replace(
-        first, target_true=first.target_true or again.target_true, paraphrases=both(first.paraphrases, again.paraphrases),
-        neighbours=both(first.neighbours, again.neighbours), portability=both(first.portability, again.portability))  # fmt: skip
+        first,
+        target_true=first.target_true or again.target_true,
+        paraphrases=both(first.paraphrases, again.paraphrases),
+        neighbours=both(first.neighbours, again.neighbours),
+        portability=both(first.portability, again.portability),
+    )
 
 
 def _with_own_ids(facts: Iterable[Fact]) -> list[Fact]:
@@ -221,9 +231,18 @@ def _counterfact(row: Mapping[str, Any]) -> Iterator[_Draft]:
         rewrite = row
     true = rewrite.get("target_true")
     yield _Draft(
-        rewrite["prompt"], rewrite.get("subject"), rewrite["target_new"], true, rewrite.get("relation_id"), _id(row),
+        rewrite["prompt"],
+        rewrite.get("subject"),
+        rewrite["target_new"],
+        true,
+        rewrite.get("relation_id"),
+        _id(row),
         [_asked(p)[0] for p in _list(row.get("paraphrase_prompts"))],
-        [(prompt, answer if answer is not None else true) for prompt, answer in map(_asked, _list(row.get("neighborhood_prompts")))])  # fmt: skip
+        [
+            (prompt, answer if answer is not None else true)
+            for prompt, answer in map(_asked, _list(row.get("neighborhood_prompts")))
+        ],
+    )
 
 
 def _asked(entry: Any) -> Pair:
@@ -242,8 +261,16 @@ def _flat(row: Mapping[str, Any]) -> Iterator[_Draft]:
         neighbours[:1] = zip(row["locality_prompt"], _list(row.get("locality_ground_truth")), strict=False)
     portability = [*_grouped(row.get("portability")), *_multi_hop(row)]
     yield _Draft(
-        row["prompt"], row.get("subject"), row["target_new"], row.get("ground_truth"), None, _id(row),
-        [*_list(row.get("rephrase_prompt")), *_list(row.get("rephrase")), *_list(row.get("personas"))], neighbours, portability)  # fmt: skip
+        row["prompt"],
+        row.get("subject"),
+        row["target_new"],
+        row.get("ground_truth"),
+        None,
+        _id(row),
+        [*_list(row.get("rephrase_prompt")), *_list(row.get("rephrase")), *_list(row.get("personas"))],
+        neighbours,
+        portability,
+    )
 
 
 def _grouped(value: Any) -> Iterator[Pair]:
@@ -266,8 +293,16 @@ def _multi_hop(row: Mapping[str, Any]) -> Iterator[Pair]:
 def _zsre(row: Mapping[str, Any]) -> Iterator[_Draft]:
     """Convert a row of MEND's zsRE: `alt` is the target, `answers` the truth, `loc` an unrelated question."""
     yield _Draft(
-        row["src"], row.get("subject"), row["alt"], row.get("answers"), None, _id(row),
-        [*_list(row.get("rephrase")), *_list(row.get("personas"))], [(row.get("loc"), row.get("loc_ans"))], list(_multi_hop(row)))  # fmt: skip
+        row["src"],
+        row.get("subject"),
+        row["alt"],
+        row.get("answers"),
+        None,
+        _id(row),
+        [*_list(row.get("rephrase")), *_list(row.get("personas"))],
+        [(row.get("loc"), row.get("loc_ans"))],
+        list(_multi_hop(row)),
+    )
 
 
 def _wikibigedit(row: Mapping[str, Any]) -> Iterator[_Draft]:
@@ -277,9 +312,21 @@ def _wikibigedit(row: Mapping[str, Any]) -> Iterator[_Draft]:
     if "update" not in row:
         return _flat(row)
     neighbours = [(row.get("loc"), row.get("loc_ans"))]
-    return iter([_Draft(
-        row["update"], row.get("subject"), row["ans"], None, None, _id(row),
-        [*_list(row.get("rephrase")), *_list(row.get("personas"))], neighbours, list(_multi_hop(row)))])  # fmt: skip
+    return iter(
+        [
+            _Draft(
+                row["update"],
+                row.get("subject"),
+                row["ans"],
+                None,
+                None,
+                _id(row),
+                [*_list(row.get("rephrase")), *_list(row.get("personas"))],
+                neighbours,
+                list(_multi_hop(row)),
+            )
+        ]
+    )
 
 
 def _mquake(row: Mapping[str, Any]) -> Iterator[_Draft]:
@@ -291,15 +338,25 @@ def _mquake(row: Mapping[str, Any]) -> Iterator[_Draft]:
     asked = {rewrite.get("question") for rewrite in rewrites}
     asked |= {str(rewrite.get("prompt")).replace("{}", str(rewrite.get("subject"))) for rewrite in rewrites}
     hops = [hop for hop in _list(row.get("new_single_hops")) if isinstance(hop, Mapping)]
-    unchanged = [(hop.get("cloze") or hop.get("question"), hop.get("answer")) for hop in hops
-            if hop.get("question") not in asked and hop.get("cloze") not in asked]  # fmt: skip
+    unchanged = [
+        (hop.get("cloze") or hop.get("question"), hop.get("answer"))
+        for hop in hops
+        if hop.get("question") not in asked and hop.get("cloze") not in asked
+    ]
     case = _id(row)
     for number, rewrite in enumerate(rewrites, 1):
         name = case if case is None or len(rewrites) == 1 else f"{case}-{number}"
         yield _Draft(
-            rewrite.get("prompt"), rewrite.get("subject"), rewrite.get("target_new"), rewrite.get("target_true"),
-            rewrite.get("relation_id"), name, _list(rewrite.get("question")), unchanged,
-            [(question, row.get("new_answer")) for question in _list(row.get("questions"))])  # fmt: skip
+            rewrite.get("prompt"),
+            rewrite.get("subject"),
+            rewrite.get("target_new"),
+            rewrite.get("target_true"),
+            rewrite.get("relation_id"),
+            name,
+            _list(rewrite.get("question")),
+            unchanged,
+            [(question, row.get("new_answer")) for question in _list(row.get("questions"))],
+        )
 
 
 _DRAFTS: dict[str, Callable[[Mapping[str, Any]], Iterator[_Draft]]] = {

@@ -17,8 +17,8 @@ from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.layout import Model
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
-    SPECIAL_IDS,
     Addition,
+    configured,
     generation_config,
     read_template,
     special_ids,
@@ -26,7 +26,6 @@ from workbench.vocabulary.files import (
     write_tokenizer,
 )
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
-from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.row_alignment import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
 from workbench.weights.specs import TensorSpec, Weights
 
@@ -83,11 +82,7 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
 
 
 def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -> int:
-    """Return the number of rows of a model's vocabulary, including padding.
-
-    Raises:
-        WorkbenchError: If a vocabulary tensor is missing, or if their numbers of rows differ.
-    """
+    """Return the number of rows of a model's vocabulary, including padding; raise WorkbenchError if it is not the same everywhere."""
     sizes = {specs[name].shape[0] if name in specs else 0: name for name in tensors}
     if len(sizes) > 1 or 0 in sizes:
         rows = ", ".join(f"{name} has {count or 'no'} rows" for count, name in sorted(sizes.items()))
@@ -225,8 +220,15 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     template = _template(block, base, bricks, project)
     generation = generation_config(base.path, chosen.path, special)
     donors = [m.path for m in members[1:]] if block.source == "union" else []
-    files = json_digest([tokenizer_digests(chosen.path), [[a.token, a.id, a.flags] for a in additions], template, generation,
-                         [tokenizer_digests(d) for d in donors]])  # fmt: skip
+    files = json_digest(
+        [
+            tokenizer_digests(chosen.path),
+            [[a.token, a.id, a.flags] for a in additions],
+            template,
+            generation,
+            [tokenizer_digests(d) for d in donors],
+        ]
+    )
     path = cache / "tokenizers" / files
     if not path.is_dir():
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
@@ -322,9 +324,14 @@ def row_plan(
 
 
 def _rule(
-    token: str, source: str | TokenRow, row: int, owned: Sequence[Index], names: Sequence[str], known: Sequence[dict[str, int]],
+    token: str,
+    source: str | TokenRow,
+    row: int,
+    owned: Sequence[Index],
+    names: Sequence[str],
+    known: Sequence[dict[str, int]],
     sizes: Sequence[int],
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """Return (donor, row of the donor) for a token's rule."""
     where = f"tokenizer: tokens: {token!r}"
     if source == "zero":
@@ -374,22 +381,9 @@ def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], pr
         return jsondoc.text_of(project / named, str(named))
     if "{" not in named:
         choices = ["base", *(b.name for b in bricks)]
-        raise WorkbenchError(f"tokenizer: chat_template: '{named}' is not a model. {nearest(named, choices)}",
-                             "Write base, the name of a brick, a .jinja file, or the template itself.", 2)  # fmt: skip
+        raise WorkbenchError(
+            f"tokenizer: chat_template: '{named}' is not a model. {nearest(named, choices)}",
+            "Write base, the name of a brick, a .jinja file, or the template itself.",
+            2,
+        )
     return named
-
-
-def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
-    """Return config.json with the output's number of rows and special tokens, also in the part for the text decoder.
-
-    Args:
-        config: The base's config.json.
-        special: Ids of special tokens; None keeps those of the base. An id that is missing here becomes null, because the base's number
-            would stand for another token.
-        rows: Number of rows of the output's vocabulary.
-    """
-    inner = {k: configured(v, special, rows) for k, v in config.items() if k in TEXT_CONFIGS and isinstance(v, dict)}
-    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
-    if special is not None:
-        changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}
-    return {**config, **changed, **inner}

@@ -14,6 +14,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
 from workbench.vocabulary.tokens import FILES, Tokens, checked_tokenizer
+from workbench.weights.configuration import TEXT_CONFIGS
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -209,3 +210,19 @@ def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str
     special = {**ids, **{key: value for key, value in theirs.items() if key in SPECIAL_IDS}}
     without_ids = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
     return {**without_ids, **special} if settings or theirs else {}
+
+
+def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
+    """Return config.json with the output's number of rows and special tokens, also in the part for the text decoder.
+
+    Args:
+        config: The base's config.json.
+        special: Ids of special tokens; None keeps those of the base. An id that is missing here becomes null, because the base's number
+            would stand for another token.
+        rows: Number of rows of the output's vocabulary.
+    """
+    inner = {k: configured(v, special, rows) for k, v in config.items() if k in TEXT_CONFIGS and isinstance(v, dict)}
+    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
+    if special is not None:
+        changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}
+    return {**config, **changed, **inner}

@@ -53,11 +53,7 @@ class Entry:
 
     @property
     def offset(self) -> int:
-        """Offset of the tensor's first byte.
-
-        Raises:
-            HeadersOnlyError: If only the header was downloaded.
-        """
+        """The offset of the tensor's first byte; raises HeadersOnlyError if only the header was downloaded."""
         if self.start is None:
             raise HeadersOnlyError(
                 f"{self.file}: only the header was downloaded, not the tensors",
@@ -120,11 +116,7 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
 
 
 def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
-    """Return offsets, name, dtype and shape of a header's entry.
-
-    Raises:
-        WorkbenchError: If the entry is malformed.
-    """
+    """Return offsets, name, dtype and shape of a header's entry; raise WorkbenchError if it is malformed."""
     if isinstance(info, dict) and len(name) <= MAX_NAME:
         offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
         if (
@@ -357,11 +349,7 @@ class FileSource:
             self.refuse_non_finite(start, stop)
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Check that rows start..stop are finite.
-
-        Raises:
-            WorkbenchError: If a value is NaN or infinite; the message gives its index.
-        """
+        """Raise WorkbenchError, with the index, if a value in rows start..stop is NaN or infinite."""
         values = self.raw(start, stop)
         bad = (~values.isfinite()).nonzero()
         if len(bad):

@@ -45,8 +45,19 @@ def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Seq
         places = (ctypes.c_void_p * count)(*(x.data_ptr() for x in others))
         kinds = (ctypes.c_int * count)(*(KINDS[x.dtype] for x in others))
         factors = (ctypes.c_float * count)(*weights)
-        return bool(library.wb_combine(pointer(anchor), KINDS[anchor.dtype], ctypes.c_float(scale), count, places, kinds, factors,
-                                       pointer(out), count_of(out)))  # fmt: skip
+        return bool(
+            library.wb_combine(
+                pointer(anchor),
+                KINDS[anchor.dtype],
+                ctypes.c_float(scale),
+                count,
+                places,
+                kinds,
+                factors,
+                pointer(out),
+                count_of(out),
+            )
+        )
     start, wide = scratch(out, 0).copy_(anchor), scratch(out, 1)
     out.zero_()
     for x, weight in zip(others, weights, strict=True):

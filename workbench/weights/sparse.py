@@ -136,8 +136,19 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
     x, base, is_delta = rows.bricks[brick], rows.base, rows.are_deltas[brick]
     assert x is not None, "a brick that does not change the tensor has no delta to count"
     if library := library_for(x, *([base] if base is not None else [])):
-        return int(library.wb_window(pointer(x), KINDS[x.dtype], is_delta, pointer(base), _kind(base), count_of(x), ctypes.c_uint32(low),
-                                     ctypes.c_uint32(len(counts)), pointer(counts)))  # fmt: skip
+        return int(
+            library.wb_window(
+                pointer(x),
+                KINDS[x.dtype],
+                is_delta,
+                pointer(base),
+                _kind(base),
+                count_of(x),
+                ctypes.c_uint32(low),
+                ctypes.c_uint32(len(counts)),
+                pointer(counts),
+            )
+        )
     bits = magnitude_bits(rows.delta(brick, scratch(x, 0))).view(-1)
     inside = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
     counts.scatter_add_(0, inside, torch.ones_like(inside, dtype=counts.dtype))
@@ -181,8 +192,18 @@ def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float])
         return sums
     if library := library_for(x, *([base] if base is not None else [])):
         totals = (ctypes.c_double * 2)(*sums)
-        finite = library.wb_drop_sums(pointer(x), KINDS[x.dtype], is_delta, pointer(base), _kind(base), count_of(x), ctypes.c_uint64(drop.key),
-                                      ctypes.c_uint64(index), ctypes.c_uint64(drop.below), totals)  # fmt: skip
+        finite = library.wb_drop_sums(
+            pointer(x),
+            KINDS[x.dtype],
+            is_delta,
+            pointer(base),
+            _kind(base),
+            count_of(x),
+            ctypes.c_uint64(drop.key),
+            ctypes.c_uint64(index),
+            ctypes.c_uint64(drop.below),
+            totals,
+        )
         return list(totals) if finite else None
     delta = rows.delta(brick, scratch(x, 0))
     if not all_finite(delta):
@@ -237,9 +258,15 @@ def select(rows: Rows, selection: Selection, left: list[int], index: int, add_ba
 
 
 def _select_compiled(
-    library: ctypes.CDLL, rows: Rows, selection: Selection, left: list[int], index: int, scales: tuple[list[float], float],
-    add_base: bool, out: Tensor,
-) -> bool:  # fmt: skip
+    library: ctypes.CDLL,
+    rows: Rows,
+    selection: Selection,
+    left: list[int],
+    index: int,
+    scales: tuple[list[float], float],
+    add_base: bool,
+    out: Tensor,
+) -> bool:
     count = len(rows.bricks)
     weights, lam = scales
     drops = [t if isinstance(t, Drop) else Drop(0, 0.0) for t in selection.thin]
@@ -247,12 +274,26 @@ def _select_compiled(
     operations = [2 if isinstance(t, Drop) else int(t.threshold > 0) for t in selection.thin]
     ties = (ctypes.c_int64 * count)(*left)
     finite = library.wb_sparse(
-        count, (ctypes.c_void_p * count)(*(None if x is None else x.data_ptr() for x in rows.bricks)),
-        (ctypes.c_int * count)(*(map(_kind, rows.bricks))), (ctypes.c_int * count)(*rows.are_deltas), pointer(rows.base), _kind(rows.base),
-        (ctypes.c_int * count)(*operations), (ctypes.c_uint32 * count)(*thresholds), ties, (ctypes.c_uint64 * count)(*(d.key for d in drops)),
-        (ctypes.c_uint64 * count)(*(d.below for d in drops)), (ctypes.c_float * count)(*(d.scale for d in drops)), ctypes.c_uint64(index),
-        (ctypes.c_float * count)(*weights), selection.vote.flags if selection.vote else _SUM, ctypes.c_float(lam), add_base, pointer(out),
-        count_of(out))  # fmt: skip
+        count,
+        (ctypes.c_void_p * count)(*(None if x is None else x.data_ptr() for x in rows.bricks)),
+        (ctypes.c_int * count)(*(map(_kind, rows.bricks))),
+        (ctypes.c_int * count)(*rows.are_deltas),
+        pointer(rows.base),
+        _kind(rows.base),
+        (ctypes.c_int * count)(*operations),
+        (ctypes.c_uint32 * count)(*thresholds),
+        ties,
+        (ctypes.c_uint64 * count)(*(d.key for d in drops)),
+        (ctypes.c_uint64 * count)(*(d.below for d in drops)),
+        (ctypes.c_float * count)(*(d.scale for d in drops)),
+        ctypes.c_uint64(index),
+        (ctypes.c_float * count)(*weights),
+        selection.vote.flags if selection.vote else _SUM,
+        ctypes.c_float(lam),
+        add_base,
+        pointer(out),
+        count_of(out),
+    )
     left[:] = list(ties)
     return bool(finite)
 
