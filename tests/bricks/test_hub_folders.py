@@ -300,7 +300,7 @@ def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
         packed |= {f"{name}_scale_inv": scale.view(1, 1)} if quantised else {}
     save_file(packed, folder / SINGLE, metadata={"format": "pt"})
     error = refused(project)
-    assert "has dtype F8_E4M3, a quantised or packed format" in error.message
+    assert "has dtype F8_E4M3, a quantized or packed format" in error.message
     assert "FineGrainedFP8Config" in (error.hint or "")
     edit_json(
         folder / "config.json",

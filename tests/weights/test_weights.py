@@ -44,7 +44,7 @@ def tensor(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[
 BAD_FILES = {
     "empty": (b"", "not a safetensors file (a header of 0 bytes in a file of 0 bytes)"),
     "short": (b"abc", "not a safetensors file"),
-    "html": (b"<!DOCTYPE html><html>" * 9, "not a safetensors file (header of"),
+    "html": (b"<!DOCTYPE html><html>" * 9, "not a safetensors file (a header of"),
     "header not JSON": (raw(b"{nope"), "damaged safetensors header"),
     "header a list": (raw([1, 2]), "damaged safetensors header"),
     "tensor a number": (raw({"a": 1}), "damaged safetensors header"),
@@ -62,9 +62,9 @@ BAD_FILES = {
     "size unlike shape": (raw({"a": tensor(0, 8, [3])}, b"0" * 8), "a has offsets 0-8, expected 0-12"),
     "negative shape": (
         raw({"a": tensor(0, 4, [-1, -1])}, b"0" * 4),
-        "damaged safetensors header: 'a' has no dtype, shape and data_offsets",
+        "damaged safetensors header: 'a' has no valid dtype, shape and data_offsets",
     ),
-    "fp8": (raw({"a": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "a has dtype F8_E4M3, a quantised or packed format"),
+    "fp8": (raw({"a": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "a has dtype F8_E4M3, a quantized or packed format"),
 }
 
 
