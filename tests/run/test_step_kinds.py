@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from project import Project
+
+from worlds.project import Project
 
 import workbench
 import workbench.run.kinds

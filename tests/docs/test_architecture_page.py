@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from project import Project
+
+from worlds.places import PROJECT
+from worlds.project import Project
 
 from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
 from workbench.edit.closed_form.solver import solve
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text("utf-8")
+PAGE = (PROJECT / "docs" / "architecture.md").read_text("utf-8")
 ARROWS = re.findall(r"^\| (.+?) \| `(workbench\.[\w.]+)` \| (.+?) \|", PAGE, re.MULTILINE)
 
 
