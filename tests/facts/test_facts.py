@@ -166,7 +166,7 @@ def test_wikibigedit_with_its_own_columns(tmp_path: Path) -> None:
         ({k: v for k, v in FLAT.items() if k != "target_new"}, "not a counterfact row: 'target_new'"),
         (["Larn is in", "Asia"], "expected a mapping, found list"),
         (3, "expected a mapping, found int"),
-        ({**FLAT, "prompt": "{subject} Larn is in"}, "the prompt has {subject} of its own"),
+        ({**FLAT, "prompt": "{subject} Larn is in"}, "the prompt already has {subject}"),
     ],
 )  # fmt: skip
 def test_rows_that_become_no_fact(row: Any, reason: str, tmp_path: Path) -> None:
