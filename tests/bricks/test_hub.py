@@ -183,7 +183,7 @@ def test_what_headers_do_not_show_is_checked_at_run(
     recipe = str(project.write(f"base: {name}\nsteps: []\n", "tied.yaml"))
     code, out, err = workbench(project.path, "plan", recipe)
     assert code == 0, err
-    assert "checked at run: base: lm_head.weight equals model.embed_tokens.weight, as config.json says" in out
+    assert "checked at run: base: lm_head.weight equals model.embed_tokens.weight, as config.json states" in out
     code, _, err = workbench(project.path, "run", recipe, "--device", "cpu")
     assert code == (0 if same else 1)
     assert same or "lm_head.weight differs from model.embed_tokens.weight" in err

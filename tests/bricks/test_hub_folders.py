@@ -307,7 +307,7 @@ def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
         quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     )
     error = refused(project)
-    assert "quantised weights (fp8); expected floating point" in error.message
+    assert "quantized weights (fp8); expected floating point" in error.message
     again = converted(error.hint, folder)
     assert set(again) == set(tensors)
     for name, tensor in tensors.items():
@@ -317,11 +317,11 @@ def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
 @pytest.mark.parametrize(
     ("method", "hint"),
     [
-        ("bitsandbytes", r"where bitsandbytes runs: python -c .*\.dequantize\(\)\.save_pretrained"),
+        ("bitsandbytes", r"that can run bitsandbytes: python -c .*\.dequantize\(\)\.save_pretrained"),
         ("mxfp4", r"Mxfp4Config\(dequantize=True\)"),
         ("compressed-tensors", r"CompressedTensorsConfig\(dequantize=True\)"),
-        ("gptq", r"Use the model that it was quantised from"),
-        ("awq", r"Use the model that it was quantised from"),
+        ("gptq", r"Use the model that it was quantized from"),
+        ("awq", r"Use the model that it was quantized from"),
     ],
 )
 @pytest.mark.parametrize("what", ["base", "one"])
@@ -332,7 +332,7 @@ def test_quantised_by_config(method: str, hint: str, what: str, copy: Callable[[
     edit_json(project.path / what / "config.json", quantization_config={"quant_method": method})
     error = refused(project)
     assert f"{'base' if what == 'base' else 'brick'}" in error.message
-    assert f"quantised weights ({method}); expected floating point" in error.message
+    assert f"quantized weights ({method}); expected floating point" in error.message
     assert re.search(hint, error.hint or "")
 
 
