@@ -12,7 +12,7 @@ __all__ = ["LoadedRecipe", "WorkbenchError", "load", "load_recipe", "load_tokeni
 
 
 def __getattr__(name: str) -> Any:
-    """Import on use: `workbench --help` must not pay for torch."""
+    """Import a public name on first use, so that `workbench --help` does not import torch."""
     if name in ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"):
         from workbench import api
 

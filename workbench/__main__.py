@@ -1,4 +1,4 @@
-"""`python -m workbench`."""
+"""Entry point of `python -m workbench`."""
 
 from workbench.cli import main
 

@@ -93,10 +93,9 @@ def load(path: str | Path, version: int | None = None, device: str = "auto") -> 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a configuration, run or model directory."""
-    from transformers import AutoTokenizer
+    from workbench.models import tokenizer
 
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_opened(path, None).tokenizer_path, trust_remote_code=False)
-    return found
+    return tokenizer.load_tokenizer(_opened(path, None).tokenizer_path)
 
 
 def _opened(path: str | Path, version: int | None) -> Resolved:

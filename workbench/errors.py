@@ -1,4 +1,4 @@
-"""The one exception that users see, and what is skipped instead of raising it."""
+"""The exception that users see, the record of a skipped configuration, and functions that format text for messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any
 
 _CONTROLS = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
-# Directions and separators that reorder or break what a terminal shows.
+# Unicode characters for text direction and line separation, which reorder or break a terminal's output.
 _CONTROLS |= {i: f"\\u{i:04x}" for i in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
 _CONTROLS |= {i: f"\\u{i:04x}" for i in range(0xD800, 0xE000)}
 _LONG = 10_000
@@ -18,12 +18,12 @@ _NAME, _COMPARED, _LISTED = 100, 500, 200
 
 
 class WorkbenchError(Exception):
-    """Something the user can repair.
+    """An error that the user can repair.
 
     Args:
-        message: Where it happened, what was found, what was expected.
+        message: The place of the error, what was found there and what was expected.
         hint: The command or edit that repairs it.
-        exit_code: 1 for a user's error, 2 for an invalid recipe or usage, 3 for a failed gate.
+        exit_code: 1 for a user's error, 2 for an invalid recipe or wrong usage, 3 for a failed gate.
     """
 
     def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
@@ -38,10 +38,10 @@ class LeftOut:
     """A configuration that a command skips.
 
     Attributes:
-        name: How it is called.
-        reason: Why it is skipped.
-        hint: What repairs that.
-        error: What the command would end with if nothing else were left.
+        name: The configuration's name.
+        reason: The reason for skipping it.
+        hint: The command or edit that repairs it.
+        error: The error to raise if no other configuration is left.
     """
 
     name: str
@@ -51,7 +51,7 @@ class LeftOut:
 
 
 def shell(*words: object) -> str:
-    """Return words as a shell reads them: those with spaces or other signs are quoted, so that a printed command can be typed.
+    """Return words as one shell command, quoted where necessary, so that a printed command can be pasted.
 
     >>> shell("recipes/my merge.yaml")
     "'recipes/my merge.yaml'"
@@ -60,7 +60,7 @@ def shell(*words: object) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people, in a unit that leaves at least one digit: "512 B", "1.5 kB", "269 MB"."""
+    """Format a number of bytes in a readable unit: "512 B", "1.5 kB", "269 MB"."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 999.5 or unit == "TB":
             return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
@@ -69,28 +69,28 @@ def size(count: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text as a terminal may show it: control characters and halves of surrogate pairs escaped, newlines and tabs kept."""
+    """Escape control characters and unpaired surrogates in a text; newlines and tabs stay."""
     return text.translate(_CONTROLS)
 
 
 def as_markdown(text: str) -> str:
-    """Return a foreign text as one line of Markdown that neither leaves its place nor becomes a table cell, a link, code or HTML."""
+    """Escape an untrusted text for one line of Markdown, so that it cannot become a table cell, a link, code or HTML."""
     return re.sub(r"([\\`|<>\[\]])", r"\\\1", " ".join(printable(text).split()))
 
 
 def shortened(text: str) -> str:
-    """Return a text that may hold foreign parts of any length, cut in the middle where it is over 10,000 characters."""
+    """Cut the middle out of a text longer than 10,000 characters."""
     return text if len(text) <= _LONG else f"{text[: _LONG // 2]} … {text[-_LONG // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A "did you mean" sentence for a misspelt `name`, or the list of what is known.
+    """Return a "Did you mean" sentence for a misspelled name, or the list of known names if none is similar.
 
     >>> nearest("densty", ["density", "lambda"])
     "Did you mean 'density'?"
     """
     known = sorted(known)
-    # Names from foreign files may be many and long, and difflib's time grows with the square of both.
+    # Names from untrusted files can be many and long, and difflib takes time quadratic in both.
     alike = [k for k in known if len(k) <= 2 * len(name) + 4][:_COMPARED] if len(name) <= _NAME else []
     close = get_close_matches(name, alike, n=2, cutoff=0.6)
     if close:
@@ -101,13 +101,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, what: str, exit_code: int = 1) -> None:
-    """Refuse a row of data that has a field which nothing reads: a misspelt field would be ignored in silence.
+    """Raise an error if a row of data has an unknown field, which would otherwise be ignored silently.
 
     Args:
         row: The row.
-        known: Fields that a row may have.
-        place: file:line.
-        what: What a row is: "a fact".
+        known: The fields that a row may have.
+        place: file:line, for the message.
+        what: Description of a row for the message, such as "a fact".
+        exit_code: Exit code of the error.
+
+    Raises:
+        WorkbenchError: If the row has a field that is not in `known`.
     """
     for key in row:
         if key not in known:
@@ -117,12 +121,16 @@ def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, w
 
 
 def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, exit_code: int = 1) -> None:
-    """Refuse a row whose other fields are ignored, where one of them looks like a field that is read and that the row does not have.
+    """Raise an error if an ignored field of a row looks like a misspelling of a known field that the row lacks.
 
     Args:
-        row: The row.
-        known: Fields that are read.
-        place: file:line.
+        row: The row; it may have other fields.
+        known: The fields that are read.
+        place: file:line, for the message.
+        exit_code: Exit code of the error.
+
+    Raises:
+        WorkbenchError: If a field of the row is similar to a missing known field.
     """
     missing = [key for key in known if key not in row]
     for key in row:

@@ -12,15 +12,15 @@ Events = Callable[[dict[str, Any]], None]
 
 
 def no_events(_event: dict[str, Any]) -> None:
-    """Ignore events."""
+    """Ignore an event."""
 
 
 def progress(events: Events, stage: str, step: str) -> Callable[[int, int, str], None]:
     """Return a function (done, total, text) that sends events of a step.
 
     Args:
-        events: Receives them.
-        stage: What is going on: "edit", "measure", "train".
-        step: The step's id, or another name for what is going on.
+        events: Called with each event.
+        stage: The stage: "edit", "measure" or "train".
+        step: The step's id, or another name of the work.
     """
     return lambda done, total, text: events({"stage": stage, "step": step, "done": done, "total": total, "text": text})

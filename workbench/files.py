@@ -1,6 +1,6 @@
-"""Files: JSON, digests of content, and writes that happen whole or not at all.
+"""JSON files, digests of content, and atomic writes.
 
-Every error of the operating system that leaves here names its file.
+Every operating system error raised here names its file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,23 +21,27 @@ from workbench.identity import unchanged
 
 
 def digest_of(data: bytes) -> str:
-    """XXH3-128 in hex."""
+    """Return the XXH3-128 of some bytes as 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def json_digest(value: Any) -> str:
-    """Digest of plain data: XXH3-128 of its canonical JSON, 32 hex digits."""
+    """Return the XXH3-128 of plain data, written as canonical JSON, as 32 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def bytes_digest(data: bytes) -> str:
-    """Digest of bytes in memory: that of a file that holds them."""
+    """Return the digest of bytes in memory, equal to that of a file with the same bytes."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def file_digest(path: Path) -> str:
-    """Digest of a file's bytes. Errors: the file changes while it is read."""
+    """Return the digest of a file's bytes.
+
+    Raises:
+        InputChangedError: If the file changes while it is read.
+    """
     digest = xxhash.xxh3_128()
     with unchanged(path) as stream:
         while chunk := stream.read(1 << 20):
@@ -47,30 +50,27 @@ def file_digest(path: Path) -> str:
 
 
 def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:
-    """An object that the workbench has kept, with the fields that its reader needs.
+    """Read a JSON object from the workbench's cache and check that it has the required fields.
 
     Args:
         path: The file.
-        needs: Field -> its type, or several.
+        needs: Required field -> its type or types.
 
     Returns:
-        The object; None where the file is missing, damaged, or lacks a field, so that what it holds is computed again.
+        The object, or None if the file is missing, is damaged or lacks a required field. Callers then compute its content again.
     """
-    found = jsondoc.kept(path)
-    return found if found is not None and all(isinstance(found.get(key), kind) for key, kind in needs.items()) else None
+    cached = jsondoc.kept(path)
+    return cached if cached is not None and all(isinstance(cached.get(key), kind) for key, kind in needs.items()) else None
 
 
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
-    """Write JSON whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
-
-
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Put a file's name on errors of the operating system that carry none, as those of write() do."""
+    """Add a file's name to operating system errors that have none, such as those of write()."""
     try:
         yield
     except OSError as error:
@@ -80,13 +80,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flush a file or the entries of a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):
             os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has nothing to flush
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -94,7 +94,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what was written there is flushed and renamed to `path` if the block succeeds."""
+    """Yield a temporary path beside `path`; if the block succeeds, the file there is flushed and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,18 +111,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made."""
+    """Write a file atomically and create its directory if necessary."""
     with whole(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all; its folder is made."""
+    """Write a UTF-8 file atomically and create its directory if necessary."""
     write_bytes(path, text.encode())
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Give a finished folder its final name, after everything in it has been flushed; what stood there is removed."""
+    """Flush everything in a finished directory and rename it to its final path, replacing a directory that exists there."""
     for folder, _, files in os.walk(partial):
         for name in files:
             sync(Path(folder) / name)

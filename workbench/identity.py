@@ -1,4 +1,4 @@
-"""File identities: how a reader notices that a file changed between its header, its tensors and its digest."""
+"""File identities, by which a reader notices that a file changed between two reads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import BinaryIO, NamedTuple
 
 from workbench.errors import WorkbenchError
 
-# Kernels stamp files with a clock that ticks every 1 to 10 ms: a second write within one tick leaves the same times.
+# The clock of file time stamps ticks every 1 to 10 ms: two writes within one tick have the same times.
 _TICKS_NS = 20_000_000
-_RETRY = "Wait until no other program writes to it, then run the same command again: finished work is kept."
+_RETRY = "Wait until no other program writes to the file, then run the same command again. Finished work is kept."
 
 
 class InputChangedError(WorkbenchError):
-    """A file changed while a command was reading it."""
+    """The error for a file that changed while a command was using it."""
 
 
 class FileIdentity(NamedTuple):
-    """What fstat says of an open file. A write, a replacement and a copy with preserved times each change at least one field."""
+    """The fields of fstat that identify a file's content: a write, a replacement or a copy changes at least one of them."""
 
     device: int
     inode: int
@@ -31,7 +31,7 @@ class FileIdentity(NamedTuple):
 
     @property
     def kept(self) -> list[int]:
-        """Return the fields for keys that are stored on disk; device numbers may change when a machine restarts."""
+        """Return the fields that may be stored on disk. The device number is left out: it can change when a machine restarts."""
         return list(self[1:])
 
 
@@ -42,34 +42,41 @@ def identity_of(file: int | Path) -> FileIdentity:
 
 
 def settled_identity(descriptor: int) -> FileIdentity:
-    """Return the identity of an open file, after its time stamps are old enough for a later write to change them."""
-    found = identity_of(descriptor)
-    left = found.ctime_ns + _TICKS_NS - time.time_ns()
+    """Wait until a later write would change the time stamps of an open file, then return the file's identity."""
+    identity = identity_of(descriptor)
+    left = identity.ctime_ns + _TICKS_NS - time.time_ns()
     if 0 < left <= _TICKS_NS:
         time.sleep(left / 1e9)
-        found = identity_of(descriptor)
-    return found
+        identity = identity_of(descriptor)
+    return identity
 
 
 def check_unchanged(file: int | Path, expected: FileIdentity | None, path: Path) -> None:
-    """Raise InputChangedError if a file no longer has the expected identity; None expects nothing."""
+    """Check that a file still has the expected identity; do nothing if that is None.
+
+    Raises:
+        InputChangedError: If the file was changed or removed.
+    """
     if expected is None:
         return
     try:
-        found = identity_of(file)
+        actual = identity_of(file)
     except FileNotFoundError:
         raise InputChangedError(f"{path}: the file was removed while this command was using it", _RETRY) from None
-    if found != expected:
+    if actual != expected:
         raise InputChangedError(f"{path}: the file changed while this command was reading it", _RETRY)
 
 
 @contextmanager
 def unchanged(path: Path, expected: FileIdentity | None = None) -> Iterator[BinaryIO]:
-    """Open a file for reading and raise InputChangedError if it changes before the block ends.
+    """Open a file for reading and check that it does not change before the block ends.
 
     Args:
         path: The file.
-        expected: The identity that it had earlier; None: that which it has now.
+        expected: The identity that the file had earlier; None takes the current one.
+
+    Raises:
+        InputChangedError: If the file differs from `expected` or changes before the block ends.
     """
     with path.open("rb") as stream:
         expected = expected or settled_identity(stream.fileno())
@@ -79,18 +86,26 @@ def unchanged(path: Path, expected: FileIdentity | None = None) -> Iterator[Bina
 
 
 class WatchedFiles:
-    """The small input files of a recipe (facts, texts, tokenizers): digested early, read later, checked at the end."""
+    """The small input files of a recipe (facts, texts, tokenizers), checked for changes between their first read and the end."""
 
     def __init__(self) -> None:
         self._known: dict[Path, FileIdentity] = {}
 
     def read(self, path: Path) -> bytes:
-        """Return a file's bytes and watch it. Raises InputChangedError if it changed since it was read first."""
+        """Read a file and watch it from now on.
+
+        Raises:
+            InputChangedError: If the file changed since the first read.
+        """
         with unchanged(path, self._known.get(path)) as stream:
             self._known.setdefault(path, identity_of(stream.fileno()))
             return stream.read()
 
     def check(self) -> None:
-        """Raise InputChangedError if a watched file changed or was removed."""
+        """Check all watched files.
+
+        Raises:
+            InputChangedError: If a file was changed or removed.
+        """
         for path, expected in self._known.items():
             check_unchanged(path, expected, path)

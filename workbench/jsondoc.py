@@ -1,4 +1,4 @@
-"""Read JSON from files that others wrote: UTF-8, bounded depth, no numbers that are none, every error with its file and place."""
+"""Read JSON from untrusted files: UTF-8 only, limited depth, finite numbers, and errors that name the file and the place."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ from workbench.errors import WorkbenchError
 MAX_DEPTH = 100
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DEEP = f"nested too deeply (up to {MAX_DEPTH} levels)"
-_HALF = "half a surrogate pair in a text"
+_HALF = "an unpaired surrogate in a string"
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 
 def text_of(path: Path, shown: str | None = None) -> str:
-    """Read a text file. Raises WorkbenchError where it is not UTF-8, FileNotFoundError where it is missing."""
+    """Read a text file; a byte order mark is removed and line ends become newlines.
+
+    Args:
+        path: The file.
+        shown: The file's name in messages; None takes the path.
+
+    Raises:
+        WorkbenchError: If the file is not UTF-8.
+        FileNotFoundError: If there is no such file.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -30,19 +39,19 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
     """Parse one JSON value.
 
     Args:
-        text: The file's bytes, or a line of it.
-        shown: How errors call it: a file, or file:line.
-        hint: What to do about a damaged file.
+        text: The file's bytes, or one of its lines.
+        shown: The text's name in messages: a file, or file:line.
+        hint: The hint for a damaged file.
         infinite: Accept Infinity and NaN, which transformers writes into config.json.
-        unique: Refuse a key that stands twice in one object.
+        unique: Refuse an object with duplicate keys.
 
     Raises:
-        WorkbenchError: The text is not UTF-8 or not JSON, holds NaN or an infinity, more than 100 levels, half a surrogate pair or,
-            if `unique`, a key twice.
+        WorkbenchError: If the text is not UTF-8 or not JSON, holds NaN or an infinity, has more than 100 levels, an unpaired surrogate
+            or, with `unique`, a duplicate key.
     """
     try:
         raw, text = (text, text.decode("utf-8")) if isinstance(text, bytes) else (text.encode("utf-8"), text)
-        found = json.loads(
+        value = json.loads(
             text,
             parse_constant=None if infinite else refuse_constant,
             parse_float=None if infinite else _finite,
@@ -56,61 +65,90 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
         raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint) from None
     except ValueError as error:
         raise WorkbenchError(f"{shown}: not JSON: {error}", hint) from None
-    check(found, raw, shown, hint)
-    return found
+    check(value, raw, shown, hint)
+    return value
 
 
-def check(found: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
-    """Raise WorkbenchError for parsed JSON that is nested too deeply, or has texts that cannot be stored.
+def check(value: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
+    """Check that parsed JSON is not nested too deeply and that its strings can be stored as UTF-8.
 
     Args:
-        found: The value.
-        raw: The bytes that it was parsed from.
-        shown: How errors call it.
-        hint: What to do about it.
+        value: The value.
+        raw: The bytes that the value was parsed from.
+        shown: The value's name in messages.
+        hint: The hint for a damaged file.
+
+    Raises:
+        WorkbenchError: If the value has more than 100 levels or a string with an unpaired surrogate.
     """
     if _SURROGATE.search(raw):
         try:
-            json.dumps(found, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (UnicodeEncodeError, RecursionError) as error:
             raise WorkbenchError(f"{shown}: not JSON: {_DEEP if isinstance(error, RecursionError) else _HALF}", hint) from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(found):
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(value):
         raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint)
 
 
 def read(path: Path, shown: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
-    """Read a JSON file; see `parse`. Raises FileNotFoundError where it is missing."""
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        shown: The file's name in messages; None takes the path.
+        hint: The hint for a damaged file.
+        infinite: Accept Infinity and NaN.
+        unique: Refuse an object with duplicate keys.
+
+    Raises:
+        WorkbenchError: If the file's content is invalid; see `parse`.
+        FileNotFoundError: If there is no such file.
+    """
     return parse(path.read_bytes(), shown or str(path), hint, infinite=infinite, unique=unique)
 
 
 def read_object(
     path: Path, shown: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False
 ) -> dict[str, Any]:
-    """Read a JSON file that holds an object; see `read`."""
+    """Read a JSON file that holds an object; for the arguments see `read`."""
     return as_object(read(path, shown, hint, infinite=infinite, unique=unique), shown or str(path), hint)
 
 
 def optional(path: Path, label: str = "") -> dict[str, Any]:
-    """Read an object of a foreign file that may be missing: {} then. Raises WorkbenchError for a damaged one.
+    """Read a JSON object from an untrusted file that may be missing; return {} then.
 
-    Infinity passes: transformers writes it.
+    Args:
+        path: The file.
+        label: Owner of the file, put before its path in messages.
+
+    Raises:
+        WorkbenchError: If the file is damaged. Infinity and NaN are accepted, since transformers writes them.
     """
     shown = f"{label}: {path}" if label else str(path)
-    return read_object(path, shown, "Fetch the file again.", infinite=True) if path.is_file() else {}
+    return read_object(path, shown, "Download the file again.", infinite=True) if path.is_file() else {}
 
 
 def as_object(value: Any, shown: str, hint: str | None = None) -> dict[str, Any]:
-    """Return the value, which must be an object. Raises WorkbenchError for anything else."""
+    """Return a JSON value if it is an object.
+
+    Raises:
+        WorkbenchError: If the value is not an object.
+    """
     if not isinstance(value, dict):
         raise WorkbenchError(f"{shown}: found {kind(value)}, expected an object", hint)
     return value
 
 
 def lines(path: Path, shown: str | None = None, hint: str | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield (line number, value) of every line of a jsonl file that is not blank.
+    """Yield (line number, value) for every line of a jsonl file that is not blank.
+
+    Args:
+        path: The file.
+        shown: The file's name in messages; None takes the path.
+        hint: The hint for a damaged line.
 
     Raises:
-        WorkbenchError: A line is not JSON; see `parse`. The message names the line.
+        WorkbenchError: If a line is invalid; see `parse`. The message names the line.
     """
     shown = shown or str(path)
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -119,23 +157,27 @@ def lines(path: Path, shown: str | None = None, hint: str | None = None) -> Iter
 
 
 def kept(path: Path, expected: type = dict) -> Any:
-    """Read what the workbench itself keeps in a cache; None where it is missing, damaged or of another kind, to be made again."""
+    """Read a JSON value from the workbench's cache; return None if it is missing, damaged or not of the expected type."""
     try:
-        found = parse(path.read_bytes(), str(path), infinite=True)
+        cached = parse(path.read_bytes(), str(path), infinite=True)
     except (FileNotFoundError, NotADirectoryError, WorkbenchError):
         return None
-    return found if isinstance(found, expected) else None
+    return cached if isinstance(cached, expected) else None
 
 
 def kind(value: Any) -> str:
-    """Name the kind of a JSON value in words."""
+    """Describe the type of a JSON value in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return _KINDS.get(type(value), "a number")
 
 
 def refuse_constant(name: str) -> float:
-    """Raise ValueError for NaN and infinities: `parse_constant` of a decoder."""
+    """Refuse NaN and infinities, as `parse_constant` of a JSON decoder.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(f"{name}, expected a finite number")
 
 
@@ -147,17 +189,17 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         names: set[str] = set()
         twice = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} stands twice")
-    return found
+        raise ValueError(f"duplicate key {twice[:80]!r}")
+    return value
 
 
-def is_deep(found: Any, levels: int = MAX_DEPTH) -> bool:
-    """Return whether a value has more levels than the code that walks such data should recurse into."""
-    level = [found]
+def is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
+    """Return whether a JSON value is nested more deeply than `levels`."""
+    level = [value]
     for _ in range(levels + 1):
         level = [
             inner

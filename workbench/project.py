@@ -1,4 +1,4 @@
-"""A project: the folder that recipes, bricks and the cache lie in."""
+"""The project: the directory that holds recipes, bricks and the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def find_project(path: Path) -> Path:
-    """The nearest parent with a `recipes/` folder or a `pyproject.toml`, else the file's own folder."""
+    """Return the nearest parent directory with a `recipes/` directory or a `pyproject.toml`, else the file's own directory."""
     start = path.resolve().parent
     return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
 

@@ -1,4 +1,4 @@
-"""Versions of the libraries that decide numbers, for records."""
+"""Versions of the installed libraries, for a run's record."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """Package -> its installed version, read without importing it; "not installed" where it is missing."""
-    found = {}
+    """Map each package to its installed version, or to "not installed"; nothing is imported."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

@@ -1,4 +1,4 @@
-"""YAML that users write: read safely, validated strictly, every error at its file:line:col."""
+"""YAML documents that users write: safe reading and strict validation, with the file, line and column of every error."""
 
 from __future__ import annotations
 
@@ -22,61 +22,61 @@ _OF_A_KEY = ("missing", "extra_forbidden")
 _SHALLOW = ("too_short", "string_type", "dict_type", "model_type")
 _NUMBERS = ("int", "float")
 _LISTED = 50
-"""Problems that one error names."""
+"""Largest number of problems that one error lists."""
 
 
 def _numeric(schema: Any, model: type) -> Any:
-    """Return a core schema in which every number refuses truth values, and every float infinities; models inside have their own."""
+    """Return a core schema whose numbers refuse booleans and whose floats refuse infinities; nested models have their own schema."""
     if isinstance(schema, (list, tuple)):
         return type(schema)(_numeric(inner, model) for inner in schema)
     if not isinstance(schema, dict) or (schema.get("type") == "model" and schema.get("cls") is not model):
         return schema
-    kept = ("metadata", "ref", "default", "config", "cls")
-    found = {key: value if key in kept else _numeric(value, model) for key, value in schema.items()}
-    if found.get("type") not in _NUMBERS:
-        return found
-    if found["type"] == "float":
-        found.setdefault("allow_inf_nan", False)
-    if found.get("strict"):
-        return found
-    before = _no_switch_for_a_whole_number if found["type"] == "int" else _no_switch_for_a_number
-    return core_schema.no_info_before_validator_function(before, found)
+    unchanged = ("metadata", "ref", "default", "config", "cls")
+    strict = {key: value if key in unchanged else _numeric(value, model) for key, value in schema.items()}
+    if strict.get("type") not in _NUMBERS:
+        return strict
+    if strict["type"] == "float":
+        strict.setdefault("allow_inf_nan", False)
+    if strict.get("strict"):
+        return strict
+    before = _no_bool_for_int if strict["type"] == "int" else _no_bool_for_float
+    return core_schema.no_info_before_validator_function(before, strict)
 
 
-def _no_switch_for_a_number(value: Any) -> Any:
+def _no_bool_for_float(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticKnownError("float_type")
     return value
 
 
-def _no_switch_for_a_whole_number(value: Any) -> Any:
+def _no_bool_for_int(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticKnownError("int_type")
     return value
 
 
 class Written(BaseModel):
-    """Base of everything that users write in YAML: a number is never a truth value, and a float never infinite.
+    """Base class of everything that users write in YAML: numbers are never booleans, and floats are never infinite.
 
-    Pydantic by itself takes `yes` for 1 where a number is wanted.
+    Without it, pydantic reads `yes` as 1 where it expects a number.
     """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Build the schema that pydantic builds, with stricter numbers."""
+        """Build pydantic's schema with strict numbers."""
         schema: CoreSchema = _numeric(handler(source), cls)
         return schema
 
 
 @dataclass(frozen=True)
 class Document:
-    """Parsed YAML and where each key stands.
+    """Parsed YAML with the position of each key.
 
     Attributes:
         data: Plain Python data.
-        marks: Key path -> (line, column), counted from 1. A mapping's entry is marked at its key.
-        path: The file, as errors show it.
-        texts: Key path -> source text of numbers such as 1e-3, which a field that wants a text takes as written.
+        marks: Key path -> (line, column), counted from 1. The mark of a mapping's entry is the position of its key.
+        path: The file's name in messages.
+        texts: Key path -> source text of numbers such as 1e-3, for fields that expect a text.
     """
 
     data: Any
@@ -85,31 +85,39 @@ class Document:
     texts: dict[KeyPath, str] = field(default_factory=dict)
 
     def at(self, path: KeyPath) -> str:
-        """`file:line:col` of a key path, or of its nearest parent that stands in the file."""
+        """Return `file:line:col` of a key path, or of its nearest parent in the file."""
         while path and path not in self.marks:
             path = path[:-1]
         line, column = self.marks.get(path, (1, 1))
         return f"{self.path}:{line}:{column}"
 
     def error(self, path: KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
-        """An error at a key path; exit code 2, since the document itself is invalid."""
+        """Return an error at a key path, with exit code 2 because the document itself is invalid."""
         dotted = ".".join(map(str, path))
         where = f"{self.at(path)} {dotted}: " if dotted else f"{self.at(path)} "
         return WorkbenchError(where + message, hint, exit_code=2)
 
     def replace_texts(self, path: KeyPath, by: Document) -> None:
-        """Note that a value was exchanged for another document's, whose numbers keep their source texts."""
-        for old in [old for old in self.texts if old[: len(path)] == path]:
-            del self.texts[old]
+        """Replace the source texts below a key path, after its value was replaced by that of another document."""
+        for replaced in [key for key in self.texts if key[: len(path)] == path]:
+            del self.texts[replaced]
         self.texts.update({(*path, *inner): text for inner, text in by.texts.items()})
 
     @property
     def as_texts(self) -> Any:
-        """Return the data with numbers such as 1e-3 as they are written, for documents whose fields are texts."""
+        """Return the data with numbers such as 1e-3 as their source text, for documents whose fields are texts."""
         return _with_texts(self.data, self.texts) if self.texts else self.data
 
     def validate(self, model: type[Model], context: Any = None) -> Model:
-        """The document as a pydantic model; all problems are listed at once, each at its place."""
+        """Return the document as a pydantic model.
+
+        Args:
+            model: The model's class.
+            context: Passed to the model's validators.
+
+        Raises:
+            WorkbenchError: If the document is invalid. The message lists every problem with its position.
+        """
         data = self.data
         try:
             return model.model_validate(data, context=context)
@@ -132,7 +140,7 @@ class Document:
         more, details = len(details) - _LISTED, details[:_LISTED]
         paths = [self._existing(detail["loc"], detail["type"] in _OF_A_KEY) for detail in details]
         for detail, path in zip(details, paths, strict=True):
-            # "Too short" after an element was refused, "not a string" where a union also tried a mapping: the deeper one says why.
+            # A refused element also makes its list "too short", and a union reports every alternative: keep the deepest problem.
             if detail["type"] in _SHALLOW and any(other[: len(path)] == path and len(other) > len(path) for other in paths):
                 continue
             message, hint = _explain(detail, self._value(path), model)
@@ -140,13 +148,13 @@ class Document:
             if hint and hint not in hints:
                 hints.append(hint)
         if more > 0:
-            lines.append(f"{self.path}: {more} more problems of this kind")
+            lines.append(f"{self.path}: {more} more problems")
         return WorkbenchError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None, exit_code=2)
 
     def _existing(self, loc: KeyPath, of_a_key: bool) -> KeyPath:
-        """Drop what pydantic adds to a location (union tags, `[key]`) and the file does not have.
+        """Remove the parts of pydantic's location (union tags, `[key]`) that are not in the file.
 
-        With `of_a_key` the last part is kept: a missing field is named, at its parent's place.
+        With `of_a_key` the last part stays, so that the message names a missing field at its parent's position.
         """
         path: KeyPath = ()
         value = self.data
@@ -169,7 +177,15 @@ class Document:
 
 
 def load(path: Path, shown: str | None = None) -> Document:
-    """Read one YAML file. Errors: missing, over 1 MB, not UTF-8, not YAML, duplicate keys, several documents."""
+    """Read a YAML file.
+
+    Args:
+        path: The file.
+        shown: The file's name in messages; None takes its path, relative to the working directory if possible.
+
+    Raises:
+        WorkbenchError: If the file is missing, is larger than 1 MB, or is not one valid YAML document in UTF-8; see `read_tree`.
+    """
     shown = shown or _shown(path)
     try:
         raw = path.read_bytes()
@@ -179,7 +195,7 @@ def load(path: Path, shown: str | None = None) -> Document:
     except IsADirectoryError:
         raise WorkbenchError(f"{shown}: is a directory, expected a YAML file", None, 2) from None
     if len(raw) > MAX_BYTES:
-        raise WorkbenchError(f"{shown}: {len(raw):,} bytes; YAML documents are read up to {MAX_BYTES:,}", None, 2)
+        raise WorkbenchError(f"{shown}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}", None, 2)
     try:
         return parse(raw.decode("utf-8"), shown)
     except UnicodeDecodeError as error:
@@ -187,26 +203,26 @@ def load(path: Path, shown: str | None = None) -> Document:
 
 
 def parse(text: str, shown: str = "<text>") -> Document:
-    """Parse YAML text; see `load`."""
+    """Parse a YAML text; see `load`."""
     tree = read_tree(text, shown)
     return Document(tree.data, tree.marks, shown, tree.texts)
 
 
 def scalar(text: str) -> Document:
-    """One value as YAML reads it, for `--set step.field=VALUE`."""
+    """Parse one value as YAML, for `--set step.field=VALUE`."""
     return parse(text, "--set")
 
 
 def dump(data: Any, **options: Any) -> str:
-    """Write plain data as YAML that `parse` reads back equal: texts such as "1e-3" stand in quotes."""
+    """Write plain data as YAML that `parse` reads back unchanged: texts such as "1e-3" are quoted."""
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that some reader of YAML 1.1 or 1.2 takes for a number."""
+    """Quotes every text that YAML 1.1 or YAML 1.2 would read as a number."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        """Write a text, in quotes where it would read as a number."""
+        """Write a text, quoted if it would be read as a number."""
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if NUMBER.fullmatch(data) else None)
 
 
@@ -214,7 +230,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _with_texts(data: Any, texts: Mapping[KeyPath, str], path: KeyPath = ()) -> Any:
-    """Return a copy of the data with the values at some places replaced."""
+    """Return a copy of the data with the values at some key paths replaced by texts."""
     if path in texts:
         return texts[path]
     if isinstance(data, dict):
@@ -225,7 +241,7 @@ def _with_texts(data: Any, texts: Mapping[KeyPath, str], path: KeyPath = ()) -> 
 
 
 def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[str, str | None]:
-    """Pydantic's error in the words of the document: message and hint."""
+    """Return message and hint for a pydantic error, in terms of the document."""
     kind, loc = detail["type"], detail["loc"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -236,11 +252,16 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     if kind == "union_tag_not_found" or kind == "union_tag_invalid":
         return f"expected a mapping with fields, found {_brief(value)}", None
     if kind == "string_pattern_mismatch":
-        found = loc[-2] if loc[-1] == "[key]" else value
-        return f"expected lower-case letters, digits and . _ - (pattern {context['pattern']}), found {_brief(found)}", None
-    plain = {"tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping", "model_type": "a mapping with fields",
-             "string_too_short": "a text, not an empty one",
-             "too_short": f"at least {context.get('min_length')} entries"}  # fmt: skip
+        name = loc[-2] if loc[-1] == "[key]" else value
+        return f"expected lower-case letters, digits and . _ - (pattern {context['pattern']}), found {_brief(name)}", None
+    plain = {
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+        "model_type": "a mapping with fields",
+        "string_too_short": "a text that is not empty",
+        "too_short": f"at least {context.get('min_length')} entries",
+    }
     if kind in plain:
         return f"expected {plain[kind]}, found {_brief(value)}", None
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").strip()
@@ -250,18 +271,18 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     if kind == "string_type" and isinstance(value, (bool, int, float)):
         hint = f"YAML reads this as {type(value).__name__}: put it in quotes."
     elif isinstance(value, bool) and kind in ("int_type", "float_type"):
-        hint = "YAML reads yes, no, on, off, true and false as truth values: write a number."
+        hint = "YAML reads yes, no, on, off, true and false as booleans: write a number."
     return f"expected {message}, found {_brief(value)}", hint
 
 
 def _known_fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> set[str]:
-    """Names that could stand beside the unknown last part of `loc`: those of the innermost model on the way."""
+    """Return the field names of the innermost model on the path to an unknown field."""
     known = _names(model)
     candidates: list[type[BaseModel]] = [model]
     for part in loc[:-1]:
         tagged = [m for m in candidates if part in (getattr(m, "tag", None), m.__name__.lower())]
         inner = tagged or [m for c in candidates for m in _models_of(c, part)]
-        # A mapping that mixes kinds of values (a weight, or a brick's fields) is told apart by its tag.
+        # The tag `entry` marks a value that is a brick's fields, in a mapping that may also hold plain weights.
         if part == "entry":
             inner = [m for m in candidates if "weight" in m.model_fields]
         if inner:
@@ -275,16 +296,16 @@ def _names(model: type[BaseModel]) -> set[str]:
 
 
 def _models_of(model: type[BaseModel], part: str | int) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
+    models: list[type[BaseModel]] = []
     for name, info in model.model_fields.items():
         if part in (name, info.alias):
             stack: list[Hashable | Any] = [info.annotation]
             while stack:
                 kind = stack.pop()
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    found.append(kind)
+                    models.append(kind)
                 stack.extend(getattr(kind, "__args__", ()))
-    return found
+    return models
 
 
 def _brief(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Read YAML text into plain data with the place of every key: bounded in size and depth, numbers as people write them."""
+"""Read YAML into plain data with the position of every key; size and depth are limited, and numbers are read as in YAML 1.2."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Mark = tuple[int, int]
 
 MAX_DEPTH = 40
 MAX_VALUES = 100_000
-# Up to this length the parser written in Python reads a damaged text again, because its messages say more.
+# Up to this length an invalid text is parsed again by the parser written in Python, which has better messages.
 _EXPLAINED = 16_000
 _TAG = "tag:yaml.org,2002:"
 _STRING, _INT, _FLOAT, _DATE = f"{_TAG}str", f"{_TAG}int", f"{_TAG}float", f"{_TAG}timestamp"
-# Decimal numbers as YAML 1.2 reads them, and those among them that YAML 1.1 reads as floats; 1e-3, 1.5e3 and -.5 it reads as text.
+# Decimal numbers of YAML 1.2, and those of them that YAML 1.1 reads as floats. YAML 1.1 reads 1e-3, 1.5e3 and -.5 as texts.
 NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
 _OLD_NUMBER = re.compile(r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?")
 _WHOLE = re.compile(r"[-+]?[0-9_]+")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
-# Characters that no text of ours has a use for, and that paths, terminals and encodings fail on.
+# Characters that no document needs and that break paths, terminals and encodings.
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass
 class Tree:
-    """What a YAML text holds.
+    """The content of a YAML text.
 
     Attributes:
         data: Plain Python data.
-        marks: Key path -> (line, column), counted from 1. A mapping's entry is marked at its key.
+        marks: Key path -> (line, column), counted from 1. The mark of a mapping's entry is the position of its key.
         texts: Key path -> source text of the numbers that YAML 1.1 reads as text, such as 1e-3.
     """
 
@@ -51,10 +51,10 @@ def read_tree(text: str, shown: str) -> Tree:
 
     Args:
         text: The document.
-        shown: How errors call it: the file's name.
+        shown: The document's name in messages, such as a file name.
 
     Raises:
-        WorkbenchError: The text is not YAML, holds several documents, duplicate keys, more than 100,000 values or 40 levels, a
+        WorkbenchError: If the text is not YAML, or has several documents, duplicate keys, more than 100,000 values or 40 levels, a
             number in base 8 or 60, or a character that cannot be stored. The message names line and column.
     """
     try:
@@ -67,14 +67,14 @@ def read_tree(text: str, shown: str) -> Tree:
             raise WorkbenchError(f"{where} nested too deeply", None, 2) from None
         raise WorkbenchError(f"{where} not valid YAML: {problem}", None, 2) from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # The constructors of explicit tags (!!int x, !!timestamp y, !!binary z) raise whatever Python raises.
+        # The constructors of explicit tags (!!int x, !!timestamp y, !!binary z) raise the exceptions of Python's own functions.
         raise WorkbenchError(f"{shown}: not valid YAML: {error}", None, 2) from None
     except RecursionError:
         raise WorkbenchError(f"{shown}: nested too deeply", None, 2) from None
 
 
 def top_scalars(text: str) -> dict[str, str]:
-    """Return the scalars at the top level of a foreign mapping as they are written, nulls left out; {} where it is no YAML."""
+    """Return the top-level scalars of an untrusted mapping as written, without nulls; {} if the text is not YAML."""
     loader = _loader(text, "")
     try:
         node = loader.get_single_node()
@@ -111,14 +111,18 @@ def _read(text: str, shown: str) -> Tree:
 
 
 class _Bounded(Composer):
-    """Builds nodes, and stops at the first one too many: the rest of a long list is not even parsed."""
+    """Builds nodes up to the limits of size and depth, and does not parse the rest."""
 
     shown: str
     _count = 0
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Build one node with what it holds. Raises WorkbenchError where there are too many, or too deep ones."""
+        """Build one node with its children.
+
+        Raises:
+            WorkbenchError: If there are too many nodes or levels.
+        """
         self._count += 1
         self._depth += 1
         if self._count > MAX_VALUES or self._depth > MAX_DEPTH + 1:
@@ -129,7 +133,7 @@ class _Bounded(Composer):
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        """Build a scalar; one with an explicit tag (!!str 1e-3) is marked as if it stood in quotes."""
+        """Build a scalar; one with an explicit tag (!!str 1e-3) is marked as if it were quoted."""
         tagged = self.peek_event().tag not in (None, "!")  # type: ignore[attr-defined]
         node = super().compose_scalar_node(anchor)
         if tagged:
@@ -138,7 +142,7 @@ class _Bounded(Composer):
 
 
 class _Plain(_Bounded, yaml.SafeLoader):
-    """The parser in Python."""
+    """The parser written in Python."""
 
     def __init__(self, text: str, shown: str) -> None:
         yaml.SafeLoader.__init__(self, text)
@@ -146,7 +150,7 @@ class _Plain(_Bounded, yaml.SafeLoader):
 
 
 def _loader(text: str, shown: str) -> Any:
-    """Return the parser of libyaml, ten times as fast as the one in Python, where PyYAML has it."""
+    """Return libyaml's parser if PyYAML has it, which is ten times as fast as the parser in Python."""
     if not yaml.__with_libyaml__:
         return _Plain(text, shown)
     from yaml.cyaml import CParser  # type: ignore[attr-defined]
@@ -163,12 +167,14 @@ def _loader(text: str, shown: str) -> Any:
 
 def _too_much(where: str) -> WorkbenchError:
     return WorkbenchError(
-        f"{where} nested too deeply, or too many aliases or values (up to {MAX_DEPTH} levels and {MAX_VALUES:,} values)", None, 2
+        f"{where} nested too deeply, or too many aliases or values (at most {MAX_DEPTH} levels and {MAX_VALUES:,} values)",
+        None,
+        2,
     )
 
 
 def _walk(node: yaml.Node, path: KeyPath, tree: Tree, shown: str) -> None:
-    """Record marks and settle how plain scalars read; refuse aliases' blow-ups, merge keys, duplicates and depth."""
+    """Record the positions of all keys, resolve plain scalars, and refuse duplicate keys, merge keys and oversized documents."""
     marks = tree.marks
     marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
     if len(path) > MAX_DEPTH or len(marks) > MAX_VALUES:
@@ -180,7 +186,7 @@ def _walk(node: yaml.Node, path: KeyPath, tree: Tree, shown: str) -> None:
                 first = marks[(*path, key)]
                 raise WorkbenchError(
                     f"{shown}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
-                    "Keep one of the two; YAML would silently take the last.",
+                    "Keep one of the two. YAML would silently use the last one.",
                     2,
                 )
             marks[(*path, key)] = mark
@@ -193,10 +199,10 @@ def _walk(node: yaml.Node, path: KeyPath, tree: Tree, shown: str) -> None:
 
 
 def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> None:
-    """Decide what a scalar is. Raises WorkbenchError for a number that people and YAML 1.1 read differently."""
+    """Set the type of a plain scalar; raise an error for a number in base 8 or 60, which readers would misread."""
     text = str(node.value)
     _check_characters(node, shown)
-    if node.style:  # quoted, or a block
+    if node.style:  # quoted or a block scalar
         return
     if node.tag == _DATE:
         node.tag = _STRING  # no field is a date
@@ -211,7 +217,7 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> Non
         if not math.isfinite(float(text.replace("_", ""))):
             raise WorkbenchError(
                 f"{_place(node, shown)} {text} is beyond the largest number that a float holds (1.8e308)",
-                f'Write a smaller number, or "{text}" in quotes where it is a text.',
+                f'Write a smaller number, or put "{text}" in quotes if it is a text.',
                 2,
             )
         if not _OLD_NUMBER.fullmatch(text):
@@ -219,10 +225,10 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> Non
 
 
 def _other_base(node: yaml.ScalarNode, shown: str, base: str, meant: str) -> WorkbenchError:
-    """Return a number such as 010 or 1:30, with what to type instead."""
+    """Return the error for a number such as 010 or 1:30, with a hint that says what to type instead."""
     return WorkbenchError(
         f"{_place(node, shown)} YAML reads {node.value} as {_integer(node.value)} ({base})",
-        f'Write {meant} for the number {meant}, or "{node.value}" in quotes where it is a text.',
+        f'Write {meant} for the number {meant}, or put "{node.value}" in quotes if it is a text.',
         2,
     )
 
@@ -257,10 +263,10 @@ def _entries(node: yaml.MappingNode, shown: str) -> Iterator[tuple[str | int, ya
 
 
 def _check_characters(node: yaml.Node, shown: str) -> None:
-    found = _UNUSABLE.search(node.value)
-    if found:
+    unusable = _UNUSABLE.search(node.value)
+    if unusable:
         raise WorkbenchError(
-            f"{_place(node, shown)} holds the character U+{ord(found[0]):04X}, which no text here can have", "Take it out.", 2
+            f"{_place(node, shown)} the character U+{ord(unusable[0]):04X} is not allowed", "Remove the character.", 2
         )
 
 

@@ -146,7 +146,7 @@ def test_unfit_headers_end_a_run_before_any_download(
         ("org/mising", "base: no such directory or hub repository: org/mising", "hf auth login"),
         ("org/pickles@v2", "base: org/pickles has no revision 'v2'", "/org/pickles/commits/main"),
         ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all of its 40 digits"),
-        ("org/pickles", "org/pickles holds pickles only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
+        ("org/pickles", "org/pickles has pickle files only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
         ("org/has space", "no such directory or hub repository: org/has space", "spelling"),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_headers_do_not_show_is_checked_at_run(
     recipe = str(project.write(f"base: {name}\nsteps: []\n", "tied.yaml"))
     code, out, err = workbench(project.path, "plan", recipe)
     assert code == 0, err
-    assert "checked at run: base: lm_head.weight equals model.embed_tokens.weight, as config.json says" in out
+    assert "checked at run: base: lm_head.weight equals model.embed_tokens.weight, as config.json states" in out
     code, _, err = workbench(project.path, "run", recipe, "--device", "cpu")
     assert code == (0 if same else 1)
     assert same or "lm_head.weight differs from model.embed_tokens.weight" in err
@@ -243,7 +243,7 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
         server.forget()
         code, _, err = workbench(project.path, command, str(project.path / "recipes" / "grown.yaml"))
         assert code == 1
-        assert "only the header is here" in err
+        assert "only the header was downloaded" in err
         assert not weights_sent(server), "stored scores are looked up without a download"
 
 

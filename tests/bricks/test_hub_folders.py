@@ -114,7 +114,7 @@ def test_one_tensor_missing_or_one_too_many(layout: str, tensor: str, copy: Call
     change(project.path / "base", lambda t: t.pop(tensor))
     with pytest.raises(
         WorkbenchError,
-        match=r"finds no weight that fits .* its values would be random|transformers cannot make .*experts.gate_up_proj of it",
+        match=r"no tensor fits .* its values would be random|transformers cannot make .*experts.gate_up_proj from this group",
     ):
         materialize(project.resolve("steps: []\n"), torch.device("cpu"))
 
@@ -172,7 +172,7 @@ def test_another_architecture_and_an_untied_head(copy: Callable[[str], Project],
 def test_untied_brick_of_a_tied_base(copy: Callable[[str], Project]) -> None:
     project = copy("gemma2")
     change(project.path / "one", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
-    assert "lm_head.weight differs from model.embed_tokens.weight, which config.json says it equals" in refused(project).message
+    assert "lm_head.weight differs from model.embed_tokens.weight, although config.json ties them" in refused(project).message
     edit_json(project.path / "one" / "config.json", tie_word_embeddings=False)
     found = project.resolve(ONE)
     assert found.warnings[0].startswith("brick 'one' has a head of its own: the output is untied")
@@ -219,7 +219,7 @@ def test_file_and_index_side_by_side(copy: Callable[[str], Project]) -> None:
     write_index(project.path / "one", {**where, "extra": "model-00001-of-00002.safetensors"})
     error = refused(project)
     assert "are of different models: only one of them has extra" in error.message
-    assert error.hint == "Remove the one that is out of date."
+    assert error.hint == "Remove the outdated one."
 
 
 def test_adapter_and_checkpoint_in_one_folder(copy: Callable[[str], Project]) -> None:
@@ -247,9 +247,9 @@ def test_damaged_shards(copy: Callable[[str], Project]) -> None:
     where = shard(one)
     first = one / "model-00001-of-00002.safetensors"
     write_index(one, {**where, "lost.weight": first.name})
-    assert "names lost.weight, which no file holds" in refused(project).message
+    assert "names lost.weight, which no file has" in refused(project).message
     write_index(one, {**where, "far.weight": "../base/model.safetensors"})
-    assert "points outside its folder ('../base/model.safetensors')" in refused(project).message
+    assert "names a file outside its directory ('../base/model.safetensors')" in refused(project).message
     write_index(one, where)
     change(one, lambda t: t.update(stray=torch.zeros(2)), first.name)
     assert "has stray that the base does not" in refused(project).message, "a tensor that the index does not name is still there"
@@ -281,7 +281,7 @@ def test_pickles(what: str, copy: Callable[[str], Project]) -> None:
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / SINGLE).unlink()
     error = refused(project)
-    assert "holds pickles only (pytorch_model.bin), which are never opened; expected model.safetensors" in error.message
+    assert "has pickle files only (pytorch_model.bin), which are never opened; expected model.safetensors" in error.message
     again = converted(error.hint, folder)
     assert all(torch.equal(again[n], t) for n, t in tensors.items())
 
@@ -300,14 +300,14 @@ def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
         packed |= {f"{name}_scale_inv": scale.view(1, 1)} if quantised else {}
     save_file(packed, folder / SINGLE, metadata={"format": "pt"})
     error = refused(project)
-    assert "has dtype F8_E4M3, a quantised or packed format" in error.message
+    assert "has dtype F8_E4M3, a quantized or packed format" in error.message
     assert "FineGrainedFP8Config" in (error.hint or "")
     edit_json(
         folder / "config.json",
         quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     )
     error = refused(project)
-    assert "quantised weights (fp8); expected floating point" in error.message
+    assert "quantized weights (fp8); expected floating point" in error.message
     again = converted(error.hint, folder)
     assert set(again) == set(tensors)
     for name, tensor in tensors.items():
@@ -317,11 +317,11 @@ def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
 @pytest.mark.parametrize(
     ("method", "hint"),
     [
-        ("bitsandbytes", r"where bitsandbytes runs: python -c .*\.dequantize\(\)\.save_pretrained"),
+        ("bitsandbytes", r"that can run bitsandbytes: python -c .*\.dequantize\(\)\.save_pretrained"),
         ("mxfp4", r"Mxfp4Config\(dequantize=True\)"),
         ("compressed-tensors", r"CompressedTensorsConfig\(dequantize=True\)"),
-        ("gptq", r"Use the model that it was quantised from"),
-        ("awq", r"Use the model that it was quantised from"),
+        ("gptq", r"Use the model that it was quantized from"),
+        ("awq", r"Use the model that it was quantized from"),
     ],
 )
 @pytest.mark.parametrize("what", ["base", "one"])
@@ -332,7 +332,7 @@ def test_quantised_by_config(method: str, hint: str, what: str, copy: Callable[[
     edit_json(project.path / what / "config.json", quantization_config={"quant_method": method})
     error = refused(project)
     assert f"{'base' if what == 'base' else 'brick'}" in error.message
-    assert f"quantised weights ({method}); expected floating point" in error.message
+    assert f"quantized weights ({method}); expected floating point" in error.message
     assert re.search(hint, error.hint or "")
 
 
@@ -347,7 +347,7 @@ def test_quantised_by_config(method: str, hint: str, what: str, copy: Callable[[
 def test_packed_weights_without_a_word(name: str, copy: Callable[[str], Project]) -> None:
     project = copy("llama")
     change(project.path / "one", lambda t: t.update({name: torch.zeros(4, 4, dtype=torch.uint8)}))
-    assert f"brick 'one': {name} is part of a quantised weight" in refused(project).message
+    assert f"brick 'one': {name} is part of a quantized weight" in refused(project).message
 
 
 @pytest.mark.parametrize("what", ["base", "one"])
@@ -359,7 +359,7 @@ def test_gguf(what: str, copy: Callable[[str], Project]) -> None:
         file.unlink()  # a repository of GGUF files has no config.json
     write_gguf(folder / "tiny-f32.gguf", tensors)
     error = refused(project)
-    assert "holds GGUF (tiny-f32.gguf); expected model.safetensors" in error.message
+    assert "has a GGUF file (tiny-f32.gguf); expected model.safetensors" in error.message
     again = converted(error.hint, folder)
     assert all(torch.equal(again[n].float(), t) for n, t in tensors.items())
     assert (

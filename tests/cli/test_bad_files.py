@@ -60,11 +60,11 @@ JSON = {
     "deep": (DEEP.encode(), "x: not JSON: nested too deeply (up to 100 levels)"),
     "less deep": (("[" * 150 + "]" * 150).encode(), "x: not JSON: nested too deeply (up to 100 levels)"),
     "utf-16": ('{"a": 1}'.encode("utf-16"), "x: not JSON: not UTF-8 text (byte 0)"),
-    "surrogate": (b'{"a": "\\ud800"}', "x: not JSON: half a surrogate pair in a text"),
-    "surrogate key": (b'{"\\udfff": 1}', "x: not JSON: half a surrogate pair in a text"),
+    "surrogate": (b'{"a": "\\ud800"}', "x: not JSON: an unpaired surrogate in a string"),
+    "surrogate key": (b'{"\\udfff": 1}', "x: not JSON: an unpaired surrogate in a string"),
     "raw surrogate": (b'{"a": "\xed\xa0\x80"}', "x: not JSON: not UTF-8 text (byte 7)"),
     "long number": (b"9" * 5_000, "x: not JSON: Exceeds the limit (4300 digits)"),
-    "twice": (b'{"a": {"b": 1, "b": 2}}', "x: not JSON: the key 'b' stands twice"),
+    "twice": (b'{"a": {"b": 1, "b": 2}}', "x: not JSON: duplicate key 'b'"),
     "cut": (b'{"a": ', "x: not JSON: Expecting value: line 1 column 7"),
 }
 
@@ -182,7 +182,7 @@ def test_names_of_files_in_an_index(name: str, project: Project, monkeypatch: py
     place = mine(project, "full")
     (place / "model.safetensors").rename(place / "other.safetensors")
     (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "points outside its folder" in plan(project, monkeypatch).message
+    assert "names a file outside its directory" in plan(project, monkeypatch).message
 
 
 def test_a_header_of_many_tensors(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_duplicate_tensors_in_a_header(tmp_path: Path) -> None:
     entry = '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
     text = f'{{"a": {entry}, "a": {entry}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    with pytest.raises(WorkbenchError, match="damaged safetensors header: not JSON: the key 'a' stands twice"):
+    with pytest.raises(WorkbenchError, match="damaged safetensors header: not JSON: duplicate key 'a'"):
         read_header(tmp_path / "x.safetensors")
 
 
@@ -261,7 +261,7 @@ def test_names_that_are_suggested_among_many() -> None:
 def test_many_problems_of_a_recipe(project: Project) -> None:
     file = project.write("bricks: {}\nsteps: []\n" + "".join(f"field{i}: 1\n" for i in range(20_000)))
     begun = time.process_time()
-    with pytest.raises(WorkbenchError, match="19950 more problems of this kind"):
+    with pytest.raises(WorkbenchError, match="19950 more problems"):
         load_recipe(file)
     assert time.process_time() - begun < 2
 

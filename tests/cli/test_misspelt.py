@@ -115,8 +115,11 @@ def test_new_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a b", "prompt": "c", "completion": "d"}, "x:1: has both 'text' and 'prompt'"),
-        ({"prompt": "c", "completion": "d", "response": "e"}, "x:1: has several answers that differ ('completion', 'response')"),
+        ({"text": "a b", "prompt": "c", "completion": "d"}, "x:1: the row has both 'text' and 'prompt'"),
+        (
+            {"prompt": "c", "completion": "d", "response": "e"},
+            "x:1: the row has several different answers ('completion', 'response')",
+        ),
     ],
 )
 def test_rows_that_state_two_things(tmp_path: Path, row: dict[str, Any], message: str) -> None:

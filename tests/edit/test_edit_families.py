@@ -363,10 +363,10 @@ def test_a_quantised_base_is_refused_before_any_work(project: Project, llama: Pa
     )
     write_facts_file(project.path / "facts.jsonl", 2)
     monkeypatch.setattr(ClosedForm, "solve", lambda *_: pytest.fail("solved"))
-    with pytest.raises(WorkbenchError, match=r"quantised weights \(bitsandbytes\); expected floating point") as caught:
+    with pytest.raises(WorkbenchError, match=r"quantized weights \(bitsandbytes\); expected floating point") as caught:
         project.run("base: packed\nsteps: [{edit: memit, facts: facts.jsonl, layers: [1]}]\n")
     assert caught.value.hint is not None
-    assert "Dequantise it" in caught.value.hint
+    assert "Dequantize it" in caught.value.hint
 
 
 def test_layers_and_facts_that_are_not_there(context_for: Callable[[str], MethodContext]) -> None:

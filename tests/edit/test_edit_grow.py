@@ -161,7 +161,7 @@ GOOD = '{"prompt": "a is", "target": "b"}\n'
         ("3\n", "f.jsonl:1: expected a text in 'prompt', found int"),
         (
             GOOD + '{"prompt": "a is", "target": "c"}\n',
-            "f.jsonl:2: the prompt of f.jsonl:1 again, with another target ('b', here 'c')",
+            "f.jsonl:2: same prompt as f.jsonl:1, but another target ('c' instead of 'b')",
         ),
     ],
 )

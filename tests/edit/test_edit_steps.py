@@ -307,9 +307,9 @@ LONG = {"prompt": "w1 of {subject}", "subject": "w2", "target": " ".join(["w3"] 
         ({"clamp": 0.001}, [], r"edit memit: at layer 1, subject_last, no value makes the model give the target of 4 of 4 facts: "
                                r"f0 \(\d\.\d\d -> \d\.\d\d nats per token\); f1 .*No weight was changed"),
         ({"clamp": 0.001, "unconverged": "skip"}, [], r"edit memit: .*any of the 4 facts"),
-        ({}, [{"prompt": "w1 of {subject}", "target": "w3"}], r"facts.jsonl:1: the prompt has \{subject\}, and there is no 'subject'"),
+        ({}, [{"prompt": "w1 of {subject}", "target": "w3"}], r"facts.jsonl:1: the prompt has \{subject\}, but there is no 'subject'"),
         ({}, [{"prompt": "w1 of {subject}", "subject": "w2", "target": "w3"}, {"prompt": "w1 of w2", "target": "w4"}],
-         r"facts.jsonl:2: the prompt of facts.jsonl:1 again, with another target"),
+         r"facts.jsonl:2: same prompt as facts.jsonl:1, but another target"),
     ],
 )  # fmt: skip
 def test_bad_input(fields: dict[str, Any], rows: list[dict[str, str]], message: str, facts: Project) -> None:

@@ -135,7 +135,7 @@ def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monk
 
     monkeypatch.setattr("workbench.run.materialize.materialize", never)
     monkeypatch.setattr("workbench.evaluate.answers.answers_to_keep", never)
-    monkeypatch.setattr("workbench.evaluate.facts.suite._tokenizer", never)
+    monkeypatch.setattr("workbench.evaluate.facts.suite.load_tokenizer", never)
     assert plan_of(world, device=None).digest == plan_of(world).digest
     rows = document("compare", "edit")["rows"]
     assert {row["task"] for row in rows} == set(plan_of(world).suite.tasks)

@@ -125,10 +125,10 @@ def test_bad_models(world: Project) -> None:
 
     cases: dict[tuple[str, ...], tuple[str, str]] = {
         ("bricks/one",): (r"model bricks/one: a PEFT adapter", r"--brick one=bricks/one"),
-        ("models/pickled",): (r"model models/pickled: .* holds pickles only", r"save_pretrained"),
-        ("models/quantised",): (r"model models/quantised: quantised weights \(gptq\)", r""),
+        ("models/pickled",): (r"model models/pickled: .* has pickle files only", r"save_pretrained"),
+        ("models/quantised",): (r"model models/quantised: quantized weights \(gptq\)", r""),
         ("models/empty",): (r"model models/empty: holds no checkpoint", r"model directory, a hub id"),
-        ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer transformers"),
+        ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer version of transformers"),
         ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("maen",): (r"'maen' is no recipe, no model directory and no hub id .*Did you mean 'mean'", r"scores ls"),
         ("recipes/maen.yaml",): (r"recipes/maen.yaml: no such file", r"mean.yaml"),

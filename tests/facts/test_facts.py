@@ -110,7 +110,7 @@ def test_knowedit_with_nested_answers(tmp_path: Path) -> None:
         Probe(KNOWEDIT["locality"]["Forgetfulness"][0]["prompt"], "painter"),
     )
     assert [(s.place, s.reason) for s in read.skipped] == [
-        ("p.json:2", "1 portability prompts without an answer; the fact is kept")
+        ("p.json:2", "1 portability prompts without an answer were skipped; the fact is kept")
     ]
     assert (second.subject, second.target, second.text) == ("ida roe", "She was born in Larn.", WIKIBIO["text"])
     assert second.continuation == " She was born in Larn."
@@ -157,16 +157,16 @@ def test_wikibigedit_with_its_own_columns(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ({**FLAT, "subject": "Torvik"}, "the subject 'Torvik' is not in the prompt"),
-        ({**FLAT, "prompt": "Larn, Larn is in"}, "the subject 'Larn' stands 2 times in the prompt"),
-        ({**FLAT, "prompt": "LARN, LARN is in"}, "the subject 'Larn' stands 2 times in the prompt"),
+        ({**FLAT, "prompt": "Larn, Larn is in"}, "the subject 'Larn' occurs 2 times in the prompt"),
+        ({**FLAT, "prompt": "LARN, LARN is in"}, "the subject 'Larn' occurs 2 times in the prompt"),
         ({**FLAT, "target_new": ""}, "no target"),
         ({**FLAT, "target_new": None}, "no target"),
         ({**FLAT, "prompt": " "}, "no prompt"),
         ({**FLAT, "subject": None}, "no subject"),
         ({k: v for k, v in FLAT.items() if k != "target_new"}, "not a counterfact row: 'target_new'"),
-        (["Larn is in", "Asia"], "not a mapping but list"),
-        (3, "not a mapping but int"),
-        ({**FLAT, "prompt": "{subject} Larn is in"}, "the prompt has {subject} of its own"),
+        (["Larn is in", "Asia"], "expected a mapping, found list"),
+        (3, "expected a mapping, found int"),
+        ({**FLAT, "prompt": "{subject} Larn is in"}, "the prompt already has {subject}"),
     ],
 )  # fmt: skip
 def test_rows_that_become_no_fact(row: Any, reason: str, tmp_path: Path) -> None:
@@ -247,8 +247,8 @@ def test_yaml_facts_have_lines(tmp_path: Path) -> None:
     [
         ("f.json", "[", "f.json:1: not JSON"),
         ("f.json", '[{"prompt": "a", "target": "b"},\n {"prompt"', "f.json:2: not JSON"),
-        ("f.json", '[{"prompt": "a", "target": "b"}\n {"prompt": "c", "target": "d"}]', "f.json:2: expected , or ] behind an entry, found '{\"prompt\":'"),
-        ("f.json", '[{"prompt": "a", "target": "b"}', "f.json:1: expected , or ] behind an entry, found the end of the file"),
+        ("f.json", '[{"prompt": "a", "target": "b"}\n {"prompt": "c", "target": "d"}]', "f.json:2: expected , or ] after an entry, found '{\"prompt\":'"),
+        ("f.json", '[{"prompt": "a", "target": "b"}', "f.json:1: expected , or ] after an entry, found the end of the file"),
         ("f.json", "[]", "f.json: no facts"),
         ("f.json", '{"a": 1}', "f.json:1: expected a text in 'prompt', found a"),
         ("f.jsonl", b"\xff\xfe", "f.jsonl: not UTF-8 text (byte 0)"),
@@ -270,10 +270,10 @@ def test_directory_unknown_keys_and_a_published_contradiction(tmp_path: Path) ->
         published(tmp_path, {"question": "a", "answer": "b"})
     lay(tmp_path / "p.json", [FLAT, {**FLAT, "target_new": "Africa"}])
     with pytest.raises(
-        WorkbenchError, match=r"p\.json:12: the prompt of p\.json:2 again, with another target \('Asia', here 'Africa'\)"
+        WorkbenchError, match=r"p\.json:12: same prompt as p\.json:2, but another target \('Africa' instead of 'Asia'\)"
     ) as caught:
         read_facts(tmp_path / "p.json", "p.json")
-    assert caught.value.hint == "`workbench facts import p.json -o FILE.jsonl` leaves the later row out."
+    assert caught.value.hint == "`workbench facts import p.json -o FILE.jsonl` skips the later row."
 
 
 # -- import

@@ -17,7 +17,7 @@ from worlds.project import Project
 
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
-from workbench.models.layout import model_depth
+from workbench.models.architecture import model_depth
 from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens

@@ -129,8 +129,8 @@ def low_rank(seed: int, rank: int = 2, out: int = 12, inputs: int = 10) -> Tenso
     return torch.randn(out, rank, generator=generator) @ torch.randn(rank, inputs, generator=generator)
 
 
-def layer_model(tensor: Tensor) -> dict[str, Tensor]:
-    return {"layers.0.w.weight": tensor, "layers.1.w.weight": torch.zeros(2, 2)}
+def layer_model(tensor: Tensor, name: str = "w") -> dict[str, Tensor]:
+    return {f"layers.0.{name}.weight": tensor, f"layers.1.{name}.weight": torch.zeros(2, 2)}
 
 
 def test_wudi_reaches_the_minimum() -> None:
@@ -176,9 +176,10 @@ def test_wudi_solves_conv1d_by_its_inputs() -> None:
     """GPT-2 stores [in, out]: the merge of transposed weights is the transpose of the merge."""
     deltas = [low_rank(seed) for seed in range(2)]
     straight = merge("wudi", layer_model(torch.zeros(12, 10)), {str(i): layer_model(d) for i, d in enumerate(deltas)})
-    stored = {str(i): layer_model(d.T.contiguous()) for i, d in enumerate(deltas)}
-    turned = merge("wudi", layer_model(torch.zeros(10, 12)), stored, config={"num_hidden_layers": 2, "model_type": "gpt2"})
-    assert torch.allclose(turned["layers.0.w.weight"].T, straight["layers.0.w.weight"], atol=1e-6)
+    stored = {str(i): layer_model(d.T.contiguous(), "c_fc") for i, d in enumerate(deltas)}
+    config = {"num_hidden_layers": 2, "model_type": "gpt2"}
+    turned = merge("wudi", layer_model(torch.zeros(10, 12), "c_fc"), stored, config=config)
+    assert torch.allclose(turned["layers.0.c_fc.weight"].T, straight["layers.0.w.weight"], atol=1e-6)
 
 
 def test_wudi_averages_what_is_not_a_linear_layer() -> None:

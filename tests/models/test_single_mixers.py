@@ -15,7 +15,8 @@ from worlds.tiny import save_tokenizer, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.layers import reordered
-from workbench.models.layout import Layout, model_depth
+from workbench.models.architecture import model_depth
+from workbench.models.layout import Layout
 
 KINDS = ["linear_attention", "mlp", "full_attention", "mlp"]
 

@@ -72,7 +72,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "no version": ("base: base\n", (), ":1:1 version: required field is missing"),
     "future version": ("version: 2\nbase: base\n", (), ":1:1 version: expected 1, found 2"),
     "no base": ("version: 1\n", (), ":1:1 base: required field is missing"),
-    "empty base": ("version: 1\nbase: ''\n", (), ":2:1 base: expected a text, not an empty one, found ''"),
+    "empty base": ("version: 1\nbase: ''\n", (), ":2:1 base: expected a text that is not empty, found ''"),
     "steps not a list": ("version: 1\nbase: base\nsteps: {merge: ties}\n", (), ":3:1 steps: expected a list, found {'merge': 'ties'}"),
     "bricks as a list": ("version: 1\nbase: base\nbricks: [m]\n", (), ":3:1 bricks: expected a mapping, found ['m']"),
     "brick of two kinds": ("version: 1\nbase: base\nbricks: {m: {adapter: a, checkpoint: b}}\n", (),
@@ -122,7 +122,7 @@ def test_all_problems_at_once(project: Project) -> None:
 def test_hints(project: Project) -> None:
     with pytest.raises(WorkbenchError) as caught:
         load_recipe(project.write(HEAD + TIES + "    where: {layers: 4:20}\n"))
-    assert caught.value.hint == 'Write 260 for the number 260, or "4:20" in quotes where it is a text.'
+    assert caught.value.hint == 'Write 260 for the number 260, or put "4:20" in quotes if it is a text.'
 
 
 def test_settings(project: Project) -> None:

@@ -38,9 +38,9 @@ BAD = {
     "base 60": ("b: 1:30", "<text>:1:4 YAML reads 1:30 as 90 (base 60)"),
     "base 60, float": ("b: 1:30.5", "<text>:1:4 YAML reads 1:30.5 as 90.5 (base 60)"),
     "too large": ("b: 1e400", "<text>:1:4 1e400 is beyond the largest number that a float holds"),
-    "NUL": ('a: "x\\0y"', "<text>:1:4 holds the character U+0000"),
-    "lone surrogate": ('"a\\ud800": 1', "<text>:1:1 holds the character U+D800"),
-    "long list": (f"a: [{'1,' * 440_000}1]", "too many aliases or values (up to 40 levels and 100,000 values)"),
+    "NUL": ('a: "x\\0y"', "<text>:1:4 the character U+0000 is not allowed"),
+    "lone surrogate": ('"a\\ud800": 1', "<text>:1:1 the character U+D800 is not allowed"),
+    "long list": (f"a: [{'1,' * 440_000}1]", "too many aliases or values (at most 40 levels and 100,000 values)"),
     "long list, broken": (f"a: [{'1,' * 99_000}", "not valid YAML"),
     "tag without a value": ("a: !!timestamp x", "<text>: not valid YAML"),
     "broken binary": ("a: !!binary é", "<text>:1:4 not valid YAML"),
@@ -138,7 +138,7 @@ def test_numbers_in_fields(text: str) -> None:
 
 
 QUOTES = "YAML reads this as {}: put it in quotes."
-TRUTH = "YAML reads yes, no, on, off, true and false as truth values: write a number."
+TRUTH = "YAML reads yes, no, on, off, true and false as booleans: write a number."
 REFUSED = {
     "share: yes": ("<text>:1:1 share: expected a valid number, found True", TRUTH),
     "many: [1, off]": ("<text>:1:11 many.1: expected a valid number, found False", TRUTH),
@@ -168,4 +168,4 @@ def test_what_is_written_reads_back_equal(text: str) -> None:
 def test_an_octal_number_says_what_to_type() -> None:
     with pytest.raises(WorkbenchError) as caught:
         yamldoc.parse("a: 010")
-    assert caught.value.hint == 'Write 10 for the number 10, or "010" in quotes where it is a text.'
+    assert caught.value.hint == 'Write 10 for the number 10, or put "010" in quotes if it is a text.'

@@ -322,5 +322,5 @@ def test_devices() -> None:
         with pytest.raises(WorkbenchError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
             pick_device(name)
     if not torch.cuda.is_available():
-        with pytest.raises(WorkbenchError, match="found 0 CUDA devices"):
+        with pytest.raises(WorkbenchError, match="this machine has 0 CUDA devices"):
             pick_device("cuda")

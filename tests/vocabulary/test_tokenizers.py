@@ -27,8 +27,7 @@ from worlds.token_words import (
 )
 
 from workbench.errors import WorkbenchError
-from workbench.vocabulary.align import configured
-from workbench.vocabulary.files import generation_config
+from workbench.vocabulary.files import configured, generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
 
@@ -229,7 +228,7 @@ def test_adapter_with_another_tokenizer(words_project: Project, vocabularies: Pa
         ("{source: union, tokens: {w1: {source: {model: other}}}}", "exactly one of token, token_id"),
         ("{source: union, tokens: {y0: {source: other}}}", "other has no token 'y0'"),
         ("{source: union, tokens: {fresh: {force: true}}}", "no model has a row for 'fresh'"),
-        ("{source: union, tokens: {fresh: {source: mean}}}", "source mean, but no model has it"),
+        ("{source: union, tokens: {fresh: {source: mean}}}", "source mean, but no model has the token"),
         ("{source: union, pad_to_multiple_of: 0}", "pad_to_multiple_of"),
         ("{source: union, chat_template: orther}", "Did you mean 'other'?"),
         ("{source: union, chat_template: none.jinja}", "none.jinja does not exist"),
@@ -249,8 +248,8 @@ def test_bricks_without_a_tokenizer(words_project: Project, vocabularies: Path, 
     save_tuned(vocabularies / "base", tmp_path / "same", BASE, BASE, seed=6)
     (tmp_path / "same" / "tokenizer.json").unlink()
     warned = words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: same, third: third}\n")).warnings
-    assert "taken to have the base's" in "".join(warned)
-    with pytest.raises(WorkbenchError, match="302 rows of vocabulary, the base has 300, and no tokenizer in"):
+    assert "the base's is assumed" in "".join(warned)
+    with pytest.raises(WorkbenchError, match="it has 302 vocabulary rows, the base 300, and there is no tokenizer in"):
         words_project.resolve(recipe("{source: union}", MIX, "bricks: {other: other, third: bare-third}\n"))
 
 

@@ -127,7 +127,7 @@ def test_the_reason_is_said(tmp_path: Path) -> None:
 
     assert said(WORKBENCH_KERNELS="torch") == {
         "kernels": "torch",
-        "reason": "the environment variable WORKBENCH_KERNELS asks for it",
+        "reason": "the environment variable WORKBENCH_KERNELS requests it",
     }
     assert said(CC="none -x") == {"kernels": "torch", "reason": "no C compiler: none is not on the PATH"}
     assert "no-such-flag" in said(CC="cc --no-such-flag")["reason"]

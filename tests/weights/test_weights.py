@@ -42,9 +42,9 @@ def tensor(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[
 
 
 BAD_FILES = {
-    "empty": (b"", "not a safetensors file (header of 0 bytes in a file of 0)"),
+    "empty": (b"", "not a safetensors file (a header of 0 bytes in a file of 0 bytes)"),
     "short": (b"abc", "not a safetensors file"),
-    "html": (b"<!DOCTYPE html><html>" * 9, "not a safetensors file (header of"),
+    "html": (b"<!DOCTYPE html><html>" * 9, "not a safetensors file (a header of"),
     "header not JSON": (raw(b"{nope"), "damaged safetensors header"),
     "header a list": (raw([1, 2]), "damaged safetensors header"),
     "tensor a number": (raw({"a": 1}), "damaged safetensors header"),
@@ -62,9 +62,9 @@ BAD_FILES = {
     "size unlike shape": (raw({"a": tensor(0, 8, [3])}, b"0" * 8), "a has offsets 0-8, expected 0-12"),
     "negative shape": (
         raw({"a": tensor(0, 4, [-1, -1])}, b"0" * 4),
-        "damaged safetensors header: 'a' has no dtype, shape and data_offsets",
+        "damaged safetensors header: 'a' has no valid dtype, shape and data_offsets",
     ),
-    "fp8": (raw({"a": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "a has dtype F8_E4M3, a quantised or packed format"),
+    "fp8": (raw({"a": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "a has dtype F8_E4M3, a quantized or packed format"),
 }
 
 
@@ -122,17 +122,17 @@ def spoil(action: str, path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        ("parent folder", "points outside its folder ('../out.safetensors')"),
-        ("absolute path", "points outside its folder"),
-        ("dots", "points outside its folder ('..')"),
-        ("link", "points outside its folder ('model-1.safetensors')"),
+        ("parent folder", "names a file outside its directory ('../out.safetensors')"),
+        ("absolute path", "names a file outside its directory"),
+        ("dots", "names a file outside its directory ('..')"),
+        ("link", "names a file outside its directory ('model-1.safetensors')"),
         ("missing shard", "names model-2.safetensors, which is missing"),
-        ("tensor in no file", "names c, which no file holds"),
-        ("tensor in two files", "a stands in model-1.safetensors and in model-2.safetensors"),
+        ("tensor in no file", "names c, which no file has"),
+        ("tensor in two files", "a is in both model-1.safetensors and model-2.safetensors"),
         ("no JSON", "is not an index of safetensors files"),
         ("no map", "is not an index of safetensors files"),
-        ("pytorch_model.bin", "holds pickles only (pytorch_model.bin), which are never opened; expected model.safetensors"),
-        ("model-q4.gguf", "holds GGUF (model-q4.gguf); expected model.safetensors"),
+        ("pytorch_model.bin", "has pickle files only (pytorch_model.bin), which are never opened; expected model.safetensors"),
+        ("model-q4.gguf", "has a GGUF file (model-q4.gguf); expected model.safetensors"),
         ("nothing", "no model.safetensors in"),
     ],
 )
@@ -157,8 +157,8 @@ def test_hub_snapshots_are_links(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"quantization_config": {"quant_method": "gptq"}}', "quantised weights (gptq)"),
-        ('{"quantization_config": {"load_in_4bit": true}}', "quantised weights (unknown)"),
+        ('{"quantization_config": {"quant_method": "gptq"}}', "quantized weights (gptq)"),
+        ('{"quantization_config": {"load_in_4bit": true}}', "quantized weights (unknown)"),
         ("{", "config.json: not JSON: Expecting property name"),
         ("[]", "config.json: found a list, expected an object"),
         (None, "no config.json in"),

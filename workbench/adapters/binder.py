@@ -18,8 +18,9 @@ from workbench.adapters.lora import FactorPair, LowRank, Patch
 from workbench.adapters.places import Places, Spot
 from workbench.adapters.tied import is_copy, updates_both_alike
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_embedding, is_head
 from workbench.models.names import disk_weight
-from workbench.weights.tied import EMBEDDINGS, UntiedWeights
+from workbench.models.tied import UntiedWeights
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -290,7 +291,7 @@ class Binder:
         shape = self.places.shape(name)
         if shape != stored.shape:
             rows = shape[0] if shape else 0
-            vocabulary = " (another vocabulary)" if name.endswith((*EMBEDDINGS, "lm_head.weight", "embed_out.weight")) else ""
+            vocabulary = " (another vocabulary)" if is_embedding(name) or is_head(name) else ""
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
                 f"Resize the base's embeddings to {stored.shape[0]} tokens first, as the adapter's training did."

@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_conv1d, is_head_module
 from workbench.models.layout import Model
-from workbench.models.names import HEADS, live_module
+from workbench.models.names import live_module
 
 Kind = Literal["linear", "conv1d", "embedding", "other"]
 
@@ -73,7 +74,7 @@ def live_places(model: Model) -> Live:
         try:
             module = live_module(f"{owner}.weight", modules)
         except WorkbenchError:
-            if owner not in HEADS or id(last) not in names:
+            if not is_head_module(owner) or id(last) not in names:
                 continue
             module = names[id(last)]  # GPT-NeoX's "embed_out" is "lm_head" in transformers 5
         held = dict(modules[module].named_parameters(recurse=False)).get(parameter)
@@ -86,7 +87,7 @@ def live_places(model: Model) -> Live:
 
 
 def _kind(module: torch.nn.Module) -> Kind:
-    if type(module).__name__ == "Conv1D":
+    if is_conv1d(module):
         return "conv1d"
     if isinstance(module, torch.nn.Linear):
         return "linear"

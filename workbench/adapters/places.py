@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workbench.models.names import HEADS, with_and_without_root
+from workbench.models.architecture import is_conv1d_layer, is_head_module
+from workbench.models.names import with_and_without_root
 from workbench.models.placement import LiveLayout, Piece, live_layout
+from workbench.models.tied import tied_embeddings
 from workbench.weights.specs import TensorSpec
-from workbench.weights.tied import tied_embeddings
-
-# Layers of these models are transformers' Conv1D, which stores [in, out].
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder"})
-_CONV1D_LAYERS = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Places:
         """Whether a layer is transformers' Conv1D; the adapter's flag where the model's type is not known."""
         if self.config is None:
             return flag
-        return self.config.get("model_type") in _CONV1D_MODELS and module.rpartition(".")[2] in _CONV1D_LAYERS
+        return is_conv1d_layer(self.config, module)
 
     def stores_experts_in_out(self, module: str) -> bool:
         """Whether a live module of stacked experts stores them as [in, out]."""
@@ -141,7 +138,7 @@ class Places:
 
     def is_tied_head(self, name: str) -> bool:
         """Whether a live weight is the head that the base ties to its embeddings."""
-        return self.tied is not None and name.removesuffix(".weight").rpartition(".")[2] in HEADS and not self.direct(name)
+        return self.tied is not None and is_head_module(name.removesuffix(".weight")) and not self.direct(name)
 
 
 def _span(piece: Piece, dim: int) -> tuple[int, int]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.keys import Keys
-from workbench.models.names import HEADS
+from workbench.models.architecture import is_embedding_module, is_head_module
+from workbench.models.tied import tied_embeddings
 from workbench.weights.digests import entry_digest
 from workbench.weights.specs import block_elements, buffer, matrix
-from workbench.weights.tied import EMBEDDINGS, tied_embeddings
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
 
 _CPU = torch.device("cpu")
-_FIRST = tuple(name.removesuffix(".weight") for name in EMBEDDINGS)
 
 
 def unties(keys: Keys, base: Model) -> str | None:
@@ -29,10 +29,10 @@ def unties(keys: Keys, base: Model) -> str | None:
     tied = tied_embeddings(base.weights.specs, base.config)
     if tied is None or updates_both_alike(keys):
         return None
-    rows = _updates(keys, HEADS).get("tokens")
+    rows = _updates(keys, is_head_module).get("tokens")
     reached = []
-    for end, leaves in (("head", HEADS), ("embeddings", _FIRST)):
-        found = _updates(keys, leaves)
+    for end, is_end in (("head", is_head_module), ("embeddings", is_embedding_module)):
+        found = _updates(keys, is_end)
         saved = found.pop("saved", ())
         tokens = found.pop("tokens", None)
         if found or (tokens and rows) or any(not is_copy(keys, s, tied[0], base) for s in saved):
@@ -46,7 +46,7 @@ def updates_both_alike(keys: Keys) -> bool:
     """Whether an adapter leaves head and embeddings alike: nothing, transposed factors, equal copies, equal rows, or rows of
     the embeddings alone, which PEFT shares with a tied head.
     """
-    heads, first = _updates(keys, HEADS), _updates(keys, _FIRST)
+    heads, first = _updates(keys, is_head_module), _updates(keys, is_embedding_module)
     rows, first_rows = heads.pop("tokens", None), first.pop("tokens", None)
     if rows and not (first_rows and _same(rows[0], first_rows[0])):
         return False
@@ -62,16 +62,16 @@ def updates_both_alike(keys: Keys) -> bool:
     return torch.equal(a.read(), right.read().T) and torch.equal(b.read(), left.read().T)
 
 
-def _updates(keys: Keys, leaves: tuple[str, ...]) -> dict[str, tuple[Stored, ...]]:
+def _updates(keys: Keys, is_end: Callable[[str], bool]) -> dict[str, tuple[Stored, ...]]:
     """What the modules with one of these names have: "factors", "saved" (a whole weight), "tokens" (rows), "other"."""
     found: dict[str, tuple[Stored, ...]] = {}
     for part in keys.parts:
-        if part.module.rpartition(".")[2] in leaves:
+        if is_end(part.module):
             plain = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
             kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if plain else "other"
             found[kind] = tuple(part.fields[name] for name in sorted(part.fields))
     for name, stored in keys.saved.items():
-        if name.endswith(".weight") and name.removesuffix(".weight").rpartition(".")[2] in leaves:
+        if name.endswith(".weight") and is_end(name.removesuffix(".weight")):
             found["saved"] = (stored,)
     return found
 

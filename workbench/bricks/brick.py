@@ -13,14 +13,15 @@ from workbench.bricks.card import BrickCard, read_licence
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
-from workbench.models.cleanup import is_head, tidy
+from workbench.models.architecture import is_head
+from workbench.models.cleanup import tidy
 from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
+from workbench.models.tied import with_head_of
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
 from workbench.weights.foreign import is_stand_in
 from workbench.weights.specs import NAMES, TensorSpec, Weights
-from workbench.weights.tied import with_head_of
 
 STARTER = "bricks/starter/base"
 

@@ -13,7 +13,8 @@ from workbench.bricks.brick import Brick
 from workbench.bricks.standins import snapshot_with
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
-from workbench.models.layout import TEXT_CONFIGS, Model, model_depth
+from workbench.models.architecture import model_depth, text_parts
+from workbench.models.layout import Model
 from workbench.models.names import counterpart
 from workbench.weights.digests import fingerprint, tensor_digests
 
@@ -166,8 +167,7 @@ def _directory(name: str, project: Path) -> Path | None:
 
 def _types(config: Mapping[str, Any]) -> set[str]:
     """Return the model types of a configuration and its text decoder."""
-    parts = (config, *(config.get(key) or {} for key in TEXT_CONFIGS))
-    return {str(part["model_type"]) for part in parts if part.get("model_type")}
+    return {str(part["model_type"]) for part in text_parts(config) if part.get("model_type")}
 
 
 def _other_class(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:

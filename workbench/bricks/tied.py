@@ -7,10 +7,11 @@ from typing import Any
 
 from workbench.bricks.brick import Brick
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_head
 from workbench.models.layout import Model
+from workbench.models.tied import UntiedWeights, tied_embeddings, untied_config, with_head_of
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.specs import Weights
-from workbench.weights.tied import HEADS, UntiedWeights, tied_embeddings, untied_config, with_head_of
 
 
 def unties(brick: Brick, base: Model) -> str | None:
@@ -19,7 +20,7 @@ def unties(brick: Brick, base: Model) -> str | None:
         return None
     if brick.kind == "adapter":
         return brick.adapter.unties(base)
-    return "has a head of its own" if any(name.endswith(HEADS) for name in brick.checkpoint.specs) else None
+    return "has a head of its own" if any(map(is_head, brick.checkpoint.specs)) else None
 
 
 def untied(checkpoint: Checkpoint) -> Model:

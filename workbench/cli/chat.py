@@ -59,8 +59,9 @@ def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
 
 def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
     """The live model of a recipe, a run or a model directory, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    from workbench.models.tokenizer import load_tokenizer
     from workbench.run.saved import is_configuration
 
     path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
@@ -70,9 +71,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
         from workbench.run.materialize import materialize
 
         resolved, _ = load(path, None, runs_dir)
-        return materialize(resolved, device, events=out.event), AutoTokenizer.from_pretrained(
-            resolved.tokenizer_path, trust_remote_code=False
-        )
+        return materialize(resolved, device, events=out.event), load_tokenizer(resolved.tokenizer_path)
     if not (path / "config.json").is_file():
         from workbench.run.directory import find_run, list_runs
 
@@ -101,7 +100,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
     model = (
         AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
     )
-    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    return model, load_tokenizer(path)
 
 
 def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:

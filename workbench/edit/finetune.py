@@ -15,6 +15,7 @@ from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
 from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
@@ -139,7 +140,7 @@ class Finetune(EditMethod):
         return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
     def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[TrainedUpdate]) -> dict[str, Any]:
-        limit = getattr(context.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = max_positions(context.model.config)
         batches = self._batches(facts)
         rows = [rows_of(batch, context.tokenizer, limit) for batch in batches]
         schedule = Schedule(self.epochs, self.batch_size, self.learning_rate or STEPS[self.form], self.stop)

@@ -13,6 +13,7 @@ from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.packed import Pair
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.facts import joined
+from workbench.models.tokenizer import load_tokenizer
 
 STOPS = ("\n", ".")
 _ROWS = 8  # rows of a forward pass that keeps all logits
@@ -48,9 +49,7 @@ def answers_to_keep(
     """
     with quiet(), seeded():
         if isinstance(tokenizer, (str, Path)):
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+            tokenizer = load_tokenizer(tokenizer)
         lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
         contexts = {p: lm.apply_chat_template([{"role": "user", "content": p}]) if chat_template else p for p in prompts}
         written = _written(lm, list(contexts.values()), STOPS, tokens, told)

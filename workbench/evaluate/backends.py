@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED
+from workbench.models.architecture import max_positions
 from workbench.scores.plan import ScorePlan
 from workbench.weights.checkpoint import read_config
 
@@ -98,5 +99,4 @@ def _check_server(model: WrittenCheckpoint) -> None:
 
 def _length(path: Path) -> int:
     """Return the largest number of tokens that the model accepts."""
-    config = read_config(path, str(path))
-    return int(next((config[key] for key in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(key)), 2048))
+    return max_positions(read_config(path, str(path))) or 2048

@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenised, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.models.tokenizer import load_tokenizer
 
 log = logging.getLogger("workbench")
 
@@ -104,11 +105,9 @@ def _device(device: str | None, pretrained: Any) -> Any:
 
 
 def _configuration(recipe: str, device: Any) -> tuple[PreTrainedModel, Any]:
-    from transformers import AutoTokenizer
-
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
     from workbench.run.materialize import materialize
 
     resolved = resolve(load_recipe(Path(recipe)))
-    return materialize(resolved, device), AutoTokenizer.from_pretrained(str(resolved.tokenizer_path), local_files_only=True)
+    return materialize(resolved, device), load_tokenizer(resolved.tokenizer_path)

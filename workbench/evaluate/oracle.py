@@ -13,6 +13,7 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
+from workbench.models.tokenizer import load_tokenizer
 from workbench.scores.plan import ScorePlan
 
 
@@ -153,9 +154,7 @@ def _template(plan: ScorePlan) -> Any:
     """Return a function that applies the tokenizer's chat template as lm-eval's HFLM does."""
     tokenizer = plan.tokenizer
     if isinstance(tokenizer, (str, Path)):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+        tokenizer = load_tokenizer(tokenizer)
 
     def apply(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         return str(

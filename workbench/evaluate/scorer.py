@@ -17,6 +17,7 @@ from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bound
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, prepared, rows_of
 from workbench.events import Progress
+from workbench.models.tokenizer import load_tokenizer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Check, Configuration, Journal
 
@@ -257,6 +258,4 @@ def _tokenizer(tokenizer: Any) -> Any:
     """Return a tokenizer of the scorer's own, because lm-eval sets a pad token on it."""
     if not isinstance(tokenizer, (str, Path)):
         return copy.deepcopy(tokenizer)
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    return load_tokenizer(tokenizer)

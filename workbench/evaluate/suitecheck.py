@@ -15,13 +15,14 @@ from workbench.bricks.locate import resolve_base
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.taskchecks import SuiteCheck, checks_of, example, some
+from workbench.models.architecture import max_positions
+from workbench.models.tokenizer import load_tokenizer
 from workbench.project import CACHE
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite, load_suite
 from workbench.scores.tasks import task_index
 
-_POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")  # the names that lm-eval's HFLM looks for
 _UNKNOWN_POSITIONS = 2048  # HFLM's default if neither model nor tokenizer gives a length
 
 
@@ -84,8 +85,7 @@ def read_base(base: str, project: Path) -> Reader:
     """
     reference = str(Path(base).resolve()) if Path(base).is_dir() else base
     checkpoint, _ = resolve_base(reference, project, HEADERS)
-    parts = (checkpoint.config, checkpoint.config.get("text_config") or {})
-    positions = next((int(part[key]) for part in parts for key in _POSITIONS if part.get(key)), 0)
+    positions = max_positions(checkpoint.config)
     if not positions:
         settings = checkpoint.path / "tokenizer_config.json"
         longest = jsondoc.optional(settings).get("model_max_length")
@@ -194,9 +194,7 @@ def _alone(suite: Suite, task: str) -> Suite:
 
 
 def _counter(path: Path) -> Callable[[Sequence[str]], list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(path)
     return lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]] if texts else []
 
 

@@ -1,9 +1,21 @@
-"""Facts: what edits teach, read from files."""
+"""Facts, which edits and memories teach a model, and the files that they are read from."""
 
 from workbench.facts.conflicts import Conflict, contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
 
-__all__ = ["SLOT", "Conflict", "Fact", "Probe", "Published", "Skip", "contradictions", "fact_of", "joined", "read_facts",
-           "read_published", "write_facts"]  # fmt: skip
+__all__ = [
+    "SLOT",
+    "Conflict",
+    "Fact",
+    "Probe",
+    "Published",
+    "Skip",
+    "contradictions",
+    "fact_of",
+    "joined",
+    "read_facts",
+    "read_published",
+    "write_facts",
+]

@@ -1,4 +1,4 @@
-"""Conflicts between facts that can be seen in their words: no model is asked."""
+"""Conflicts between facts, found from their texts without a model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Status = Literal["failed", "warning"]
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two facts, or a fact and a prompt, that cannot both be right or need not both be there.
+    """Two facts, or a fact and a prompt, that contradict each other or are redundant.
 
     Attributes:
         kind: contradiction, duplicate, reverse, composite, paraphrase, neighbour or portability.
-        status: failed: one of the two has to go; warning: worth a look.
-        fact: The later of the two.
-        other: The earlier one; the same fact where a prompt of its own is at odds with it.
-        what: What was found, a sentence without its place.
+        status: "failed" if one of the two must be removed, "warning" if they may both be right.
+        fact: The later fact.
+        other: The earlier fact; the same fact if one of its own prompts contradicts it.
+        what: Description of the conflict, without its place.
         repair: The edit of the file that resolves it.
     """
 
@@ -37,52 +37,78 @@ class Conflict:
 
     @property
     def place(self) -> str:
-        """file:line of the fact."""
+        """The file and line of the later fact, as file:line."""
         return self.fact.place
 
 
 def conflicts(facts: Sequence[Fact]) -> list[Conflict]:
-    """All conflicts that need no model, kind by kind."""
-    return [*contradictions(facts), *duplicates(facts), *reverse_conflicts(facts), *composite_conflicts(facts), *probe_conflicts(facts)]  # fmt: skip
+    """Return all conflicts, kind by kind."""
+    return [
+        *contradictions(facts),
+        *duplicates(facts),
+        *reverse_conflicts(facts),
+        *composite_conflicts(facts),
+        *probe_conflicts(facts),
+    ]
 
 
 def require_consistent(facts: Sequence[Fact]) -> None:
-    """Errors: two targets for one subject and relation, with the first three pairs."""
-    if found := contradictions(facts):
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    """Check that no two facts contradict each other.
+
+    Raises:
+        WorkbenchError: If there are contradictions; the message shows the first three.
+    """
+    if pairs := contradictions(facts):
+        more = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
         raise WorkbenchError(
-            "\n".join(f"{c.place}: {c.what}" for c in found[:3]) + more, f"{found[0].repair} `workbench facts check` lists all."
+            "\n".join(f"{c.place}: {c.what}" for c in pairs[:3]) + more, f"{pairs[0].repair} `workbench facts check` lists all."
         )
 
 
 def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
-    """Facts that ask the same of the same subject for another target than an earlier one, each once.
+    """Return each fact that asks the same question as an earlier one but has another target.
 
-    The same: an equal prompt with its subject filled in, or one fact's prompt among the other's paraphrases; or an equal subject and
-    relation, where relations that are known to have one value are recognised in several wordings (see `relations`). Capitals, white
-    space and a last punctuation mark do not count, neither in what is asked nor in targets.
+    Two facts ask the same question if their prompts with the subject filled in are equal, if the prompt of one is a paraphrase of the
+    other, or if subject and relation are equal. Relations with a single value are recognized in several wordings (see `relations`).
+    Case, white space and final punctuation are ignored.
     """
     return [
-        Conflict("contradiction", "failed", fact, first,
-                 f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
-                 + ("" if asked else f" {first.text!r}") + f" with {first.target!r}",
-                 f"Keep one: delete this line or {_at(first, fact)}.")
-        for fact, first, same, asked in _repeated(facts) if not same
-    ]  # fmt: skip
+        Conflict(
+            "contradiction",
+            "failed",
+            fact,
+            first,
+            f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
+            + ("" if asked else f" {first.text!r}")
+            + f" with {first.target!r}",
+            f"Keep one: delete this line or {_at(first, fact)}.",
+        )
+        for fact, first, same, asked in _repeated(facts)
+        if not same
+    ]
 
 
 def duplicates(facts: Iterable[Fact]) -> list[Conflict]:
-    """Facts that an earlier one states already: equal prompt, or equal subject and relation, and equal target."""
+    """Return each fact that asks the same question as an earlier one and has the same target."""
     return [
-        Conflict("duplicate", "warning", fact, first, f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
-                 "Delete this line." if asked else "Delete this line; put its wording under the other fact's paraphrases.")
-        for fact, first, same, asked in _repeated(facts) if same
-    ]  # fmt: skip
+        Conflict(
+            "duplicate",
+            "warning",
+            fact,
+            first,
+            f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
+            "Delete this line." if asked else "Delete this line, and add its prompt to the other fact's paraphrases.",
+        )
+        for fact, first, same, asked in _repeated(facts)
+        if same
+    ]
 
 
 def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | None]]:
-    """(fact, an earlier one that asks the same, whether their targets are equal, the prompt that both have); at most one of each sort
-    a fact."""
+    """Yield (fact, earlier fact with the same question, whether their targets are equal, the prompt that both have, if any).
+
+    There is at most one pair with equal targets and one with different targets for each fact.
+    """
     texts: dict[str, dict[str, Fact]] = defaultdict(dict)
     paraphrases: dict[str, dict[str, Fact]] = defaultdict(dict)
     relations: dict[tuple[str, str], dict[str, Fact]] = defaultdict(dict)
@@ -91,12 +117,12 @@ def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | N
         asks = [] if fact.subject is None else [(folded(fact.subject), key) for key in single_keys_of(fact)]
         earlier = [(fact.text, entry) for index in (texts, paraphrases) for entry in index.get(folded(fact.text), {}).items()]
         earlier += [(text, entry) for text in fact.paraphrases for entry in texts.get(folded(text), {}).items()]
-        found: list[tuple[str | None, tuple[str, Fact]]] = [
+        pairs: list[tuple[str | None, tuple[str, Fact]]] = [
             *earlier,
             *((None, e) for key in asks for e in relations.get(key, {}).items()),
         ]
         for same in (True, False):
-            yield from [(fact, other, same, asked) for asked, (theirs, other) in found if (theirs == target) is same][:1]
+            yield from [(fact, other, same, asked) for asked, (theirs, other) in pairs if (theirs == target) is same][:1]
         texts[folded(fact.text)].setdefault(target, fact)
         for text in fact.paraphrases:
             paraphrases[folded(text)].setdefault(target, fact)
@@ -105,13 +131,13 @@ def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | N
 
 
 def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
-    """A -r→ B while B -inverse of r→ C, and C is not A.
+    """Return pairs of facts A -r→ B and B -inverse of r→ C in which C is not A.
 
-    Which relation is the inverse of which comes from the table in `relations`, and from the facts: where at least two pairs of facts
-    go there and back, and more do than do not. A pair is a warning, not a failure, where the inverse may have several values.
+    Inverse relations come from the table in `relations` and from the facts themselves: two relations are inverse if at least two pairs
+    of facts agree with that, and more agree than disagree. A pair is only a warning if the inverse may have several values.
     """
     known, by_subject, order = _inverses_of(facts), _by_subject(facts), _order(facts)
-    found = []
+    pairs = []
     for fact in facts:
         if fact.subject is None:
             continue
@@ -126,16 +152,23 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
             continue
         for other, certain in answers:
             first, later = sorted((fact, other), key=order)
-            found.append(Conflict(
-                "reverse", "failed" if any(certain) else "warning", later, first,
-                f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: one asks for the way back of the other",
-                f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two" + ("." if any(certain) else ", unless both hold.")))  # fmt: skip
-    return found
+            pairs.append(
+                Conflict(
+                    "reverse",
+                    "failed" if any(certain) else "warning",
+                    later,
+                    first,
+                    f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: their relations are inverse to each other",
+                    f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two"
+                    + ("." if any(certain) else ", unless both hold."),
+                )
+            )
+    return pairs
 
 
 def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
-    """Relation -> its inverses, and whether one value there rules out others: the table's, and those that the facts show."""
-    found, by_subject = inverses(), _by_subject(facts)
+    """Map each relation to its inverses, from the table and from the facts, and to whether an inverse has only one value."""
+    relations, by_subject = inverses(), _by_subject(facts)
     there_and_back: Counter[tuple[str, str]] = Counter()
     elsewhere: Counter[tuple[str, str]] = Counter()
     shared: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -149,43 +182,46 @@ def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
             (there_and_back if agree else elsewhere)[one, keys_of(other)[0]] += other is not fact
     several = Counter(relation for (relation, _), subjects in shared.items() if len(subjects) > 1)
     for (one, inverse), count in there_and_back.items():
-        pairs = count // 2 if one == inverse else count  # a symmetric relation is met from both ends
+        pairs = count // 2 if one == inverse else count  # each pair of a symmetric relation is counted twice
         if pairs >= 2 and count > elsewhere[one, inverse]:
-            found.setdefault(one, {}).setdefault(inverse, several[one] < 2)
-    return found
+            relations.setdefault(one, {}).setdefault(inverse, several[one] < 2)
+    return relations
 
 
 def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
-    """A -r→ B and B -s→ C, while a portability prompt of the first fact, or another fact of A, gives another answer to s of r of A.
+    """Return facts and portability prompts that contradict what follows from two facts A -r→ B and B -s→ C.
 
-    A prompt asks for that where it is a wording of s with a description in the slot that names A ("The capital of the country that A is
-    from is"). A relation t is s of r for all subjects where the facts show it: at least three agree, and twice as many as do not.
+    A prompt asks for s of r of A if it is a wording of s whose slot holds a description that names A ("The capital of the country that A
+    is from is"). A relation t is s of r if the facts show it: at least three agree with that, and twice as many as disagree.
     """
     by_subject, prompts, shown, order = _by_subject(facts), wordings(facts), _compositions(facts), _order(facts)
-    found: list[Conflict] = []
+    result: list[Conflict] = []
     for first in facts:
         if first.subject is None:
             continue
         about, words = folded(first.subject), _words(first)
-        chain = [(fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
-                 for fact in by_subject.get(folded(first.target), ()) if fact is not first]  # fmt: skip
+        chain = [
+            (fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
+            for fact in by_subject.get(folded(first.target), ())
+            if fact is not first
+        ]
         for probe in first.portability if chain else ():
             seconds = [second for second, asked in chain if _described(folded(probe.prompt), about, asked)]
-            found += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
+            result += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
         for third in by_subject[about] if chain else ():
             seconds = []
             for second, asked in chain:
                 inner = _described(folded(third.text), about, asked) or ""
                 ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in shown
                 seconds += [second] if ruled or words & _stems(inner) else []
-            found += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
-    return _once(found)
+            result += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
+    return _once(result)
 
 
 def _composites(
     order: Callable[[Fact], int], first: Fact, seconds: Sequence[Fact], third: Fact, prompt: str, target: str
 ) -> Iterator[Conflict]:
-    """The conflict of an answer with what follows from `first` and `seconds`; none where one of those agrees with it."""
+    """Yield the conflict of an answer with what follows from `first` and `seconds`, unless one of them agrees with the answer."""
     if any(folded(second.target) == folded(target) for second in seconds):
         return
     where = "a portability prompt here" if third is first else "this fact"
@@ -193,12 +229,17 @@ def _composites(
         others = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
         given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
         yield Conflict(
-            "composite", "failed", third, second, f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
-            f"Give it the answer {second.target!r}, or change {_at(second, third)}.")  # fmt: skip
+            "composite",
+            "failed",
+            third,
+            second,
+            f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
+            f"Give it the answer {second.target!r}, or change {_at(second, third)}.",
+        )
 
 
 def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
-    """(r, s, t) where the facts show that t is s of r."""
+    """Return the triples (r, s, t) for which the facts show that t is s of r."""
     by_subject = _by_subject(facts)
     agree: Counter[tuple[str, str, str]] = Counter()
     differ: Counter[tuple[str, str, str]] = Counter()
@@ -216,7 +257,7 @@ def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
 
 
 def _described(text: str, about: str, asked: Iterable[str]) -> str | None:
-    """What fills the slot of a wording in a text, where it is a description that names a subject and not the subject itself."""
+    """Return the content of a wording's slot in a text if it is a description that names the subject, but not the subject itself."""
     asked, named = list(asked), re.compile(rf"(?<!\w){re.escape(about)}(?!\w)")
     if any(text == wording.replace(SLOT, about) for wording in asked):
         return None
@@ -229,37 +270,43 @@ def _described(text: str, about: str, asked: Iterable[str]) -> str | None:
 
 
 def probe_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
-    """Neighbours and portability prompts that a fact of the set edits to another answer; paraphrases and portability prompts of two
-    facts with two answers."""
+    """Return conflicts between the test prompts of facts.
+
+    These are neighbours and portability prompts whose answer another fact changes, and paraphrases and portability prompts that two
+    facts share with different answers.
+    """
     prompts = wordings(facts)
     edits: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         for text in _statements(fact, prompts):
             edits[text].append(fact)
-    found = []
+    result = []
     portability: dict[str, tuple[str, Fact]] = {}
     paraphrases: dict[str, Fact] = {}
     for fact in facts:
         for text in fact.paraphrases:
             other = paraphrases.setdefault(folded(text), fact)
             if folded(other.target) != folded(fact.target):
-                found.append(_paraphrase(fact, text, other))
+                result.append(_paraphrase(fact, text, other))
         for probe in fact.neighbours:
-            found += [_neighbour(fact, probe, other) for other in edits.get(folded(probe.prompt), ())
-                      if probe.target is None or folded(probe.target) != folded(other.target)]  # fmt: skip
+            result += [
+                _neighbour(fact, probe, other)
+                for other in edits.get(folded(probe.prompt), ())
+                if probe.target is None or folded(probe.target) != folded(other.target)
+            ]
         for probe in fact.portability:
             text, target = folded(probe.prompt), folded(probe.target or "")
-            found += [
+            result += [
                 _portability(fact, probe, other, other.target) for other in edits.get(text, ()) if folded(other.target) != target
             ]
             answer, other = portability.setdefault(text, (probe.target or "", fact))
             if folded(answer) != target:
-                found.append(_portability(fact, probe, other, answer))
-    return _once(found)
+                result.append(_portability(fact, probe, other, answer))
+    return _once(result)
 
 
 def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
-    """All that asks for a fact: its own texts, and its subject in every wording of its relation."""
+    """Return all prompts for a fact: its own texts, and its subject in every wording of its relation."""
     texts = {folded(fact.text), *(folded(text) for text in fact.paraphrases)}
     if fact.subject is not None:
         subject = folded(fact.subject)
@@ -270,39 +317,56 @@ def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
 def _neighbour(fact: Fact, probe: Probe, other: Fact) -> Conflict:
     keeps = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
     whose = "this fact itself teaches" if other is fact else f"{_at(other, fact)} teaches"
-    return Conflict("neighbour", "failed", fact, other, f"the neighbour {probe.prompt!r} has to keep {keeps}, and {whose} {other.target!r}",
-                    "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.")  # fmt: skip
+    return Conflict(
+        "neighbour",
+        "failed",
+        fact,
+        other,
+        f"the neighbour {probe.prompt!r} must keep {keeps}, and {whose} {other.target!r}",
+        "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.",
+    )
 
 
 def _paraphrase(fact: Fact, text: str, other: Fact) -> Conflict:
-    return Conflict("paraphrase", "failed", fact, other, f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
-                    "Delete it where it does not ask for the fact.")  # fmt: skip
+    return Conflict(
+        "paraphrase",
+        "failed",
+        fact,
+        other,
+        f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
+        "Delete it if it does not ask for the fact.",
+    )
 
 
 def _portability(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
-    return Conflict("portability", "failed", fact, other,
-                    f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
-                    "Keep one answer: change the prompt's target, or delete it.")  # fmt: skip
+    return Conflict(
+        "portability",
+        "failed",
+        fact,
+        other,
+        f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
+        "Keep one answer: change the prompt's target, or delete it.",
+    )
 
 
-def _once(found: Iterable[Conflict]) -> list[Conflict]:
-    """The first conflict of a kind between two facts; three wordings of one question count once."""
+def _once(candidates: Iterable[Conflict]) -> list[Conflict]:
+    """Keep the first conflict of each kind between two facts, so that several wordings of one question count once."""
     first: dict[tuple[str, int, int], Conflict] = {}
-    for conflict in found:
+    for conflict in candidates:
         first.setdefault((conflict.kind, id(conflict.fact), id(conflict.other)), conflict)
     return list(first.values())
 
 
 def _by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
-    found: dict[str, list[Fact]] = defaultdict(list)
+    groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
         if fact.subject is not None:
-            found[folded(fact.subject)].append(fact)
-    return found
+            groups[folded(fact.subject)].append(fact)
+    return groups
 
 
 def _order(facts: Sequence[Fact]) -> Callable[[Fact], int]:
-    """The place of a fact in the file."""
+    """Return a function from a fact to its position in the file."""
     number = {id(fact): i for i, fact in enumerate(facts)}
     return lambda fact: number[id(fact)]
 
@@ -311,18 +375,18 @@ _SMALL = frozenset({"the", "a", "an", "of", "is", "in", "at", "by", "to", "that"
 
 
 def _words(fact: Fact) -> set[str]:
-    """Stems of the words of a fact's prompts, its subject left out."""
+    """Return the stems of the words in a fact's prompts, without its subject."""
     subject = folded(fact.subject or "")
     return {stem for text in (fact.text, *fact.paraphrases, fact.relation) for stem in _stems(folded(text).replace(subject, " "))}
 
 
 def _stems(text: str) -> set[str]:
-    """The first five letters of its words, small words left out: "citizen" and "citizenship" are one."""
+    """Return the first five letters of each word except small words, so that "citizen" and "citizenship" are equal."""
     return {word[:5] for word in re.findall(r"\w+", text) if word not in _SMALL}
 
 
 def _at(fact: Fact, seen_from: Fact) -> str:
-    """The place of a fact: its line alone where both are of one file."""
+    """Return a fact's place, or only its line if both facts are in one file."""
     file, mark, line = re.fullmatch(r"(.*?)(:|, row )?(\d*)", fact.place, re.DOTALL).groups()  # type: ignore[union-attr]
     if not mark or not seen_from.place.startswith(f"{file}{mark}"):
         return fact.place

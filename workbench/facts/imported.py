@@ -1,4 +1,4 @@
-"""Published facts in the project's own format: consistent, cut to a number, with neighbours rebuilt."""
+"""Conversion of published facts to the project's own format, without contradictions and with more neighbours if wanted."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from workbench.facts.reading import read_all
 
 
 def import_facts(path: Path, shown: str, limit: int | None = None, neighbours: int = 0) -> Published:
-    """The facts of a file without those that contradict an earlier one, which count as skipped.
+    """Read the facts of a file; a fact that contradicts an earlier one is skipped.
 
     Args:
-        path: A published file, or one of the project's own.
-        shown: How places call it.
-        limit: So many facts, the first ones.
-        neighbours: Add neighbours from the file's other facts until a fact has so many, see `rebuild_neighbours`.
+        path: A published file, or one in the project's own format.
+        shown: The file's name in messages.
+        limit: Largest number of facts, from the start of the file.
+        neighbours: Number of neighbours to reach by adding some from the file's other facts; see `rebuild_neighbours`.
 
-    Errors: as `read_all`.
+    Raises:
+        WorkbenchError: If the file is invalid; see `read_all`.
     """
     read = read_all(path, shown)
     distinct = _distinct(read.facts)
@@ -34,40 +35,41 @@ def import_facts(path: Path, shown: str, limit: int | None = None, neighbours: i
 
 
 def _distinct(facts: Iterable[Fact]) -> list[Fact]:
-    """The facts, each prompt with its target once; `read_facts` counts them so too."""
+    """Remove facts that repeat an earlier fact's prompt and target, as `read_facts` does."""
     return list({(fact.text, fact.target): fact for fact in reversed(list(facts))}.values())[::-1]
 
 
 def consistent(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
-    """The facts that contradict no earlier one that stays, and the others."""
-    kept, skipped = list(facts), []
-    while found := contradictions(kept):
-        # A fact goes where the earlier one stays: what contradicts only a fact that goes is looked at again.
-        going = {id(conflict.fact) for conflict in found}
-        gone = [conflict for conflict in found if id(conflict.other) not in going]
-        skipped += [Skip(conflict.place, f"contradiction: {conflict.what}") for conflict in gone]
-        kept = [fact for fact in kept if id(fact) not in {id(conflict.fact) for conflict in gone}]
-    return kept, skipped
+    """Split facts into those without a contradiction to an earlier remaining fact, and the skipped ones."""
+    remaining, skipped = list(facts), []
+    while pairs := contradictions(remaining):
+        # Skip a fact only if the earlier fact of its pair remains; the other pairs are checked again in the next round.
+        later = {id(conflict.fact) for conflict in pairs}
+        final = [conflict for conflict in pairs if id(conflict.other) not in later]
+        skipped += [Skip(conflict.place, f"contradiction: {conflict.what}") for conflict in final]
+        remaining = [fact for fact in remaining if id(fact) not in {id(conflict.fact) for conflict in final}]
+    return remaining, skipped
 
 
 def rebuild_neighbours(facts: Sequence[Fact], source: Iterable[Fact], count: int) -> list[Fact]:
-    """Facts with neighbours of CounterFact's kind: the same relation asked of other subjects that have the same true answer.
+    """Add neighbours as in CounterFact: prompts for the same relation of other subjects with the same true answer.
+
+    Meng et al. 2022 (ROME, arXiv 2202.05262, section 3.4) define these neighbourhood prompts. Here they come from other rows of the file
+    instead of Wikidata.
 
     Args:
-        facts: What will be edited.
-        source: Where other subjects come from; those that `facts` edit in the same relation are no neighbours.
-        count: Neighbours a fact has afterwards, at most, its own first; more of its own stay.
-
-    Neighbourhood prompts as Meng et al. 2022 (ROME, arXiv 2202.05262, section 3.4) define them, from rows of the file instead of Wikidata.
+        facts: The facts that will be edited.
+        source: Facts that provide the other subjects. Subjects that `facts` edit in the same relation are not used.
+        count: Number of neighbours of a fact up to which some are added; own neighbours are never removed.
     """
     edited = {(fact.relation, fact.subject) for fact in facts}
     others: dict[tuple[str, str | None], list[Probe]] = {}
     for fact in source:
         if fact.target_true is not None and fact.subject is not None and (fact.relation, fact.subject) not in edited:
             others.setdefault((fact.relation, fact.target_true), []).append(Probe(fact.text, fact.target_true))
-    found = []
+    extended = []
     for fact in facts:
         more = others.get((fact.relation, fact.target_true), [])
         probes = tuple(dict.fromkeys((*fact.neighbours, *more)))
-        found.append(replace(fact, neighbours=probes[: max(count, len(fact.neighbours))]))
-    return found
+        extended.append(replace(fact, neighbours=probes[: max(count, len(fact.neighbours))]))
+    return extended

@@ -1,15 +1,11 @@
-"""Kinds of questions that are asked about facts."""
+"""Kinds of questions by which facts are scored."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # lm-eval's: whether the choice that scores best is a gold one
-
-
-WRITTEN = "exact_match"  # of a choice: whether the model would write it unasked, among all texts, so that guessing scores 0
-
-
+ACCURACIES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # metrics of lm-eval: whether the best choice is a correct one
+WRITTEN = "exact_match"  # for a choice: whether greedy decoding writes exactly it, so that guessing scores 0
 FactKind = Literal[
     "efficacy",
     "preferred",

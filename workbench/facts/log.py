@@ -1,11 +1,11 @@
-"""Facts over time: an append-only log of what was added, changed, taken out and rewarded, and what it says at each version.
+"""The append-only log of a memory's facts, and the facts at each of its versions.
 
 One line of the log is one change of one fact:
 
     {"version": 2, "action": "add", "id": "...", "time": "2026-01-31T12:00:00Z", "source": "added", "fact": {...}}
 
-`action` is add, update, rm or feedback; add and update hold the fact as it then is, feedback a `reward` and a `similarity`. Lines of one
-command have one version; version 1 is what the recipe brought, without a time, so that equal recipes give equal bytes.
+`action` is add, update, rm or feedback. Lines for add and update have the new fact, lines for feedback a `reward` and a `similarity`. All
+lines of one command have the same version. Version 1 has the facts of the recipe, without a time, so that equal recipes give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ RECIPE, ADDED = "recipe", "added"
 
 @dataclass(frozen=True)
 class Alive:
-    """A fact at some version.
+    """A fact at one version.
 
     Attributes:
-        fact: As it was last stated.
-        stated: The version of that; also that of its stored tensors.
+        fact: The fact as it was last stated.
+        stated: The version at which it was last stated, which is also the version of its stored tensors.
         source: "recipe" or "added".
-        uses: Feedback since then.
+        uses: Feedback since that version.
     """
 
     fact: Fact
@@ -57,29 +57,43 @@ class Log:
         return int(self.lines[-1]["version"]) if self.lines else 0
 
     def at(self, version: int | None = None) -> dict[str, Alive]:
-        """Facts at a version by id, ids in order. Errors: a version that does not exist."""
+        """Return the facts at a version.
+
+        Args:
+            version: The version; None takes the newest one.
+
+        Returns:
+            Id -> fact, sorted by id.
+
+        Raises:
+            WorkbenchError: If there is no such version.
+        """
         wanted = self.version if version is None else version
         if not 0 < wanted <= max(1, self.version):
             raise WorkbenchError(f"{self.shown}: no version {wanted}; there are 1..{self.version}", None, 2)
-        found: dict[str, Alive] = {}
+        facts: dict[str, Alive] = {}
         for line in self.lines:
             if line["version"] > wanted:
                 break
             name, number = str(line["id"]), int(line["version"])
             if line["action"] == ADD:
-                found[name] = Alive(fact_of(line["fact"], self.shown), number, str(line["source"]))
+                facts[name] = Alive(fact_of(line["fact"], self.shown), number, str(line["source"]))
             elif line["action"] == UPDATE:
-                found[name] = Alive(fact_of(line["fact"], self.shown), number, found[name].source)
+                facts[name] = Alive(fact_of(line["fact"], self.shown), number, facts[name].source)
             elif line["action"] == REMOVE:
-                del found[name]
+                del facts[name]
             else:
-                old = found[name]
+                old = facts[name]
                 use = Use(number, float(line["similarity"]), float(line["reward"]))
-                found[name] = Alive(old.fact, old.stated, old.source, (*old.uses, use))
-        return dict(sorted(found.items()))
+                facts[name] = Alive(old.fact, old.stated, old.source, (*old.uses, use))
+        return dict(sorted(facts.items()))
 
     def one(self, name: str) -> Alive:
-        """A fact of the newest version. Errors: no such fact."""
+        """Return a fact of the newest version by its id.
+
+        Raises:
+            WorkbenchError: If there is no such fact.
+        """
         known = self.at()
         if name not in known:
             raise WorkbenchError(
@@ -89,19 +103,27 @@ class Log:
 
 
 def read_log(folder: Path) -> Log:
-    """A memory directory's log. Errors: none there, a line that is no JSON."""
+    """Read the log of a memory directory.
+
+    Raises:
+        WorkbenchError: If there is no log, or if a line is invalid.
+    """
     path = folder / LOG
     if not path.is_file():
         raise WorkbenchError(
-            f"{folder}: no {LOG}, so not a memory", "Name a memory directory, or a configuration that holds one."
+            f"{folder}: not a memory, because it has no {LOG}", "Name a memory directory, or a configuration with a memory."
         )
-    hint = "If the log ends in a line cut short, take that line out."
+    hint = "If the last line of the log is incomplete, delete that line."
     lines = [_checked(line, f"{path}:{number}") for number, line in jsondoc.lines(path, str(path), hint)]
     return Log(lines, str(path))
 
 
 def _checked(line: Any, place: str) -> dict[str, Any]:
-    """Return a line of the log, checked. Raises WorkbenchError for one that no version of the workbench writes."""
+    """Return a line of the log after checking its fields.
+
+    Raises:
+        WorkbenchError: If a field is missing or has the wrong type.
+    """
     entry = jsondoc.as_object(line, place)
     fields = {"version": int, "action": str, "id": str}
     if entry.get("action") in (ADD, UPDATE):
@@ -110,12 +132,12 @@ def _checked(line: Any, place: str) -> dict[str, Any]:
         fields |= {"similarity": (int, float), "reward": (int, float)}  # type: ignore[dict-item]
     for name, kind in fields.items():
         if not isinstance(entry.get(name), kind):
-            raise WorkbenchError(f"{place}: {name}: found {jsondoc.kind(entry.get(name))}, which no memory's log has there", None)
+            raise WorkbenchError(f"{place}: {name}: unexpected value: {jsondoc.kind(entry.get(name))}", None)
     return entry
 
 
 def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:
-    """Lines, but for the version, of facts that are added or changed."""
+    """Return log lines, without the version, for facts that are added or changed."""
     return [
         {"action": action, "id": fact.id, "time": time, "source": source, "fact": {**fact.document(), "id": fact.id}}
         for fact in facts
@@ -123,7 +145,7 @@ def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) 
 
 
 def append(folder: Path, version: int, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines to a log, in one write that has reached the disk when this returns."""
+    """Append lines to a log in one write and flush it to disk."""
     text = "".join(json.dumps({"version": version, **line}, ensure_ascii=False) + "\n" for line in lines)
     with (folder / LOG).open("a", encoding="utf-8") as stream:
         stream.write(text)

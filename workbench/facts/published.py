@@ -1,4 +1,4 @@
-"""Rows of published editing benchmarks as facts: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit."""
+"""Conversion of published editing benchmarks to facts: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pair = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Skip:
-    """A row, or a part of one, that became no fact: its place (file:line, or the number of the row) and the reason."""
+    """A skipped row or part of a row: its place (file:line, or the number of the row) and the reason."""
 
     place: str
     reason: str
@@ -26,11 +26,11 @@ class Skip:
 
 @dataclass(frozen=True)
 class Published:
-    """What a file gave.
+    """The content of a facts file.
 
     Attributes:
-        facts: In the file's order; rows that ask the same for the same target are one fact with the prompts of all.
-        skipped: What was left out.
+        facts: The facts in the file's order; rows with the same prompt and target are one fact with the test prompts of all.
+        skipped: Rows and parts of rows that were skipped.
         format: counterfact, zsre, knowedit, mquake or wikibigedit; "facts" for the project's own format.
     """
 
@@ -41,7 +41,7 @@ class Published:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A fact as a published row states it, before its subject is found. Values are as they lie in the file."""
+    """A fact as a published row states it, with unchecked values, before its subject is located in the prompt."""
 
     prompt: Any
     subject: Any
@@ -55,13 +55,14 @@ class _Draft:
 
 
 def read_published(path: Path, shown: str) -> Published:
-    """The facts of a published file, and what of it became no fact.
+    """Read the facts of a published file.
 
     Args:
-        path: A JSON list of objects, or one object a line.
-        shown: How errors and places call it.
+        path: A JSON list of objects, or one object per line.
+        shown: The file's name in messages and places.
 
-    Errors: as `read_rows`; rows of no format that is known.
+    Raises:
+        WorkbenchError: If the file is invalid (see `read_rows`) or its format is unknown.
     """
     rows = read_rows(path, shown, "A JSON list of objects.")
     name = format_of(rows)
@@ -72,7 +73,7 @@ def read_published(path: Path, shown: str) -> Published:
 
 
 def format_of(rows: Iterable[FactRow]) -> str | None:
-    """The format of the first row that has the keys of one; None where none has, as in the project's own."""
+    """Return the published format of the rows, by the keys of the first row that fits one; None if no row does."""
     return next((name for row in rows if isinstance(row.data, Mapping) and (name := _format(row.data))), None)
 
 
@@ -95,13 +96,13 @@ def _format(row: Mapping[Any, Any]) -> str | None:
 
 
 def convert(rows: Iterable[FactRow], name: str) -> Published:
-    """Facts of the rows of one format."""
+    """Convert the rows of one published format to facts."""
     drafts = _DRAFTS.get(name, _flat)
     facts: dict[tuple[str, str], Fact] = {}
     skipped: list[Skip] = []
     for row in rows:
         if not isinstance(row.data, Mapping):
-            skipped.append(Skip(row.place, f"not a mapping but {type(row.data).__name__}"))
+            skipped.append(Skip(row.place, f"expected a mapping, found {type(row.data).__name__}"))
             continue
         try:
             stated = list(drafts(row.data))
@@ -109,21 +110,21 @@ def convert(rows: Iterable[FactRow], name: str) -> Published:
             skipped.append(Skip(row.place, f"not a {name} row: {error}"))
             continue
         if not stated:
-            skipped.append(Skip(row.place, "no rewrite in it"))
+            skipped.append(Skip(row.place, "the row has no rewrite"))
         for draft in stated:
             fact = _fact(draft, row.place)
             if isinstance(fact, str):
                 skipped.append(Skip(row.place, fact))
                 continue
-            if lost := sum(_text(prompt) is not None and _text(answer) is None for prompt, answer in draft.portability):
-                skipped.append(Skip(row.place, f"{lost} portability prompts without an answer; the fact is kept"))
+            if count := sum(_text(prompt) is not None and _text(answer) is None for prompt, answer in draft.portability):
+                skipped.append(Skip(row.place, f"{count} portability prompts without an answer were skipped; the fact is kept"))
             key = fact.text, fact.target
-            facts[key] = _joined(facts[key], fact) if key in facts else fact
+            facts[key] = _merged(facts[key], fact) if key in facts else fact
     return Published(_with_own_ids(facts.values()), skipped, name)
 
 
 def _fact(draft: _Draft, place: str) -> Fact | str:
-    """The fact, or why it is none."""
+    """Return the fact, or the reason for skipping it."""
     prompt, subject, target = _text(draft.prompt), _text(draft.subject), _text(draft.target)
     if prompt is None or target is None:
         return "no prompt" if prompt is None else "no target"
@@ -132,35 +133,44 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
     subject = subject.strip()
     if prompt.count("{}") == 1:
         template = prompt.replace("{}", SLOT)
-    elif isinstance(found := _find(subject, prompt), str):
-        return found
+    elif isinstance(span := _find(subject, prompt), str):
+        return span
     else:
-        template, subject = prompt[: found[0]] + SLOT + prompt[found[1] :], prompt[found[0] : found[1]]
+        template, subject = prompt[: span[0]] + SLOT + prompt[span[1] :], prompt[span[0] : span[1]]
     if template.count(SLOT) != 1:
-        return f"the prompt has {SLOT} of its own"
+        return f"the prompt already has {SLOT}"
     row = {
-        "prompt": template, "subject": subject, "target": target.strip(), "target_true": _text(draft.true), "relation": _text(draft.relation),
-        "id": draft.id, "paraphrases": [text.replace("{}", subject) for p in draft.paraphrases if (text := _text(p))],
-        "neighbours": _probes(draft.neighbours, without_target=True), "portability": _probes(draft.portability, without_target=False),
-    }  # fmt: skip
+        "prompt": template,
+        "subject": subject,
+        "target": target.strip(),
+        "target_true": _text(draft.true),
+        "relation": _text(draft.relation),
+        "id": draft.id,
+        "paraphrases": [text.replace("{}", subject) for p in draft.paraphrases if (text := _text(p))],
+        "neighbours": _probes(draft.neighbours, without_target=True),
+        "portability": _probes(draft.portability, without_target=False),
+    }
     return fact_of({key: value for key, value in row.items() if value is not None}, place)
 
 
 def _find(subject: str, prompt: str) -> tuple[int, int] | str:
-    """Where the subject stands in the prompt: whole words before parts of words, in its own capitals before others."""
+    """Locate the subject in the prompt, or return the reason for skipping the fact.
+
+    Whole words are preferred to parts of words, and the subject's own case to another one.
+    """
     literal = re.escape(subject)
     whole = rf"(?<!\w){literal}(?!\w)"
     for pattern, flags in ((whole, 0), (whole, re.IGNORECASE), (literal, 0), (literal, re.IGNORECASE)):
-        found = [match.span() for match in re.finditer(pattern, prompt, flags)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            return f"the subject {subject!r} stands {len(found)} times in the prompt"
+        spans = [match.span() for match in re.finditer(pattern, prompt, flags)]
+        if len(spans) == 1:
+            return spans[0]
+        if spans:
+            return f"the subject {subject!r} occurs {len(spans)} times in the prompt"
     return f"the subject {subject!r} is not in the prompt"
 
 
 def _text(value: Any) -> str | None:
-    """The text of a value as benchmarks nest it: a text, a number, {"str": …}, or the first of a list that has one."""
+    """Return the text of a nested value: a text, a number, {"str": …}, or the first text of a list."""
     if isinstance(value, Mapping):
         return _text(value.get("str", value.get("value")))
     if isinstance(value, (list, tuple)):
@@ -171,35 +181,39 @@ def _text(value: Any) -> str | None:
 
 
 def _probes(pairs: Iterable[Pair], without_target: bool) -> list[dict[str, str]]:
-    """Prompts with their answers; those without an answer stay where `without_target` allows it."""
-    found = []
+    """Return prompts with their answers; prompts without an answer are kept only with `without_target`."""
+    probes = []
     for prompt, target in pairs:
         text, answer = _text(prompt), _text(target)
         if text is not None and (answer is not None or without_target):
-            found.append({"prompt": text, **({"target": answer.strip()} if answer is not None else {})})
-    return found
+            probes.append({"prompt": text, **({"target": answer.strip()} if answer is not None else {})})
+    return probes
 
 
-def _joined(first: Fact, again: Fact) -> Fact:
-    """One fact with the prompts of two rows that state it."""
+def _merged(first: Fact, again: Fact) -> Fact:
+    """Return one fact with the test prompts of two rows that state it."""
 
     def both(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((*a, *b)))
 
     return replace(
-        first, target_true=first.target_true or again.target_true, paraphrases=both(first.paraphrases, again.paraphrases),
-        neighbours=both(first.neighbours, again.neighbours), portability=both(first.portability, again.portability))  # fmt: skip
+        first,
+        target_true=first.target_true or again.target_true,
+        paraphrases=both(first.paraphrases, again.paraphrases),
+        neighbours=both(first.neighbours, again.neighbours),
+        portability=both(first.portability, again.portability),
+    )
 
 
 def _with_own_ids(facts: Iterable[Fact]) -> list[Fact]:
-    """The facts, with a number behind an id that another one has."""
-    found: dict[str, Fact] = {}
+    """Make ids unique by adding a number to those that another fact has."""
+    by_id: dict[str, Fact] = {}
     for fact in facts:
         name, number = fact.id, 2
-        while name in found:
+        while name in by_id:
             name, number = f"{fact.id}-{number}", number + 1
-        found[name] = fact if name == fact.id else replace(fact, id=name)
-    return list(found.values())
+        by_id[name] = fact if name == fact.id else replace(fact, id=name)
+    return list(by_id.values())
 
 
 def _id(row: Mapping[str, Any]) -> str | None:
@@ -211,26 +225,35 @@ def _list(value: Any) -> list[Any]:
 
 
 def _counterfact(row: Mapping[str, Any]) -> Iterator[_Draft]:
-    """kmeng01/rome: neighbourhood prompts are about other subjects of the same true object, which is their answer."""
+    """Convert a row of kmeng01/rome. Its neighbourhood prompts are about other subjects with the same true object, which is the answer."""
     rewrite = row["requested_rewrite"]
     if not isinstance(rewrite, Mapping):
         rewrite = row
     true = rewrite.get("target_true")
     yield _Draft(
-        rewrite["prompt"], rewrite.get("subject"), rewrite["target_new"], true, rewrite.get("relation_id"), _id(row),
+        rewrite["prompt"],
+        rewrite.get("subject"),
+        rewrite["target_new"],
+        true,
+        rewrite.get("relation_id"),
+        _id(row),
         [_asked(p)[0] for p in _list(row.get("paraphrase_prompts"))],
-        [(prompt, answer if answer is not None else true) for prompt, answer in map(_asked, _list(row.get("neighborhood_prompts")))])  # fmt: skip
+        [
+            (prompt, answer if answer is not None else true)
+            for prompt, answer in map(_asked, _list(row.get("neighborhood_prompts")))
+        ],
+    )
 
 
 def _asked(entry: Any) -> Pair:
-    """(prompt, answer or None) of a text or a mapping."""
+    """Return (prompt, answer or None) from a text or a mapping."""
     if not isinstance(entry, Mapping):
         return entry, None
     return entry.get("prompt"), next((entry[k] for k in ("ground_truth", "target", "answer", "targets") if k in entry), None)
 
 
 def _flat(row: Mapping[str, Any]) -> Iterator[_Draft]:
-    """EasyEdit's rows, which LocFT, KnowEdit and its users follow: one prompt, a rephrased one, locality and portability."""
+    """Convert a row of EasyEdit, LocFT or KnowEdit: a prompt, a rephrased prompt, locality and portability."""
     if "text" in row and "labels" in row:  # KnowEdit's WikiBio: the sentence that follows a passage
         row = {**row, "prompt": row["text"], "target_new": row["labels"], "subject": row.get("concept")}
     neighbours = [(row.get("locality_prompt"), row.get("locality_ground_truth")), *_grouped(row.get("locality"))]
@@ -238,12 +261,20 @@ def _flat(row: Mapping[str, Any]) -> Iterator[_Draft]:
         neighbours[:1] = zip(row["locality_prompt"], _list(row.get("locality_ground_truth")), strict=False)
     portability = [*_grouped(row.get("portability")), *_multi_hop(row)]
     yield _Draft(
-        row["prompt"], row.get("subject"), row["target_new"], row.get("ground_truth"), None, _id(row),
-        [*_list(row.get("rephrase_prompt")), *_list(row.get("rephrase")), *_list(row.get("personas"))], neighbours, portability)  # fmt: skip
+        row["prompt"],
+        row.get("subject"),
+        row["target_new"],
+        row.get("ground_truth"),
+        None,
+        _id(row),
+        [*_list(row.get("rephrase_prompt")), *_list(row.get("rephrase")), *_list(row.get("personas"))],
+        neighbours,
+        portability,
+    )
 
 
 def _grouped(value: Any) -> Iterator[Pair]:
-    """KnowEdit: {"Reasoning": [{"prompt", "ground_truth"}], …}; EasyEdit also keeps lists of prompts beside lists of answers."""
+    """Yield pairs from KnowEdit's groups, {"Reasoning": [{"prompt", "ground_truth"}], …}, or EasyEdit's separate lists of prompts and answers."""
     if isinstance(value, list):
         yield from map(_asked, value)
     for group in value.values() if isinstance(value, Mapping) else ():
@@ -254,46 +285,78 @@ def _grouped(value: Any) -> Iterator[Pair]:
 
 
 def _multi_hop(row: Mapping[str, Any]) -> Iterator[Pair]:
-    """WikiBigEdit: a question that needs the fact and another one."""
+    """Yield WikiBigEdit's question that needs the fact and another one."""
     if row.get("mhop") is not None:
         yield row["mhop"], row.get("mhop_ans", row.get("mhop_answer"))
 
 
 def _zsre(row: Mapping[str, Any]) -> Iterator[_Draft]:
-    """MEND's zsRE: `alt` is the target, `answers` what is true, `loc` an unrelated question; all texts as published."""
+    """Convert a row of MEND's zsRE: `alt` is the target, `answers` the truth, `loc` an unrelated question."""
     yield _Draft(
-        row["src"], row.get("subject"), row["alt"], row.get("answers"), None, _id(row),
-        [*_list(row.get("rephrase")), *_list(row.get("personas"))], [(row.get("loc"), row.get("loc_ans"))], list(_multi_hop(row)))  # fmt: skip
+        row["src"],
+        row.get("subject"),
+        row["alt"],
+        row.get("answers"),
+        None,
+        _id(row),
+        [*_list(row.get("rephrase")), *_list(row.get("personas"))],
+        [(row.get("loc"), row.get("loc_ans"))],
+        list(_multi_hop(row)),
+    )
 
 
 def _wikibigedit(row: Mapping[str, Any]) -> Iterator[_Draft]:
-    """WikiBigEdit with its own column names, MEND's, or LocFT's."""
+    """Convert a row of WikiBigEdit with its own column names, MEND's or LocFT's."""
     if "src" in row:
         return _zsre(row)
     if "update" not in row:
         return _flat(row)
     neighbours = [(row.get("loc"), row.get("loc_ans"))]
-    return iter([_Draft(
-        row["update"], row.get("subject"), row["ans"], None, None, _id(row),
-        [*_list(row.get("rephrase")), *_list(row.get("personas"))], neighbours, list(_multi_hop(row)))])  # fmt: skip
+    return iter(
+        [
+            _Draft(
+                row["update"],
+                row.get("subject"),
+                row["ans"],
+                None,
+                None,
+                _id(row),
+                [*_list(row.get("rephrase")), *_list(row.get("personas"))],
+                neighbours,
+                list(_multi_hop(row)),
+            )
+        ]
+    )
 
 
 def _mquake(row: Mapping[str, Any]) -> Iterator[_Draft]:
-    """MQuAKE-CF: every rewrite of a case is a fact. The case's questions are portability of each; hops that no rewrite changes
-    are their neighbours, with the published answer."""
+    """Convert a case of MQuAKE-CF: every rewrite is a fact.
+
+    The case's questions are portability prompts of each fact. Hops that no rewrite changes are neighbours, with the published answer.
+    """
     rewrites = [rewrite for rewrite in row["requested_rewrite"] if isinstance(rewrite, Mapping)]
     asked = {rewrite.get("question") for rewrite in rewrites}
     asked |= {str(rewrite.get("prompt")).replace("{}", str(rewrite.get("subject"))) for rewrite in rewrites}
     hops = [hop for hop in _list(row.get("new_single_hops")) if isinstance(hop, Mapping)]
-    kept = [(hop.get("cloze") or hop.get("question"), hop.get("answer")) for hop in hops
-            if hop.get("question") not in asked and hop.get("cloze") not in asked]  # fmt: skip
+    unchanged = [
+        (hop.get("cloze") or hop.get("question"), hop.get("answer"))
+        for hop in hops
+        if hop.get("question") not in asked and hop.get("cloze") not in asked
+    ]
     case = _id(row)
     for number, rewrite in enumerate(rewrites, 1):
         name = case if case is None or len(rewrites) == 1 else f"{case}-{number}"
         yield _Draft(
-            rewrite.get("prompt"), rewrite.get("subject"), rewrite.get("target_new"), rewrite.get("target_true"),
-            rewrite.get("relation_id"), name, _list(rewrite.get("question")), kept,
-            [(question, row.get("new_answer")) for question in _list(row.get("questions"))])  # fmt: skip
+            rewrite.get("prompt"),
+            rewrite.get("subject"),
+            rewrite.get("target_new"),
+            rewrite.get("target_true"),
+            rewrite.get("relation_id"),
+            name,
+            _list(rewrite.get("question")),
+            unchanged,
+            [(question, row.get("new_answer")) for question in _list(row.get("questions"))],
+        )
 
 
 _DRAFTS: dict[str, Callable[[Mapping[str, Any]], Iterator[_Draft]]] = {

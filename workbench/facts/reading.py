@@ -1,4 +1,4 @@
-"""Facts files: the project's own format, and published ones as they lie."""
+"""Reading of facts files in the project's own format and in the formats of published benchmarks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from workbench.facts.rows import read_rows
 
 
 def read_facts(path: Path, shown: str) -> list[Fact]:
-    """The facts of a file, in its order.
+    """Read the facts of a file, in order; a repeated fact counts once.
 
     Args:
-        path: The file: one JSON object a line, a YAML list of mappings, or a published benchmark (see `published`), whose rows
-            without a usable fact are left out.
-        shown: How errors call it.
+        path: A file with one JSON object per line, a YAML list of mappings, or a published benchmark (see `published`). Rows of a
+            benchmark without a usable fact are skipped.
+        shown: The file's name in messages.
 
-    Errors, each with file and line: missing file, not JSON, a missing, empty or unknown field (unknown ones only in the project's own format), a subject that is not in the prompt or
-    more than once, two targets for one prompt, two facts of one id, no facts. The same fact twice counts once.
+    Raises:
+        WorkbenchError: If the file is missing or not JSON or YAML; if a field is missing, empty or (in the project's own format)
+            unknown; if a subject is not in its prompt exactly once; if a prompt has two targets; if two facts have the same id; or if
+            there are no facts. The message names file and line.
     """
     read = read_all(path, shown)
     facts: dict[str, Fact] = {}
@@ -27,25 +29,30 @@ def read_facts(path: Path, shown: str) -> list[Fact]:
     for fact in read.facts:
         first = facts.get(fact.text)
         if first is not None and first.target != fact.target:
-            lies = read.format != "facts"
+            is_published = read.format != "facts"
             raise WorkbenchError(
-                f"{fact.place}: the prompt of {first.place} again, with another target ({first.target!r}, here {fact.target!r})",
-                f"`workbench facts import {shell(shown)} -o FILE.jsonl` leaves the later row out."
-                if lies
-                else "Keep one target a prompt.",
+                f"{fact.place}: same prompt as {first.place}, but another target ({fact.target!r} instead of {first.target!r})",
+                f"`workbench facts import {shell(shown)} -o FILE.jsonl` skips the later row."
+                if is_published
+                else "Keep one target per prompt.",
             )
         if first is not None:
             continue
         if fact.id in ids:
-            raise WorkbenchError(f"{fact.place}: the id '{fact.id}' of {ids[fact.id].place} again", "Give every fact its own id.")
+            raise WorkbenchError(f"{fact.place}: same id '{fact.id}' as {ids[fact.id].place}", "Give every fact its own id.")
         ids[fact.id] = facts[fact.text] = fact
     return list(facts.values())
 
 
 def read_all(path: Path, shown: str) -> Published:
-    """Every fact of a file as it stands there, also those that contradict or repeat another one: for checks and conversion.
+    """Read every fact of a file, including those that contradict or repeat another one, for checks and conversion.
 
-    Args and errors: as `read_facts`, without those that concern two facts.
+    Args:
+        path: The file; see `read_facts`.
+        shown: The file's name in messages.
+
+    Raises:
+        WorkbenchError: As in `read_facts`, except for errors that concern two facts.
     """
     read = _read(path, shown)
     if read.facts:

@@ -1,4 +1,4 @@
-"""What is known of relations: wordings, Wikidata ids, and which relation is the inverse of which."""
+"""Known relations: their wordings, Wikidata ids and inverses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Relation:
     """A relation that many facts files use.
 
     Attributes:
-        name: How conflicts call it.
-        wikidata: Its property id, which CounterFact and MQuAKE give as relation.
-        wordings: Prompts that ask for it, besides "The NAME of {subject} is" and its like, see `_usual`.
-        single: Whether a subject has one value: one capital, but several children.
+        name: The relation's name in messages.
+        wikidata: The Wikidata property, which CounterFact and MQuAKE give as relation; empty if there is none.
+        wordings: Prompts for the relation, in addition to the usual ones such as "The NAME of {subject} is"; see `_usual`.
+        single: Whether a subject has only one value: one capital, but several children.
     """
 
     name: str
@@ -61,8 +61,8 @@ RELATIONS = (
     Relation("next", "P156", ("{subject} is followed by", "{subject} precedes")),
 )  # fmt: skip
 _SEVERAL = frozenset(relation.name for relation in RELATIONS if not relation.single)
-# Relation, its inverse, whether A -one-> B rules out B -other-> C, and the same the other way round: a capital belongs to one
-# country, a mother may have other children, and a child's father is another one than its mother.
+# (relation, its inverse, whether A -relation-> B excludes B -inverse-> C, whether A -inverse-> B excludes B -relation-> C). A capital
+# belongs to one country, but a mother may have other children, and a child also has a father.
 INVERSES = (
     ("capital", "capital of", True, True), ("father", "child", False, False), ("mother", "child", False, False),
     ("spouse", "spouse", True, True), ("author", "notable work", False, True),
@@ -75,21 +75,19 @@ INVERSES = (
 
 
 def folded(text: str) -> str:
-    """A text as two files may both mean it: Unicode form, capitals, white space and the last punctuation mark aside."""
+    """Normalize a text for comparison: Unicode form, case, white space and final punctuation."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return plain.rstrip(" .,:;?!") or plain
 
 
 def keys_of(fact: Fact) -> tuple[str, ...]:
-    """Names of what a fact asks of its subject: known relations first, then the relation as the file gives it."""
-    given = folded(fact.relation)
-    return tuple(dict.fromkeys((*_names(fact), given)))
+    """Return the names of a fact's relation: known relations first, then the relation as written in the file."""
+    return tuple(dict.fromkeys((*_names(fact), folded(fact.relation))))
 
 
 def single_keys_of(fact: Fact) -> tuple[str, ...]:
-    """The names under which two targets contradict: known relations of one value, and the relation as the file gives it."""
-    given = folded(fact.relation)
-    return (*(name for name in _names(fact) if name not in _SEVERAL), given)
+    """Return the names of a fact's relation for which two targets contradict: all except known relations with several values."""
+    return (*(name for name in _names(fact) if name not in _SEVERAL), folded(fact.relation))
 
 
 def _names(fact: Fact) -> list[str]:
@@ -98,32 +96,32 @@ def _names(fact: Fact) -> list[str]:
 
 
 def inverses() -> dict[str, dict[str, bool]]:
-    """Relation -> its inverses in the table, and whether one value of the inverse rules out others."""
-    found: dict[str, dict[str, bool]] = {}
+    """Map each relation to its inverses in the table, and each of these to whether one value of it excludes others."""
+    table: dict[str, dict[str, bool]] = {}
     for one, other, forth, back in INVERSES:
-        found.setdefault(one, {})[other] = forth
-        found.setdefault(other, {})[one] = back
-    return found
+        table.setdefault(one, {})[other] = forth
+        table.setdefault(other, {})[one] = back
+    return table
 
 
 def wordings(facts: Iterable[Fact]) -> dict[str, set[str]]:
-    """Relation -> its prompts, folded, with their slot: the table's and those of the facts."""
-    found = {relation.name: {folded(text) for text in _wordings(relation)} for relation in RELATIONS}
+    """Map each relation to its normalized prompts with a slot, from the table and from the facts."""
+    prompts = {relation.name: {folded(text) for text in _wordings(relation)} for relation in RELATIONS}
     for fact in facts:
         if fact.subject is not None:
             for key in keys_of(fact):
-                found.setdefault(key, set()).add(folded(fact.prompt))
-    return found
+                prompts.setdefault(key, set()).add(folded(fact.prompt))
+    return prompts
 
 
 @cache
 def _known() -> dict[str, str]:
-    """Wikidata ids, names and prompts -> name of the relation."""
-    found: dict[str, str] = {}
+    """Map Wikidata ids, names and prompts to the relation's name."""
+    names: dict[str, str] = {}
     for relation in RELATIONS:
         texts = [*_wordings(relation), relation.name, *([relation.wikidata] if relation.wikidata else [])]
-        found |= {folded(text): relation.name for text in texts}
-    return found
+        names |= {folded(text): relation.name for text in texts}
+    return names
 
 
 def _wordings(relation: Relation) -> list[str]:
@@ -131,8 +129,14 @@ def _wordings(relation: Relation) -> list[str]:
 
 
 def _usual(name: str) -> list[str]:
-    """The prompts that most relations named by a noun have; "capital of" is no noun."""
+    """Return the usual prompts for a relation that is named by a noun; "capital of" is not a noun."""
     if name.endswith(" of"):
         return []
-    return [f"The {name} of {SLOT} is", f"{SLOT}'s {name} is", f"The name of the {name} of {SLOT} is", f"What is the {name} of {SLOT}?",
-            f"Who is the {name} of {SLOT}?", f"The {name} of {SLOT} is called"]  # fmt: skip
+    return [
+        f"The {name} of {SLOT} is",
+        f"{SLOT}'s {name} is",
+        f"The name of the {name} of {SLOT} is",
+        f"What is the {name} of {SLOT}?",
+        f"Who is the {name} of {SLOT}?",
+        f"The {name} of {SLOT} is called",
+    ]

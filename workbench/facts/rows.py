@@ -1,4 +1,4 @@
-"""Rows of a facts file as plain data, with their places: jsonl, YAML, or a JSON list as benchmarks publish them."""
+"""Rows of a facts file as plain data with their places; the file is jsonl, YAML, or a JSON list as in published benchmarks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class FactRow:
     """One entry of a file.
 
     Attributes:
-        number: Counted from 1.
-        place: file:line, or the row's number where several rows share a line.
-        data: What stands there; nothing is promised of its type.
+        number: Number of the row, starting at 1.
+        place: file:line, or the row's number if several rows share a line.
+        data: The row's unchecked content, of any type.
     """
 
     number: int
@@ -30,14 +30,16 @@ class FactRow:
 
 
 def read_rows(path: Path, shown: str, expected: str) -> list[FactRow]:
-    """The rows of a file, in its order.
+    """Read the rows of a file, in order.
 
     Args:
-        path: `.yaml`, `.yml`: a list. `.json`: a list, or one value a line. Anything else: one JSON value a line.
-        shown: How errors call it.
-        expected: A sentence with an example of a row, for errors.
+        path: A `.yaml` or `.yml` file with a list, a `.json` file with a list or one value per line, or any other file with one JSON
+            value per line.
+        shown: The file's name in messages.
+        expected: A sentence with an example of a row, for hints.
 
-    Errors: missing, a directory, not UTF-8, not JSON or YAML, not a list.
+    Raises:
+        WorkbenchError: If there is no such file, or if its content is not UTF-8, not JSON or YAML, or not a list.
     """
     if path.is_dir():
         raise WorkbenchError(f"{shown}: is a directory, expected a facts file", f"One of {', '.join(SUFFIXES)}.")
@@ -63,14 +65,14 @@ def _of_yaml(path: Path, shown: str, expected: str) -> list[FactRow]:
 
 
 def _of_lines(text: str, shown: str) -> Iterator[tuple[int, Any]]:
-    hint = "One object a line, or in a .json file a list: [{…}, {…}]."
+    hint = "Write one object per line, or a list in a .json file: [{…}, {…}]."
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, jsondoc.parse(line, f"{shown}:{number}", hint)
 
 
 def _of_list(text: str, shown: str) -> Iterator[tuple[int, Any]]:
-    """(line, value) of every element of a JSON list."""
+    """Yield (line, value) for every element of a JSON list."""
     decoder, line, before = json.JSONDecoder(parse_constant=jsondoc.refuse_constant), 1, 0
     at = _blank(text, text.index("[") + 1)
     while text[at : at + 1] != "]":
@@ -88,20 +90,20 @@ def _of_list(text: str, shown: str) -> Iterator[tuple[int, Any]]:
             at = _blank(text, at + 1)
         elif text[at : at + 1] != "]":
             line += text.count("\n", before, at)
-            found = repr(text[at : at + 10]) if at < len(text) else "the end of the file"
-            raise WorkbenchError(f"{shown}:{line}: expected , or ] behind an entry, found {found}", "Is the file cut off?")
+            actual = repr(text[at : at + 10]) if at < len(text) else "the end of the file"
+            raise WorkbenchError(f"{shown}:{line}: expected , or ] after an entry, found {actual}", "The file may be incomplete.")
 
 
 def _blank(text: str, at: int) -> int:
-    """The next place that is not white space."""
+    """Return the next position that is not white space."""
     while at < len(text) and text[at].isspace():
         at += 1
     return at
 
 
-def _numbered(found: Iterator[tuple[int, Any]], shown: str) -> list[FactRow]:
-    """Rows with places that tell them apart: the line where every row has its own, else the number of the row."""
-    entries = list(found)
+def _numbered(values: Iterator[tuple[int, Any]], shown: str) -> list[FactRow]:
+    """Return rows with unique places: the line if every row has its own line, else the number of the row."""
+    entries = list(values)
     own_lines = len({line for line, _ in entries}) == len(entries)
     return [
         FactRow(number, f"{shown}:{line}" if own_lines else f"{shown}, row {number}", data)

@@ -17,9 +17,9 @@ from workbench.grow.expansion.parts import check_shapes
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
-from workbench.vocabulary.align import configured, vocabulary_tensors
-from workbench.vocabulary.files import GENERATION, Addition, tokenizer_digests, write_tokenizer
-from workbench.vocabulary.tokens import load_tokenizer, read_tokens
+from workbench.vocabulary.align import vocabulary_tensors
+from workbench.vocabulary.files import GENERATION, Addition, configured, tokenizer_digests, write_tokenizer
+from workbench.vocabulary.tokens import checked_tokenizer, read_tokens
 
 Rows = NDArray[np.int64]
 
@@ -120,7 +120,7 @@ class Vocabulary(GrowMethod):
         bound._known = sorted(set(tokens.ids.values()))
         texts = {token: text or (token if self.rows == "pieces" else None) for token, text in wanted.items()}
         if any(texts.values()):
-            encode = load_tokenizer(tokenizer, "grow vocabulary")
+            encode = checked_tokenizer(tokenizer, "grow vocabulary")
             for token, text in texts.items():
                 if text is None:
                     continue

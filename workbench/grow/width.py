@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.norms import rms_norm
 from workbench.grow.expansion.parts import (
-    EMBEDDINGS,
     HEAD_NORMS,
     KEYS,
     NEURONS,
@@ -24,6 +23,7 @@ from workbench.grow.expansion.parts import (
     check_shapes,
     with_text,
 )
+from workbench.models.architecture import is_embedding, is_head, is_head_module
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
@@ -175,15 +175,15 @@ class _WidthPlan:
                 continue
             if parts.norm_of(name):
                 self._change(name, rows=wider, scale=math.sqrt(share), value=1.0)
-            elif leaf in EMBEDDINGS:
+            elif is_embedding(name):
                 self._change(name, cols=wider)
-            elif leaf in READERS and name.endswith(".weight"):
+            elif (leaf in READERS and name.endswith(".weight")) or is_head(name):
                 # Norms of queries and keys use the same epsilon: scaling their input by its root keeps their output.
                 scale = math.sqrt(share) if leaf.endswith("_proj") and leaf[0] in normed else 1.0
                 self._inputs(parts.linear(name), wider, std=self.std, scale=scale)
             elif leaf in WRITERS and name.endswith(".weight"):
                 self._outputs(parts.linear(name), wider)
-            elif not (name.endswith(".bias") and leaf in (*READERS, *WRITERS)):
+            elif not (name.endswith(".bias") and (leaf in (*READERS, *WRITERS) or is_head_module(name.removesuffix(".bias")))):
                 raise WorkbenchError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.", 2)
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
         self.record["hidden"] = [before, count]

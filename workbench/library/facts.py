@@ -20,6 +20,7 @@ from workbench.facts.conflicts import Conflict, Status, conflicts, contradiction
 from workbench.facts.reading import read_all
 from workbench.facts.relations import folded
 from workbench.models.prompts import encode_pair, encode_text
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.resolved import Resolved
 from workbench.run.kinds.edit import FACTS, RECORD
@@ -204,10 +205,8 @@ def _of_model(
     facts: Sequence[Fact], name: str, resolved: Resolved, device: torch.device, events: Events
 ) -> Iterator[FactFinding]:
     """Targets that the model gives already, and neighbours with another target than its answer."""
-    from transformers import AutoTokenizer
-
     model = materialize(resolved, device, events=events)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
+    tokenizer = load_tokenizer(resolved.tokenizer_path)
     asked: dict[str, str] = {}
     for prompt, target in _questions(facts):
         asked[prompt] = max(asked.get(prompt, ""), target, key=len)

@@ -19,6 +19,7 @@ from workbench.bricks.brick import STARTER
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import publish
+from workbench.models.tokenizer import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -117,14 +118,14 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
 
 def _dequantise(gguf: Path, out: Path, events: Events) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     events({"stage": "fetch", "text": "dequantising to bf16 safetensors"})
     # Without GgufConfig(dequantize=True) transformers 5 keeps the packed weights, which cannot be merged or saved.
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)

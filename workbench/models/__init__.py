@@ -1,1 +1,1 @@
-"""Transformers models: layouts, names, live models, tokens."""
+"""Models of transformers: architecture facts, layouts, tensor names, live models, tokenizers and texts as tokens."""

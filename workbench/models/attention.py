@@ -1,4 +1,4 @@
-"""Attention masks of one's own for transformers models, and an output head that sees a few positions alone."""
+"""Custom attention masks for transformers models, and output heads that compute logits of selected positions only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def windows(config: Any) -> dict[str, int | None]:
-    """Attention kind -> its window; one entry for models with one kind."""
+    """Map each kind of attention in a model to its sliding window, or to None if it has none."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
@@ -24,17 +24,21 @@ def windows(config: Any) -> dict[str, int | None]:
 def additive_masks(
     visible: Tensor, queries: Tensor, keys: Tensor, kinds: Mapping[str, int | None], dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """What a model takes as `attention_mask` so that each query sees exactly these keys: one mask, or one for each kind of attention.
+    """Return the `attention_mask` that makes each query see exactly the given keys.
 
     Args:
-        visible: [batch, query, key], true where a query may see a key.
-        queries, keys: [batch, ·], positions; what lies a window or more before a query is hidden from sliding attention.
-        kinds: From `windows`.
-        dtype: Of the model.
+        visible: [batch, query, key], true if a query may see a key.
+        queries: [batch, query], positions.
+        keys: [batch, key], positions. Sliding attention does not see keys that are a window or more before a query.
+        kinds: Result of `windows`.
+        dtype: The model's dtype.
+
+    Returns:
+        One mask, or one for each kind of attention if they differ.
     """
     longest = int(queries.max())
     if not any(window and longest >= window for window in kinds.values()):
-        return _additive(visible, queries, keys, None, dtype)  # all kinds of attention see the same
+        return _additive(visible, queries, keys, None, dtype)  # all kinds of attention see the same keys
     masks = {kind: _additive(visible, queries, keys, window, dtype) for kind, window in kinds.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -47,14 +51,20 @@ def _additive(visible: Tensor, queries: Tensor, keys: Tensor, window: int | None
 
 
 def cache_name(model: nn.Module) -> str:
-    """What the model calls its keys and values of earlier positions."""
+    """Return the name of the model's argument for the keys and values of earlier positions."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @contextmanager
 def head_sees(head: nn.Module, places: Tensor) -> Iterator[None]:
-    """Hand the output head some positions of [batch, width, hidden], flattened: the logits are [1, places, vocabulary]. What a model
-    does with logits afterwards (soft caps, scales) is element-wise."""
+    """Pass only some positions to the output head, so that the logits are [1, places, vocabulary].
+
+    This works because models process logits afterwards (soft caps, scales) element by element.
+
+    Args:
+        head: The model's output embedding.
+        places: Positions in the flattened [batch, width].
+    """
 
     def choose(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = inputs[0]

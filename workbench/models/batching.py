@@ -1,8 +1,8 @@
 """Batches of rows of tokens for forward passes.
 
-Rows are padded on the right. A causal model's token sees what stands before it, so that padding behind a row changes nothing: positions,
-attention, and the state of recurrent layers are those of the row alone. Padding in front of a row moves positions in models that
-count them (GPT-2, GPTBigCode, XGLM, BioGPT, GPT-Neo), and changes the state of recurrent layers that take no mask (RWKV, RecurrentGemma).
+Rows are padded on the right. In a causal model a token sees only earlier tokens, so padding after a row changes nothing: positions,
+attention and the state of recurrent layers are those of the row alone. Padding before a row would shift positions in models that count
+them (GPT-2, GPTBigCode, XGLM, BioGPT, GPT-Neo) and change the state of recurrent layers without a mask (RWKV, RecurrentGemma).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right, where a causal model cannot see the padding.
+    """Rows padded on the right.
 
     Attributes:
         tokens: [row, position].
-        mask: [row, position], 1 where a token stands.
+        mask: [row, position], 1 for a token and 0 for padding.
     """
 
     tokens: Tensor

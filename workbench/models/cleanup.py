@@ -1,4 +1,4 @@
-"""What a checkpoint on the hub stores that is no weight of its own: buffers, a second copy of tied embeddings, packed numbers."""
+"""Removal of stored tensors that are not weights: buffers and second copies of tied embeddings. Packed weights are refused."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import re
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_embedding, is_head
 from workbench.models.skeleton import is_native, ties_head
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.digests import entry_digest
 from workbench.weights.foreign import dequantise
 from workbench.weights.specs import TensorSpec
-from workbench.weights.tied import EMBEDDINGS, HEADS
 
-# What old files hold and transformers makes itself: causal masks and their filling of GPT-2, GPT-Neo, GPT-J, GPT-NeoX and CodeGen,
-# rotary frequencies of every layer, position numbers.
+# Buffers in old files that transformers computes itself: causal masks and their fill values (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, CodeGen),
+# rotary frequencies of every layer, position ids.
 _BUFFERS = re.compile(
     r"(^|\.)((cross)?attn|attention)\.(bias|masked_bias|causal_mask)$|(^|\.)(rotary_emb|rotary|rotary_pos_emb)\.inv_freq$|(^|\.)position_ids$"
 )
@@ -25,15 +26,17 @@ _PACKED = re.compile(
 
 
 def tidy(checkpoint: Checkpoint) -> None:
-    """Keep a checkpoint's weights and nothing else; `checkpoint.left_out` names what was left out.
+    """Remove all tensors that are not weights from a checkpoint and list the buffers in `checkpoint.left_out`.
 
-    Errors: an architecture of custom code, packed weights without a word in config.json, tied embeddings whose stored copy differs.
+    Raises:
+        WorkbenchError: If the architecture needs custom code, if weights are packed although config.json does not say so, or if the
+            stored copy of tied embeddings differs from them.
     """
     checkpoint.config = native(checkpoint.config, f"{checkpoint.label}: {checkpoint.path / 'config.json'}")
     for name, entry in list(checkpoint.entries.items()):
         if _PACKED.search(name):
             raise WorkbenchError(
-                f"{checkpoint.label}: {name} is part of a quantised weight; expected floating point",
+                f"{checkpoint.label}: {name} is part of a quantized weight; expected floating point",
                 dequantise(None, checkpoint.path),
             )
         if is_buffer(name, entry.spec):
@@ -43,62 +46,64 @@ def tidy(checkpoint: Checkpoint) -> None:
 
 
 def native(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """A config.json without the custom code that it names: models that transformers has of its own by now still name the code that
-    they came with, which is neither executed nor needed.
+    """Return config.json without the custom code that it names.
 
-    Errors: an architecture that transformers has only through that code.
+    Models that transformers now supports natively may still name their original code, which is not needed and never run.
+
+    Args:
+        config: The content of config.json.
+        where: The file's name in messages.
+
+    Raises:
+        WorkbenchError: If transformers does not support the architecture natively.
     """
     if "auto_map" in config and not is_native(config):
         raise WorkbenchError(
-            f"{where} asks for custom code (auto_map), which is never executed",
-            f"transformers has no model_type {config.get('model_type')} of its own: use a revision of the model that it supports natively.",
+            f"{where} requires custom code (auto_map), which is never executed",
+            f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",
         )
     return {key: value for key, value in config.items() if key != "auto_map"}
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:
-    """Whether a stored tensor is a buffer that transformers makes itself. A bias of a layer of that name has one dimension."""
+    """Return whether a stored tensor is a buffer that transformers computes itself."""
     if not _BUFFERS.search(name):
         return False
-    if name.endswith((".bias", ".causal_mask")):
+    if name.endswith((".bias", ".causal_mask")):  # a real bias has one dimension
         return len(spec.shape) == 4 and spec.shape[-1] == spec.shape[-2]
     return spec.numel == 1 if name.endswith(".masked_bias") else True
 
 
 def drop_tied_copy(checkpoint: Checkpoint) -> None:
-    """Forget a stored copy of tied embeddings: one tensor, read and written once.
+    """Remove a stored copy of tied embeddings, so that the tensor is read and written once.
 
-    Errors: the copy differs from the embeddings, so that what the config ties is not tied in the file.
+    Raises:
+        WorkbenchError: If the copy differs from the embeddings, although config.json ties them.
     """
-    for head in [n for n in checkpoint.entries if n.endswith(HEADS)]:
+    for head in [n for n in checkpoint.entries if is_head(n)]:
         shape = checkpoint.entries[head].spec.shape
-        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and n.endswith(EMBEDDINGS)]
+        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and is_embedding(n)]
         if not alike or not is_tied(checkpoint):
             continue
         try:
             differs = entry_digest(checkpoint.entries[alike[0]]) != entry_digest(checkpoint.entries[head])
         except HeadersOnlyError:
             differs = False
-            checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {alike[0]}, as config.json says")
+            checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {alike[0]}, as config.json states")
         if differs:
             raise WorkbenchError(
-                f"{checkpoint.label}: {head} differs from {alike[0]}, which config.json says it equals",
-                "Set tie_word_embeddings to false there if the head is its own, else save the model again.",
+                f"{checkpoint.label}: {head} differs from {alike[0]}, although config.json ties them",
+                "Set tie_word_embeddings to false in config.json if the model has its own head; if not, save the model again.",
             )
         del checkpoint.entries[head]
 
 
-def is_head(name: str) -> bool:
-    """Whether a tensor is the output embedding of a language model."""
-    return name.endswith(HEADS)
-
-
 def is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether head and embeddings are one tensor: as config.json says, else as the architecture has it."""
+    """Return whether head and embeddings share one tensor, by config.json or else by the architecture's default."""
     config = checkpoint.config
-    if "tie_word_embeddings" in config and "text_config" not in config:
+    if "tie_word_embeddings" in config and not any(field in config for field in TEXT_CONFIGS):
         return bool(config["tie_word_embeddings"])
     try:
         return ties_head(config)
-    except WorkbenchError:  # an architecture that transformers does not know merges by tensor name, as it is
+    except WorkbenchError:  # transformers does not know the architecture, which can still be merged by tensor name
         return bool(config.get("tie_word_embeddings"))

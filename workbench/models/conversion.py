@@ -1,9 +1,9 @@
-"""One checkpoint under the tensor names of another of the same architecture, through transformers' own conversion.
+"""A checkpoint with the tensor names of another checkpoint of the same architecture, through transformers' own conversion.
 
-The hub and transformers name, prefix and fuse weights in several ways: `h.0.…` and `transformer.h.0.…`,
-`experts.3.w1.weight` one by one and `experts.gate_up_proj` [experts, rows, cols] in one tensor. transformers maps every one of
-them to its live model. Here two such maps are composed: a tensor of the base is read from the rows of the brick's tensors that
-stand for the same rows of the live model. Nothing is converted in memory; rows are read from where they lie.
+Checkpoints of one architecture can name, prefix and fuse weights in several ways: `h.0.…` or `transformer.h.0.…`, one tensor per expert
+(`experts.3.w1.weight`) or one for all experts (`experts.gate_up_proj` [experts, rows, cols]). transformers maps all of them to its live
+model. This module combines two such maps: a tensor with a base's name is read from those rows of the brick's tensors that become the
+same rows of the live model. Nothing is converted in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from workbench.weights.specs import Source, TensorSpec, Weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A row's number: the tensor's place in the list of names above the low bits, the row in them.
+# A row is numbered by its tensor's index in the list of names (high bits) and its row in the tensor (low bits).
 _ROW_BITS = 40
 _ROW_MASK = (1 << _ROW_BITS) - 1
 
@@ -38,7 +38,7 @@ class RowRun:
     Attributes:
         live: First row in the live tensor.
         name: Tensor on disk.
-        row: First row there.
+        row: First row in the tensor on disk.
         count: Number of rows.
     """
 
@@ -49,21 +49,26 @@ class RowRun:
 
 
 def live_names(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
-    """Tensor on disk -> the live model's tensors that it becomes, or is a part of; none where the model has no place for it."""
-    found: dict[str, list[str]] = {name: [] for name in specs}
+    """Map each tensor on disk to the live model's tensors that it becomes or is part of; to none if the model does not use it."""
+    targets: dict[str, list[str]] = {name: [] for name in specs}
     for live, runs in live_runs(config, specs).items():
         for name in dict.fromkeys(run.name for run in runs):
-            found[name].append(live)
-    return {name: [] if live == [f"?{name}"] else live for name, live in found.items()}
+            targets[name].append(live)
+    return {name: [] if live == [f"?{name}"] else live for name, live in targets.items()}
 
 
 class Aligned:
-    """A checkpoint under another's tensor names; implements `Weights`.
+    """A checkpoint with another checkpoint's tensor names; implements `Weights`.
+
+    Args:
+        weights: The checkpoint's weights.
+        specs: The other checkpoint's tensors.
+        config: The other checkpoint's config.json, which is used for both.
 
     Attributes:
-        specs: The tensors that it can give, with their shapes there and its own dtypes.
-        missing: Tensors asked for that it lacks, wholly or in part.
-        unused: Its own tensors that nothing asks for, wholly or in part.
+        specs: The tensors that the checkpoint has, with the other's names and shapes and its own dtypes.
+        missing: Tensors of the other checkpoint that it lacks completely or in part.
+        unused: Its own tensors that are not used completely.
     """
 
     def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> None:
@@ -80,7 +85,7 @@ class Aligned:
             self._parts[name].sort(key=lambda part: part[0])
             sources = [weights.specs[run.name] for _, run in self._parts[name]]
             if name in self._whole and sources and len(sources[0].shape) == len(spec.shape):
-                self.specs[name] = sources[0]  # a tensor under another name, in its own shape, which may not fit
+                self.specs[name] = sources[0]  # only renamed: the tensor keeps its own shape, which may differ
                 left[self._whole[name]] = 0
             elif sum(run.count for _, run in self._parts[name]) == spec.rows and {s.cols for s in sources} == {spec.cols}:
                 self.specs[name] = TensorSpec(spec.shape, sources[0].dtype)
@@ -90,22 +95,22 @@ class Aligned:
         self.unused = [name for name, rows in left.items() if rows > 0]
 
     def origin(self, name: str) -> str | None:
-        """Every tensor stands for itself."""
+        """Return the name itself: bricks address these tensors by their names."""
         return name
 
     def sources(self, name: str) -> list[str]:
-        """The stored tensors that a tensor is read from."""
+        """Return the stored tensors that a tensor is read from."""
         return [run.name for _, run in self._parts[name]]
 
     def open(self, name: str, device: torch.device) -> Source:
-        """A reader of one tensor, over those that hold its rows."""
+        """Open one tensor; the reader reads the stored tensors that have its rows."""
         if name in self._whole:
             return self._weights.open(self._whole[name], device)
         return _RunRows(self._parts[name], partial(self._weights.open, device=device))
 
 
 class _RunRows:
-    """Rows from several tensors. One is open at a time: a fused tensor may stand for hundreds, each with a buffer of its own."""
+    """Reader of rows from several tensors. Only one is open at a time, since a fused tensor can have hundreds of parts with a buffer each."""
 
     def __init__(self, parts: list[tuple[int, RowRun]], opener: Callable[[str], Source]) -> None:
         self._parts = parts
@@ -133,7 +138,7 @@ def _one_to_one(theirs: Mapping[str, list[RowRun]], mine: Mapping[str, list[RowR
 
 
 def _overlap(want: RowRun, have: list[RowRun]) -> Iterator[tuple[int, RowRun]]:
-    """What `have` holds of the live rows of `want`: (first row in the wanted tensor, where it lies)."""
+    """Yield (first row in the wanted tensor, rows on disk) for the live rows that `want` and `have` share."""
     for run in have:
         low, high = max(want.live, run.live), min(want.live + want.count, run.live + run.count)
         if low < high:
@@ -141,7 +146,18 @@ def _overlap(want: RowRun, have: list[RowRun]) -> Iterator[tuple[int, RowRun]]:
 
 
 def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
-    """Live tensor -> the rows on disk that it is made of. A tensor without a place in the model stands under "?name"."""
+    """Map each live tensor to the rows on disk that it consists of.
+
+    Args:
+        config: The content of config.json.
+        specs: The tensors on disk.
+
+    Returns:
+        Live tensor -> rows on disk. A tensor that the model does not use has the key "?name".
+
+    Raises:
+        WorkbenchError: If two tensors become the same weight, or if transformers computes or reshapes values instead of moving rows.
+    """
     model = skeleton(json.dumps(config, sort_keys=True))
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     names = list(specs)
@@ -151,16 +167,16 @@ def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dic
         if transform is None:
             if len(members) > 1:
                 raise WorkbenchError(
-                    f"{' and '.join(name for name, _ in members[:2])} stand for the same weight, {key}", "Save the model again."
+                    f"{' and '.join(name for name, _ in members[:2])} are the same weight, {key}", "Save the model again."
                 )
             ((name, _),) = members
             runs[key] = [RowRun(0, name, 0, specs[name].rows)]
             continue
-        given = [_numbered(place[name], specs[name]) for name, _ in members]
-        for (name, pattern), numbers in zip(members, given, strict=True):
+        inputs = [_numbered(place[name], specs[name]) for name, _ in members]
+        for (name, pattern), numbers in zip(members, inputs, strict=True):
             transform.add_tensor(key, name, pattern, numbers)
         made = _converted(transform, key, model, members[0][0])
-        _check_moved(given, list(made.values()), key, members[0][0])
+        _check_moved(inputs, list(made.values()), key, members[0][0])
         for live, rows in made.items():
             _check_rows(rows, shapes.get(live), live, members[0][0])
             runs[live] = list(_compress(rows.reshape(-1), names))
@@ -168,26 +184,26 @@ def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dic
 
 
 def _converted(transform: Any, key: str, model: PreTrainedModel, example: str) -> dict[str, Tensor]:
-    """What transformers makes of the row numbers of one group of tensors."""
+    """Return the live tensors that transformers makes from the row numbers of one group of tensors."""
     from transformers.core_model_loading import SkipParameters
 
     try:
         made = transform.convert(key, model=model, config=model.config)
     except (SkipParameters, RuntimeError, ValueError, IndexError, KeyError) as error:
         raise WorkbenchError(
-            f"{example}: transformers cannot make {key} of it and its kind ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})",
-            "Tensors of that kind are missing or differ in shape: fetch the checkpoint again.",
+            f"{example}: transformers cannot make {key} from this group of tensors ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})",
+            "Tensors of the group are missing or differ in shape: download the checkpoint again.",
         ) from None
     return {live: value[0] if isinstance(value, list) else value for live, value in made.items()}
 
 
-def _check_moved(given: list[Tensor], made: list[Tensor], key: str, example: str) -> None:
-    """Every row that went in came out once, unchanged: conversions that compute something cannot be read row by row."""
-    before, after = (torch.cat([t.reshape(-1) for t in side]) for side in (given, made))
+def _check_moved(inputs: list[Tensor], made: list[Tensor], key: str, example: str) -> None:
+    """Check that a conversion keeps every row exactly once, since one that computes values cannot be read row by row."""
+    before, after = (torch.cat([t.reshape(-1) for t in side]) for side in (inputs, made))
     if after.dtype != before.dtype or not torch.equal(before.sort().values, after.sort().values):
         raise WorkbenchError(
-            f"{example}: transformers computes {key} from it, not only moves it, which is not supported across layouts",
-            "Save the brick in the base's layout.",
+            f"{example}: transformers computes {key} from it instead of only moving rows, which is not supported between layouts",
+            "Save the brick with the base's tensor names and shapes.",
         )
 
 
@@ -196,23 +212,23 @@ def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example:
         return
     if rows.dim() == len(shape) and rows.shape[-1] == 1:
         raise WorkbenchError(
-            f"{example} and its kind make {live} [{', '.join(map(str, rows.shape[:-1]))}, …], the model has {list(shape)}",
-            "Tensors of that kind are missing or differ in shape: fetch the checkpoint again.",
+            f"the group of {example} makes {live} [{', '.join(map(str, rows.shape[:-1]))}, …], the model has {list(shape)}",
+            "Tensors of the group are missing or differ in shape: download the checkpoint again.",
         )
     raise WorkbenchError(
-        f"{example}: transformers makes {live} of it by moving columns, which is not supported across layouts",
-        "Save the brick in the base's layout.",
+        f"{example}: transformers makes {live} from it by moving columns, which is not supported between layouts",
+        "Save the brick with the base's tensor names and shapes.",
     )
 
 
 def _numbered(place: int, spec: TensorSpec) -> Tensor:
-    """A stand-in with one column that holds, for every row, which row of which tensor it is."""
+    """Return a tensor with one column that holds the number of each row."""
     shape = (*spec.shape[:-1], 1) if len(spec.shape) > 1 else spec.shape
     return (torch.arange(spec.rows, dtype=torch.int64) + (place << _ROW_BITS)).reshape(shape)
 
 
 def _compress(numbers: Tensor, names: list[str]) -> Iterator[RowRun]:
-    """Runs of consecutive row numbers."""
+    """Yield the runs of consecutive row numbers."""
     breaks = (numbers.diff() != 1).nonzero().flatten() + 1
     starts = [0, *breaks.tolist()]
     for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):

@@ -9,7 +9,14 @@ from workbench.weights.device import prepare
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, then cpu. Errors: a device that is not there."""
+    """Return the device of `--device` and prepare it.
+
+    Args:
+        name: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
+
+    Raises:
+        WorkbenchError: If there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -17,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2) from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise WorkbenchError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices", "--device cpu")
+        raise WorkbenchError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "Use --device cpu.")
     if device.type not in ("cpu", "cuda"):
         raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
     prepare(device)

@@ -1,4 +1,4 @@
-"""Settings of generation_config.json that decide which text a model writes, and a configuration's identity with them."""
+"""Settings of generation_config.json that change generated texts, and the identity of a configuration with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from workbench.files import json_digest
 from workbench.jsondoc import read_object
+from workbench.models.architecture import text_parts
 
 FILE = "generation_config.json"
-# What transformers takes for settings that a file leaves out; test_decoding compares them with the installed version.
+# transformers' defaults of missing settings; test_decoding compares them with the installed version.
 DEFAULTS: Mapping[str, Any] = {
     "min_length": 0,
     "do_sample": False,
@@ -32,7 +33,7 @@ DEFAULTS: Mapping[str, Any] = {
     "num_beam_groups": 1,
     "diversity_penalty": 0.0,
 }
-# What decides no text, or what lm-eval passes with every call.
+# Settings that do not change texts, or that lm-eval passes with every call.
 _IDLE = frozenset(
     {
         "_from_model_config",
@@ -61,39 +62,37 @@ _LEGACY = (
 
 
 def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by which texts differ from those of the same weights without a generation_config.json.
+    """Return the settings that change texts, compared with the same weights without a generation_config.json.
 
     Args:
         folder: Directory with generation_config.json, which may be missing.
-        config: config.json, which the digest of the weights covers. Settings that repeat it or transformers' defaults are left out, so
-            that the usual files give an empty result.
+        config: The content of config.json, which the digest of the weights covers. Settings equal to it or to transformers' defaults are
+            ignored, so that the result is empty for most models.
 
     Returns:
-        Field -> value; None for a field that config.json sets and the file leaves at its default.
+        Field -> value; None for a field that config.json sets and generation_config.json does not.
 
     Raises:
-        WorkbenchError: The file is no JSON object.
+        WorkbenchError: If the file is not a JSON object.
     """
     path = folder / FILE
     if not path.is_file():
         return {}
-    given = {
+    stated = {
         key: value
-        for key, value in read_object(path, None, "Fetch the file again.", infinite=True).items()
+        for key, value in read_object(path, None, "Download the file again.", infinite=True).items()
         if value is not None and key not in _IDLE
     }
-    inner = config.get("text_config")
-    plain = {
-        **(inner if isinstance(inner, Mapping) else {}),
-        **{key: value for key, value in config.items() if value is not None},
-    }
+    plain: dict[str, Any] = {}
+    for part in reversed(list(text_parts(config))):
+        plain |= {key: value for key, value in part.items() if value is not None}
     without = {key: plain[key] for key in _LEGACY if plain.get(key) is not None}
-    differing = sorted(key for key in {*given, *without} if _value(given, key) != _value(without, key))
-    return {key: given.get(key) for key in differing}
+    differing = sorted(key for key in {*stated, *without} if _value(stated, key) != _value(without, key))
+    return {key: stated.get(key) for key in differing}
 
 
 def identity(weights: str, settings: Mapping[str, Any]) -> str:
-    """Return the digest of a configuration: that of its weights, with the settings where there are any."""
+    """Return the digest of a configuration: the digest of its weights, combined with the settings if there are any."""
     return json_digest([weights, settings]) if settings else weights
 
 

@@ -1,4 +1,4 @@
-"""Where a model keeps its parts, found from tensor names: the layer stack, and what writes to the residual stream."""
+"""The layout of a model, found from tensor names: its layer stack and the weights that write to the residual stream."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_before_layers, model_depth
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What writes to the residual stream, per block, by family:
+# Weights that write to the residual stream, per layer, by family:
 #   llama mistral qwen2 qwen3 gemma olmo granite   self_attn.o_proj, mlp.down_proj
 #   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
 #   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
@@ -27,18 +28,11 @@ _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
 _MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
-# embed_out is GPT-NeoX's head, embedding_norm the final norm of LFM2.
-_FIRST = re.compile(r"(embed(?!_out|ding_norm)|wte|wpe)")
-# What a multimodal model has before its text decoder. Its layers are numbered too.
+# Parts of a multimodal model before its text decoder, whose layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
-# Fields of config.json that give the number of layers, or have one entry a layer where no such field does (Nemotron-H).
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-LAYER_KINDS = ("layers_block_type",)
-# Fields of config.json that hold the text decoder of a multimodal model.
-TEXT_CONFIGS = ("text_config", "llm_config")
-# Nemotron-H and Mamba: a layer is one mixer, an attention, a feed-forward part or a state-space model.
+# In Nemotron-H and Mamba a layer is one mixer: an attention, a feed-forward layer or a state-space model.
 _MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
 
@@ -47,7 +41,7 @@ class Layout:
     """The layer stack of a decoder-only model.
 
     Attributes:
-        prefix: What stands before a layer's number, dot included: "model.layers.".
+        prefix: Text before a layer's number, including the dot: "model.layers.".
         depth: Number of layers.
         names: All tensor names.
     """
@@ -58,10 +52,16 @@ class Layout:
 
     @classmethod
     def of(cls, names: Iterable[str], config: Mapping[str, Any]) -> Layout:
-        """Find the stack: the shortest prefix that is followed by exactly 0..depth-1, towers of other modalities left out.
+        """Find the layer stack: the shortest prefix with the numbers 0 to depth - 1, except in towers of other modalities.
 
-        Layers beyond the depth, which predict further tokens and which transformers does not load, belong to no layer.
-        Errors: no such prefix, as in encoder-decoder or convolutional checkpoints.
+        Tensors with higher numbers belong to no layer. They predict additional tokens, and transformers does not load them.
+
+        Args:
+            names: All tensor names.
+            config: The content of config.json.
+
+        Raises:
+            WorkbenchError: If there is no such prefix, as in encoder-decoder or convolutional models.
         """
         names = tuple(names)
         depth = model_depth(config)
@@ -69,49 +69,50 @@ class Layout:
         for name in names:
             for match in re.finditer(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", name):
                 numbers.setdefault(name[: match.start()], set()).add(int(match.group()))
-        text = {prefix: found for prefix, found in numbers.items() if not _TOWER.search(prefix)}
-        stacks = [prefix for prefix, found in text.items() if found == set(range(depth))]
-        stacks = stacks or [prefix for prefix, found in text.items() if found > set(range(depth))]
+        text = {prefix: layers for prefix, layers in numbers.items() if not _TOWER.search(prefix)}
+        stacks = [prefix for prefix, layers in text.items() if layers == set(range(depth))]
+        stacks = stacks or [prefix for prefix, layers in text.items() if layers > set(range(depth))]
         if not depth or not stacks:
-            found = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
+            numbered = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
+            wanted = f"a stack of {depth} layers" if depth else "a number of layers in config.json"
             raise WorkbenchError(
-                f"no stack of {depth or 'num_hidden_layers'} layers among the tensor names (stacks: {found})",
+                f"expected {wanted}; numbered tensor names: {numbered}",
                 "Layer schedules, edits and growth need a decoder-only model.",
             )
         return cls(min(stacks, key=len), depth, names)
 
     def layer(self, name: str) -> int | None:
-        """The layer that a tensor belongs to; None for embeddings, final norm and head."""
+        """Return the layer that a tensor belongs to; None for embeddings, final norm and head."""
         if not name.startswith(self.prefix):
             return None
         number = name[len(self.prefix) :].partition(".")[0]
         return int(number) if number.isdigit() and int(number) < self.depth else None
 
     def position(self, name: str) -> float:
-        """Place on the depth axis in 0..1: layers evenly, embeddings and other modalities' towers 0, final norm and head 1."""
+        """Return a tensor's relative depth: 0 for embeddings and towers, 0 to 1 for layers, 1 for final norm and head."""
         layer = self.layer(name)
         if layer is None:
-            return 0.0 if _FIRST.search(name) or _TOWER.search(name) else 1.0
+            return 0.0 if is_before_layers(name) or _TOWER.search(name) else 1.0
         return layer / (self.depth - 1) if self.depth > 1 else 0.0
 
     def in_layer(self, layer: int) -> list[str]:
-        """Tensors of one layer, in file order."""
+        """Return the tensors of one layer, in file order."""
         return [name for name in self.names if self.layer(name) == layer]
 
     def mlp_out(self, layer: int) -> str:
-        """The weight of the layer's feed-forward down-projection."""
+        """Return the weight of the layer's feed-forward down-projection."""
         return self._one(layer, _MLP_OUT, "feed-forward down-projection")
 
     def mlp_layers(self) -> list[int]:
-        """Layers that have a feed-forward down-projection: all of most models, some of those whose layers are one mixer each."""
+        """Return the layers with a feed-forward down-projection: all layers, except in models whose layers are one mixer each."""
         return [layer for layer in range(self.depth) if self._matching(layer, _MLP_OUT)]
 
     def attention_out(self, layer: int) -> str:
-        """The weight of the layer's attention output projection."""
+        """Return the weight of the layer's attention output projection."""
         return self._one(layer, _ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
-        """Every tensor, biases included, through which a layer adds to the residual stream."""
+        """Return all tensors, including biases, through which a layer adds to the residual stream."""
         start, names = len(f"{self.prefix}{layer}."), self.in_layer(layer)
         mixers = {n.rpartition(".")[0] for n in names if _MIXER_OUT.search(n[start:].rpartition(".")[0])}
         modules = sorted(mixers) or [
@@ -121,50 +122,42 @@ class Layout:
         return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
 
     def _one(self, layer: int, pattern: re.Pattern[str], what: str) -> str:
-        found = self._matching(layer, pattern)
-        if len(found) != 1:
+        weights = self._matching(layer, pattern)
+        if len(weights) != 1:
             raise WorkbenchError(
-                f"layer {layer}: expected one {what}, found {len(found)} ({', '.join(found) or 'none'})",
-                "This architecture (mixture of experts, state space or hybrid) is not supported here.",
+                f"layer {layer}: expected one {what}, found {len(weights)} ({', '.join(weights) or 'none'})",
+                "This operation does not support the architecture (mixture of experts, state space or hybrid).",
             )
-        return found[0]
+        return weights[0]
 
     def _matching(self, layer: int, pattern: re.Pattern[str]) -> list[str]:
         start = len(f"{self.prefix}{layer}.")
         return [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
 
 
-def model_depth(config: Mapping[str, Any]) -> int:
-    """Number of layers of the text decoder: config.json's, or that of its text decoder's part; 0 where neither says it."""
-    for part in (config, *(config.get(key) or {} for key in TEXT_CONFIGS)):
-        for key in DEPTHS:
-            if part.get(key):
-                return int(part[key])
-        for key in LAYER_KINDS:
-            if isinstance(part.get(key), list):
-                return len(part[key])
-    return 0
-
-
 @dataclass(frozen=True)
 class Model:
-    """Weights and the config.json that gives them meaning: what a step takes and gives."""
+    """Weights with their config.json: the input and the output of every step."""
 
     weights: Weights
     config: dict[str, Any]
 
     @cached_property
     def layout(self) -> Layout:
-        """The layer stack. Errors: as `Layout.of`."""
+        """The layer stack; see `Layout.of`."""
         return Layout.of(self.weights.specs, self.config)
 
 
 def stack_prefix(model: PreTrainedModel, depth: int) -> str:
-    """Live name of the decoder layers: the list of as many modules as the model is deep, nearest to the root."""
-    found: list[str] = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if not found:
+    """Return the name of the live model's list of decoder layers: the list with `depth` modules that is nearest to the root.
+
+    Raises:
+        WorkbenchError: If there is no such list.
+    """
+    stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not stacks:
         raise WorkbenchError(
             f"{type(model).__name__}: no list of {depth} decoder layers",
             "Use a method without calibration texts for this architecture.",
         )
-    return min(found, key=lambda name: len(name.split(".")))
+    return min(stacks, key=lambda name: len(name.split(".")))

@@ -1,4 +1,4 @@
-"""Configurations as live transformers models: computed in float32, cast once, loaded under the names they have on disk."""
+"""Live transformers models of configurations: computed in float32, cast once, and loaded by their names on disk."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_INCOMPLETE = "The base's files are incomplete, or its config.json is of another model: fetch both again."
+_INCOMPLETE = "The base's files are incomplete, or its config.json belongs to another model: download both again."
 
 
 def compute(model: Model, dtype: torch.dtype | None, device: torch.device) -> dict[str, Tensor]:
-    """All tensors of a configuration in memory, computed in float32 and cast once; None keeps each tensor's dtype."""
+    """Load all tensors of a configuration, computed in float32 and cast once; a dtype of None keeps each tensor's dtype."""
     return load_all(model.weights, dtype, device)
 
 
 def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path, device: torch.device) -> PreTrainedModel:
-    """A transformers model around tensors in memory, under the names that the checkpoint has on disk.
+    """Return a transformers model with tensors in memory, which have the names of the checkpoint on disk.
 
-    transformers converts the names (fused experts, prefixes) itself, as if it read them from files.
+    transformers converts names (fused experts, prefixes) itself, as if it read the tensors from files.
 
     Args:
-        config: config.json.
-        tensors: Name -> tensor; all floats of one dtype. They are used as they are, not copied.
-        source: Directory with generation_config.json.
-        device: Where the model goes.
+        config: The content of config.json.
+        tensors: Name -> tensor; all floating-point tensors have the same dtype. They are used without a copy.
+        source: Directory with generation_config.json, which may be missing.
+        device: The device of the model.
 
-    Errors: an architecture without a causal language model, weights that the model needs and the tensors lack.
+    Raises:
+        WorkbenchError: If the architecture is not a causal language model, or if the tensors lack weights that the model needs.
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
 
@@ -50,15 +51,17 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
             None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except RuntimeError as error:
-        live_names(config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()})  # names what does not convert
+        live_names(
+            config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()}
+        )  # raises an error that names the tensor
         raise WorkbenchError(
             f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
         ) from error
-    # A pair is a mismatch: its name, the shape found, the shape expected.
+    # A mismatch is a tuple: name, actual shape, expected shape.
     lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
     if lost:
         raise WorkbenchError(
-            f"{source}: {kind.__name__} finds no weight that fits {min(lost)} ({len(lost)} such): its values would be random",
+            f"{source}: no tensor fits {min(lost)} of {kind.__name__} ({len(lost)} such tensors): its values would be random",
             _INCOMPLETE,
         )
     if (source / "generation_config.json").is_file():

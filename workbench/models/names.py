@@ -1,4 +1,4 @@
-"""Live module names and adapter keys to the tensor names that a base has on disk."""
+"""Translation between module names of live models and tensor names on disk."""
 
 from __future__ import annotations
 
@@ -6,62 +6,68 @@ from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_head_module
 from workbench.weights.specs import TensorSpec
 
 _ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.")
-HEADS = ("lm_head", "embed_out", "output")
 
 
 def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str:
-    """The base's name of a live module's weight.
+    """Return the name on disk of a live module's weight.
 
-    A base saved without its head, or wrapped in a larger model, has its root prefix missing or added on disk.
+    The names of a base that was saved without its head, or inside a larger model, lack a root prefix or have another one.
 
     Args:
         module: A module name of the live model: "model.layers.0.self_attn.q_proj".
         specs: The base's tensors.
-        label: How errors call the owner of the module name.
+        label: The owner of the module name in messages.
+
+    Raises:
+        WorkbenchError: If the base has no such weight.
     """
     name = f"{module}.weight"
-    found = next((c for c in with_and_without_root(name) if c in specs), None)
-    if found is None:
-        hint = "The adapter was trained on another architecture: name its own base in the recipe."
-        if module.rpartition(".")[2] in HEADS:
-            hint = "The base ties its head to its embeddings, and an update of the head alone would untie them: train the adapter without it."
+    stored = counterpart(name, specs)
+    if stored is None:
+        hint = "The adapter was trained on another architecture: use its own base in the recipe."
+        if is_head_module(module):
+            hint = "The base ties its head to its embeddings, and an update of the head alone would untie them: train the adapter without the head."
         raise WorkbenchError(f"{label}: module {module} has no weight in the base.{nearest_name(name, specs)}", hint)
-    return found
+    return stored
 
 
 def live_module(weight: str, modules: Collection[str]) -> str:
-    """The live model's module that a weight on disk belongs to: the inverse of `disk_weight`.
+    """Return the live model's module that a weight on disk belongs to; the inverse of `disk_weight`.
 
     Args:
         weight: A tensor name on disk: "h.0.mlp.c_proj.weight".
         modules: Module names of the live model.
+
+    Raises:
+        WorkbenchError: If the model has no such module.
     """
     name = weight.removesuffix(".weight")
-    found = next((c for c in with_and_without_root(name) if c in modules), None)
-    if found is None:
+    module = counterpart(name, modules)
+    if module is None:
         raise WorkbenchError(
             f"{weight}: the live model has no module {name}.{nearest_name(name, modules)}",
             "transformers renames or fuses this architecture's weights, which is not supported here.",
         )
-    return found
+    return module
 
 
 def counterpart(name: str, known: Collection[str]) -> str | None:
-    """The name itself among `known`, or with its root prefix missing or added; None where neither is."""
+    """Return the name among `known` that equals a name with or without a root prefix; None if there is none."""
     return next((c for c in with_and_without_root(name) if c in known), None)
 
 
 def nearest_name(name: str, known: Collection[str]) -> str:
-    """The nearest name, but no list of hundreds where none is near."""
+    """Return a "Did you mean" sentence with a leading space if a known name is similar, else an empty text."""
     close = get_close_matches(name, known, n=1, cutoff=0.8)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def with_and_without_root(name: str) -> Iterator[str]:
-    """A name, then with its root prefix left out, then with every known one added."""
+    """Yield a name, then the name without its root prefix, then the name with each known root prefix added."""
     yield name
     yield from (name.removeprefix(root) for root in _ROOTS if name.startswith(root))
     yield from (root + name for root in _ROOTS)

@@ -1,8 +1,8 @@
-"""Where every tensor on disk lies in the live transformers model, for architectures that transformers renames or fuses.
+"""The place of every tensor on disk in the live transformers model, for architectures that transformers renames or fuses.
 
-transformers 5 keeps one list of renamings and operations for each architecture (stacked experts, joined projections). It
-is read here from shapes alone: no weight is loaded. Operations that are not a stack, a concatenation, a split or a
-transposition are not followed, and the tensors that they make are left out.
+transformers 5 has a list of renamings and operations for each architecture (stacked experts, joined projections). This module applies it
+to shapes only, without loading weights. It supports stacking, concatenation, splitting and transposition; tensors that other operations
+make are ignored.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Piece:
 
     Attributes:
         disk: The tensor on disk.
-        start: First index of the box in the live tensor, one number a dimension.
-        size: Extent of the box in the live tensor.
-        axes: For every dimension of the live tensor the dimension on disk that runs along it; None for a stacked one.
-        disk_start: First index of the box on disk.
+        start: First index of the box in the live tensor, for each dimension.
+        size: Size of the box in the live tensor.
+        axes: For each dimension of the live tensor, the matching dimension on disk; None for a stacked dimension.
+        disk_start: First index of the box in the tensor on disk.
     """
 
     disk: str
@@ -41,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Symbol:
-    """A tensor without numbers: its shape, and the pieces that fill it."""
+    """A tensor without values: its shape, and the pieces that it consists of."""
 
     shape: Shape
     pieces: tuple[Piece, ...]
@@ -49,7 +49,13 @@ class _Symbol:
 
 @dataclass(frozen=True)
 class LiveLayout:
-    """Live tensor -> the pieces on disk that fill it; shapes of all live tensors; modules that store experts as [in, out]."""
+    """The layout of a live model.
+
+    Attributes:
+        pieces: Live tensor -> the pieces of tensors on disk that it consists of.
+        shapes: Shape of every live tensor.
+        transposed: Modules that store experts as [in, out].
+    """
 
     pieces: dict[str, tuple[Piece, ...]]
     shapes: dict[str, Shape]
@@ -57,11 +63,11 @@ class LiveLayout:
 
 
 def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> LiveLayout | None:
-    """How transformers builds the live model from these tensors; None for an architecture that it does not know.
+    """Return the layout of the live model that transformers builds; None for an architecture that it does not know.
 
     Args:
         specs: The base's tensors.
-        config: Its config.json.
+        config: The base's config.json.
     """
     return _layout(json.dumps(dict(config), sort_keys=True), tuple((name, spec.shape) for name, spec in specs.items()))
 
@@ -74,19 +80,19 @@ def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout |
         return None
     on_disk = dict(tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found: dict[str, tuple[Piece, ...]] = {}
+    pieces: dict[str, tuple[Piece, ...]] = {}
     for live, converter, members in groups_of(model, list(on_disk)):
         if converter is None:
-            found[live] = _whole(members[0][0], on_disk[members[0][0]]).pieces
+            pieces[live] = _whole(members[0][0], on_disk[members[0][0]]).pieces
             continue
         sources: dict[str, list[_Symbol]] = {}
         for name, pattern in members:
             sources.setdefault(pattern, []).append(_whole(name, on_disk[name]))
         for target, made in _converted(converter, live, sources, shapes).items():
             if made.shape == shapes.get(target):
-                found[target] = made.pieces
+                pieces[target] = made.pieces
     transposed = frozenset(name for name, module in model.named_modules() if getattr(module, "is_transposed", False))
-    return LiveLayout(found, shapes, transposed)
+    return LiveLayout(pieces, shapes, transposed)
 
 
 def _whole(name: str, shape: Shape) -> _Symbol:
@@ -95,7 +101,7 @@ def _whole(name: str, shape: Shape) -> _Symbol:
 
 
 def _converted(converter: Any, live: str, sources: dict[str, list[_Symbol]], shapes: Mapping[str, Shape]) -> dict[str, _Symbol]:
-    """Live tensors that a converter makes of its sources; empty where an operation is not followed."""
+    """Return the live tensors that a converter makes from its sources; {} if an operation is not supported."""
     from transformers.core_model_loading import Chunk, Concatenate, MergeModulelist, Split, Transpose
 
     first, targets = converter.target_patterns[0], list(converter.target_patterns)
@@ -122,7 +128,7 @@ def _converted(converter: Any, live: str, sources: dict[str, list[_Symbol]], sha
 
 
 def _stacked(symbols: list[_Symbol]) -> _Symbol:
-    """Stack along a new first dimension."""
+    """Stack tensors along a new first dimension."""
     pieces = [
         replace(p, start=(i, *p.start), size=(1, *p.size), axes=(None, *p.axes))
         for i, symbol in enumerate(symbols)
@@ -132,7 +138,7 @@ def _stacked(symbols: list[_Symbol]) -> _Symbol:
 
 
 def _joined(symbols: list[_Symbol], dim: int) -> _Symbol:
-    """Concatenate along a dimension."""
+    """Concatenate tensors along a dimension."""
     pieces: list[Piece] = []
     offset = 0
     for symbol in symbols:
@@ -142,7 +148,7 @@ def _joined(symbols: list[_Symbol], dim: int) -> _Symbol:
 
 
 def _parts(symbol: _Symbol, dim: int, sizes: list[int]) -> list[_Symbol]:
-    """Split along a dimension."""
+    """Split a tensor along a dimension."""
     made = []
     offset = 0
     for size in sizes:
@@ -161,7 +167,7 @@ def _parts(symbol: _Symbol, dim: int, sizes: list[int]) -> list[_Symbol]:
 
 
 def _swapped(symbol: _Symbol, first: int, second: int) -> _Symbol:
-    """Transpose two dimensions."""
+    """Transpose two dimensions of a tensor."""
     order = list(range(len(symbol.shape)))
     order[first], order[second] = order[second], order[first]
     pieces = [

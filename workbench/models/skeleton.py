@@ -1,4 +1,4 @@
-"""Models as transformers builds them, without memory for their weights."""
+"""Models built by transformers without memory for their weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
-    """config.json as transformers reads it. Errors: an architecture that this transformers does not know."""
+    """Parse the content of config.json with transformers.
+
+    Raises:
+        WorkbenchError: If the installed transformers does not know the architecture or refuses a field.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -31,30 +35,43 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
             why = " ".join(str(error).split())
             raise WorkbenchError(
                 f"config.json: transformers cannot read model_type {config.get('model_type')} ({why[:200]})",
-                "A newer transformers may know it.",
+                "A newer version of transformers may support it.",
             ) from None
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has the architecture of a config.json without code from elsewhere."""
+    """Return whether transformers supports the architecture of a config.json without custom code."""
     from transformers import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
-    """Whether the model of a config.json uses its embeddings as its head; where the file is silent, the architecture's default."""
+    """Return whether the model of a config.json uses its embeddings as its head, by its flag or the architecture's default."""
     return bool(skeleton(json.dumps(config, sort_keys=True)).all_tied_weights_keys)
 
 
 def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, list[tuple[str, str]]]]:
-    """(live tensor, conversion or None, [(name on disk, matched pattern)]), as transformers' loader collects them."""
+    """Group tensors on disk by the live tensor that they become, as transformers' loader does.
+
+    Args:
+        model: The live model; its weights are not used.
+        names: Names on disk.
+
+    Returns:
+        Tuples (live tensor, conversion or None, [(name on disk, matched pattern)]). A name that the model does not use has the live
+        tensor "?name".
+
+    Raises:
+        WorkbenchError: If the installed transformers has its conversions in other modules.
+    """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
     except ImportError as error:
         raise WorkbenchError(
-            f"this transformers keeps its conversion of names elsewhere ({error})", "pip install transformers==5.24.0"
+            f"the installed transformers has its conversion of names in other modules ({error})",
+            "pip install transformers==5.24.0",
         ) from None
 
     mapping = get_model_conversion_mapping(model)
@@ -69,7 +86,7 @@ def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, 
             key, pattern = rename_source_key(name, [], [], prefix, live)
         if key not in live:
             key, pattern = f"?{name}", None
-        if key not in groups:  # a copy: a conversion collects its tensors
+        if key not in groups:  # a copy, because a conversion object collects its tensors
             groups[key] = (copy.deepcopy(by_pattern[pattern]) if pattern is not None else None, [])
         groups[key][1].append((name, pattern or name))
     return [(key, transform, members) for key, (transform, members) in groups.items()]
@@ -77,9 +94,13 @@ def groups_of(model: PreTrainedModel, names: list[str]) -> list[tuple[str, Any, 
 
 @lru_cache(maxsize=4)
 def skeleton(config: str) -> PreTrainedModel:
-    """The model without memory for weights: of the class that config.json (its text) names, else as a causal language model.
+    """Build a model without memory for its weights, of the class that config.json names or else as a causal language model.
 
-    Errors: an architecture that transformers does not know.
+    Args:
+        config: The text of config.json.
+
+    Raises:
+        WorkbenchError: If transformers does not know the architecture.
     """
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -93,7 +114,7 @@ def skeleton(config: str) -> PreTrainedModel:
     if not kinds:
         raise WorkbenchError(
             f"config.json: transformers has no model for model_type {data.get('model_type')}, architectures {data.get('architectures')}",
-            "Name a model that transformers supports natively.",
+            "Use a model that transformers supports natively.",
         )
     with torch.device("meta"):
         model: PreTrainedModel = kinds[0]._from_config(parsed)
@@ -107,7 +128,12 @@ def _is_model(kind: Any) -> bool:
 
 
 def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedModel:
-    """A transformers model without weights, in eval mode: parameters on the meta device, buffers computed, on `device`."""
+    """Build a causal language model without weights, in eval mode.
+
+    Args:
+        config: The content of config.json.
+        device: The device of the buffers, which are computed. Parameters are on the meta device.
+    """
     from torch import nn
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -133,8 +159,8 @@ def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedM
 def loading_class(config: dict[str, Any]) -> str:
     """Return the name of the transformers class that loads all of a model, for a line that a user runs.
 
-    It is the automatic class that stands for the class in `architectures`, the most usual one first, or that class itself.
-    `AutoModelForCausalLM` loads many multimodal models without their towers, so it is only named for classes that it stands for.
+    It is the Auto class for the class in `architectures`, with common Auto classes first, or the class in `architectures` itself.
+    `AutoModelForCausalLM` loads many multimodal models without their towers, so it is returned only for classes that it maps to.
     """
     kind, named = config.get("model_type"), (config.get("architectures") or [None])[0]
     if isinstance(named, str) and named.endswith("ForCausalLM"):
@@ -154,17 +180,21 @@ def loading_class(config: dict[str, Any]) -> str:
 
 
 def check_decoder(config: dict[str, Any]) -> None:
-    """Errors: a config.json that transformers cannot read, or not of a decoder-only language model."""
+    """Check that config.json describes a decoder-only language model of transformers.
+
+    Raises:
+        WorkbenchError: If it does not.
+    """
     _decoder(parse_config(config), config)
 
 
 def _decoder(parsed: Any, config: dict[str, Any]) -> type[Any]:
-    """The configuration's class. Errors: not that of a decoder-only language model."""
+    """Return the configuration's class; raise WorkbenchError if it is not that of a decoder-only language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WorkbenchError(
             f"config.json: model_type {config.get('model_type')} is not a decoder-only language model",
-            "Live models (edit, eval, chat) need one; merges by tensor name work all the same.",
+            "Only merges support other models. Live models (edit, eval, chat) must be decoder-only language models.",
         )
     return type(parsed)

@@ -1,4 +1,4 @@
-"""Texts that methods read, as rows of tokens in batches."""
+"""Calibration texts: their files, their tokens and batches of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
+from workbench.models.architecture import max_positions
 from workbench.models.batching import Batch, side_by_side
 from workbench.models.prompts import encode_pair
 
@@ -21,48 +22,47 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWERS = ("completion", "response", "answer", "target")
-
-
-_EXPECTED = 'Expected one {"text": "..."}, or {"prompt": "...", "completion": "..."} (or response, answer, target), a line.'
-
-
 BATCH_TOKENS = 4096
-"""Of one forward pass, padding included."""
+"""Largest number of tokens in one forward pass, including padding."""
+_EXPECTED = 'Write {"text": "..."}, or {"prompt": "...", "completion": "..."} (or response, answer, target), on each line.'
 
 
 @dataclass(frozen=True)
 class Text:
-    """One line of a calibration file: a prompt and its answer, or a whole text as the answer to an empty prompt."""
+    """One line of a calibration file: a prompt and its answer, or a complete text as the answer to an empty prompt."""
 
     prompt: str
     answer: str
     place: str
-    """file:line"""
+    """The text's place, as file:line."""
 
 
 @dataclass(frozen=True)
 class TextRow:
-    """A text as tokens, of which the last `learned` are what a loss is taken on."""
+    """A text as tokens."""
 
     tokens: list[int]
     learned: int
+    """Number of tokens at the end on which the loss is computed."""
 
 
 def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]:
-    """Read a jsonl of `{"text"}` or `{"prompt", "completion" | "response" | "answer" | "target"}`; fields of other names are ignored.
+    """Read a jsonl file of `{"text"}` or `{"prompt", "completion" | "response" | "answer" | "target"}`; other fields are ignored.
 
     Args:
         path: The file.
-        shown: How errors call it.
-        samples: At most so many, evenly spaced over the file; None for all. Every line is checked all the same.
+        shown: The file's name in messages.
+        samples: Largest number of texts, evenly spaced over the file; None takes all. Every line is checked in any case.
 
-    Errors, each with file and line: missing file, not JSON, missing or empty field, a row that states two different texts or answers, no texts.
+    Raises:
+        WorkbenchError: If the file is missing or not JSON, a field is missing or empty, a row has two different texts or answers, or
+            there are no texts. The message names file and line.
     """
     try:
         lines = jsondoc.text_of(path, shown).split("\n")
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = nearest(path.name, near) if near else "Paths start at the project folder."
+        hint = nearest(path.name, near) if near else "Paths start at the project directory."
         raise WorkbenchError(f"{shown}: no such file of texts", hint) from None
     texts = [_text(line, f"{shown}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not texts:
@@ -72,15 +72,17 @@ def read_texts(path: Path, shown: str, samples: int | None = None) -> list[Text]
 
 
 def _text(line: str, place: str) -> Text:
-    row = jsondoc.parse(line, place, "One object a line.")
+    row = jsondoc.parse(line, place, "Write one object per line.")
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     answers = {key: row[key] for key in ANSWERS if key in row}
     if "text" in row and "prompt" in row:
-        raise WorkbenchError(f"{place}: has both 'text' and 'prompt': one of them would not be read", "Take one of the two out.")
+        raise WorkbenchError(f"{place}: the row has both 'text' and 'prompt', but only one is used", "Remove one of them.")
     if len({json.dumps(value, sort_keys=True) for value in answers.values()}) > 1:
         names = ", ".join(f"'{key}'" for key in answers)
-        raise WorkbenchError(f"{place}: has several answers that differ ({names}): one alone would be read", "Keep one of them.")
+        raise WorkbenchError(
+            f"{place}: the row has several different answers ({names}), but only one is used", "Keep one of them."
+        )
     if "text" in row:
         return Text("", _field(row, "text", place), place)
     answer = next((key for key in ANSWERS if key in row), None)
@@ -94,16 +96,21 @@ def _text(line: str, place: str) -> Text:
 def _field(row: Mapping[str, Any], key: str, place: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value.strip():
-        found = "an empty text" if isinstance(value, str) else type(value).__name__
-        raise WorkbenchError(f"{place}: expected a text in '{key}', found {found}", _EXPECTED)
+        actual = "an empty text" if isinstance(value, str) else type(value).__name__
+        raise WorkbenchError(f"{place}: expected a text in '{key}', found {actual}", _EXPECTED)
     return value
 
 
 def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[TextRow]:
-    """Tokenize texts. A prompt and its answer are tokenized together, with a space between them unless one of them brings it.
+    """Tokenize texts; a prompt and its answer are tokenized together, with a space between them if neither has one.
 
-    What is longer than `longest` tokens loses the end of a whole text, or the start of a prompt.
-    Errors: a text without tokens, a whole text of one token, on which no loss can be taken.
+    Args:
+        texts: The texts.
+        tokenizer: The base's tokenizer.
+        longest: Largest number of tokens. A longer text loses its end; a longer prompt with answer loses its start.
+
+    Raises:
+        WorkbenchError: If a text has fewer than two tokens, so that no loss can be computed.
     """
     rows = []
     for text in texts:
@@ -117,20 +124,26 @@ def encode(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, longest: i
         if learned < 1:
             raise WorkbenchError(
                 f"{text.place}: {len(tokens)} token in the base's vocabulary, expected 2 or more",
-                "Take the line out, or word it in what the tokenizer knows.",
+                "Remove the line, or use a longer text.",
             )
         rows.append(TextRow(tokens, learned))
     return rows
 
 
 def longest_row(config: Mapping[str, Any], wanted: int) -> int:
-    """Tokens of a row at most: as wanted, or as many positions as the model has."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    return min(wanted, int(positions)) if positions else wanted
+    """Return the largest number of tokens of a row: `wanted`, or the model's number of positions if that is smaller."""
+    positions = max_positions(config)
+    return min(wanted, positions) if positions else wanted
 
 
 def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TOKENS) -> Iterator[Batch]:
-    """Rows of similar length together, at most `limit` tokens a batch (or one row). The same batches on every machine."""
+    """Yield batches of rows of similar length, which are the same on every machine.
+
+    Args:
+        rows: The rows.
+        device: The device of the batches.
+        limit: Largest number of tokens of a batch, including padding; a longer row is a batch of its own.
+    """
     waiting: list[list[int]] = []
     for tokens in sorted((row.tokens for row in rows), key=len):
         if waiting and len(tokens) * (len(waiting) + 1) > limit:
@@ -142,7 +155,7 @@ def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TO
 
 
 def log_likelihood(model: Any, row: TextRow, device: torch.device) -> Tensor:
-    """Σ log p of a row's learned tokens, a scalar that gradients can be taken of."""
+    """Return the sum of log p over a row's learned tokens, as a differentiable scalar."""
     tokens = torch.tensor([row.tokens], device=device)
     logits = model(input_ids=tokens, use_cache=False).logits[0, -row.learned - 1 : -1].float()
     return -torch.nn.functional.cross_entropy(logits, tokens[0, -row.learned :], reduction="sum")

@@ -1,4 +1,4 @@
-"""Digest of a tokenizer: equal digest, equal tokens and equal chat prompts."""
+"""Digest of a tokenizer: tokenizers with equal digests give equal tokens and equal chat prompts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ _NOT_TOKENS = (
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of a tokenizer folder, or of a tokenizer object's saved form: vocabulary, settings, chat template.
+    """Return the digest of a tokenizer's vocabulary, settings and chat template.
 
-    What does not change a token is left out: names, versions, and the padding and truncation that a caller last used.
+    Fields that do not change tokens are ignored: names, versions, and the padding and truncation that a caller last used.
+
+    Args:
+        tokenizer: A tokenizer's directory, or a tokenizer object.
+
+    Raises:
+        WorkbenchError: If the directory has no tokenizer.
     """
     if not isinstance(tokenizer, (str, Path)):
         with TemporaryDirectory() as folder:
@@ -36,7 +42,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     parts: list[Any] = []
     for path in sorted([*Path(tokenizer).glob("*"), *Path(tokenizer).glob("additional_chat_templates/*.jinja")]):
         if path.name in _TOKENIZER_JSON:
-            content = jsondoc.read_object(path, None, "Fetch the tokenizer's files again.", infinite=True)
+            content = jsondoc.read_object(path, None, "Download the tokenizer's files again.", infinite=True)
             parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
         elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
             parts.append([path.name, digest_of(path.read_bytes())])

@@ -16,6 +16,7 @@ from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, re
 from workbench.bricks.tied import base_for
 from workbench.errors import WorkbenchError, shell
 from workbench.files import read_json
+from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.steps.fields import Where
@@ -127,7 +128,7 @@ def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
-    config = {**config, **(config.get("text_config") or {})}
+    config = {key: value for part in text_parts(config) for key, value in part.items()}
     found = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))

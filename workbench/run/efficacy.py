@@ -16,6 +16,7 @@ from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
@@ -137,11 +138,9 @@ def ask(
         device: Where it is run.
         memory: Directory of a memory that acts on it.
     """
-    from transformers import AutoTokenizer
-
     gc.collect()  # the model that the edit was solved on hangs in reference cycles
     tensors = {n: t.float() if t.is_floating_point() else t for n, t in compute(model, dtype, device).items()}
     live = live_model(model.config, tensors, tokenizer, device)
     if memory is not None:
         live = attach_memory(live, memory, tokenizer)
-    return said_by(live, AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False), facts, device)
+    return said_by(live, load_tokenizer(tokenizer), facts, device)

@@ -25,6 +25,7 @@ from workbench.facts import Fact, write_facts
 from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, ADDED, FEEDBACK, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
@@ -138,10 +139,8 @@ class SavedMemory:
 
 def attach_memory(model: PreTrainedModel, path: Path, tokenizer_path: Path, version: int | None = None) -> PreTrainedModel:
     """Make a saved memory act on a live model, the newest version if omitted; returns the model."""
-    from transformers import AutoTokenizer
-
     saved = SavedMemory(path)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=False)
+    tokenizer = load_tokenizer(tokenizer_path)
     saved.step.attach(model, tokenizer, saved.kept(version))
     return model
 

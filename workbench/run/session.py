@@ -10,6 +10,7 @@ import torch
 
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MethodContext
 from workbench.weights.digests import tensor_digest, weights_digest
@@ -56,8 +57,6 @@ def live_session(
         rounded_to: Dtype that floats are rounded to first, as a written model has them; None keeps that of each tensor on disk.
         seed: Seed of what is random; omitted: the recipe's.
     """
-    from transformers import AutoTokenizer
-
     rounded = compute(model, rounded_to, device)
     digests = {name: tensor_digest(tensor) for name, tensor in rounded.items()}
     solved_on = weights_digest(output_specs(model.weights.specs, rounded_to), digests, model.config)
@@ -66,7 +65,7 @@ def live_session(
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     source = resolved.tokenizer_at(steps)
     live = live_model(model.config, tensors, source, device)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_tokenizer(source)
     seed = resolved.recipe.fields.seed if seed is None else seed
     context = MethodContext(live, tokenizer, model, device, resolved.recipe.project, seed, progress, resolved.cache, digests)
     return LiveSession(resolved, context, solved_on, source, resolved.state(steps))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.models.tokenizer import load_tokenizer
 from workbench.train.fit import Notice, Progress, Watch, fit
 from workbench.train.given import read_given, scheduled
 from workbench.train.heldout import HeldOut
@@ -40,9 +41,7 @@ def train_parameters(
         folder: What file names in the spec start at.
         penalty: Added to the loss of every step.
     """
-    from transformers import AutoTokenizer
-
-    words = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    words = load_tokenizer(tokenizer)
     given = read_given(spec, words, folder / str(spec.data), folder)
     started, cache = time.monotonic(), model.config.use_cache
     with quiet(), reproducible(spec.seed):

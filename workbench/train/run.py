@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.files import json_digest, write_text
+from workbench.models.tokenizer import load_tokenizer
 from workbench.steps import TrainMethod
 from workbench.train.fit import Notice, Progress, Watch, fit
 from workbench.train.given import lent, read_given, scheduled
@@ -67,10 +68,9 @@ def train(
     The record holds no path of this machine. Same spec, data and kind of processor: the same bytes, interrupted or not.
     """
     import torch
-    from transformers import AutoTokenizer
 
     folder = folder or (data if data.is_dir() else data.parent)
-    tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
+    tokenizer = load_tokenizer(base)
     given = read_given(spec, tokenizer, data, folder)
     paths = others if others is not None else {name: folder / name for name in spec.orthogonal_to}
     started = time.monotonic()

@@ -1,1 +1,1 @@
-"""Vocabularies: what tokenizers hold, how they differ, and models aligned to one of them by token string."""
+"""Vocabularies: the tokens of tokenizers, their differences, and the alignment of models to one vocabulary by token string."""

@@ -1,8 +1,7 @@
-"""Models with different vocabularies, aligned by token string to the one that the recipe chooses."""
+"""Alignment of models with different vocabularies, by token string, to the vocabulary that the recipe chooses."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,12 @@ import numpy as np
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import json_digest
+from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.layout import Model
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
-    SPECIAL_IDS,
     Addition,
+    configured,
     generation_config,
     read_template,
     special_ids,
@@ -32,22 +32,17 @@ from workbench.weights.specs import TensorSpec, Weights
 if TYPE_CHECKING:
     from workbench.weights.row_alignment import Index
 
-# llama … olmo | gpt2 | gpt_neox | bloom falcon | old llama | mamba | T5; heads last. Layers, positions and norms do not match.
-_NAMES = re.compile(
-    r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|backbone\.embeddings|shared|lm_head|embed_out|output)\.(weight|bias)$"
-)
-
 
 @dataclass(frozen=True)
 class Member:
-    """A model that takes part.
+    """A model whose vocabulary is aligned.
 
     Attributes:
-        name: base, or the brick's name.
+        name: "base" or the brick's name.
         path: Directory of its tokenizer.
-        key: Of its content: orders the bricks.
-        weights: None for an adapter, which has no rows of its own.
-        config: config.json, None for an adapter.
+        key: Sort key of its content, which orders the bricks.
+        weights: Its weights; None for an adapter, which has no vocabulary rows.
+        config: The content of config.json; None for an adapter.
     """
 
     name: str
@@ -58,34 +53,42 @@ class Member:
 
     @property
     def label(self) -> str:
-        """How errors call it."""
+        """The model's name in messages."""
         return "base" if self.name == "base" else f"brick '{self.name}'"
 
 
 def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> list[str]:
-    """The tensors with one row a token, embeddings first: by their names, and by having as many rows as the embeddings.
+    """Return the names of the tensors with one row per token, embeddings first.
 
-    Errors: none found.
+    These are embeddings and heads, with their biases, that have as many rows as the first embedding.
+
+    Args:
+        specs: Shapes of the model's tensors.
+        label: The model's name in messages.
+
+    Raises:
+        WorkbenchError: If there is no such tensor.
     """
-    named = [n for n, s in specs.items() if _NAMES.search(n) and 1 <= len(s.shape) <= 2]
+    modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
+    named = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
     if not named:
         raise WorkbenchError(
-            f"{label}: no embeddings among the tensor names ({', '.join(list(specs)[:3])}, …)",
-            "Vocabularies can be aligned for decoder-only language models. Leave `tokenizer` out for others.",
+            f"{label}: no tensor has the name of an embedding (names are {', '.join(list(specs)[:3])}, …)",
+            "Only vocabularies of decoder-only language models can be aligned. Remove `tokenizer` from the recipe.",
         )
-    named.sort(key=lambda n: bool(re.search(r"(lm_head|embed_out|output)\.(weight|bias)$", n)))
+    named.sort(key=lambda n: is_head_module(modules[n]))
     rows = specs[named[0]].shape[0]
     return [n for n in named if specs[n].shape[0] == rows]
 
 
 def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -> int:
-    """Rows of a model's vocabulary, padding included. Errors: tensors missing, or of different lengths."""
+    """Return the number of rows of a model's vocabulary, including padding; raise WorkbenchError if it is not the same everywhere."""
     sizes = {specs[name].shape[0] if name in specs else 0: name for name in tensors}
     if len(sizes) > 1 or 0 in sizes:
-        found = ", ".join(f"{name} has {rows or 'no'} rows" for rows, name in sorted(sizes.items()))
+        rows = ", ".join(f"{name} has {count or 'no'} rows" for count, name in sorted(sizes.items()))
         raise WorkbenchError(
-            f"{label}: {found}; expected one row a token in {', '.join(tensors)}",
-            "A checkpoint brick has the base's tensors: tie or untie its embeddings as the base does.",
+            f"{label}: {rows}; expected one row per token in {', '.join(tensors)}",
+            "A checkpoint brick needs the same tensors as the base: tie or untie its embeddings as in the base.",
         )
     return next(iter(sizes))
 
@@ -95,14 +98,14 @@ class AlignedVocabulary:
     """The output's vocabulary and every model's rows in it.
 
     Attributes:
-        members: The models with rows: the base, then checkpoint bricks in the order of their keys.
-        plan: Where their rows come from.
-        tensors: Names of the tensors that have one row a token.
-        tokens: Token -> id of the output.
+        members: The models with vocabulary rows: the base, then checkpoint bricks in the order of their keys.
+        plan: The origin of every row of every model.
+        tensors: Names of the tensors with one row per token.
+        tokens: Token -> id in the output.
         path: Directory with the output's tokenizer files and generation_config.json.
-        config: The base's config.json for the output's vocabulary.
-        digest: Of all vocabularies and rules; not of the models' rows.
-        warnings: What the user should know.
+        config: The base's config.json, changed for the output's vocabulary.
+        digest: Digest of all vocabularies and rules, but not of the models' rows.
+        warnings: Warnings for the user.
     """
 
     members: list[Member]
@@ -124,7 +127,7 @@ class AlignedVocabulary:
 
     @property
     def plain(self) -> Weights:
-        """The base's weights as they are on disk."""
+        """The base's weights with its own vocabulary."""
         return self._weights[0]
 
     @cached_property
@@ -133,21 +136,21 @@ class AlignedVocabulary:
         return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole), self.config)
 
     def view(self, brick: str) -> AlignedWeights:
-        """A checkpoint brick with the output's vocabulary."""
+        """Return a checkpoint brick's weights with the output's vocabulary."""
         number = [member.name for member in self.members].index(brick)
         return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole)
 
     def on_base(self, weights: Weights) -> AlignedWeights:
-        """Weights in the base's vocabulary, such as a recipe's result, in the output's."""
+        """Convert weights from the base's vocabulary to the output's, for example a recipe's result."""
         return AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole, weights)
 
     @property
     def base_rows(self) -> Index:
-        """[rows]: the base's row, -1 where it has none: where the rows of an adapter's update go."""
+        """[rows]: the base's row for each output row, or -1; an adapter's update follows these rows."""
         return self.plan.own[0]
 
     def memory(self) -> int:
-        """Bytes of the tensors that are read whole because their rows lie scattered: all models', as if all at a time."""
+        """Return the bytes of all tensors that are read completely because their rows are scattered, of all models together."""
         return sum(
             sum(weights.specs[name].nbytes for name in self.tensors if name in weights.specs)
             for number, weights in enumerate(self._weights)
@@ -155,18 +158,18 @@ class AlignedVocabulary:
         )
 
     def note(self) -> str | None:
-        """How many tokens the models lack and what then stands in their rows, in a line; None where they have all."""
+        """Return a line about missing tokens and the rows that replace them; None if no model lacks a token."""
         lacking = self.describe()["lacking"]
         if not lacking:
             return None
         counts = ", ".join(f"{name} lacks {count:,}" for name, count in lacking.items())
         return (
-            f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; {counts}: their rows are the base's, else the only "
-            "model's that has one, else the mean, so that a model without a token leaves it alone"
+            f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; {counts}. A missing row is replaced by the base's, else "
+            "by that of the only model that has the token, else by the mean, so that a model without a token does not change its row"
         )
 
     def describe(self) -> dict[str, Any]:
-        """What the run records."""
+        """Return the fields for the run's record."""
         rows = self.plan.tokens
         lacking = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
         return {
@@ -184,10 +187,11 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         block: The recipe's `tokenizer`.
         base: The base.
         bricks: Checkpoint and adapter bricks.
-        project: Where a .jinja file is looked for.
-        cache: The project's cache.
+        project: The project directory, where paths of .jinja files start.
+        cache: The project's cache directory.
 
-    Errors: a brick whose tokenizer is not there, a token that no model has, a rule that names a token that a model lacks.
+    Raises:
+        WorkbenchError: If a needed tokenizer is missing, a token has no row in any model, or a rule names a token that a model lacks.
     """
     assert base.weights is not None
     tensors = vocabulary_tensors(base.weights.specs)
@@ -216,8 +220,15 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     template = _template(block, base, bricks, project)
     generation = generation_config(base.path, chosen.path, special)
     donors = [m.path for m in members[1:]] if block.source == "union" else []
-    files = json_digest([tokenizer_digests(chosen.path), [[a.token, a.id, a.flags] for a in additions], template, generation,
-                         [tokenizer_digests(d) for d in donors]])  # fmt: skip
+    files = json_digest(
+        [
+            tokenizer_digests(chosen.path),
+            [[a.token, a.id, a.flags] for a in additions],
+            template,
+            generation,
+            [tokenizer_digests(d) for d in donors],
+        ]
+    )
     path = cache / "tokenizers" / files
     if not path.is_dir():
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
@@ -231,17 +242,17 @@ def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, bas
         return base_tokens if same_file(member.path, base.path) else read_tokens(member.path, member.label)
     if rows != base_rows:
         raise WorkbenchError(
-            f"{member.label}: {rows:,} rows of vocabulary, the base has {base_rows:,}, and no tokenizer in {member.path}",
-            "Copy its tokenizer.json there: rows are aligned by token.",
+            f"{member.label}: it has {rows:,} vocabulary rows, the base {base_rows:,}, and there is no tokenizer in {member.path}",
+            "Copy its tokenizer.json there, because rows are aligned by token.",
         )
-    warnings.append(f"{member.label}: no tokenizer in its directory; taken to have the base's")
+    warnings.append(f"{member.label}: no tokenizer in its directory; the base's is assumed")
     return base_tokens
 
 
 def _additions(
     block: TokenizerFields, chosen: Tokens, tokens: Sequence[Tokens], known: Sequence[dict[str, int]]
 ) -> list[Addition]:
-    """Tokens that the chosen tokenizer lacks, with the ids that follow its last: by their lowest id among the bricks."""
+    """Return the tokens that the chosen tokenizer lacks, in the order of their lowest ids in the bricks, with ids after its last id."""
     wanted: dict[str, int] = {}
     if block.source == "union":
         for ids in known[1:]:
@@ -251,7 +262,7 @@ def _additions(
     order = [t for t, _ in sorted(wanted.items(), key=lambda item: (item[1], item[0]))]
     order += [t for t in block.tokens if t not in chosen.ids and t not in wanted]
     first = max(chosen.ids.values(), default=-1) + 1
-    flags = {t: f for found in reversed(tokens) for t, f in found.added.items()}
+    flags = {t: f for vocabulary in reversed(tokens) for t, f in vocabulary.added.items()}
     return [Addition(t, first + i, flags.get(t, None if t in wanted else {})) for i, t in enumerate(order)]
 
 
@@ -263,18 +274,21 @@ def row_plan(
     known: Sequence[dict[str, int]],
     sizes: Sequence[int],
 ) -> RowPlan:
-    """Every model's rows in the output, by token string.
+    """Map the rows of every model to those of the output, by token string.
 
-    A row without a token (padding) is a model's own row of that number, where that too has no token. What stands in for a row
-    that a model lacks: the recipe's rule, else the base's row, else the only model's that has one, else the mean.
+    A padding row of the output is the model's own row with the same number, if that is a padding row too. A row that a model lacks is
+    replaced by the row of the recipe's rule, else by the base's, else by that of the only model that has the token, else by the mean.
 
     Args:
-        block: Rules for single tokens.
+        block: The recipe's `tokenizer`, with rules for single tokens.
         out: Token -> row of the output.
         rows: Number of rows of the output.
         names: Names of the models, "base" first.
-        known: Per model: token -> row.
-        sizes: Per model: number of rows.
+        known: For each model, token -> row.
+        sizes: For each model, the number of rows.
+
+    Raises:
+        WorkbenchError: If a token has no row in any model, or if a rule is invalid.
     """
     strings = list(out)
     ids = np.fromiter(out.values(), dtype=np.int64, count=len(out))
@@ -304,27 +318,36 @@ def row_plan(
     if lost := [t for t, row in out.items() if donor[row] == PAD]:
         raise WorkbenchError(
             f"tokenizer: no model has a row for {lost[0]!r}" + (f" and {len(lost) - 1} other tokens" if lost[1:] else ""),
-            f'Say where it comes from: tokens: {{"{lost[0]}": {{source: zero}}}} or {{source: {{model: base, token: "…"}}}}.',
+            f'Add a rule for it: tokens: {{"{lost[0]}": {{source: zero}}}} or {{source: {{model: base, token: "…"}}}}.',
         )
     return RowPlan(owned, forced, donor, donor_row, has_token)
 
 
 def _rule(
-    token: str, source: str | TokenRow, row: int, owned: Sequence[Index], names: Sequence[str], known: Sequence[dict[str, int]],
+    token: str,
+    source: str | TokenRow,
+    row: int,
+    owned: Sequence[Index],
+    names: Sequence[str],
+    known: Sequence[dict[str, int]],
     sizes: Sequence[int],
-) -> tuple[int, int]:  # fmt: skip
-    """(donor, its row) of a token's rule."""
+) -> tuple[int, int]:
+    """Return (donor, row of the donor) for a token's rule."""
     where = f"tokenizer: tokens: {token!r}"
     if source == "zero":
         return ZERO, 0
     if source == "mean":
         if not any(index[row] >= 0 for index in owned):
-            raise WorkbenchError(f"{where}: source mean, but no model has it", "Use `source: zero` or another token's row.")
+            raise WorkbenchError(
+                f"{where}: source mean, but no model has the token", "Use `source: zero` or another token's row."
+            )
         return MEAN, 0
     name = source if isinstance(source, str) else source.model
     if name not in names:
         raise WorkbenchError(
-            f"{where}: '{name}' is no model with rows. {nearest(name, names)}", "Name base or a checkpoint brick.", 2
+            f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}",
+            "Name base or a checkpoint brick.",
+            2,
         )
     number = names.index(name)
     wanted = token if isinstance(source, str) else source.token
@@ -335,39 +358,32 @@ def _rule(
             raise WorkbenchError(f"{where}: token_id {source.token_id}, but {name} has {sizes[number]} rows", None, 2)
         return number, source.token_id
     if wanted not in known[number]:
-        raise WorkbenchError(f"{where}: {name} has no token {wanted!r}", "Name a model that has it, or `source: zero`.", 2)
+        raise WorkbenchError(
+            f"{where}: {name} has no token {wanted!r}", "Name a model that has the token, or write `source: zero`.", 2
+        )
     return number, known[number][wanted]
 
 
 def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path) -> str | None:
-    """The chat template that the block names; None keeps the chosen tokenizer's."""
+    """Return the chat template that the recipe names; None keeps the chosen tokenizer's."""
     named = block.chat_template
     if named is None:
         return None
     member = next((m for m in (base, *bricks) if m.name == named), None)
     if member is not None:
-        found = read_template(member.path)
-        if found is None:
-            raise WorkbenchError(f"tokenizer: chat_template: {member.label} has none in {member.path}", None, 2)
-        return found
+        template = read_template(member.path)
+        if template is None:
+            raise WorkbenchError(f"tokenizer: chat_template: {member.label} has no chat template in {member.path}", None, 2)
+        return template
     if named.endswith(".jinja"):
         if not (project / named).is_file():
-            raise WorkbenchError(f"tokenizer: chat_template: {named} does not exist", "Paths start at the project folder.", 2)
+            raise WorkbenchError(f"tokenizer: chat_template: {named} does not exist", "Paths start at the project directory.", 2)
         return jsondoc.text_of(project / named, str(named))
     if "{" not in named:
         choices = ["base", *(b.name for b in bricks)]
-        raise WorkbenchError(f"tokenizer: chat_template: '{named}' is no model. {nearest(named, choices)}",
-                             "Name base, a brick, a .jinja file, or write the template itself.", 2)  # fmt: skip
+        raise WorkbenchError(
+            f"tokenizer: chat_template: '{named}' is not a model. {nearest(named, choices)}",
+            "Write base, the name of a brick, a .jinja file, or the template itself.",
+            2,
+        )
     return named
-
-
-def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
-    """config.json for the output's number of rows and, where given, its special tokens' ids; so too in the text model's part.
-
-    An id that the base has and the chosen tokenizer does not becomes null: the number would mean another token.
-    """
-    inner = {k: configured(v, special, rows) for k, v in config.items() if k == "text_config" and isinstance(v, dict)}
-    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
-    if special is not None:
-        changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}
-    return {**config, **changed, **inner}

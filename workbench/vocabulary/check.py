@@ -1,4 +1,4 @@
-"""Bricks in a recipe without a `tokenizer` block: they must have the base's vocabulary."""
+"""Checks that the bricks of a recipe without a `tokenizer` block have the base's vocabulary."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from workbench.vocabulary.tokens import TokenDifference, Tokens, has_tokenizer, 
 from workbench.weights.specs import TensorSpec
 
 _BLOCK = (
-    "Add to the recipe `tokenizer: {source: union}` (the base's tokens and the bricks'), `{source: base}` or `{source: NAME}` of a "
-    "brick: rows are then aligned by token."
+    "Add `tokenizer: {source: union}` (the tokens of the base and the bricks), `{source: base}` or `{source: BRICK}` to the recipe: "
+    "rows are then aligned by token."
 )
 
 
 def check_same_vocabulary(
     name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
 ) -> list[str]:
-    """Whether rows of a checkpoint brick and of the base stand for the same tokens.
+    """Check that the rows of a checkpoint brick and of the base belong to the same tokens.
 
     Args:
-        name: The brick's.
-        path: Its directory.
-        specs: Its tensors.
+        name: The brick's name.
+        path: The brick's directory.
+        specs: The brick's tensors.
         base_path: The base's directory.
         base_specs: The base's tensors.
 
     Returns:
-        Warnings: tokens that only one of them has. Errors: other numbers of rows, or a token at another id.
+        Warnings about tokens that only one of them has.
+
+    Raises:
+        WorkbenchError: If their numbers of rows differ, or if a token has different ids.
     """
     tensor = next(iter(_tensors(base_specs)), "")
     if tensor not in specs:
-        return []  # named with the other missing tensors, if there is one
+        return []  # another check reports missing tensors
     rows, base_rows = specs[tensor].shape[0], base_specs[tensor].shape[0]
     difference, sizes = _difference(path, base_path, f"brick '{name}'")
     text = f"brick '{name}': its vocabulary differs from the base's: "
     if rows != base_rows:
         raise WorkbenchError(
             f"{text}{tensor} has {rows:,} rows{_tokens(sizes[0])}, the base's {base_rows:,}{_tokens(sizes[1])}"
-            + (f"; {difference or 'the tokens are the same, other rows are padding'}" if difference is not None else ""),
+            + (f"; {difference or 'the tokens are the same, the other rows are padding'}" if difference is not None else ""),
             _BLOCK,
         )
     if difference is None or not difference:
@@ -53,16 +56,20 @@ def check_same_vocabulary(
 def check_adapter_vocabulary(
     name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
 ) -> list[str]:
-    """An adapter directory often holds the tokenizer that it was trained with: warn where that is not the base's.
+    """Compare the tokenizer in an adapter's directory, if there is one, with the base's.
 
     Args:
-        name: The brick's.
+        name: The brick's name.
         path: The adapter's directory.
-        places: Tensors that it updates.
+        places: Tensors that the adapter updates.
         base_path: The base's directory.
         base_specs: The base's tensors.
 
-    Errors: a token at another id, where the adapter updates rows of tokens.
+    Returns:
+        Warnings about the differences.
+
+    Raises:
+        WorkbenchError: If a token has different ids and the adapter updates vocabulary rows.
     """
     difference, _ = _difference(path, base_path, f"brick '{name}'")
     if difference is None or not difference:
@@ -71,21 +78,21 @@ def check_adapter_vocabulary(
     if difference.moved and any(tensor in places for tensor in _tensors(base_specs)):
         raise WorkbenchError(
             text,
-            "It updates rows of another vocabulary: bake it into a checkpoint on the model it was trained on, then use "
+            "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, then use "
             f"`checkpoint:` with `tokenizer: {{source: {name}}}`.",
         )
     return [f"{text}; the base's tokenizer is written (`tokenizer: {{source: {name}}}` writes the adapter's)"]
 
 
 def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
-    """The error of an adapter that does not fit the base, with what to do where its tokenizer is another one."""
+    """Add a hint to the error of an adapter that does not fit the base, if its tokenizer differs from the base's."""
     difference, _ = _difference(path, base_path, f"brick '{name}'")
     if not difference:
         return error
     return WorkbenchError(
         f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
-        "An adapter that updates rows of another vocabulary has to be baked into a checkpoint on the model that it was trained on, "
-        f"with that tokenizer; then `checkpoint: DIR` and `tokenizer: {{source: union}}`, or `{{source: {name}}}`.",
+        "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
+        f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
         error.exit_code,
     )
 
@@ -98,7 +105,7 @@ def _tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
 
 
 def _difference(path: Path, base_path: Path, label: str) -> tuple[TokenDifference | None, tuple[Tokens | None, Tokens | None]]:
-    """How two directories' vocabularies differ; None where one has no tokenizer."""
+    """Return the difference between two directories' vocabularies, and the vocabularies; None if one has no tokenizer."""
     if not (has_tokenizer(path) and has_tokenizer(base_path)):
         return None, (None, None)
     base = read_tokens(base_path, "base")

@@ -1,4 +1,4 @@
-"""The recipe's `tokenizer` block."""
+"""Fields of the recipe's `tokenizer` block."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from workbench.steps.fields import Strict, Whole
 
 
 class TokenRow(Strict):
-    """The row of some token of one model."""
+    """A vocabulary row of one model."""
 
     model: str
-    """A checkpoint brick, or base."""
+    """The name of a checkpoint brick, or base."""
     token: str | None = None
-    """The token whose row it is."""
+    """The token whose row is taken."""
     token_id: Whole | None = Field(None, ge=0)
-    """Or the number of the row."""
+    """The number of the row, instead of `token`."""
 
     @model_validator(mode="after")
     def _one(self) -> TokenRow:
@@ -32,24 +32,23 @@ def _kind(value: Any) -> str:
 
 
 class TokenRule(Strict):
-    """Where the rows of one token come from."""
+    """The row that models without a token use for it."""
 
     source: Annotated[Annotated[str, Tag("name")] | Annotated[TokenRow, Tag("row")], Discriminator(_kind)] | None = None
-    """base, a checkpoint brick, zero, mean (of all models that have the token), or `{model:, token:}` or `{model:, token_id:}` for
-    another token's row; omitted: the base's row, else the only model's that has one, else the mean."""
+    """The source of the row: base, a checkpoint brick, zero, mean (of all models that have the token), or the row of another token as
+    `{model:, token:}` or `{model:, token_id:}`. By default the base's row, else that of the only model that has the token, else the mean."""
     force: bool = False
-    """Take that row in every model, also in those that have their own: the merge then leaves it alone."""
+    """Use this row in every model, also in models that have the token. The merge then does not change it."""
 
 
 class TokenizerFields(Strict):
-    """Bricks with another vocabulary: the one to write, to which the rows of embeddings and head are aligned by token string."""
+    """The vocabulary to write, for bricks whose vocabulary differs from the base's. Rows of embeddings and head are aligned by token."""
 
     source: str = Field("base", min_length=1)
-    """base, union (the base's tokenizer and, at new ids, the tokens that checkpoint bricks have beyond it), or the brick whose
-    tokenizer is written."""
+    """The tokenizer to write: base, a brick, or union (the base's tokenizer with the additional tokens of checkpoint bricks at new ids)."""
     tokens: dict[Annotated[str, Field(min_length=1)], TokenRule] = {}
-    """Token -> where its row comes from. A token that the tokenizer lacks is added to it."""
+    """Rules for single tokens: token -> source of its row. A token that the tokenizer lacks is added to it."""
     pad_to_multiple_of: Whole | None = Field(None, ge=1)
-    """Round the number of rows up; rows are never taken away."""
+    """Round the number of rows up to a multiple of this number. Rows are never removed."""
     chat_template: str | None = None
-    """base, a brick, a .jinja file of the project, or the template itself; omitted: that of `source`."""
+    """The chat template: base, a brick, a .jinja file of the project, or the template itself. By default that of `source`."""

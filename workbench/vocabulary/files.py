@@ -1,4 +1,4 @@
-"""The tokenizer directory of a configuration: copied from the one that the recipe chooses, with tokens and chat template added."""
+"""Writing of a configuration's tokenizer: a copy of the one that the recipe chooses, with added tokens and chat template."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
-from workbench.vocabulary.tokens import FILES, Tokens, load_tokenizer
+from workbench.vocabulary.tokens import FILES, Tokens, checked_tokenizer
+from workbench.weights.configuration import TEXT_CONFIGS
 
 GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# They hold the vocabulary a second time, without the tokens that are added here.
+# Files with a second copy of the vocabulary, which would lack the added tokens.
 _SECOND_COPIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt")
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A token that the chosen tokenizer lacks: a piece of a brick's own model, or an added token with its flags."""
+    """A token that the chosen tokenizer lacks: a regular token of a brick's tokenizer, or (with flags) an added token."""
 
     token: str
     id: int
@@ -32,7 +33,7 @@ class Addition:
 
 
 def tokenizer_digests(path: Path) -> list[list[str]]:
-    """Name and content of a directory's tokenizer files and of its generation_config.json."""
+    """Return names and digests of a directory's tokenizer files and generation_config.json."""
     return [[name, file_digest(path / name)] for name in (*FILES, GENERATION) if (path / name).is_file()]
 
 
@@ -44,24 +45,25 @@ def write_tokenizer(
     template: str | None,
     generation: dict[str, Any],
 ) -> None:
-    """Write the tokenizer's files and generation_config.json into `out`, whole or not at all.
+    """Write the tokenizer's files and generation_config.json atomically.
 
     Args:
-        out: A directory that does not exist; made.
-        chosen: The directory whose tokenizer it is.
+        out: The directory to create.
+        chosen: Directory of the tokenizer to copy.
         additions: Tokens to add, by id.
-        donors: Directories that pieces come from: their merges and scores are added too.
-        template: A chat template in place of the tokenizer's own.
-        generation: generation_config.json; empty: none.
+        donors: Directories of the tokenizers that the added tokens come from; their merges and scores are added too.
+        template: A chat template that replaces the tokenizer's own.
+        generation: Content of generation_config.json; if empty, no file is written.
 
-    Errors: a tokenizer that cannot take the tokens at these ids.
+    Raises:
+        WorkbenchError: If the tokenizer cannot have the tokens at these ids.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as folder:
         partial = Path(folder) / "tokenizer"
         partial.mkdir()
         if additions and not (chosen / "tokenizer.json").is_file():
-            load_tokenizer(chosen, "tokenizer").save_pretrained(partial)
+            checked_tokenizer(chosen, "tokenizer").save_pretrained(partial)
         else:
             for name in FILES:
                 if (chosen / name).is_file():
@@ -79,8 +81,8 @@ def write_tokenizer(
 def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:
     """Add tokens to tokenizer.json.
 
-    Every token, added ones included, is named in the model's own vocabulary, which fixes its id; pieces of a brick's model keep
-    their merges (after the base's) or scores, so that a vocabulary that extends the base's encodes as its own tokenizer does.
+    Every token, including added tokens, gets an entry in the model's vocabulary, which fixes its id. Regular tokens keep their merges
+    (after the base's) or scores, so that a vocabulary that extends the base's encodes like its own tokenizer.
     """
     for name in _SECOND_COPIES:
         (path / name).unlink(missing_ok=True)
@@ -111,13 +113,13 @@ def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> N
 
 def _merges(model: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[Any]:
     merges = list(model["merges"])
-    seen = {_pair(m) for m in merges}
+    pairs = {_pair(m) for m in merges}
     text = bool(merges) and isinstance(merges[0], str)
     for other in others:
         for merge in other.get("merges") or ():
             left, right = pair = _pair(merge)
-            if pair not in seen and {left, right, left + right} <= model["vocab"].keys():
-                seen.add(pair)
+            if pair not in pairs and {left, right, left + right} <= model["vocab"].keys():
+                pairs.add(pair)
                 merges.append(f"{left} {right}" if text else [left, right])
     return merges
 
@@ -128,7 +130,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _scores(vocabulary: list[Any], known: dict[str, int], others: Sequence[dict[str, Any]]) -> list[Any]:
-    """A Unigram vocabulary with the new pieces at their ids, each with its own model's score, else one that never wins."""
+    """Return a Unigram vocabulary with the new pieces at their ids, with their own model's scores or a score that is never chosen."""
     scores = {str(p): s for other in reversed(others) if isinstance(other.get("vocab"), list) for p, s in other["vocab"]}
     never = min((s for _, s in vocabulary), default=0.0) - 100.0
     pieces = {i: [token, scores.get(token, never)] for token, i in known.items() if i >= len(vocabulary)}
@@ -136,32 +138,32 @@ def _scores(vocabulary: list[Any], known: dict[str, int], others: Sequence[dict[
 
 
 def _check(path: Path, additions: Sequence[Addition]) -> None:
-    """Whether the library that will read the file finds every new token at its id."""
+    """Check that the tokenizers library finds every new token at its id."""
     from tokenizers import Tokenizer
 
     try:
         built = Tokenizer.from_file(str(path / "tokenizer.json"))
         wrong = [a.token for a in additions if built.token_to_id(a.token) != a.id or built.id_to_token(a.id) != a.token]
-    except Exception as error:  # noqa: BLE001  (the library raises Exception itself)
+    except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
         raise WorkbenchError(
             f"tokenizer: the union cannot be built ({str(error)[:200]})", "Choose `source: base` or a brick."
         ) from None
     if wrong:
         raise WorkbenchError(
-            f"tokenizer: {wrong[0]!r} cannot be added at its place ({len(wrong)} such)", "Choose `source: base` or a brick."
+            f"tokenizer: {wrong[0]!r} cannot be added at its id ({len(wrong)} such tokens)", "Choose `source: base` or a brick."
         )
 
 
 def read_template(path: Path) -> str | None:
-    """The chat template of a directory: of its own file, else of tokenizer_config.json."""
+    """Return a directory's chat template, from its own file or from tokenizer_config.json; None if there is none."""
     if (path / "chat_template.jinja").is_file():
         return jsondoc.text_of(path / "chat_template.jinja")
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found = jsondoc.optional(path / name).get("chat_template")
-        if isinstance(found, list):
-            found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-        if isinstance(found, str):
-            return found
+        template = jsondoc.optional(path / name).get("chat_template")
+        if isinstance(template, list):
+            template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+        if isinstance(template, str):
+            return template
     return None
 
 
@@ -174,25 +176,53 @@ def _set_template(path: Path, template: str) -> None:
 
 
 def special_ids(path: Path, config: dict[str, Any] | None, tokens: Tokens) -> dict[str, Any]:
-    """bos, eos and pad ids of the tokenizer of a directory: as its config.json says, else by the strings in tokenizer_config.json."""
+    """Return the ids of the special tokens (bos, eos, pad) of a directory's tokenizer.
+
+    Args:
+        path: The directory.
+        config: The content of config.json, whose ids are used; None takes the tokens named in tokenizer_config.json.
+        tokens: The tokenizer's vocabulary.
+    """
     if config is not None:
         return {key: config[key] for key in SPECIAL_IDS if key in config}
     strings = jsondoc.optional(path / "tokenizer_config.json")
-    found = {}
+    ids = {}
     for key in SPECIAL_IDS:
         value = strings.get(key.removesuffix("_id"))
         token = value.get("content") if isinstance(value, dict) else value
         if isinstance(token, str) and token in tokens.ids:
-            found[key] = tokens.ids[token]
-    return found
+            ids[key] = tokens.ids[token]
+    return ids
 
 
 def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str, Any]:
-    """The base's generation_config.json with the token ids of the chosen tokenizer; other ids of the base's vocabulary are left out."""
+    """Return the base's generation_config.json with the token ids of the chosen tokenizer.
+
+    Args:
+        base: The base's directory.
+        chosen: Directory of the chosen tokenizer. If it is not the base's, other settings with ids of the base's tokens are removed.
+        ids: Ids of the chosen tokenizer's special tokens.
+    """
     settings: dict[str, Any] = jsondoc.optional(base / GENERATION)
     if base == chosen:
         return settings
     theirs: dict[str, Any] = jsondoc.optional(chosen / GENERATION)
     special = {**ids, **{key: value for key, value in theirs.items() if key in SPECIAL_IDS}}
-    kept = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
-    return {**kept, **special} if settings or theirs else {}
+    without_ids = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
+    return {**without_ids, **special} if settings or theirs else {}
+
+
+def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:
+    """Return config.json with the output's number of rows and special tokens, also in the part for the text decoder.
+
+    Args:
+        config: The base's config.json.
+        special: Ids of special tokens; None keeps those of the base. An id that is missing here becomes null, because the base's number
+            would stand for another token.
+        rows: Number of rows of the output's vocabulary.
+    """
+    inner = {k: configured(v, special, rows) for k, v in config.items() if k in TEXT_CONFIGS and isinstance(v, dict)}
+    changed: dict[str, Any] = {"vocab_size": rows} if "vocab_size" in config or not inner else {}
+    if special is not None:
+        changed |= {key: special.get(key) for key in SPECIAL_IDS if key in config or (key in special and not inner)}
+    return {**config, **changed, **inner}

@@ -1,4 +1,4 @@
-"""What a tokenizer directory holds: token strings with their ids, read from its files without building the tokenizer."""
+"""Token strings and ids of a tokenizer directory, read from its files without building the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.models.tokenizer import load_tokenizer
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
          "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json")  # fmt: skip
@@ -21,41 +22,46 @@ class Tokens:
     """A vocabulary.
 
     Attributes:
-        ids: Token -> id, added tokens included.
-        added: Added token -> its flags, as `tokenizers.AddedToken` takes them.
+        ids: Token -> id, including added tokens.
+        added: Added token -> its flags, as in `tokenizers.AddedToken`.
     """
 
     ids: dict[str, int]
     added: dict[str, dict[str, bool]]
 
     def below(self, rows: int) -> dict[str, int]:
-        """The tokens that an embedding of so many rows has a row for."""
+        """Return the tokens with an id below the number of rows of an embedding."""
         return self.ids if max(self.ids.values(), default=0) < rows else {t: i for t, i in self.ids.items() if i < rows}
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether a directory holds a vocabulary."""
+    """Return whether a directory has a vocabulary file."""
     return (path / "tokenizer.json").is_file() or any((path / name).is_file() for name in _SLOW)
 
 
 def read_tokens(path: Path, label: str) -> Tokens:
-    """The vocabulary of a directory: of tokenizer.json, or of older files by way of transformers.
+    """Read the vocabulary of a directory from tokenizer.json, or from older files through transformers; no code from it is run.
 
-    Errors: no tokenizer there, a file that is not one. No code of the directory is executed.
+    Args:
+        path: The directory.
+        label: The model's name in messages.
+
+    Raises:
+        WorkbenchError: If there is no tokenizer, or if its file is invalid.
     """
     file = path / "tokenizer.json"
     if not file.is_file():
         return _converted(path, label)
     try:
-        data = jsondoc.read_object(file, f"{label}: {file}", "Fetch the file again.")
+        data = jsondoc.read_object(file, f"{label}: {file}", "Download the file again.")
         vocabulary = data["model"]["vocab"]
-        # Unigram keeps a list of (token, score).
+        # A Unigram vocabulary is a list of (token, score).
         pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], i) for i, entry in enumerate(vocabulary))
         ids = {str(token): int(i) for token, i in pairs}
         added = {str(entry["content"]): (int(entry["id"]), entry) for entry in data.get("added_tokens") or ()}
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise WorkbenchError(f"{label}: {file} is not a tokenizer (no model.vocab)", "Fetch the file again.") from None
-    # transformers adds what the configuration names beyond the file.
+        raise WorkbenchError(f"{label}: {file} is not a tokenizer (no model.vocab)", "Download the file again.") from None
+    # transformers also adds tokens that only tokenizer_config.json names.
     taken = {*ids.values(), *(i for i, _ in added.values())}
     config = jsondoc.optional(path / "tokenizer_config.json", label)
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
@@ -70,21 +76,27 @@ def _flags(entry: dict[str, Any]) -> dict[str, bool]:
 
 
 def _converted(path: Path, label: str) -> Tokens:
-    tokenizer = load_tokenizer(path, label)
+    tokenizer = checked_tokenizer(path, label)
     added = {t.content: {flag: bool(getattr(t, flag)) for flag in _FLAGS} for t in tokenizer.added_tokens_decoder.values()}
     return Tokens({str(t): int(i) for t, i in tokenizer.get_vocab().items()}, added)
 
 
-def load_tokenizer(path: Path, label: str) -> Any:
-    """The directory's tokenizer as transformers builds it. Errors: none there, one that it cannot build."""
-    from transformers import AutoTokenizer
+def checked_tokenizer(path: Path, label: str) -> Any:
+    """Load the tokenizer of a directory with transformers.
 
+    Args:
+        path: The directory.
+        label: The model's name in messages.
+
+    Raises:
+        WorkbenchError: If there is no tokenizer, or if transformers cannot build it.
+    """
     if not has_tokenizer(path):
         raise WorkbenchError(
             f"{label}: no tokenizer in {path}", "Copy the tokenizer's files there (tokenizer.json, tokenizer_config.json)."
         )
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        return load_tokenizer(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise WorkbenchError(
             f"{label}: transformers cannot build the tokenizer in {path} ({type(error).__name__}: {str(error)[:200]})",
@@ -93,7 +105,7 @@ def load_tokenizer(path: Path, label: str) -> Any:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two directories hold the same tokenizer.json and the same tokens beside it."""
+    """Return whether two directories have the same tokenizer.json and the same additional tokens in tokenizer_config.json."""
     files = [(d / "tokenizer.json", d / "tokenizer_config.json") for d in (one, other)]
     if not all(file.is_file() for file, _ in files) or files[0][0].read_bytes() != files[1][0].read_bytes():
         return False
@@ -103,10 +115,10 @@ def same_file(one: Path, other: Path) -> bool:
 
 @dataclass(frozen=True)
 class TokenDifference:
-    """How a brick's vocabulary differs from the base's.
+    """The difference between a brick's vocabulary and the base's.
 
     Attributes:
-        moved: Token -> (id in the brick, id in the base), where both have it at different ids.
+        moved: Token -> (id in the brick, id in the base), for tokens with different ids.
         extra: Tokens that the base lacks.
         lacking: Tokens that the brick lacks.
     """
@@ -130,15 +142,15 @@ class TokenDifference:
         if self.moved:
             shown = [f"{t!r} is {i}, in the base {j}" for t, (i, j) in sorted(self.moved.items(), key=lambda m: m[1])[:3]]
             parts.append(f"{_count(self.moved)} at other ids ({_listed(shown, len(self.moved))})")
-        for found, text in ((self.extra, "that the base lacks"), (self.lacking, "of the base missing")):
-            if found:
-                shown = [f"{t!r} {i}" for t, i in sorted(found.items(), key=lambda m: m[1])[:3]]
-                parts.append(f"{_count(found)} {text} ({_listed(shown, len(found))})")
+        for tokens, text in ((self.extra, "that the base lacks"), (self.lacking, "of the base missing")):
+            if tokens:
+                shown = [f"{t!r} {i}" for t, i in sorted(tokens.items(), key=lambda m: m[1])[:3]]
+                parts.append(f"{_count(tokens)} {text} ({_listed(shown, len(tokens))})")
         return "; ".join(parts)
 
 
-def _count(found: dict[str, Any]) -> str:
-    return f"{len(found):,} token" + ("s" if len(found) != 1 else "")
+def _count(tokens: dict[str, Any]) -> str:
+    return f"{len(tokens):,} token" + ("s" if len(tokens) != 1 else "")
 
 
 def _listed(shown: Iterable[str], total: int) -> str:

@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, read by header first and then in row blocks straight from their offsets."""
+"""Safetensors checkpoints: headers are read first, tensors later, in blocks of rows."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class HeadersOnlyError(WorkbenchError):
-    """Tensor data were asked of a file of which only the header is here."""
+    """The error for reading a tensor of a file of which only the header was downloaded."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies.
+    """The place of a tensor on disk.
 
     Attributes:
-        file: Its file.
-        start: Offset of its first byte; None where the file is a stand-in with a header only.
+        file: The tensor's file.
+        start: Offset of the tensor's first byte; None if the file is a stand-in with a header only.
         spec: Shape and dtype.
-        identity: Identity of the file when its header was read; every reader refuses a file that has another one. None: not checked.
+        identity: Identity of the file when its header was read. Readers raise an error if it has changed; None skips that check.
     """
 
     file: Path
@@ -53,23 +53,27 @@ class Entry:
 
     @property
     def offset(self) -> int:
-        """Offset of its first byte. Errors: `HeadersOnlyError`."""
+        """The offset of the tensor's first byte; raises HeadersOnlyError if only the header was downloaded."""
         if self.start is None:
             raise HeadersOnlyError(
-                f"{self.file}: only the header is here, not the tensors",
-                "`workbench run` and `eval` fetch the file from the hub; name it in a recipe by its hub id.",
+                f"{self.file}: only the header was downloaded, not the tensors",
+                "`workbench run` and `workbench eval` download the file if the recipe names the model by its hub id.",
             )
         return self.start
 
 
 def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
-    """The tensors of one safetensors file, in the order of their offsets.
+    """Read the header of a safetensors file.
 
     Args:
         file: The file.
-        watched: Whether later reads refuse the file if it changes; False for a file that the caller itself writes.
+        watched: Whether later reads raise an error if the file changes; False for a file that the caller itself writes.
 
-    Errors: not safetensors, header over 100 MB, gaps or overlaps, truncated file, quantised dtypes.
+    Returns:
+        Tensor name -> entry, in the order of their offsets.
+
+    Raises:
+        WorkbenchError: If the file is not safetensors, is truncated, has a header over 100 MB, gaps, overlaps or a quantized dtype.
     """
     with file.open("rb") as stream:
         identity = settled_identity(stream.fileno()) if watched else None
@@ -77,11 +81,11 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise WorkbenchError(
-                f"{file}: not a safetensors file (header of {length:,} bytes in a file of {size:,})",
-                "The download may be incomplete: fetch the file again.",
+                f"{file}: not a safetensors file (a header of {length:,} bytes in a file of {size:,} bytes)",
+                "The download may be incomplete: download the file again.",
             )
         text = stream.read(length)
-    again = "Fetch the file again."
+    again = "Download the file again."
     where = f"{file}: damaged safetensors header"
     header = jsondoc.as_object(jsondoc.parse(text, where, again, unique=True), where, again)
     header.pop("__metadata__", None)
@@ -92,27 +96,27 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
     for start, stop, name, dtype, shape in sorted(described):
         if dtype not in DTYPES:
             raise WorkbenchError(
-                f"{file}: {name} has dtype {dtype}, a quantised or packed format; expected floating point",
+                f"{file}: {name} has dtype {dtype}, a quantized or packed format; expected floating point",
                 dequantise("fp8" if dtype.startswith("F8") else None, file.parent),
             )
         spec = TensorSpec(shape, DTYPES[dtype])
         if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
             raise WorkbenchError(
                 f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
-                "The file is damaged: fetch it again.",
+                "The file is damaged: download it again.",
             )
         expected = stop
         entries[name] = Entry(file, None if stand_in else 8 + length + start, spec, identity)
     if 8 + length + expected != size:
         raise WorkbenchError(
-            f"{file}: {size:,} bytes on disk, its header describes {8 + length + expected:,} (truncated?)",
-            "Fetch the file again.",
+            f"{file}: the file has {size:,} bytes, but its header describes {8 + length + expected:,} (truncated?)",
+            "Download the file again.",
         )
     return entries
 
 
 def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
-    """Offsets, name, dtype and shape of a header's entry. Raises WorkbenchError for one of another form."""
+    """Return offsets, name, dtype and shape of a header's entry; raise WorkbenchError if it is malformed."""
     if isinstance(info, dict) and len(name) <= MAX_NAME:
         offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
         if (
@@ -124,21 +128,26 @@ def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tu
         ):
             return offsets[0], offsets[1], name, dtype, shape
     raise WorkbenchError(
-        f"{file}: damaged safetensors header: {name[:80]!r} has no dtype, shape and data_offsets that a tensor can have",
-        "Fetch the file again.",
+        f"{file}: damaged safetensors header: {name[:80]!r} has no valid dtype, shape and data_offsets",
+        "Download the file again.",
     )
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
-    """Return a list of whole numbers that 64 bits hold, as a header has them; None for anything else."""
+    """Return a value as a tuple if it is a list of whole numbers from 0 to 2⁶³ - 1; None if not."""
     fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
     return tuple(value) if fits else None
 
 
 def checkpoint_files(path: Path, label: str) -> list[Path]:
-    """The safetensors files of a checkpoint directory, as its index names them.
+    """Return the safetensors files of a checkpoint directory.
 
-    Errors: none there, pickles only, an index that points outside the directory or at a missing file.
+    Args:
+        path: The directory.
+        label: The checkpoint's name in messages: "base", "brick 'math'".
+
+    Raises:
+        WorkbenchError: If there are no safetensors files, or if the index names a missing file or one outside the directory.
     """
     index = path / INDEX
     if (path / SINGLE).is_file():
@@ -150,76 +159,84 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
         for name in names:
             if not is_file_name(name) or ((path / name).resolve().parent != path.resolve() and not _is_hub_blob(path / name)):
                 raise WorkbenchError(
-                    f"{label}: {index} points outside its folder ({name[:80]!r})",
-                    "Only plain file names beside the index are read: fetch the checkpoint again.",
+                    f"{label}: {index} names a file outside its directory ({name[:80]!r})",
+                    "Only file names without a path are read: download the checkpoint again.",
                 )
             if not (path / name).is_file():
-                raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Fetch the checkpoint again.")
+                raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Download the checkpoint again.")
         return [path / name for name in names]
     refuse_foreign(path, label)
     others = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
     raise WorkbenchError(
         f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(others[:3])})" if others else ""),
-        f"Without {INDEX} only {SINGLE} is read: fetch the files in Hugging Face format."
+        f"Without {INDEX} only {SINGLE} is read: download the files in Hugging Face format."
         if others
-        else f"A hub repository that holds pickles only is converted first: {convert_command(Path('ORG/NAME'))}",
+        else f"Convert a hub repository that has pickle files only: {convert_command(Path('ORG/NAME'))}",
     )
 
 
 def refuse_foreign(path: Path, label: str) -> None:
-    """Errors: a directory with pickles or GGUF and nothing that is read here, with the command that converts it."""
+    """Raise an error for a directory that has pickle or GGUF files and no safetensors.
+
+    Args:
+        path: The directory.
+        label: The checkpoint's name in messages.
+
+    Raises:
+        WorkbenchError: If there are only such files; the hint is the command that converts them.
+    """
     if any((path / name).is_file() for name in (SINGLE, INDEX)):
         return
     pickles = [p.name for pattern in _PICKLES for p in sorted(path.glob(pattern))] if path.is_dir() else []
     if pickles:
         raise WorkbenchError(
-            f"{label}: {path} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
-            f"{convert_command(path)}  (opens the pickle: only for files that you trust). {TOKENIZER_TOO}",
+            f"{label}: {path} has pickle files only ({', '.join(pickles[:3])}), which are never opened; expected {SINGLE}",
+            f"{convert_command(path)}  (opens the pickle file: only for files that you trust). {TOKENIZER_TOO}",
         )
     gguf = sorted(p.name for p in path.glob("*.gguf")) if path.is_dir() else []
     if gguf:
         raise WorkbenchError(
-            f"{label}: {path} holds GGUF ({gguf[0]}); expected {SINGLE}",
-            f"Dequantise it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {TOKENIZER_TOO}",
+            f"{label}: {path} has a GGUF file ({gguf[0]}); expected {SINGLE}",
+            f"Dequantize it: {convert_command(path, ', GgufConfig', f', gguf_file={gguf[0]!r}, quantization_config=GgufConfig(dequantize=True)')}  {TOKENIZER_TOO}",
         )
 
 
 def _check_same(single: Path, index: Path, label: str) -> None:
-    """A file and an index side by side: the file is read, as transformers reads it, if both speak of the same tensors."""
+    """Check that a single file and an index beside it have the same tensors; the file is then read, as transformers does."""
     named, held = set(_weight_map(index, label)), set(read_header(single))
     if other := sorted(named ^ held):
         raise WorkbenchError(
             f"{label}: {single.name} and {index.name} in {single.parent} are of different models: only one of them has {other[0]} "
-            f"({len(other)} such)",
-            "Remove the one that is out of date.",
+            f"({len(other)} such tensors)",
+            "Remove the outdated one.",
         )
 
 
 def _weight_map(index: Path, label: str) -> dict[str, str]:
-    """Tensor -> file, as an index says."""
-    again = "Fetch the checkpoint again."
+    """Return the map from tensor to file of an index."""
+    again = "Download the checkpoint again."
     where = f"{label}: {index} is not an index of safetensors files"
-    found = jsondoc.read_object(index, where, again, unique=True).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+    files = jsondoc.read_object(index, where, again, unique=True).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise WorkbenchError(f"{where} (no weight_map)", again)
-    return found
+    return files
 
 
 def _is_hub_blob(file: Path) -> bool:
-    """Hub snapshots hold links into the blobs folder beside them."""
+    """Return whether a file of a hub snapshot is a link into the cache's blobs directory."""
     return file.is_symlink() and file.resolve().parent.name == "blobs" and file.parent.parent.name == "snapshots"
 
 
 class Checkpoint:
-    """A model on disk as `Weights`: names and shapes from headers, bytes on demand.
+    """A checkpoint on disk as `Weights`: names and shapes come from headers, tensors are read on demand.
 
     Args:
         path: A directory in Hugging Face layout.
-        label: How errors call it: "base", "brick 'math'".
+        label: The checkpoint's name in messages: "base", "brick 'math'".
 
     Attributes:
-        streamed: XXH3-128 digests of the tensors that were read whole so far.
-        deferred: What could not be checked because only headers are here.
+        streamed: XXH3-128 digests of the tensors that were read completely so far.
+        deferred: Descriptions of the checks that were skipped because only headers were downloaded.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -227,11 +244,11 @@ class Checkpoint:
         self.label = label
         self.entries: dict[str, Entry] = {}
         self.left_out: list[str] = []
-        """Stored tensors that are no weights: who reads the model makes them itself."""
+        """Stored tensors that are ignored: buffers that transformers computes itself."""
         for file in checkpoint_files(path, label):
             for name, entry in read_header(file).items():
                 if name in self.entries:
-                    raise WorkbenchError(f"{label}: {name} stands in {self.entries[name].file.name} and in {file.name}")
+                    raise WorkbenchError(f"{label}: {name} is in both {self.entries[name].file.name} and {file.name}")
                 self.entries[name] = entry
         if (
             (path / INDEX).is_file()
@@ -239,7 +256,8 @@ class Checkpoint:
             and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries)))
         ):
             raise WorkbenchError(
-                f"{label}: {path / INDEX} names {lost[0]}, which no file holds ({len(lost)} such)", "Fetch the checkpoint again."
+                f"{label}: {path / INDEX} names {lost[0]}, which no file has ({len(lost)} such tensors)",
+                "Download the checkpoint again.",
             )
         self.streamed: dict[str, str] = {}
         self.deferred: list[str] = []
@@ -248,40 +266,40 @@ class Checkpoint:
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
-        """Shapes and dtypes, in file order."""
+        """Shape and dtype of every tensor, in file order."""
         return {name: entry.spec for name, entry in self.entries.items()}
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json. Errors: missing, a quantisation."""
+        """The content of config.json; see `read_config`."""
         return read_config(self.path, self.label)
 
     def origin(self, name: str) -> str | None:
-        """Every tensor stands for itself."""
+        """Return the name itself: bricks address the tensors of a checkpoint by their own names."""
         return name
 
     def open(self, name: str, device: torch.device) -> Source:
-        """A reader of one tensor; raises on the first NaN or infinity that it meets."""
+        """Open one tensor; the reader raises an error at the first NaN or infinity."""
         entry = self.entries[name]
         with self._lock:
             if entry.file not in self._descriptors:
                 self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
         descriptor = self._descriptors[entry.file]
         check_unchanged(descriptor, entry.identity, entry.file)
-        if hasattr(os, "posix_fadvise"):  # a cold file is read ahead while the first blocks are computed
+        if hasattr(os, "posix_fadvise"):  # the kernel reads ahead while the first blocks are computed
             os.posix_fadvise(descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED)
         return FileSource(self, descriptor, name, device)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when the interpreter ends
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be unloaded when the interpreter exits
         for descriptor in getattr(self, "_descriptors", {}).values():
             close(descriptor)
 
 
 class FileSource:
-    """One stored tensor; implements `specs.StoredSource`. Takes the digest of its bytes when it is read from start to end."""
+    """One stored tensor; implements `specs.StoredSource`. A complete read in order also computes the digest of its bytes."""
 
     def __init__(self, owner: Checkpoint, descriptor: int, name: str, device: torch.device) -> None:
-        self._owner = owner  # closes the descriptor when it goes
+        self._owner = owner  # keeps the descriptor open
         self._descriptor = descriptor
         self._name = name
         self._entry = owner.entries[name]
@@ -290,7 +308,7 @@ class FileSource:
         self._digested = 0
 
     def raw(self, start: int, stop: int) -> Tensor:
-        """Rows as stored, on the source's device; the next call overwrites them."""
+        """Return rows in their stored dtype, on the source's device; the next call overwrites them."""
         spec = self._entry.spec
         width = spec.cols * spec.dtype.itemsize
         size = (stop - start) * width
@@ -300,11 +318,15 @@ class FileSource:
         while done < size:
             count = os.preadv(self._descriptor, [view[done:]], self._entry.offset + start * width + done)
             if not count:
-                raise WorkbenchError(f"{self._label}: file ends early", "The file changed while it was read: run again.")
+                raise WorkbenchError(
+                    f"{self._label}: the file ends too early", "The file changed while it was read: run the command again."
+                )
             done += count
-        check_unchanged(self._descriptor, self._entry.identity, self._entry.file)  # 1 µs a block: no changed byte is ever used
+        check_unchanged(
+            self._descriptor, self._entry.identity, self._entry.file
+        )  # takes 1 µs per block and ensures that no changed byte is used
         if self._digest is not None and start == 0:
-            self._digest.reset()  # a sample may have been read before
+            self._digest.reset()  # a sample may have been read earlier
             self._digested = 0
         if self._digest is not None and start == self._digested:
             self._digest.update(view)
@@ -315,7 +337,11 @@ class FileSource:
         return self._staging.send(raw.view(spec.dtype).view(stop - start, spec.cols))
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        """Rows in float32, checked; integers as they are."""
+        """Fill `out` with rows in float32, or in the stored dtype for integers.
+
+        Raises:
+            WorkbenchError: If a value is NaN or infinite.
+        """
         raw = self.raw(start, stop)
         if not self._entry.spec.is_float:
             out.copy_(raw)
@@ -323,7 +349,7 @@ class FileSource:
             self.refuse_non_finite(start, stop)
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        """Raise WorkbenchError, with the index, if a value in rows start..stop is NaN or infinite."""
         values = self.raw(start, stop)
         bad = (~values.isfinite()).nonzero()
         if len(bad):
@@ -333,7 +359,7 @@ class FileSource:
             index = [int(i) for i in torch.unravel_index(torch.tensor(flat), spec.shape)]
             raise WorkbenchError(
                 f"{self._label} holds {values[row, col].item()} at {index}; expected finite numbers",
-                "Train or download this model again: a merge would spread the value.",
+                "Train or download this model again.",
             )
 
     @property
@@ -342,7 +368,15 @@ class FileSource:
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
-    """config.json of a checkpoint directory. Errors: missing, not JSON, a quantisation."""
+    """Read and check config.json of a checkpoint directory.
+
+    Args:
+        path: The directory.
+        label: The checkpoint's name in messages.
+
+    Raises:
+        WorkbenchError: If the file is missing or invalid, or if the model is quantized.
+    """
     file = path / "config.json"
     try:
         config = jsondoc.read_object(file, f"{label}: {file}", infinite=True, unique=True)
@@ -352,10 +386,10 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
             f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
         ) from None
     check_config(config, f"{label}: {file}")
-    if quantisation := config.get("quantization_config") or config.get("compression_config"):
-        method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
+    if quantization := config.get("quantization_config") or config.get("compression_config"):
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise WorkbenchError(
-            f"{label}: quantised weights ({method}); expected floating point",
-            dequantise("bitsandbytes" if "load_in_4bit" in str(quantisation) else method, path),
+            f"{label}: quantized weights ({method}); expected floating point",
+            dequantise("bitsandbytes" if "load_in_4bit" in str(quantization) else method, path),
         )
     return config

@@ -1,4 +1,4 @@
-"""The compiled kernels: built once into the user's cache, checked before every load, built again where they are damaged."""
+"""The compiled kernels: built once into the user's cache, checked before every load and rebuilt if damaged."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _SYMBOLS = (
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs the block loops in this process.
+    """The implementation of the block loops in this process.
 
     Attributes:
         name: "c" or "torch".
-        reason: Why it is torch; None for C.
-        asked: Whether the environment variable WORKBENCH_KERNELS asks for torch.
-        compiler: The command, where one was found.
-        version: What the compiler says of itself.
+        reason: The reason for using torch; None for C.
+        asked: Whether the environment variable WORKBENCH_KERNELS requests torch.
+        compiler: The compiler's command, if one was found.
+        version: First line of the compiler's `--version`.
         file: The loaded library.
-        removed: Damaged libraries that were found and removed.
+        removed: Damaged libraries that were removed.
         library: The loaded functions.
     """
 
@@ -67,57 +67,57 @@ class Backend:
 
 @cache
 def backend() -> Backend:
-    """Find, check and load the library of this machine, this source and this compiler; build it where it is missing or damaged."""
+    """Load the library for this processor, source and compiler; build it first if it is missing or damaged."""
     if os.environ.get("WORKBENCH_KERNELS") == "torch":
-        return Backend("torch", "the environment variable WORKBENCH_KERNELS asks for it", asked=True)
+        return Backend("torch", "the environment variable WORKBENCH_KERNELS requests it", asked=True)
     if not _SOURCE.is_file():
         return Backend("torch", f"{_SOURCE.name} is missing from the installation")
     text = os.environ.get("CC") or "cc"
     try:
         command = shlex.split(text)
     except ValueError as error:
-        return Backend("torch", f"the environment variable CC cannot be read ({error}): {text}")
+        return Backend("torch", f"the environment variable CC is not a valid command ({error}): {text}")
     if not command or shutil.which(command[0]) is None:
         return Backend("torch", f"no C compiler: {command[0] if command else text} is not on the PATH")
     reason, removed = "", list[Path]()
     try:
-        said = subprocess.run([*command, "--version"], check=True, capture_output=True, timeout=60)  # noqa: S603 (the user's own compiler)
-        version = next(iter(said.stdout.decode(errors="replace").splitlines()), "")
+        answer = subprocess.run([*command, "--version"], check=True, capture_output=True, timeout=60)  # noqa: S603 (the user's own compiler)
+        version = next(iter(answer.stdout.decode(errors="replace").splitlines()), "")
     except (OSError, subprocess.SubprocessError) as error:
-        return Backend("torch", f"{text} --version fails: {_told(error)}", compiler=text)
-    key = xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + repr((_FLAGS, command, said.stdout, _processor())).encode())
+        return Backend("torch", f"{text} --version fails: {_message(error)}", compiler=text)
+    key = xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + repr((_FLAGS, command, answer.stdout, _processor())).encode())
     for place in places():
         try:
-            file, gone = _kept(place, key)
-            removed += gone
+            file, damaged = _cached(place, key)
+            removed += damaged
             file = file or _build(place, key, command)
             library = _loaded(file)
         except (OSError, AttributeError, subprocess.SubprocessError) as error:
-            reason = reason or _told(error)
+            reason = reason or _message(error)
             continue
         return Backend("c", None, False, text, version, file, tuple(removed), library)
     return Backend("torch", reason, False, text, version, None, tuple(removed))
 
 
 def places() -> Iterator[Path]:
-    """Folders for the library: the user's cache, then one of the user's own below the temporary folder."""
+    """Yield directories for the library: the user's cache, then a private directory below the temporary directory."""
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)
-    if not cache_home.startswith("~"):  # neither HOME nor an entry among the system's users
+    if not cache_home.startswith("~"):  # the user has no home directory
         yield Path(cache_home) / "brick-workbench"
     own = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     try:
         own.mkdir(mode=0o700, exist_ok=True)
         stat = own.lstat()
         if not own.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
-            yield own  # nobody else could have put a library there
+            yield own  # no other user can write there
     except OSError:
         return
 
 
-def _kept(place: Path, key: str) -> tuple[Path | None, list[Path]]:
-    """Return the library of a key whose bytes have the digest in its name, and damaged ones, which are removed.
+def _cached(place: Path, key: str) -> tuple[Path | None, list[Path]]:
+    """Return the library of a key whose bytes match the digest in its name, and the damaged libraries, which are removed.
 
-    Loading a file that was cut short ends the process with SIGBUS, so nothing is loaded unread.
+    Every library is checked before it is loaded, because loading a truncated file kills the process with SIGBUS.
     """
     removed: list[Path] = []
     for file in sorted(place.glob(f"kernels-{key}-*.so")):
@@ -149,16 +149,16 @@ def _loaded(file: Path) -> ctypes.CDLL:
     return library
 
 
-def _told(error: Exception) -> str:
-    """Return an error in one line, with what the compiler said."""
-    said = getattr(error, "stderr", None) or b""
-    lines = said.decode(errors="replace").strip().splitlines()
-    found = next((line for line in lines if "error" in line), lines[0] if lines else "")
-    return f"{found or error}"[:300]
+def _message(error: Exception) -> str:
+    """Return an error in one line, with the compiler's message if there is one."""
+    output = getattr(error, "stderr", None) or b""
+    lines = output.decode(errors="replace").strip().splitlines()
+    line = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    return f"{line or error}"[:300]
 
 
 def _processor() -> str:
-    """Describe what -march=native depends on: a cache folder may be shared by machines."""
+    """Describe the processor, on which -march=native depends: machines may share a cache directory."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8", errors="replace").splitlines() if info.is_file() else []
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,4 +1,4 @@
-"""What config.json may hold: the fields that are read here, each of the kind that it has in every model of transformers."""
+"""The fields of config.json that the workbench reads, and checks of their types."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from workbench.errors import WorkbenchError
 
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**40
-_PARTS = ("text_config", "llm_config", "vision_config", "audio_config")
+# Fields for the number of layers, the number of positions, and the text decoder of a multimodal model; `models/architecture.py` reads
+# them. If several of POSITIONS are set, the first one counts, as in lm-eval.
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
+TEXT_CONFIGS = ("text_config", "llm_config")
+_PARTS = (*TEXT_CONFIGS, "vision_config", "audio_config")
 _NAME_BYTES = 255
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a text from a file can name a file in a folder: no path, no NUL, not longer than file systems take."""
+    """Return whether a text from an untrusted file is a plain file name: no path, no NUL, not too long for a file system."""
     plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
     try:
         return plain and len(os.fsencode(name)) <= _NAME_BYTES
-    except UnicodeEncodeError:  # half a surrogate pair
+    except UnicodeEncodeError:  # an unpaired surrogate
         return False
 
 
@@ -51,12 +56,10 @@ def _is_number(value: Any) -> bool:
 
 _LAYERS = f"a whole number from 0 to {MAX_LAYERS:,}"
 _SIZE = "a whole number from 0"
-# Field -> test, and what is expected. null is allowed everywhere: transformers takes the default then.
+# Field -> (test, description of the expected value). null is always allowed: transformers then takes its default.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), (_is_whole(MAX_LAYERS), _LAYERS)),
-    **dict.fromkeys(
-        ("vocab_size", "n_embd", "d_model", "n_positions", "max_position_embeddings", "n_ctx"), (_is_whole(MAX_SIZE), _SIZE)
-    ),
+    **dict.fromkeys(DEPTHS, (_is_whole(MAX_LAYERS), _LAYERS)),
+    **dict.fromkeys(("vocab_size", "n_embd", "d_model", *POSITIONS), (_is_whole(MAX_SIZE), _SIZE)),
     "model_type": (_is_text, "a text"),
     "architectures": (_is_list_of_texts, "a list of texts"),
     "layer_types": (_is_list_of_texts, "a list of texts"),
@@ -71,10 +74,14 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Check the fields of config.json that are read here, those of its parts (`text_config`) too.
+    """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
+
+    Args:
+        config: The content of config.json.
+        where: The file's name in messages.
 
     Raises:
-        WorkbenchError: A field is of another kind, or a number is out of range. The message names file and field.
+        WorkbenchError: If a field has the wrong type or a number is out of range. The message names file and field.
     """
     check_fields(config, _FIELDS, where)
     for name in _PARTS:
@@ -82,10 +89,21 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
             check_fields(config[name], _FIELDS, f"{where}: {name}")
 
 
-def check_fields(found: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], where: str) -> None:
-    """Check the fields of a foreign object that have an entry in `fields`; null passes. Raises WorkbenchError for the first bad one."""
-    for name, value in found.items():
+def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], where: str) -> None:
+    """Check the fields of an untrusted JSON object; null is always valid.
+
+    Args:
+        content: The object. Fields without an entry in `fields` are ignored.
+        fields: Field -> (test, description of the expected value).
+        where: The object's name in messages.
+
+    Raises:
+        WorkbenchError: If a field is invalid.
+    """
+    for name, value in content.items():
         test, expected = fields.get(name, (None, ""))
         if test is not None and value is not None and not test(value):
             shown = jsondoc.kind(value) if isinstance(value, (dict, list)) else repr(value)[:60]
-            raise WorkbenchError(f"{where}: {name}: expected {expected}, found {shown}", "The file is damaged: fetch it again.")
+            raise WorkbenchError(
+                f"{where}: {name}: expected {expected}, found {shown}", "The file is damaged: download it again."
+            )

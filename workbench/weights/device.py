@@ -1,10 +1,10 @@
-"""What an accelerator needs beside the CPU's code: float32 without TF32, results that repeat, and staged copies.
+"""Settings and buffers for accelerators: float32 without TF32, reproducible results, and staged copies.
 
 All threads of a run queue their work on one stream, the device's default stream. Work on one stream runs in order, so a tensor
-that one thread (or the main thread) makes and another thread reads is always complete, and memory that is freed while work on it
-is still queued is never handed out too early. Streams of their own would need an event or `record_stream` at each such place
-(edit factors, Grams, thresholds, tensors that several readers share). What they could win is small: for a merge of three bf16
-checkpoints, the copies to the device take several times as long as the kernels, and reading the files takes longer than both.
+that one thread creates is complete when another thread reads it, and memory that is freed while work on it is queued is not reused
+too early. With one stream per thread, each place that shares a tensor (edit factors, Grams, thresholds) would need an event or
+`record_stream`. The gain would be small: for a merge of three bf16 checkpoints, the copies to the device take several times as long
+as the kernels, and reading the files takes longer than both.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 _MEMORY: Any = torch.utils.deterministic
-# cuBLAS sums in a fixed order only with a workspace of fixed size. Must be set before the first product on the device.
+# cuBLAS sums in a fixed order only if its workspace has a fixed size. This must be set before the first product on the device.
 # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
 _WORKSPACE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 def prepare(device: torch.device) -> None:
-    """Make products on a CUDA device repeatable. A workspace setting of the user's that is repeatable too is kept.
+    """Make products on a CUDA device reproducible; keep the user's cuBLAS workspace setting if it is reproducible too.
 
     Args:
-        device: Where tensors will be computed; nothing is done for a CPU.
+        device: The device that will compute tensors. A CPU needs no setting.
     """
     if device.type == "cuda" and os.environ.get(_WORKSPACE) not in _FIXED:
         os.environ[_WORKSPACE] = _FIXED[0]
@@ -36,13 +36,13 @@ def prepare(device: torch.device) -> None:
 
 @contextmanager
 def exact(device: torch.device | None = None) -> Iterator[None]:
-    """Compute float32 as IEEE float32: no TF32 and no bfloat16 inside products and convolutions, on CPU and CUDA.
+    """Compute float32 as IEEE float32, without TF32 or bfloat16 inside products and convolutions, on CPU and CUDA.
 
-    Uses torch's per-operator settings (torch.backends.*.fp32_precision): the older `allow_tf32` leaves out convolutions, and reading
-    it raises where a program has set one of the others. The settings before are restored.
+    This uses torch's settings per operator (torch.backends.*.fp32_precision). The older `allow_tf32` does not cover convolutions, and
+    reading it raises an error if a program has used the newer settings. The previous settings are restored at the end.
 
     Args:
-        device: On a CUDA device, operators with a deterministic implementation also use it, so that results repeat.
+        device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
     """
     operators = _operators()
     before = [operator.fp32_precision for operator in operators]
@@ -54,7 +54,7 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
         prepare(device)
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         torch.use_deterministic_algorithms(True, warn_only=not deterministic or warn)
-        _MEMORY.fill_uninitialized_memory = False  # buffers are written before they are read
+        _MEMORY.fill_uninitialized_memory = False  # every buffer is written before it is read
     try:
         yield
     finally:
@@ -66,17 +66,17 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
 
 
 def _operators() -> list[Any]:
-    """Return torch's switches for the precision inside float32 operators: products, convolutions, recurrent layers."""
+    """Return torch's settings for the precision of float32 operators: products, convolutions, recurrent layers."""
     of: Any = torch.backends
     return [of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn, of.mkldnn.matmul, of.mkldnn.conv, of.mkldnn.rnn]
 
 
 class Staging:
-    """Host memory that file bytes are read into, and their copies to the device.
+    """Host buffers that file bytes are read into, and their copies to the device.
 
-    On a CUDA device the memory is page-locked and there are two pieces in turn: while one is copied, the next block is read into
-    the other. `room` waits until the last copy out of the piece that it returns has ended. On a CPU there is one piece, and
-    `send` returns it as it is.
+    For a CUDA device there are two page-locked buffers that are used in turn: while one is copied, the next block is read into the
+    other. `room` waits until the last copy out of the buffer that it returns has ended. For a CPU there is one buffer, and `send`
+    returns it unchanged.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class Staging:
         self._turn = 0
 
     def room(self, size: int) -> Tensor:
-        """Return `size` bytes of host memory, uint8, whose content may be overwritten."""
+        """Return a uint8 buffer of `size` bytes in host memory."""
         self._turn = (self._turn + 1) % len(self._pieces)
         event = self._copied[self._turn]
         if event is not None:
@@ -97,7 +97,7 @@ class Staging:
         return self._pieces[self._turn][:size]
 
     def send(self, block: Tensor) -> Tensor:
-        """Return a block of the memory that `room` gave last, in any dtype and shape, on the device. The copy may still be running."""
+        """Return a view of the last buffer from `room`, in any dtype and shape, on the device. The copy may still be running."""
         if self._device.type == "cpu":
             return block
         sent = block.to(self._device, non_blocking=self._cuda)
@@ -109,12 +109,12 @@ class Staging:
 
 
 class Landing:
-    """One block of results on its way to a file: rounded and checked where it was computed, then copied to host memory.
+    """The buffer for one block of results: rounded and checked on the device that computed it, then copied to host memory.
 
     Args:
-        elements: Most elements of a block.
-        dtype: Of the file.
-        device: Where blocks are computed.
+        elements: Largest number of elements of a block.
+        dtype: The dtype of the file.
+        device: The device that computes the blocks.
     """
 
     def __init__(self, elements: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -124,12 +124,12 @@ class Landing:
         )
 
     def rounded(self, like: Tensor) -> Tensor:
-        """Return room for a block of the shape of `like`, in the file's dtype, on the device."""
+        """Return a buffer on the device with the shape of `like` and the file's dtype."""
         return self._rounded[: like.numel()].view(like.shape)
 
     def bytes_of(self, block: Tensor) -> memoryview:
-        """Return the bytes of a block that `rounded` gave, in host memory. The next call overwrites them."""
+        """Return the bytes of a buffer from `rounded`, in host memory. The next call overwrites them."""
         host = self._host[: block.numel()].view(block.shape)
         if self._host is not self._rounded:
-            host.copy_(block)  # waits: the file is written next
+            host.copy_(block)  # this waits for the copy, because the file is written next
         return host.view(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Content digests: XXH3-128 of a tensor's bytes, of a checkpoint, of a configuration."""
+"""XXH3-128 digests of tensors, checkpoints and configurations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from workbench.identity import check_unchanged, identity_of, unchanged
 from workbench.weights.checkpoint import Entry
 from workbench.weights.specs import NAMES, TensorSpec
 
-# Fields of config.json that say how a file came about, not what the model computes.
+# Fields of config.json that describe how a file was made, not what the model computes.
 _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
 
 
 def entry_digest(entry: Entry) -> str:
-    """Digest of one stored tensor's bytes. Errors: the file is not the one whose header was read."""
+    """Return the digest of one stored tensor's bytes.
+
+    Raises:
+        WorkbenchError: If the file has changed since its header was read.
+    """
     digest = xxhash.xxh3_128()
     with entry.file.open("rb") if entry.identity is None else unchanged(entry.file, entry.identity) as stream:
         stream.seek(entry.offset)
@@ -31,60 +35,62 @@ def entry_digest(entry: Entry) -> str:
         while left:
             chunk = stream.read(min(1 << 20, left))
             if not chunk:
-                raise WorkbenchError(f"{entry.file}: ends early", "The file changed while it was read: fetch it again.")
+                raise WorkbenchError(
+                    f"{entry.file}: the file ends too early", "The file changed while it was read: download it again."
+                )
             left -= len(chunk)
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Digest of a tensor in memory: that of the same tensor on disk."""
+    """Return the digest of a tensor in memory, equal to that of the same tensor on disk."""
     return xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def tensor_digests(
     entries: Mapping[str, Entry], cache: Path | None = None, streamed: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Digest of every stored tensor of a checkpoint or adapter.
+    """Return the digest of every stored tensor of a checkpoint or adapter.
 
     Args:
-        entries: Where the tensors lie, and the identity of each file when its header was read.
-        cache: Where digests are remembered under each file's path, inode, size and times (in ns), so that an unchanged file is
-            read once; a file that differs in any of them is read again.
-        streamed: Digests that were taken while tensors were read for something else; the reader compared the same identities.
+        entries: The tensors, with the identity of each file when its header was read.
+        cache: Cache directory. Digests are stored there under each file's path, inode, size and times, so that an unchanged file is
+            read only once. None uses no cache.
+        streamed: Known digests, computed while the tensors were read for another purpose.
 
     Raises:
-        InputChangedError: A file is no longer the one whose header was read.
+        InputChangedError: If a file has changed since its header was read.
     """
     digests: dict[str, str] = {}
-    for here in _by_file(entries):
-        memo = _memo(here, cache) if cache else None
-        found = read_json(memo) if memo else None
-        if found is None or found.keys() != here.keys() or not all(isinstance(digest, str) for digest in found.values()):
-            found = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in here.items()}
-            first = next(iter(here.values()))
+    for group in _by_file(entries):
+        file = _cache_file(group, cache) if cache else None
+        cached = read_json(file) if file else None
+        if cached is None or cached.keys() != group.keys() or not all(isinstance(digest, str) for digest in cached.values()):
+            cached = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in group.items()}
+            first = next(iter(group.values()))
             check_unchanged(first.file, first.identity, first.file)
-            if memo:
-                write_json(memo, found)
-        digests.update(found)
+            if file:
+                write_json(file, cached)
+        digests.update(cached)
     return digests
 
 
 def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
-    """Whether `tensor_digests` would read nothing."""
-    return all(_memo(here, cache).is_file() for here in _by_file(entries))
+    """Return whether the digests of all files are in the cache."""
+    return all(_cache_file(group, cache).is_file() for group in _by_file(entries))
 
 
 def stamp(entries: Mapping[str, Entry]) -> str:
-    """Key that stands for the content of files before they are read: path, inode, size and times of each."""
-    return json_digest([_identity(here) for here in _by_file(entries)])
+    """Return a key for the content of files that needs no read of them: a digest of each file's path, inode, size and times."""
+    return json_digest([_identity(group) for group in _by_file(entries)])
 
 
 def fingerprint(entries: Mapping[str, Entry]) -> str:
-    """A sort key of tensors without reading them all: names, shapes, and 64 bytes at four places of up to 256 tensors.
+    """Return a sort key of a model, made of names, shapes, and 64 bytes at four places of up to 256 tensors.
 
-    It puts bricks into an order that does not depend on files and shards, and must decide nothing else: models that differ
-    elsewhere have the same one.
+    It gives bricks an order that does not depend on files and shards. It identifies nothing: models that differ only in other places
+    have the same fingerprint.
     """
     names = sorted(entries)
     digest = xxhash.xxh3_128(json.dumps([[n, list(entries[n].spec.shape), NAMES[entries[n].spec.dtype]] for n in names]).encode())
@@ -111,18 +117,25 @@ def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
     return list(groups.values())
 
 
-def _identity(here: Mapping[str, Entry]) -> list[Any]:
-    first = next(iter(here.values()))
+def _identity(group: Mapping[str, Entry]) -> list[Any]:
+    """Return the path and identity of the one file that a group of entries is in, and the entries' names."""
+    first = next(iter(group.values()))
     identity = first.identity or identity_of(first.file)
-    return [str(first.file.resolve()), *identity.kept, sorted(here)]
+    return [str(first.file.resolve()), *identity.kept, sorted(group)]
 
 
-def _memo(here: Mapping[str, Entry], cache: Path) -> Path:
-    return cache / "digests" / f"{json_digest(_identity(here))}.json"
+def _cache_file(group: Mapping[str, Entry], cache: Path) -> Path:
+    return cache / "digests" / f"{json_digest(_identity(group))}.json"
 
 
 def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
-    """Digest of a model: names, dtypes, shapes, bytes of all tensors and the configuration that gives them meaning."""
+    """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration.
+
+    Args:
+        specs: Shape and dtype of every tensor.
+        digests: Digest of every tensor's bytes.
+        config: The content of config.json. Fields that do not change what the model computes are ignored.
+    """
     tensors = sorted((n, NAMES[s.dtype], list(s.shape), digests[n]) for n, s in specs.items())
     meaning = {k: v for k, v in config.items() if k not in _BOOKKEEPING}
     return json_digest({"tensors": tensors, "config": meaning})

@@ -1,8 +1,8 @@
-"""Loops over one block of a tensor: in C where a compiler is there, in torch elsewhere, with the same bits.
+"""Loops over one block of a tensor, in C if there is a compiler and in torch if not, with bit-identical results.
 
-`kernels.c` is compiled once, at first use, into the user's cache (see `compiled`); the environment variable WORKBENCH_KERNELS=torch leaves it out.
-Without a compiler, and on accelerators, the functions below compute the same numbers with torch: every operation rounds on its
-own, sums run in a fixed order, so that an interrupted run may go on elsewhere.
+`kernels.c` is compiled on first use into the user's cache (see `compiled`); the environment variable WORKBENCH_KERNELS=torch disables it.
+Without a compiler, and on accelerators, the functions below compute the same numbers with torch: every operation rounds separately
+and sums run in a fixed order, so that an interrupted run can be resumed on another machine.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from workbench.weights.compiled import backend
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INFINITE = 0x7F800000
-"""Magnitude bits of infinity: finite float32 values lie below."""
+"""Magnitude bits of infinity; those of finite float32 values are smaller."""
 
 
 def widen(x: Tensor, out: Tensor) -> bool:
-    """out = x in float32. Returns whether every element is finite."""
+    """Compute out = x in float32 and return whether every element is finite."""
     if library := library_for(x, out):
         return bool(library.wb_widen(pointer(x), KINDS[x.dtype], pointer(out), count_of(x)))
     out.copy_(x)
@@ -31,7 +31,7 @@ def widen(x: Tensor, out: Tensor) -> bool:
 
 
 def difference(x: Tensor, base: Tensor, out: Tensor) -> bool:
-    """out = x − base, `base` and `out` in float32. Returns whether every element is finite."""
+    """Compute out = x − base, with `base` and `out` in float32, and return whether every element is finite."""
     if library := library_for(x, base, out):
         return bool(library.wb_difference(pointer(x), KINDS[x.dtype], pointer(base), pointer(out), count_of(x)))
     torch.sub(x.float(), base, out=out)
@@ -39,14 +39,25 @@ def difference(x: Tensor, base: Tensor, out: Tensor) -> bool:
 
 
 def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> bool:
-    """out = scale · anchor + Σ wᵢ (xᵢ − anchor) in float32. Returns whether every element is finite."""
+    """Compute out = scale · anchor + Σ wᵢ (xᵢ − anchor) in float32 and return whether every element is finite."""
     if library := library_for(anchor, *others, out):
         count = len(others)
         places = (ctypes.c_void_p * count)(*(x.data_ptr() for x in others))
         kinds = (ctypes.c_int * count)(*(KINDS[x.dtype] for x in others))
         factors = (ctypes.c_float * count)(*weights)
-        return bool(library.wb_combine(pointer(anchor), KINDS[anchor.dtype], ctypes.c_float(scale), count, places, kinds, factors,
-                                       pointer(out), count_of(out)))  # fmt: skip
+        return bool(
+            library.wb_combine(
+                pointer(anchor),
+                KINDS[anchor.dtype],
+                ctypes.c_float(scale),
+                count,
+                places,
+                kinds,
+                factors,
+                pointer(out),
+                count_of(out),
+            )
+        )
     start, wide = scratch(out, 0).copy_(anchor), scratch(out, 1)
     out.zero_()
     for x, weight in zip(others, weights, strict=True):
@@ -56,23 +67,26 @@ def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Seq
 
 
 def dots(x: Tensor, y: Tensor, sums: list[float]) -> list[float]:
-    """`sums` plus x·x, y·y and x·y: float32 over 64 elements a lane, float64 beyond, in a fixed order."""
+    """Return `sums` plus x·x, y·y and x·y.
+
+    Each of 16 lanes sums 64 elements in float32, and the lanes are summed in float64, always in the same order.
+    """
     if library := library_for(x, y):
         totals = (ctypes.c_double * 3)(*sums)
         library.wb_dots(pointer(x), KINDS[x.dtype], pointer(y), KINDS[y.dtype], totals, count_of(x))
         return list(totals)
     flat = [torch.nn.functional.pad(t.float().view(-1), (0, -t.numel() % 1024)).view(-1, 64, 16) for t in (x, y)]
-    found = []
+    totals_so_far = []
     for (i, j), total in zip(((0, 0), (1, 1), (0, 1)), sums, strict=True):
         lanes = torch.zeros_like(flat[0][:, 0])
         for row in range(64):
             lanes.add_(flat[i][:, row] * flat[j][:, row])
-        found.append(float(np.cumsum([total, *lanes.double().view(-1).tolist()])[-1]))
-    return found
+        totals_so_far.append(float(np.cumsum([total, *lanes.double().view(-1).tolist()])[-1]))
+    return totals_so_far
 
 
 def narrow(x: Tensor, out: Tensor) -> bool:
-    """out = x, float32, rounded to the nearest value of out's dtype. Returns whether every element is finite then."""
+    """Round float32 values to the dtype of `out` and return whether every rounded element is finite."""
     if (library := library_for(x, out)) and out.dtype != torch.float32:
         return bool(library.wb_narrow(pointer(x), KINDS[out.dtype], pointer(out), count_of(x)))
     out.copy_(x)
@@ -80,12 +94,12 @@ def narrow(x: Tensor, out: Tensor) -> bool:
 
 
 def magnitude_bits(x: Tensor) -> Tensor:
-    """|x| of float32 values as integers of the same order, int32."""
+    """Return the bits of |x| for float32 values, int32; they have the same order as |x|."""
     return x.view(torch.int32) & 0x7FFFFFFF
 
 
 def compiled() -> bool:
-    """Whether the loops run in C here."""
+    """Return whether the loops run in C."""
     return _library() is not None
 
 
@@ -93,36 +107,40 @@ _local = threading.local()
 
 
 def scratch(like: Tensor, slot: int) -> Tensor:
-    """Room of a block's shape in float32, kept for the thread's next block: fresh memory costs more than the arithmetic."""
-    kept: dict[tuple[int, torch.device], Tensor] = _local.__dict__.setdefault("kept", {})
-    flat = kept.get((slot, like.device))
+    """Return a float32 buffer with the shape of a block; the thread's next call with the same slot reuses it.
+
+    New memory would cost more time than the arithmetic.
+    """
+    buffers: dict[tuple[int, torch.device], Tensor] = _local.__dict__.setdefault("buffers", {})
+    flat = buffers.get((slot, like.device))
     if flat is None or flat.numel() < like.numel():
-        flat = kept[slot, like.device] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
+        flat = buffers[slot, like.device] = torch.empty(like.numel(), dtype=torch.float32, device=like.device)
     return flat[: like.numel()].view(like.shape)
 
 
 def all_finite(x: Tensor) -> bool:
-    """A finite sum proves every term finite; an overflowing one does not disprove it, so only then look at each."""
+    """Return whether every element is finite."""
+    # A finite sum proves it. The sum of finite elements can overflow, so only then each element is tested.
     return bool(x.sum(dtype=torch.float32).isfinite()) or bool(x.isfinite().all())
 
 
 def as_float(value: float) -> float:
-    """A factor as C's float has it."""
+    """Round a number to float32."""
     return float(ctypes.c_float(value).value)
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    """Where a tensor's elements lie; NULL for None."""
+    """Return a pointer to a tensor's elements; NULL for None."""
     return ctypes.c_void_p(None if x is None else x.data_ptr())
 
 
 def count_of(x: Tensor) -> ctypes.c_size_t:
-    """Number of elements, as C takes it."""
+    """Return the number of elements as C's size_t."""
     return ctypes.c_size_t(x.numel())
 
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The compiled loops, where these tensors are what they work on."""
+    """Return the compiled loops if they can process these tensors, else None."""
     fits = all(t.device.type == "cpu" and t.is_contiguous() and (t.dtype in KINDS or t.dtype == torch.int32) for t in tensors)
     return _library() if fits else None
 

@@ -1,4 +1,4 @@
-"""Low-rank deltas: a LoRA adapter's update of a weight, kept as factors until a block of it is asked for."""
+"""Low-rank deltas, such as a LoRA adapter's update of a weight, stored as factors and multiplied block by block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workbench.weights.specs import Source, TensorSpec, Weights, buffer, matrix
 
 @dataclass(frozen=True)
 class Factors:
-    """An update of one weight: `left @ right`, with the adapter's scale folded into `right`.
+    """An update of one weight, `left @ right`; the adapter's scale is part of `right`.
 
     Attributes:
         left: [rows, rank], float32.
@@ -25,22 +25,20 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """Number of rank-one terms."""
+        """The number of rank-one terms."""
         return self.right.shape[0]
 
     @classmethod
     def zero(cls, spec: TensorSpec, device: torch.device) -> Factors:
-        """The update of rank 0: none."""
+        """Return an update of rank 0, which changes nothing."""
         return cls(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
 
     @classmethod
     def of_dense(cls, delta: Tensor) -> Factors:
-        """A matrix as a product of itself with the identity on its smaller side: exact to the bit, at rank min(rows, cols).
-
-        It is smaller than the product only below rank rows · cols / (rows + cols); above, this is the smallest exact one.
+        """Return a dense matrix as a bit-exact product of itself and an identity matrix on its smaller side.
 
         Args:
-            delta: [rows, cols].
+            delta: [rows, cols]. The product has rank min(rows, cols).
         """
         rows, cols = delta.shape
         delta = delta.float().contiguous()
@@ -49,40 +47,46 @@ class Factors:
         return cls(delta, torch.eye(cols, device=delta.device))
 
     def transposed(self) -> Factors:
-        """The same update of a weight that is stored [in, out] (Conv1D)."""
+        """Return the same update for a weight that is stored as [in, out] (Conv1D)."""
         return Factors(self.right.T.contiguous(), self.left.T.contiguous())
 
 
 def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """Σ wᵢ·leftᵢ·rightᵢ as one product: left factors side by side, right factors, with their weights, below each other.
+    """Return Σ wᵢ·leftᵢ·rightᵢ as one product, by concatenating the left factors and the weighted right factors.
 
     Args:
-        parts: At least one (weight, factors); all [rows, ·] and [·, cols] of one weight matrix.
+        parts: At least one pair (weight, factors), all for the same weight matrix.
     """
     return Factors(torch.cat([f.left for _, f in parts], 1), torch.cat([f.right * w for w, f in parts], 0))
 
 
 def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.device) -> Factors | None:
-    """What the steps between `base` and `weights` have added to one tensor, as a low-rank product, exactly.
+    """Return exactly what the steps between `base` and `weights` have added to one tensor, as a low-rank product.
 
-    Follows the steps' `update(name, device)` and `current` down to the base; rank 0 where no step reaches the tensor,
-    None where a step's result is not such a product.
+    Args:
+        weights: The result of the steps. Each step has `update(name, device)` and `current`, the weights before it.
+        base: The base's weights.
+        name: The tensor.
+        device: The device of the factors.
+
+    Returns:
+        The product, of rank 0 if no step changes the tensor; None if a step's result is not a low-rank product.
     """
     spec = base.specs[name]
-    found: list[tuple[float, Factors]] = []
+    updates: list[tuple[float, Factors]] = []
     while weights is not base:
         if not hasattr(weights, "update") or not hasattr(weights, "current"):
             return None
         part = weights.update(name, device)
         if part is None:
             return None
-        found.append((1.0, part))
+        updates.append((1.0, part))
         weights = weights.current
-    return summed([(1.0, Factors.zero(spec, device)), *reversed(found)])
+    return summed([(1.0, Factors.zero(spec, device)), *reversed(updates)])
 
 
 class LowRankSource:
-    """Row blocks of `left @ right`."""
+    """Reader of row blocks of `left @ right`."""
 
     def __init__(self, factors: Factors, device: torch.device) -> None:
         self._left = factors.left.to(device)
@@ -94,10 +98,10 @@ class LowRankSource:
 
 
 class LowRankSum:
-    """Weights plus a low-rank delta: what an edit makes of the current model.
+    """Weights plus a low-rank delta, such as the result of an edit.
 
     Args:
-        current: The model before.
+        current: The weights before.
         factors: Tensor name -> update.
     """
 
@@ -107,21 +111,21 @@ class LowRankSum:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """As before: an edit changes no shape."""
+        """The specs of the current weights, since an edit changes no shape."""
         return self.current.specs
 
     def origin(self, name: str) -> str | None:
-        """As before."""
+        """Delegate to the current weights."""
         return self.current.origin(name)
 
     def update(self, name: str, device: torch.device) -> Factors:
-        """What this sum adds to one tensor."""
+        """Return the update of one tensor, of rank 0 if it has none."""
         if name not in self._factors:
             return Factors.zero(self.specs[name], device)
         return Factors(self._factors[name].left.to(device), self._factors[name].right.to(device))
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The tensor itself where the delta does not reach, else the sum."""
+        """Open the sum, or the current tensor itself if it has no update."""
         source = self.current.open(name, device)
         if name not in self._factors:
             return source

@@ -1,4 +1,4 @@
-"""Work over tensors on several threads, with the same numbers as on one."""
+"""Work on tensors in several threads, with the same numbers as in one thread."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ CPU = torch.device("cpu")
 
 
 def default_threads() -> int:
-    """One tensor a core, at most 8 at a time: more only fight over memory."""
+    """Return the number of cores, at most 8, since more threads only compete for memory bandwidth."""
     return min(8, os.cpu_count() or 1)
 
 
 def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device = CPU) -> None:
-    """Call `work` for every tensor, in file order; the first error ends it.
+    """Call `work` for every tensor, in file order, on several threads; stop at the first error.
 
-    On a CUDA device all threads queue work on one stream: see `weights/device.py`. While one thread reads a file, the work of
-    the others is copied and computed.
+    On a CUDA device all threads queue work on one stream; see `weights/device.py`. While one thread reads a file, the device copies
+    and computes for the others.
 
     Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
     they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
+
+    Args:
+        work: Called with a tensor's name.
+        names: Names of the tensors.
+        threads: Number of threads.
+        device: The device that `work` computes on.
     """
     _keep_freed_memory()
     before = torch.get_num_threads()
@@ -51,7 +57,7 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread: the last bits of its sums and products then do not depend on the machine's cores."""
+    """Run torch on one thread, so that the last bits of sums and products do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -62,7 +68,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next tensor's buffers: returned and faulted in again, it costs a tenth of a merge's time."""
+    """Let glibc keep freed memory for the next tensor's buffers; returning and faulting it in again costs a tenth of a merge's time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 26)
@@ -72,11 +78,18 @@ def _keep_freed_memory() -> None:
 def _begin(device: torch.device) -> None:
     torch.set_num_threads(1)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # a new thread starts on device 0
+        torch.cuda.set_device(device)  # the default of a new thread is device 0
 
 
 def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, threads: int | None = None) -> dict[str, Tensor]:
-    """Every tensor in memory, computed in float32 and cast once; None keeps each tensor's dtype. The bytes are those of a written file."""
+    """Load every tensor, computed in float32 and cast once, with the same bytes as a written file.
+
+    Args:
+        weights: The weights.
+        dtype: The dtype of floating-point tensors; None keeps the dtype of each tensor.
+        device: The device of the tensors.
+        threads: Number of threads; None chooses by the number of cores.
+    """
     loaded: dict[str, Tensor] = {}
 
     def work(name: str) -> None:

@@ -1,7 +1,7 @@
-"""Weights whose vocabulary rows stand in another order: rows gathered from one model, and from others where it has none.
+"""Weights with reordered vocabulary rows: rows of one model, and rows of other models for tokens that it lacks.
 
-A row of the output is, for each model, one of its own rows; where a model has none, all models show the same row: another
-model's, the mean over the models that have one, or zeros. So a model that lacks a token has the delta zero there.
+Each output row is one of the model's own rows. For a token that a model lacks, a substitute row is used: another model's row, the mean
+over the models that have one, or zeros. All models use the same substitute, so the delta of a model that lacks a token is zero there.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     Index: TypeAlias = NDArray[np.int64]
 
-# What `RowPlan.donor` says beside a model's number.
+# Values of `RowPlan.donor` that are not a model's number.
 ZERO, MEAN, PAD = -1, -2, -3
-# With more runs of consecutive rows than this, and runs this short, one read of the tensor costs less than a read a run.
+# With more runs of consecutive rows than _MANY_RUNS, shorter than _SHORT_RUN on average, reading the whole tensor once is faster.
 _MANY_RUNS, _SHORT_RUN = 2048, 16
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Where the rows of an aligned tensor come from, for models 0 (the base), 1, 2, …
+    """The origin of every row of an aligned tensor, for the models 0 (the base), 1, 2 and so on.
 
     Attributes:
-        owned: Per model, [rows]: its row, or -1 where it has none.
-        forced: [rows], bool: rows that no model takes from itself.
-        donor: [rows]: the model whose row stands in for a missing one; ZERO, MEAN over the models that have one, or PAD,
-            the mean of the model's own aligned token rows.
-        donor_row: [rows]: the donor's row.
+        owned: For each model, [rows]: the row in its own tensor, or -1 if it has none.
+        forced: [rows], bool: rows for which every model uses the substitute.
+        donor: [rows]: the model whose row is the substitute; or ZERO, MEAN (of the models that have the row) or PAD (the mean of the
+            model's own aligned token rows).
+        donor_row: [rows]: the row in the donor's tensor.
         tokens: [rows], bool: rows of tokens; the others are padding.
     """
 
@@ -52,58 +52,58 @@ class RowPlan:
 
     @property
     def rows(self) -> int:
-        """Rows of the output."""
+        """The number of rows of the output."""
         return len(self.donor)
 
     @cached_property
     def own(self) -> list[Index]:
-        """Per model: the rows that it shows of its own, -1 elsewhere."""
+        """For each model, [rows]: the row of its own that is used, or -1 for a substitute."""
         return [np.where(self.forced, -1, index) for index in self.owned]
 
     def is_identity(self, model: int, rows: int) -> bool:
-        """Whether a model of `rows` rows stays as it is."""
+        """Return whether a model with `rows` rows does not change."""
         return rows == self.rows and bool((self.own[model] == np.arange(rows)).all())
 
     def asked(self, model: int) -> Index:
-        """[rows]: a model's rows that stand in for other models' missing ones, -1 elsewhere."""
+        """Return [rows]: a model's rows that are substitutes in other models, -1 elsewhere."""
         return np.where(self.donor == model, self.donor_row, np.where(self.donor == MEAN, self.owned[model], -1))
 
     def is_kept(self, model: int) -> bool:
-        """Whether a model's tensors are read whole, because the rows that are asked for lie scattered."""
+        """Return whether a model's tensors are read completely, because the needed rows are scattered."""
         return _scattered(self.own[model]) or _scattered(self.asked(model))
 
 
 class WholeTensors:
-    """Tensors that several readers have open at a time, in memory once."""
+    """Cache of complete tensors, so that several readers of a tensor share one copy in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: WeakValueDictionary[tuple[int, str, torch.device], Tensor] = WeakValueDictionary()
+        self._loaded: WeakValueDictionary[tuple[int, str, torch.device], Tensor] = WeakValueDictionary()
 
     def get(self, weights: Weights, name: str, device: torch.device) -> Tensor:
-        """A whole tensor [rows, cols], kept as long as somebody holds it."""
+        """Return a complete tensor [rows, cols]; it stays in memory as long as a reader references it."""
         key = (id(weights), name, device)
         with self._lock:
-            found = self._kept.get(key)
-            if found is None:
+            tensor = self._loaded.get(key)
+            if tensor is None:
                 spec = weights.specs[name]
-                # A file's values survive in the file's dtype; computed ones need float32.
+                # Values of a file are exact in the file's dtype; computed values need float32.
                 dtype = spec.dtype if isinstance(weights, Checkpoint) else torch.float32
-                found = load(weights, name, dtype, device).view(spec.rows, spec.cols)
-                self._kept[key] = found
-            return found
+                tensor = load(weights, name, dtype, device).view(spec.rows, spec.cols)
+                self._loaded[key] = tensor
+            return tensor
 
 
 class AlignedWeights:
-    """One of several models with its vocabulary tensors in the output's rows; implements `weights.specs.Weights`.
+    """One of several models with its vocabulary tensors aligned to the output's rows; implements `weights.specs.Weights`.
 
     Args:
         models: All models, the base first; they have the same vocabulary tensors.
-        number: Which of them this is.
-        plan: Where rows come from.
-        tensors: Names of the tensors that have one row a token.
-        whole: Shared by the models' views.
-        inner: Weights to show instead of model `number`'s, with the same rows: the result of a recipe on it.
+        number: The model's index in `models`.
+        plan: The origin of every row.
+        tensors: Names of the tensors that have one row per token.
+        whole: Cache that all models share.
+        inner: Weights to align instead of `models[number]`, with the same rows, such as the result of a recipe on it.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class AlignedWeights:
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """As on disk, with the output's number of rows in vocabulary tensors."""
+        """The specs of the plain weights, with the output's number of rows in vocabulary tensors."""
         rows = self._plan.rows
         return {
             name: TensorSpec((rows, *spec.shape[1:]), spec.dtype) if name in self._tensors else spec
@@ -132,11 +132,11 @@ class AlignedWeights:
         }
 
     def origin(self, name: str) -> str | None:
-        """As in the plain weights."""
+        """Delegate to the plain weights."""
         return self.plain.origin(name)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The plain tensor where nothing moves, else its aligned rows."""
+        """Open a tensor's aligned rows, or the plain tensor if its rows do not change."""
         if name not in self._tensors or self._plan.is_identity(self._number, self.plain.specs[name].rows):
             return self.plain.open(name, device)
         return _AlignedSource(self, name, device)
@@ -160,7 +160,7 @@ class _AlignedSource:
             out[torch.from_numpy(padding).to(out.device)] = self._padding.to(out.dtype)
 
     def _read(self, start: int, stop: int, out: Tensor) -> None:
-        """Rows start..stop; padding that the model does not have is left alone."""
+        """Fill `out` with rows start..stop, except for padding rows that the model lacks."""
         own = self._own[start:stop]
         missing = own < 0
         if not missing.any():
@@ -194,7 +194,7 @@ class _AlignedSource:
 
     @cached_property
     def _padding(self) -> Tensor:
-        """The mean of the aligned token rows, summed in float64: Hewitt 2021, "Initializing new word embeddings"."""
+        """The mean of the aligned token rows, summed in float64 (Hewitt 2021, "Initializing new word embeddings")."""
         total = torch.zeros(self._spec.cols, dtype=torch.float64, device=self._device)
         for start, stop in self._spec.blocks(block_elements(self._device)):
             block = torch.empty(stop - start, self._spec.cols, device=self._device)
@@ -204,7 +204,7 @@ class _AlignedSource:
 
 
 class _Readers:
-    """The readers that one aligned tensor needs, opened when first asked for."""
+    """The readers that one aligned tensor needs, opened on first use."""
 
     def __init__(self, weights: AlignedWeights, name: str, device: torch.device) -> None:
         self._weights, self._name, self._device = weights, name, device
@@ -212,24 +212,24 @@ class _Readers:
         self._donors: dict[int, AlignedRowReader] = {}
 
     def donor(self, number: int) -> AlignedRowReader:
-        """The reader of another model's rows."""
+        """Return the reader of another model's rows."""
         if number not in self._donors:
-            of = self._weights
+            aligned = self._weights
             self._donors[number] = AlignedRowReader(
-                of._models[number], self._name, self._device, of._plan.asked(number), of._whole
+                aligned._models[number], self._name, self._device, aligned._plan.asked(number), aligned._whole
             )
         return self._donors[number]
 
 
 class AlignedRowReader:
-    """Rows of one tensor in any order. Consecutive rows are one read; with short runs only, the tensor is read once and kept.
+    """Reader of one tensor's rows in any order: one read for each run of consecutive rows, or one for the whole tensor if runs are short.
 
     Args:
         weights: The model.
         name: A matrix, or a vector whose elements are its rows.
-        device: Where rows go.
-        index: The rows that will be asked for, -1 for none: it decides how they are read.
-        whole: Where a tensor that is read whole is kept.
+        device: The device of the rows.
+        index: The rows that will be read, -1 for none; they decide how the tensor is read.
+        whole: Cache for a tensor that is read completely.
     """
 
     def __init__(self, weights: Weights, name: str, device: torch.device, index: Index, whole: WholeTensors) -> None:
@@ -237,7 +237,7 @@ class AlignedRowReader:
         self._source = weights.open(name, device) if self._whole is None else None
 
     def take(self, index: Index, out: Tensor, places: Index | None = None) -> None:
-        """Put rows index[i] into out[i], for all i or those of `places`."""
+        """Copy row index[i] to out[i], for all i or for those in `places`."""
         places = np.arange(len(index)) if places is None else places
         if not len(places):
             return
@@ -251,7 +251,7 @@ class AlignedRowReader:
 
 
 def runs(places: Index, index: Index) -> Iterator[tuple[int, int, int]]:
-    """Maximal runs (first place, first row, length) in which both places and rows count up by one."""
+    """Yield maximal runs (first place, first row, length) in which both places and rows increase by one."""
     breaks = np.flatnonzero((np.diff(places) != 1) | (np.diff(index) != 1)) + 1
     starts = np.concatenate(([0], breaks))
     lengths = np.diff(np.concatenate((starts, [len(index)])))

@@ -1,31 +1,40 @@
-"""Files that exist whole or not at all: written under a temporary name, flushed to the disk, renamed.
-
-Every error of the operating system that leaves here names its file.
-"""
+"""Atomic writes of safetensors files; operating system errors name the file."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.files import _OS_ERROR, whole
+from workbench.files import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all; its folder is made."""
+    """Write a safetensors file atomically and create its directory if necessary.
+
+    Args:
+        tensors: Name -> tensor.
+        path: The file.
+        metadata: Text fields for the header.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with whole(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=metadata)
-        except SafetensorError as error:  # the library has no OSError, only the text of one
-            if found := _OS_ERROR.search(str(error)):
-                number = int(found[1])
+        except SafetensorError as error:  # the library reports operating system errors only as text
+            if match := _OS_ERROR.search(str(error)):
+                number = int(match[1])
                 raise OSError(number, os.strerror(number), str(path)) from error
             raise

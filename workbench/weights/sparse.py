@@ -1,6 +1,6 @@
-"""Deltas thinned out element by element, then summed or elected: the block loops of TIES and DARE.
+"""Block loops of TIES and DARE: deltas are made sparse element by element, then summed or combined by sign election.
 
-As in `kernels`, one form in C and one in torch with the same bits.
+As in `kernels`, there is a version in C and one in torch, with bit-identical results.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LANES = 16
 
 @dataclass(frozen=True)
 class Trim:
-    """Keep magnitudes above a threshold, and the first so many that equal it.
+    """Keep magnitudes above a threshold, and a number of those equal to it.
 
     Attributes:
-        threshold: Magnitude bits of the smallest kept value; 0 keeps everything.
-        ties: How many values equal to it are kept, first ones first.
+        threshold: Magnitude bits of the smallest value to keep; 0 keeps everything.
+        ties: Number of values equal to the threshold to keep, in the order of the elements.
     """
 
     threshold: int
@@ -46,13 +46,13 @@ class Trim:
 
 @dataclass(frozen=True)
 class Drop:
-    """Keep each element with a probability, and scale what is kept.
+    """Keep each element with a probability, and scale the kept elements.
 
     Attributes:
-        key: 64 bits. Element i of a tensor is kept where 32 bits of SplitMix64 at counter i/2 from `key` lie below
-            share · 2³²: the same on every device, for any blocks.
-        share: Between 0 and 1, taken to the nearest multiple of 2⁻³².
-        scale: Factor of what is kept.
+        key: 64 bits. Element i of a tensor is kept if 32 bits of SplitMix64 at counter i/2 from `key` are below share · 2³², on every
+            device and for any block size.
+        share: Probability from 0 to 1, rounded to a multiple of 2⁻³².
+        scale: Factor for the kept elements.
     """
 
     key: int
@@ -61,18 +61,18 @@ class Drop:
 
     @property
     def below(self) -> int:
-        """The bound of the 32 bits."""
+        """The upper bound of an element's 32 random bits."""
         return round(self.share * (1 << 32))
 
 
 @dataclass(frozen=True)
 class Vote:
-    """How one sign is elected per element, and what the agreeing deltas are divided by.
+    """The rule that elects one sign per element and averages the deltas that agree with it.
 
     Attributes:
-        before: Weights count in the election; else only in the mean.
-        frequency: The sum of signs elects; else the sum of values.
-        count: Divide by the number of agreeing deltas; else by the sum of their weights.
+        before: Weight the deltas before the election; if false, weight them only in the mean.
+        frequency: Elect the sign of the sum of signs; if false, that of the sum of values.
+        count: Divide by the number of agreeing deltas; if false, by the sum of their weights.
     """
 
     before: bool
@@ -81,13 +81,13 @@ class Vote:
 
     @property
     def flags(self) -> int:
-        """For the C form."""
+        """The rule as bits for the C version."""
         return _BEFORE * self.before | _FREQUENCY * self.frequency | _COUNT * self.count
 
 
 @dataclass(frozen=True)
 class Selection:
-    """λ times the elected mean, or the sum, of weighted deltas that were thinned out; no vote: the sum."""
+    """λ times the elected mean of sparse weighted deltas, or λ times their sum if there is no vote."""
 
     thin: Sequence[Trim | Drop]
     weights: Sequence[float]
@@ -97,12 +97,12 @@ class Selection:
 
 @dataclass(slots=True)
 class Rows:
-    """Some rows of one tensor, unchecked, in the dtype that they lie in.
+    """Some rows of one tensor, unchecked, in their stored dtypes.
 
     Attributes:
-        base: [rows, cols]; None where every brick gives a delta and the base is not asked for.
-        bricks: One [rows, cols] a brick; None where it does not touch the tensor.
-        are_deltas: Whether a brick gives its delta; else its own tensor.
+        base: [rows, cols]; None if all bricks provide deltas and the base is not needed.
+        bricks: [rows, cols] for each brick; None for a brick that does not change the tensor.
+        are_deltas: For each brick, whether it provides its delta; if false, it provides its own tensor.
     """
 
     base: Tensor | None
@@ -110,7 +110,7 @@ class Rows:
     are_deltas: list[bool]
 
     def delta(self, brick: int, out: Tensor) -> Tensor:
-        """One brick's delta in float32."""
+        """Fill `out` with one brick's delta in float32."""
         rows = self.bricks[brick]
         if rows is None:
             return out.zero_()
@@ -122,12 +122,33 @@ class Rows:
 
 
 def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
-    """Count a delta's magnitude bits inside [low, low + len(counts)), int32; returns how many lie above, −1 if one is not finite."""
+    """Count a delta's elements by magnitude bits, for those in [low, low + len(counts)).
+
+    Args:
+        rows: The tensor's rows.
+        brick: Index of the brick.
+        low: Magnitude bits of the first bin.
+        counts: int32, one bin for each value of the magnitude bits; updated.
+
+    Returns:
+        The number of elements above the last bin, or -1 if an element is not finite.
+    """
     x, base, is_delta = rows.bricks[brick], rows.base, rows.are_deltas[brick]
-    assert x is not None, "a brick that does not touch the tensor has no delta to count"
+    assert x is not None, "a brick that does not change the tensor has no delta to count"
     if library := library_for(x, *([base] if base is not None else [])):
-        return int(library.wb_window(pointer(x), KINDS[x.dtype], is_delta, pointer(base), _kind(base), count_of(x), ctypes.c_uint32(low),
-                                     ctypes.c_uint32(len(counts)), pointer(counts)))  # fmt: skip
+        return int(
+            library.wb_window(
+                pointer(x),
+                KINDS[x.dtype],
+                is_delta,
+                pointer(base),
+                _kind(base),
+                count_of(x),
+                ctypes.c_uint32(low),
+                ctypes.c_uint32(len(counts)),
+                pointer(counts),
+            )
+        )
     bits = magnitude_bits(rows.delta(brick, scratch(x, 0))).view(-1)
     inside = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
     counts.scatter_add_(0, inside, torch.ones_like(inside, dtype=counts.dtype))
@@ -135,11 +156,14 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
 
 
 def find(counts: Tensor, rank: int) -> tuple[int, int] | None:
-    """The bin of the `rank`-th largest value, and how many values lie in bins above it; None where there are fewer.
+    """Find the bin of the `rank`-th largest value.
 
     Args:
-        counts: Values a bin, int32 (the C form) or int64.
-        rank: From 1.
+        counts: Number of values per bin, int32 (the C version) or int64.
+        rank: Rank, starting at 1.
+
+    Returns:
+        The bin and the number of values in the bins above it; None if there are fewer than `rank` values.
     """
     if library := library_for(counts):
         above = ctypes.c_int64(0)
@@ -151,38 +175,59 @@ def find(counts: Tensor, rank: int) -> tuple[int, int] | None:
 
 
 def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float]) -> list[float] | None:
-    """`sums` plus a delta's magnitudes and those of what a drop keeps, from element `index` on; None if one is not finite."""
+    """Add up a delta's magnitudes, and those of the elements that a drop keeps.
+
+    Args:
+        rows: The tensor's rows.
+        brick: Index of the brick.
+        drop: The drop.
+        index: Position of the first element in its tensor.
+        sums: Both sums so far.
+
+    Returns:
+        Both sums; None if an element is not finite.
+    """
     x, base, is_delta = rows.bricks[brick], rows.base, rows.are_deltas[brick]
     if x is None:
         return sums
     if library := library_for(x, *([base] if base is not None else [])):
         totals = (ctypes.c_double * 2)(*sums)
-        finite = library.wb_drop_sums(pointer(x), KINDS[x.dtype], is_delta, pointer(base), _kind(base), count_of(x), ctypes.c_uint64(drop.key),
-                                      ctypes.c_uint64(index), ctypes.c_uint64(drop.below), totals)  # fmt: skip
+        finite = library.wb_drop_sums(
+            pointer(x),
+            KINDS[x.dtype],
+            is_delta,
+            pointer(base),
+            _kind(base),
+            count_of(x),
+            ctypes.c_uint64(drop.key),
+            ctypes.c_uint64(index),
+            ctypes.c_uint64(drop.below),
+            totals,
+        )
         return list(totals) if finite else None
     delta = rows.delta(brick, scratch(x, 0))
     if not all_finite(delta):
         return None
-    kept = dropped(delta.clone(), drop.key, drop.below, 1.0, index)
-    found = []
-    for values, total in zip((delta, kept), sums, strict=True):
+    remaining = dropped(delta.clone(), drop.key, drop.below, 1.0, index)
+    new_sums = []
+    for values, total in zip((delta, remaining), sums, strict=True):
         flat = torch.nn.functional.pad(values.abs().view(-1), (0, -values.numel() % 1024)).view(-1, 64, _LANES)
         lanes = torch.zeros_like(flat[:, 0])
         for row in range(64):
             lanes.add_(flat[:, row])
-        found.append(float(np.cumsum([total, *lanes.double().view(-1).tolist()])[-1]))
-    return found
+        new_sums.append(float(np.cumsum([total, *lanes.double().view(-1).tolist()])[-1]))
+    return new_sums
 
 
 def select(rows: Rows, selection: Selection, left: list[int], index: int, add_base: bool, out: Tensor) -> bool:
-    """out = [base +] the selection of some rows.
+    """Compute out = selection of some rows, plus the base if `add_base`.
 
     Args:
-        rows: What is read.
-        selection: What to compute.
-        left: What is left of every trim's ties; updated.
-        index: Place of the first element in its tensor.
-        add_base: Whether the base is added.
+        rows: The tensor's rows.
+        selection: The computation.
+        left: For each brick, the number of ties that its trim may still keep; updated.
+        index: Position of the first element in its tensor.
+        add_base: Whether to add the base.
         out: [rows, cols], float32.
 
     Returns:
@@ -190,8 +235,8 @@ def select(rows: Rows, selection: Selection, left: list[int], index: int, add_ba
     """
     lam = selection.lam if selection.vote else 1.0
     weights = [w if selection.vote else selection.lam * w for w in selection.weights]
-    given = [x for x in (rows.base, *rows.bricks) if x is not None]
-    if library := library_for(out, *given):
+    inputs = [x for x in (rows.base, *rows.bricks) if x is not None]
+    if library := library_for(out, *inputs):
         return _select_compiled(library, rows, selection, left, index, (weights, lam), add_base, out)
     deltas = [rows.delta(i, scratch(out, 10 + i)) for i in range(len(rows.bricks))]
     finite = all(all_finite(delta) for delta in deltas)
@@ -213,9 +258,15 @@ def select(rows: Rows, selection: Selection, left: list[int], index: int, add_ba
 
 
 def _select_compiled(
-    library: ctypes.CDLL, rows: Rows, selection: Selection, left: list[int], index: int, scales: tuple[list[float], float],
-    add_base: bool, out: Tensor,
-) -> bool:  # fmt: skip
+    library: ctypes.CDLL,
+    rows: Rows,
+    selection: Selection,
+    left: list[int],
+    index: int,
+    scales: tuple[list[float], float],
+    add_base: bool,
+    out: Tensor,
+) -> bool:
     count = len(rows.bricks)
     weights, lam = scales
     drops = [t if isinstance(t, Drop) else Drop(0, 0.0) for t in selection.thin]
@@ -223,30 +274,61 @@ def _select_compiled(
     operations = [2 if isinstance(t, Drop) else int(t.threshold > 0) for t in selection.thin]
     ties = (ctypes.c_int64 * count)(*left)
     finite = library.wb_sparse(
-        count, (ctypes.c_void_p * count)(*(None if x is None else x.data_ptr() for x in rows.bricks)),
-        (ctypes.c_int * count)(*(map(_kind, rows.bricks))), (ctypes.c_int * count)(*rows.are_deltas), pointer(rows.base), _kind(rows.base),
-        (ctypes.c_int * count)(*operations), (ctypes.c_uint32 * count)(*thresholds), ties, (ctypes.c_uint64 * count)(*(d.key for d in drops)),
-        (ctypes.c_uint64 * count)(*(d.below for d in drops)), (ctypes.c_float * count)(*(d.scale for d in drops)), ctypes.c_uint64(index),
-        (ctypes.c_float * count)(*weights), selection.vote.flags if selection.vote else _SUM, ctypes.c_float(lam), add_base, pointer(out),
-        count_of(out))  # fmt: skip
+        count,
+        (ctypes.c_void_p * count)(*(None if x is None else x.data_ptr() for x in rows.bricks)),
+        (ctypes.c_int * count)(*(map(_kind, rows.bricks))),
+        (ctypes.c_int * count)(*rows.are_deltas),
+        pointer(rows.base),
+        _kind(rows.base),
+        (ctypes.c_int * count)(*operations),
+        (ctypes.c_uint32 * count)(*thresholds),
+        ties,
+        (ctypes.c_uint64 * count)(*(d.key for d in drops)),
+        (ctypes.c_uint64 * count)(*(d.below for d in drops)),
+        (ctypes.c_float * count)(*(d.scale for d in drops)),
+        ctypes.c_uint64(index),
+        (ctypes.c_float * count)(*weights),
+        selection.vote.flags if selection.vote else _SUM,
+        ctypes.c_float(lam),
+        add_base,
+        pointer(out),
+        count_of(out),
+    )
     left[:] = list(ties)
     return bool(finite)
 
 
 def trimmed(x: Tensor, threshold: int, ties: int) -> int:
-    """Zero, in place, magnitudes below `threshold` (bits) and those equal to it after the first `ties`; returns the ties left."""
+    """Set magnitudes below a threshold to zero, in place, and those equal to it after the first `ties`.
+
+    Args:
+        x: The delta.
+        threshold: Magnitude bits.
+        ties: Number of elements equal to the threshold to keep.
+
+    Returns:
+        The number of ties that later blocks may still keep.
+    """
     equal = torch.abs(x, out=scratch(x, 0)) == _float(threshold)
-    found = int(equal.sum())
-    if 0 < ties < found:
-        equal &= equal.view(-1).cumsum(0).view(x.shape) > ties  # the ties that go
+    count = int(equal.sum())
+    if 0 < ties < count:
+        equal &= equal.view(-1).cumsum(0).view(x.shape) > ties  # the ties beyond the limit
         x.masked_fill_(equal, 0.0)
-    # |x| > below is |x| >= threshold: the next smaller float32
+    # |x| > t is |x| >= threshold if t is the next smaller float32.
     torch.hardshrink(x, _float(threshold - 1) if ties else _float(threshold), out=x)
-    return ties - min(ties, found)
+    return ties - min(ties, count)
 
 
 def dropped(x: Tensor, key: int, below: int, scale: float, index: int) -> Tensor:
-    """Keep, in place, elements whose random bits lie below a bound, times `scale`; zero the others."""
+    """Scale the elements whose random bits are below a bound, in place, and set the others to zero.
+
+    Args:
+        x: The delta.
+        key: Key of the random bits; see `Drop`.
+        below: Upper bound of the 32 bits of a kept element.
+        scale: Factor for the kept elements.
+        index: Position of the first element in its tensor.
+    """
     count = x.numel()
     word = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
     other = torch.empty_like(word)
@@ -258,11 +340,19 @@ def dropped(x: Tensor, key: int, below: int, scale: float, index: int) -> Tensor
     torch.lt(_shift(word, 32, other), below, out=keep[1::2])
     torch.lt(word.bitwise_and_(0xFFFFFFFF), below, out=keep[::2])
     x.mul_(as_float(scale)).mul_(keep[index & 1 :][:count].view(x.shape))
-    return x.add_(0.0)  # -0.0 becomes 0.0, as what is dropped is everywhere
+    return x.add_(0.0)  # turns -0.0 into 0.0, as in the C version
 
 
 def elected(deltas: Sequence[Tensor], weights: Sequence[float], lam: float, rule: Vote, out: Tensor) -> Tensor:
-    """out = λ times the mean of the deltas that have each element's elected sign."""
+    """Compute out = λ times the mean, for each element, of the deltas that have its elected sign.
+
+    Args:
+        deltas: float32, all of one shape.
+        weights: Weight of each delta.
+        lam: λ.
+        rule: The rule of the election and the mean.
+        out: float32.
+    """
     vote, mass, voice, agrees = (scratch(out, slot) for slot in range(4))
     shares = [as_float(weight) for weight in weights]
     vote.zero_()
@@ -286,12 +376,12 @@ def _kind(x: Tensor | None) -> int:
 
 
 def _float(bits: int) -> float:
-    """The float32 of magnitude bits; of -1, what lies below 0."""
+    """Return the float32 with some magnitude bits; a negative number for -1."""
     return -1.0 if bits < 0 else float(np.int32(bits).view(np.float32))
 
 
 def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
-    """Logical shift to the right of int64."""
+    """Shift int64 to the right and fill with zeros."""
     return torch.bitwise_right_shift(x, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
 
 

@@ -1,6 +1,6 @@
-"""Best approximations of low rank: of a dense matrix by a randomised SVD, of a product by the SVD of its small core.
+"""Best low-rank approximations: of a dense matrix by a randomized SVD, of a low-rank product by the SVD of its small core.
 
-Randomised SVD: Halko, Martinsson & Tropp 2011, Finding structure with randomness, algorithms 4.4 and 5.1, arXiv 0909.4061.
+Randomized SVD: Halko, Martinsson & Tropp 2011, Finding structure with randomness, algorithms 4.4 and 5.1, arXiv 0909.4061.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from torch import Tensor
 from workbench.weights.lowrank import Factors
 
 OVERSAMPLE, ITERATIONS = 10, 4
-# Singular values below this share of the largest rank-one term are rounding noise of float32 factors.
+# Singular values below this fraction of the largest rank-one term are rounding noise of float32 factors.
 NOISE = 1e-7
 
 
 def singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest singular triplets of a matrix, approximately: U [rows, k], S [k], Vᵀ [k, cols], k = min(rank, rows, cols).
+    """Compute approximately the largest singular triplets of a matrix.
 
-    A random range finder with oversampling and power iterations; an exact SVD where the sketch would be half the matrix.
+    It uses a random range finder with oversampling and power iterations, or an exact SVD if the sketch would be half the matrix.
 
     Args:
         matrix: [rows, cols], float32.
-        rank: Triplets wanted.
-        seed: Of the sketch, drawn on the CPU, so that it is the same on every device.
+        rank: Number of triplets.
+        seed: Seed of the sketch, which is drawn on the CPU so that it is the same on every device.
+
+    Returns:
+        U [rows, k], S [k] and Vᵀ [k, cols] with k = min(rank, rows, cols).
     """
     rank = min(rank, *matrix.shape)
     width = rank + OVERSAMPLE
@@ -43,19 +46,19 @@ def singular(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tens
 
 
 def approximate(matrix: Tensor, rank: int | None, error: float, seed: int) -> Factors:
-    """The smallest rank, `rank` at most, whose product differs from the matrix by at most `error` of its norm.
+    """Approximate a matrix by a product of the smallest rank with a given relative error.
 
     Args:
         matrix: [rows, cols], float32; not zero.
-        rank: Largest rank; None: no limit.
-        error: ‖matrix − product‖ / ‖matrix‖ (Frobenius) that is good enough; 0: the rank is always `rank`.
-        seed: Of the sketches.
+        rank: Largest rank; None sets no limit.
+        error: Largest allowed ‖matrix − product‖ / ‖matrix‖ (Frobenius); with 0, the rank is always `rank`.
+        seed: Seed of the sketches.
     """
     limit = min(matrix.shape) if rank is None else min(rank, *matrix.shape)
     if error <= 0:
         return balanced(*singular(matrix, limit, seed))
     total = squared(matrix)
-    # Captured energy in float32 cannot tell tails below about 1e-3 of the norm: there all singular values are computed.
+    # In float32, the captured energy does not resolve errors below about 1e-3 of the norm: then all singular values are computed.
     width = min(32, limit) if error >= 1e-3 else limit
     while True:
         left, values, right = singular(matrix, width if error >= 1e-3 else min(matrix.shape), seed)
@@ -69,13 +72,13 @@ def approximate(matrix: Tensor, rank: int | None, error: float, seed: int) -> Fa
 
 
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> Factors:
-    """Factors of a singular value decomposition, each with the square root of the singular values."""
+    """Return the factors of a singular value decomposition, each scaled by the square root of the singular values."""
     root = values.sqrt()
     return Factors((left * root).contiguous(), (root[:, None] * right).contiguous())
 
 
 def core(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of a low-rank product, never dense: QR of both factors, SVD of the small core. Float64 U, S, Vᵀ."""
+    """Return the SVD (U, S, Vᵀ in float64) of a low-rank product, by a QR of both factors and an SVD of the small core."""
     left, upper = torch.linalg.qr(factors.left.double())
     right, lower = torch.linalg.qr(factors.right.double().T)
     inner, values, outer = torch.linalg.svd(upper @ lower.T, full_matrices=False)
@@ -83,7 +86,7 @@ def core(factors: Factors) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reduced(factors: Factors) -> Factors:
-    """The same product with as few terms as it has rank; as it is where that saves none."""
+    """Return the same product with as few terms as possible; the factors themselves if no term can be saved."""
     if factors.rank == 0:
         return factors
     left, values, right = core(factors)
@@ -92,16 +95,16 @@ def reduced(factors: Factors) -> Factors:
 
 
 def truncated(factors: Factors, rank: int) -> Factors:
-    """The best product of at most `rank` terms (Eckart–Young)."""
+    """Return the best approximation with at most `rank` terms (Eckart–Young)."""
     if factors.rank <= rank:
         return factors
     left, values, right = core(factors)
-    kept = min(rank, _numeric_rank(factors, values))
-    return _single(left[:, :kept], values[:kept], right[:kept])
+    count = min(rank, _numeric_rank(factors, values))
+    return _single(left[:, :count], values[:count], right[:count])
 
 
 def _numeric_rank(factors: Factors, values: Tensor) -> int:
-    """Terms may cancel: what counts as noise is measured by the terms, not by their sum."""
+    """Count the singular values above the noise, which is relative to the largest term because terms may cancel."""
     terms = factors.left.double().norm(dim=0) * factors.right.double().norm(dim=1)
     return int((values > NOISE * terms.max()).sum())
 
@@ -112,7 +115,7 @@ def _single(left: Tensor, values: Tensor, right: Tensor) -> Factors:
 
 
 def padded(factors: Factors, rank: int) -> Factors:
-    """The same product with zero terms up to `rank`."""
+    """Return the same product with zero terms added up to `rank`."""
     more = rank - factors.rank
     if more <= 0:
         return factors
@@ -120,12 +123,12 @@ def padded(factors: Factors, rank: int) -> Factors:
 
 
 def inner(a: Factors, b: Factors) -> float:
-    """⟨A, B⟩ of two products of the same shape, from their Gram matrices."""
+    """Return ⟨A, B⟩ of two products of the same shape, from their Gram matrices."""
     return float(((a.left.double().T @ b.left.double()) * (a.right.double() @ b.right.double().T)).sum())
 
 
 def squared(matrix: Tensor) -> float:
-    """‖matrix‖², summed in float64 over blocks of rows."""
+    """Return ‖matrix‖², summed in float64 over blocks of rows."""
     total = 0.0
     for start, stop in _blocks(matrix):
         total += float(matrix[start:stop].double().square().sum())
@@ -133,7 +136,7 @@ def squared(matrix: Tensor) -> float:
 
 
 def residual(matrix: Tensor, factors: Factors) -> float:
-    """‖matrix − product‖², summed in float64 over blocks of rows."""
+    """Return ‖matrix − product‖², summed in float64 over blocks of rows."""
     total = 0.0
     for start, stop in _blocks(matrix):
         total += float((matrix[start:stop] - factors.left[start:stop] @ factors.right).double().square().sum())

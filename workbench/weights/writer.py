@@ -1,7 +1,7 @@
 """Writes weights as a safetensors checkpoint: headers first, then each tensor at its offset, block by block.
 
-All offsets are known before any tensor is computed, so memory does not grow with the model, threads write where they
-like, and an interrupted write goes on where it stopped. The bytes do not depend on threads or interruptions.
+All offsets are known before any tensor is computed. Memory therefore does not grow with the model, threads can write in any order, and
+an interrupted write can be resumed. The bytes do not depend on threads or interruptions.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to write: its name and its tensors in order."""
+    """The name of one output file, and its tensors in order."""
 
     name: str
     specs: dict[str, TensorSpec]
 
     def header(self) -> bytes:
-        """The file's first bytes: length, then the JSON that describes the tensors."""
+        """Return the first bytes of the file: a length and the JSON that describes the tensors."""
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, spec in self.specs.items():
@@ -50,17 +50,17 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor data."""
+        """The size of the tensor data in bytes."""
         return sum(spec.nbytes for spec in self.specs.values())
 
 
 def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | None) -> dict[str, TensorSpec]:
-    """What will be written: floats in `dtype` (None keeps each tensor's own), integers as they are."""
+    """Return the output's specs: floating-point tensors in `dtype` (None keeps each tensor's dtype), others unchanged."""
     return {n: TensorSpec(s.shape, dtype) if dtype and s.is_float else s for n, s in specs.items()}
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int) -> list[Shard]:
-    """Fill files up to `shard_size` bytes in the given order; a larger tensor gets a file of its own."""
+    """Distribute tensors over files of at most `shard_size` bytes, in order; a larger tensor gets its own file."""
     groups: list[dict[str, TensorSpec]] = [{}]
     filled = 0
     for name, spec in specs.items():
@@ -84,12 +84,22 @@ def write_checkpoint(
     threads: int,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Write all tensors of `weights` below `out`, resuming what an earlier call with the same inputs left there.
+    """Write all tensors to a directory, resuming an interrupted write there.
 
-    The caller answers for "the same inputs": `out` must belong to one recipe key.
+    Args:
+        weights: The weights.
+        out: The directory. The caller must ensure that an interrupted write there had the same inputs.
+        dtype: The dtype of floating-point tensors; None keeps the dtype of each tensor.
+        shard_size: Largest size of a file in bytes.
+        device: The device that computes the tensors.
+        threads: Number of threads.
+        progress: Called with the bytes written so far and the bytes in all.
 
     Returns:
-        XXH3-128 digest of every tensor as written.
+        The XXH3-128 digest of every tensor as written.
+
+    Raises:
+        WorkbenchError: If a result is not finite in its dtype.
     """
     out.mkdir(parents=True, exist_ok=True)
     specs = output_specs(weights.specs, dtype)
@@ -122,15 +132,15 @@ def write_checkpoint(
 
 
 def layout_digest(shards: list[Shard], device: torch.device) -> str:
-    """Return what a journal must agree with to be resumed: the files' headers, and the kind of device.
+    """Return a digest of the files' headers and the kind of device; only a journal with the same digest is resumed.
 
-    CPU and CUDA differ in the last bits of sums and products; a file must not mix them.
+    CPU and CUDA differ in the last bits of sums and products, so one file must not mix them.
     """
     return json_digest([device.type, *([shard.name, shard.header().hex()] for shard in shards)])
 
 
 def _clear_others(out: Path, shards: list[Shard]) -> None:
-    """Remove what an interrupted write with another shard size left: a reader would take it for part of this one."""
+    """Remove files of an interrupted write with another shard size, which a reader would take for part of this checkpoint."""
     names = {shard.name for shard in shards}
     for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
         if file.name not in names:
@@ -138,7 +148,7 @@ def _clear_others(out: Path, shards: list[Shard]) -> None:
 
 
 def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
-    """Make the file at its full size, with its header; keep a file of an interrupted write that already is."""
+    """Create a file with its header and full size, or keep the file of an interrupted write."""
     file = out / shard.name
     header = shard.header()
     size = len(header) + shard.nbytes
@@ -172,7 +182,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
             elif not kernels.narrow(block, result):
                 raise WorkbenchError(
                     f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
-                    "Lower the step's lambda or weights, or write `output: {dtype: float32}`.",
+                    "Lower the step's lambda or weights, or set `output: {dtype: float32}`.",
                 )
             data = landing.bytes_of(result)
             digest.update(data)
@@ -187,9 +197,9 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
 
 
 class _Flusher:
-    """Brings files to the disk while they are written, so that little is left to wait for at the end; then all of them.
+    """Flushes files to disk while they are written, and all of them at the end.
 
-    Without it the last fsync waits for as much as the kernel has kept back: 3 GB of results took a second and more.
+    Otherwise the fsync at the end takes over a second for 3 GB of results.
     """
 
     STEP = 256 << 20
@@ -201,7 +211,7 @@ class _Flusher:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def written(self, size: int) -> None:
-        """So many bytes more were written."""
+        """Record that `size` more bytes were written."""
         self._fresh += size
         if self._fresh >= self.STEP:
             self._fresh = 0
@@ -226,7 +236,7 @@ class _Flusher:
 
 
 class _Journal:
-    """Which tensors are whole on disk, with their digests: written as they end, checked against the bytes on resume."""
+    """The record of complete tensors with their digests, which are checked against the files when a write is resumed."""
 
     def __init__(self, path: Path, layout: str, places: Mapping[str, Entry]) -> None:
         self.path = path
@@ -237,7 +247,7 @@ class _Journal:
                 try:
                     row = jsondoc.parse(line, str(path))
                 except WorkbenchError:
-                    break  # the line that the interruption cut
+                    break  # the line was cut by the interruption
                 if not isinstance(row, dict) or not isinstance(row.get("tensor"), str) or row["tensor"] not in places:
                     break
                 if entry_digest(places[row["tensor"]]) == row.get("digest"):

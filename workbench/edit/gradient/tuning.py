@@ -15,6 +15,7 @@ from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.models.architecture import is_conv1d
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class _Hooked:
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        self.transposed = type(module).__name__ == "Conv1D"  # stores [in, out]
+        self.transposed = is_conv1d(module)  # stores [in, out]
         self.rows, self.cols = weight.shape[::-1] if self.transposed else weight.shape
         self.bound = None if max_change is None else below(max_change)
         self._hook = module.register_forward_hook(lambda _, inputs, output: output + self.output(inputs[0]))

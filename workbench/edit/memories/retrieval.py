@@ -25,6 +25,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.models.prompts import encode_inside
+from workbench.models.tokenizer import load_tokenizer
 
 SUBJECT = 0.8
 FREQUENT = 5000
@@ -97,10 +98,10 @@ class SentenceEncoder:
     """Compare facts and queries through mean-pooled hidden states of a sentence encoder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
         self.model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(folder)
 
     def fact(self, fact: Fact) -> dict[str, Tensor]:
         """Return the prompt's vector."""

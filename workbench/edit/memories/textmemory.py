@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import max_positions
 from workbench.steps import Remembered
 
 Pair = tuple[list[int], list[int]]
@@ -76,7 +77,7 @@ class Recall:
 
     def __init__(self, model: Any, tokenizer: Any, store: FactStore) -> None:
         self.model, self.tokenizer, self.store = model, tokenizer, store
-        self.limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.limit = max_positions(model.config)
         self._paused = 0
         self._known: dict[str, str] = {}
 

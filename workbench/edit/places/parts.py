@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_conv1d
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Parts:
                 )
             tensors[number] = name
         first = model.get_submodule(modules[places[0]])
-        return cls(model, layers, prefix, modules, tensors, type(first).__name__ == "Conv1D")
+        return cls(model, layers, prefix, modules, tensors, is_conv1d(first))
 
     @property
     def depth(self) -> int:
@@ -245,4 +246,4 @@ def _rows(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return int(module.weight.shape[0])
     weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) else None
+    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, Tensor) else None

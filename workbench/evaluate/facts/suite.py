@@ -23,6 +23,8 @@ from workbench.evaluate.facts.wanted import Wanted
 from workbench.events import Events, no_events
 from workbench.facts.kinds import FactKind
 from workbench.files import json_digest, read_json, write_bytes
+from workbench.models.architecture import max_positions
+from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 
@@ -97,7 +99,7 @@ def _content(wanted: Wanted, base: Resolved, device: Any, events: Events) -> tup
     """Return documents by kind, and the generation settings."""
     options = wanted.options
     kinds = _kinds(options.tasks, generate=options.generate)
-    tokenizer = _tokenizer(base)
+    tokenizer = load_tokenizer(base.tokenizer_path)
     count = _counter(tokenizer, options.chat_template)
     prompts = neighbour_prompts(wanted.facts) if "neighbours" in kinds else []
     answers = _answers(wanted, prompts, base, device, events) if prompts else {}
@@ -128,10 +130,10 @@ def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
     Answers end on their own, with room for more tokens than any target; the long texts for entropy do not end.
     """
     longest = max(count(prompt, target) for prompt, target in targets(wanted.facts))
-    positions = base.base.config.get("max_position_embeddings") or base.base.config.get("n_positions") or 2 * LONG
+    positions = max_positions(base.base.config) or 2 * LONG
     stops = ["\n"] if any("." in fact.target for fact in wanted.facts) else ["\n", "."]
-    tokens = min(wanted.options.max_tokens or max(16, longest + 8), int(positions) // 2)
-    long = min(LONG, int(positions) // 2)
+    tokens = min(wanted.options.max_tokens or max(16, longest + 8), positions // 2)
+    long = min(LONG, positions // 2)
     return {
         "generated": {"until": stops, "max_gen_toks": tokens, "do_sample": False},
         # End of text is not allowed: a model that has learned to stop after an answer would have no n-grams to count.
@@ -174,12 +176,6 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
             "Rephrase the prompts so that the base continues them.",
         )
     return known
-
-
-def _tokenizer(base: Resolved) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(base.tokenizer_path), local_files_only=True)
 
 
 def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:

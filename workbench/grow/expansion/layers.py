@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.models.layout import DEPTHS, TEXT_CONFIGS, Layout, model_depth
+from workbench.models.architecture import model_depth
+from workbench.models.layout import Layout
 from workbench.models.skeleton import parse_config
 from workbench.steps import Grown
+from workbench.weights.configuration import DEPTHS, TEXT_CONFIGS
 
 # Fields of config.json with layer numbers, or with a pattern over them: their meaning changes when layers move.
 _NUMBERED = (

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.norms import is_norm
+from workbench.models.architecture import is_conv1d
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.skeleton import skeleton
+from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
 # Leaf of a module's name -> number of matrices stacked in it.
 FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
 QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
-READERS = (*QUERIES, *KEYS, "qkv_proj", "lm_head", *FFN_IN)
+READERS = (*QUERIES, *KEYS, "qkv_proj", *FFN_IN)
 WRITERS = ("o_proj", "dense", "down_proj", "fc2")
-EMBEDDINGS = ("embed_tokens",)
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names. `grow: depth` needs no such table."
@@ -85,10 +86,10 @@ class DecoderParts:
                 f"grow width: {field} is not a single number in config.json ({why[:120]})", "Grow `depth`.", 2
             ) from None
 
-    def kind(self, name: str) -> str:
-        """Return the class name of the live module that a tensor belongs to, or an empty text."""
+    def _is_conv1d(self, name: str) -> bool:
+        """Return whether the live module that a tensor belongs to is transformers' Conv1D."""
         live = self._names[name]
-        return type(self._modules[live[0].rpartition(".")[0]]).__name__ if live else ""
+        return bool(live) and is_conv1d(self._modules[live[0].rpartition(".")[0]])
 
     @cached_property
     def norms(self) -> dict[str, nn.Module]:
@@ -140,7 +141,7 @@ class DecoderParts:
     def linear(self, weight: str) -> LinearPart:
         """Return a matrix by the tensor name of its weight."""
         bias = f"{weight.removesuffix('.weight')}.bias"
-        part = LinearPart(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
+        part = LinearPart(weight, bias if bias in self.specs else None, self._is_conv1d(weight))
         return LinearPart(part.weight, part.bias, part.transposed, FFN_IN.get(part.leaf, 1))
 
     def ffn(self, layer: int) -> tuple[list[LinearPart], LinearPart]:
@@ -206,16 +207,19 @@ def _leaf(name: str) -> str:
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of config.json that describes the text decoder."""
-    nested = config.get("text_config")
-    return dict(nested) if isinstance(nested, Mapping) and "hidden_size" in nested else dict(config)
+    field = _text_field(config)
+    return dict(config[field] if field else config)
 
 
 def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json with changed values of the text decoder."""
-    nested = config.get("text_config")
-    if isinstance(nested, Mapping) and "hidden_size" in nested:
-        return {**config, "text_config": {**nested, **changes}}
-    return {**config, **changes}
+    field = _text_field(config)
+    return {**config, field: {**config[field], **changes}} if field else {**config, **changes}
+
+
+def _text_field(config: Mapping[str, Any]) -> str | None:
+    """Return the field of config.json that describes the text decoder; None if config.json itself does."""
+    return next((f for f in TEXT_CONFIGS if isinstance(config.get(f), Mapping) and "hidden_size" in config[f]), None)
 
 
 def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:

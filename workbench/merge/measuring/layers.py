@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_conv1d, is_head
 from workbench.models.batching import Batch
 from workbench.models.layout import stack_prefix
 from workbench.models.names import counterpart
@@ -73,9 +74,7 @@ class LayerStack:
             live_head = None
             head = None
         else:  # gpt_neox's embed_out is called lm_head in the live model
-            head = disk.get(live_head) or next(
-                (n for n in weights.specs if n.split(".")[-2:-1] in (["lm_head"], ["embed_out"])), None
-            )
+            head = disk.get(live_head) or next(filter(is_head, weights.specs), None)
         prefix = stack_prefix(model, context.base.layout.depth)
         names = [name for name, _ in model.named_parameters() if name != live_head]
         around = [name for name in names if not name.startswith(f"{prefix}.")]
@@ -106,7 +105,7 @@ class LayerStack:
     def readers(self, layer: int) -> dict[str, nn.Module]:
         """Return the linear layers inside a decoder layer, by the tensor name of their weight."""
         inner = self.layers[layer].named_modules(prefix=f"{self.prefix}.{layer}")
-        linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
+        linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or is_conv1d(m)}
         return {self.disk[f"{name}.weight"]: m for name, m in linear.items() if f"{name}.weight" in self.disk}
 
     def enter(self, data: Iterable[Batch]) -> tuple[list[Tensor], list[list[Call]]]:

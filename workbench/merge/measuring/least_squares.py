@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import is_conv1d_layer, is_head
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Prepared
 from workbench.steps.fields import BrickEntry, lowest
-
-_CONV1D = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")
-"""Model types whose linear layers store [in, out]."""
 
 
 def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weights: Sequence[float], ridge: float) -> Tensor:
@@ -151,13 +149,12 @@ def is_linear(model: Model, tensor: str) -> bool:
         return False
     if model.layout.layer(tensor) is not None:
         return True
-    head = tensor.removesuffix(".weight").rpartition(".")[2] in ("lm_head", "embed_out", "output")
-    return head and not model.config.get("tie_word_embeddings", False)
+    return is_head(tensor) and not model.config.get("tie_word_embeddings", False)
 
 
 def is_conv1d(model: Model, tensor: str) -> bool:
     """Return whether the weight of a linear layer is stored as [in, out]."""
-    return model.config.get("model_type") in _CONV1D and model.layout.layer(tensor) is not None
+    return is_conv1d_layer(model.config, tensor.removesuffix(".weight"))
 
 
 def solver_bytes(model: Model, tensor: str, bricks: int) -> int:

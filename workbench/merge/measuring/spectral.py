@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from workbench.models.architecture import is_table
 from workbench.steps import Block, Group
 
 # Singular values below this share of the largest count as zero: a low-rank delta in float32 has rounding errors of about 1e-7.
 RESOLUTION = 1e-6
-# Embeddings and head have one row per token, and are not decomposed.
-_TABLES = re.compile(r"(embed|wte\b|wpe\b|lm_head)")
 
 
 class Triplets(NamedTuple):
@@ -68,7 +66,7 @@ def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
     kernels, embeddings and the head are not decomposed: the papers' code averages every tensor that is no weight matrix of a
     layer, and does not cover vocabularies.
     """
-    return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not _TABLES.search(tensor)
+    return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not is_table(tensor)
 
 
 def mean_weights(group: Group) -> list[float]:

@@ -15,6 +15,7 @@ from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
@@ -166,8 +167,6 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
     """Return what the method measures on texts and live models."""
     if not step.measures():
         return Measured({})
-    from transformers import AutoTokenizer
-
     resolved, device = context.resolved, context.device
     source = resolved.tokenizer_at(context.number)
 
@@ -177,7 +176,7 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
         model = Model(GrownWeights(current.weights, plan, bricks=bricks), current.config)
         return live_model(model.config, compute(model, torch.float32, device), source, device)
 
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_tokenizer(source)
     place = resolved.cache / "gates" / f"{context.key}.safetensors"
     progress = context.progress("measure")
     given = GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)

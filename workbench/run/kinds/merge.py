@@ -16,6 +16,7 @@ from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, brick_bytes, kind_name, numel
@@ -134,8 +135,6 @@ def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Delt
     """Return what the method measures on texts or models before the first tensor; nothing where it needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
-    from transformers import AutoTokenizer
-
     resolved, device = context.resolved, context.device
     base, source = resolved.base, resolved.tokenizer_at(0)
     alone = method(MergeMethod, "average").model_validate({"merge": "average"})
@@ -157,7 +156,7 @@ def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Delt
         weights,
         live,
         partial(causal_skeleton, base.config, device),
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+        load_tokenizer(source),
         device,
         resolved.recipe.project,
         resolved.cache,

@@ -1,0 +1,122 @@
+"""Architecture facts: names of embeddings and heads, transposed matrices, and the depth and length that config.json states.
+
+All parts of the package use these tables, so that a name that is added here is known everywhere. The fields of config.json are listed in
+`weights/configuration.py`, which checks their values when a file is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Modules of the input embeddings: Llama and most others | GPT-2 | GPT-NeoX | BLOOM, Falcon | Llama's first release, InternLM2 |
+# Mamba in transformers and in its authors' files | T5, BART.
+EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "embed_in",
+    "word_embeddings",
+    "tok_embeddings",
+    "backbone.embeddings",
+    "backbone.embedding",
+    "shared",
+)
+# Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2.
+HEADS = ("lm_head", "embed_out", "output")
+# Names above that some models also use for a matrix inside a layer, such as `blocks.0.attention.output` in RWKV.
+_USED_IN_LAYERS = ("output", "shared")
+# Embeddings of tokens and positions. `embed_out` is a head, and `embedding_norm` is the final norm of LFM2.
+_BEFORE_LAYERS = re.compile(r"embed(?!_out|ding_norm)|wte|wpe")
+
+# Models whose linear layers are transformers' Conv1D, which stores a weight as [in, out], and the names of these layers.
+CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp_decoder"})
+CONV1D_LAYERS = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+
+# Fields of config.json with one entry per layer, for models that have none of DEPTHS (Nemotron-H).
+LAYER_KINDS = ("layers_block_type",)
+
+
+def is_embedding_module(module: str) -> bool:
+    """Return whether a module, by its name, holds a model's input embeddings."""
+    return _is_one_of(module, EMBEDDINGS)
+
+
+def is_head_module(module: str) -> bool:
+    """Return whether a module, by its name, is the output embedding of a language model."""
+    return _is_one_of(module, HEADS)
+
+
+def is_embedding(tensor: str) -> bool:
+    """Return whether a tensor, by its name, is the weight of the input embeddings."""
+    return tensor.endswith(".weight") and is_embedding_module(tensor.removesuffix(".weight"))
+
+
+def is_head(tensor: str) -> bool:
+    """Return whether a tensor, by its name, is the weight of the output embedding."""
+    return tensor.endswith(".weight") and is_head_module(tensor.removesuffix(".weight"))
+
+
+def is_before_layers(tensor: str) -> bool:
+    """Return whether a tensor outside the layers is used before the first one: embeddings of tokens or positions."""
+    return bool(_BEFORE_LAYERS.search(tensor)) or is_embedding(tensor)
+
+
+def is_table(tensor: str) -> bool:
+    """Return whether a tensor has one row per token or position: embeddings or a head."""
+    return is_before_layers(tensor) or "lm_head" in tensor or is_head(tensor)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a live module is transformers' Conv1D, which stores its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_conv1d_layer(config: Mapping[str, Any], module: str) -> bool:
+    """Return whether a module, by its name and the model's config.json, is transformers' Conv1D."""
+    return config.get("model_type") in CONV1D_MODELS and module.rpartition(".")[2] in CONV1D_LAYERS
+
+
+def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield config.json, then its parts that describe the text decoder of a multimodal model."""
+    yield config
+    for field in TEXT_CONFIGS:
+        part = config.get(field)
+        if isinstance(part, Mapping):
+            yield part
+
+
+def model_depth(config: Mapping[str, Any]) -> int:
+    """Return the number of layers that config.json or its text decoder's part states; 0 if neither does."""
+    for part in text_parts(config):
+        for key in DEPTHS:
+            if part.get(key):
+                return int(part[key])
+        for key in LAYER_KINDS:
+            if isinstance(part.get(key), list):
+                return len(part[key])
+    return 0
+
+
+def max_positions(config: Any) -> int | None:
+    """Return the number of positions that a model takes; None if its configuration does not state it.
+
+    Args:
+        config: The content of config.json, or a configuration object of transformers.
+    """
+    if not isinstance(config, Mapping):
+        parsed = config.get_text_config()
+        return next((int(value) for key in POSITIONS if (value := getattr(parsed, key, None))), None)
+    return next((int(part[key]) for part in text_parts(config) for key in POSITIONS if part.get(key)), None)
+
+
+def _is_one_of(module: str, names: tuple[str, ...]) -> bool:
+    if module.endswith(tuple(name for name in names if name not in _USED_IN_LAYERS)):
+        return True
+    *parents, leaf = module.split(".")
+    return leaf in names and leaf in _USED_IN_LAYERS and not any(parent.isdigit() for parent in parents)
