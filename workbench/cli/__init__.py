@@ -31,10 +31,12 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Merge, edit and grow language models from YAML recipes, and score the results.",
     epilog="First steps: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
-)  # fmt: skip
+)
 
 
 def _version(show: bool) -> None:
@@ -121,7 +123,11 @@ def _drop_output() -> None:
 def silence() -> None:
     """Quieten the libraries below, before they are imported. The user's own settings win."""
     for name, value in {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DATASETS_VERBOSITY": "error",
-    }.items():  # fmt: skip
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DATASETS_VERBOSITY": "error",
+    }.items():
         os.environ.setdefault(name, value)

@@ -19,8 +19,11 @@ MARKS = {"better": " +", "worse": " -", "safe": " ~", "not shown safe": " !"}
 def groups_table(groups: Sequence[Row]) -> None:
     """One row a configuration and aggregate of a group of tasks."""
     if groups:
-        out.table(["configuration", "group", "metric", "tasks", "n", "score"], [
-            [g["configuration"], g["alias"], _filtered(g), str(g["tasks"]), str(g["n"]), f"{g['value']:.4f}"] for g in groups], right=(3, 4, 5))  # fmt: skip
+        out.table(
+            ["configuration", "group", "metric", "tasks", "n", "score"],
+            [[g["configuration"], g["alias"], _filtered(g), str(g["tasks"]), str(g["n"]), f"{g['value']:.4f}"] for g in groups],
+            right=(3, 4, 5),
+        )
         if not all(g["weighted"] for g in groups):
             out.say("groups: mean over items where each task counts by its items, else mean over tasks (weight_by_size: false)")
 
@@ -32,9 +35,16 @@ def _filtered(group: Row) -> str:
 def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
     """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
     if comparison is None:
-        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
-            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
-            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
+        out.table(
+            ["configuration", "task", "metric", "n", "score", "95 %"],
+            [
+                [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
+                for s in scores
+                for task, t in s.tasks.items()
+                for metric, m in t.metrics.items()
+            ],
+            right=(3, 4, 5),
+        )
         return
     document = comparison.document()
     tasks = document["tasks"]
@@ -86,12 +96,32 @@ def rows_table(document: Row) -> None:
     """One row a configuration and task: the difference, its intervals, the verdict; beside "cannot tell", what could tell."""
     shares = {t["task"]: t["share"] for t in document["tasks"]}
     beside = any(r["verdict"] == "cannot tell" and r["companion"] for r in document["rows"])
-    heads = ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict", *(["margin in nats, 95 %"] if beside else [])]  # fmt: skip
+    heads = [
+        "configuration",
+        "task",
+        "metric",
+        "diff",
+        "95 %",
+        "adjusted",
+        "p adj",
+        "n",
+        "verdict",
+        *(["margin in nats, 95 %"] if beside else []),
+    ]
     rows = []
     for r in document["rows"]:
         share = shares[r["task"]]
-        cells = [r["configuration"], r["task"], r["metric"], _signed(r["diff"], share), _range(r["low"], r["high"], share), _range(r["low_adj"], r["high_adj"], share),
-                 "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), _verdict(r, share)]  # fmt: skip
+        cells = [
+            r["configuration"],
+            r["task"],
+            r["metric"],
+            _signed(r["diff"], share),
+            _range(r["low"], r["high"], share),
+            _range(r["low_adj"], r["high_adj"], share),
+            "" if r["p_adj"] is None else f"{r['p_adj']:.3g}",
+            str(r["n"]),
+            _verdict(r, share),
+        ]
         rows.append([*cells, *([_companion(r)] if beside else [])])
     out.table(heads, rows, right=range(3, 8))
     family = document["family"]

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
-    "relative": "‖Δ‖ / ‖θ₀‖, %", "norm": "‖Δ‖", "zeros": "exact zeros, %", "cosine": "cosine", "conflict": "opposite signs, %",
+    "relative": "‖Δ‖ / ‖θ₀‖, %",
+    "norm": "‖Δ‖",
+    "zeros": "exact zeros, %",
+    "cosine": "cosine",
+    "conflict": "opposite signs, %",
     "overlap": "overlap of subspaces, %",
-}  # fmt: skip
+}
 _PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
 _PALE_ORANGE = (253, 232, 214)
 

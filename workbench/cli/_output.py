@@ -95,8 +95,13 @@ class Terminal:
 
     def _advance(self, text: str, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
-                                 console=self.talk, transient=True)  # fmt: skip
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TimeElapsedColumn(),
+                console=self.talk,
+                transient=True,
+            )
             self._task = self._bar.add_task(printable(text), total=total)
             self._bar.start()
         assert self._task is not None

@@ -51,10 +51,18 @@ class Opened:
 
 
 def open_subjects(
-    names: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
-    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False, device: torch.device | None = None,
+    names: list[str],
+    settings: list[str] | None,
+    suite: list[str] | None,
+    runs_dir: Path | None,
+    controls: bool,
+    batch_size: int,
+    limit: int | None,
+    lenient: bool = False,
+    fetch: bool = False,
+    device: torch.device | None = None,
     skip: bool = False,
-) -> Opened:  # fmt: skip
+) -> Opened:
     """Open recipes and models, their controls, the plans of their suites and the score store.
 
     Args:

@@ -36,8 +36,19 @@ def list_(json: JsonOpt = False) -> None:
     if json:
         out.json([card.model_dump(mode="json") for _, card in found])
     elif found:
-        rows = [[name, card.kind, card.skill, *([f"{100 * s.value:.0f}", f"{100 * s.base_value:.0f}" if s.base_value is not None else "", s.task]
-                                                if (s := next(iter(card.scores), None)) else ["", "", ""])] for name, card in found]  # fmt: skip
+        rows = [
+            [
+                name,
+                card.kind,
+                card.skill,
+                *(
+                    [f"{100 * s.value:.0f}", f"{100 * s.base_value:.0f}" if s.base_value is not None else "", s.task]
+                    if (s := next(iter(card.scores), None))
+                    else ["", "", ""]
+                ),
+            ]
+            for name, card in found
+        ]
         out.table(["brick", "kind", "skill", "score", "base", "task"], rows, right=(3, 4))
     else:
         out.say("no bricks/*/brick.yaml here")
@@ -48,12 +59,18 @@ def show(
     name: NameArg,
     others: Annotated[list[str] | None, typer.Argument(help="Other bricks, to compare with.", show_default=False)] = None,
     base: Annotated[str | None, typer.Option("--base", help="The base; default: what the brick names.")] = None,
-    metric: Annotated[Literal["relative", "norm", "zeros", "cosine", "conflict", "overlap"] | None, typer.Option(
-        "--metric", help="What the table of layers shows; default: cosine with other bricks, else the relative norm.")] = None,
+    metric: Annotated[
+        Literal["relative", "norm", "zeros", "cosine", "conflict", "overlap"] | None,
+        typer.Option(
+            "--metric", help="What the table of layers shows; default: cosine with other bricks, else the relative norm."
+        ),
+    ] = None,
     html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps of every measure to this HTML file.")] = None,
     card_only: Annotated[bool, typer.Option("--card", help="Show the card only: reads no weights.")] = False,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Show a brick: its card, what it changes layer by layer, and how it meets other bricks."""
     out.quiet = quiet or json
     brick = _find(name)
@@ -95,8 +112,16 @@ def _measured(brick: Brick, others: list[str], base: str, device: str) -> Measur
     for one in (brick, *found.values()):
         _check_fit(one, model)
     with exact(on):
-        return measure(model, deltas(brick, model, on), {n: deltas(b, model, on) for n, b in found.items()}, device=on, threads=default_threads(),
-                       progress=lambda done, total: out.event({"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
+        return measure(
+            model,
+            deltas(brick, model, on),
+            {n: deltas(b, model, on) for n, b in found.items()},
+            device=on,
+            threads=default_threads(),
+            progress=lambda done, total: out.event(
+                {"stage": "measure", "done": done, "total": total, "text": f"{total} tensors"}
+            ),
+        )
 
 
 def _check_fit(brick: Brick, base: Model) -> Deltas:
@@ -181,15 +206,21 @@ def fetch(
 @app.command()
 def train(
     names: Annotated[list[str], typer.Argument(help="Directories with a train.yaml, or names in bricks/.", show_default=False)],
-    data: Annotated[str | None, typer.Option("--data", help="A jsonl of training rows: makes a new brick, and writes its train.yaml.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A jsonl of training rows: makes a new brick, and writes its train.yaml.")
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", help="With --data: the base; default: the starter base.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="With --data: optimizer steps.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", help="With --data: rank of the adapter.")] = None,
-    held_out: Annotated[str | None, typer.Option("--held-out", help="With --data: a share of its rows, or a jsonl, whose loss is measured.")] = None,
-    orthogonal_to: Annotated[list[str] | None, typer.Option("--orthogonal-to", help="With --data: a brick to keep orthogonal to; repeat it.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", help="With --data: a share of its rows, or a jsonl, whose loss is measured.")
+    ] = None,
+    orthogonal_to: Annotated[
+        list[str] | None, typer.Option("--orthogonal-to", help="With --data: a brick to keep orthogonal to; repeat it.")
+    ] = None,
     device: DeviceOpt = "auto",
     score: Annotated[bool, typer.Option(help="Score the brick and the base on the brick's task afterwards.")] = True,
-) -> None:  # fmt: skip
+) -> None:
     """Train bricks from their train.yaml: settings stand there, the record goes to brick.yaml. Resumes when interrupted."""
     from workbench.library.train import train_brick, write_spec
     from workbench.models.device import pick_device
@@ -228,17 +259,33 @@ def _share(text: str | None) -> float | str | None:
 @app.command()
 def extract(
     checkpoint: Annotated[str, typer.Argument(help="Directory or hub id of a fine-tune.", show_default=False)],
-    base: Annotated[str, typer.Option("--base", help="Directory or hub id of the model that it was tuned from.", show_default=False)],
+    base: Annotated[
+        str, typer.Option("--base", help="Directory or hub id of the model that it was tuned from.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the adapter.", show_default=False)],
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Rank of every update; with --energy or --tolerance the largest. Default: 32.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=1, help="Rank of every update; with --energy or --tolerance the largest. Default: 32."),
+    ] = None,
     energy: Annotated[float | None, typer.Option("--energy", help="Share of every delta's squared norm to keep: 0.99.")] = None,
-    tolerance: Annotated[float | None, typer.Option("--tolerance", help="Relative error of every delta that is good enough: 0.05.")] = None,
-    embeddings: Annotated[bool, typer.Option("--embeddings", help="Low-rank updates of embeddings and head too, instead of whole copies.")] = False,
-    rest: Annotated[Literal["save", "drop", "refuse"], typer.Option(
-        "--rest", help="Changed norms, biases, embeddings: saved whole, left at the base's values and listed, or an error.")] = "save",
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Relative error of every delta that is good enough: 0.05.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Low-rank updates of embeddings and head too, instead of whole copies.")
+    ] = False,
+    rest: Annotated[
+        Literal["save", "drop", "refuse"],
+        typer.Option(
+            "--rest", help="Changed norms, biases, embeddings: saved whole, left at the base's values and listed, or an error."
+        ),
+    ] = "save",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Of the factors.")] = "float32",
-    device: DeviceOpt = "auto", threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    device: DeviceOpt = "auto",
+    threads: ThreadsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Turn a fine-tuned checkpoint into a LoRA adapter of its base: truncated SVD of every delta, with its error."""
     import torch
 
@@ -300,10 +347,14 @@ def bake(
     adapter: Annotated[str, typer.Argument(help="An adapter's directory, its name in bricks/, or a hub id.", show_default=False)],
     to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the checkpoint.", show_default=False)],
     base: Annotated[str | None, typer.Option("--base", help="Directory or hub id; default: what the adapter names.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option(
-        "--dtype", help="Of the checkpoint; default: the base's.")] = None,
-    device: DeviceOpt = "auto", threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option("--dtype", help="Of the checkpoint; default: the base's.")
+    ] = None,
+    device: DeviceOpt = "auto",
+    threads: ThreadsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Add an adapter to its base and write the checkpoint: computed in float32, cast once. Resumes when interrupted."""
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device

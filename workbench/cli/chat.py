@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 def chat(
     target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, without the chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-) -> None:  # fmt: skip
+) -> None:
     """Talk to a configuration; one line a turn, greedy. Reads lines from a pipe too."""
     from workbench.models.device import pick_device
 
@@ -52,8 +53,13 @@ def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
     from transformers import TextStreamer
 
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    made = model.generate(**tokens.to(model.device), max_new_tokens=limit, do_sample=False, streamer=streamer,
-                          pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)  # fmt: skip
+    made = model.generate(
+        **tokens.to(model.device),
+        max_new_tokens=limit,
+        do_sample=False,
+        streamer=streamer,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
     return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
 

@@ -23,13 +23,34 @@ SHOWN = 10
 
 @app.command()
 def rebase(
-    brick: Annotated[str, typer.Argument(help="An edit brick: its directory, its name in bricks/, or a run's edits/STEP.", show_default=False)],
-    onto: Annotated[str, typer.Option("--onto", metavar="RECIPE_OR_MODEL", help="Recipe whose result, or model directory, it is solved on.", show_default=False)],
+    brick: Annotated[
+        str, typer.Argument(help="An edit brick: its directory, its name in bricks/, or a run's edits/STEP.", show_default=False)
+    ],
+    onto: Annotated[
+        str,
+        typer.Option(
+            "--onto",
+            metavar="RECIPE_OR_MODEL",
+            help="Recipe whose result, or model directory, it is solved on.",
+            show_default=False,
+        ),
+    ],
     to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the new brick.", show_default=False)],
-    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure layers and positions that the step leaves to `auto` again; else the brick's own are kept.")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the brick's step; may be repeated.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure",
+            help="Measure layers and positions that the step leaves to `auto` again; else the brick's own are kept.",
+        ),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the brick's step; may be repeated."),
+    ] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Solve an edit brick again, with its own facts and settings, on a merged or changed model."""
     from workbench.library.rebase import rebase as run
     from workbench.models.device import pick_device
@@ -59,13 +80,22 @@ def rebase(
 
 @app.command()
 def trace(
-    model: Annotated[str, typer.Argument(help="A recipe, whose result is traced, a model directory or a hub id.", metavar="RECIPE_OR_MODEL", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe, whose result is traced, a model directory or a hub id.", metavar="RECIPE_OR_MODEL", show_default=False
+        ),
+    ],
     facts: Annotated[Path, typer.Argument(help="Facts with a subject, a jsonl or YAML.", show_default=False)],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many facts, the first ones.")] = 20,
-    layers: Annotated[str | None, typer.Option("--layers", help="Layers to restore, 0,4,8 or a slice 4:20; default: all.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to restore, 0,4,8 or a slice 4:20; default: all.")
+    ] = None,
     html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps to this HTML file.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Causal tracing: how much of an answer comes back when one layer's states are restored, as a table and as heat maps.
 
     A report for people. It decides nothing: `layers: auto` of an edit is found by a sweep of edits.

@@ -33,12 +33,28 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, device: DeviceOpt = "auto",
-    batch_size: BatchOpt = 32, limit: LimitOpt = None,
+    names: SubjectsArg,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    device: DeviceOpt = "auto",
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
     controls: Annotated[bool, typer.Option(help="Score the base, each brick alone and their average too.")] = True,
-    server: Annotated[str | None, typer.Option("--server", envvar="WORKBENCH_SERVER", metavar="URL", help="Server that serves the configurations by name, for suites with `backend: server`.")] = None,
-    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            envvar="WORKBENCH_SERVER",
+            metavar="URL",
+            help="Server that serves the configurations by name, for suites with `backend: server`.",
+        ),
+    ] = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
     """Score recipes and models with lm-eval, and the recipes' controls once. Scores are kept by content: nothing is scored twice.
 
     A finished run of a recipe gets the scores into its README.md.
@@ -53,8 +69,9 @@ def evaluate(
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise WorkbenchError(f"--baseline {baseline} is not among what is scored. {nearest(baseline, known)}", None, 2)
-    scores = score_all(opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event,
-                       runs=opened.runs, server=server)  # fmt: skip
+    scores = score_all(
+        opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event, runs=opened.runs, server=server
+    )
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:
@@ -75,10 +92,18 @@ def evaluate(
 
 
 def compare(
-    names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, batch_size: BatchOpt = 32, limit: LimitOpt = None,
-    require_safe: Annotated[bool, typer.Option("--require-safe", help="Exit 3 also if a named configuration is not shown safe on a guarded task.")] = False,
-    runs_dir: RunsOpt = None, json: JsonOpt = False,
-) -> None:  # fmt: skip
+    names: SubjectsArg,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    require_safe: Annotated[
+        bool, typer.Option("--require-safe", help="Exit 3 also if a named configuration is not shown safe on a guarded task.")
+    ] = False,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+) -> None:
     """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
     worse than the baseline on a primary metric, guarded tasks included; with --require-safe also if one is not shown safe on a
     guarded task. Else exit 1 if some are left out, because they are invalid or not scored."""
@@ -120,11 +145,24 @@ def compare(
 
 
 def report(
-    names: Annotated[list[str] | None, typer.Argument(help="Recipes, models or imported runs to show; default: all of recipes/ that are scored, or all runs of an imported --suite.", show_default=False)] = None,
-    settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None,
-    to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path("reports/report.html"),
-    batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Recipes, models or imported runs to show; default: all of recipes/ that are scored, or all runs of an imported --suite.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path(
+        "reports/report.html"
+    ),
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
     """Write the comparison as one offline HTML page, Markdown and JSON; beside it the page of a recipe's finished search.
 
     Exit 1 if a recipe is left out because it is invalid, or because it is named and not scored.
@@ -155,7 +193,7 @@ def report(
 
 def _compared(
     opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
-) -> Mapping[str, Any] | None:  # fmt: skip
+) -> Mapping[str, Any] | None:
     """The comparison of what is scored. None where nothing of what was asked for is, and `pages` shows its searches.
 
     Errors: none of the recipes that are named is scored or searched; nothing is scored. Some of them: they are left out.
@@ -189,10 +227,17 @@ def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]
     found: dict[str, dict[str, Any]] = {}
     for s in scores:
         document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
-        document["configurations"].append({
-            "name": s.configuration.name, "digest": s.configuration.digest, "weights": s.configuration.of_weights,
-            "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
-                      for t, r in s.tasks.items()}})  # fmt: skip
+        document["configurations"].append(
+            {
+                "name": s.configuration.name,
+                "digest": s.configuration.digest,
+                "weights": s.configuration.of_weights,
+                "tasks": {
+                    t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
+                    for t, r in s.tasks.items()
+                },
+            }
+        )
         own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]
         if own:
             document["configurations"][-1]["groups"] = [

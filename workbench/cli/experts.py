@@ -28,10 +28,15 @@ _MOST = 32
 
 def experts(
     target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
-    texts: Annotated[Path, typer.Option("--texts", help='A jsonl of {"text":} or {"prompt":, "completion":}.', show_default=False)],
+    texts: Annotated[
+        Path, typer.Option("--texts", help='A jsonl of {"text":} or {"prompt":, "completion":}.', show_default=False)
+    ],
     samples: Annotated[int, typer.Option("--samples", min=1, help="Texts read of it, evenly spaced.")] = 256,
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Count which experts of a mixture the tokens of some texts take, layer by layer."""
     from workbench.grow.mixtures.usage import expert_modules, usage
     from workbench.models.device import pick_device

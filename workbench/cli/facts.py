@@ -20,18 +20,35 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published ones.")
 FileArg = Annotated[
-    Path, typer.Argument(help="A facts file (jsonl, YAML), or a published one: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.", show_default=False),
-]  # fmt: skip
+    Path,
+    typer.Argument(
+        help="A facts file (jsonl, YAML), or a published one: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.",
+        show_default=False,
+    ),
+]
 SHOWN = 10
 
 
 @app.command()
 def check(
     file: FileArg,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Also look for these facts in its edit bricks and other edit steps, and ask its base which targets it gives already.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="RECIPE_OR_MODEL", help="Ask this recipe's result, model directory or hub id instead of the base.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="Also look for these facts in its edit bricks and other edit steps, and ask its base which targets it gives already.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="RECIPE_OR_MODEL", help="Ask this recipe's result, model directory or hub id instead of the base."
+        ),
+    ] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Find contradictions, duplicates, targets that a model gives already, facts that other bricks teach. Exit 3 if a fact fails."""
     from workbench.cli._recipes import recipe_file
     from workbench.library.facts import check_facts
@@ -94,9 +111,17 @@ def import_(
     file: FileArg,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="The jsonl to write; omitted: print it.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many facts, the first ones.")] = None,
-    neighbours: Annotated[int, typer.Option("--rebuild-neighbours", min=0, metavar="N", help="Fill up neighbours to N a fact: other subjects of the file with the same relation and true answer that are not edited themselves.")] = 0,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            "--rebuild-neighbours",
+            min=0,
+            metavar="N",
+            help="Fill up neighbours to N a fact: other subjects of the file with the same relation and true answer that are not edited themselves.",
+        ),
+    ] = 0,
     json: JsonOpt = False,
-) -> None:  # fmt: skip
+) -> None:
     """Convert a published facts file to jsonl, and list the rows that become no fact."""
     from workbench.facts import write_facts
     from workbench.facts.imported import import_facts
@@ -124,6 +149,9 @@ def import_(
     if neighbours:
         full = sum(len(fact.neighbours) >= neighbours for fact in read.facts)
         total = sum(len(fact.neighbours) for fact in read.facts)
-        out.say(f"{total} neighbours; {full} facts have {neighbours} or more" + ("" if limit else ". All facts of the file are edited, so that few subjects are left: --limit leaves some"))  # fmt: skip
+        out.say(
+            f"{total} neighbours; {full} facts have {neighbours} or more"
+            + ("" if limit else ". All facts of the file are edited, so that few subjects are left: --limit leaves some")
+        )
     if to is not None:
         out.say(f"next: workbench facts check {shell(to)}")

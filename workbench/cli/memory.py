@@ -31,26 +31,48 @@ def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, j
     """List facts: what they say, since when, and how far they are believed."""
     memory, _ = _open(place, runs_dir)
     rows: list[dict[str, Any]] = [
-        {"id": r.fact.id, "prompt": r.fact.text, "target": r.fact.target, "version": r.credibility.stated,
-         "source": "recipe" if r.credibility.recipe else "added", "feedback": len(r.credibility.uses),
-         "credibility": round(r.credibility.score(1.0), 3), "used": r.credibility.kept}
+        {
+            "id": r.fact.id,
+            "prompt": r.fact.text,
+            "target": r.fact.target,
+            "version": r.credibility.stated,
+            "source": "recipe" if r.credibility.recipe else "added",
+            "feedback": len(r.credibility.uses),
+            "credibility": round(r.credibility.score(1.0), 3),
+            "used": r.credibility.kept,
+        }
         for r in memory.kept(version).facts
-    ]  # fmt: skip
+    ]
     if json:
         out.json({"version": version or memory.log.version, "method": memory.record["method"], "facts": rows})
         return
     out.table(
         ["fact", "prompt", "target", "version", "source", "credibility", ""],
-        [[r["id"], r["prompt"], r["target"], str(r["version"]), r["source"], f"{r['credibility']:.2f}", "" if r["used"] else "not used"]
-         for r in rows], right=(3, 5))  # fmt: skip
+        [
+            [
+                r["id"],
+                r["prompt"],
+                r["target"],
+                str(r["version"]),
+                r["source"],
+                f"{r['credibility']:.2f}",
+                "" if r["used"] else "not used",
+            ]
+            for r in rows
+        ],
+        right=(3, 5),
+    )
     out.say(f"{memory.record['method']}, version {version or memory.log.version} of {memory.log.version}, {len(rows)} facts")
 
 
 @app.command()
 def add(
-    place: DirArg, facts: Annotated[Path, typer.Argument(metavar="FACTS", help="A jsonl or YAML of facts.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    place: DirArg,
+    facts: Annotated[Path, typer.Argument(metavar="FACTS", help="A jsonl or YAML of facts.", show_default=False)],
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
     """Learn the facts of a file, as a new version."""
     from workbench.facts import read_facts
 
@@ -64,9 +86,13 @@ def add(
 
 @app.command()
 def update(
-    place: DirArg, fact: FactArg, target: Annotated[str, typer.Option("--target", help="The new answer.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    place: DirArg,
+    fact: FactArg,
+    target: Annotated[str, typer.Option("--target", help="The new answer.", show_default=False)],
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
     """Give a fact another answer, as a new version."""
     out.quiet = quiet
     memory, configuration = _open(place, runs_dir)
@@ -78,9 +104,10 @@ def update(
 
 @app.command()
 def rm(
-    place: DirArg, facts: Annotated[list[str], typer.Argument(metavar="ID", help="Facts to take out.", show_default=False)],
+    place: DirArg,
+    facts: Annotated[list[str], typer.Argument(metavar="ID", help="Facts to take out.", show_default=False)],
     runs_dir: RunsOpt = None,
-) -> None:  # fmt: skip
+) -> None:
     """Take facts out, as a new version; older versions keep them."""
     memory, _ = _open(place, runs_dir)
     _say(memory, memory.remove(facts, _now()), f"{len(facts)} facts taken out")
@@ -88,11 +115,14 @@ def rm(
 
 @app.command()
 def feedback(
-    place: DirArg, fact: FactArg,
-    reward: Annotated[float, typer.Option("--reward", min=0, max=1, help="1: the fact was right in a use, 0: wrong.", show_default=False)],
+    place: DirArg,
+    fact: FactArg,
+    reward: Annotated[
+        float, typer.Option("--reward", min=0, max=1, help="1: the fact was right in a use, 0: wrong.", show_default=False)
+    ],
     similarity: Annotated[float, typer.Option("--similarity", min=0, max=1, help="How like the fact the prompt was.")] = 1.0,
     runs_dir: RunsOpt = None,
-) -> None:  # fmt: skip
+) -> None:
     """Note whether a use of a fact was right, as a new version; what is wrong too often is no longer used."""
     memory, _ = _open(place, runs_dir)
     version = memory.feedback(fact, reward, similarity, _now())

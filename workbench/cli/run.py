@@ -41,10 +41,13 @@ def plan(
         out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
         for edit in (edit for step in found.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
             out.line(f"{edit['id']}: {_cost(edit)}")
-        out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}"
-                 + (f" and {size(found.device_bytes)} on the device, " if found.device_bytes else ", ") +
-                 f"about {duration(found.seconds)}" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
-                 + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
+        out.line(
+            f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}"
+            + (f" and {size(found.device_bytes)} on the device, " if found.device_bytes else ", ")
+            + f"about {duration(found.seconds)}"
+            + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
+            + (f"; cached: {', '.join(found.cached)}" if found.cached else "")
+        )
         if found.downloads:
             fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
             out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
@@ -69,12 +72,23 @@ def plans_cuda(device: str) -> bool:
 
 
 def run(
-    recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
+    recipe: RecipeArg,
+    settings: SetOpt = None,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
-    require_license: Annotated[bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Where another process writes this run: wait until it ends, then go on with what it left.")] = False,
-    threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
+    require_license: Annotated[
+        bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Where another process writes this run: wait until it ends, then go on with what it left."),
+    ] = False,
+    threads: ThreadsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
     """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
     from workbench.edit.greedy import told as said_in_words
     from workbench.grow.expansion.kept import told
@@ -128,11 +142,15 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
     record = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
     base = resolved.recipe.fields.base
     out.line(result["adapter"])
-    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
-            f"{size(record['bytes'])}, relative error {record['error']:.1e}")  # fmt: skip
+    out.say(
+        f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
+        f"{size(record['bytes'])}, relative error {record['error']:.1e}"
+    )
     if record["whole"]:
-        out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
-                f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
+        out.say(
+            f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
+            f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else "")
+        )
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
     say_text_only(str(resolved.base_path))
     if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:

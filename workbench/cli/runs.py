@@ -87,9 +87,10 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)], runs_dir: RunsOpt = None,
+    names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)],
+    runs_dir: RunsOpt = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Remove run directories of the runs folder, and nothing else. Scores are kept."""
     from workbench.run.directory import removable, remove_run
 
@@ -104,9 +105,10 @@ def rm(
 
 @app.command()
 def verify(
-    name: NameArg, runs_dir: RunsOpt = None,
+    name: NameArg,
+    runs_dir: RunsOpt = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the sha256 of every file.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
     from workbench.run.directory import find_run
     from workbench.weights.checkpoint import Checkpoint, read_header

@@ -37,8 +37,11 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     for plan in found:
         names = [c["name"] for c in plan["configurations"]]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        marks = [*(["partial"] if plan["partial"] else []), *(["imported"] if plan["imported"] else []),
-                 *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else [])]  # fmt: skip
+        marks = [
+            *(["partial"] if plan["partial"] else []),
+            *(["imported"] if plan["imported"] else []),
+            *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else []),
+        ]
         rows.append(
             [
                 plan["suite"],
@@ -55,12 +58,22 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 @app.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="lm-eval's samples_TASK_DATE.jsonl files, or folders of them.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="lm-eval's samples_TASK_DATE.jsonl files, or folders of them.", show_default=False)
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's.")] = None,
     suite: Annotated[str, typer.Option("--suite", help="Suite to keep the scores under.")] = "imported",
-    cluster: Annotated[str | None, typer.Option("--cluster", help="Field of the documents that says which items belong together; default: `cluster` where all have it, else every item alone.")] = None,
-    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Field of the documents that says which items belong together; default: `cluster` where all have it, else every item alone.",
+        ),
+    ] = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
     """Keep what `lm_eval --log_samples` has written, one configuration a folder, so that runs can be compared item by item."""
     from workbench.scores.imported import import_samples
 
@@ -68,8 +81,19 @@ def import_(
     store = _store(runs_dir)
     found = import_samples(files, store, name=name, suite=suite, cluster=cluster)
     if json:
-        out.json([{"suite": f.scores.suite, "plan": f.scores.plan, "name": f.scores.configuration.name, "digest": f.scores.configuration.digest,
-                   "new": f.new, "tasks": {t: r.n for t, r in f.scores.tasks.items()}} for f in found])  # fmt: skip
+        out.json(
+            [
+                {
+                    "suite": f.scores.suite,
+                    "plan": f.scores.plan,
+                    "name": f.scores.configuration.name,
+                    "digest": f.scores.configuration.digest,
+                    "new": f.new,
+                    "tasks": {t: r.n for t, r in f.scores.tasks.items()},
+                }
+                for f in found
+            ]
+        )
         return
     for one in found:
         for note in one.notes:
@@ -88,13 +112,29 @@ def import_(
 
 @app.command()
 def export(
-    tasks: Annotated[list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of some facts.", show_default=False)],
+    tasks: Annotated[
+        list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of some facts.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option("-o", "--out", help="Folder of task files to write into.")] = Path("evals/tasks"),
-    include_path: Annotated[Path | None, typer.Option("--include-path", help="Folder with more task definitions, as lm_eval takes it.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number.")] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="Of facts: the model whose answers to neighbours' prompts are to be kept, and whose tokenizer counts tokens.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with more task definitions, as lm_eval takes it.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="DIR",
+            help="Of facts: the model whose answers to neighbours' prompts are to be kept, and whose tokenizer counts tokens.",
+        ),
+    ] = None,
     device: DeviceOpt = "auto",
-) -> None:  # fmt: skip
+) -> None:
     """Write tasks with their documents as local files that need no hub: JSON lines and YAML that build the same requests."""
     from workbench.evaluate.export import export_task
 
@@ -130,8 +170,10 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     _, resolved = resolve_model(base, project)
     for path in export_facts(facts, resolved, to, pick_device(device), out.event):
         out.line(str(path))
-    out.say(f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
-            f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}")  # fmt: skip
+    out.say(
+        f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
+        f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}"
+    )
 
 
 def _store(runs_dir: Path | None) -> ScoreStore:

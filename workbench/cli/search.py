@@ -15,16 +15,37 @@ from workbench.errors import WorkbenchError, shell
 
 
 def search(
-    recipe: RecipeArg, settings: SetOpt = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Candidates in all, those of earlier calls included; default: the recipe's.")] = None,
-    budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="90s, 30m or 2h in all, earlier calls included; default: the recipe's.")] = None,
-    storage: Annotated[Path | None, typer.Option("--storage", metavar="FILE", help="A journal of this name, or FILE.db for SQLite; default: in the search's folder.")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray: spread over the cluster of RAY_ADDRESS, or over this machine.")] = "local",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Of `--engine ray`; default: one a GPU, or one for every two CPUs.")] = None,
+    recipe: RecipeArg,
+    settings: SetOpt = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help="Candidates in all, those of earlier calls included; default: the recipe's."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="90s, 30m or 2h in all, earlier calls included; default: the recipe's."),
+    ] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            "--storage", metavar="FILE", help="A journal of this name, or FILE.db for SQLite; default: in the search's folder."
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray: spread over the cluster of RAY_ADDRESS, or over this machine.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Of `--engine ray`; default: one a GPU, or one for every two CPUs.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the winner's recipe there.")] = None,
-    device: DeviceOpt = "auto", batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False,
-    quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
+    device: DeviceOpt = "auto",
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
     """Try values of the fields under a recipe's `search`, in memory, and test the best ones on items that no candidate has seen.
 
     The same command goes on after an interruption; several processes share the work.
@@ -39,8 +60,17 @@ def search(
         raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
-    found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
-                    trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
+    found = prepare(
+        loaded,
+        runs=runs_dir or loaded.project / "runs",
+        device=pick_device(device),
+        batch_size=batch_size,
+        limit=limit,
+        trials=trials,
+        budget=budget,
+        storage=storage,
+        events=out.event,
+    )
     for text in found.warnings:
         out.warn(text)
     if engine == "ray":
@@ -103,8 +133,10 @@ def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) 
     reason = f", {line['reason']}" if line["reason"] else ""
     if line["verdict"] == "no item changed":
         return f"{name} against {control}{on}: no item changed on test items"
-    return (f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
-            f"so that search items flattered it by {line['optimism']:+.3f})")  # fmt: skip
+    return (
+        f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
+        f"so that search items flattered it by {line['optimism']:+.3f})"
+    )
 
 
 def _interval(found: Mapping[str, Any]) -> str:

@@ -71,9 +71,11 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
         out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
     effect = suite["min_effect"]
     shown = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
-    out.line(f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
-             f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
-             f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}")  # fmt: skip
+    out.line(
+        f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
+        f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
+        f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}"
+    )
     if document["plan"]:
         out.line(
             f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}"
@@ -94,10 +96,14 @@ def _chance(facts: Mapping[str, Any]) -> str:
 
 @app.command()
 def check(
-    name: NameArg, base: BaseOpt = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Check so many items a task; clusters are counted over all.")] = None,
-    json: JsonOpt = False, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
-) -> None:  # fmt: skip
+    name: NameArg,
+    base: BaseOpt = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Check so many items a task; clusters are counted over all.")
+    ] = None,
+    json: JsonOpt = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
+) -> None:
     """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
     from workbench.evaluate.suitecheck import check_suite
 
