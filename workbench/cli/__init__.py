@@ -1,4 +1,7 @@
-"""The command line. Heavy imports stand inside commands: `--help` loads no torch."""
+"""The command line.
+
+Commands import heavy libraries in their bodies, so that `--help` loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Merge, edit and grow language models from YAML recipes, and score the results.",
+    help="Merge, edit and grow language models from YAML recipes, and score the results.\n\n"
+    "A recipe names a base model, bricks (LoRA adapters, fine-tuned checkpoints, edits) and the steps that combine them.",
     epilog="First steps: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
 )
 
@@ -75,20 +79,20 @@ app.command("methods")(methods.methods)
 
 
 def main() -> None:
-    """Entry point: errors become messages and exit codes in this one place."""
-    # Imports make objects that stay: looking at them again and again costs 0.1 s at every start.
+    """Run the command line, and turn errors into messages and exit codes."""
+    # Imports create many objects that live until the end. Scanning them repeatedly costs 0.1 s at every start.
     gc.set_threshold(20_000, 10, 10)
     silence()
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # a full disk behind the standard output shows here
+            sys.stdout.flush()  # raises here if stdout is a file on a full disk
     except WorkbenchError as error:
         _fail(error)
     except KeyboardInterrupt:
         out.stop()
-        out.say("interrupted; the same command goes on where it stopped")
+        out.say("interrupted; run the same command again to resume")
         sys.exit(130)
     except BrokenPipeError:
         _drop_output()
@@ -101,14 +105,14 @@ def main() -> None:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             what = f"out of memory on the device: {str(error).splitlines()[0]}"
-            _fail(WorkbenchError(what, "--device cpu, or a smaller --batch-size"))
-        if "home directory" in str(error):  # pathlib, where neither HOME nor the user's entry says it
-            _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the whole path in place of ~."))
+            _fail(WorkbenchError(what, "Use --device cpu or a smaller --batch-size."))
+        if "home directory" in str(error):  # raised by pathlib if neither HOME nor the user database names a home folder
+            _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the full path instead of ~."))
         raise
 
 
 def _fail(error: WorkbenchError) -> NoReturn:
-    """Show an error and end with its exit code; with WORKBENCH_DEBUG=1 the traceback instead."""
+    """Print an error and exit with its exit code; with WORKBENCH_DEBUG=1, raise it again for its traceback."""
     if os.environ.get("WORKBENCH_DEBUG") == "1":
         raise
     out.error(error)
@@ -116,12 +120,12 @@ def _fail(error: WorkbenchError) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let what is still to be printed go nowhere, so that the interpreter does not fail on it again."""
+    """Discard output that is still buffered, so that the interpreter does not fail on it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def silence() -> None:
-    """Quieten the libraries below, before they are imported. The user's own settings win."""
+    """Silence libraries through environment variables, before they are imported. Variables that the user has set stay."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

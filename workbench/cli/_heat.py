@@ -1,4 +1,4 @@
-"""A brick's measures on the terminal: totals, and tables of layers whose cells are tinted by their value."""
+"""Measures of bricks on the terminal: totals, and tables of layers with cells colored by value."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ WORDS = {
     "zeros": "exact zeros, %",
     "cosine": "cosine",
     "conflict": "opposite signs, %",
-    "overlap": "overlap of subspaces, %",
+    "overlap": "subspace overlap, %",
 }
 _PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
 _PALE_ORANGE = (253, 232, 214)
 
 
 def totals(name: str, measures: Measures) -> None:
-    """One line a brick: its whole delta, and how it meets the first."""
+    """Print one line per brick: measures of its whole delta, and of its overlap with the first brick."""
     found = measures.total.document()
     others = found["others"]
     columns = ["brick", "norm", "relative", "zeros"] + (
@@ -43,7 +43,7 @@ def totals(name: str, measures: Measures) -> None:
 
 
 def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
-    """Layers by kinds of module, one metric; what stands outside the layers below."""
+    """Print one metric as a table of layers by kinds of module, then its values outside the layers."""
     shown = [
         k
         for k in measures.kinds
@@ -65,7 +65,7 @@ def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
 
 
 def by_brick(measures: Measures, metric: str) -> None:
-    """Layers by other bricks, one metric of how they meet."""
+    """Print one metric between a brick and each of the others, as a table of layers by bricks."""
     others = list(measures.total.meetings)
     cells: dict[int | None, dict[str, DeltaSums | None]] = {
         layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
@@ -80,14 +80,14 @@ def grid(
     value: Callable[[Any, str], float | None],
     metric: str,
 ) -> None:
-    """Layers by columns, one tinted number a cell.
+    """Print a table of layers by columns, with one colored number per cell.
 
     Args:
-        title: A line above.
+        title: Line above the table.
         columns: Column -> its head.
-        cells: Layer -> column -> what `value` takes a number from; what stands outside the layers (None) is left out.
-        value: (cell, column) -> the number; None: a dot.
-        metric: How numbers are written.
+        cells: Layer -> column -> cell. Cells outside the layers (key None) are skipped.
+        value: Takes (cell, column) and returns the number; None is printed as a dot.
+        metric: Metric, which decides the number format.
     """
     values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
     middle = 0.5 if metric == "conflict" else 0.0
@@ -104,7 +104,7 @@ def grid(
 
 
 def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
-    """Blue above the middle, orange below; of sign conflicts the other way round, since those above are the bad ones."""
+    """Return colored cells: blue above the middle, orange below. Sign conflicts are reversed, since high values are bad."""
     found = []
     for value in row:
         if value is None:
@@ -119,7 +119,7 @@ def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) 
 
 
 def _short(kind: str) -> str:
-    """ "self_attn.q_proj" as columns call it: its last part."""
+    """Return a module's name for a column: "q_proj" for "self_attn.q_proj"."""
     return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
 
 

@@ -1,4 +1,4 @@
-"""`doctor`."""
+"""Command `doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from workbench.cli._output import out
 
 
 def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
-    """Report compiler, kernels, caches, device, versions and disk, and repair what can be rebuilt. Exit 3 if something is left to do."""
+    """Check the installation, and rebuild what can be rebuilt.
+
+    Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
+    """
     from workbench.library.doctor import examine
     from workbench.project import find_project
 

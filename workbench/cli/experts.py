@@ -1,4 +1,4 @@
-"""`experts`."""
+"""Command `experts`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from workbench.grow.mixtures.usage import Usage
 
 _LONGEST = 512
-"""Tokens of a text at most, as in steps that read texts."""
+"""Maximum number of tokens per text, the same as in steps that read texts."""
 _BAR = 6
-"""Characters of a bar that is full."""
+"""Length of a full bar in characters."""
 _PARTS = " ▏▎▍▌▋▊▉█"
 _MOST = 32
-"""Experts that a line of the table shows; the counts of all are in --json."""
+"""Maximum number of experts in a row of the table; --json has all."""
 
 
 def experts(
-    target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
+    target: Annotated[str, typer.Argument(help="Recipe, run, or model directory.", show_default=False)],
     texts: Annotated[
-        Path, typer.Option("--texts", help='A jsonl of {"text":} or {"prompt":, "completion":}.', show_default=False)
+        Path, typer.Option("--texts", help='JSONL file of {"text":} or {"prompt":, "completion":}.', show_default=False)
     ],
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Texts read of it, evenly spaced.")] = 256,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of texts to read, evenly spaced in the file.")] = 256,
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Count which experts of a mixture the tokens of some texts take, layer by layer."""
+    """Count how often each expert of a mixture is used, layer by layer."""
     from workbench.grow.mixtures.usage import expert_modules, usage
     from workbench.models.device import pick_device
     from workbench.models.texts import encode, longest_row, read_texts
@@ -56,10 +56,10 @@ def experts(
 
 
 def _print(found: Usage) -> None:
-    """Shares of the layers, their mean, and how evenly each layer's routing is spread."""
+    """Print each layer's shares of the experts and their entropy, and the mean over layers."""
     shares, entropy = found.shares, found.entropy
     count = shares.shape[1]
-    out.line(f"{found.tokens} tokens, {found.top_k} of {count} experts each; share of these places, %")
+    out.line(f"{found.tokens} tokens, {found.top_k} of {count} experts per token; share of the choices, %")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer")
     for expert in range(min(count, _MOST)):
@@ -71,11 +71,11 @@ def _print(found: Usage) -> None:
     table.add_row("mean", *(_cell(share, top) for share in shares.mean(0).tolist()[:_MOST]), f"{float(entropy.mean()):.2f}")
     out.data.print(table)
     if count > _MOST:
-        out.say(f"{count - _MOST} more experts: --json has all")
+        out.say(f"{count - _MOST} more experts are not shown; --json has all")
 
 
 def _cell(share: float, top: float) -> Text:
-    """The number, with a bar on a terminal."""
+    """Return a cell with the share in percent, and a bar on a terminal."""
     number = f"{100 * share:.1f}"
     if not sys.stdout.isatty():
         return Text(number)

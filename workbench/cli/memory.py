@@ -1,4 +1,4 @@
-"""`memory ls|add|update|rm|feedback|log`."""
+"""Commands `memory ls|add|update|rm|feedback|log`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from workbench.run.memories import SavedMemory
     from workbench.steps import MethodContext
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at and change the facts of a memory; every change is a version."
-)
-DirArg = Annotated[str, typer.Argument(metavar="DIR", help="A configuration, a run, or a memory directory.", show_default=False)]
-FactArg = Annotated[str, typer.Argument(metavar="ID", help="A fact's id: see `memory ls`.", show_default=False)]
-VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="The memory at this version; the newest if omitted.")]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and change the facts of a memory.")
+DirArg = Annotated[
+    str, typer.Argument(metavar="DIR", help="Configuration directory, run, or memory directory.", show_default=False)
+]
+FactArg = Annotated[str, typer.Argument(metavar="ID", help="Id of a fact, as `memory ls` shows it.", show_default=False)]
+VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Version of the memory; default: the newest.")]
 
 
 @app.command("ls")
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """List facts: what they say, since when, and how far they are believed."""
+    """List facts with their versions and credibility."""
     memory, _ = _open(place, runs_dir)
     rows: list[dict[str, Any]] = [
         {
@@ -68,12 +68,12 @@ def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, j
 @app.command()
 def add(
     place: DirArg,
-    facts: Annotated[Path, typer.Argument(metavar="FACTS", help="A jsonl or YAML of facts.", show_default=False)],
+    facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSONL or YAML file of facts.", show_default=False)],
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Learn the facts of a file, as a new version."""
+    """Add the facts of a file, as a new version."""
     from workbench.facts import read_facts
 
     out.quiet = quiet
@@ -93,7 +93,7 @@ def update(
     runs_dir: RunsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Give a fact another answer, as a new version."""
+    """Change a fact's answer, as a new version."""
     out.quiet = quiet
     memory, configuration = _open(place, runs_dir)
     memory.log.one(fact)
@@ -105,12 +105,12 @@ def update(
 @app.command()
 def rm(
     place: DirArg,
-    facts: Annotated[list[str], typer.Argument(metavar="ID", help="Facts to take out.", show_default=False)],
+    facts: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of the facts to remove.", show_default=False)],
     runs_dir: RunsOpt = None,
 ) -> None:
-    """Take facts out, as a new version; older versions keep them."""
+    """Remove facts, as a new version; older versions keep them."""
     memory, _ = _open(place, runs_dir)
-    _say(memory, memory.remove(facts, _now()), f"{len(facts)} facts taken out")
+    _say(memory, memory.remove(facts, _now()), f"{len(facts)} facts removed")
 
 
 @app.command()
@@ -118,21 +118,27 @@ def feedback(
     place: DirArg,
     fact: FactArg,
     reward: Annotated[
-        float, typer.Option("--reward", min=0, max=1, help="1: the fact was right in a use, 0: wrong.", show_default=False)
+        float,
+        typer.Option("--reward", min=0, max=1, help="1 if the fact was right in a use, 0 if it was wrong.", show_default=False),
     ],
-    similarity: Annotated[float, typer.Option("--similarity", min=0, max=1, help="How like the fact the prompt was.")] = 1.0,
+    similarity: Annotated[
+        float, typer.Option("--similarity", min=0, max=1, help="Similarity of the prompt to the fact, from 0 to 1.")
+    ] = 1.0,
     runs_dir: RunsOpt = None,
 ) -> None:
-    """Note whether a use of a fact was right, as a new version; what is wrong too often is no longer used."""
+    """Record whether a use of a fact was right, as a new version.
+
+    A fact that is wrong too often is no longer used.
+    """
     memory, _ = _open(place, runs_dir)
     version = memory.feedback(fact, reward, similarity, _now())
     found = next(r for r in type(memory)(memory.path).kept().facts if r.fact.id == fact).credibility
-    _say(memory, version, f"'{fact}' has credibility {found.score(1.0):.2f}" + ("" if found.kept else " and is not used"))
+    _say(memory, version, f"'{fact}' has credibility {found.score(1.0):.2f}" + ("" if found.kept else " and is no longer used"))
 
 
 @app.command()
 def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """Show every change, oldest first."""
+    """Show all changes of a memory, oldest first."""
     memory, _ = _open(place, runs_dir)
     if json:
         out.json(list(memory.log.lines))
@@ -151,7 +157,11 @@ def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
-    """A memory and the configuration directory around it, where there is one. Errors: neither."""
+    """Open a memory, and find the configuration directory that it belongs to (None if it stands alone).
+
+    Raises:
+        WorkbenchError: If there is no memory.
+    """
     from workbench.run.directory import find_run
     from workbench.run.memories import RECORD, SavedMemory
     from workbench.run.saved import MEMORY, is_configuration
@@ -164,14 +174,18 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
         return SavedMemory(path / MEMORY), path
     if not (path / RECORD).is_file():
         raise WorkbenchError(
-            f"{place}: holds no memory", "`workbench run` of a recipe that ends in a memory writes a configuration with one."
+            f"{place}: no memory found", "`workbench run` on a recipe that ends in a memory step writes a configuration with one."
         )
     return SavedMemory(path), path.resolve().parent if is_configuration(path.resolve().parent) else None
 
 
 @contextmanager
 def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
-    """Load the model that facts are learned on, and compute in exact float32 meanwhile. Errors: a memory directory that stands alone."""
+    """Load the model that facts are learned on, and compute in exact float32 inside the context.
+
+    Raises:
+        WorkbenchError: If the memory does not belong to a configuration directory.
+    """
     from workbench.models.device import pick_device
     from workbench.run.kinds.memory import live_context
     from workbench.run.saved import open_configuration
@@ -179,8 +193,8 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
 
     if configuration is None:
         raise WorkbenchError(
-            f"{place}: a memory without its configuration, so without a model to learn facts on",
-            "Name the configuration directory.",
+            f"{place}: the memory has no configuration directory, so there is no model to learn facts on",
+            "Name the configuration directory that holds the memory.",
         )
     resolved = open_configuration(configuration)
 

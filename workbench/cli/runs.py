@@ -1,4 +1,4 @@
-"""`runs ls|show|rm|verify`."""
+"""Commands `runs ls|show|rm|verify`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workbench.errors import WorkbenchError, shell, size
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
-NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, verify and remove runs.")
+NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its name, or its directory.", show_default=False)]
 
 
 @app.command("ls")
@@ -47,12 +47,12 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             right=(3,),
         )
     else:
-        out.say(f"no runs in {_runs(runs_dir)}; `workbench run RECIPE` makes one")
+        out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
 
 
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """Show a run's record: inputs, steps, result."""
+    """Show a run's inputs, steps and result."""
     from workbench.run.directory import RECORD, find_run
 
     run = find_run(_runs(runs_dir), name)
@@ -60,8 +60,8 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     base = (record.get("inputs") or {}).get("base") or {}
     if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
         raise WorkbenchError(
-            f"{relative(run.path / RECORD)}: damaged: no status, creation time, device or base in it",
-            "Run its recipe again: what the directory holds is checked and used.",
+            f"{relative(run.path / RECORD)}: the file is damaged: it lacks the status, creation time, device or base",
+            "Run its recipe again: files that are complete are verified and reused.",
         )
     if json:
         out.json(record)
@@ -82,16 +82,16 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     for warning in record.get("warnings") or []:
         out.warn(warning)
     if record.get("error"):
-        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Repair its cause and run the recipe again.")
+        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Fix the cause and run the recipe again.")
 
 
 @app.command()
 def rm(
     names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)],
     runs_dir: RunsOpt = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Remove run directories of the runs folder, and nothing else. Scores are kept."""
+    """Remove run directories; scores stay."""
     from workbench.run.directory import removable, remove_run
 
     found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
@@ -107,9 +107,12 @@ def rm(
 def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the sha256 of every file.")] = False,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
 ) -> None:
-    """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
+    """Verify every tensor of a run's model against the recorded digests.
+
+    Exits with 3 if a tensor differs.
+    """
     from workbench.run.directory import find_run
     from workbench.weights.checkpoint import Checkpoint, read_header
     from workbench.weights.digests import tensor_digests
@@ -117,12 +120,12 @@ def verify(
     run = find_run(_runs(runs_dir), name)
     if not run.done:
         raise WorkbenchError(
-            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes."
+            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again to resume it."
         )
     is_adapter = run.adapter.is_dir()
     expected = (run.record.get("output") or {}).get("digests" if is_adapter else "tensors")
     if expected is None:
-        raise WorkbenchError(f"{run.name}: its record names no tensors, so nothing can be verified", "Run its recipe again.")
+        raise WorkbenchError(f"{run.name}: its record lists no tensors, so nothing can be verified", "Run its recipe again.")
     model = run.configuration / "model" if run.configuration.is_dir() else run.model
     if is_adapter:
         entries = read_header(run.adapter / "adapter_model.safetensors")
@@ -148,7 +151,11 @@ def verify(
 
 
 def _verify_memory(run: RunDirectory, digest: str) -> None:
-    """Errors (exit 3): the memory, at the version that the run wrote, is not what the record says."""
+    """Verify the memory, at the version that the run wrote, against the record.
+
+    Raises:
+        WorkbenchError: If it differs (exit code 3).
+    """
     from workbench.run.memories import SavedMemory
 
     if SavedMemory(run.configuration / "memory").digest(1) != digest:

@@ -1,4 +1,4 @@
-"""`suite ls|show|check`."""
+"""Commands `suite ls|show|check`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites.")
-NameArg = Annotated[str, typer.Argument(help="A suite of evals/suites, or its file.", show_default=False)]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites of evaluation tasks.")
+NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
 BaseOpt = Annotated[
     str | None,
-    typer.Option("--base", help="Directory or hub id whose tokenizer counts; default: the starter base, where it is there."),
+    typer.Option("--base", help="Model (directory or hub id) whose tokenizer is used; default: the starter base, if it exists."),
 ]
 
 
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
-    """List the suites of evals/suites."""
+    """List the suites in evals/suites."""
     from workbench.evaluate.suitecheck import list_suites
 
     found = list(list_suites(_project()))
@@ -35,12 +35,15 @@ def list_(json: JsonOpt = False) -> None:
             right=(1,),
         )
     else:
-        out.say("no evals/suites/*.yaml here; `workbench recipe new NAME --project DIR` lays out a project")
+        out.say("no suites in evals/suites; `workbench recipe new NAME --project DIR` creates a project folder")
 
 
 @app.command()
 def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
-    """Show a suite: tasks, metrics, items, clusters and its plan. Loads no model."""
+    """Show a suite's tasks, metrics, items, clusters and plan.
+
+    Loads no model.
+    """
     from workbench.evaluate.suitecheck import show_suite
 
     out.quiet = json
@@ -81,11 +84,11 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
             f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}"
         )
     else:
-        out.say("plan not known: --base DIR names the tokenizer")
+        out.say("plan unknown: name the model whose tokenizer is used with --base DIR")
 
 
 def _chance(facts: Mapping[str, Any]) -> str:
-    """Score of guessing, or what it is taken from; a dash where it is not known."""
+    """Return the score of guessing as text, or a dash if it is unknown."""
     from workbench.facts.kinds import ACCURACIES
     from workbench.scores.suite import metric_of
 
@@ -99,12 +102,15 @@ def check(
     name: NameArg,
     base: BaseOpt = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Check so many items a task; clusters are counted over all.")
+        int | None, typer.Option("--limit", min=1, help="Check at most N items per task; clusters are counted over all items.")
     ] = None,
     json: JsonOpt = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
 ) -> None:
-    """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
+    """Check a suite's data, prompts and scoring.
+
+    Correct answers must get the full score. Exits with 3 if a check fails.
+    """
     from workbench.evaluate.suitecheck import check_suite
 
     report = check_suite(name, _project(), base, limit)
