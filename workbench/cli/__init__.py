@@ -28,9 +28,11 @@ from workbench.cli import (
     scores,
     search,
     suite,
+    trust,
 )
 from workbench.cli._failures import explained, while_printing
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 app = typer.Typer(
@@ -58,15 +60,16 @@ def _main(
     pass
 
 
-app.command("plan")(run.plan)
-app.command("run")(run.run)
-app.command("eval")(evals.evaluate)
-app.command("compare")(evals.compare)
-app.command("report")(evals.report)
-app.command("search")(search.search)
-app.command("chat")(chat.chat)
+app.command("plan")(reads_recipes(run.plan))
+app.command("run")(reads_recipes(run.run))
+app.command("eval")(reads_recipes(evals.evaluate))
+app.command("compare")(reads_recipes(evals.compare))
+app.command("report")(reads_recipes(evals.report))
+app.command("search")(reads_recipes(search.search))
+app.command("chat")(reads_recipes(chat.chat))
 app.command("doctor")(doctor.doctor)
-app.command("experts")(experts.experts)
+app.command("trust")(trust.trust)
+app.command("experts")(reads_recipes(experts.experts))
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")
@@ -75,7 +78,7 @@ app.add_typer(facts.app, name="facts")
 app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
 app.add_typer(memory.app, name="memory")
-app.command("methods")(methods.methods)
+app.command("methods")(reads_recipes(methods.methods))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ SHOWN = 10
 
 
 @app.command()
+@reads_recipes
 def rebase(
     brick: Annotated[
         str, typer.Argument(help="Edit brick: a directory, its name in bricks/, or edits/STEP of a run.", show_default=False)
@@ -80,6 +82,7 @@ def rebase(
 
 
 @app.command()
+@reads_recipes
 def trace(
     model: Annotated[
         str,

@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SHOWN = 10
 
 
 @app.command()
+@reads_recipes
 def check(
     file: FileArg,
     recipe: Annotated[

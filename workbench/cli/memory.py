@@ -12,6 +12,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Versio
 
 
 @app.command("ls")
+@reads_recipes
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List facts with their versions and credibility."""
     memory, _ = _open(place, runs_dir)
@@ -66,6 +68,7 @@ def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, j
 
 
 @app.command()
+@reads_recipes
 def add(
     place: DirArg,
     facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSONL or YAML file of facts.", show_default=False)],
@@ -85,6 +88,7 @@ def add(
 
 
 @app.command()
+@reads_recipes
 def update(
     place: DirArg,
     fact: FactArg,
@@ -103,6 +107,7 @@ def update(
 
 
 @app.command()
+@reads_recipes
 def rm(
     place: DirArg,
     facts: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of the facts to remove.", show_default=False)],
@@ -114,6 +119,7 @@ def rm(
 
 
 @app.command()
+@reads_recipes
 def feedback(
     place: DirArg,
     fact: FactArg,

@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli._options import RecipesArg, SetOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check and import recipes.")
@@ -78,6 +79,7 @@ def new(
 
 
 @app.command()
+@reads_recipes
 def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
     """Check recipes without reading their inputs.
 

@@ -10,6 +10,7 @@ import typer
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def rm(
 
 
 @app.command()
+@reads_recipes
 def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,

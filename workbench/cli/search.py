@@ -59,6 +59,8 @@ def search(
     """
     from workbench.models.device import pick_device
     from workbench.recipe.recipe import load_recipe
+    from workbench.recipe.trust import is_trusted
+    from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import prepare, run
     from workbench.search.winner import conclude
 
@@ -81,9 +83,9 @@ def search(
     for text in found.warnings:
         out.warn(text)
     if engine == "ray":
-        from workbench.search.cluster import Options, run_on_cluster
-
-        options = Options(file.resolve(), tuple(settings or ()), found.folder.parent.parent.resolve(), device, batch_size, limit)
+        runs = found.folder.parent.parent.resolve()
+        trusted = is_trusted(loaded.project)
+        options = Options(file.resolve(), tuple(settings or ()), runs, device, batch_size, limit, trusted)
         run_on_cluster(found, options, workers)
     else:
         run(found)

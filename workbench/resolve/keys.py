@@ -35,7 +35,7 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
     """
     keys = [json_digest(base)]
     for i, step in enumerate(inputs.recipe.steps):
-        parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
+        parts: list[Any] = [keys[-1], dump_step(step), type(step).code_key()]
         if isinstance(step, MergeMethod):
             if listed:
                 entries = {name: step.entry(name).model_dump(mode="json") for name in inputs.recipe.used_bricks(step)}

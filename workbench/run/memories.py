@@ -25,7 +25,8 @@ from workbench.facts import Fact, write_facts
 from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, ADDED, FEEDBACK, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
-from workbench.recipe.methods import method
+from workbench.project import find_project
+from workbench.recipe.plugins import method
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors
@@ -60,7 +61,7 @@ class SavedMemory:
     @cached_property
     def step(self) -> MemoryMethod:
         """The step that made it. Errors: a method that is not here, or no longer has its fields."""
-        kind = method("edit", str(self.record["method"]))
+        kind = method("edit", str(self.record["method"]), find_project(self.path.resolve() / RECORD))
         step = kind.model_validate(self.record["step"])
         assert isinstance(step, MemoryMethod)
         return step

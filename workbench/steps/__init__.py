@@ -15,10 +15,10 @@ from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Grow
 from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
 from workbench.steps.registry import VERBS, register
-from workbench.steps.step import BrickStep, Step
+from workbench.steps.step import BrickStep, Plugin, Step
 from workbench.steps.train import NewTraining, TrainMethod
 
 __all__ = [
     "NEW", "VERBS", "Axis", "Block", "BrickStep", "Combination", "Edit", "EditMethod", "Group", "GrowContext", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
-    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "NewTraining", "Prepared", "Preserves", "Remembered", "Step", "TrainMethod", "register",
+    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "NewTraining", "Plugin", "Prepared", "Preserves", "Remembered", "Step", "TrainMethod", "register",
 ]  # fmt: skip

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
 from pydantic import Field
 
 from workbench.steps.fields import NAME, BrickEntry, Strict
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where a method outside this package comes from.
+
+    Attributes:
+        source: Distribution and version, or the path of a method file of a project.
+        digest: Digest of its code; part of every cache key of its steps.
+    """
+
+    source: str
+    digest: str
 
 
 class Step(Strict):
@@ -26,6 +40,13 @@ class Step(Strict):
     """Part of every cache key: raise it when numbers change."""
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide no number of the result, and are part of no key."""
+    plugin: ClassVar[Plugin | None] = None
+    """Origin of a method outside this package; None for built-in methods."""
+
+    @classmethod
+    def code_key(cls) -> int | list[Any]:
+        """Return the part of cache keys that stands for the method's code: its version, and the digest of a plug-in."""
+        return [cls.version, cls.plugin.digest] if cls.plugin else cls.version
 
 
 class BrickStep(Step):
