@@ -78,7 +78,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 def call(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command line, in the project."""
     monkeypatch.chdir(project.path)
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+    return lambda *words: CliRunner().invoke(app, [*map(str, words)])
 
 
 def put(project: Project, text: str, name: str = "median.py") -> Path:
@@ -255,7 +255,6 @@ def test_trust_is_in_the_users_settings(project: Project, call: Callable[..., Re
     assert settings_file().read_text("utf-8") == f"trusted_projects:\n- {project.path.resolve()}\n"
     assert call("trust").stdout == f"{project.path.resolve()}\n"
     assert call("recipe", "check", "test").exit_code == 0
-    assert "half" not in methods()
     assert re.search(r"merge +median +methods/median\.py ", call("methods").stdout)
     assert call("trust", "--remove", ".").exit_code == 0
     assert "not a trusted project" in message(call("plan", "test"))
@@ -302,7 +301,7 @@ def test_projects_of_one_process_have_their_own_methods(
         for name, tensor in where.tensors(text).items():
             torch.testing.assert_close(tensor - base[name], factor * (sums[name] - base[name]), rtol=1e-4, atol=1e-6)
     assert project.resolve(text).keys != second.resolve(text).keys
-    with pytest.raises(WorkbenchError, match=r"steps\.0\.merge: unknown merge method 'half'|unknown merge method 'half'"):
+    with pytest.raises(WorkbenchError, match="unknown merge method 'half'"):
         third.resolve(text)
     assert "merge:half" not in methods()
     # The brick of another project is a recipe of its own methods.
