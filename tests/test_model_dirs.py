@@ -171,7 +171,7 @@ def test_bad_models(world: Project) -> None:
     error = refused("eval", "models/Tuned-A")
     assert error.message == "models name no suite to score"
     assert error.hint == "Give --suite NAME. Suites here: mini."
-    assert "--set changes recipes" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
+    assert "--set overrides recipe fields" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
     error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini", "--baseline", "Tuned-C")
     assert error.message.startswith("--baseline Tuned-C: not one of the scored configurations. Did you mean 'Tuned-")
     error = refused("compare", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")

@@ -158,12 +158,12 @@ def test_the_example_runs_in_a_project(project: Project, call: Callable[..., Res
 def install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, module: str = "median_method", version: str = "1.2"
 ) -> None:
-    """A distribution with one module and one entry point, as pip leaves it."""
+    """A distribution with one module and two entry points that name it, as pip leaves it."""
     (folder / f"{module}.py").write_text(text, "utf-8")
     info = folder / f"{module}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: {version}\n", "utf-8")
-    (info / "entry_points.txt").write_text(f"[workbench.methods]\nmedian = {module}\n", "utf-8")
+    (info / "entry_points.txt").write_text(f"[workbench.methods]\nmedian = {module}\nagain = {module}\n", "utf-8")
     monkeypatch.syspath_prepend(str(folder))
 
 

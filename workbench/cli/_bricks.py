@@ -36,17 +36,17 @@ def measure_brick(brick: Brick, others: list[str], base: str, device: str) -> Me
     from workbench.weights.parallel import default_threads
 
     checkpoint, _ = resolve_base(base, Path.cwd())
-    found = {b.name: b for b in map(find_brick, others)}
-    model, on = base_for([brick, *found.values()], checkpoint), pick_device(device)
-    if len(found) < len(others) or brick.name in found:
+    compared = {b.name: b for b in map(find_brick, others)}
+    model, on = base_for([brick, *compared.values()], checkpoint), pick_device(device)
+    if len(compared) < len(others) or brick.name in compared:
         raise WorkbenchError("two bricks have the same name", "Rename the directory of one of them.")
-    for one in (brick, *found.values()):
+    for one in (brick, *compared.values()):
         check_fit(one, model)
     with exact(on):
         return measure(
             model,
             deltas(brick, model, on),
-            {n: deltas(b, model, on) for n, b in found.items()},
+            {n: deltas(b, model, on) for n, b in compared.items()},
             device=on,
             threads=default_threads(),
             progress=lambda done, total: out.event(

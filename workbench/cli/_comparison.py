@@ -182,10 +182,10 @@ def _verdict(row: Row, share: bool) -> str:
 
 
 def _companion(row: Row) -> str:
-    found = row["companion"]
-    if not found or row["verdict"] != "cannot tell":
+    margin = row["companion"]
+    if not margin or row["verdict"] != "cannot tell":
         return ""
-    return f"{found['diff']:+.3f} {_range(found['low'], found['high'], False)}, p {found['p']:.2g}"
+    return f"{margin['diff']:+.3f} {_range(margin['low'], margin['high'], False)}, p {margin['p']:.2g}"
 
 
 def _head(task: Row) -> str:

@@ -30,12 +30,12 @@ _PALE_ORANGE = (253, 232, 214)
 
 def totals(name: str, measures: Measures) -> None:
     """Print one line per brick: measures of its whole delta, and of its overlap with the first brick."""
-    found = measures.total.document()
-    others = found["others"]
+    total = measures.total.document()
+    others = total["others"]
     columns = ["brick", "norm", "relative", "zeros"] + (
         ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
     )
-    rows = [[name, *_own(found), *[""] * (len(columns) - 4)]]
+    rows = [[name, *_own(total), *[""] * (len(columns) - 4)]]
     for other, m in others.items():
         meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
         rows.append([other, *_own(m), _text("cosine", m["cosine"]), *meeting])
@@ -105,17 +105,17 @@ def grid(
 
 def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
     """Return colored cells: blue above the middle, orange below. Sign conflicts are reversed, since high values are bad."""
-    found = []
+    cells = []
     for value in row:
         if value is None:
-            found.append(Text("·", style="dim"))
+            cells.append(Text("·", style="dim"))
             continue
         share = min(1.0, abs(value - middle) / top)
         low, high = (_PALE, _BLUE) if (value >= middle) != (metric == "conflict") else (_PALE_ORANGE, _ORANGE)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
         style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
-        found.append(Text(f" {_text(metric, value)}", style=style))
-    return found
+        cells.append(Text(f" {_text(metric, value)}", style=style))
+    return cells
 
 
 def _short(kind: str) -> str:
@@ -131,8 +131,8 @@ def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | No
     if sums is None:
         return None
     document: dict[str, Any] = sums.document()
-    found = document["others"].get(other, {}) if metric in MEETING else document
-    return found.get(metric)
+    values = document["others"].get(other, {}) if metric in MEETING else document
+    return values.get(metric)
 
 
 def _text(metric: str, value: float | None) -> str:

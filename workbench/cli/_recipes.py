@@ -77,7 +77,7 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
     except WorkbenchError:
         return []
     try:
-        found = suites_of([resolved.recipe], [], project)
+        suites = suites_of([resolved.recipe], [], project)
     except WorkbenchError:
         named = (
             ""
@@ -86,7 +86,7 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         )
         return [f"score:  {shell('workbench', 'eval', recipe, *options, '--suite', named)}"] if named else []
     lines = [f"score:  {shell('workbench', 'eval', recipe, *options)}"]
-    tasks = next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), None)
+    tasks = next((",".join(suite.tasks) for suite in suites if isinstance(suite, Suite)), None)
     if checkpoint is not None and tasks is not None:
         own = project / "evals" / "tasks"
         place = ["--include_path", os.path.relpath(own)] if own.is_dir() else []

@@ -34,7 +34,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     Raises:
         WorkbenchError: If a search.json is not a search's result.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     without = []
     for recipe in _recipes(names, settings):
         folders = (runs_dir or recipe.project / "runs") / "search"
@@ -42,13 +42,13 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
             document = _document(file, recipe)
             if document["name"] == recipe.name:
-                found[recipe.name] = document
+                results[recipe.name] = document
                 break
         else:
             without.append(recipe.name)
             if any(folders.glob(pattern)):
                 out.say(f"the search of {recipe.name} is not finished; resume it: {_again(recipe)}")
-    return found, without
+    return results, without
 
 
 def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
@@ -73,15 +73,15 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
     from workbench.recipe.recipe import load_recipe
 
     files = [file for name in names if (file := recipe_named(name)) is not None]
-    found = []
+    recipes = []
     for file in dict.fromkeys(files):
         try:
             recipe = load_recipe(file, settings or ())
         except WorkbenchError:  # `open_subjects` reports it as left out
             continue
         if recipe.fields.search is not None:
-            found.append(recipe)
-    return found
+            recipes.append(recipe)
+    return recipes
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:

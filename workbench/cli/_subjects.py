@@ -99,7 +99,7 @@ def open_subjects(
     wanted = [name for name in names if name not in references]
     loaded = _valid(wanted, settings, left_out) if skip else [load_recipe(_recipe(name), settings or ()) for name in wanted]
     if skip and not lenient:
-        loaded = _there(loaded, left_out)
+        loaded = _with_inputs(loaded, left_out)
     if left_out and not loaded and not references:
         raise _none_left(left_out)
     if lenient:
@@ -115,8 +115,8 @@ def open_subjects(
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
-    found = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
-    return Opened(entries, found, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
+    score_plans = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
+    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
 
 
 def recipe_named(name: str) -> Path | None:
@@ -143,31 +143,31 @@ def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]
     """Load recipes, and add invalid ones to `left_out`."""
     from workbench.recipe.recipe import load_recipe
 
-    found = []
+    valid = []
     for name in names:
         path = _recipe(name)
         try:
-            found.append(load_recipe(path, settings or ()))
+            valid.append(load_recipe(path, settings or ()))
         except WorkbenchError as error:
             if not path.is_file():
                 raise
             left_out.append(LeftOut(path.stem, error.message.splitlines()[0], f"workbench recipe check {shell(path)}", error))
-    return found
+    return valid
 
 
-def _there(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
+def _with_inputs(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
     """Return the recipes whose inputs exist, and add the others to `left_out`."""
     from workbench.bricks.hub import HEADERS
     from workbench.resolve.resolve import resolve
 
-    found = []
+    complete = []
     for recipe in recipes:
         try:
             resolve(recipe, HEADERS)
-            found.append(recipe)
+            complete.append(recipe)
         except WorkbenchError as error:
             left_out.append(LeftOut(recipe.name, error.message.splitlines()[0], error.hint, error))
-    return found
+    return complete
 
 
 def _none_left(left_out: list[LeftOut]) -> WorkbenchError:

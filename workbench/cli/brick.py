@@ -41,10 +41,10 @@ def list_(json: JsonOpt = False) -> None:
     """List the bricks in bricks/."""
     from workbench.bricks.card import library
 
-    found = library(Path.cwd())
+    cards = library(Path.cwd())
     if json:
-        out.json([card.model_dump(mode="json") for _, card in found])
-    elif found:
+        out.json([card.model_dump(mode="json") for _, card in cards])
+    elif cards:
         rows = [
             [
                 name,
@@ -56,7 +56,7 @@ def list_(json: JsonOpt = False) -> None:
                     else ["", "", ""]
                 ),
             ]
-            for name, card in found
+            for name, card in cards
         ]
         out.table(["brick", "kind", "skill", "score", "base", "task"], rows, right=(3, 4))
     else:
@@ -158,9 +158,9 @@ def train(
     }
     settings = {name: value for name, value in flags.items() if value is not None}
     if settings and (data is None or len(names) > 1):
-        found = f"{len(names)} bricks" if len(names) > 1 else f"--{next(iter(settings)).replace('_', '-')} without --data"
+        problem = f"{len(names)} bricks" if len(names) > 1 else f"--{next(iter(settings)).replace('_', '-')} without --data"
         raise WorkbenchError(
-            f"--base, --steps and similar flags describe one new brick made from --data; found {found}",
+            f"--base, --steps and similar flags describe one new brick made from --data; found {problem}",
             "Edit the train.yaml of existing bricks instead.",
             2,
         )
@@ -336,10 +336,12 @@ def verify(
     recorded = " as on its card" if brick.card and brick.card.digest else ", no digest on its card"
     out.line(f"{brick.name}: {touched} tensors fit {on}, digest {digest[:12]}{recorded}")
     if brick.card and brick.card.base.digest:
-        found = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config)
-        if brick.card.base.digest != found:
+        actual = weights_digest(
+            checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config
+        )
+        if brick.card.base.digest != actual:
             out.warn(
-                f"the brick was made on other weights ({brick.card.base.digest[:10]}) than this base's ({found[:10]}), "
+                f"the brick was made on other weights ({brick.card.base.digest[:10]}) than this base's ({actual[:10]}), "
                 "so its effect is approximate here"
             )
 

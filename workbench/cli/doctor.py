@@ -19,13 +19,13 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
     from workbench.project import find_project
 
     project = find_project(Path.cwd() / "here")
-    found = examine(project, runs_dir or project / "runs")
+    findings = examine(project, runs_dir or project / "runs")
     if as_json:
-        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in found]})
+        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in findings]})
     else:
-        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in found])
-        for finding in found:
+        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in findings])
+        for finding in findings:
             if finding.hint:
                 out.say(f"{finding.check}: {finding.hint}")
-    if any(finding.status == "failed" for finding in found):
+    if any(finding.status == "failed" for finding in findings):
         raise typer.Exit(3)

@@ -61,7 +61,7 @@ def rebase(
     out.quiet = json or quiet
     name, resolved, base = _configuration(onto)
     folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
-    found = run(
+    rebased = run(
         folder,
         name,
         resolved,
@@ -73,12 +73,12 @@ def rebase(
         events=out.event,
     )
     if json:
-        out.json(found)
+        out.json(rebased)
         return
-    out.line(found["brick"])
-    for line in _said(found):
+    out.line(rebased["brick"])
+    for line in _said(rebased):
         out.line(line)
-    _say_use(found, onto, resolved)
+    _say_use(rebased, onto, resolved)
 
 
 @app.command()
@@ -127,10 +127,10 @@ def _say_trace(table: TraceTable) -> None:
     from workbench.cli._heat import grid
     from workbench.library.trace import OUTPUTS, WORDS
 
-    found = table.traces["block"]
+    block = table.traces["block"]
     out.line(
-        f"{table.model}: {found.facts} facts of {table.file}; probability of the model's own answer {found.clean:.3f}, "
-        f"{found.corrupted:.3f} with another subject"
+        f"{table.model}: {block.facts} facts of {table.file}; probability of the model's own answer {block.clean:.3f}, "
+        f"{block.corrupted:.3f} with another subject"
     )
     for what, title in OUTPUTS.items():
         out.line("")
@@ -140,20 +140,20 @@ def _say_trace(table: TraceTable) -> None:
         grid(f"recovered by restoring {title}, %", WORDS, cells, lambda at, place: at[place], "recovered")
 
 
-def _said(found: dict[str, Any]) -> list[str]:
+def _said(document: dict[str, Any]) -> list[str]:
     """Return the lines that describe a rebased edit."""
-    said = found["said"]
+    said = document["said"]
     old = (
         "the old brick does not fit"
         if said["before"] is None
         else f"{100 * said['before']:.1f} % with the old brick added as a delta"
     )
     lines = [
-        f"{found['facts']} facts, {found['method']}, solved on {found['onto']} ({found['solved_on'][:12]})"
-        + "".join(f", {key} {_text(value)} as before" for key, value in found["kept"].items()),
+        f"{document['facts']} facts, {document['method']}, solved on {document['onto']} ({document['solved_on'][:12]})"
+        + "".join(f", {key} {_text(value)} as before" for key, value in document["kept"].items()),
         f"facts answered (greedy, whole target): {100 * said['without']:.1f} % without the edit, {old}, {100 * said['after']:.1f} % rebased",
     ]
-    if lost := found["not_said"]:
+    if lost := document["not_said"]:
         lines.append(f"not answered: {', '.join(lost[:SHOWN])}" + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""))
     return lines
 
@@ -162,16 +162,16 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _say_use(found: dict[str, Any], onto: str, resolved: Resolved) -> None:
+def _say_use(document: dict[str, Any], onto: str, resolved: Resolved) -> None:
     """Print the recipe lines that add the brick at the place where it is exact."""
-    name = Path(found["brick"]).name
+    name = Path(document["brick"]).name
     where = f"as a last step of {onto}" if resolved.recipe.steps else f"first in a recipe with base: {onto}"
-    out.say(f"use:    bricks: {{{name}: {found['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
-    if found["unlisted"]:
+    out.say(f"use:    bricks: {{{name}: {document['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
+    if document["unlisted"]:
         out.say(
-            f"        also list the bricks of step {', '.join(found['unlisted'])}, which takes all bricks of the recipe if it lists none"
+            f"        also list the bricks of step {', '.join(document['unlisted'])}, which takes all bricks of the recipe if it lists none"
         )
-    out.say(f"show:   workbench brick show {shell(found['brick'])}")
+    out.say(f"show:   workbench brick show {shell(document['brick'])}")
 
 
 def _configuration(reference: str) -> tuple[str, Resolved, str | None]:

@@ -118,7 +118,7 @@ def compare(
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
         named = [s.configuration.name for s in scores]
-        found = compare_scores(store, scores, baseline or named[0], project)
+        comparison = compare_scores(store, scores, baseline or named[0], project)
     else:
         opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit, skip=True)
         left_out = opened.left_out
@@ -134,14 +134,14 @@ def compare(
             out.warn(f"left out: {', '.join(lacking)} ({on})")
             left_out += [LeftOut(name, on, hint) for name in lacking]
             scores = [s for s in scores if s.configuration.name not in lacking]
-        found = compare_scores(opened.store, scores, against, opened.project)
-    document = found.document()
+        comparison = compare_scores(opened.store, scores, against, opened.project)
+    document = comparison.document()
     if json:
         out.json({"baseline": document["baseline"], "rows": document["rows"], **told(left_out)})
     else:
         rows_table(document)
-    worse = [row for row in found.worse if row.configuration in named]
-    not_safe = [row for row in found.not_safe if row.configuration in named] if require_safe else []
+    worse = [row for row in comparison.worse if row.configuration in named]
+    not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     if lines := gate_lines(worse, not_safe, document["baseline"]):
         for line in lines:
             out.say(line)
@@ -222,16 +222,16 @@ def _compared(
 
     against = opened.baseline(baseline)
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
-    asked = [e.name for e in opened.entries if e.role == "configuration"]
-    if names and (lacking := [name for name in asked if name in missing and name not in pages]):
+    configurations = [e.name for e in opened.entries if e.role == "configuration"]
+    if names and (lacking := [name for name in configurations if name in missing and name not in pages]):
         also = [f"workbench search {shell(name)} (to report its search alone)" for name in lacking if name in unsearched]
         again = "; ".join([hint, *also])
-        if len(lacking) == len(asked) or (against or "base") in missing:
+        if len(lacking) == len(configurations) or (against or "base") in missing:
             raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", again)
         out.warn(f"left out: {', '.join(lacking)} (not scored yet)")
         opened.left_out.extend(LeftOut(name, "not scored yet", again) for name in lacking)
     shown = {s.configuration.name for s in scores}
-    if pages and (not scores or (names and not shown.intersection(asked))):
+    if pages and (not scores or (names and not shown.intersection(configurations))):
         return None
     if not scores:
         raise WorkbenchError("nothing is scored yet", hint)
@@ -244,9 +244,9 @@ def _compared(
 
 def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> Any:
     """Return the documents of `eval --json`: one per suite, in a list if there are several suites."""
-    found: dict[str, dict[str, Any]] = {}
+    documents: dict[str, dict[str, Any]] = {}
     for s in scores:
-        document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
+        document = documents.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
         document["configurations"].append(
             {
                 "name": s.configuration.name,
@@ -263,4 +263,4 @@ def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]
             document["configurations"][-1]["groups"] = [
                 {k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own
             ]
-    return next(iter(found.values())) if len(found) == 1 else list(found.values())
+    return next(iter(documents.values())) if len(documents) == 1 else list(documents.values())

@@ -48,25 +48,25 @@ def experts(
     model, tokenizer = open_live(target, runs_dir, place)
     expert_modules(model)
     rows = encode(read, tokenizer, longest_row(model.config.get_text_config().to_dict(), _LONGEST))
-    found = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
+    result = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
     if json:
-        out.json({"model": target, "texts": str(texts), "samples": len(rows), **found.document()})
+        out.json({"model": target, "texts": str(texts), "samples": len(rows), **result.document()})
         return
-    _print(found)
+    _print(result)
 
 
-def _print(found: Usage) -> None:
+def _print(result: Usage) -> None:
     """Print each layer's shares of the experts and their entropy, and the mean over layers."""
-    shares, entropy = found.shares, found.entropy
+    shares, entropy = result.shares, result.entropy
     count = shares.shape[1]
-    out.line(f"{found.tokens} tokens, {found.top_k} of {count} experts per token; share of the choices, %")
+    out.line(f"{result.tokens} tokens, {result.top_k} of {count} experts per token; share of the choices, %")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer")
     for expert in range(min(count, _MOST)):
         table.add_column(str(expert), justify="right", no_wrap=True)
     table.add_column("entropy, bits", justify="right")
     top = float(shares.max()) or 1.0
-    for layer, row, bits in zip(found.layers, shares.tolist(), entropy.tolist(), strict=True):
+    for layer, row, bits in zip(result.layers, shares.tolist(), entropy.tolist(), strict=True):
         table.add_row(str(layer), *(_cell(share, top) for share in row[:_MOST]), f"{bits:.2f}")
     table.add_row("mean", *(_cell(share, top) for share in shares.mean(0).tolist()[:_MOST]), f"{float(entropy.mean()):.2f}")
     out.data.print(table)

@@ -64,14 +64,14 @@ def check(
 
     out.quiet = json or quiet
     loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
-    asked = _model(model, loaded)
-    report = check_facts(file, str(file), recipe=loaded, model=asked, device=pick_device(device), events=out.event)
+    asked_model = _model(model, loaded)
+    report = check_facts(file, str(file), recipe=loaded, model=asked_model, device=pick_device(device), events=out.event)
     if json:
         out.json(report.document())
     elif report.findings:
         _table(report.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
-    looked = "" if asked else "; answers were not compared with a model's (--model, --recipe)"
+    looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
     if not json:
         out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
     if report.failed:

@@ -80,11 +80,11 @@ def add(
     from workbench.facts import read_facts
 
     out.quiet = quiet
-    found = read_facts(facts, str(facts))
+    new_facts = read_facts(facts, str(facts))
     memory, configuration = _open(place, runs_dir)
     with _learning(configuration, place, device) as context:
-        version = memory.add(found, context, _now())
-    _say(memory, version, f"{len(found)} facts added")
+        version = memory.add(new_facts, context, _now())
+    _say(memory, version, f"{len(new_facts)} facts added")
 
 
 @app.command()
@@ -138,8 +138,12 @@ def feedback(
     """
     memory, _ = _open(place, runs_dir)
     version = memory.feedback(fact, reward, similarity, _now())
-    found = next(r for r in type(memory)(memory.path).kept().facts if r.fact.id == fact).credibility
-    _say(memory, version, f"'{fact}' has credibility {found.score(1.0):.2f}" + ("" if found.kept else " and is no longer used"))
+    credibility = next(r for r in type(memory)(memory.path).kept().facts if r.fact.id == fact).credibility
+    _say(
+        memory,
+        version,
+        f"'{fact}' has credibility {credibility.score(1.0):.2f}" + ("" if credibility.kept else " and is no longer used"),
+    )
 
 
 @app.command()

@@ -42,14 +42,14 @@ def methods(
         if unloaded:
             out.say(f"{unloaded.message}. {unloaded.hint}")
         return
-    found = [cls for cls in known if name in (cls.name, cls.tag)]
-    if not found and unloaded:
+    matches = [cls for cls in known if name in (cls.name, cls.tag)]
+    if not matches and unloaded:
         raise untrusted(f"unknown method '{name}'", finder.project)
-    if not found:
+    if not matches:
         raise WorkbenchError(
             f"unknown method '{name}'. {nearest(name, [cls.name for cls in known])}", "`workbench methods` lists all.", 2
         )
-    document = describe(found[0])
+    document = describe(matches[0])
     if json:
         out.json(document)
         return

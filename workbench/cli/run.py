@@ -36,34 +36,34 @@ def plan(
     from workbench.run.plan import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
-    found = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
+    planned = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
     if json:
-        out.json(found.document())
+        out.json(planned.document())
     else:
-        out.line(f"{found.recipe} -> {runs / (found.run or f'{found.recipe}-…')}")
-        out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
-        for edit in (edit for step in found.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+        out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
+        out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
+        for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
             out.line(f"{edit['id']}: {_cost(edit)}")
         out.line(
-            f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}"
-            + (f" and {size(found.device_bytes)} on the device, " if found.device_bytes else ", ")
-            + f"about {duration(found.seconds)}"
-            + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
-            + (f"; cached: {', '.join(found.cached)}" if found.cached else "")
+            f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
+            + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
+            + f"about {duration(planned.seconds)}"
+            + (", and the passes over texts" if any("needs" in step for step in planned.steps) else "")
+            + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
         )
-        if found.downloads:
-            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
-            out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
-        if found.checked_at_run:
-            out.line(f"checked at run: {'; '.join(_grouped(found.checked_at_run))}")
-        for warning in found.warnings:
+        if planned.downloads:
+            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in planned.downloads)
+            out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
+        if planned.checked_at_run:
+            out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
+        for warning in planned.warnings:
             out.warn(warning)
-    if found.problems:
+    if planned.problems:
         from workbench.errors import WorkbenchError
 
-        downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if found.downloads else ""
+        downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if planned.downloads else ""
         raise WorkbenchError(
-            "\n".join(found.problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
+            "\n".join(planned.problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
         )
 
 

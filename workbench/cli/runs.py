@@ -25,7 +25,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
     from workbench.run.directory import list_runs
 
-    found = list_runs(_runs(runs_dir))
+    listed = list_runs(_runs(runs_dir))
     rows = [
         {
             "name": r.name,
@@ -34,7 +34,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             "bytes": r.size(),
             "configuration": (r.record.get("output") or {}).get("digest"),
         }
-        for r in found
+        for r in listed
     ]
     if json:
         out.json(rows)
@@ -95,12 +95,12 @@ def rm(
     """Remove run directories; scores stay."""
     from workbench.run.directory import removable, remove_run
 
-    found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
+    chosen = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
-        f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"
+        f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"
     ):
         raise typer.Exit(1)
-    for run in found:
+    for run in chosen:
         out.say(f"removed {run.name}, {size(remove_run(run))} freed")
 
 
@@ -133,10 +133,10 @@ def verify(
         entries = read_header(run.adapter / "adapter_model.safetensors")
     else:
         entries = Checkpoint(model, run.name).entries if expected else {}  # a memory on the base as it is holds no tensors
-    found = tensor_digests(entries)
+    actual = tensor_digests(entries)
     if run.record["output"].get("memory"):
         _verify_memory(run, run.record["output"]["memory"])
-    bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
+    bad = [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]
     if sha256:
         import hashlib
 

@@ -24,17 +24,17 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     from workbench.scores.imported import stored_plans
 
     store = _store(runs_dir)
-    found = stored_plans(store)
+    plans = stored_plans(store)
     if json:
-        out.json(found)
+        out.json(plans)
         return
-    if not found:
+    if not plans:
         out.say(
             f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
         )
         return
     rows = []
-    for plan in found:
+    for plan in plans:
         names = [c["name"] for c in plan["configurations"]]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         marks = [
@@ -83,7 +83,7 @@ def import_(
 
     out.quiet = quiet or json
     store = _store(runs_dir)
-    found = import_samples(files, store, name=name, suite=suite, cluster=cluster)
+    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster)
     if json:
         out.json(
             [
@@ -95,11 +95,11 @@ def import_(
                     "new": f.new,
                     "tasks": {t: r.n for t, r in f.scores.tasks.items()},
                 }
-                for f in found
+                for f in imported
             ]
         )
         return
-    for one in found:
+    for one in imported:
         for note in one.notes:
             out.warn(note)
         tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
@@ -107,7 +107,7 @@ def import_(
             f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
             + ("" if one.new else ", already imported")
         )
-    names = [s.configuration.name for s in store.list(found[-1].plan)]
+    names = [s.configuration.name for s in store.list(imported[-1].plan)]
     if len(names) > 1:
         out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
     else:

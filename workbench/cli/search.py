@@ -69,7 +69,7 @@ def search(
         raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
-    found = prepare(
+    prepared = prepare(
         loaded,
         runs=runs_dir or loaded.project / "runs",
         device=pick_device(device),
@@ -80,16 +80,16 @@ def search(
         storage=storage,
         events=out.event,
     )
-    for text in found.warnings:
+    for text in prepared.warnings:
         out.warn(text)
     if engine == "ray":
-        runs = found.folder.parent.parent.resolve()
+        runs = prepared.folder.parent.parent.resolve()
         trusted = is_trusted(loaded.project)
         options = Options(file.resolve(), tuple(settings or ()), runs, device, batch_size, limit, trusted)
-        run_on_cluster(found, options, workers)
+        run_on_cluster(prepared, options, workers)
     else:
-        run(found)
-    document = conclude(found, to)
+        run(prepared)
+    document = conclude(prepared, to)
     if json:
         out.json(document)
         return

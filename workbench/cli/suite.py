@@ -25,13 +25,13 @@ def list_(json: JsonOpt = False) -> None:
     """List the suites in evals/suites."""
     from workbench.evaluate.suitecheck import list_suites
 
-    found = list(list_suites(_project()))
+    suites = list(list_suites(_project()))
     if json:
-        out.json(found)
-    elif found:
+        out.json(suites)
+    elif suites:
         out.table(
             ["suite", "tasks", "description"],
-            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in found],
+            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in suites],
             right=(1,),
         )
     else:

@@ -50,7 +50,7 @@ class Plugins:
         """Add methods; refuse the names of built-in methods and of methods that are added already."""
         for cls in found:
             other = methods().get(cls.tag) or self.methods.get(cls.tag)
-            if other is None:
+            if other is None or other is cls:  # several entry points may name one module
                 self.methods[cls.tag] = cls
                 continue
             what = "built-in methods cannot be replaced" if other.plugin is None else "a name can have one method"
@@ -72,7 +72,7 @@ class Plugins:
 
 
 class MethodFinder:
-    """Finds the methods that a project can use; plug-ins are loaded once, when they are first needed.
+    """Lookup of the methods that a project can use; plug-ins are loaded once, when they are first needed.
 
     Args:
         project: Folder of the recipe's project.
@@ -217,7 +217,8 @@ def _of_distribution(entry: EntryPoint) -> list[type[Step]]:
     for cls in found:
         if "plugin" not in vars(cls):
             file = sys.modules[cls.__module__].__file__
-            cls.plugin = Plugin(source, json_digest([name, version, file_digest(Path(file)) if file else None]))
+            content = file_digest(Path(file)) if file and Path(file).is_file() else None  # None inside a zip file
+            cls.plugin = Plugin(source, json_digest([name, version, content]))
     return found
 
 
