@@ -17,7 +17,7 @@ from workbench.bricks.brick import Brick, vocabulary_digest
 from workbench.bricks.locate import resolve_brick
 from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import WorkbenchError, shell
-from workbench.events import Events, no_events
+from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
 from workbench.library.extract import brick_name, check_new, new_directory
 from workbench.models.layout import Model
@@ -29,8 +29,10 @@ from workbench.resolve.checks import edit_record
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
 from workbench.run.efficacy import EfficacyError, refusal
-from workbench.run.kinds.edit import FACTS, RECORD, Solvable, solvable, write_edit
-from workbench.steps import Edit, EditMethod, GrowMethod, MemoryMethod, MergeMethod, MethodContext
+from workbench.run.kind import kind_of
+from workbench.run.kinds.edit import FACTS, RECORD, write_edit
+from workbench.run.session import LiveSession, live_session
+from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
@@ -88,7 +90,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     """The settings that it was solved with."""
     data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
     document = Document(data, {}, f"{folder}/{RECORD}, step")
-    kind = method("edit", str(record.get("method")), find_project(folder.resolve() / RECORD))
+    kind = method(EditMethod, str(record.get("method")), find_project(folder.resolve() / RECORD))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -96,9 +98,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
         value = scalar(text)
         data[key] = value.data
         document.replace_texts((key,), value)
-    found = document.validate(kind)
-    assert isinstance(found, EditMethod)
-    return found
+    return document.validate(kind)
 
 
 def rebase(
@@ -159,12 +159,12 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
             f"Solve the facts there from the start: an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
         )
     for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True):
-        if isinstance(step, GrowMethod):
+        if kind_of(step).shapes(step, onto.base, onto.base) is not onto.base:
             raise WorkbenchError(
                 f"{name} grows its base (step '{step_id}'), and bricks of a recipe name the base's layers",
                 f"Run it and name its model: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
             )
-        if isinstance(step, MemoryMethod):
+        if step.ends_recipe:
             raise WorkbenchError(
                 f"{name} ends in a memory (step '{step_id}'), which answers before the weights do",
                 "Name a recipe without that step; the new brick's step then stands before it.",
@@ -189,15 +189,15 @@ def _check_inputs(step: EditMethod, project: Path) -> None:
             f"{missing[0]}, which the edit was solved with, does not exist below {project}",
             "Put the file there, or leave it out where the method can do without: `--set preserve=null`.",
         )
-    step.check(project)
+    step.check_inputs(project)
 
 
-def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> Solvable:
+def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> LiveSession:
     """The configuration as a live model: before its output is cast, or cut to a rank."""
     plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    return solvable(plain, len(plain.recipe.steps), current, device, events, name, seed)
+    return live_session(plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), seed=seed)
 
 
 def _solve(step: EditMethod, context: MethodContext) -> Edit:
@@ -208,7 +208,7 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
         raise WorkbenchError(error.message, hint, error.exit_code) from None
 
 
-def _said_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
+def _said_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
     """What the model says with the old brick added to it, unless it holds it already; None where it does not fit."""
     digest = old.brick.digest(None)
     held = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
@@ -254,7 +254,7 @@ def _said(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, Any]) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, on: LiveSession, card: dict[str, Any]) -> None:
     """The new brick. Its record keeps the step as it was written, so that a later rebase may measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
@@ -265,15 +265,11 @@ def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, 
 
 
 def _document(
-    old: EditBrick, on: Solvable, out: Path, said: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
+    old: EditBrick, on: LiveSession, out: Path, said: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
     recipe = on.resolved.recipe
     after = said["after"] or []
-    unlisted = [
-        step_id
-        for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True)
-        if isinstance(step, MergeMethod) and step.names() is None
-    ]
+    unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
     return {
         "brick": str(out), "from": str(old.brick.path), "method": old.step.name, "facts": len(old.facts), "onto": rebased["onto"],
         "base": on.resolved.base_digest, "solved_on": on.solved_on, "kept": rebased["kept"], "said": rebased["said"],

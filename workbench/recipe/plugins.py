@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.abc import ExecutionLoader
@@ -16,20 +17,22 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.files import bytes_digest, file_digest, json_digest
 from workbench.recipe.methods import methods
 from workbench.recipe.trust import FLAG, is_trusted
-from workbench.steps import VERBS, Plugin, Step
+from workbench.steps import Plugin, Step, verbs
 from workbench.steps.registry import OUTSIDE
+from workbench.steps.step import VERBS
 
 GROUP = "workbench.methods"
 """Entry point group of distributions; each entry names a module."""
 FOLDER = "methods"
 """Folder of a project with method files, each a module of its own."""
 _MODULE = "_workbench_project_method"
+K = TypeVar("K", bound=Step)
 
 
 @dataclass
@@ -105,7 +108,7 @@ class MethodFinder:
         """Return a method by its name; None if there is none.
 
         Args:
-            verb: "merge", "edit" or "grow".
+            verb: The kind of step: "merge", "edit" or "grow".
             name: The method.
 
         Raises:
@@ -136,7 +139,7 @@ class MethodFinder:
             The step's index, its verb, and the method or why it cannot be used.
         """
         for i, step in enumerate(steps if isinstance(steps, list) else ()):
-            verb = next((verb for verb in VERBS if verb in step), None) if isinstance(step, Mapping) else None
+            verb = next((verb for verb in verbs() if verb in step), None) if isinstance(step, Mapping) else None
             if verb is None or not isinstance(step[verb], str):
                 continue
             try:
@@ -157,17 +160,22 @@ class MethodFinder:
         return plugins
 
 
-def method(verb: str, name: str, project: Path) -> type[Step]:
-    """Return a method by its name: built in, of an installed distribution, or of a trusted project.
+def method(kind: type[K], name: str, project: Path) -> type[K]:
+    """Return the class of a method: built in, of an installed distribution, or of a trusted project.
+
+    Args:
+        kind: The kind of step that it has to be: `MergeMethod`, `EditMethod`, ...
+        name: Its name in recipes.
+        project: Folder of the project.
 
     Raises:
         WorkbenchError: If there is no such method, or if it is a plug-in that cannot be used.
     """
     finder = MethodFinder(project)
-    found = finder.find(verb, name)
-    if found is None:
-        known = {cls.name for cls in [*methods().values(), *finder.plugins.usable] if cls.verb == verb}
-        raise WorkbenchError(f"unknown {verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
+    found = finder.find(kind.verb, name)
+    if found is None or not issubclass(found, kind):
+        known = {cls.name for cls in [*methods().values(), *finder.plugins.usable] if issubclass(cls, kind)}
+        raise WorkbenchError(f"unknown {kind.verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
     return found
 
 
@@ -203,7 +211,8 @@ def _of_distribution(entry: EntryPoint) -> list[type[Step]]:
     source = f"{name} {version}".strip()
     methods()  # first, so that a module which imports built-in methods registers none of them itself
     try:
-        module = importlib.import_module(entry.module)
+        with _no_new_kinds():
+            module = importlib.import_module(entry.module)
     except (Exception, SystemExit) as error:
         raise WorkbenchError(
             f"distribution {source}: its methods in {entry.module} cannot be loaded: {_brief(error)}",
@@ -254,7 +263,8 @@ def _execute(name: str, file: Path, content: bytes, shown: str) -> None:
     module: ModuleType = module_from_spec(spec)
     sys.modules[name] = module  # pydantic resolves annotations there
     try:
-        spec.loader.exec_module(module)
+        with _no_new_kinds():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         for key in [key for key in OUTSIDE if key[0] == name]:
@@ -262,6 +272,19 @@ def _execute(name: str, file: Path, content: bytes, shown: str) -> None:
         raise WorkbenchError(
             f"{shown}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback.", 2
         ) from error
+
+
+@contextmanager
+def _no_new_kinds() -> Iterator[None]:
+    """Refuse code that declares a kind of step of its own, which recipes have no verb for."""
+    before = set(VERBS)
+    try:
+        yield
+        if new := set(VERBS) - before:
+            raise TypeError(f"a method cannot declare a new kind of step ('{new.pop()}')")
+    finally:
+        for verb in set(VERBS) - before:
+            del VERBS[verb]
 
 
 class _Content(ExecutionLoader):

@@ -6,14 +6,18 @@ from typing import TypeVar, get_args
 
 from pydantic.fields import FieldInfo
 
-from workbench.steps.step import Step
+from workbench.steps.step import VERBS, Step
 
-VERBS = ("merge", "edit", "grow")
 REGISTERED: dict[str, type[Step]] = {}
 """Tag -> class of every built-in method whose file has been imported; `recipe.methods` imports them all."""
 OUTSIDE: dict[tuple[str, str], type[Step]] = {}
 """(Module, tag) -> class of every registered method outside this package; `recipe.plugins` decides which of them apply."""
 S = TypeVar("S", bound=type[Step])
+
+
+def verbs() -> tuple[str, ...]:
+    """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
+    return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 
 def register(cls: S) -> S:
