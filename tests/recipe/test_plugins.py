@@ -84,8 +84,8 @@ def call(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
 
 def put(project: Project, text: str, name: str = "median.py") -> Path:
     """A method file of the project."""
-    (project.path / "methods").mkdir(exist_ok=True)
     file = project.path / "methods" / name
+    file.parent.mkdir(exist_ok=True)
     file.write_text(text, "utf-8")
     return file
 
@@ -262,8 +262,7 @@ def test_trust_is_in_the_users_settings(project: Project, call: Callable[..., Re
     assert "not a trusted project" in message(call("trust", "--remove", "."))
     assert "no such folder" in message(call("trust", "nowhere"))
     assert "no project is named" in message(call("trust", "--remove"))
-    (project.path / "recipes" / "deep").mkdir()
-    assert f"belongs to the project {project.path.resolve()}" in message(call("trust", "recipes/deep"))
+    assert f"belongs to the project {project.path.resolve()}" in message(call("trust", "recipes"))
     settings_file().write_text("trusted: [x]\n", "utf-8")
     assert "settings.yaml:1:1 trusted" in message(call("plan", "test"))
 
@@ -304,7 +303,6 @@ def test_projects_of_one_process_have_their_own_methods(
     assert project.resolve(text).keys != second.resolve(text).keys
     with pytest.raises(WorkbenchError, match="unknown merge method 'half'"):
         third.resolve(text)
-    assert "merge:half" not in methods()
     # The brick of another project is a recipe of its own methods.
     inner = second.write(text, "inner.yaml")
     outer = f"bricks: {{two: {{recipe: {inner}}}}}\nsteps: [{{merge: half}}]"
@@ -317,6 +315,7 @@ BAD = {
     "a failing import": ("import no_such_module\n", "methods/median.py: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
     "an exit": ("raise SystemExit(3)\n", "methods/median.py: cannot be loaded: SystemExit: 3"),
     "no text": ("\0", "methods/median.py: cannot be loaded: "),
+    "a kind of its own": ("from workbench.steps import Step\n\nclass Route(Step):\n    verb = 'route'\n", "cannot declare a new kind of step ('route')"),
     "no method": ("x = 1\n", "methods/median.py: has no method"),
     "a class that is no step": ("from workbench.steps import register\n\n@register\nclass A: ...\n", "methods/median.py: cannot be loaded: AttributeError"),
     "a step without its name": (half("median").replace('merge: Literal["median"]', "name_: str"), 'expected a field merge: Literal["NAME"]'),

@@ -83,9 +83,8 @@ def search(
     for text in prepared.warnings:
         out.warn(text)
     if engine == "ray":
-        runs = prepared.folder.parent.parent.resolve()
-        trusted = is_trusted(loaded.project)
-        options = Options(file.resolve(), tuple(settings or ()), runs, device, batch_size, limit, trusted)
+        place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
+        options = Options(place, tuple(settings or ()), runs, device, batch_size, limit, is_trusted(loaded.project))
         run_on_cluster(prepared, options, workers)
     else:
         run(prepared)
