@@ -286,7 +286,7 @@ def test_damaged_records_of_runs(record: Any, tmp_path: Path, cwd: Path) -> None
     assert CliRunner().invoke(app, ["runs", "ls"]).exit_code == 0
     result = CliRunner().invoke(app, ["runs", "show", "a"])
     assert isinstance(result.exception, WorkbenchError)
-    assert result.exception.message == "runs/a/run.json: damaged: no status, creation time, device or base in it"
+    assert result.exception.message == "runs/a/run.json: the file is damaged: it lacks the status, creation time, device or base"
 
 
 @pytest.mark.parametrize("memo", [[], {}, {"x": "y"}, {"*": 3}, "cut"], ids=str)

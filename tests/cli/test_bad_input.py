@@ -152,11 +152,11 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "report before eval": (nothing, GOOD + "eval: [mini]\n", ["report"], 1, r"not scored yet: test"),
     "unknown run": (nothing, GOOD, ["runs", "show", "nope"], 1, r"no run 'nope'"),
     "unknown explained method": (nothing, GOOD, ["methods", "tie"], 2, r"unknown method 'tie'. Did you mean 'ties'"),
-    "unknown brick to show": (nothing, GOOD, ["brick", "show", "oen"], 1, r"no brick 'oen' here. Did you mean 'one'"),
+    "unknown brick to show": (nothing, GOOD, ["brick", "show", "oen"], 1, r"no brick 'oen': expected a directory, or a name in bricks/. Did you mean 'one'"),
     "training without settings": (nothing, GOOD, ["brick", "train", "bricks/one"], 1, r"no train.yaml"),
     "starter from a wrong file": (nothing, GOOD, ["brick", "fetch", "--from", "recipes/test.yaml"], 1, r"sha256 of the model is .*, expected b179c95"),
     "starter from a missing file": (nothing, GOOD, ["brick", "fetch", "--from", "nope.whl"], 1, r"--from nope.whl: .*No such file"),
-    "new recipe over an old one": (nothing, GOOD, ["recipe", "new", "recipes/test.yaml"], 1, r"recipes/test.yaml: exists"),
+    "new recipe over an old one": (nothing, GOOD, ["recipe", "new", "recipes/test.yaml"], 1, r"recipes/test.yaml: already exists"),
 }  # fmt: skip
 
 

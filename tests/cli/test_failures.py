@@ -103,15 +103,15 @@ def test_places_that_are_something_else(project: Project) -> None:
     project.write(RECIPE)
     (project.path / "taken").write_text("")
     run = ("run", "recipes/test.yaml", "--runs-dir")
-    only_an_error(workbench(*run, "taken", cwd=project.path), "expected a folder, and", "taken is a file")
-    only_an_error(workbench(*run, "taken/below", cwd=project.path), "expected a folder, and", "taken is a file")
+    only_an_error(workbench(*run, "taken", cwd=project.path), "expected a folder, but", "taken is a file")
+    only_an_error(workbench(*run, "taken/below", cwd=project.path), "expected a folder, but", "taken is a file")
     long = "x" * 300
     only_an_error(workbench(*run, long, cwd=project.path), f"{long}", "the name is too long (300 bytes")
     only_an_error(workbench(*run, "/proc/none", cwd=project.path), "/proc/none")
     (project.path / ".workbench").mkdir(exist_ok=True)
     shutil.rmtree(project.path / ".workbench")
     (project.path / ".workbench").write_text("")
-    only_an_error(workbench("run", "recipes/test.yaml", cwd=project.path), "expected a folder, and", ".workbench is a file")
+    only_an_error(workbench("run", "recipes/test.yaml", cwd=project.path), "expected a folder, but", ".workbench is a file")
 
 
 NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
@@ -157,7 +157,7 @@ def test_messages() -> None:
         assert error.hint
         assert error.exit_code == 1
     copied = explained(shutil.Error([("/a", "/b", "[Errno 28] No space left on device: '/b'")]))
-    assert copied.message.startswith("/b: cannot be written: [Errno 28]")
+    assert copied.message.startswith("/b: cannot write the file: [Errno 28]")
     assert explained(OSError("Can't load the tokenizer\nmore")).message == "Can't load the tokenizer"
     assert explained(OSError(errno.ENOTDIR, "x", f"{__file__}/below")).message.endswith(f"{__file__} is a file")
 

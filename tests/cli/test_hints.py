@@ -133,5 +133,5 @@ def test_hints_quote_paths(world: Project) -> None:
         call("compare", "recipes/a b.yaml", "--suite", "mini")
     assert shlex.split(caught.value.hint or "") == ["workbench", "eval", "recipes/a b.yaml", "--suite", "mini"]
     said = call("recipe", "new", "recipes/x y.yaml").stderr
-    assert "check it: workbench recipe check 'recipes/x y.yaml'" in said
+    assert "check: workbench recipe check 'recipes/x y.yaml'" in said
     assert Path("recipes/x y.yaml").read_text().startswith("# workbench run 'recipes/x y.yaml'\n")

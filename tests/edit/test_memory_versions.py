@@ -191,7 +191,7 @@ def test_errors(taught: Project) -> None:
         (("update", place, "g", "--target", "w1"), "no fact 'g'"),
         (("feedback", place, "nope", "--reward", "1"), "no fact 'nope'"),
         (("ls", place, "--version", "2"), "no version 2; there are 1..1"),
-        (("ls", str(taught.path / "base")), "holds no memory"),
+        (("ls", str(taught.path / "base")), "no memory found"),
     ):
         with pytest.raises(WorkbenchError) as caught:
             CliRunner().invoke(app, ["memory", *arguments], catch_exceptions=False)

@@ -130,7 +130,7 @@ def test_bad_models(world: Project) -> None:
         ("models/empty",): (r"model models/empty: holds no checkpoint", r"model directory, a hub id"),
         ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer version of transformers"),
         ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
-        ("maen",): (r"'maen' is no recipe, no model directory and no hub id .*Did you mean 'mean'", r"scores ls"),
+        ("maen",): (r"'maen': expected a recipe, a model directory or a hub id .*Did you mean 'mean'", r"scores ls"),
         ("recipes/maen.yaml",): (r"recipes/maen.yaml: no such file", r"mean.yaml"),
         ("org/nowhere",): (r"model org/nowhere: org/nowhere is neither a local directory nor whole in the hub cache", r"HF_HUB_OFFLINE"),
         ("models/Tuned-A", "models/words"): (r"Tuned-A and words have different tokenizers", r"two calls"),
@@ -145,9 +145,9 @@ def test_bad_models(world: Project) -> None:
     error = refused("eval", "models/Tuned-A")
     assert error.message == "no suite to score"
     assert error.hint == "Give --suite NAME. Suites here: mini."
-    assert "--set changes recipes" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
+    assert "--set overrides recipe fields" in refused("eval", "models/Tuned-A", "--suite", "mini", "--set", "seed=1").message
     error = refused("eval", "models/Tuned-A", "models/Tuned-B", "--suite", "mini", "--baseline", "Tuned-C")
-    assert error.message.startswith("--baseline Tuned-C is not among what is scored. Did you mean 'Tuned-")
+    assert error.message.startswith("--baseline Tuned-C: not one of the scored configurations. Did you mean 'Tuned-")
     error = refused("compare", "models/Tuned-A", "models/Tuned-B", "--suite", "mini")
     assert error.message == "not scored yet on mini: Tuned-A, Tuned-B"
     assert error.hint == "workbench eval models/Tuned-A models/Tuned-B --suite mini"

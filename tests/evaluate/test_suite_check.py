@@ -244,7 +244,7 @@ def test_ls_and_show(place: Path) -> None:
     assert len(with_base["plan"]) == 32
     assert with_base["dtype"] == "float32"
     assert with_base["tasks"] == shown["tasks"]
-    assert "plan not known" in run("suite", "show", "toy").stderr
+    assert "plan unknown" in run("suite", "show", "toy").stderr
     assert f"plan {with_base['plan'][:12]}" in run("suite", "show", "toy", "--base", "base").stdout
     assert {task: facts["chance"] for task, facts in shown["tasks"].items()} == {"copy": 0.0, "pick": None}
     assert "1/choices" in run("suite", "show", "toy").stdout

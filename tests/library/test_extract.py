@@ -318,7 +318,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
     assert table.splitlines()[0].split() == ["tensor", "rank", "norm", "error", "rounding"]
     assert table.splitlines()[-1].startswith("all updates")
     assert "16 tensors fit base" in run("verify", "again")[1]
-    assert "as recorded" in run("verify", "again")[1]
+    assert "as on its card" in run("verify", "again")[1]
     assert "16 tensors fit base, digest" in run("verify", "one", "--base", "base")[1]
     assert "38 tensors fit base" in run("verify", "full", "--base", "base")[1]
     code, text, _ = run("show", "again", "one", "-o", "heat.html")
@@ -357,7 +357,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "--energy 1.2: expected a number between 0 and 1",
             "--energy 0.99",
         ),
-        ("extract bricks/full --base base --energy 0.9 --tolerance 0.1 -o x", 2, "say the same in two ways", "one of them"),
+        ("extract bricks/full --base base --energy 0.9 --tolerance 0.1 -o x", 2, "exclude each other", "one of them"),
         ("extract base --base base -o x", 1, "the result equals the base", "--base"),
         ("extract nowhere --base base -o x", 1, "checkpoint: no such directory: nowhere", ""),
         ("bake bricks/full --base base -o x", 1, "bricks/full is a checkpoint already", "brick show"),
@@ -371,7 +371,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
         ("bake lost -o x", 1, "its base is org/none, which is not there", "--base DIR"),
         ("show full --metric norm", 1, "names its base", "--base DIR"),
         ("show one --base base --metric cosine", 2, "--metric cosine compares bricks", "brick show one OTHER"),
-        ("show one bricks/one --base base", 1, "two bricks of one name", ""),
+        ("show one bricks/one --base base", 1, "two bricks have the same name", ""),
         ("verify full", 1, "neither brick.yaml nor adapter_config.json names its base", "--base DIR"),
         ("verify lost", 1, "its base is org/none", "--base DIR"),
     ],

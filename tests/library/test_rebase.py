@@ -206,7 +206,7 @@ def test_rebase_from_the_command_line(edited: Project, cwd: Path) -> None:
         app, ["edit", "rebase", "facts", "--onto", "recipes/all.yaml", "-o", "bricks/other"], catch_exceptions=False
     )
     assert "6 facts, memit, solved on all (" in text.stdout
-    assert "% without, " in text.stdout
+    assert "% without the edit, " in text.stdout
     assert "use:    bricks: {other: bricks/other} and, as a last step of recipes/all.yaml" in text.stderr
     assert (
         files_of(edited.path / "bricks" / "new")["adapter_model.safetensors"]

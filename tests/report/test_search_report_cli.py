@@ -88,7 +88,7 @@ def test_two_searches_have_their_names_in_the_files(world: Project) -> None:
 def test_neither_scored_nor_searched(world: Project) -> None:
     error = refused("report", "toy")
     assert error.message == "not scored yet: toy"
-    assert error.hint == "workbench eval toy; workbench search toy shows its search alone"
+    assert error.hint == "workbench eval toy; workbench search toy (to report its search alone)"
     put()
     error = refused("report", "toy", "plain")
     assert error.message == "not scored yet: plain"
@@ -99,7 +99,7 @@ def test_neither_scored_nor_searched(world: Project) -> None:
 def test_a_search_that_is_not_finished(world: Project) -> None:
     Path("runs/search/toy-da01b81b").mkdir(parents=True)
     result = CliRunner().invoke(app, ["report", "toy"])
-    assert "the search of toy is not finished: workbench search recipes/toy.yaml goes on with it" in result.stderr
+    assert "the search of toy is not finished; resume it: workbench search recipes/toy.yaml" in result.stderr
     assert isinstance(result.exception, WorkbenchError)
 
 
@@ -108,7 +108,7 @@ def test_a_search_that_is_not_finished(world: Project) -> None:
     [
         ("{", "expected a search's result as JSON: not JSON: Expecting property name"),
         ("[]", "expected a search's result as JSON: found a list, expected an object"),
-        ('{"name": "toy", "objectives": [], "space": {}, "trials": []}', "found no test"),
+        ('{"name": "toy", "objectives": [], "space": {}, "trials": []}', "missing: test"),
     ],
 )
 def test_results_that_cannot_be_read(world: Project, text: str, message: str) -> None:

@@ -34,7 +34,7 @@ def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project) -> N
     before, others = card.read_text("utf-8"), {p: p.read_bytes() for p in card.parent.iterdir() if p != card}
     assert "Scores" not in before
     said = call("eval", "mean")
-    assert f"scores put into {card}" in said.stderr
+    assert f"scores added to {card}" in said.stderr
     after = card.read_text("utf-8")
 
     stored = {c["name"]: c for c in document("eval", "mean")["configurations"]}
@@ -87,11 +87,11 @@ def test_hand_written_text_stays_and_other_scores_replace_the_section(world: Pro
 def test_partial_scores_and_other_configurations_stay_out(world: Project) -> None:
     ran = document("run", "recipes/mean.yaml")
     before = card_of(ran).read_text("utf-8")
-    assert "scores put into" not in call("eval", "mean", "--limit", "20").stderr
-    assert "scores put into" not in call("eval", "mean", "--set", "seed=3", "--set", "steps=[]").stderr
+    assert "scores added to" not in call("eval", "mean", "--limit", "20").stderr
+    assert "scores added to" not in call("eval", "mean", "--set", "seed=3", "--set", "steps=[]").stderr
     record = Path(ran["run"]) / "run.json"
     record.write_text(record.read_text("utf-8").replace(ran["configuration"], "f" * 32))
-    assert "scores put into" not in call("eval", "mean").stderr
+    assert "scores added to" not in call("eval", "mean").stderr
     assert card_of(ran).read_text("utf-8") == before
 
 

@@ -125,7 +125,7 @@ def test_two_outside_runs_are_compared_item_by_item(outside: Path, project: Path
 def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(outside: Path, project: Path) -> None:
     call("scores", "import", str(outside / "a"))
     before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
-    assert "held already" in call("scores", "import", str(outside / "a")).stdout
+    assert "already imported" in call("scores", "import", str(outside / "a")).stdout
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     error = refused("scores", "import", str(outside / "b"), "--name", "a")
     assert "suite 'imported' holds other numbers of 'a' on the same items" in error.message

@@ -41,7 +41,7 @@ def test_a_winner_that_is_a_control(world: Project) -> None:
     """The only candidate is the recipe as it stands, which is a control."""
     world.write(searched(SPACE, ", trials: 1, sampler: random"))
     called = call("search", "recipes/test.yaml")
-    assert "trial-0 is the control test under another name: its weights are equal" in called.stdout
+    assert "trial-0 has the same weights as the control test" in called.stdout
     found = json.loads((folder_of(world) / "search.json").read_text())
     rows = {row["name"]: row for row in found["test"]["rows"]}
     assert rows["trial-0"]["same_as"] == "test"
@@ -69,11 +69,11 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     assert best["test"] == next(r["test"] for r in found["test"]["rows"] if r["name"] == best["name"])
     assert {c["name"]: c["role"] for c in found["controls"]}["one"] == "brick"
     assert (
-        f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): all that were scored fell"
+        f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): all scored candidates were"
         in called.stdout
     )
     assert "no candidate beats " in called.stdout
-    assert "best.yaml is not written: there is no winner" in called.stderr
+    assert "best.yaml was not written: there is no winner" in called.stderr
     assert not (world.path / "best.yaml").exists()
     call("report", "test")
     assert f"{best['name']}, which has" in (world.path / "reports" / "report-search.html").read_text("utf-8")

@@ -1,4 +1,7 @@
-"""The command line. Heavy imports stand inside commands: `--help` loads no torch."""
+"""The command line.
+
+Commands import heavy libraries in their bodies, so that `--help` loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,21 @@ from workbench.cli import (
     scores,
     search,
     suite,
+    trust,
 )
 from workbench.cli._failures import explained, while_printing
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Merge, edit and grow language models from YAML recipes, and score the results.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Merge, edit and grow language models from YAML recipes, and score the results.\n\n"
+    "A recipe names a base model, bricks (LoRA adapters, fine-tuned checkpoints, edits) and the steps that combine them.",
     epilog="First steps: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
-)  # fmt: skip
+)
 
 
 def _version(show: bool) -> None:
@@ -52,15 +60,16 @@ def _main(
     pass
 
 
-app.command("plan")(run.plan)
-app.command("run")(run.run)
-app.command("eval")(evals.evaluate)
-app.command("compare")(evals.compare)
-app.command("report")(evals.report)
-app.command("search")(search.search)
-app.command("chat")(chat.chat)
+app.command("plan")(reads_recipes(run.plan))
+app.command("run")(reads_recipes(run.run))
+app.command("eval")(reads_recipes(evals.evaluate))
+app.command("compare")(reads_recipes(evals.compare))
+app.command("report")(reads_recipes(evals.report))
+app.command("search")(reads_recipes(search.search))
+app.command("chat")(reads_recipes(chat.chat))
 app.command("doctor")(doctor.doctor)
-app.command("experts")(experts.experts)
+app.command("trust")(trust.trust)
+app.command("experts")(reads_recipes(experts.experts))
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")
@@ -69,24 +78,24 @@ app.add_typer(facts.app, name="facts")
 app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
 app.add_typer(memory.app, name="memory")
-app.command("methods")(methods.methods)
+app.command("methods")(reads_recipes(methods.methods))
 
 
 def main() -> None:
-    """Entry point: errors become messages and exit codes in this one place."""
-    # Imports make objects that stay: looking at them again and again costs 0.1 s at every start.
+    """Run the command line, and turn errors into messages and exit codes."""
+    # Imports create many objects that live until the end. Scanning them repeatedly costs 0.1 s at every start.
     gc.set_threshold(20_000, 10, 10)
     silence()
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # a full disk behind the standard output shows here
+            sys.stdout.flush()  # raises here if stdout is a file on a full disk
     except WorkbenchError as error:
         _fail(error)
     except KeyboardInterrupt:
         out.stop()
-        out.say("interrupted; the same command goes on where it stopped")
+        out.say("interrupted; run the same command again to resume")
         sys.exit(130)
     except BrokenPipeError:
         _drop_output()
@@ -99,14 +108,14 @@ def main() -> None:
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             what = f"out of memory on the device: {str(error).splitlines()[0]}"
-            _fail(WorkbenchError(what, "--device cpu, or a smaller --batch-size"))
-        if "home directory" in str(error):  # pathlib, where neither HOME nor the user's entry says it
-            _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the whole path in place of ~."))
+            _fail(WorkbenchError(what, "Use --device cpu or a smaller --batch-size."))
+        if "home directory" in str(error):  # raised by pathlib if neither HOME nor the user database names a home folder
+            _fail(WorkbenchError("~: this user has no home folder", "Set HOME, or write the full path instead of ~."))
         raise
 
 
 def _fail(error: WorkbenchError) -> NoReturn:
-    """Show an error and end with its exit code; with WORKBENCH_DEBUG=1 the traceback instead."""
+    """Print an error and exit with its exit code; with WORKBENCH_DEBUG=1, raise it again for its traceback."""
     if os.environ.get("WORKBENCH_DEBUG") == "1":
         raise
     out.error(error)
@@ -114,14 +123,18 @@ def _fail(error: WorkbenchError) -> NoReturn:
 
 
 def _drop_output() -> None:
-    """Let what is still to be printed go nowhere, so that the interpreter does not fail on it again."""
+    """Discard output that is still buffered, so that the interpreter does not fail on it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def silence() -> None:
-    """Quieten the libraries below, before they are imported. The user's own settings win."""
+    """Silence libraries through environment variables, before they are imported. Variables that the user has set stay."""
     for name, value in {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DATASETS_VERBOSITY": "error",
-    }.items():  # fmt: skip
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DATASETS_VERBOSITY": "error",
+    }.items():
         os.environ.setdefault(name, value)

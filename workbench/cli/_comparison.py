@@ -1,4 +1,4 @@
-"""Comparisons as tables on the terminal: scores of configurations, and their differences from the baseline."""
+"""Tables of comparisons for the terminal: scores of configurations, and their differences from the baseline."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from workbench.scores.store import Scores
 
 Row = Mapping[str, Any]
-# Verdict -> mark beside a score. Other verdicts have none.
+# Verdict -> mark after a score. Other verdicts have no mark.
 MARKS = {"better": " +", "worse": " -", "safe": " ~", "not shown safe": " !"}
 
 
 def groups_table(groups: Sequence[Row]) -> None:
-    """One row a configuration and aggregate of a group of tasks."""
+    """Print one row per configuration and aggregate of a group of tasks."""
     if groups:
-        out.table(["configuration", "group", "metric", "tasks", "n", "score"], [
-            [g["configuration"], g["alias"], _filtered(g), str(g["tasks"]), str(g["n"]), f"{g['value']:.4f}"] for g in groups], right=(3, 4, 5))  # fmt: skip
+        out.table(
+            ["configuration", "group", "metric", "tasks", "n", "score"],
+            [[g["configuration"], g["alias"], _filtered(g), str(g["tasks"]), str(g["n"]), f"{g['value']:.4f}"] for g in groups],
+            right=(3, 4, 5),
+        )
         if not all(g["weighted"] for g in groups):
-            out.say("groups: mean over items where each task counts by its items, else mean over tasks (weight_by_size: false)")
+            out.say("groups: mean over items if tasks are weighted by size, mean over tasks if not (weight_by_size: false)")
 
 
 def _filtered(group: Row) -> str:
@@ -30,11 +33,18 @@ def _filtered(group: Row) -> str:
 
 
 def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
-    """One row a configuration: its primary scores with intervals, and what the comparison says of them."""
+    """Print one row per configuration: primary scores with intervals, and marks for the comparison's verdicts."""
     if comparison is None:
-        out.table(["configuration", "task", "metric", "n", "score", "95 %"], [
-            [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
-            for s in scores for task, t in s.tasks.items() for metric, m in t.metrics.items()], right=(3, 4, 5))  # fmt: skip
+        out.table(
+            ["configuration", "task", "metric", "n", "score", "95 %"],
+            [
+                [s.configuration.name, task, metric, str(t.n), f"{m.value:.3f}", f"{m.low:.3f}-{m.high:.3f}"]
+                for s in scores
+                for task, t in s.tasks.items()
+                for metric, m in t.metrics.items()
+            ],
+            right=(3, 4, 5),
+        )
         return
     document = comparison.document()
     tasks = document["tasks"]
@@ -70,7 +80,7 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
 
 
 def _facts(document: Row) -> None:
-    """Facts one after another as a table; one line an edit: how many of its facts the configurations that hold it still answer."""
+    """Print results of sequential edits as a table, and one line per edit: how many of its facts are still answered."""
     from workbench.report.edits import fact_suites, step_rows
     from workbench.report.reading import view_of
 
@@ -83,15 +93,35 @@ def _facts(document: Row) -> None:
 
 
 def rows_table(document: Row) -> None:
-    """One row a configuration and task: the difference, its intervals, the verdict; beside "cannot tell", what could tell."""
+    """Print one row per configuration and task: difference, intervals, verdict, and the margin beside "cannot tell"."""
     shares = {t["task"]: t["share"] for t in document["tasks"]}
     beside = any(r["verdict"] == "cannot tell" and r["companion"] for r in document["rows"])
-    heads = ["configuration", "task", "metric", "diff", "95 %", "adjusted", "p adj", "n", "verdict", *(["margin in nats, 95 %"] if beside else [])]  # fmt: skip
+    heads = [
+        "configuration",
+        "task",
+        "metric",
+        "diff",
+        "95 %",
+        "adjusted",
+        "p adj",
+        "n",
+        "verdict",
+        *(["margin in nats, 95 %"] if beside else []),
+    ]
     rows = []
     for r in document["rows"]:
         share = shares[r["task"]]
-        cells = [r["configuration"], r["task"], r["metric"], _signed(r["diff"], share), _range(r["low"], r["high"], share), _range(r["low_adj"], r["high_adj"], share),
-                 "" if r["p_adj"] is None else f"{r['p_adj']:.3g}", str(r["n"]), _verdict(r, share)]  # fmt: skip
+        cells = [
+            r["configuration"],
+            r["task"],
+            r["metric"],
+            _signed(r["diff"], share),
+            _range(r["low"], r["high"], share),
+            _range(r["low_adj"], r["high_adj"], share),
+            "" if r["p_adj"] is None else f"{r['p_adj']:.3g}",
+            str(r["n"]),
+            _verdict(r, share),
+        ]
         rows.append([*cells, *([_companion(r)] if beside else [])])
     out.table(heads, rows, right=range(3, 8))
     family = document["family"]
@@ -103,12 +133,12 @@ def rows_table(document: Row) -> None:
     if lower := [t["task"] for t in tasks if t["lower"]]:
         out.say(f"lower is better: {', '.join(lower)}")
     if beside:
-        out.say("margin: lead of the right choice over the others, tested alone; it decides no verdict")
+        out.say("margin: lead of the right choice over the other choices; tested separately, it does not change a verdict")
     _told(document)
 
 
 def _told(document: Row) -> None:
-    """Print sentences on what was lost on guarded tasks, what is safe or not shown to be, and where no verdict can fall."""
+    """Print sentences on losses and safety of guarded tasks, and on rows that can get no verdict."""
     from workbench.report import guard
     from workbench.report.reading import view_of
 
@@ -119,11 +149,12 @@ def _told(document: Row) -> None:
 
 
 def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], baseline: str) -> list[str]:
-    """Return why a comparison ends with exit status 3, one line per configuration.
+    """Return the reasons for exit status 3, one line per configuration.
 
     Args:
         worse: Rows whose verdict is "worse".
-        not_safe: Rows that --require-safe refuses, with those that are worse.
+        not_safe: Rows that --require-safe refuses; may include rows of `worse`.
+        baseline: Name of the baseline.
     """
     lines: dict[tuple[str, str], list[str]] = {}
     for row in (*worse, *(r for r in not_safe if r.verdict != "worse")):
@@ -133,7 +164,7 @@ def gate_lines(worse: Sequence[Difference], not_safe: Sequence[Difference], base
 
 
 def _verdict(row: Row, share: bool) -> str:
-    """The verdict, with the tolerance of a guarded task; where it is open what would be found, about how many items would decide, and why."""
+    """Return a row's verdict with its tolerance; an undecided one also with its smallest detectable effect, items needed and reason."""
     facts, reason, still = [], row["reason"] or "", row["verdict"] in ("cannot tell", "not shown safe")
     if row["tolerance"] is not None and row["verdict"] != "no item changed":
         facts.append(f"tolerance {_number(row['tolerance'], share)}")
@@ -151,10 +182,10 @@ def _verdict(row: Row, share: bool) -> str:
 
 
 def _companion(row: Row) -> str:
-    found = row["companion"]
-    if not found or row["verdict"] != "cannot tell":
+    margin = row["companion"]
+    if not margin or row["verdict"] != "cannot tell":
         return ""
-    return f"{found['diff']:+.3f} {_range(found['low'], found['high'], False)}, p {found['p']:.2g}"
+    return f"{margin['diff']:+.3f} {_range(margin['low'], margin['high'], False)}, p {margin['p']:.2g}"
 
 
 def _head(task: Row) -> str:
@@ -163,13 +194,13 @@ def _head(task: Row) -> str:
 
 
 def _own_units(tasks: list[Row]) -> str:
-    """Which tasks are not in percent or points."""
+    """Return a note that names the tasks whose scores are not in percent or points."""
     own = [t["task"] for t in tasks if not t["share"]]
     return f" (of {', '.join(own)} in the metric's own units)" if own else ""
 
 
 def _corrected(tasks: list[Row]) -> str:
-    """Return whether the mean over skills is corrected for chance, and on which tasks it is not."""
+    """Return a phrase that says whether the mean over skills is corrected for chance, and on which tasks it is not."""
     bare = [t["task"] for t in tasks if t["role"] == "skill" and t["chance"] is None]
     if not bare:
         return "chance-corrected"
@@ -185,7 +216,7 @@ def _correction(family: Row) -> str:
 
 
 def _families(family: Row) -> str:
-    """The number of rows by family."""
+    """Return the number of rows of each family, in words."""
     from workbench.report.facts import families
 
     return families(family)

@@ -1,4 +1,4 @@
-"""Errors of the operating system, as what a user can do about them."""
+"""Messages and hints for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError, size
 
-_AGAIN = "then run the same command again: it goes on where it stopped."
-_WRITABLE = "Name a place that can be written, with --runs-dir DIR or -o DIR, or run the command in another project folder."
+_AGAIN = "then run the same command again: it resumes."
+_WRITABLE = "Name a writable place with --runs-dir DIR or -o DIR, or run the command in another project folder."
 
 
 def explained(error: OSError) -> WorkbenchError:
-    """Return an error of the operating system as a message that names the file, with a hint that repairs it."""
+    """Return an operating system's error as a message that names the file, with a hint that fixes it."""
     if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list) and error.args[0]:
-        _, target, reason = error.args[0][0][:3]  # of a folder that was copied: (source, target, reason) of each file
-        return WorkbenchError(f"{target}: cannot be written: {reason}", f"Repair the cause, {_AGAIN}")
+        _, target, reason = error.args[0][0][:3]  # copytree lists (source, target, reason) of each file
+        return WorkbenchError(f"{target}: cannot write the file: {reason}", f"Fix the cause, {_AGAIN}")
     if error.errno is None:
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
-        return WorkbenchError(text, "WORKBENCH_DEBUG=1 shows where this comes from.")
+        return WorkbenchError(text, "Set WORKBENCH_DEBUG=1 to see the traceback.")
     name = error.filename2 or error.filename
     path = None if name is None else Path(os.fsdecode(name) if isinstance(name, (str, bytes)) else str(name))
     where = "a file" if path is None else str(path)
@@ -30,7 +30,7 @@ def explained(error: OSError) -> WorkbenchError:
 
 
 def while_printing(error: OSError) -> bool:
-    """Return whether an error comes from what prints: this package's output, the help texts, the last flush."""
+    """Return whether an error was raised while printing: command output, help texts or the last flush."""
     places = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     printers = ("/workbench/cli/_output.py", "/click/utils.py", "/typer/core.py")
     return len(places) == 1 or any(place.replace(os.sep, "/").endswith(printers) for place in places[1:])
@@ -46,12 +46,15 @@ def _said(error: OSError, path: Path | None) -> tuple[str, str]:
         return "permission denied", f"Change the owner or the permissions of the file or of its folder. {_WRITABLE}"
     if number in (errno.ENOTDIR, errno.EEXIST):
         file = next((p for p in (path, *path.parents) if p.is_file()), path) if path else None
-        return f"expected a folder, and {file or 'a part of the path'} is a file", f"Move the file away, {_AGAIN}"
+        return f"expected a folder, but {file or 'a part of the path'} is a file", f"Move the file away, {_AGAIN}"
     if number == errno.EISDIR:
         return "expected a file, found a folder", f"Move the folder away, {_AGAIN}"
     if number == errno.ENAMETOOLONG:
         longest = max((len(os.fsencode(part)) for part in path.parts), default=0) if path else 0
-        return f"the name is too long ({longest} bytes in its longest part; file systems allow 255)", "Choose a shorter name."
+        return (
+            f"the name is too long ({longest} bytes in its longest part; most file systems allow 255)",
+            "Choose a shorter name.",
+        )
     if number == errno.EFBIG:
         return (
             "the file is larger than this process or file system allows",
@@ -62,15 +65,15 @@ def _said(error: OSError, path: Path | None) -> tuple[str, str]:
     if number == errno.ENOENT:
         return (
             "no such file or folder",
-            "It may have been moved or removed while the command ran: put it back, or name another path.",
+            "It may have been moved or removed while the command ran. Put it back, or name another path.",
         )
     if number == errno.EIO:
         return "the disk reports an input/output error", f"Check the disk (dmesg), {_AGAIN}"
-    return reason[:1].lower() + reason[1:], f"Repair the cause, {_AGAIN}"
+    return reason[:1].lower() + reason[1:], f"Fix the cause, {_AGAIN}"
 
 
 def _full(number: int, path: Path | None) -> tuple[str, str]:
-    found = next((p for p in (path, *path.parents) if p.exists()), None) if path else None
-    free = f" ({size(shutil.disk_usage(found).free)} free)" if found else ""
+    existing = next((p for p in (path, *path.parents) if p.exists()), None) if path else None
+    free = f" ({size(shutil.disk_usage(existing).free)} free)" if existing else ""
     what = "the disk quota is used up" if number == errno.EDQUOT else f"no space is left on the disk{free}"
-    return what, f"Free space (`workbench runs ls` lists runs that could go, `workbench doctor` the caches), {_AGAIN}"
+    return what, f"Free space (`workbench runs ls` lists runs to remove, `workbench doctor` lists caches), {_AGAIN}"

@@ -1,4 +1,4 @@
-"""A brick's measures on the terminal: totals, and tables of layers whose cells are tinted by their value."""
+"""Measures of bricks on the terminal: totals, and tables of layers with cells colored by value."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ if TYPE_CHECKING:
 
 MEETING = ("cosine", "conflict", "overlap")
 WORDS = {
-    "relative": "‖Δ‖ / ‖θ₀‖, %", "norm": "‖Δ‖", "zeros": "exact zeros, %", "cosine": "cosine", "conflict": "opposite signs, %",
-    "overlap": "overlap of subspaces, %",
-}  # fmt: skip
+    "relative": "‖Δ‖ / ‖θ₀‖, %",
+    "norm": "‖Δ‖",
+    "zeros": "exact zeros, %",
+    "cosine": "cosine",
+    "conflict": "opposite signs, %",
+    "overlap": "subspace overlap, %",
+}
 _PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
 _PALE_ORANGE = (253, 232, 214)
 
 
 def totals(name: str, measures: Measures) -> None:
-    """One line a brick: its whole delta, and how it meets the first."""
-    found = measures.total.document()
-    others = found["others"]
+    """Print one line per brick: measures of its whole delta, and of its overlap with the first brick."""
+    total = measures.total.document()
+    others = total["others"]
     columns = ["brick", "norm", "relative", "zeros"] + (
         ["cosine", "conflict", "overlap out", "overlap in", "by chance"] if others else []
     )
-    rows = [[name, *_own(found), *[""] * (len(columns) - 4)]]
+    rows = [[name, *_own(total), *[""] * (len(columns) - 4)]]
     for other, m in others.items():
         meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
         rows.append([other, *_own(m), _text("cosine", m["cosine"]), *meeting])
@@ -39,7 +43,7 @@ def totals(name: str, measures: Measures) -> None:
 
 
 def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
-    """Layers by kinds of module, one metric; what stands outside the layers below."""
+    """Print one metric as a table of layers by kinds of module, then its values outside the layers."""
     shown = [
         k
         for k in measures.kinds
@@ -61,7 +65,7 @@ def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
 
 
 def by_brick(measures: Measures, metric: str) -> None:
-    """Layers by other bricks, one metric of how they meet."""
+    """Print one metric between a brick and each of the others, as a table of layers by bricks."""
     others = list(measures.total.meetings)
     cells: dict[int | None, dict[str, DeltaSums | None]] = {
         layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
@@ -76,14 +80,14 @@ def grid(
     value: Callable[[Any, str], float | None],
     metric: str,
 ) -> None:
-    """Layers by columns, one tinted number a cell.
+    """Print a table of layers by columns, with one colored number per cell.
 
     Args:
-        title: A line above.
+        title: Line above the table.
         columns: Column -> its head.
-        cells: Layer -> column -> what `value` takes a number from; what stands outside the layers (None) is left out.
-        value: (cell, column) -> the number; None: a dot.
-        metric: How numbers are written.
+        cells: Layer -> column -> cell. Cells outside the layers (key None) are skipped.
+        value: Takes (cell, column) and returns the number; None is printed as a dot.
+        metric: Metric, which decides the number format.
     """
     values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
     middle = 0.5 if metric == "conflict" else 0.0
@@ -100,22 +104,22 @@ def grid(
 
 
 def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
-    """Blue above the middle, orange below; of sign conflicts the other way round, since those above are the bad ones."""
-    found = []
+    """Return colored cells: blue above the middle, orange below. Sign conflicts are reversed, since high values are bad."""
+    cells = []
     for value in row:
         if value is None:
-            found.append(Text("·", style="dim"))
+            cells.append(Text("·", style="dim"))
             continue
         share = min(1.0, abs(value - middle) / top)
         low, high = (_PALE, _BLUE) if (value >= middle) != (metric == "conflict") else (_PALE_ORANGE, _ORANGE)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
         style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
-        found.append(Text(f" {_text(metric, value)}", style=style))
-    return found
+        cells.append(Text(f" {_text(metric, value)}", style=style))
+    return cells
 
 
 def _short(kind: str) -> str:
-    """ "self_attn.q_proj" as columns call it: its last part."""
+    """Return a module's name for a column: "q_proj" for "self_attn.q_proj"."""
     return kind.rpartition(".")[2] if not kind.endswith(".bias") else ".".join(kind.split(".")[-2:])
 
 
@@ -127,8 +131,8 @@ def _value(sums: DeltaSums | None, metric: str, other: str | None) -> float | No
     if sums is None:
         return None
     document: dict[str, Any] = sums.document()
-    found = document["others"].get(other, {}) if metric in MEETING else document
-    return found.get(metric)
+    values = document["others"].get(other, {}) if metric in MEETING else document
+    return values.get(metric)
 
 
 def _text(metric: str, value: float | None) -> str:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-RecipeArg = Annotated[Path, typer.Argument(help="A recipe file, or the name of recipes/NAME.yaml.", show_default=False)]
-RecipesArg = Annotated[list[str], typer.Argument(help="Recipe files, or names of recipes/NAME.yaml.", show_default=False)]
+RecipeArg = Annotated[Path, typer.Argument(help="Recipe: a file, or NAME for recipes/NAME.yaml.", show_default=False)]
+RecipesArg = Annotated[list[str], typer.Argument(help="Recipes: files, or NAME for recipes/NAME.yaml.", show_default=False)]
 SubjectsArg = Annotated[
     list[str],
     typer.Argument(
-        help="Recipe files or names of recipes/NAME.yaml, model directories, hub ids org/name[@rev].",
+        help="Recipes (files, or NAME for recipes/NAME.yaml), model directories, hub ids (org/name[@revision]).",
         metavar="RECIPE_OR_MODEL",
         show_default=False,
     ),
@@ -21,25 +21,37 @@ BaselineOpt = Annotated[
     str | None,
     typer.Option(
         "--baseline",
-        help="Configuration that differences are taken against; default: the suite's, or the first of several models.",
+        help="Configuration to compare with; default: the suite's baseline, or the first model if no recipe is named.",
     ),
 ]
 SetOpt = Annotated[
-    list[str] | None, typer.Option("--set", metavar="STEP.FIELD=VALUE", help="Override a field of the recipe; may be repeated.")
-]
-DeviceOpt = Annotated[str, typer.Option("--device", envvar="WORKBENCH_DEVICE", help="auto, cpu, cuda or cuda:N.")]
-RunsOpt = Annotated[
-    Path | None,
+    list[str] | None,
     typer.Option(
-        "--runs-dir", envvar="WORKBENCH_RUNS_DIR", help="Where runs and scores are kept; default: runs/ of the project."
+        "--set",
+        metavar="STEP.FIELD=VALUE",
+        help="Override a recipe field: mix.density=0.3 or 0.density=0.3 (step by id or index), seed=1. Repeatable.",
     ),
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-ThreadsOpt = Annotated[int | None, typer.Option("--threads", min=1, help="Tensors computed at a time; default: one a core.")]
+DeviceOpt = Annotated[
+    str, typer.Option("--device", envvar="WORKBENCH_DEVICE", help="Device for computation: auto, cpu, cuda or cuda:N.")
+]
+RunsOpt = Annotated[
+    Path | None,
+    typer.Option("--runs-dir", envvar="WORKBENCH_RUNS_DIR", help="Directory for runs and scores; default: runs/ in the project."),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+ThreadsOpt = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Tensors to compute in parallel; default: one per core, at most 8.")
+]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print data and errors only.")]
 VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Print every progress event.")]
 SuiteOpt = Annotated[
-    list[str] | None, typer.Option("--suite", help="A suite of evals/suites instead of the recipe's `eval`; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--suite", help="Suite to use instead of the recipe's `eval`: NAME for evals/suites/NAME.yaml, or a file. Repeatable."
+    ),
 ]
-BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Requests a forward pass.")]
-LimitOpt = Annotated[int | None, typer.Option("--limit", min=1, help="So many items a task: a quick look, marked partial.")]
+BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Requests per forward pass.")]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Score at most N items per task; the result is marked as partial.")
+]

@@ -1,4 +1,4 @@
-"""Where text goes: data to stdout, talk to stderr, bars only on a terminal."""
+"""Output to the terminal: data goes to stdout, messages to stderr, and progress bars only to a terminal."""
 
 from __future__ import annotations
 
@@ -14,57 +14,68 @@ from rich.table import Table
 
 from workbench.errors import WorkbenchError, printable, shortened
 
-# json.dumps escapes what is below U+0020 itself; the rest of what a terminal obeys, and halves of surrogate pairs, stay JSON as \\uXXXX.
+# json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
 
 
 def shown(text: str) -> str:
-    """Return a text for rich: foreign names in it neither style the line nor move the cursor."""
+    """Return a text escaped for rich, so that names from files neither style the line nor move the cursor."""
     return escape(printable(text))
 
 
 class Terminal:
-    """The one place that prints. `quiet` leaves errors and data; `verbose` repeats stages that change in place."""
+    """The only place that prints.
+
+    Attributes:
+        quiet: Print data and errors only.
+        verbose: Print every progress event, also where no terminal shows a bar.
+    """
 
     def __init__(self) -> None:
         self.quiet = False
         self.verbose = False
         self.talk = Console(stderr=True, highlight=False, soft_wrap=True)
-        # A pipe has no width: whoever reads it gets whole cells.
+        # A pipe has no width, so cells are not wrapped there.
         self.data = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last: tuple[Any, ...] = ()
 
     def json(self, document: Any) -> None:
-        """One JSON document on stdout."""
+        """Print one JSON document on stdout."""
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False).translate(_IN_JSON) + "\n")
 
     def line(self, text: str) -> None:
-        """A line of data on stdout."""
+        """Print a line of data on stdout."""
         sys.stdout.write(printable(text) + "\n")
 
     def say(self, text: str) -> None:
-        """A line for people on stderr."""
+        """Print a message on stderr, unless quiet."""
         if not self.quiet:
             self.stop()
             self.talk.print(shown(text))
 
     def warn(self, text: str) -> None:
-        """A warning on stderr."""
+        """Print a warning on stderr, unless quiet."""
         if not self.quiet:
             self.stop()
             self.talk.print(f"[yellow]warning:[/] {shown(text)}")
 
     def error(self, error: WorkbenchError) -> None:
-        """An error with its hint on stderr."""
+        """Print an error with its hint on stderr."""
         self.stop()
         self.talk.print(f"[bold red]error:[/] {shown(shortened(error.message))}")
         if error.hint:
             self.talk.print(f"  [bold]hint:[/] {shown(shortened(error.hint))}")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
-        """A table on stdout; `right` are the columns of numbers."""
+        """Print a table on stdout.
+
+        Args:
+            columns: Heads of the columns.
+            rows: Cells of each row.
+            right: Indices of the columns that are aligned right.
+        """
         numbers = set(right)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, column in enumerate(columns):
@@ -74,7 +85,7 @@ class Terminal:
         self.data.print(table)
 
     def event(self, event: dict[str, Any]) -> None:
-        """Draw an event of the engine: one line a stage, a bar where there is a terminal and something to count."""
+        """Show a progress event: one line per stage, or a bar on a terminal if the event has counts."""
         if self.quiet:
             return
         stage, text = str(event.get("stage", "")), str(event.get("text", ""))
@@ -95,8 +106,13 @@ class Terminal:
 
     def _advance(self, text: str, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
-                                 console=self.talk, transient=True)  # fmt: skip
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TimeElapsedColumn(),
+                console=self.talk,
+                transient=True,
+            )
             self._task = self._bar.add_task(printable(text), total=total)
             self._bar.start()
         assert self._task is not None
@@ -106,7 +122,7 @@ class Terminal:
             self.say(text)
 
     def stop(self) -> None:
-        """Take the bar away before something else is printed."""
+        """Remove the progress bar before something else is printed."""
         if self._bar is not None:
             bar, self._bar = self._bar, None
             bar.stop()

@@ -1,4 +1,4 @@
-"""Which recipe a word of the command line means, and the commands that score a recipe's result."""
+"""Resolve recipes named on the command line, and print the commands that score a recipe's result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from workbench.errors import WorkbenchError, nearest, shell
 if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
-if TYPE_CHECKING:
-    from workbench.resolve.resolved import Resolved
-
 SUFFIXES = (".yaml", ".yml")
 
 
 def recipe_path(name: str) -> Path:
-    """Return a recipe's file by its path, or by its name in recipes/; the word itself where neither is there."""
+    """Return a recipe's file, given its path or its name in recipes/; if neither exists, return the name as a path."""
     path = Path(name)
     if path.is_file() or path.suffix in SUFFIXES:
         return path
@@ -28,13 +25,17 @@ def recipe_path(name: str) -> Path:
 
 
 def recipe_file(name: str) -> Path:
-    """Return the file of a recipe where nothing else can be meant. Raises WorkbenchError, with the nearest name, if there is none."""
+    """Return a recipe's file, for commands that take recipes only.
+
+    Raises:
+        WorkbenchError: If there is no such recipe; the message suggests the nearest name.
+    """
     path = recipe_path(name)
     if path.is_file() or path.suffix in SUFFIXES:
         return path
     raise WorkbenchError(
-        f"no recipe '{name}': expected a file, or the name of one in recipes/. {nearest(name, known_recipes())}",
-        "`ls recipes` lists the recipes of this project; `workbench recipe new recipes/NAME.yaml` writes one.",
+        f"no recipe '{name}': expected a file, or the name of a file in recipes/. {nearest(name, known_recipes())}",
+        "`ls recipes` lists the recipes of this project; `workbench recipe new recipes/NAME.yaml` creates one.",
         2,
     )
 
@@ -44,27 +45,26 @@ def known_recipes() -> list[str]:
     return sorted(file.stem for suffix in SUFFIXES for file in Path("recipes").glob(f"*{suffix}"))
 
 
-def no_subject(
-    name: str, others: str = "no model directory and no hub id (org/name)", known: Iterable[str] = ()
-) -> WorkbenchError:
-    """Return the error for a word that means neither a recipe nor anything else that a command takes.
+def no_subject(name: str, others: str = "a model directory or a hub id (org/name)", known: Iterable[str] = ()) -> WorkbenchError:
+    """Return the error for an argument that is neither a recipe nor anything else that a command accepts.
 
     Args:
-        name: The word.
-        others: What else the command takes.
-        known: Names of these, which may have been meant.
+        name: The argument.
+        others: Other things that the command accepts.
+        known: Names of these, for the suggestion.
     """
-    return WorkbenchError(f"'{name}' is no recipe, {others}. {nearest(name, {*known_recipes(), *known})}", None, 2)
+    message = f"'{name}': expected a recipe, {others}. {nearest(name, {*known_recipes(), *known})}"
+    return WorkbenchError(message, None, 2)
 
 
 def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
-    """Return the commands that score a recipe's result, none where `eval` would refuse it: no language model, no suite.
+    """Return the commands that score a recipe's result; an empty list if `eval` would refuse the recipe.
 
     Args:
         resolved: The recipe.
-        recipe: What it was called on the command line.
-        settings: What `--set` changed.
-        checkpoint: The result, where lm-eval alone can load it.
+        recipe: The recipe as named on the command line.
+        settings: Values of `--set`.
+        checkpoint: The written checkpoint, if plain lm-eval can load it.
     """
     from workbench.evaluate.suitechoice import suites_of
     from workbench.models.skeleton import check_decoder
@@ -77,7 +77,7 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
     except WorkbenchError:
         return []
     try:
-        found = suites_of([resolved.recipe], [], project)
+        suites = suites_of([resolved.recipe], [], project)
     except WorkbenchError:
         named = (
             ""
@@ -86,7 +86,7 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         )
         return [f"score:  {shell('workbench', 'eval', recipe, *options, '--suite', named)}"] if named else []
     lines = [f"score:  {shell('workbench', 'eval', recipe, *options)}"]
-    tasks = next((",".join(suite.tasks) for suite in found if isinstance(suite, Suite)), None)
+    tasks = next((",".join(suite.tasks) for suite in suites if isinstance(suite, Suite)), None)
     if checkpoint is not None and tasks is not None:
         own = project / "evals" / "tasks"
         place = ["--include_path", os.path.relpath(own)] if own.is_dir() else []
@@ -97,7 +97,17 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
 
 
 def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
-    """A recipe with its inputs, or with their headers alone, and where its runs stand."""
+    """Load a recipe and resolve its inputs.
+
+    Args:
+        recipe: The recipe as named on the command line.
+        settings: Values of `--set`.
+        runs_dir: Directory of runs; default: runs/ in the project.
+        headers_only: Read only headers of hub files, and download nothing.
+
+    Returns:
+        The resolved recipe, and the directory of runs.
+    """
     from workbench.bricks.hub import Hub
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
@@ -107,6 +117,6 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
 
 
 def relative(path: Path) -> Path:
-    """A path as people want to read it: relative where it is below the current folder."""
+    """Return a path relative to the current folder if it lies below it, else unchanged."""
     here = Path.cwd()
     return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path

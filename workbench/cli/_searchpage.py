@@ -1,4 +1,4 @@
-"""Which of `report`'s recipes have a finished search, and the pages of these searches."""
+"""Find the finished searches of recipes that `report` shows, and write their pages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ KEY_LETTERS = 8  # of the key, in the folder's name
 
 
 def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The newest finished search of each recipe that has `search`, by the recipe's name; and the names of the other recipes that have it.
+    """Find the newest finished search of each recipe that has a `search` field.
 
-    Errors: a search.json that is none.
+    Args:
+        names: Recipes and other arguments of the command line.
+        settings: Values of `--set`.
+        runs_dir: Directory of runs; default: runs/ in the recipe's project.
+
+    Returns:
+        Results by recipe name, and the names of recipes whose search is not finished.
+
+    Raises:
+        WorkbenchError: If a search.json is not a search's result.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     without = []
     for recipe in _recipes(names, settings):
         folders = (runs_dir or recipe.project / "runs") / "search"
@@ -33,17 +42,22 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
             document = _document(file, recipe)
             if document["name"] == recipe.name:
-                found[recipe.name] = document
+                results[recipe.name] = document
                 break
         else:
             without.append(recipe.name)
             if any(folders.glob(pattern)):
-                out.say(f"the search of {recipe.name} is not finished: {_again(recipe)} goes on with it")
-    return found, without
+                out.say(f"the search of {recipe.name} is not finished; resume it: {_again(recipe)}")
+    return results, without
 
 
 def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
-    """Write a page for each search beside the report: <out>-search, or of several <out>-search-NAME; returns their paths."""
+    """Write a page for each search beside the report, and return the paths.
+
+    Args:
+        found: Results of searches by recipe name.
+        to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
+    """
     from workbench.report.page import stem
     from workbench.report.search import render
 
@@ -55,19 +69,19 @@ def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
 
 
 def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
-    """Recipes among the names that have `search`."""
+    """Return the named recipes that have a `search` field."""
     from workbench.recipe.recipe import load_recipe
 
     files = [file for name in names if (file := recipe_named(name)) is not None]
-    found = []
+    recipes = []
     for file in dict.fromkeys(files):
         try:
             recipe = load_recipe(file, settings or ())
-        except WorkbenchError:  # `open_subjects` tells that it is left out
+        except WorkbenchError:  # `open_subjects` reports it as left out
             continue
         if recipe.fields.search is not None:
-            found.append(recipe)
-    return found
+            recipes.append(recipe)
+    return recipes
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
@@ -80,7 +94,7 @@ def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
     lacking = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
     if lacking:
         message = (
-            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}, found no {', '.join(lacking)}"
+            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}; missing: {', '.join(lacking)}"
         )
         raise WorkbenchError(message, _again(recipe))
     return document
@@ -91,5 +105,5 @@ def _again(recipe: Recipe) -> str:
 
 
 def _literal(name: str) -> str:
-    """A name as a part of a pattern for files."""
+    """Return a name escaped for use in a glob pattern."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)

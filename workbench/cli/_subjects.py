@@ -1,4 +1,4 @@
-"""What `eval`, `compare` and `report` name: recipes, models, imported runs; their controls, suites and plans."""
+"""Open the subjects of `eval`, `compare` and `report`: recipes, models and imported runs, with controls, suites and plans."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a call is about.
+    """Configurations to score or compare, and everything that this needs.
 
     Attributes:
         entries: Configurations, controls first.
-        plans: One a suite.
-        store: Where scores are kept.
-        project: Whose recipes, suites and tasks count.
-        runs: Where runs are kept.
-        aliases: What a model was called on the command line -> its name.
-        left_out: What is skipped, with the reason.
+        plans: One plan per suite.
+        store: The score store.
+        project: Project whose recipes, suites and tasks are used.
+        runs: Directory of runs.
+        aliases: A model's argument on the command line -> its name.
+        left_out: Configurations that are skipped, with reasons.
     """
 
     entries: list[LineupEntry]
@@ -44,24 +44,46 @@ class Opened:
     left_out: list[LeftOut]
 
     def baseline(self, asked: str | None) -> str | None:
-        """What differences are taken against: what was asked for, else the recipes' base (None: the suite says it), else the first model."""
+        """Return the baseline's name: the given one, None if the suite decides (a base is scored), else the first model's.
+
+        Args:
+            asked: Value of `--baseline`.
+        """
         if asked:
             return self.aliases.get(asked, asked)
         return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
 
 
 def open_subjects(
-    names: list[str], settings: list[str] | None, suite: list[str] | None, runs_dir: Path | None, controls: bool,
-    batch_size: int, limit: int | None, lenient: bool = False, fetch: bool = False, device: torch.device | None = None,
+    names: list[str],
+    settings: list[str] | None,
+    suite: list[str] | None,
+    runs_dir: Path | None,
+    controls: bool,
+    batch_size: int,
+    limit: int | None,
+    lenient: bool = False,
+    fetch: bool = False,
+    device: torch.device | None = None,
     skip: bool = False,
-) -> Opened:  # fmt: skip
+) -> Opened:
     """Open recipes and models, their controls, the plans of their suites and the score store.
 
     Args:
-        lenient: Leave out recipes whose inputs are missing, or that have another base or dtype than the first one.
-        fetch: Download inputs from the hub. Stored scores are looked up without.
-        device: Where the base may answer prompts. Stored scores are looked up without.
-        skip: Leave out recipes that are invalid, and, where `lenient` is not set, those whose inputs are missing.
+        names: Recipes and models as named on the command line.
+        settings: Values of `--set`.
+        suite: Values of `--suite`; default: the recipes' `eval`.
+        runs_dir: Directory of runs; default: runs/ in the project.
+        controls: Add the base, each brick alone and their average.
+        batch_size: Requests per forward pass; part of the plan.
+        limit: Items per task; part of the plan.
+        lenient: Skip recipes whose inputs are missing, or whose base or dtype differs from the first recipe's.
+        fetch: Download inputs from the hub; not needed to look up stored scores.
+        device: Device on which the base may answer prompts; not needed to look up stored scores.
+        skip: Skip invalid recipes and, unless `lenient` is set, recipes whose inputs are missing.
+
+    Raises:
+        WorkbenchError: If an argument is neither a recipe nor a model, or if no recipe remains.
     """
     from workbench.bricks.hub import Hub
     from workbench.evaluate.lineup import lineup
@@ -77,13 +99,13 @@ def open_subjects(
     wanted = [name for name in names if name not in references]
     loaded = _valid(wanted, settings, left_out) if skip else [load_recipe(_recipe(name), settings or ()) for name in wanted]
     if skip and not lenient:
-        loaded = _there(loaded, left_out)
+        loaded = _with_inputs(loaded, left_out)
     if left_out and not loaded and not references:
         raise _none_left(left_out)
     if lenient:
         loaded = _comparable(loaded)
     if settings and not loaded:
-        raise WorkbenchError("--set changes recipes, and only models are named", "Leave --set out.", 2)
+        raise WorkbenchError("--set overrides recipe fields, but only models are named", "Remove --set, or name a recipe.", 2)
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
@@ -93,66 +115,74 @@ def open_subjects(
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
     aliases = {reference: name for reference, (name, _) in models.items()}
-    found = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
-    return Opened(entries, found, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
+    score_plans = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
+    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
 
 
 def recipe_named(name: str) -> Path | None:
-    """The recipe's file that a word of the command line means; None where it means none."""
+    """Return the recipe file that an argument names, or None if it names no recipe."""
     path = recipe_path(name)
     return path if path.is_file() and path.suffix in (".yaml", ".yml") else None
 
 
 def _recipe(name: str) -> Path:
-    """The recipe's file. Errors: a word that is neither a recipe nor a model."""
+    """Return the recipe file that an argument names.
+
+    Raises:
+        WorkbenchError: If the argument is neither a recipe nor a model.
+    """
     path = recipe_path(name)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
     error = no_subject(name)
-    error.hint = "Imported runs are named together with their suite: --suite NAME. `workbench scores ls` lists what is scored."
+    error.hint = "Imported runs need their suite too: --suite NAME. `workbench scores ls` lists stored scores."
     raise error
 
 
 def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]) -> list[Recipe]:
-    """Load recipes; those that are invalid go to `left_out`."""
+    """Load recipes, and add invalid ones to `left_out`."""
     from workbench.recipe.recipe import load_recipe
 
-    found = []
+    valid = []
     for name in names:
         path = _recipe(name)
         try:
-            found.append(load_recipe(path, settings or ()))
+            valid.append(load_recipe(path, settings or ()))
         except WorkbenchError as error:
             if not path.is_file():
                 raise
             left_out.append(LeftOut(path.stem, error.message.splitlines()[0], f"workbench recipe check {shell(path)}", error))
-    return found
+    return valid
 
 
-def _there(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
-    """Recipes whose inputs are there; the others go to `left_out`."""
+def _with_inputs(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
+    """Return the recipes whose inputs exist, and add the others to `left_out`."""
     from workbench.bricks.hub import HEADERS
     from workbench.resolve.resolve import resolve
 
-    found = []
+    complete = []
     for recipe in recipes:
         try:
             resolve(recipe, HEADERS)
-            found.append(recipe)
+            complete.append(recipe)
         except WorkbenchError as error:
             left_out.append(LeftOut(recipe.name, error.message.splitlines()[0], error.hint, error))
-    return found
+    return complete
 
 
 def _none_left(left_out: list[LeftOut]) -> WorkbenchError:
-    """Return the error of a command whose recipes are all left out: the first one's."""
+    """Return the error of a command whose recipes are all skipped: the error of the first one."""
     first = left_out[0].error or WorkbenchError(f"{left_out[0].name}: {left_out[0].reason}", left_out[0].hint)
-    more = f"\nno recipe is left: {', '.join(one.name for one in left_out)}" if len(left_out) > 1 else ""
+    more = f"\nevery recipe is left out: {', '.join(one.name for one in left_out)}" if len(left_out) > 1 else ""
     return WorkbenchError(first.message + more, first.hint, first.exit_code)
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:
-    """Tell by the exit code, after the output, that something is not in it. Raises WorkbenchError (exit 1) where that is so."""
+    """End a command with exit code 1, after its output, if configurations were skipped.
+
+    Raises:
+        WorkbenchError: If `left_out` is not empty.
+    """
     if left_out:
         names = ", ".join(dict.fromkeys(one.name for one in left_out))
         hints = dict.fromkeys(one.hint for one in left_out if one.hint)
@@ -160,12 +190,12 @@ def refuse_left_out(left_out: list[LeftOut]) -> None:
 
 
 def told(left_out: list[LeftOut]) -> dict[str, Any]:
-    """Return what a JSON document says about what is left out: nothing where all is there."""
+    """Return the `left_out` field of a JSON document, as a dictionary that is empty if nothing was skipped."""
     return {"left_out": [{"name": one.name, "reason": one.reason} for one in left_out]} if left_out else {}
 
 
 def _comparable(recipes: list[Recipe]) -> list[Recipe]:
-    """The recipes whose inputs are there, on the base and in the dtype of the first of them; says which are left out, and why."""
+    """Return the recipes whose inputs exist and whose base and dtype equal the first one's; print which are left out, and why."""
     from workbench.bricks.hub import HEADERS
     from workbench.evaluate.plans import scored_dtype
     from workbench.resolve.resolve import resolve
@@ -181,16 +211,25 @@ def _comparable(recipes: list[Recipe]) -> list[Recipe]:
     for recipe in (recipe for group in others for recipe in group):
         out.say(f"left out: {recipe.name} (another base or output dtype than {first[0].name})")
     if not first:
-        raise WorkbenchError("no recipe whose inputs are there", "workbench plan RECIPE says what is missing.")
+        raise WorkbenchError("no recipe has all its inputs", "`workbench plan RECIPE` says what is missing.")
     return first
 
 
 def imported_scores(
     names: list[str], suite: list[str] | None, runs_dir: Path | None
 ) -> tuple[list[Scores], ScoreStore, Path] | None:
-    """Scores that `scores import` has kept under a suite of --suite, by name, the first one first; None where no such suite is named.
+    """Return scores that `scores import` stored under the suite of `--suite`, the score store and the project.
 
-    Without names: all that were imported with the newest of them.
+    Args:
+        names: Names of imported configurations, the first one first; empty: all that were imported with the newest one.
+        suite: Values of `--suite`.
+        runs_dir: Directory of runs; default: runs/ in the project.
+
+    Returns:
+        None if no suite of `suite` holds imported scores.
+
+    Raises:
+        WorkbenchError: If `suite` names several suites.
     """
     from workbench.project import find_project
     from workbench.scores.imported import find_imported, imported_suites
@@ -203,7 +242,7 @@ def imported_scores(
         return None
     if len(suite) > 1:
         raise WorkbenchError(
-            f"--suite {' --suite '.join(suite)}: imported runs are compared on one suite at a time", "Name one suite.", 2
+            f"--suite {' --suite '.join(suite)}: imported runs can be compared on one suite at a time", "Name one suite.", 2
         )
     return find_imported(store, suite[0], names), store, project
 
@@ -211,7 +250,7 @@ def imported_scores(
 def eval_command(
     names: list[str], suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int
 ) -> str:
-    """The call of `eval` whose scores this call looks for."""
+    """Return the `workbench eval` command that makes the scores which this command looks for."""
     options = [part for s in suite or () for part in ("--suite", s)] + [part for s in settings or () for part in ("--set", s)]
     options += ["--limit", str(limit)] if limit else []
     options += ["--batch-size", str(batch_size)] if batch_size != 32 else []
@@ -219,7 +258,7 @@ def eval_command(
 
 
 def compare_scores(store: ScoreStore, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
-    """The comparison, with the command line that makes it again."""
+    """Compare scores, and record the command line that makes the comparison."""
     from workbench.compare.compare import compare
 
     return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))

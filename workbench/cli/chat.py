@@ -1,4 +1,4 @@
-"""`chat`."""
+"""Command `chat`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 
 
 def chat(
-    target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Continue the text as it is, without the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-) -> None:  # fmt: skip
-    """Talk to a configuration; one line a turn, greedy. Reads lines from a pipe too."""
+    target: Annotated[str, typer.Argument(help="Recipe, run, or model directory.", show_default=False)],
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue each line as plain text, without the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 128,
+) -> None:
+    """Chat with a recipe's result, a run or a model.
+
+    One line per turn, with greedy decoding. Also reads lines from a pipe.
+    """
     from workbench.models.device import pick_device
 
     model, tokenizer = open_live(target, runs_dir, pick_device(device))
     history: list[dict[str, str]] = []
     templated = bool(tokenizer.chat_template) and not plain
     if sys.stdin.isatty():
-        out.say("an empty line or Ctrl-D ends; " + ("chat template on" if templated else "plain text"))
+        out.say("enter an empty line or Ctrl-D to quit; " + ("using the chat template" if templated else "using plain text"))
     while line := _ask():
         history.append({"role": "user", "content": line})
         if templated:
@@ -52,13 +56,27 @@ def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
     from transformers import TextStreamer
 
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    made = model.generate(**tokens.to(model.device), max_new_tokens=limit, do_sample=False, streamer=streamer,
-                          pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id)  # fmt: skip
+    made = model.generate(
+        **tokens.to(model.device),
+        max_new_tokens=limit,
+        do_sample=False,
+        streamer=streamer,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
     return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
-    """The live model of a recipe, a run or a model directory, and its tokenizer."""
+    """Load the model of a recipe, a run or a model directory, and its tokenizer.
+
+    Args:
+        target: Recipe, run or model directory as named on the command line.
+        runs_dir: Directory of runs; default: runs/.
+        device: Device of the model.
+
+    Raises:
+        WorkbenchError: If there is no such recipe, run or model, or if it has no model that can be loaded.
+    """
     from transformers import AutoModelForCausalLM
 
     from workbench.models.tokenizer import load_tokenizer
@@ -78,13 +96,13 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
         runs = runs_dir or Path("runs")
         names = [run.name for run in list_runs(runs)]
         if not path.exists() and not any(name.startswith(target) for name in names):
-            raise no_subject(target, f"no model directory and no run in {runs}", names)
+            raise no_subject(target, f"a model directory, or a run in {runs}", names)
         run = find_run(runs, target)
         if not run.done:
-            raise WorkbenchError(f"{run.path}: not finished", "`workbench run` of its recipe resumes it.")
+            raise WorkbenchError(f"{run.path}: the run is not finished", "Resume it with `workbench run` on its recipe.")
         if run.adapter.is_dir():
             raise WorkbenchError(
-                f"{run.path}: the run wrote an adapter, which is no whole model",
+                f"{run.path}: the run wrote an adapter, not a whole model",
                 f"`workbench chat {shell(run.path / 'recipe.yaml')}` composes the same configuration in memory.",
             )
         if run.configuration.is_dir():
@@ -104,7 +122,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
 
 
 def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:
-    """A configuration directory's live model, its memory attached, and its tokenizer."""
+    """Load the model of a configuration directory with its memory attached, and its tokenizer."""
     from workbench.api import load, load_tokenizer
 
     return load(path, device=str(device)), load_tokenizer(path)

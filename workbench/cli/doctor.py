@@ -1,4 +1,4 @@
-"""`doctor`."""
+"""Command `doctor`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from workbench.cli._output import out
 
 
 def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
-    """Report compiler, kernels, caches, device, versions and disk, and repair what can be rebuilt. Exit 3 if something is left to do."""
+    """Check the installation, and rebuild what can be rebuilt.
+
+    Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
+    """
     from workbench.library.doctor import examine
     from workbench.project import find_project
 
     project = find_project(Path.cwd() / "here")
-    found = examine(project, runs_dir or project / "runs")
+    findings = examine(project, runs_dir or project / "runs")
     if as_json:
-        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in found]})
+        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in findings]})
     else:
-        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in found])
-        for finding in found:
+        out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in findings])
+        for finding in findings:
             if finding.hint:
                 out.say(f"{finding.check}: {finding.hint}")
-    if any(finding.status == "failed" for finding in found):
+    if any(finding.status == "failed" for finding in findings):
         raise typer.Exit(3)

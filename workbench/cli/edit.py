@@ -1,4 +1,4 @@
-"""`edit rebase|trace`."""
+"""Commands `edit rebase|trace`."""
 
 from __future__ import annotations
 
@@ -9,35 +9,59 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
     from workbench.library.trace import TraceTable
     from workbench.resolve.resolved import Resolved
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Edits: solve them again on other weights, see where facts are looked up."
-)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Solve edits again on other weights, and trace facts.")
 SHOWN = 10
 
 
 @app.command()
+@reads_recipes
 def rebase(
-    brick: Annotated[str, typer.Argument(help="An edit brick: its directory, its name in bricks/, or a run's edits/STEP.", show_default=False)],
-    onto: Annotated[str, typer.Option("--onto", metavar="RECIPE_OR_MODEL", help="Recipe whose result, or model directory, it is solved on.", show_default=False)],
-    to: Annotated[Path, typer.Option("-o", "--out", help="A new directory for the new brick.", show_default=False)],
-    remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure layers and positions that the step leaves to `auto` again; else the brick's own are kept.")] = False,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the brick's step; may be repeated.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Solve an edit brick again, with its own facts and settings, on a merged or changed model."""
+    brick: Annotated[
+        str, typer.Argument(help="Edit brick: a directory, its name in bricks/, or edits/STEP of a run.", show_default=False)
+    ],
+    onto: Annotated[
+        str,
+        typer.Option(
+            "--onto",
+            metavar="RECIPE_OR_MODEL",
+            help="Recipe (its result is used), or model directory, to solve it on.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[Path, typer.Option("-o", "--out", help="New directory for the new brick.", show_default=False)],
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure",
+            help="Choose layers and positions that the step leaves to `auto` again, instead of keeping the brick's.",
+        ),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the brick's step. Repeatable."),
+    ] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Solve an edit again on another model.
+
+    Takes the facts and settings that the edit was made with.
+    """
     from workbench.library.rebase import rebase as run
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     name, resolved, base = _configuration(onto)
     folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
-    found = run(
+    rebased = run(
         folder,
         name,
         resolved,
@@ -49,26 +73,37 @@ def rebase(
         events=out.event,
     )
     if json:
-        out.json(found)
+        out.json(rebased)
         return
-    out.line(found["brick"])
-    for line in _said(found):
+    out.line(rebased["brick"])
+    for line in _said(rebased):
         out.line(line)
-    _say_use(found, onto, resolved)
+    _say_use(rebased, onto, resolved)
 
 
 @app.command()
+@reads_recipes
 def trace(
-    model: Annotated[str, typer.Argument(help="A recipe, whose result is traced, a model directory or a hub id.", metavar="RECIPE_OR_MODEL", show_default=False)],
-    facts: Annotated[Path, typer.Argument(help="Facts with a subject, a jsonl or YAML.", show_default=False)],
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many facts, the first ones.")] = 20,
-    layers: Annotated[str | None, typer.Option("--layers", help="Layers to restore, 0,4,8 or a slice 4:20; default: all.")] = None,
-    html: Annotated[Path | None, typer.Option("-o", "--html", help="Write heat maps to this HTML file.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Causal tracing: how much of an answer comes back when one layer's states are restored, as a table and as heat maps.
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Recipe (its result is traced), model directory or hub id.", metavar="RECIPE_OR_MODEL", show_default=False
+        ),
+    ],
+    facts: Annotated[Path, typer.Argument(help="JSONL or YAML file of facts with subjects.", show_default=False)],
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Trace only the first N facts.")] = 20,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to restore: a list 0,4,8 or a slice 4:20; default: all.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("-o", "--html", help="HTML file to write, with heat maps.")] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Trace facts through the layers of a model.
 
-    A report for people. It decides nothing: `layers: auto` of an edit is found by a sweep of edits.
+    Restores one layer's states at a time, and measures how much of the answer's probability returns (causal tracing, Meng et
+    al. 2022). Prints a table. It is for reading only: `layers: auto` of an edit step tries edits on several layers instead.
     """
     from workbench.library.trace import trace_table
     from workbench.models.device import pick_device
@@ -92,10 +127,10 @@ def _say_trace(table: TraceTable) -> None:
     from workbench.cli._heat import grid
     from workbench.library.trace import OUTPUTS, WORDS
 
-    found = table.traces["block"]
+    block = table.traces["block"]
     out.line(
-        f"{table.model}: {found.facts} facts of {table.file}; probability of the model's own answer {found.clean:.3f}, "
-        f"with another subject {found.corrupted:.3f}"
+        f"{table.model}: {block.facts} facts of {table.file}; probability of the model's own answer {block.clean:.3f}, "
+        f"{block.corrupted:.3f} with another subject"
     )
     for what, title in OUTPUTS.items():
         out.line("")
@@ -105,21 +140,21 @@ def _say_trace(table: TraceTable) -> None:
         grid(f"recovered by restoring {title}, %", WORDS, cells, lambda at, place: at[place], "recovered")
 
 
-def _said(found: dict[str, Any]) -> list[str]:
-    """What changed, in lines."""
-    said = found["said"]
+def _said(document: dict[str, Any]) -> list[str]:
+    """Return the lines that describe a rebased edit."""
+    said = document["said"]
     old = (
         "the old brick does not fit"
         if said["before"] is None
         else f"{100 * said['before']:.1f} % with the old brick added as a delta"
     )
     lines = [
-        f"{found['facts']} facts, {found['method']}, solved on {found['onto']} ({found['solved_on'][:12]})"
-        + "".join(f", {key} {_text(value)} as before" for key, value in found["kept"].items()),
-        f"said (greedy, all of the target): {100 * said['without']:.1f} % without, {old}, {100 * said['after']:.1f} % rebased",
+        f"{document['facts']} facts, {document['method']}, solved on {document['onto']} ({document['solved_on'][:12]})"
+        + "".join(f", {key} {_text(value)} as before" for key, value in document["kept"].items()),
+        f"facts answered (greedy, whole target): {100 * said['without']:.1f} % without the edit, {old}, {100 * said['after']:.1f} % rebased",
     ]
-    if lost := found["not_said"]:
-        lines.append(f"not said: {', '.join(lost[:SHOWN])}" + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""))
+    if lost := document["not_said"]:
+        lines.append(f"not answered: {', '.join(lost[:SHOWN])}" + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""))
     return lines
 
 
@@ -127,18 +162,30 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _say_use(found: dict[str, Any], onto: str, resolved: Resolved) -> None:
-    """The lines of a recipe that add the brick where it is exact."""
-    name = Path(found["brick"]).name
+def _say_use(document: dict[str, Any], onto: str, resolved: Resolved) -> None:
+    """Print the recipe lines that add the brick at the place where it is exact."""
+    name = Path(document["brick"]).name
     where = f"as a last step of {onto}" if resolved.recipe.steps else f"first in a recipe with base: {onto}"
-    out.say(f"use:    bricks: {{{name}: {found['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
-    if found["unlisted"]:
-        out.say(f"        list the bricks of step {', '.join(found['unlisted'])} then: it takes all that the recipe has")
-    out.say(f"show:   workbench brick show {shell(found['brick'])}")
+    out.say(f"use:    bricks: {{{name}: {document['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
+    if document["unlisted"]:
+        out.say(
+            f"        also list the bricks of step {', '.join(document['unlisted'])}, which takes all bricks of the recipe if it lists none"
+        )
+    out.say(f"show:   workbench brick show {shell(document['brick'])}")
 
 
 def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
-    """A recipe or a model: its name, as a resolved recipe, and what a card calls it as a base; None: what the recipe calls it."""
+    """Resolve a recipe or model.
+
+    Args:
+        reference: Recipe, model directory or hub id as named on the command line.
+
+    Returns:
+        Its name, the resolved recipe, and the base that a card names (None: the recipe's base).
+
+    Raises:
+        WorkbenchError: If it is neither a recipe nor a model.
+    """
     from workbench.bricks.hub import Hub
     from workbench.cli._recipes import no_subject, recipe_path
     from workbench.project import find_project

@@ -1,4 +1,4 @@
-"""`eval`, `compare` and `report`."""
+"""Commands `eval`, `compare` and `report`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,32 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, device: DeviceOpt = "auto",
-    batch_size: BatchOpt = 32, limit: LimitOpt = None,
-    controls: Annotated[bool, typer.Option(help="Score the base, each brick alone and their average too.")] = True,
-    server: Annotated[str | None, typer.Option("--server", envvar="WORKBENCH_SERVER", metavar="URL", help="Server that serves the configurations by name, for suites with `backend: server`.")] = None,
-    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
-    """Score recipes and models with lm-eval, and the recipes' controls once. Scores are kept by content: nothing is scored twice.
+    names: SubjectsArg,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    device: DeviceOpt = "auto",
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    controls: Annotated[bool, typer.Option(help="Also score the base, each brick alone and their average.")] = True,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            envvar="WORKBENCH_SERVER",
+            metavar="URL",
+            help="URL of a server that serves the configurations by name, for suites with `backend: server`.",
+        ),
+    ] = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
+    """Score recipes and models with lm-eval.
 
-    A finished run of a recipe gets the scores into its README.md.
+    Also scores the recipes' controls: the base, each brick alone, and their average. Scores are cached by content, so
+    that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md.
     """
     from workbench.evaluate.score import score_all
     from workbench.models.device import pick_device
@@ -52,15 +69,16 @@ def evaluate(
     opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
-        raise WorkbenchError(f"--baseline {baseline} is not among what is scored. {nearest(baseline, known)}", None, 2)
-    scores = score_all(opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event,
-                       runs=opened.runs, server=server)  # fmt: skip
+        raise WorkbenchError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}", None, 2)
+    scores = score_all(
+        opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event, runs=opened.runs, server=server
+    )
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:
         comparison = compare_scores(opened.store, scores, against, opened.project)
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
-        out.say(f"scores put into {relative(card)}")
+        out.say(f"scores added to {relative(card)}")
     groups = [
         {"plan": s.plan, "configuration": s.configuration.name, **one}
         for s in scores
@@ -75,20 +93,32 @@ def evaluate(
 
 
 def compare(
-    names: SubjectsArg, settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None, batch_size: BatchOpt = 32, limit: LimitOpt = None,
-    require_safe: Annotated[bool, typer.Option("--require-safe", help="Exit 3 also if a named configuration is not shown safe on a guarded task.")] = False,
-    runs_dir: RunsOpt = None, json: JsonOpt = False,
-) -> None:  # fmt: skip
-    """Compare what is scored, paired item by item: recipes, models, or imported runs of --suite. Exit 3 if one that is named is
-    worse than the baseline on a primary metric, guarded tasks included; with --require-safe also if one is not shown safe on a
-    guarded task. Else exit 1 if some are left out, because they are invalid or not scored."""
+    names: SubjectsArg,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    require_safe: Annotated[
+        bool,
+        typer.Option("--require-safe", help="Also exit with 3 if a named configuration is not shown safe on a guarded task."),
+    ] = False,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+) -> None:
+    """Compare stored scores with a baseline, paired item by item.
+
+    Takes recipes, models, or runs imported under --suite. Exits with 3 if a named configuration is worse than the baseline
+    on a primary metric, guarded tasks included; with --require-safe, also if one is not shown safe on a guarded task.
+    Otherwise exits with 1 if a configuration is left out because it is invalid or not scored.
+    """
     from workbench.evaluate.score import stored
 
     left_out: list[LeftOut] = []
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
         named = [s.configuration.name for s in scores]
-        found = compare_scores(store, scores, baseline or named[0], project)
+        comparison = compare_scores(store, scores, baseline or named[0], project)
     else:
         opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit, skip=True)
         left_out = opened.left_out
@@ -104,14 +134,14 @@ def compare(
             out.warn(f"left out: {', '.join(lacking)} ({on})")
             left_out += [LeftOut(name, on, hint) for name in lacking]
             scores = [s for s in scores if s.configuration.name not in lacking]
-        found = compare_scores(opened.store, scores, against, opened.project)
-    document = found.document()
+        comparison = compare_scores(opened.store, scores, against, opened.project)
+    document = comparison.document()
     if json:
         out.json({"baseline": document["baseline"], "rows": document["rows"], **told(left_out)})
     else:
         rows_table(document)
-    worse = [row for row in found.worse if row.configuration in named]
-    not_safe = [row for row in found.not_safe if row.configuration in named] if require_safe else []
+    worse = [row for row in comparison.worse if row.configuration in named]
+    not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     if lines := gate_lines(worse, not_safe, document["baseline"]):
         for line in lines:
             out.say(line)
@@ -120,14 +150,28 @@ def compare(
 
 
 def report(
-    names: Annotated[list[str] | None, typer.Argument(help="Recipes, models or imported runs to show; default: all of recipes/ that are scored, or all runs of an imported --suite.", show_default=False)] = None,
-    settings: SetOpt = None, suite: SuiteOpt = None, baseline: BaselineOpt = None,
-    to: Annotated[Path, typer.Option("-o", "--out", help="The HTML file; .md and .json go beside it.")] = Path("reports/report.html"),
-    batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Write the comparison as one offline HTML page, Markdown and JSON; beside it the page of a recipe's finished search.
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Recipes, models or imported runs; default: all scored recipes in recipes/, or all runs imported under --suite.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: SetOpt = None,
+    suite: SuiteOpt = None,
+    baseline: BaselineOpt = None,
+    to: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write; the .md and .json files go beside it.")] = Path(
+        "reports/report.html"
+    ),
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Write a comparison of scores as HTML page, Markdown and JSON.
 
-    Exit 1 if a recipe is left out because it is invalid, or because it is named and not scored.
+    The page works offline. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left out because
+    it is invalid, or because it is named and not scored.
     """
     from workbench.report import render
 
@@ -141,7 +185,9 @@ def report(
     else:
         every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
         if not every:
-            raise WorkbenchError("no recipes/ here and none given", "workbench report recipes/NAME.yaml", 2)
+            raise WorkbenchError(
+                "no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml", 2
+            )
         pages, unsearched = searched(every, settings, runs_dir)
         hint = eval_command(names or [], suite, settings, limit, batch_size)
         opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
@@ -155,25 +201,37 @@ def report(
 
 def _compared(
     opened: Opened, names: list[str] | None, baseline: str | None, hint: str, pages: Mapping[str, Any], unsearched: list[str]
-) -> Mapping[str, Any] | None:  # fmt: skip
-    """The comparison of what is scored. None where nothing of what was asked for is, and `pages` shows its searches.
+) -> Mapping[str, Any] | None:
+    """Compare the stored scores; named configurations without scores are left out.
 
-    Errors: none of the recipes that are named is scored or searched; nothing is scored. Some of them: they are left out.
+    Args:
+        opened: Configurations, plans and store.
+        names: Recipes and models as named on the command line.
+        baseline: Value of `--baseline`.
+        hint: Command that scores the configurations.
+        pages: Results of finished searches by recipe name.
+        unsearched: Names of recipes whose search is not finished.
+
+    Returns:
+        The comparison's document, or None if there are only searches to show.
+
+    Raises:
+        WorkbenchError: If nothing is scored, or no named recipe is scored or searched.
     """
     from workbench.evaluate.score import stored
 
     against = opened.baseline(baseline)
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)
-    asked = [e.name for e in opened.entries if e.role == "configuration"]
-    if names and (lacking := [name for name in asked if name in missing and name not in pages]):
-        also = [f"workbench search {shell(name)} shows its search alone" for name in lacking if name in unsearched]
+    configurations = [e.name for e in opened.entries if e.role == "configuration"]
+    if names and (lacking := [name for name in configurations if name in missing and name not in pages]):
+        also = [f"workbench search {shell(name)} (to report its search alone)" for name in lacking if name in unsearched]
         again = "; ".join([hint, *also])
-        if len(lacking) == len(asked) or (against or "base") in missing:
+        if len(lacking) == len(configurations) or (against or "base") in missing:
             raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", again)
         out.warn(f"left out: {', '.join(lacking)} (not scored yet)")
         opened.left_out.extend(LeftOut(name, "not scored yet", again) for name in lacking)
     shown = {s.configuration.name for s in scores}
-    if pages and (not scores or (names and not shown.intersection(asked))):
+    if pages and (not scores or (names and not shown.intersection(configurations))):
         return None
     if not scores:
         raise WorkbenchError("nothing is scored yet", hint)
@@ -185,17 +243,24 @@ def _compared(
 
 
 def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> Any:
-    """The `eval --json` documents: one a suite, a list where there are several."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the documents of `eval --json`: one per suite, in a list if there are several suites."""
+    documents: dict[str, dict[str, Any]] = {}
     for s in scores:
-        document = found.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
-        document["configurations"].append({
-            "name": s.configuration.name, "digest": s.configuration.digest, "weights": s.configuration.of_weights,
-            "tasks": {t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
-                      for t, r in s.tasks.items()}})  # fmt: skip
+        document = documents.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
+        document["configurations"].append(
+            {
+                "name": s.configuration.name,
+                "digest": s.configuration.digest,
+                "weights": s.configuration.of_weights,
+                "tasks": {
+                    t: {"n": r.n, **{m: {"value": v.value, "low": v.low, "high": v.high} for m, v in r.metrics.items()}}
+                    for t, r in s.tasks.items()
+                },
+            }
+        )
         own = [g for g in groups if (g["plan"], g["configuration"]) == (s.plan, s.configuration.name)]
         if own:
             document["configurations"][-1]["groups"] = [
                 {k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own
             ]
-    return next(iter(found.values())) if len(found) == 1 else list(found.values())
+    return next(iter(documents.values())) if len(documents) == 1 else list(documents.values())

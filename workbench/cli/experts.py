@@ -1,4 +1,4 @@
-"""`experts`."""
+"""Command `experts`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ if TYPE_CHECKING:
     from workbench.grow.mixtures.usage import Usage
 
 _LONGEST = 512
-"""Tokens of a text at most, as in steps that read texts."""
+"""Maximum number of tokens per text, the same as in steps that read texts."""
 _BAR = 6
-"""Characters of a bar that is full."""
+"""Length of a full bar in characters."""
 _PARTS = " ▏▎▍▌▋▊▉█"
 _MOST = 32
-"""Experts that a line of the table shows; the counts of all are in --json."""
+"""Maximum number of experts in a row of the table; --json has all."""
 
 
 def experts(
-    target: Annotated[str, typer.Argument(help="A recipe, a run, or a model directory.", show_default=False)],
-    texts: Annotated[Path, typer.Option("--texts", help='A jsonl of {"text":} or {"prompt":, "completion":}.', show_default=False)],
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Texts read of it, evenly spaced.")] = 256,
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Count which experts of a mixture the tokens of some texts take, layer by layer."""
+    target: Annotated[str, typer.Argument(help="Recipe, run, or model directory.", show_default=False)],
+    texts: Annotated[
+        Path, typer.Option("--texts", help='JSONL file of {"text":} or {"prompt":, "completion":}.', show_default=False)
+    ],
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of texts to read, evenly spaced in the file.")] = 256,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Count how often each expert of a mixture is used, layer by layer."""
     from workbench.grow.mixtures.usage import expert_modules, usage
     from workbench.models.device import pick_device
     from workbench.models.texts import encode, longest_row, read_texts
@@ -43,34 +48,34 @@ def experts(
     model, tokenizer = open_live(target, runs_dir, place)
     expert_modules(model)
     rows = encode(read, tokenizer, longest_row(model.config.get_text_config().to_dict(), _LONGEST))
-    found = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
+    result = usage(model, rows, place, lambda done, of: out.event({"stage": "count", "text": target, "done": done, "total": of}))
     if json:
-        out.json({"model": target, "texts": str(texts), "samples": len(rows), **found.document()})
+        out.json({"model": target, "texts": str(texts), "samples": len(rows), **result.document()})
         return
-    _print(found)
+    _print(result)
 
 
-def _print(found: Usage) -> None:
-    """Shares of the layers, their mean, and how evenly each layer's routing is spread."""
-    shares, entropy = found.shares, found.entropy
+def _print(result: Usage) -> None:
+    """Print each layer's shares of the experts and their entropy, and the mean over layers."""
+    shares, entropy = result.shares, result.entropy
     count = shares.shape[1]
-    out.line(f"{found.tokens} tokens, {found.top_k} of {count} experts each; share of these places, %")
+    out.line(f"{result.tokens} tokens, {result.top_k} of {count} experts per token; share of the choices, %")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer")
     for expert in range(min(count, _MOST)):
         table.add_column(str(expert), justify="right", no_wrap=True)
     table.add_column("entropy, bits", justify="right")
     top = float(shares.max()) or 1.0
-    for layer, row, bits in zip(found.layers, shares.tolist(), entropy.tolist(), strict=True):
+    for layer, row, bits in zip(result.layers, shares.tolist(), entropy.tolist(), strict=True):
         table.add_row(str(layer), *(_cell(share, top) for share in row[:_MOST]), f"{bits:.2f}")
     table.add_row("mean", *(_cell(share, top) for share in shares.mean(0).tolist()[:_MOST]), f"{float(entropy.mean()):.2f}")
     out.data.print(table)
     if count > _MOST:
-        out.say(f"{count - _MOST} more experts: --json has all")
+        out.say(f"{count - _MOST} more experts are not shown; --json has all")
 
 
 def _cell(share: float, top: float) -> Text:
-    """The number, with a bar on a terminal."""
+    """Return a cell with the share in percent, and a bar on a terminal."""
     number = f"{100 * share:.1f}"
     if not sys.stdout.isatty():
         return Text(number)

@@ -1,4 +1,4 @@
-"""`facts check|import`."""
+"""Commands `facts check|import`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -18,21 +19,44 @@ if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
     from workbench.resolve.resolved import Resolved
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published ones.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published datasets.")
 FileArg = Annotated[
-    Path, typer.Argument(help="A facts file (jsonl, YAML), or a published one: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.", show_default=False),
-]  # fmt: skip
+    Path,
+    typer.Argument(
+        help="Facts file (JSONL or YAML), or a published dataset: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.",
+        show_default=False,
+    ),
+]
 SHOWN = 10
 
 
 @app.command()
+@reads_recipes
 def check(
     file: FileArg,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="Also look for these facts in its edit bricks and other edit steps, and ask its base which targets it gives already.")] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="RECIPE_OR_MODEL", help="Ask this recipe's result, model directory or hub id instead of the base.")] = None,
-    device: DeviceOpt = "auto", json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Find contradictions, duplicates, targets that a model gives already, facts that other bricks teach. Exit 3 if a fact fails."""
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe: also search its edit bricks and edit steps for these facts, and ask its base for its answers.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="RECIPE_OR_MODEL",
+            help="Recipe (its result is used), model directory or hub id to ask instead of the base.",
+        ),
+    ] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Check facts for contradictions, duplicates and known answers.
+
+    Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
+    """
     from workbench.cli._recipes import recipe_file
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
@@ -40,14 +64,14 @@ def check(
 
     out.quiet = json or quiet
     loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
-    asked = _model(model, loaded)
-    report = check_facts(file, str(file), recipe=loaded, model=asked, device=pick_device(device), events=out.event)
+    asked_model = _model(model, loaded)
+    report = check_facts(file, str(file), recipe=loaded, model=asked_model, device=pick_device(device), events=out.event)
     if json:
         out.json(report.document())
     elif report.findings:
         _table(report.findings)
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
-    looked = "" if asked else "; no model was asked (--model)"
+    looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
     if not json:
         out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
     if report.failed:
@@ -56,7 +80,7 @@ def check(
 
 
 def _table(findings: list[FactFinding]) -> None:
-    """All that fails, and the first warnings of each kind."""
+    """Print all failures, and the first warnings of each kind."""
     rows, warnings = [], Counter[str]()
     for finding in findings:
         warnings[finding.kind] += finding.status == "warning"
@@ -69,7 +93,7 @@ def _table(findings: list[FactFinding]) -> None:
 
 
 def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved] | None:
-    """What is asked, with its name: what --model names, else the recipe's base."""
+    """Return the model to ask, with its name: the one of --model, else the recipe's base."""
     from workbench.bricks.hub import Hub
     from workbench.cli._recipes import no_subject, recipe_path
     from workbench.project import find_project
@@ -92,18 +116,26 @@ def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved]
 @app.command("import")
 def import_(
     file: FileArg,
-    to: Annotated[Path | None, typer.Option("-o", "--out", help="The jsonl to write; omitted: print it.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many facts, the first ones.")] = None,
-    neighbours: Annotated[int, typer.Option("--rebuild-neighbours", min=0, metavar="N", help="Fill up neighbours to N a fact: other subjects of the file with the same relation and true answer that are not edited themselves.")] = 0,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="JSONL file to write; default: print the facts.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Convert only the first N facts.")] = None,
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            "--rebuild-neighbours",
+            min=0,
+            metavar="N",
+            help="Add neighbours up to N per fact: other subjects of the file with the same relation and true answer that are not edited.",
+        ),
+    ] = 0,
     json: JsonOpt = False,
-) -> None:  # fmt: skip
-    """Convert a published facts file to jsonl, and list the rows that become no fact."""
+) -> None:
+    """Convert a published facts dataset to JSONL, and list skipped rows."""
     from workbench.facts import write_facts
     from workbench.facts.imported import import_facts
 
     out.quiet = json
     if to is not None and to.exists():
-        raise WorkbenchError(f"{to}: exists", "Choose another name: nothing is overwritten.")
+        raise WorkbenchError(f"{to}: already exists", "Choose another name: existing files are not overwritten.")
     read = import_facts(file, str(file), limit, neighbours)
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +156,13 @@ def import_(
     if neighbours:
         full = sum(len(fact.neighbours) >= neighbours for fact in read.facts)
         total = sum(len(fact.neighbours) for fact in read.facts)
-        out.say(f"{total} neighbours; {full} facts have {neighbours} or more" + ("" if limit else ". All facts of the file are edited, so that few subjects are left: --limit leaves some"))  # fmt: skip
+        out.say(
+            f"{total} neighbours; {full} facts have {neighbours} or more"
+            + (
+                ""
+                if limit
+                else ". All facts of the file are edited, which leaves few subjects as neighbours; --limit leaves more"
+            )
+        )
     if to is not None:
         out.say(f"next: workbench facts check {shell(to)}")

@@ -1,4 +1,4 @@
-"""`memory ls|add|update|rm|feedback|log`."""
+"""Commands `memory ls|add|update|rm|feedback|log`."""
 
 from __future__ import annotations
 
@@ -12,62 +12,92 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     from workbench.run.memories import SavedMemory
     from workbench.steps import MethodContext
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at and change the facts of a memory; every change is a version."
-)
-DirArg = Annotated[str, typer.Argument(metavar="DIR", help="A configuration, a run, or a memory directory.", show_default=False)]
-FactArg = Annotated[str, typer.Argument(metavar="ID", help="A fact's id: see `memory ls`.", show_default=False)]
-VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="The memory at this version; the newest if omitted.")]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and change the facts of a memory.")
+DirArg = Annotated[
+    str, typer.Argument(metavar="DIR", help="Configuration directory, run, or memory directory.", show_default=False)
+]
+FactArg = Annotated[str, typer.Argument(metavar="ID", help="Id of a fact, as `memory ls` shows it.", show_default=False)]
+VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Version of the memory; default: the newest.")]
 
 
 @app.command("ls")
+@reads_recipes
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """List facts: what they say, since when, and how far they are believed."""
+    """List facts with their versions and credibility."""
     memory, _ = _open(place, runs_dir)
     rows: list[dict[str, Any]] = [
-        {"id": r.fact.id, "prompt": r.fact.text, "target": r.fact.target, "version": r.credibility.stated,
-         "source": "recipe" if r.credibility.recipe else "added", "feedback": len(r.credibility.uses),
-         "credibility": round(r.credibility.score(1.0), 3), "used": r.credibility.kept}
+        {
+            "id": r.fact.id,
+            "prompt": r.fact.text,
+            "target": r.fact.target,
+            "version": r.credibility.stated,
+            "source": "recipe" if r.credibility.recipe else "added",
+            "feedback": len(r.credibility.uses),
+            "credibility": round(r.credibility.score(1.0), 3),
+            "used": r.credibility.kept,
+        }
         for r in memory.kept(version).facts
-    ]  # fmt: skip
+    ]
     if json:
         out.json({"version": version or memory.log.version, "method": memory.record["method"], "facts": rows})
         return
     out.table(
         ["fact", "prompt", "target", "version", "source", "credibility", ""],
-        [[r["id"], r["prompt"], r["target"], str(r["version"]), r["source"], f"{r['credibility']:.2f}", "" if r["used"] else "not used"]
-         for r in rows], right=(3, 5))  # fmt: skip
+        [
+            [
+                r["id"],
+                r["prompt"],
+                r["target"],
+                str(r["version"]),
+                r["source"],
+                f"{r['credibility']:.2f}",
+                "" if r["used"] else "not used",
+            ]
+            for r in rows
+        ],
+        right=(3, 5),
+    )
     out.say(f"{memory.record['method']}, version {version or memory.log.version} of {memory.log.version}, {len(rows)} facts")
 
 
 @app.command()
+@reads_recipes
 def add(
-    place: DirArg, facts: Annotated[Path, typer.Argument(metavar="FACTS", help="A jsonl or YAML of facts.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Learn the facts of a file, as a new version."""
+    place: DirArg,
+    facts: Annotated[Path, typer.Argument(metavar="FACTS", help="JSONL or YAML file of facts.", show_default=False)],
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add the facts of a file, as a new version."""
     from workbench.facts import read_facts
 
     out.quiet = quiet
-    found = read_facts(facts, str(facts))
+    new_facts = read_facts(facts, str(facts))
     memory, configuration = _open(place, runs_dir)
     with _learning(configuration, place, device) as context:
-        version = memory.add(found, context, _now())
-    _say(memory, version, f"{len(found)} facts added")
+        version = memory.add(new_facts, context, _now())
+    _say(memory, version, f"{len(new_facts)} facts added")
 
 
 @app.command()
+@reads_recipes
 def update(
-    place: DirArg, fact: FactArg, target: Annotated[str, typer.Option("--target", help="The new answer.", show_default=False)],
-    device: DeviceOpt = "auto", runs_dir: RunsOpt = None, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Give a fact another answer, as a new version."""
+    place: DirArg,
+    fact: FactArg,
+    target: Annotated[str, typer.Option("--target", help="The new answer.", show_default=False)],
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Change a fact's answer, as a new version."""
     out.quiet = quiet
     memory, configuration = _open(place, runs_dir)
     memory.log.one(fact)
@@ -77,32 +107,48 @@ def update(
 
 
 @app.command()
+@reads_recipes
 def rm(
-    place: DirArg, facts: Annotated[list[str], typer.Argument(metavar="ID", help="Facts to take out.", show_default=False)],
+    place: DirArg,
+    facts: Annotated[list[str], typer.Argument(metavar="ID", help="Ids of the facts to remove.", show_default=False)],
     runs_dir: RunsOpt = None,
-) -> None:  # fmt: skip
-    """Take facts out, as a new version; older versions keep them."""
+) -> None:
+    """Remove facts, as a new version; older versions keep them."""
     memory, _ = _open(place, runs_dir)
-    _say(memory, memory.remove(facts, _now()), f"{len(facts)} facts taken out")
+    _say(memory, memory.remove(facts, _now()), f"{len(facts)} facts removed")
 
 
 @app.command()
+@reads_recipes
 def feedback(
-    place: DirArg, fact: FactArg,
-    reward: Annotated[float, typer.Option("--reward", min=0, max=1, help="1: the fact was right in a use, 0: wrong.", show_default=False)],
-    similarity: Annotated[float, typer.Option("--similarity", min=0, max=1, help="How like the fact the prompt was.")] = 1.0,
+    place: DirArg,
+    fact: FactArg,
+    reward: Annotated[
+        float,
+        typer.Option("--reward", min=0, max=1, help="1 if the fact was right in a use, 0 if it was wrong.", show_default=False),
+    ],
+    similarity: Annotated[
+        float, typer.Option("--similarity", min=0, max=1, help="Similarity of the prompt to the fact, from 0 to 1.")
+    ] = 1.0,
     runs_dir: RunsOpt = None,
-) -> None:  # fmt: skip
-    """Note whether a use of a fact was right, as a new version; what is wrong too often is no longer used."""
+) -> None:
+    """Record whether a use of a fact was right, as a new version.
+
+    A fact that is wrong too often is no longer used.
+    """
     memory, _ = _open(place, runs_dir)
     version = memory.feedback(fact, reward, similarity, _now())
-    found = next(r for r in type(memory)(memory.path).kept().facts if r.fact.id == fact).credibility
-    _say(memory, version, f"'{fact}' has credibility {found.score(1.0):.2f}" + ("" if found.kept else " and is not used"))
+    credibility = next(r for r in type(memory)(memory.path).kept().facts if r.fact.id == fact).credibility
+    _say(
+        memory,
+        version,
+        f"'{fact}' has credibility {credibility.score(1.0):.2f}" + ("" if credibility.kept else " and is no longer used"),
+    )
 
 
 @app.command()
 def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """Show every change, oldest first."""
+    """Show all changes of a memory, oldest first."""
     memory, _ = _open(place, runs_dir)
     if json:
         out.json(list(memory.log.lines))
@@ -121,7 +167,11 @@ def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
-    """A memory and the configuration directory around it, where there is one. Errors: neither."""
+    """Open a memory, and find the configuration directory that it belongs to (None if it stands alone).
+
+    Raises:
+        WorkbenchError: If there is no memory.
+    """
     from workbench.run.directory import find_run
     from workbench.run.memories import RECORD, SavedMemory
     from workbench.run.saved import MEMORY, is_configuration
@@ -134,14 +184,18 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
         return SavedMemory(path / MEMORY), path
     if not (path / RECORD).is_file():
         raise WorkbenchError(
-            f"{place}: holds no memory", "`workbench run` of a recipe that ends in a memory writes a configuration with one."
+            f"{place}: no memory found", "`workbench run` on a recipe that ends in a memory step writes a configuration with one."
         )
     return SavedMemory(path), path.resolve().parent if is_configuration(path.resolve().parent) else None
 
 
 @contextmanager
 def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
-    """Load the model that facts are learned on, and compute in exact float32 meanwhile. Errors: a memory directory that stands alone."""
+    """Load the model that facts are learned on, and compute in exact float32 inside the context.
+
+    Raises:
+        WorkbenchError: If the memory does not belong to a configuration directory.
+    """
     from workbench.models.device import pick_device
     from workbench.run.saved import open_configuration
     from workbench.run.session import live_session
@@ -149,8 +203,8 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
 
     if configuration is None:
         raise WorkbenchError(
-            f"{place}: a memory without its configuration, so without a model to learn facts on",
-            "Name the configuration directory.",
+            f"{place}: the memory has no configuration directory, so there is no model to learn facts on",
+            "Name the configuration directory that holds the memory.",
         )
     resolved = open_configuration(configuration)
 

@@ -1,4 +1,4 @@
-"""`recipe new|check|schema|import`."""
+"""Commands `recipe new|check|schema|import`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from workbench.cli._options import RecipesArg, SetOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and check recipes.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check and import recipes.")
 
 TEMPLATE = """\
 # workbench run {path}
@@ -22,7 +23,7 @@ bricks:{bricks}
 STEPS = """\
 steps:
   - id: mix
-    merge: ties            # `workbench methods` lists all
+    merge: ties            # `workbench methods` lists all methods
     density: 0.2
     lambda: 1.0
 """
@@ -36,15 +37,20 @@ IGNORED = "runs/\n.workbench/\nreports/\n"
 
 @app.command()
 def new(
-    path: Annotated[Path, typer.Argument(help="The file to write, or the recipe's name with --project.", show_default=False)],
-    base: Annotated[str, typer.Option(help="Directory or hub id of the base.")] = "bricks/starter/base",
-    brick: Annotated[list[str] | None, typer.Option(metavar="NAME=REF", help="A brick; may be repeated.")] = None,
-    suite: Annotated[str | None, typer.Option(help="Suite to score; default: starter, where the project has it.")] = None,
+    path: Annotated[Path, typer.Argument(help="File to write, or with --project the recipe's name.", show_default=False)],
+    base: Annotated[str, typer.Option(help="Base model: a directory or hub id.")] = "bricks/starter/base",
+    brick: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=REF", help="Name and directory or hub id of a brick. Repeatable.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Suite to score; default: starter, if the project has it.")] = None,
     project: Annotated[
-        Path | None, typer.Option(help="Lay out a project folder with recipes/, bricks/ and evals/ here first.")
+        Path | None, typer.Option(help="Project folder to create first, with recipes/, bricks/ and evals/.")
     ] = None,
 ) -> None:
-    """Write a recipe to start from; nothing is overwritten."""
+    """Create a recipe to start from, and optionally a project folder.
+
+    Existing files are not overwritten.
+    """
     from workbench.project import find_project
 
     if project is not None:
@@ -54,7 +60,7 @@ def new(
             (project / ".gitignore").write_text(IGNORED, "utf-8")
         path = project / "recipes" / f"{path.name.removesuffix('.yaml')}.yaml"
     if path.exists():
-        raise WorkbenchError(f"{path}: exists", "Choose another name: nothing is overwritten.")
+        raise WorkbenchError(f"{path}: already exists", "Choose another name: existing files are not overwritten.")
     root = project or find_project(path)
     has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
     pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
@@ -69,12 +75,16 @@ def new(
     )
     path.write_text(text, "utf-8")
     out.line(str(path))
-    out.say(f"check it: workbench recipe check {shell(path)}")
+    out.say(f"check: workbench recipe check {shell(path)}")
 
 
 @app.command()
+@reads_recipes
 def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
-    """Check recipes without looking at their inputs. Exit 2 if one is invalid."""
+    """Check recipes without reading their inputs.
+
+    Exits with 2 if a recipe is invalid.
+    """
     from workbench.cli._recipes import recipe_file
     from workbench.recipe.recipe import load_recipe
 
@@ -100,10 +110,13 @@ def schema() -> None:
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A YAML file that mergekit-yaml runs.", show_default=False)],
-    to: Annotated[Path | None, typer.Option("-o", "--out", help="The recipe to write; omitted: print it.")] = None,
+    file: Annotated[Path, typer.Argument(help="YAML file for mergekit-yaml.", show_default=False)],
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="Recipe file to write; default: print the recipe.")] = None,
 ) -> None:
-    """Translate a mergekit YAML into a recipe with the same numbers, or list what does not carry over."""
+    """Convert a mergekit YAML into a recipe with the same result.
+
+    If the file uses something that recipes do not have, lists it and writes nothing.
+    """
     from workbench.recipe.mergekit import import_recipe, write_imported
 
     imported = import_recipe(file, to)

@@ -1,4 +1,4 @@
-"""`plan` and `run`."""
+"""Commands `plan` and `run`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
 
-# What vLLM takes as --max-lora-rank.
+# Values that vLLM accepts for --max-lora-rank.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -29,53 +29,74 @@ def plan(
     threads: ThreadsOpt = None,
     json: JsonOpt = False,
 ) -> None:
-    """Show what `run` would do: steps, bytes, memory, time, problems. Reads headers only; a CUDA device need not be there."""
+    """Show steps, bytes, memory, time and problems of a run in advance.
+
+    Reads file headers only. `--device cuda` also works on a machine without a GPU.
+    """
     from workbench.run.plan import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
-    found = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
+    planned = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
     if json:
-        out.json(found.document())
+        out.json(planned.document())
     else:
-        out.line(f"{found.recipe} -> {runs / (found.run or f'{found.recipe}-…')}")
-        out.table(["step", "method", "inputs"], [_row(step) for step in found.steps] or [["(none)", "", "the base as it is"]])
-        for edit in (edit for step in found.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+        out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
+        out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
+        for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
             out.line(f"{edit['id']}: {_cost(edit)}")
-        out.line(f"reads {size(found.read_bytes)}, writes {size(found.write_bytes)}, peak memory about {size(found.peak_bytes)}"
-                 + (f" and {size(found.device_bytes)} on the device, " if found.device_bytes else ", ") +
-                 f"about {duration(found.seconds)}" + (", and the passes over texts" if any("needs" in step for step in found.steps) else "")
-                 + (f"; cached: {', '.join(found.cached)}" if found.cached else ""))  # fmt: skip
-        if found.downloads:
-            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in found.downloads)
-            out.line(f"downloads {size(found.download_bytes)} from the hub first: {fetched}")
-        if found.checked_at_run:
-            out.line(f"checked at run: {'; '.join(_grouped(found.checked_at_run))}")
-        for warning in found.warnings:
+        out.line(
+            f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
+            + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
+            + f"about {duration(planned.seconds)}"
+            + (", and the passes over texts" if any("needs" in step for step in planned.steps) else "")
+            + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
+        )
+        if planned.downloads:
+            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in planned.downloads)
+            out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
+        if planned.checked_at_run:
+            out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
+        for warning in planned.warnings:
             out.warn(warning)
-    if found.problems:
+    if planned.problems:
         from workbench.errors import WorkbenchError
 
-        downloads = " Files of the hub: `hf cache ls`, `hf cache rm`." if found.downloads else ""
+        downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if planned.downloads else ""
         raise WorkbenchError(
-            "\n".join(found.problems), f"`workbench runs ls` shows what could go: `workbench runs rm NAME`.{downloads}"
+            "\n".join(planned.problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
         )
 
 
 def plans_cuda(device: str) -> bool:
-    """Return whether a plan is for a CUDA device; one that is named need not be on this machine."""
+    """Return whether a plan is for a CUDA device; a device named as cuda may be missing on this machine."""
     from workbench.models.device import pick_device
 
     return re.fullmatch(r"cuda(:\d+)?", device) is not None or pick_device(device).type == "cuda"
 
 
 def run(
-    recipe: RecipeArg, settings: SetOpt = None, device: DeviceOpt = "auto", runs_dir: RunsOpt = None,
-    to: Annotated[Path | None, typer.Option("-o", "--out", help="Also leave the model's files in this new directory.")] = None,
-    require_license: Annotated[bool, typer.Option("--require-license", help="Refuse inputs whose licence is unknown or non-commercial.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Where another process writes this run: wait until it ends, then go on with what it left.")] = False,
-    threads: ThreadsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
-    """Execute a recipe: write its configuration as a Hugging Face checkpoint, or as an adapter. Resumes an interrupted run."""
+    recipe: RecipeArg,
+    settings: SetOpt = None,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="New directory to copy the result to.")] = None,
+    require_license: Annotated[
+        bool, typer.Option("--require-license", help="Refuse inputs whose license is unknown or non-commercial.")
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="If another process is writing this run, wait for it and then continue, instead of failing."),
+    ] = False,
+    threads: ThreadsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
+    """Run a recipe and write the resulting model.
+
+    The result is a Hugging Face checkpoint, a PEFT adapter or a configuration directory, as the recipe's `output` says.
+    An interrupted run resumes.
+    """
     from workbench.edit.greedy import told as said_in_words
     from workbench.grow.expansion.kept import told
     from workbench.models.device import pick_device
@@ -122,17 +143,21 @@ def run(
 
 
 def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None:
-    """Where the adapter is, what it holds, and the lines that use it."""
+    """Print the adapter's directory, its size and error, and commands that use it."""
     from workbench.run.directory import run_for
 
     record = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
     base = resolved.recipe.fields.base
     out.line(result["adapter"])
-    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
-            f"{size(record['bytes'])}, relative error {record['error']:.1e}")  # fmt: skip
+    out.say(
+        f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
+        f"{size(record['bytes'])}, relative error {record['error']:.1e}"
+    )
     if record["whole"]:
-        out.say(f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases), which PEFT loads and plain LoRA loaders do not: "
-                f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else ""))  # fmt: skip
+        out.say(
+            f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases); PEFT loads them, plain LoRA loaders do not: "
+            f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else "")
+        )
     out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
     say_text_only(str(resolved.base_path))
     if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
@@ -144,7 +169,7 @@ def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None
 
 
 def loading_class(model: str | Path) -> str:
-    """Return the transformers class that loads all of a model directory."""
+    """Return the transformers class that loads all parts of a model directory."""
     from workbench.models.skeleton import loading_class as of_config
     from workbench.weights.checkpoint import read_config
 
@@ -152,15 +177,15 @@ def loading_class(model: str | Path) -> str:
 
 
 def say_text_only(base: str) -> None:
-    """Say that an adapter's modules are those of the text decoder, where the base has more than that."""
+    """Print that an adapter's modules are those of the text decoder, if the base has more parts."""
     from workbench.bricks.locate import locate
 
     if (whole := loading_class(locate(base, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
-        out.say(f"        (the adapter names modules of the text decoder; the whole base is loaded by {whole})")
+        out.say(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
 
 
 def _grouped(lines: list[str]) -> list[str]:
-    """One line for what several bricks have in common: "brick 'a', brick 'b': its base"."""
+    """Group lines that differ in the brick only: "brick 'a', brick 'b': its base"."""
     owners: dict[str, list[str]] = {}
     for line in lines:
         owner, _, text = line.partition(": ")
@@ -169,7 +194,7 @@ def _grouped(lines: list[str]) -> list[str]:
 
 
 def _cost(step: dict[str, Any]) -> str:
-    """What an edit that is not solved yet takes: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
+    """Describe the work of an edit that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
     cost = step["cost"]
     work, sweep = cost.get("work", {}), cost.get("sweep")
     parts = [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
@@ -181,7 +206,7 @@ def _cost(step: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "40 s", "6 min", "2 h 5 min"."""
+    """Format a time: "40 s", "6 min", "2 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""`runs ls|show|rm|verify`."""
+"""Commands `runs ls|show|rm|verify`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import typer
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
+from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and remove run directories.")
-NameArg = Annotated[str, typer.Argument(help="A run's name, the start of it, or its directory.", show_default=False)]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, verify and remove runs.")
+NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its name, or its directory.", show_default=False)]
 
 
 @app.command("ls")
@@ -24,7 +25,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
     from workbench.run.directory import list_runs
 
-    found = list_runs(_runs(runs_dir))
+    listed = list_runs(_runs(runs_dir))
     rows = [
         {
             "name": r.name,
@@ -33,7 +34,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             "bytes": r.size(),
             "configuration": (r.record.get("output") or {}).get("digest"),
         }
-        for r in found
+        for r in listed
     ]
     if json:
         out.json(rows)
@@ -47,12 +48,12 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             right=(3,),
         )
     else:
-        out.say(f"no runs in {_runs(runs_dir)}; `workbench run RECIPE` makes one")
+        out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
 
 
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """Show a run's record: inputs, steps, result."""
+    """Show a run's inputs, steps and result."""
     from workbench.run.directory import RECORD, find_run
 
     run = find_run(_runs(runs_dir), name)
@@ -60,8 +61,8 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     base = (record.get("inputs") or {}).get("base") or {}
     if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
         raise WorkbenchError(
-            f"{relative(run.path / RECORD)}: damaged: no status, creation time, device or base in it",
-            "Run its recipe again: what the directory holds is checked and used.",
+            f"{relative(run.path / RECORD)}: the file is damaged: it lacks the status, creation time, device or base",
+            "Run its recipe again: files that are complete are verified and reused.",
         )
     if json:
         out.json(record)
@@ -82,32 +83,38 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     for warning in record.get("warnings") or []:
         out.warn(warning)
     if record.get("error"):
-        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Repair its cause and run the recipe again.")
+        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Fix the cause and run the recipe again.")
 
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)], runs_dir: RunsOpt = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:  # fmt: skip
-    """Remove run directories of the runs folder, and nothing else. Scores are kept."""
+    names: Annotated[list[str], typer.Argument(help="Runs to remove.", show_default=False)],
+    runs_dir: RunsOpt = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Remove run directories; scores stay."""
     from workbench.run.directory import removable, remove_run
 
-    found = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
+    chosen = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
-        f"Remove {', '.join(run.name for run in found)} ({size(sum(run.size() for run in found))})?"
+        f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"
     ):
         raise typer.Exit(1)
-    for run in found:
+    for run in chosen:
         out.say(f"removed {run.name}, {size(remove_run(run))} freed")
 
 
 @app.command()
+@reads_recipes
 def verify(
-    name: NameArg, runs_dir: RunsOpt = None,
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the sha256 of every file.")] = False,
-) -> None:  # fmt: skip
-    """Read a run's model again and compare every tensor with the recorded digests. Exit 3 on a difference."""
+    name: NameArg,
+    runs_dir: RunsOpt = None,
+    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
+) -> None:
+    """Verify every tensor of a run's model against the recorded digests.
+
+    Exits with 3 if a tensor differs.
+    """
     from workbench.run.directory import find_run
     from workbench.weights.checkpoint import Checkpoint, read_header
     from workbench.weights.digests import tensor_digests
@@ -115,21 +122,21 @@ def verify(
     run = find_run(_runs(runs_dir), name)
     if not run.done:
         raise WorkbenchError(
-            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again: it resumes."
+            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again to resume it."
         )
     is_adapter = run.adapter.is_dir()
     expected = (run.record.get("output") or {}).get("digests" if is_adapter else "tensors")
     if expected is None:
-        raise WorkbenchError(f"{run.name}: its record names no tensors, so nothing can be verified", "Run its recipe again.")
+        raise WorkbenchError(f"{run.name}: its record lists no tensors, so nothing can be verified", "Run its recipe again.")
     model = run.configuration / "model" if run.configuration.is_dir() else run.model
     if is_adapter:
         entries = read_header(run.adapter / "adapter_model.safetensors")
     else:
         entries = Checkpoint(model, run.name).entries if expected else {}  # a memory on the base as it is holds no tensors
-    found = tensor_digests(entries)
+    actual = tensor_digests(entries)
     if run.record["output"].get("memory"):
         _verify_memory(run, run.record["output"]["memory"])
-    bad = [n for n in expected if found.get(n) != expected[n]] + [n for n in found if n not in expected]
+    bad = [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]
     if sha256:
         import hashlib
 
@@ -146,7 +153,11 @@ def verify(
 
 
 def _verify_memory(run: RunDirectory, digest: str) -> None:
-    """Errors (exit 3): the memory, at the version that the run wrote, is not what the record says."""
+    """Verify the memory, at the version that the run wrote, against the record.
+
+    Raises:
+        WorkbenchError: If it differs (exit code 3).
+    """
     from workbench.run.memories import SavedMemory
 
     if SavedMemory(run.configuration / "memory").digest(1) != digest:

@@ -1,4 +1,4 @@
-"""`scores ls|import|export`."""
+"""Commands `scores ls|import|export`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from workbench.errors import WorkbenchError, shell, size
 if TYPE_CHECKING:
     from workbench.scores.store import ScoreStore
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stored scores: list them, import lm-eval's, export tasks.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List stored scores, import lm-eval's, and export tasks.")
 
 
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
-    """List what is scored: one line a suite and plan."""
+    """List stored scores, one line per suite and plan."""
     from workbench.scores.imported import stored_plans
 
     store = _store(runs_dir)
-    found = stored_plans(store)
+    plans = stored_plans(store)
     if json:
-        out.json(found)
+        out.json(plans)
         return
-    if not found:
+    if not plans:
         out.say(
-            f"no scores in {relative(store.root)}; `workbench eval RECIPE` makes some, `workbench scores import FILE...` takes lm-eval's"
+            f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
         )
         return
     rows = []
-    for plan in found:
+    for plan in plans:
         names = [c["name"] for c in plan["configurations"]]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        marks = [*(["partial"] if plan["partial"] else []), *(["imported"] if plan["imported"] else []),
-                 *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else [])]  # fmt: skip
+        marks = [
+            *(["partial"] if plan["partial"] else []),
+            *(["imported"] if plan["imported"] else []),
+            *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else []),
+        ]
         rows.append(
             [
                 plan["suite"],
@@ -55,47 +58,91 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
 @app.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="lm-eval's samples_TASK_DATE.jsonl files, or folders of them.", show_default=False)],
-    name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's.")] = None,
-    suite: Annotated[str, typer.Option("--suite", help="Suite to keep the scores under.")] = "imported",
-    cluster: Annotated[str | None, typer.Option("--cluster", help="Field of the documents that says which items belong together; default: `cluster` where all have it, else every item alone.")] = None,
-    runs_dir: RunsOpt = None, json: JsonOpt = False, quiet: QuietOpt = False,
-) -> None:  # fmt: skip
-    """Keep what `lm_eval --log_samples` has written, one configuration a folder, so that runs can be compared item by item."""
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Sample files of lm-eval (samples_TASK_DATE.jsonl), or folders of them.", show_default=False),
+    ],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's name.")] = None,
+    suite: Annotated[str, typer.Option("--suite", help="Suite name to store the scores under.")] = "imported",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Field of the documents that names an item's cluster; default: `cluster` if all have it, else one cluster per item.",
+        ),
+    ] = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Import what `lm_eval --log_samples` wrote, to compare runs item by item.
+
+    Each folder of sample files is one configuration.
+    """
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
-    found = import_samples(files, store, name=name, suite=suite, cluster=cluster)
+    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster)
     if json:
-        out.json([{"suite": f.scores.suite, "plan": f.scores.plan, "name": f.scores.configuration.name, "digest": f.scores.configuration.digest,
-                   "new": f.new, "tasks": {t: r.n for t, r in f.scores.tasks.items()}} for f in found])  # fmt: skip
+        out.json(
+            [
+                {
+                    "suite": f.scores.suite,
+                    "plan": f.scores.plan,
+                    "name": f.scores.configuration.name,
+                    "digest": f.scores.configuration.digest,
+                    "new": f.new,
+                    "tasks": {t: r.n for t, r in f.scores.tasks.items()},
+                }
+                for f in imported
+            ]
+        )
         return
-    for one in found:
+    for one in imported:
         for note in one.notes:
             out.warn(note)
         tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
         out.line(
             f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
-            + ("" if one.new else ", held already")
+            + ("" if one.new else ", already imported")
         )
-    names = [s.configuration.name for s in store.list(found[-1].plan)]
+    names = [s.configuration.name for s in store.list(imported[-1].plan)]
     if len(names) > 1:
         out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
     else:
-        out.say("nothing to compare it with yet: import another run on the same documents and prompts")
+        out.say("to compare, import another run on the same documents and prompts")
 
 
 @app.command()
 def export(
-    tasks: Annotated[list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of some facts.", show_default=False)],
-    to: Annotated[Path, typer.Option("-o", "--out", help="Folder of task files to write into.")] = Path("evals/tasks"),
-    include_path: Annotated[Path | None, typer.Option("--include-path", help="Folder with more task definitions, as lm_eval takes it.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option("--num-fewshot", min=0, help="Examples before each prompt, kept with the task; default: the task's own number.")] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="Of facts: the model whose answers to neighbours' prompts are to be kept, and whose tokenizer counts tokens.")] = None,
+    tasks: Annotated[
+        list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of a facts file.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Option("-o", "--out", help="Folder to write task files to.")] = Path("evals/tasks"),
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with more task definitions, as for lm_eval.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Few-shot examples per prompt, stored with the task; default: the task's own number."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="DIR",
+            help="For facts: model whose answers to neighbours' prompts should stay the same, and whose tokenizer counts tokens.",
+        ),
+    ] = None,
     device: DeviceOpt = "auto",
-) -> None:  # fmt: skip
-    """Write tasks with their documents as local files that need no hub: JSON lines and YAML that build the same requests."""
+) -> None:
+    """Export tasks with their documents as local files.
+
+    The JSONL and YAML files build the same requests without the hub.
+    """
     from workbench.evaluate.export import export_task
 
     for task in tasks:
@@ -111,12 +158,12 @@ def export(
         )
         if not done.clusters:
             out.say(
-                f"its documents name no cluster: in a suite write `cluster: {{{task}: id}}`, or add the field that says which items belong together"
+                f"its documents have no cluster field: write `cluster: {{{task}: id}}` in the suite, or add a field that names each item's cluster"
             )
 
 
 def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
-    """The tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
+    """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
     from workbench.evaluate.facts import PREFIX, export_facts, wanted
     from workbench.models.device import pick_device
     from workbench.project import find_project
@@ -130,8 +177,10 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     _, resolved = resolve_model(base, project)
     for path in export_facts(facts, resolved, to, pick_device(device), out.event):
         out.line(str(path))
-    out.say(f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
-            f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}")  # fmt: skip
+    out.say(
+        f"score: lm_eval --model hf --model_args pretrained=MODEL,logits_cache=False,softmax_dtype=float32 --include_path {shell(to)} "
+        f"--tasks {','.join(sorted(p.stem for p in to.glob(f'{facts.stem}-*.yaml')))}"
+    )
 
 
 def _store(runs_dir: Path | None) -> ScoreStore:

@@ -1,4 +1,4 @@
-"""`search`."""
+"""Command `search`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,52 @@ from workbench.errors import WorkbenchError, shell
 
 
 def search(
-    recipe: RecipeArg, settings: SetOpt = None,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Candidates in all, those of earlier calls included; default: the recipe's.")] = None,
-    budget: Annotated[str | None, typer.Option("--budget", metavar="TIME", help="90s, 30m or 2h in all, earlier calls included; default: the recipe's.")] = None,
-    storage: Annotated[Path | None, typer.Option("--storage", metavar="FILE", help="A journal of this name, or FILE.db for SQLite; default: in the search's folder.")] = None,
-    engine: Annotated[str, typer.Option("--engine", help="local, or ray: spread over the cluster of RAY_ADDRESS, or over this machine.")] = "local",
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Of `--engine ray`; default: one a GPU, or one for every two CPUs.")] = None,
-    to: Annotated[Path | None, typer.Option("-o", "--out", help="Also write the winner's recipe there.")] = None,
-    device: DeviceOpt = "auto", batch_size: BatchOpt = 32, limit: LimitOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False,
-    quiet: QuietOpt = False, verbose: VerboseOpt = False,
-) -> None:  # fmt: skip
-    """Try values of the fields under a recipe's `search`, in memory, and test the best ones on items that no candidate has seen.
+    recipe: RecipeArg,
+    settings: SetOpt = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", min=1, help="Total number of candidates, including those of earlier calls; default: the recipe's."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget", metavar="TIME", help="Total time, including earlier calls: 90s, 30m or 2h; default: the recipe's."
+        ),
+    ] = None,
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            "--storage",
+            metavar="FILE",
+            help="Journal file for the trials, or FILE.db for SQLite; default: a journal in the search's folder.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Workers of `--engine ray`; default: one per GPU, or one per two CPUs.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the winner's recipe to.")] = None,
+    device: DeviceOpt = "auto",
+    batch_size: BatchOpt = 32,
+    limit: LimitOpt = None,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    verbose: VerboseOpt = False,
+) -> None:
+    """Search for the best values of a recipe's fields.
 
-    The same command goes on after an interruption; several processes share the work.
+    Tries values of the fields under the recipe's `search`, in memory, and tests the best candidates on items that no
+    candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.models.device import pick_device
     from workbench.recipe.recipe import load_recipe
+    from workbench.recipe.trust import is_trusted
+    from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import prepare, run
     from workbench.search.winner import conclude
 
@@ -39,30 +69,43 @@ def search(
         raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
-    found = prepare(loaded, runs=runs_dir or loaded.project / "runs", device=pick_device(device), batch_size=batch_size, limit=limit,
-                    trials=trials, budget=budget, storage=storage, events=out.event)  # fmt: skip
-    for text in found.warnings:
+    prepared = prepare(
+        loaded,
+        runs=runs_dir or loaded.project / "runs",
+        device=pick_device(device),
+        batch_size=batch_size,
+        limit=limit,
+        trials=trials,
+        budget=budget,
+        storage=storage,
+        events=out.event,
+    )
+    for text in prepared.warnings:
         out.warn(text)
     if engine == "ray":
-        from workbench.search.cluster import Options, run_on_cluster
-
-        options = Options(file.resolve(), tuple(settings or ()), found.folder.parent.parent.resolve(), device, batch_size, limit)
-        run_on_cluster(found, options, workers)
+        place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
+        options = Options(place, tuple(settings or ()), runs, device, batch_size, limit, is_trusted(loaded.project))
+        run_on_cluster(prepared, options, workers)
     else:
-        run(found)
-    document = conclude(found, to)
+        run(prepared)
+    document = conclude(prepared, to)
     if json:
         out.json(document)
         return
     _table(document)
+    _say_recipes(document, to, loaded.project)
+
+
+def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
+    """Print the commands that run the winners' recipes, or that there is no winner to write to `to`."""
     if to is not None and not document["recipes"]:
-        out.say(f"{to} is not written: there is no winner")
+        out.say(f"{to} was not written: there is no winner")
     for name, path in document["recipes"].items():
-        out.say(f"{name}: workbench run {shell(relative(loaded.project / path))}")
+        out.say(f"{name}: workbench run {shell(relative(project / path))}")
 
 
 def _table(document: Mapping[str, Any]) -> None:
-    """What was tested, on search and test items; then the verdict."""
+    """Print the scores of tested candidates on search and test items, then the verdicts."""
     names = [objective["name"] for objective in document["objectives"]]
     heads = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
     cells = [
@@ -72,10 +115,10 @@ def _table(document: Mapping[str, Any]) -> None:
     out.table(heads, cells, right=range(1, len(heads)))
     done = [t for t in document["trials"] if t["arm"] == "search"]
     given_up = sum(bool(t.get("stopped")) for t in done)
-    out.line(f"{len(done)} candidates ({given_up} given up early), sampler {document['sampler']}")
+    out.line(f"{len(done)} candidates ({given_up} stopped early), sampler {document['sampler']}")
     for o in document["objectives"]:
         out.line(
-            f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} in "
+            f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} items in "
             f"{o['clusters']['test']} to test"
         )
     if document.get("unbeaten"):
@@ -85,17 +128,17 @@ def _table(document: Mapping[str, Any]) -> None:
         for line in against:
             out.line(_verdict(name, document["best_control"], line, len(names)))
         if twin := rows[name]["same_as"]:
-            out.line(f"{name} is the control {twin} under another name: its weights are equal")
+            out.line(f"{name} has the same weights as the control {twin}")
 
 
 def _unbeaten(found: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
-    """The result of a search whose candidates all fell behind."""
+    """Return the result of a search in which no candidate beats the controls."""
     told = []
     for one in found:
         scores = (f"{name}: search {one['search'][i]:.3f}, test {one['test'][i]:.3f}" for i, name in enumerate(objectives))
         role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(one["role"], "")
         told.append(f"{role}{one['name']} ({'; '.join(scores)})")
-    return f"no candidate beats {' or '.join(told)}: all that were scored fell behind on search items and were given up"
+    return f"no candidate beats {' or '.join(told)}: all scored candidates were worse on search items and were stopped early"
 
 
 def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
@@ -103,8 +146,10 @@ def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) 
     reason = f", {line['reason']}" if line["reason"] else ""
     if line["verdict"] == "no item changed":
         return f"{name} against {control}{on}: no item changed on test items"
-    return (f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
-            f"so that search items flattered it by {line['optimism']:+.3f})")  # fmt: skip
+    return (
+        f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
+        f"so the search items overrate it by {line['optimism']:+.3f})"
+    )
 
 
 def _interval(found: Mapping[str, Any]) -> str:

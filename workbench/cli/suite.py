@@ -1,4 +1,4 @@
-"""`suite ls|show|check`."""
+"""Commands `suite ls|show|check`."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites.")
-NameArg = Annotated[str, typer.Argument(help="A suite of evals/suites, or its file.", show_default=False)]
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites of evaluation tasks.")
+NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
 BaseOpt = Annotated[
     str | None,
-    typer.Option("--base", help="Directory or hub id whose tokenizer counts; default: the starter base, where it is there."),
+    typer.Option("--base", help="Model (directory or hub id) whose tokenizer is used; default: the starter base, if it exists."),
 ]
 
 
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
-    """List the suites of evals/suites."""
+    """List the suites in evals/suites."""
     from workbench.evaluate.suitecheck import list_suites
 
-    found = list(list_suites(_project()))
+    suites = list(list_suites(_project()))
     if json:
-        out.json(found)
-    elif found:
+        out.json(suites)
+    elif suites:
         out.table(
             ["suite", "tasks", "description"],
-            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in found],
+            [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in suites],
             right=(1,),
         )
     else:
-        out.say("no evals/suites/*.yaml here; `workbench recipe new NAME --project DIR` lays out a project")
+        out.say("no suites in evals/suites; `workbench recipe new NAME --project DIR` creates a project folder")
 
 
 @app.command()
 def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
-    """Show a suite: tasks, metrics, items, clusters and its plan. Loads no model."""
+    """Show a suite's tasks, metrics, items, clusters and plan.
+
+    Loads no model.
+    """
     from workbench.evaluate.suitecheck import show_suite
 
     out.quiet = json
@@ -71,19 +74,21 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
         out.line(f"contrast {name}: {contrast['of']} minus {contrast['minus']}, item by item")
     effect = suite["min_effect"]
     shown = ", ".join(f"{task} {value:g}" for task, value in effect.items()) if isinstance(effect, dict) else f"{effect:g}"
-    out.line(f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
-             f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
-             f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}")  # fmt: skip
+    out.line(
+        f"baseline {suite['baseline']}, alpha {suite['alpha']:g}, smallest effect {shown}, "
+        f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
+        f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}"
+    )
     if document["plan"]:
         out.line(
             f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}"
         )
     else:
-        out.say("plan not known: --base DIR names the tokenizer")
+        out.say("plan unknown: name the model whose tokenizer is used with --base DIR")
 
 
 def _chance(facts: Mapping[str, Any]) -> str:
-    """Score of guessing, or what it is taken from; a dash where it is not known."""
+    """Return the score of guessing as text, or a dash if it is unknown."""
     from workbench.facts.kinds import ACCURACIES
     from workbench.scores.suite import metric_of
 
@@ -94,11 +99,18 @@ def _chance(facts: Mapping[str, Any]) -> str:
 
 @app.command()
 def check(
-    name: NameArg, base: BaseOpt = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Check so many items a task; clusters are counted over all.")] = None,
-    json: JsonOpt = False, verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
-) -> None:  # fmt: skip
-    """Check a suite's data and prompts, and that right answers get full marks. Exit 3 if a check fails."""
+    name: NameArg,
+    base: BaseOpt = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Check at most N items per task; clusters are counted over all items.")
+    ] = None,
+    json: JsonOpt = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print three prompts of each task.")] = False,
+) -> None:
+    """Check a suite's data, prompts and scoring.
+
+    Correct answers must get the full score. Exits with 3 if a check fails.
+    """
     from workbench.evaluate.suitecheck import check_suite
 
     report = check_suite(name, _project(), base, limit)

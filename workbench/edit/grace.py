@@ -109,7 +109,7 @@ class Grace(MemoryMethod):
         others = [_foreign(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
         fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor", *self.unkeyed})
         tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, others, strict=True)]
-        key = json_digest([sorted(context.digests.items()), context.layout.config, self.version, fields, tokens])
+        key = json_digest([sorted(context.digests.items()), context.layout.config, self.code_key(), fields, tokens])
         place = context.cache / "grace" / f"{key}.safetensors"
         if place.is_file():
             return load_file(place)

@@ -22,7 +22,8 @@ from workbench.facts import Fact, read_facts
 from workbench.library.extract import brick_name, check_new, new_directory
 from workbench.models.layout import Model
 from workbench.models.names import live_module
-from workbench.recipe.methods import method
+from workbench.project import find_project
+from workbench.recipe.plugins import method
 from workbench.recipe.schema import Output
 from workbench.resolve.checks import edit_record
 from workbench.resolve.resolved import Resolved
@@ -89,7 +90,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     """The settings that it was solved with."""
     data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
     document = Document(data, {}, f"{folder}/{RECORD}, step")
-    kind = method(EditMethod, str(record.get("method")))
+    kind = method(EditMethod, str(record.get("method")), find_project(folder.resolve() / RECORD))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:

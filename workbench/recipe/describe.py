@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
@@ -50,7 +51,8 @@ def describe(method: type[Step]) -> dict[str, Any]:
     """A method as plain data: text, formula, paper, laws, fields."""
     laws = {f.name: getattr(method.laws, f.name) for f in dataclass_fields(Laws)} if issubclass(method, MergeMethod) else {}
     return {"verb": method.verb, "name": method.name, "text": " ".join((inspect.getdoc(method) or "").split()), "formula": method.formula,
-            "paper": method.paper, "laws": laws, "fields": list(_fields(method))}  # fmt: skip
+            "paper": method.paper, "laws": laws, "fields": list(_fields(method)),
+            **({"plugin": asdict(method.plugin)} if method.plugin else {})}  # fmt: skip
 
 
 def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:

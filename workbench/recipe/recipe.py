@@ -15,6 +15,7 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.eval_fields import FactsEval, InlineEval
+from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
 from workbench.steps import Step, verbs
 from workbench.vocabulary.fields import TokenRow
@@ -121,10 +122,24 @@ def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
 
 
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
-    fields = _with_form(document.validate(recipe_model()))
+    fields = _with_form(document.validate(recipe_model(_plugins(document, project))))
     recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
     _check_references(recipe)
     return recipe
+
+
+def _plugins(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...]:
+    """Return the methods outside this package that a recipe names, each once.
+
+    Raises:
+        WorkbenchError: If a step names one that cannot be used, at the step's place.
+    """
+    plugins = []
+    for i, verb, found in MethodFinder(project).used(document.data.get("steps")):
+        if isinstance(found, WorkbenchError):
+            raise document.error(("steps", i, verb), found.message, found.hint) from found
+        plugins.append(found)
+    return tuple(dict.fromkeys(plugins))
 
 
 def _with_form(fields: RecipeFields) -> RecipeFields:

@@ -81,8 +81,8 @@ class RecipeFields(Strict):
     """Seed of everything random in the steps, and of a search."""
 
 
-def _check_verb(value: Any) -> Any:
-    """A step in the words of the user before pydantic sees a union."""
+def _check_verb(value: Any, plugins: tuple[type[Step], ...]) -> Any:
+    """Check a step's verb and method before pydantic sees a union, for errors that a user understands."""
     if not isinstance(value, Mapping):
         return value
     written = [v for v in verbs() if v in value]
@@ -91,7 +91,7 @@ def _check_verb(value: Any) -> Any:
         raise PydanticCustomError(
             "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": found}
         )
-    known = [cls.name for cls in methods().values() if cls.verb == written[0]]
+    known = [cls.name for cls in [*methods().values(), *plugins] if cls.verb == written[0]]
     if value[written[0]] not in known:
         text = f"unknown {written[0]} method '{value[written[0]]}'. {nearest(str(value[written[0]]), known)} `workbench methods` lists all."
         raise PydanticCustomError("value_error", "{text}", {"text": text})
@@ -105,10 +105,15 @@ def _tag(value: Any) -> str | None:
 
 
 @cache
-def recipe_model() -> type[RecipeFields]:
-    """The recipe's pydantic model over all registered methods: `steps` is a union discriminated by verb and method."""
-    kinds = [Annotated[cls, Tag(tag)] for tag, cls in methods().items()]
-    step: Any = Annotated[Union[tuple(kinds)], Discriminator(_tag), BeforeValidator(_check_verb)]  # noqa: UP007
+def recipe_model(plugins: tuple[type[Step], ...] = ()) -> type[RecipeFields]:
+    """Return the pydantic model of recipes, whose `steps` are a union discriminated by verb and method.
+
+    Args:
+        plugins: Methods outside this package that the recipe names, beside the built-in ones.
+    """
+    kinds = [Annotated[cls, Tag(cls.tag)] for cls in [*methods().values(), *plugins]]
+    check = BeforeValidator(lambda value: _check_verb(value, plugins))
+    step: Any = Annotated[Union[tuple(kinds)], Discriminator(_tag), check]  # noqa: UP007
     steps: Any = (tuple[step, ...], Field((), description="Steps, each on the result of the one before."))
     doc = "A recipe: base, bricks and the steps that make a configuration."
     return create_model("Recipe", __base__=RecipeFields, __module__=__name__, __doc__=doc, steps=steps)

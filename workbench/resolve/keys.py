@@ -69,5 +69,5 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
     recipe = inputs.recipe
     for i, step in enumerate(recipe.steps):
         fields = {**dump_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
-        keys.append(json_digest([keys[-1], fields, type(step).version, *step.key_parts(StepKey(inputs, bricks, i))]))
+        keys.append(json_digest([keys[-1], fields, type(step).code_key(), *step.key_parts(StepKey(inputs, bricks, i))]))
     return keys

@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,10 +150,15 @@ def _check_written(
 
 
 def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps' records with their keys, and what was measured of a growth step."""
+    """Return the steps' records with their keys, the origin of plug-in methods, and the checks of growth steps."""
     return [
-        {**s, "key": key, **({"check": checks[s["id"]]} if s["id"] in checks else {})}
-        for s, key in zip(composition.records(), resolved.keys, strict=True)
+        {
+            **record,
+            **({"plugin": asdict(step.plugin)} if step.plugin else {}),
+            "key": key,
+            **({"check": checks[record["id"]]} if record["id"] in checks else {}),
+        }
+        for record, key, step in zip(composition.records(), resolved.keys, resolved.recipe.steps, strict=True)
     ]
 
 

@@ -26,7 +26,8 @@ from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, ADDED, FEEDBACK, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
 from workbench.models.tokenizer import load_tokenizer
-from workbench.recipe.methods import method
+from workbench.project import find_project
+from workbench.recipe.plugins import method
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors
@@ -61,7 +62,8 @@ class SavedMemory:
     @cached_property
     def step(self) -> MemoryMethod:
         """The step that made it. Errors: a method that is not here, or no longer has its fields."""
-        return method(MemoryMethod, str(self.record["method"])).model_validate(self.record["step"])
+        kind = method(MemoryMethod, str(self.record["method"]), find_project(self.path.resolve() / RECORD))
+        return kind.model_validate(self.record["step"])
 
     def kept(self, version: int | None = None) -> Kept:
         """Settings and facts at a version, the newest if omitted."""

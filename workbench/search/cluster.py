@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.recipe.recipe import from_data, load_recipe
+from workbench.recipe.trust import VARIABLE
 from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock
 from workbench.search.race import Rival
@@ -48,6 +50,7 @@ class Options:
         runs: Where runs stand.
         device: "auto", "cpu", "cuda".
         batch_size, limit: As for the search.
+        trusted: Whether the project's method files may be loaded, as on the machine that the search was started on.
     """
 
     recipe: Path
@@ -56,6 +59,7 @@ class Options:
     device: str
     batch_size: int
     limit: int | None
+    trusted: bool = False
 
 
 class Worker:
@@ -65,6 +69,8 @@ class Worker:
         from workbench.models.device import pick_device
 
         torch.set_num_threads(threads)
+        if options.trusted:
+            os.environ[VARIABLE] = "1"
         recipe = load_recipe(options.recipe, options.settings)
         self.search = prepare(
             recipe, runs=options.runs, device=pick_device(options.device), batch_size=options.batch_size, limit=options.limit

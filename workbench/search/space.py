@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.recipe.methods import methods
+from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.search_fields import Range, Value
 from workbench.steps import MergeMethod, verbs
@@ -194,7 +194,7 @@ class Space:
         step = self.recipe.steps[dimension.step]
         chooser = next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
         name = values.get(chooser.name, step.name) if chooser else step.name
-        return methods().get(f"{step.verb}:{name}")
+        return MethodFinder(self.recipe.project).find(step.verb, str(name))
 
     def _exists(self, dimension: Dimension, values: Values) -> bool:
         if dimension.step is None or dimension.chooses_method:
@@ -210,7 +210,7 @@ class Space:
 
     def _choose(self, step: dict[str, Any], dimension: Dimension, method: str) -> None:
         step[str(dimension.path[0])] = method
-        kind = methods().get(f"{dimension.path[0]}:{method}")
+        kind = MethodFinder(self.recipe.project).find(str(dimension.path[0]), method)
         if kind is None:
             return
         for field in [f for f in step if f not in (*verbs(), "id") and f not in _fields_of(kind)]:

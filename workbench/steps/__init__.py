@@ -16,7 +16,7 @@ from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
 from workbench.steps.new_training import NewTraining
 from workbench.steps.registry import register, verbs
-from workbench.steps.step import BrickStep, KeyContext, Problem, Step
+from workbench.steps.step import BrickStep, KeyContext, Plugin, Problem, Step
 from workbench.steps.train import TrainMethod
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "MergeMethod",
     "MethodContext",
     "NewTraining",
+    "Plugin",
     "Prepared",
     "Preserves",
     "Problem",

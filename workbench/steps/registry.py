@@ -9,7 +9,9 @@ from pydantic.fields import FieldInfo
 from workbench.steps.step import VERBS, Step
 
 REGISTERED: dict[str, type[Step]] = {}
-"""Tag -> class of every method whose file has been imported; `recipe.methods` imports them all."""
+"""Tag -> class of every built-in method whose file has been imported; `recipe.methods` imports them all."""
+OUTSIDE: dict[tuple[str, str], type[Step]] = {}
+"""(Module, tag) -> class of every registered method outside this package; `recipe.plugins` decides which of them apply."""
 S = TypeVar("S", bound=type[Step])
 
 
@@ -19,11 +21,24 @@ def verbs() -> tuple[str, ...]:
 
 
 def register(cls: S) -> S:
-    """Add a method under its verb and name, read from its field `merge: Literal["ties"]`. Twice the same is an error."""
+    """Register a method under its verb and name, which its field names: `merge: Literal["ties"]`.
+
+    Raises:
+        TypeError: If the class has no such field.
+        RuntimeError: If another class is registered under the name.
+    """
     verb = cls.verb
     fields: dict[str, FieldInfo] = type.__getattribute__(cls, "model_fields")
-    (name,) = get_args(fields[verb].annotation)
-    cls.name, cls.tag = name, f"{verb}:{name}"
+    names = get_args(fields[verb].annotation) if verb in fields else ()
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise TypeError(f'{cls.__name__}: expected a field {verb}: Literal["NAME"]')
+    cls.name, cls.tag = names[0], f"{verb}:{names[0]}"
+    if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+        other = OUTSIDE.get((cls.__module__, cls.tag))
+        if other is not None and other.__qualname__ != cls.__qualname__:
+            raise RuntimeError(f"{other.__name__} and {cls.__name__} are both {verb} method '{cls.name}'")
+        OUTSIDE[cls.__module__, cls.tag] = cls
+        return cls
     if cls.tag in REGISTERED and REGISTERED[cls.tag].__module__ != cls.__module__:
         raise RuntimeError(f"{cls.tag} is registered by {REGISTERED[cls.tag].__module__} and by {cls.__module__}")
     REGISTERED[cls.tag] = cls

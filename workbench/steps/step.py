@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, get_args
 
@@ -55,6 +56,19 @@ class KeyContext(Protocol):
         """Return the digest of the vocabulary after the first `steps` steps."""
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """Where a method outside this package comes from.
+
+    Attributes:
+        source: Distribution and version, or the path of a method file of a project.
+        digest: Digest of its code; part of every cache key of its steps.
+    """
+
+    source: str
+    digest: str
+
+
 class Step(Strict):
     """One step of a recipe: `{merge|edit|grow: METHOD}` and the method's fields."""
 
@@ -76,6 +90,8 @@ class Step(Strict):
     """Part of every cache key: raise it when numbers change."""
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that decide no number of the result, and are part of no key."""
+    plugin: ClassVar[Plugin | None] = None
+    """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
     """Whether the step adds bricks' deltas to the current weights."""
     ends_recipe: ClassVar[bool] = False
@@ -86,6 +102,11 @@ class Step(Strict):
         super().__init_subclass__(**options)
         if "verb" in vars(cls):
             VERBS.setdefault(cls.verb, cls.verb_order)
+
+    @classmethod
+    def code_key(cls) -> int | list[Any]:
+        """Return the part of cache keys that stands for the method's code: its version, and the digest of a plug-in."""
+        return [cls.version, cls.plugin.digest] if cls.plugin else cls.version
 
     @property
     def efficacy_gate(self) -> float | None:

@@ -59,7 +59,9 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     pilot = _pilot(context, parts, facts)
     asked = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
     names = [[f.prompt, f.subject, f.target] for f in pilot]
-    key = json_digest([_VERSION, weights, vocabulary_key(context), method.name, method.version, _numbers(method), asked, names])
+    key = json_digest(
+        [_VERSION, weights, vocabulary_key(context), method.name, method.code_key(), _numbers(method), asked, names]
+    )
     file = context.cache / "sweeps" / f"{key}.json"
     record = read_json(file, layers=list, positions=dict)
     if record is None:

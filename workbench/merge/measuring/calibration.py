@@ -72,4 +72,4 @@ class Calibrated(MergeMethod):
         with unchanged(context.project / file):  # the cache key must describe the texts that were read
             rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)
             content = file_digest(context.project / file)
-        return rows, json_digest([type(self).version, context.keys[brick], content, self.samples, longest])
+        return rows, json_digest([self.code_key(), context.keys[brick], content, self.samples, longest])

@@ -1,0 +1,46 @@
+"""Command `trust`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli._output import out
+from workbench.errors import WorkbenchError, shell
+
+
+def trust(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Project folder; default: list the trusted projects.", show_default=False)
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Stop trusting the project.")] = False,
+) -> None:
+    """Trust a project's method files, or list trusted projects.
+
+    Recipes of a trusted project may use the methods in its methods/ folder: Python files, which run with your rights. The list
+    is in your own settings (~/.config/workbench/settings.yaml), outside every project.
+    """
+    from workbench.project import find_project
+    from workbench.recipe.plugins import method_files
+    from workbench.recipe.trust import distrust, read_settings, settings_file
+    from workbench.recipe.trust import trust as add
+
+    if folder is None:
+        if remove:
+            raise WorkbenchError("--remove: no project is named", "workbench trust --remove DIR", 2)
+        for path in read_settings().trusted_projects:
+            out.line(path)
+        out.say(f"settings: {settings_file()}")
+        return
+    if remove:
+        distrust(folder)
+        out.say(f"{folder.resolve()} is no longer trusted")
+        return
+    project = find_project(folder / "recipe.yaml") if folder.is_dir() else folder
+    if project.resolve() != folder.resolve():
+        raise WorkbenchError(f"{folder}: belongs to the project {project}", shell("workbench", "trust", project), 2)
+    news = add(folder)
+    files = ", ".join(file.name for file in method_files(folder)) or "no files yet"
+    out.say(f"{folder.resolve()} is {'now' if news else 'already'} trusted; methods/ has {files}")
