@@ -261,7 +261,7 @@ def test_run_writes_an_untied_model(project: Project, llama: Path, tmp_path: Pat
     adapter = save_adapter(llama, tmp_path / "head", seed=5, target_modules=["lm_head", "q_proj"])
     text = "name: inner\nbricks: {head: {adapter: head}}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
     recipe = project.resolve(text)
-    assert any("brick 'head' updates the head alone: the output is untied" in w for w in plan(recipe, tmp_path / "runs").warnings)
+    assert any("brick 'head' updates only the head: the output is untied" in w for w in plan(recipe, tmp_path / "runs").warnings)
     out = Path(project.run(text)["model"])
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)

@@ -142,7 +142,7 @@ def test_nothing_is_dropped_in_silence(family: str, model_of: Callable[..., Path
     assert read_card(out).extraction["dropped"] == dropped["dropped"]
     assert config(out)["modules_to_save"] is None
     assert config(out)["bias"] == "none"
-    with pytest.raises(WorkbenchError, match=r"differs from the base and is no weight of a linear layer") as caught:
+    with pytest.raises(WorkbenchError, match=r"differs from the base and is not the weight of a linear layer") as caught:
         taken(project, "full", str(base), "none", rest="refuse")
     assert "--rest save" in (caught.value.hint or "")
     assert not list(tmp_path.glob("*none*"))
