@@ -231,7 +231,7 @@ def test_checkpoint_with_a_head_of_its_own(project: Project, llama: Path, tmp_pa
     text = "bricks: {own: {checkpoint: untied}, full: bricks/full}\nsteps: [{merge: task_arithmetic}]\n"
     recipe = project.resolve(text)
     assert recipe.warnings[0] == (
-        "brick 'own' has a head of its own: the output is untied, its head becomes a tensor beside its embeddings"
+        "brick 'own' has a head of its own: the output is untied, with its head stored as a separate tensor"
     )
     merged = project.tensors(text)
     full = tensors_of(project.path / "bricks" / "full")["model.embed_tokens.weight"].float()

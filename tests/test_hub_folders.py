@@ -227,13 +227,13 @@ def test_adapter_and_checkpoint_in_one_folder(copy: Callable[[str], Project]) ->
     shutil.copy(project.path / "base" / "config.json", adapter)  # as some trainers leave it
     assert project.resolve(ONE.replace("one: one", "one: lora")).bricks["one"].kind == "adapter"
     assert (
-        "is an adapter, the recipe says checkpoint"
+        "is an adapter, but the recipe says checkpoint"
         in refused(project, ONE.replace("one: one", "one: {checkpoint: lora}")).message
     )
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / file, project.path / "one")
     error = refused(project)
-    assert "one holds an adapter (adapter_config.json) and a checkpoint" in error.message
+    assert "one holds both an adapter (adapter_config.json) and a checkpoint" in error.message
     assert "`one: {adapter: one}` or `one: {checkpoint: one}`" in (error.hint or "")
     for kind in ("adapter", "checkpoint"):
         assert project.resolve(ONE.replace("one: one", f"one: {{{kind}: one}}")).bricks["one"].kind == kind

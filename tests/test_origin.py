@@ -222,7 +222,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_finetuned_resnets_merge(project: Project, resnets: Path) -> None:
     text = f"base: {resnets / 'base'}\nbricks: {{one: {resnets / 'one'}, two: {resnets / 'two'}}}\nsteps: [{{merge: task_arithmetic}}]\n"
     counters = [name for name in tensors_of(resnets / "base") if name.endswith("num_batches_tracked")]
-    note = f"brick 'two': {len(counters)} training counters differ ({counters[0]}, …): the result takes the base's values"
+    note = f"brick 'two': {len(counters)} training counters differ ({counters[0]}, …); the result uses the base's values"
     assert note in warnings(project, text)
     result = project.run(text)
     assert note in json.loads((Path(result["run"]) / "run.json").read_text("utf-8"))["warnings"]
