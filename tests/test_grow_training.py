@@ -219,7 +219,7 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     said: list[str] = []
     first = compose(rows.resolve(text), CPU, lambda event: said.append(str(event.get("text"))))
     interrupted = tensors_of(first.trained["seven"])
-    assert any("goes on after step 3" in line for line in said), said
+    assert any("resuming an interrupted training after step 3" in line for line in said), said
     (first.trained["seven"] / "brick.yaml").unlink()
     for file in first.trained["seven"].iterdir():
         file.unlink()

@@ -158,7 +158,7 @@ def test_one_adapter_key_missing_or_one_too_many(layout: str, modules: list[str]
     assert ".7." in refused(project, text).message
     drop(adapter, ".7.", key, file="adapter_model.safetensors")
     module = key.removeprefix("base_model.model.").partition(".lora_")[0]
-    assert f"brick 'one': {module} has lora_B only" in refused(project, text).message
+    assert f"brick 'one': {module} has lora_B, but no lora_A" in refused(project, text).message
 
 
 def test_another_architecture_and_an_untied_head(copy: Callable[[str], Project], models: Callable[[str], Path]) -> None:

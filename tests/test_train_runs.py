@@ -116,7 +116,7 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
     best, taken = record["held_out_loss"]["best_step"], record["steps_taken"]
     assert 0 < best < taken == best + 6 < 60
     assert record["held_out_loss"]["after"] == record["held_out_loss"]["best"]
-    assert said[-1] == f"stops after step {taken}: no lower held-out loss since step {best}"
+    assert said[-1] == f"stopped after step {taken}: the held-out loss has not improved since step {best}"
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,7 +133,9 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
 
 def test_held_out_rows_that_are_trained_on_are_refused(base: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "held.jsonl").write_text(data.read_text("utf-8").splitlines()[2] + "\n", "utf-8")
-    with pytest.raises(WorkbenchError, match=r"held\.jsonl:1: the row is trained on too, 1 of 1 held-out rows are"):
+    with pytest.raises(
+        WorkbenchError, match=r"held\.jsonl:1: this held-out row is also a training row \(1 of 1 held-out rows are\)"
+    ):
         train(lora(held_out="held.jsonl"), base=base, data=data, out=tmp_path / "brick", folder=tmp_path)
 
 
@@ -169,7 +171,7 @@ def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_p
     (out / ".training" / "checkpoint-6").mkdir()  # a save that was cut short
     again = Stop(at=-1)
     record = train(spec, base=base, data=data, out=out, progress=again, notice=said.append)
-    assert said[0] == "goes on after step 4, where a training was interrupted"
+    assert said[0] == "resuming an interrupted training after step 4"
     assert again.steps[0] == 5
     assert weights(out) == weights(tmp_path / "whole")
     assert not (out / ".training").exists()
@@ -264,7 +266,7 @@ def test_bricks_that_cannot_be_kept_apart_are_named(base: Path, data: Path, othe
         run(base)
     half = tmp_path / "half"
     train(lora(steps=2, target_modules=["q_proj"]), base=base, data=data, out=half)
-    with pytest.raises(WorkbenchError, match="brick 'x' adapts none of the modules that are trained"):
+    with pytest.raises(WorkbenchError, match="brick 'x' shares no module with the new adapter"):
         run(half, target_modules=["down_proj"])
     narrow = tmp_path / "narrow"
     shutil.copytree(half, narrow)
