@@ -331,8 +331,8 @@ def test_commands_one_after_the_other(here: Project) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "message", "hint"),
     [
-        ("extract bricks/one --base base -o x", 1, "bricks/one is a PEFT adapter already", "brick show bricks/one"),
-        ("extract recipes --base base -o x", 1, "recipes is no checkpoint (no config.json)", ""),
+        ("extract bricks/one --base base -o x", 1, "bricks/one is already a PEFT adapter", "brick show bricks/one"),
+        ("extract recipes --base base -o x", 1, "recipes is not a checkpoint (it has no config.json)", ""),
         ("extract bricks/full --base bricks/one -o x", 1, "base: bricks/one is a LoRA adapter", ""),
         (
             "extract bricks/full --base other -o x",
@@ -344,7 +344,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "extract bricks/full --base base -o bricks",
             1,
             "-o bricks: exists and is not an empty directory",
-            "nothing is overwritten",
+            "never overwritten",
         ),
         ("extract bricks/full --base base --rank 0 -o x", 2, "--rank", ""),
         (
@@ -356,7 +356,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
         ("extract bricks/full --base base --energy 0.9 --tolerance 0.1 -o x", 2, "say the same in two ways", "one of them"),
         ("extract base --base base -o x", 1, "the result equals the base", "--base"),
         ("extract nowhere --base base -o x", 1, "checkpoint: no such directory: nowhere", ""),
-        ("bake bricks/full --base base -o x", 1, "bricks/full is a checkpoint already", "brick show"),
+        ("bake bricks/full --base base -o x", 1, "bricks/full is already a checkpoint", "brick show"),
         ("bake bricks/one --base base -o bricks", 1, "-o bricks: exists and is not an empty directory", ""),
         (
             "bake bricks/one --base other -o x",
@@ -364,12 +364,12 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "module model.layers.0.mlp.down_proj has no weight in the base",
             "another architecture",
         ),
-        ("bake lost -o x", 1, "its base is org/none, which is not there", "--base DIR"),
+        ("bake lost -o x", 1, "the brick's base org/none cannot be found", "--base DIR"),
         ("show full --metric norm", 1, "names its base", "--base DIR"),
         ("show one --base base --metric cosine", 2, "--metric cosine compares bricks", "brick show one OTHER"),
         ("show one bricks/one --base base", 1, "two bricks of one name", ""),
         ("verify full", 1, "neither brick.yaml nor adapter_config.json names its base", "--base DIR"),
-        ("verify lost", 1, "its base is org/none", "--base DIR"),
+        ("verify lost", 1, "the brick's base org/none cannot be found", "--base DIR"),
     ],
 )
 def test_bad_input(here: Project, model_of: Callable[..., Path], command: str, code: int, message: str, hint: str) -> None:

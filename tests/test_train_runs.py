@@ -357,11 +357,11 @@ def test_bad_flags_write_nothing(project: Path) -> None:
         assert result.exception.exit_code == 2
         return result.exception.message
 
-    assert "bricks/old/train.yaml stands already, and the flags say something else" in error("old", *rows)
+    assert "bricks/old/train.yaml exists already, with other settings than the flags" in error("old", *rows)
     assert "found --steps without --data" in error("old", "--steps", "3")
     assert "found 2 bricks" in error("a", "b", *rows)
     assert "--data: no such file: absent.jsonl" in error("new", "--data", "absent.jsonl")
     assert "held_out: expected a share between 0 and 1" in error("new", *rows, "--held-out", "2")
     assert "no brick 'absent'" in error("new", *rows, "--orthogonal-to", "absent")
-    assert "a brick's name is" in error("New Brick", *rows)
+    assert "a brick's name must consist of" in error("New Brick", *rows)
     assert not (project / "bricks" / "new").exists()
