@@ -72,12 +72,12 @@ def test_old_tensors_stay_the_same_bits(family: str, step: str, rows: Project, d
 def test_training_is_done_once_and_follows_its_data(rows: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"steps: [{{grow: depth, blocks: 1, {TRAIN}}}]\n"
     first = rows.run(text)
-    import workbench.run.kinds.train
+    import workbench.run.kinds.train_new
 
     def never(*_args: Any, **_given: Any) -> Any:
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(workbench.trained, "train_parameters", never)
+    monkeypatch.setattr(workbench.run.kinds.train_new, "train_parameters", never)
     again = compose(rows.resolve(text + "output: {dtype: float32}\n"), CPU)
     assert again.steps[0]["train"] == first["steps"][0]["train"]
     with (rows.path / "rows.jsonl").open("a") as file:
@@ -200,7 +200,7 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     import workbench.run.kinds.train
 
     text = f"steps: [{BRICK}, save_every: 3}}]\n"
-    reports = workbench.trained.reports
+    reports = workbench.run.kinds.train.reports
 
     def stopping(events: Any, step: str) -> Any:
         progress, notice = reports(events, step)
@@ -212,7 +212,7 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
 
         return stop, notice
 
-    monkeypatch.setattr(workbench.trained, "reports", stopping)
+    monkeypatch.setattr(workbench.run.kinds.train, "reports", stopping)
     with pytest.raises(KeyboardInterrupt):
         rows.tensors(text)
     monkeypatch.undo()
@@ -244,7 +244,7 @@ BAD = [
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [nine]}", "nine"),
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, and has no A matrices"),
     ("{grow: brick, data: rows.jsonl, method: full, orthogonal_to: [one]}", "expected method lora, found full"),
-    ("{grow: brick, data: rows.jsonl, patience: 2}", "expected held_out beside it"),
+    ("{grow: brick, data: rows.jsonl, patience: 2}", "requires held_out"),
     ("{grow: depth, blocks: 1, train: {data: none.jsonl}}", "none.jsonl does not exist"),
     ("{grow: depth, blocks: 1, train: {data: bad.jsonl}}", r"bad.jsonl:1"),
     (

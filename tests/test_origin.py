@@ -78,7 +78,7 @@ def test_the_model_type_of_the_base_that_it_names(project: Project, own: Path, f
 def test_the_depth_of_the_config_beside_it(project: Project, own: Path, llama: Path) -> None:
     shutil.copy(llama / "config.json", own / "config.json")
     edit_json(own / "config.json", num_hidden_layers=6)
-    with pytest.raises(WorkbenchError, match=r"the config.json beside it is of a model with 6 layers, the base has 4"):
+    with pytest.raises(WorkbenchError, match=r"the config.json next to it is of a model with 6 layers, the base has 4"):
         project.resolve(recipe(own))
 
 

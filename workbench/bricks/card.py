@@ -88,8 +88,8 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     """
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
-    what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
-    write_text(path / CARD, f"# Written by `{made_by}`; {what} in {record}.\n" + text)
+    content = {"train.yaml": "the settings", "edit.json": "how it was solved"}.get(record, "the error of every tensor")
+    write_text(path / CARD, f"# Written by `{made_by}`. See {record} for {content}.\n" + text)
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:

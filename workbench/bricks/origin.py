@@ -146,7 +146,7 @@ def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str
         yield "its config.json", brick.checkpoint.config
         return
     if isinstance(config := read_json(brick.path / "config.json"), dict):
-        yield "the config.json beside it", config
+        yield "the config.json next to it", config
     for name in _names(brick):
         if base.is_named(name, project):
             continue

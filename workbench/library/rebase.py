@@ -154,12 +154,12 @@ def rebase(
     _check_inputs(step, onto.recipe.project)
     with exact(device):
         on = _live(old, onto, name, device, events)
-        said = {"without": _said(on.context, old.facts), "before": _said_with_old(old, on)}
+        correct = {"without": _correct(on.context, old.facts), "before": _correct_with_old(old, on)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})
         edit = _solve(step, on.context)
         with added(on.context.model, edit.factors):
-            said["after"] = _said(on.context, old.facts)
-    counted = count(old.facts, said["after"] or [], step.min_efficacy)
+            correct["after"] = _correct(on.context, old.facts)
+    counted = count(old.facts, correct["after"] or [], step.min_efficacy)
     if too_few(counted):
         message, hint = refusal(f"{old.brick.name} on {name}", counted, set_by="`--set min_efficacy=0`", what="brick")
         raise EfficacyError(message, hint, {old.brick.name: counted})
@@ -168,12 +168,12 @@ def rebase(
         "solved_on": old.record["solved_on"],
         "onto": name,
         "kept": fixed,
-        "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in said.items()},
+        "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in correct.items()},
     }
     edit = replace(edit, record={**edit.record, "rebased": rebased, "said": counted})
     with new_directory(out) as partial:
         _write(edit, old, partial, on, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
-    return _document(old, on, out, said, rebased)
+    return _document(old, on, out, correct, rebased)
 
 
 def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
@@ -233,18 +233,18 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
         raise WorkbenchError(error.message, hint, error.exit_code) from None
 
 
-def _said_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
+def _correct_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
     """Check the facts with the old brick added to the model, unless the model contains it; return None if it does not fit."""
     digest = old.brick.digest(None)
     edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
     if digest in edits:
-        return _said(on.context, old.facts)
+        return _correct(on.context, old.facts)
     try:
         updates = updates_of(old.brick.adapter, on.context.layout, on.context.model, on.context.device)
     except WorkbenchError:
         return None
     with added(on.context.model, updates):
-        return _said(on.context, old.facts)
+        return _correct(on.context, old.facts)
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
@@ -285,7 +285,7 @@ def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[No
             weight.data = saved[name]
 
 
-def _said(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
+def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
@@ -300,10 +300,10 @@ def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, 
 
 
 def _document(
-    old: EditBrick, on: Solvable, out: Path, said: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
+    old: EditBrick, on: Solvable, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
     recipe = on.resolved.recipe
-    after = said["after"] or []
+    after = correct["after"] or []
     unlisted = [
         step_id
         for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True)
