@@ -143,8 +143,8 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
 def _learning(configuration: Path | None, place: str, device: str) -> Iterator[MethodContext]:
     """Load the model that facts are learned on, and compute in exact float32 meanwhile. Errors: a memory directory that stands alone."""
     from workbench.models.device import pick_device
-    from workbench.run.kinds.memory import live_context
     from workbench.run.saved import open_configuration
+    from workbench.run.session import live_session
     from workbench.weights.device import exact
 
     if configuration is None:
@@ -159,7 +159,8 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
 
     on = pick_device(device)
     with exact(on):
-        yield live_context(resolved, resolved.base, on, progress)[0]
+        steps = len(resolved.recipe.steps)
+        yield live_session(resolved, steps, resolved.base, on, progress, rounded_to=resolved.dtype).context
 
 
 def _say(memory: SavedMemory, version: int, text: str) -> None:

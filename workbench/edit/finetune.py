@@ -75,7 +75,7 @@ class Finetune(EditMethod):
         """The facts."""
         return [self.facts]
 
-    def check(self, project: Path) -> None:
+    def check_inputs(self, project: Path) -> None:
         """Read the facts once; they do not contradict each other."""
         require_consistent(self._read(project))
 

@@ -11,16 +11,15 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.facts import checkpoints, edited_for
 from workbench.files import read_json
-from workbench.grow.expansion.remap import GrownWeights
 from workbench.models.generation import identity
-from workbench.models.layout import Model
 from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.run.kind import kind_of
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
-from workbench.steps import EditMethod, GrowMethod
+from workbench.steps import EditMethod
 from workbench.weights.specs import TensorSpec
 from workbench.weights.writer import output_specs
 
@@ -87,9 +86,7 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     """Shapes and dtypes of the configuration as a checkpoint, from headers: edits and merges change no shape, growth says its own."""
     model = resolved.base
     for step in resolved.recipe.steps:
-        if isinstance(step, GrowMethod):
-            growth = step.expand(model)
-            model = Model(GrownWeights(model.weights, growth, base=resolved.base.weights), growth.config)
+        model = kind_of(step).shapes(step, model, resolved.base)
     return output_specs(model.weights.specs, resolved.dtype)
 
 

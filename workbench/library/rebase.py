@@ -17,7 +17,7 @@ from workbench.bricks.brick import Brick, vocabulary_digest
 from workbench.bricks.locate import resolve_brick
 from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import WorkbenchError, shell
-from workbench.events import Events, no_events
+from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
 from workbench.library.extract import brick_name, check_new, new_directory
 from workbench.models.layout import Model
@@ -28,8 +28,10 @@ from workbench.resolve.checks import edit_record
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
 from workbench.run.efficacy import EfficacyError, refusal
-from workbench.run.kinds.edit import FACTS, RECORD, Solvable, solvable, write_edit
-from workbench.steps import Edit, EditMethod, GrowMethod, MemoryMethod, MergeMethod, MethodContext
+from workbench.run.kind import kind_of
+from workbench.run.kinds.edit import FACTS, RECORD, write_edit
+from workbench.run.session import LiveSession, live_session
+from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors
@@ -97,7 +99,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     """Return the settings that the brick was solved with, with overrides applied."""
     data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
     document = Document(data, {}, f"{folder}/{RECORD}, step")
-    kind = method("edit", str(record.get("method")))
+    kind = method(EditMethod, str(record.get("method")))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -105,9 +107,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
         value = scalar(text)
         data[key] = value.data
         document.replace_texts((key,), value)
-    step = document.validate(kind)
-    assert isinstance(step, EditMethod)
-    return step
+    return document.validate(kind)
 
 
 def rebase(
@@ -184,12 +184,12 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
             f"Solve the facts from scratch, with an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
         )
     for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True):
-        if isinstance(step, GrowMethod):
+        if kind_of(step).shapes(step, onto.base, onto.base) is not onto.base:
             raise WorkbenchError(
                 f"{name} grows its base (step '{step_id}'), so a brick for the grown layers would not fit the recipe's base",
                 f"Write the grown model and use it: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
             )
-        if isinstance(step, MemoryMethod):
+        if step.ends_recipe:
             raise WorkbenchError(
                 f"{name} ends with a memory (step '{step_id}'), which overrides the answers of the weights",
                 "Use a recipe without that step, and add the new brick's step before it.",
@@ -214,15 +214,15 @@ def _check_inputs(step: EditMethod, project: Path) -> None:
             f"{missing[0]}, which the edit was solved with, does not exist in {project}",
             "Put the file there or, if the method does not require it, disable it: `--set preserve=null`.",
         )
-    step.check(project)
+    step.check_inputs(project)
 
 
-def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> Solvable:
-    """Build the configuration as a live model, before its output is cast or reduced to a rank."""
+def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> LiveSession:
+    """The configuration as a live model: before its output is cast, or cut to a rank."""
     plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    return solvable(plain, len(plain.recipe.steps), current, device, events, name, seed)
+    return live_session(plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), seed=seed)
 
 
 def _solve(step: EditMethod, context: MethodContext) -> Edit:
@@ -233,8 +233,8 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
         raise WorkbenchError(error.message, hint, error.exit_code) from None
 
 
-def _correct_with_old(old: EditBrick, on: Solvable) -> list[bool] | None:
-    """Check the facts with the old brick added to the model, unless the model contains it; return None if it does not fit."""
+def _said_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
+    """What the model says with the old brick added to it, unless it holds it already; None where it does not fit."""
     digest = old.brick.digest(None)
     edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
     if digest in edits:
@@ -289,8 +289,8 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, Any]) -> None:
-    """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
+def _write(edit: Edit, old: EditBrick, out: Path, on: LiveSession, card: dict[str, Any]) -> None:
+    """The new brick. Its record keeps the step as it was written, so that a later rebase may measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
     write_edit(edit, old.step, out, on, card, "workbench edit rebase")
@@ -300,15 +300,11 @@ def _write(edit: Edit, old: EditBrick, out: Path, on: Solvable, card: dict[str, 
 
 
 def _document(
-    old: EditBrick, on: Solvable, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
+    old: EditBrick, on: LiveSession, out: Path, said: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
     recipe = on.resolved.recipe
-    after = correct["after"] or []
-    unlisted = [
-        step_id
-        for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True)
-        if isinstance(step, MergeMethod) and step.names() is None
-    ]
+    after = said["after"] or []
+    unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
     return {
         "brick": str(out),
         "from": str(old.brick.path),

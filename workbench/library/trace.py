@@ -15,12 +15,12 @@ from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import check_rows
 from workbench.edit.places.tracing import PLACES, Trace, What, trace
 from workbench.errors import WorkbenchError
-from workbench.events import Events, no_events
+from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
 from workbench.models.texts import longest_row
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
-from workbench.run.kinds.edit import solvable
+from workbench.run.session import live_session
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact
 
@@ -134,7 +134,7 @@ def trace_table(
     with exact(device):
         current = compose(resolved, device, events).model
         chosen = layers_of(layers, current.layout.depth)
-        context = solvable(resolved, len(resolved.recipe.steps), current, device, events, name).context
+        context = live_session(resolved, len(resolved.recipe.steps), current, device, progress(events, "edit", name)).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
         if layers is None:

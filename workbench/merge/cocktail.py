@@ -46,7 +46,7 @@ class Cocktail(MergeMethod):
         """The examples."""
         return [self.examples]
 
-    def check(self, project: Path) -> None:
+    def check_inputs(self, project: Path) -> None:
         """Read the examples once."""
         read_texts(project / self.examples, self.examples)
 

@@ -16,7 +16,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
-from workbench.steps import VERBS, BrickStep, EditMethod, GrowMethod, MemoryMethod, MergeMethod, Step, TrainMethod
+from workbench.steps import Step, verbs
 from workbench.vocabulary.fields import TokenRow
 
 
@@ -46,10 +46,10 @@ class Recipe:
         return self.fields.name or (self.path.stem if self.path else "recipe")
 
     @property
-    def memory(self) -> MemoryMethod | None:
-        """The memory that the recipe ends in, if it does."""
+    def memory(self) -> Step | None:
+        """The step of a memory that the recipe ends in, if it does."""
         last = self.steps[-1] if self.steps else None
-        return last if isinstance(last, MemoryMethod) else None
+        return last if last and last.ends_recipe else None
 
     @cached_property
     def step_ids(self) -> list[str]:
@@ -65,8 +65,8 @@ class Recipe:
             taken.add(found[-1])
         return found
 
-    def used_bricks(self, step: BrickStep) -> list[str]:
-        """Brick names of a merge or grow step in order: those that it lists, or, of a merge that lists none, all of the recipe."""
+    def used_bricks(self, step: Step) -> list[str]:
+        """Return the bricks that a step takes, in order: those that it lists, or, for a merge that lists none, all of the recipe."""
         names = step.names()
         return list(self.fields.bricks) if names is None else names
 
@@ -130,7 +130,7 @@ def _from_document(document: yamldoc.Document, project: Path, path: Path | None,
 def _with_form(fields: RecipeFields) -> RecipeFields:
     """A recipe that ends in a memory writes a configuration, unless it says something else, which `_check_memories` refuses."""
     steps, output = fields.steps, fields.output  # type: ignore[attr-defined]
-    if "form" in output.model_fields_set or not (steps and isinstance(steps[-1], MemoryMethod)):
+    if "form" in output.model_fields_set or not (steps and steps[-1].ends_recipe):
         return fields
     return fields.model_copy(update={"output": output.model_copy(update={"form": "configuration"})})
 
@@ -139,7 +139,7 @@ def _check_memories(recipe: Recipe) -> None:
     """A memory ends a recipe, and its result is a configuration."""
     form = recipe.fields.output.form
     for i, step in enumerate(recipe.steps[:-1]):
-        if isinstance(step, MemoryMethod):
+        if step.ends_recipe:
             raise recipe.error(
                 ("steps", i + 1),
                 f"a step after `edit: {step.name}`, whose memory acts on the live model and leaves no weights to work on",
@@ -161,32 +161,11 @@ def _check_memories(recipe: Recipe) -> None:
 
 def _check_references(recipe: Recipe) -> None:
     """What one field says of another: bricks that exist, at least one a merge, ids that differ."""
-    known = recipe.fields.bricks
     _check_tokenizer(recipe)
     _check_memories(recipe)
     for i, step in enumerate(recipe.steps):
-        at: yamldoc.KeyPath = ("steps", i, "bricks")
-        if isinstance(step, MergeMethod):
-            names = recipe.used_bricks(step)
-            for name in names:
-                if name not in known:
-                    raise recipe.error((*at, name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
-            if not names:
-                raise recipe.error(at, f"{step.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
-            least, most = step.laws.arity
-            if not least <= len(names) <= (most or len(names)):
-                wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-                raise recipe.error(at, f"{step.name} takes {wanted} bricks, found {len(names)} ({', '.join(names)})",
-                                   "Name them under the step's `bricks`.")  # fmt: skip
-            if len(set(names)) != len(names):
-                raise recipe.error(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
-        elif isinstance(step, (GrowMethod, TrainMethod)):
-            for name in step.names() or ():
-                if name not in known:
-                    at = ("steps", i, "orthogonal_to") if isinstance(step, TrainMethod) else (*at, name)
-                    raise recipe.error(at, f"no brick '{name}' under `bricks`. {nearest(name, known)}")
-        elif not isinstance(step, (EditMethod, MemoryMethod)):
-            raise TypeError(type(step))
+        for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
+            raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
     ids = [step.id for step in recipe.steps if step.id]
     for i, step in enumerate(recipe.steps):
         if step.id and ids.count(step.id) > 1:
@@ -247,7 +226,7 @@ def _override(document: yamldoc.Document, setting: str) -> None:
 
 def _written_id(step: Mapping[str, Any]) -> str:
     """A step's id as far as unvalidated data tell it."""
-    return str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in VERBS if verb in step))
+    return str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in verbs() if verb in step))
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.recipe.eval_fields import EvalEntry
 from workbench.recipe.methods import methods
 from workbench.recipe.search_fields import SearchFields
-from workbench.steps import VERBS, Step
+from workbench.steps import Step, verbs
 from workbench.steps.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields
 
@@ -85,13 +85,15 @@ def _check_verb(value: Any) -> Any:
     """A step in the words of the user before pydantic sees a union."""
     if not isinstance(value, Mapping):
         return value
-    verbs = [v for v in VERBS if v in value]
-    if len(verbs) != 1:
-        found = " and ".join(verbs) if verbs else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
-        raise PydanticCustomError("value_error", "expected exactly one of merge, edit, grow; found {found}", {"found": found})
-    known = [cls.name for cls in methods().values() if cls.verb == verbs[0]]
-    if value[verbs[0]] not in known:
-        text = f"unknown {verbs[0]} method '{value[verbs[0]]}'. {nearest(str(value[verbs[0]]), known)} `workbench methods` lists all."
+    written = [v for v in verbs() if v in value]
+    if len(written) != 1:
+        found = " and ".join(written) if written else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
+        raise PydanticCustomError(
+            "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": found}
+        )
+    known = [cls.name for cls in methods().values() if cls.verb == written[0]]
+    if value[written[0]] not in known:
+        text = f"unknown {written[0]} method '{value[written[0]]}'. {nearest(str(value[written[0]]), known)} `workbench methods` lists all."
         raise PydanticCustomError("value_error", "{text}", {"text": text})
     return value
 
@@ -99,7 +101,7 @@ def _check_verb(value: Any) -> Any:
 def _tag(value: Any) -> str | None:
     if isinstance(value, Step):
         return value.tag
-    return next((f"{verb}:{value[verb]}" for verb in VERBS if verb in value), None) if isinstance(value, Mapping) else None
+    return next((f"{verb}:{value[verb]}" for verb in verbs() if verb in value), None) if isinstance(value, Mapping) else None
 
 
 @cache

@@ -12,7 +12,6 @@ from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
-from workbench.steps import GrowMethod, MergeMethod
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
@@ -70,11 +69,6 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
     return others + (even if even <= 2 * exact else exact)
 
 
-def keeps_rank(step: MergeMethod) -> bool:
-    """Whether adapters in give an adapter out: by the method's law, or because the step runs on their small matrices."""
-    return step.laws.exact_rank or getattr(step, "space", None) == "core"
-
-
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
     """Steps whose result the recipe's `output: {form: adapter}` cannot hold.
 
@@ -94,32 +88,9 @@ def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]
                 "Write `output: {form: checkpoint}`.",
             )
         )
+    exact = recipe.fields.output.rank in (None, "exact")
     for i, step in enumerate(recipe.steps):
-        if isinstance(step, GrowMethod):
-            problems.append(
-                recipe.error(
-                    ("steps", i, "grow"),
-                    f"{recipe.step_ids[i]} adds tensors, and an adapter holds updates of the base's own",
-                    "Write `output: {form: checkpoint}`.",
-                )
-            )
-        elif isinstance(step, MergeMethod) and recipe.fields.output.rank in (None, "exact"):
-            dense = [n for n in recipe.used_bricks(step) if kinds.get(n, "adapter") != "adapter"]
-            if not keeps_rank(step):
-                spaces = ", or run the step with `space: core`" if "core" in step.laws.spaces else ""
-                problems.append(
-                    recipe.error(
-                        ("steps", i, "merge"),
-                        f"{recipe.step_ids[i]}: the result of {step.name} is no sum of the adapters' updates, and `rank: exact` needs one",
-                        f"Write `output: {{form: adapter, rank: 16}}` for its best approximation{spaces}.",
-                    )
-                )
-            elif dense:
-                problems.append(
-                    recipe.error(
-                        ("steps", i, "merge"),
-                        f"{recipe.step_ids[i]}: brick '{dense[0]}' is a {kinds[dense[0]]}, whose delta has full rank; `rank: exact` needs adapters",
-                        "Write `output: {form: adapter, rank: 16}` for the best approximation; its error is reported.",
-                    )
-                )
+        used = {name: kinds.get(name, "adapter") for name in recipe.used_bricks(step)}
+        found = step.check_adapter(used, exact, recipe.step_ids[i])
+        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in found]
     return problems

@@ -16,10 +16,8 @@ from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, re
 from workbench.bricks.tied import base_for
 from workbench.errors import WorkbenchError, shell
 from workbench.files import read_json
-from workbench.merge.streaming.core import wants_core
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
@@ -39,13 +37,8 @@ _SHARED = frozenset({
 
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
-    """What is wrong with the steps: files that are missing, places that name nothing, spaces that bricks do not have."""
-    return [
-        *_missing_inputs(recipe),
-        *_check_places(recipe, base),
-        *_check_spaces(recipe, bricks),
-        *_check_orthogonal(recipe, bricks),
-    ]
+    """Return what is wrong with the steps: missing files, `where` that matches nothing, bricks of a kind that a step cannot take."""
+    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks)]
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
@@ -168,7 +161,7 @@ def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
         if record is None or not isinstance(brick, Brick):
             continue
         for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-            if not isinstance(step, MergeMethod) or name not in recipe.used_bricks(step):
+            if not step.merges or name not in recipe.used_bricks(step):
                 continue
             with or_at_run(resolved, f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
                 if reason := _inexact(record, name, resolved, i, hub):
@@ -180,14 +173,8 @@ def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
 def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
     """Why an edit is a plain delta in a merge step; None where the step adds it, whole, to the weights that it was solved on."""
     step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
-    assert isinstance(step, MergeMethod)
-    others = [n for n in resolved.recipe.used_bricks(step) if n != name]
-    if others:
-        return f"which step '{step_id}' ({step.name}) merges with {', '.join(others)}"
-    settings = {key: field for key, field in type(step).model_fields.items() if key not in ("id", "bricks", step.verb)}
-    default = all(not field.is_required() and getattr(step, key) == field.get_default() for key, field in settings.items())
-    if not (step.laws.single_is_identity and default and step.entry(name) == step.entry_type()()):
-        return f"which step '{step_id}' ({step.name}) does not add as it is"
+    if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
+        return altered
     if _read_state(resolved, number, hub) != record.get("solved_after"):
         return f"solved on other weights of this base than step '{step_id}' adds it to"
     return None
@@ -232,23 +219,13 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
     return problems
 
 
-def _check_spaces(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
-    """The core space is that of stacked LoRA factors: no brick of such a step is a checkpoint or a recipe's result."""
+def _check_kinds(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """Return the steps that take bricks of a kind that they cannot use."""
+    kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in bricks.items()}
     problems = []
     for i, step in enumerate(recipe.steps):
-        if not isinstance(step, MergeMethod) or not wants_core(step):
-            continue
-        for name in recipe.used_bricks(step):
-            brick = bricks.get(name)
-            kind = brick.kind if isinstance(brick, Brick) else "recipe" if brick else "adapter"
-            if kind != "adapter":
-                problems.append(
-                    recipe.error(
-                        ("steps", i, "space"),
-                        f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters",
-                        "Set `space: full`, or make an adapter of it: `workbench brick extract`.",
-                    )
-                )
+        used = {name: kinds[name] for name in recipe.used_bricks(step) if name in kinds}
+        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in step.check_kinds(used)]
     return problems
 
 
@@ -265,31 +242,20 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
             yield from _places(inner, (*path, key))
 
 
-def _check_orthogonal(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> Iterator[WorkbenchError]:
-    """Bricks that a new one is to be orthogonal to and that have no A matrices."""
+def _check_files(recipe: Recipe) -> list[WorkbenchError]:
+    """Return the files of steps that are missing or that cannot be used."""
+    problems = []
     for i, step in enumerate(recipe.steps):
-        for name in (step.names() or ()) if isinstance(step, TrainMethod) else ():
-            brick = bricks.get(name)
-            kind = brick.kind if isinstance(brick, Brick) else "recipe"
-            if brick is not None and kind != "adapter":
-                yield recipe.error(
-                    ("steps", i, "orthogonal_to"), f"'{name}' is a {kind}, and has no A matrices", "Name LoRA bricks."
-                )
-
-
-def _missing_inputs(recipe: Recipe) -> list[WorkbenchError]:
-    found = []
-    for i, step in enumerate(recipe.steps):
-        if not isinstance(step, (EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod)):
+        missing = [file for file in step.files() if not (recipe.project / file).is_file()]
+        problems += [
+            recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing
+        ]
+        if missing:
             continue
-        files = step.files() if isinstance(step, GrowMethod) else step.inputs()
-        missing = [f for f in files if not (recipe.project / f).is_file()]
-        found += [recipe.error(("steps", i), f"{file} does not exist", "Paths start at the project folder.") for file in missing]
-        if not missing:
-            try:
-                (step.check_inputs if isinstance(step, (GrowMethod, TrainMethod)) else step.check)(recipe.project)
-                if isinstance(step, GrowMethod) and step.train:
-                    training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
-            except WorkbenchError as error:
-                found.append(error)
-    return found
+        try:
+            step.check_inputs(recipe.project)
+            if training := step.training:
+                training_texts(TrainSpec(**training.settings()), recipe.project / training.data, recipe.project)
+        except WorkbenchError as error:
+            problems.append(error)
+    return problems

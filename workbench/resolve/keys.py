@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from workbench.files import json_digest
 from workbench.recipe.recipe import Recipe, dump_step
-from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
 
 
 class KeyInputs(Protocol):
@@ -24,6 +24,38 @@ class KeyInputs(Protocol):
         """Return the digest of the vocabulary after the first `steps` steps."""
 
 
+@dataclass(frozen=True)
+class StepKey:
+    """What one step may make its key of; implements `steps.KeyContext`.
+
+    Attributes:
+        inputs: The recipe, and the digests of its files and vocabularies.
+        digests: Brick -> digest, or another key.
+        number: The step's number, counted from 0.
+    """
+
+    inputs: KeyInputs
+    digests: Mapping[str, str]
+    number: int
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return self.inputs.recipe.fields.seed
+
+    def bricks(self, names: Sequence[str] | None) -> list[list[str]]:
+        """Return [name, digest] of bricks; None stands for all bricks of the recipe."""
+        return [[name, self.digests[name]] for name in (self.inputs.recipe.fields.bricks if names is None else names)]
+
+    def files(self, names: Sequence[str]) -> list[str]:
+        """Return the digest of each input file."""
+        return [self.inputs.input_digest(name) for name in names]
+
+    def vocabulary(self, steps: int) -> str | None:
+        """Return the digest of the vocabulary after the first `steps` steps."""
+        return self.inputs.vocabulary_at(steps)
+
+
 def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
     """Return the keys of the states before the first step and after each.
 
@@ -31,34 +63,11 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
         inputs: The recipe, and the digests of its files and vocabularies.
         base: What the base's numbers depend on.
         bricks: Digest, or another key, of every brick.
-        listed: Give the same keys for a merge step that takes all bricks and for one that names them.
+        listed: Give the same keys for a step that takes all bricks and for one that names them.
     """
     keys = [json_digest(base)]
-    for i, step in enumerate(inputs.recipe.steps):
-        parts: list[Any] = [keys[-1], dump_step(step), type(step).version]
-        if isinstance(step, MergeMethod):
-            if listed:
-                entries = {name: step.entry(name).model_dump(mode="json") for name in inputs.recipe.used_bricks(step)}
-                parts[1] = {**parts[1], "bricks": entries}
-            parts.append([[name, bricks[name]] for name in inputs.recipe.used_bricks(step)])
-            parts += [inputs.recipe.fields.seed] if step.laws.random else []
-            if files := step.inputs():
-                parts += [[inputs.input_digest(f) for f in files], inputs.vocabulary_at(0)]
-        elif isinstance(step, GrowMethod):
-            parts += [[[name, bricks[name]] for name in step.names()]] if step.names() else []
-            parts += [inputs.recipe.fields.seed] if step.random else []
-            parts += [step.binding()] if step.binding() is not None else []
-            if (files := step.inputs()) or step.measures():
-                parts += [[inputs.input_digest(f) for f in files], inputs.vocabulary_at(i)]
-            if step.train:
-                parts.append([inputs.input_digest(f) for f in step.train.inputs()])
-                parts.append([inputs.recipe.fields.seed, inputs.vocabulary_at(i + 1), step.train.version])
-        elif isinstance(step, TrainMethod):
-            parts.append([[name, bricks[name]] for name in step.names() or ()])
-            parts.append([inputs.input_digest(f) for f in step.inputs()])
-            parts.append([inputs.recipe.fields.seed, step.id, inputs.vocabulary_at(i)])
-        elif isinstance(step, (EditMethod, MemoryMethod)):
-            parts.append([inputs.input_digest(f) for f in step.inputs()])
-            parts.append([inputs.recipe.fields.seed, inputs.vocabulary_at(i)])
-        keys.append(json_digest(parts))
+    recipe = inputs.recipe
+    for i, step in enumerate(recipe.steps):
+        fields = {**dump_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
+        keys.append(json_digest([keys[-1], fields, type(step).version, *step.key_parts(StepKey(inputs, bricks, i))]))
     return keys

@@ -14,7 +14,7 @@ from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
 from workbench.resolve.resolved import Resolved, told_apart
-from workbench.steps import GrowMethod, Step
+from workbench.steps import Step
 from workbench.vocabulary.align import AlignedVocabulary, Member, align
 
 
@@ -93,17 +93,16 @@ def _aligned(resolved: Resolved) -> AlignedVocabulary:
 
 
 def _bound(resolved: Resolved) -> Resolved:
-    """Bind each grow step to the tokenizer in effect before it. Raises WorkbenchError if the tokenizer cannot do what the step asks."""
-    if not any(isinstance(step, GrowMethod) for step in resolved.recipe.steps):
-        return resolved
+    """Bind each step to the tokenizer in effect before it. Raises WorkbenchError if the tokenizer cannot do what the step asks."""
     steps: list[Step] = []
     tokenizers: list[Path] = []
     for step in resolved.recipe.steps:
         before = tokenizers[-1] if tokenizers else resolved.tokenizer_at(0)
-        if isinstance(step, GrowMethod):
-            step, before = step.bind(resolved.base, before, resolved.recipe.project, resolved.cache)
-        steps.append(step)
-        tokenizers.append(before)
+        bound, after = step.bind(resolved.base, before, resolved.recipe.project, resolved.cache)
+        steps.append(bound)
+        tokenizers.append(after)
+    if steps == list(resolved.recipe.steps) and set(tokenizers) <= {resolved.tokenizer_at(0)}:
+        return resolved
     return replace(resolved, recipe=replace(resolved.recipe, steps=tuple(steps)), tokenizers=tuple(tokenizers))
 
 

@@ -22,7 +22,7 @@ from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
 from workbench.resolve.keys import chain
-from workbench.steps import BrickStep, EditMethod, Memo, MemoryMethod
+from workbench.steps import Memo
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.align import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
@@ -194,7 +194,7 @@ class Resolved:
         """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
         weights that it was solved on. Reads the bricks of those steps."""
         before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
-        names = {n for s in before.recipe.steps if isinstance(s, BrickStep) for n in self.recipe.used_bricks(s)}
+        names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
         bricks = {name: _content(self.bricks[name], self.cache) for name in names}
         start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
@@ -219,7 +219,7 @@ class Resolved:
     def gates(self) -> dict[str, float]:
         """Step id, or "BRICK/STEP" of a recipe among the bricks -> share of its facts that has to be said for a run to succeed."""
         steps = zip(self.recipe.steps, self.recipe.step_ids, strict=True)
-        found = {name: step.min_efficacy for step, name in steps if isinstance(step, (EditMethod, MemoryMethod))}
+        found = {name: step.efficacy_gate for step, name in steps if step.efficacy_gate is not None}
         inner = {name: brick for name in self.parents if isinstance(brick := self.bricks[name], Resolved)}
         return {**found, **{f"{name}/{step}": share for name, brick in inner.items() for step, share in brick.gates.items()}}
 
@@ -242,7 +242,7 @@ class Resolved:
     @property
     def parents(self) -> list[str]:
         """Bricks that merge and grow steps use, in the recipe's order."""
-        used = {n for s in self.recipe.steps if isinstance(s, BrickStep) for n in self.recipe.used_bricks(s)}
+        used = {n for s in self.recipe.steps for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
 
 

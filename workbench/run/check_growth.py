@@ -1,4 +1,4 @@
-"""What growth promises, checked: on live models before anything is written, and on the files before they get their name."""
+"""Checks of what growth promises: on live models before anything is written, and on the files before they get their name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.files import read_json, write_json
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.kept import old_elements
 from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
@@ -22,9 +21,8 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
 from workbench.resolve.resolved import Resolved
-from workbench.run.compose import compose, grow_deltas
-from workbench.run.kinds.grow import GrownStep, grow
-from workbench.steps import GrowMethod
+from workbench.run.grown import GrownStep
+from workbench.run.kind import StepContext
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.parallel import one_thread
 
@@ -32,42 +30,33 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def check_growth(resolved: Resolved, device: torch.device, events: Events = no_events) -> dict[str, dict[str, Any]]:
-    """Check every grow step whose `check` is not off, before anything is written.
+def compare(context: StepContext, grown: GrownStep, current: Model, model: Model) -> dict[str, Any]:
+    """Compare a grown model with the model that it grew from, before anything is written.
 
-    config.json is compared with the tensors; then `full` compares live models in float32 with what the step declares, and `tensors`
-    logits of two short prompts, with the weights streamed from the files.
+    config.json is compared with the tensors. Then `check: full` compares live models in float32 with what the step promises, and
+    `check: tensors` compares logits of two short prompts, with the weights streamed from the files.
+
+    Args:
+        context: The step in its recipe.
+        grown: What it did.
+        current: The model before it.
+        model: The model after it.
 
     Returns:
-        Step id -> what was measured.
+        What was measured.
 
     Raises:
-        WorkbenchError: a difference (exit code 3).
+        WorkbenchError: If they differ from what the step promises (exit code 3).
     """
-    found: dict[str, dict[str, Any]] = {}
-    recipe = resolved.recipe
-    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        if not isinstance(step, GrowMethod) or step.check == "off":
-            continue
-        known = resolved.cache / "growth" / f"{resolved.keys[i]}.json"
-        record = read_json(known)
-        if record is None:
-            # What steps before this one solve or train is told of: it may take long.
-            current = compose(replace(resolved, recipe=replace(recipe, steps=recipe.steps[:i])), device, events).model
-            bricks = grow_deltas(resolved, step, device, events)
-            model, grown, _ = grow(resolved, step, i, current, bricks, device, events, trained=False)
-            check_fits(current, grown.weights.growth, model.weights.specs, step_id)
-            if step.is_checked():
-                events({"stage": "check", "step": step_id, "text": "logits, cached generation and gradients, before and after"})
-                with _runs(step_id, "the grown model or the one before it"):
-                    before, after = (_live(resolved, m, device) for m in (current, model))
-                    record = check_growth_on(before, after, grown.step, grown.weights, step_id)
-            else:
-                events({"stage": "check", "step": step_id, "text": "logits of two short prompts, layer by layer"})
-                record = _check_logits(resolved, current, model, grown, device)
-            write_json(known, record)
-        found[step_id] = record
-    return found
+    resolved, device = context.resolved, context.device
+    check_fits(current, grown.weights.growth, model.weights.specs, context.id)
+    if not grown.step.is_checked():
+        context.told("check", "logits of two short prompts, layer by layer")
+        return _check_logits(resolved, current, model, grown, device)
+    context.told("check", "logits, cached generation and gradients, before and after")
+    with _runs(context.id, "the grown model or the one before it"):
+        before, after = (_live(resolved, m, device) for m in (current, model))
+        return check_growth_on(before, after, grown.step, grown.weights, context.id)
 
 
 def check_written(

@@ -2,89 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from workbench.adapters.bind import bind
-from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.facts import Fact
-from workbench.files import read_json
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.difference import WeightsDelta
-from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.realigned import AlignedDeltas
 from workbench.models.layout import Model
 from workbench.resolve.adapter_form import adapt, changes_result
 from workbench.resolve.resolved import MemoryAt, Resolved
-from workbench.run.kinds.edit import edit_facts, solve_edit
-from workbench.run.kinds.grow import GrownStep, grow
-from workbench.run.kinds.memory import solve_memory
-from workbench.run.kinds.merge import check_reach, measure
-from workbench.run.kinds.train import trained_brick, with_brick
-from workbench.run.memories import SavedMemory
-from workbench.steps import EditMethod, GrowMethod, MemoryMethod, MergeMethod, TrainMethod
+from workbench.run.grown import GrownStep
+from workbench.run.kind import StepContext, StepResult, Taught, kind_of
 from workbench.vocabulary.align import AlignedVocabulary
-from workbench.weights.lowrank import LowRankSum
 from workbench.weights.tied import with_head_of
-
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What an edit step has taught.
-
-    Attributes:
-        step: The step's id.
-        number: Its place among the steps, counted from 0.
-        model: Weights and configuration after it.
-        facts: The facts.
-        memory: Directory of the memory that holds them, where the step made one.
-    """
-
-    step: str
-    number: int
-    model: Model
-    facts: Sequence[Fact]
-    memory: Path | None = None
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A configuration as lazy weights, and what its steps recorded.
+    """A configuration as lazy weights, and what its steps did.
 
     Attributes:
         model: Weights and configuration after the last step.
-        steps: One record a step.
-        edits: Step id -> directory of the edit's adapter, in the cache.
-        reports: Step id -> what a merge method has to say once its tensors have been computed.
+        results: What each step has made, in order.
         memory: What acts on the live model beside the weights.
-        grown: What grow steps did.
-        trained: Step id -> directory of the brick that it trained, in the cache.
-        taught: What each edit step taught, in order.
     """
 
     model: Model
-    steps: list[dict[str, Any]]
-    edits: dict[str, Path] = field(default_factory=dict)
-    reports: dict[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
+    results: Sequence[StepResult]
     memory: MemoryAt | None = None
-    grown: list[GrownStep] = field(default_factory=list)
-    trained: dict[str, Path] = field(default_factory=dict)
-    taught: list[Taught] = field(default_factory=list)
+
+    @property
+    def edits(self) -> dict[str, Path]:
+        """Step id -> directory of the edit's adapter, in the cache."""
+        return {result.id: result.kept for result in self.results if result.kept and result.folder == "edits"}
+
+    @property
+    def grown(self) -> list[GrownStep]:
+        """What growth steps did, in order."""
+        return [result.grown for result in self.results if result.grown]
+
+    @property
+    def taught(self) -> list[Taught]:
+        """What each step has taught, in order."""
+        return [result.taught for result in self.results if result.taught]
 
     def records(self) -> list[dict[str, Any]]:
-        """The steps' records with the methods' reports: to be asked for when the weights are written."""
-        return [{**s, **(self.reports[s["id"]]() if s["id"] in self.reports else {})} for s in self.steps]
+        """Return the steps' records with the methods' reports: to be asked for when the weights have been written."""
+        return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 
 
 def deltas(
@@ -116,84 +88,30 @@ def deltas(
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
-    """Wrap the base in the recipe's steps. Edits are solved here, on a live model, unless the cache has them."""
-    current = resolved.base
-    records: list[dict[str, Any]] = []
-    edits: dict[str, Path] = {}
-    reports: dict[str, Callable[[], dict[str, Any]]] = {}
-    grown: list[GrownStep] = []
-    trained: dict[str, Path] = {}
-    taught: list[Taught] = []
-    recipe, memory = resolved.recipe, resolved.memory
-    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-        record: dict[str, Any] = {"id": step_id, step.verb: step.name}
-        if isinstance(step, MergeMethod):
-            bricks = {
-                name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
-                for name in recipe.used_bricks(step)
-            }
-            found = measure(resolved, step, step_id, bricks, device, events)
-            merged = MergedWeights(
-                current, resolved.base, step, bricks, resolved.fingerprints, recipe.fields.seed, found.value, resolved.memo,
-                contents=lambda: resolved.digests,
-            )  # fmt: skip
-            check_reach(merged, bricks, resolved.base, recipe, i)
-            if not merged.merged:
-                raise recipe.error(
-                    ("steps", len(records), "where"),
-                    f"{step_id}: no tensor to merge",
-                    "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
-                )
-            record |= {"bricks": list(bricks), "tensors": len(merged.merged), **found.record}
-            reports[step_id] = partial(step.report, merged.notes)
-            if whole := merged.whole(device):
-                record["merged_whole"] = whole
-                events(
-                    {
-                        "stage": "merge",
-                        "step": step_id,
-                        "text": f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}",
-                    }
-                )
-            current = Model(merged, current.config)
-            for before in grown:
-                before.changed(merged.merged)
-        elif isinstance(step, EditMethod):
-            place = solve_edit(resolved, step, i, current, device, events)
-            edits[step_id] = place
-            edit = bind(Adapter(place, f"edit '{step_id}'"), current.weights.specs, current)
-            factors = {name: update for name in edit.places if (update := edit.factors(name, device)) is not None}
-            assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
-            record |= {"tensors": len(factors), **(read_json(place / "edit.json") or {})}
-            current = Model(LowRankSum(current.weights, factors), current.config)
-            taught.append(Taught(step_id, i, current, edit_facts(place)))
-            for before in grown:
-                before.changed(factors)
-        elif isinstance(step, MemoryMethod):
-            saved = SavedMemory(solve_memory(resolved, step, step_id, resolved.keys[i], current, device, events))
-            memory = MemoryAt(saved.path, saved.log.version, saved.digest())
-            taught.append(Taught(step_id, i, current, [r.fact for r in saved.kept().facts], saved.path))
-            record |= {"solved_on": saved.record["solved_on"], **saved.record["record"]}
-        elif isinstance(step, GrowMethod):
-            current, made, found_out = grow(
-                resolved, step, i, current, grow_deltas(resolved, step, device, events), device, events
-            )
-            for before in grown:
-                before.renamed(made.weights.growth)
-            grown.append(made)
-            record |= found_out
-        elif isinstance(step, TrainMethod):
-            place = trained[step_id] = trained_brick(resolved, step, i, current, device, events)
-            current, names, of_training = with_brick(current, place, step, device)
-            record |= {"tensors": len(names), "training": of_training}
-            for before in grown:
-                before.changed(names)
-        records.append(record)
-    if changes_result(recipe.fields.output):
-        current = Model(adapt(current, resolved.base, recipe.fields.output), current.config)
-    return Composition(current, records, edits, reports, memory, grown, trained, taught)
+    """Wrap the base in the recipe's steps. Edits are solved and bricks are trained here, unless the cache has them."""
+    current, results, memory = resolved.base, list[StepResult](), resolved.memory
+    for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
+        made = kind_of(step).apply(step, step_context(resolved, number, device, events), current, results)
+        for earlier in results:
+            if earlier.grown:
+                earlier.grown.changed(made.changed)
+                if made.grown:
+                    earlier.grown.renamed(made.grown.weights.growth)
+        results.append(replace(made, id=step_id, record={"id": step_id, step.verb: step.name, **made.record}))
+        current, memory = made.model, made.memory or memory
+    if changes_result(resolved.recipe.fields.output):
+        current = Model(adapt(current, resolved.base, resolved.recipe.fields.output), current.config)
+    return Composition(current, results, memory)
 
 
-def grow_deltas(resolved: Resolved, step: GrowMethod, device: torch.device, events: Events = no_events) -> dict[str, Deltas]:
-    """The deltas of the bricks that a grow step names."""
-    return {name: deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary) for name in step.names()}
+def step_context(resolved: Resolved, number: int, device: torch.device, events: Events = no_events) -> StepContext:
+    """Return one step of a recipe with what it may ask for."""
+
+    def brick_deltas(name: str) -> Deltas:
+        return deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
+
+    def model_before() -> Model:
+        first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number]))
+        return compose(first, device, events).model
+
+    return StepContext(resolved, number, device, events, brick_deltas, model_before)

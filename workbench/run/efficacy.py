@@ -17,9 +17,9 @@ from workbench.files import json_digest, read_json, write_json
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
-from workbench.run.compose import Composition, Taught, compose
+from workbench.run.compose import Composition, compose
+from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
-from workbench.steps import EditMethod, MemoryMethod
 
 _VERSION = 1
 
@@ -85,9 +85,8 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
             found |= {f"{name}/{step}": row for step, row in inner.items()}
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]
-        assert isinstance(step, (EditMethod, MemoryMethod))
         said = _asked(resolved, composition, taught, device, events)
-        found[taught.step] = count(taught.facts, said, step.min_efficacy)
+        found[taught.step] = count(taught.facts, said, step.efficacy_gate or 0.0)
     return found
 
 

@@ -21,13 +21,12 @@ from workbench.files import publish, write_json, write_text
 from workbench.resolve.adapter_form import adapt
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
-from workbench.run.check_growth import check_growth, check_written
-from workbench.run.compose import Composition, compose
+from workbench.run.check_growth import check_written
+from workbench.run.compose import Composition, compose, step_context
+from workbench.run.costs import kind_name
 from workbench.run.directory import RunDirectory, disk_problems, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
-from workbench.run.kinds.costs import kind_name
-from workbench.run.kinds.edit import copy_edit
-from workbench.run.kinds.train import copy_brick
+from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest, with_memory
 from workbench.run.plan import plan
 from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
@@ -100,7 +99,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
     if backend().name == "torch" and not backend().asked and device.type == "cpu":
         log({"stage": "run", "text": f"without compiled kernels, which is slower: {backend().reason}; see `workbench doctor`"})
     try:
-        checks = check_growth(resolved, device, log)
+        checks = _check_steps(resolved, device, log)
         composition = compose(resolved, device, log)
         said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
@@ -126,6 +125,15 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
         remember_digest(resolved, output["digest"], device)
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
+
+
+def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> dict[str, dict[str, Any]]:
+    """Check what the steps promise before anything is written; return step id -> what was measured."""
+    measured = {
+        step_id: kind_of(step).check(step, step_context(resolved, number, device, events))
+        for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True))
+    }
+    return {step_id: record for step_id, record in measured.items() if record is not None}
 
 
 def _check_written(
@@ -232,10 +240,8 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
 
 def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, record: dict[str, Any], target: Path) -> None:
     """Everything beside the model, then the rename that makes the model or adapter visible."""
-    for step_id, place in composition.edits.items():
-        copy_edit(place, run.path / "edits" / step_id, record["said"].get(step_id))
-    for step_id, place in composition.trained.items():
-        copy_brick(place, run.path / "bricks" / step_id)
+    for step, result in zip(resolved.recipe.steps, composition.results, strict=True):
+        kind_of(step).keep(result, run.path, record["said"].get(result.id))
     write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
     publish(run.partial, target)
 

@@ -60,10 +60,7 @@ class SavedMemory:
     @cached_property
     def step(self) -> MemoryMethod:
         """The step that made it. Errors: a method that is not here, or no longer has its fields."""
-        kind = method("edit", str(self.record["method"]))
-        step = kind.model_validate(self.record["step"])
-        assert isinstance(step, MemoryMethod)
-        return step
+        return method(MemoryMethod, str(self.record["method"])).model_validate(self.record["step"])
 
     def kept(self, version: int | None = None) -> Kept:
         """Settings and facts at a version, the newest if omitted."""
@@ -131,7 +128,7 @@ class SavedMemory:
                 if read_log(self.path).version >= version:
                     raise WorkbenchError(f"{self.path}: was changed since it was opened", "Try again.")
                 if memory is not None:
-                    _save_tensors(self.path, version, memory)
+                    save_tensors_of(memory, self.path, version)
                 append(self.path, version, lines)
                 write_facts(self.path / FACTS, [alive.fact for alive in read_log(self.path).at().values()])
         except Timeout:
@@ -158,6 +155,7 @@ def _tensors(folder: Path, version: int) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _save_tensors(folder: Path, version: int, memory: Memory) -> None:
+def save_tensors_of(memory: Memory, folder: Path, version: int) -> None:
+    """Write the tensors of facts that a version of a memory has learned."""
     tensors = {f"{name}/{key}": t.contiguous() for name, found in memory.tensors.items() for key, t in found.items()}
     save_tensors(dict(sorted(tensors.items())), folder / f"tensors-{version}.safetensors")

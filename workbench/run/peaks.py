@@ -10,7 +10,6 @@ from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import Summed, Update
 from workbench.adapters.lora import LowRank
 from workbench.bricks.brick import Brick
-from workbench.merge.streaming.core import wants_core
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import HeadersOnlyError
@@ -98,7 +97,7 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
 def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged: Merged | None) -> dict[str, int]:
     """Tensor -> what a merge step takes for it beside the block buffers: small matrices in the core space, else what the method says."""
     specs = resolved.base.weights.specs
-    in_core = wants_core(step) or (step.laws.rotation_invariant and step.laws.memory == "tensor")
+    in_core = step.in_core_space() or (step.laws.rotation_invariant and step.laws.memory == "tensor")
     found = {}
     for name in merged.ranks if merged else specs:
         rank = merged.ranks[name] if merged and in_core else None

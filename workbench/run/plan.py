@@ -8,14 +8,14 @@ from typing import Any
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.standins import space_problems
-from workbench.resolve.adapter_form import keeps_rank, planned_bytes
+from workbench.resolve.adapter_form import planned_bytes
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
+from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole, factor_bytes
 from workbench.run.directory import disk_problems, run_of
-from workbench.run.kinds.costs import _TRANSFORMERS, _adapter_whole, _factor_bytes, _grow_row, _merge_row, _Needs, _solved_row
+from workbench.run.kind import kind_of
 from workbench.run.peaks import buffer_bytes, device_buffer_bytes
 from workbench.run.saved import refers_to_base
-from workbench.steps import GrowMethod, MergeMethod
 from workbench.weights.parallel import default_threads
 from workbench.weights.writer import output_specs
 
@@ -67,18 +67,13 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     """
     run = run_of(resolved, runs)
     threads = threads or default_threads()
-    needs = _Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()), threads)
+    needs = Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()), threads)
     model = resolved.base
     steps: list[dict[str, Any]] = []
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         row: dict[str, Any] = {"id": step_id, step.verb: step.name}
-        if isinstance(step, MergeMethod):
-            row |= _merge_row(step, resolved, needs)
-        elif isinstance(step, GrowMethod):
-            made, model = _grow_row(step, i, model, resolved, needs)
-            row |= made
-        else:
-            row |= _solved_row(step, i, model, resolved, needs)
+        made, model = kind_of(step).plan_row(step, resolved, i, model, needs)
+        row |= made
         steps.append(row)
     read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
     write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
@@ -87,22 +82,21 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     if resolved.recipe.fields.output.form == "adapter":
         used = [resolved.bricks[name] for name in resolved.parents]
         adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
-        merges = [step for step in resolved.recipe.steps if isinstance(step, MergeMethod)]
-        dense = len(adapters) < len(used) or not all(map(keeps_rank, merges))
+        dense = len(adapters) < len(used) or not all(step.keeps_rank() for step in resolved.recipe.steps)
         whole_too = len(adapters) < len(used)
         write = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
-        whole = _adapter_whole(resolved, needs, dense)
-        live = max(live, whole) + _TRANSFORMERS
+        whole = adapter_whole(resolved, needs, dense)
+        live = max(live, whole) + TRANSFORMERS
     if run.done:
         cached.append("run")
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
-    factors = threads * sum(_factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
+    factors = threads * sum(factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
     host = buffer_bytes(model.weights.specs, width, threads) + factors + max(live, whole)
     on_device = 0
     if cuda:
         on_device, host = device_buffer_bytes(model.weights.specs, width, threads)
         on_device += factors + max(live, whole)
-        host += factors + (_TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
+        host += factors + (TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return RunPlan(

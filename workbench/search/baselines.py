@@ -11,7 +11,6 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.objective import Answers, Objective
 from workbench.search.space import Space
-from workbench.steps import MergeMethod
 
 LAMBDAS = (0.3, 0.6, 1.0)
 """Of task arithmetic, and of the candidates that a search with lambda as a dimension tries first."""
@@ -57,5 +56,5 @@ def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[O
 
 def _bricks(recipe: Recipe) -> list[str]:
     """Of the first merge step; none where nothing is merged."""
-    step = next((step for step in recipe.steps if isinstance(step, MergeMethod)), None)
+    step = next((step for step in recipe.steps if step.merges), None)
     return recipe.used_bricks(step) if step else []

@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.search_fields import Range, Value
-from workbench.steps import VERBS, MergeMethod
+from workbench.steps import MergeMethod, verbs
 from workbench.steps.fields import BrickEntry
 
 DIGITS = 4
@@ -44,7 +44,7 @@ class Dimension:
     @property
     def chooses_method(self) -> bool:
         """Whether it names the step's method: "mix.merge"."""
-        return self.step is not None and self.path[0] in VERBS and len(self.path) == 1
+        return self.step is not None and self.path[0] in verbs() and len(self.path) == 1
 
     @property
     def ends(self) -> tuple[Value, ...]:
@@ -213,7 +213,7 @@ class Space:
         kind = methods().get(f"{dimension.path[0]}:{method}")
         if kind is None:
             return
-        for field in [f for f in step if f not in (*VERBS, "id") and f not in _fields_of(kind)]:
+        for field in [f for f in step if f not in (*verbs(), "id") and f not in _fields_of(kind)]:
             del step[field]
         if "bricks" in step and issubclass(kind, MergeMethod) and not _weighs(kind):
             step["bricks"] = list(step["bricks"])
@@ -272,7 +272,7 @@ class Space:
         else:
             step = recipe.steps[dimension.step]
             value = {step.verb: step.name, **step.model_dump(mode="json", by_alias=True)}
-            if dimension.path[0] == "bricks" and isinstance(step, MergeMethod):
+            if dimension.path[0] == "bricks" and step.merges:
                 given = value.get("bricks") or {}
                 value["bricks"] = {
                     name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in recipe.used_bricks(step)

@@ -14,11 +14,42 @@ from workbench.steps.edit import Edit, EditMethod, MethodContext
 from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves
 from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
-from workbench.steps.registry import VERBS, register
-from workbench.steps.step import BrickStep, Step
-from workbench.steps.train import NewTraining, TrainMethod
+from workbench.steps.new_training import NewTraining
+from workbench.steps.registry import register, verbs
+from workbench.steps.step import BrickStep, KeyContext, Problem, Step
+from workbench.steps.train import TrainMethod
 
 __all__ = [
-    "NEW", "VERBS", "Axis", "Block", "BrickStep", "Combination", "Edit", "EditMethod", "Group", "GrowContext", "GrowMethod", "Grown", "Growth", "Kept", "Laws", "Learns", "Measured", "Memo", "Memory",
-    "MemoryMethod", "MergeContext", "MergeMethod", "MethodContext", "NewTraining", "Prepared", "Preserves", "Remembered", "Step", "TrainMethod", "register",
+    "NEW",
+    "Axis",
+    "Block",
+    "BrickStep",
+    "Combination",
+    "Edit",
+    "EditMethod",
+    "Group",
+    "GrowContext",
+    "GrowMethod",
+    "Grown",
+    "Growth",
+    "Kept",
+    "KeyContext",
+    "Laws",
+    "Learns",
+    "Measured",
+    "Memo",
+    "Memory",
+    "MemoryMethod",
+    "MergeContext",
+    "MergeMethod",
+    "MethodContext",
+    "NewTraining",
+    "Prepared",
+    "Preserves",
+    "Problem",
+    "Remembered",
+    "Step",
+    "TrainMethod",
+    "register",
+    "verbs",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import Field
 from workbench.files import json_digest
 from workbench.models.layout import Model
 from workbench.steps.fields import Real
-from workbench.steps.step import Step
+from workbench.steps.step import KeyContext, Step
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 class EditMethod(Step):
     """Facts into a low-rank delta of the current model."""
 
+    kind = "edit"
     verb = "edit"
+    verb_order = 1
     version = 2  # prompt and target are tokenized as one text
     unkeyed = frozenset({"min_efficacy"})
 
@@ -35,12 +37,14 @@ class EditMethod(Step):
     """Share of the step's facts that the model has to say after it (greedily, all of the target): with fewer, `run` writes no model and
     exits with 3; 0: any number."""
 
-    def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
-        return []
+    @property
+    def efficacy_gate(self) -> float:
+        """Share of the step's facts that the model has to say."""
+        return self.min_efficacy
 
-    def check(self, project: Path) -> None:
-        """Errors in the content of those files, found before any work."""
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the files' content, the seed, and the vocabulary that facts are tokenized with."""
+        return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """What `plan` says of the work: plain data for the step's row; `tokens` that are run through the model forward, or

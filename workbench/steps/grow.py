@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -13,8 +13,8 @@ from pydantic import BeforeValidator
 
 from workbench.models.layout import Model
 from workbench.steps.merge import Measured
-from workbench.steps.step import BrickStep
-from workbench.steps.train import NewTraining
+from workbench.steps.new_training import NewTraining
+from workbench.steps.step import BrickStep, KeyContext, Problem
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def _said(value: Any) -> Any:
 class GrowMethod(BrickStep):
     """More parameters. The method names the new tensors and says from which old tensor each is made."""
 
+    kind = "grow"
     verb = "grow"
+    verb_order = 2
     preserves: ClassVar[Preserves] = "no"
     """Whether the grown model computes the same function; checked on the live models at `run`."""
     learns: ClassVar[Learns] = "now"
@@ -59,28 +61,31 @@ class GrowMethod(BrickStep):
         """Bricks that become a part of the model of their own, in order."""
         return list(getattr(self, "bricks", None) or ())
 
-    def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
-        return []
+    @property
+    def training(self) -> NewTraining | None:
+        """How the parameters that the step adds are trained; None where they are not."""
+        return self.train
 
     def files(self) -> list[str]:
-        """Those, and what `train` reads."""
+        """Return the method's files, and those that `train` reads."""
         return [*self.inputs(), *(self.train.inputs() if self.train else [])]
 
-    def check_inputs(self, project: Path) -> None:
-        """Errors in the content of the method's files, found before any work."""
+    def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
+        """Yield that the step adds tensors."""
+        message = f"{step_id} adds tensors, and an adapter holds updates of the base's own"
+        yield Problem(("grow",), message, "Write `output: {form: checkpoint}`.")
 
-    def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[GrowMethod, Path]:
-        """The step with what it takes from the recipe's base and from the tokenizer that it meets, and the directory of the tokenizer
-        after it: `expand` is asked of that one.
-
-        Args:
-            base: What deltas of bricks refer to.
-            tokenizer: Directory of the tokenizer before the step.
-            project: Where the step's files are.
-            cache: The project's cache; a new tokenizer is written there.
-        """
-        return self, tokenizer
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the bricks' content and all that the step reads, draws, binds and trains on."""
+        parts: list[Any] = [context.bricks(self.names())] if self.names() else []
+        parts += [context.seed] if self.random else []
+        parts += [self.binding()] if self.binding() is not None else []
+        if (files := self.inputs()) or self.measures():
+            parts += [context.files(files), context.vocabulary(context.number)]
+        if self.train:
+            parts.append(context.files(self.train.inputs()))
+            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version])
+        return parts
 
     def binding(self) -> Any:
         """What `bind` took that the step's numbers depend on; None: nothing."""

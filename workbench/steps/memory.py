@@ -12,7 +12,7 @@ from pydantic import Field
 from workbench.facts.credibility import Credibility
 from workbench.steps.edit import MethodContext
 from workbench.steps.fields import Real
-from workbench.steps.step import Step
+from workbench.steps.step import KeyContext, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 class MemoryMethod(Step):
     """Facts into a memory that acts on the live model. It ends a recipe: no step can be applied to what it gives."""
 
+    kind = "memory"
     verb = "edit"
+    verb_order = 1
+    ends_recipe = True
     version = 2  # prompt and answer, or facts and prompt, are tokenized as one text
     unkeyed = frozenset({"min_efficacy"})
 
@@ -40,12 +43,21 @@ class MemoryMethod(Step):
     floor: Real = Field(0.25, ge=0)
     """A fact whose credibility has sunk below this is not used."""
 
+    @property
+    def efficacy_gate(self) -> float:
+        """Share of the step's facts that the model has to say."""
+        return self.min_efficacy
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the files' content, the seed, and the vocabulary that facts are tokenized with."""
+        return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
+
     def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
+        """Return the facts file."""
         return [self.facts]
 
-    def check(self, project: Path) -> None:
-        """Errors in the content of those files, found before any work."""
+    def check_inputs(self, project: Path) -> None:
+        """Read the facts once. Raises WorkbenchError if they are not facts."""
         from workbench.facts import read_facts
 
         read_facts(project / self.facts, self.facts)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from workbench.models.layout import Model
 from workbench.steps.fields import Where
-from workbench.steps.step import BrickStep
+from workbench.steps.step import BrickStep, KeyContext, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -55,19 +55,92 @@ class Laws:
 class MergeMethod(BrickStep):
     """Bricks' deltas into one delta. `prepare` looks at one tensor, what it returns computes block by block."""
 
+    kind = "merge"
     verb = "merge"
+    verb_order = 0
+    merges = True
     version = 2  # every sum rounds each product and each addition on its own
     laws: ClassVar[Laws] = Laws()
 
     where: Where | None = None
     """Tensors to merge; all others keep their current weights."""
 
-    def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
-        return []
+    def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
+        """Yield bricks that the recipe does not have, too few or too many of them, one that is listed twice."""
+        yield from super().check_names(names, known)
+        at = ("bricks",)
+        if not names:
+            yield Problem(at, f"{self.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
+            return
+        least, most = self.laws.arity
+        if not least <= len(names) <= (most or len(names)):
+            wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            message = f"{self.name} takes {wanted} bricks, found {len(names)} ({', '.join(names)})"
+            yield Problem(at, message, "Name them under the step's `bricks`.")
+        if len(set(names)) != len(names):
+            yield Problem(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
 
-    def check(self, project: Path) -> None:
-        """Errors in the content of those files, found before any work."""
+    def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
+        """Yield bricks without low-rank factors, where the step runs in the core space."""
+        for name, kind in kinds.items():
+            if self.in_core_space() and kind != "adapter":
+                message = f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters"
+                yield Problem(("space",), message, "Set `space: full`, or make an adapter of it: `workbench brick extract`.")
+
+    def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
+        """Yield why the result is not of the rank of the bricks' adapters, where it has to be."""
+        if not exact:
+            return
+        dense = [name for name, kind in kinds.items() if kind != "adapter"]
+        if not self.keeps_rank():
+            spaces = ", or run the step with `space: core`" if "core" in self.laws.spaces else ""
+            yield Problem(
+                ("merge",),
+                f"{step_id}: the result of {self.name} is no sum of the adapters' updates, and `rank: exact` needs one",
+                f"Write `output: {{form: adapter, rank: 16}}` for its best approximation{spaces}.",
+            )
+        elif dense:
+            yield Problem(
+                ("merge",),
+                f"{step_id}: brick '{dense[0]}' is a {kinds[dense[0]]}, whose delta has full rank; `rank: exact` needs adapters",
+                "Write `output: {form: adapter, rank: 16}` for the best approximation; its error is reported.",
+            )
+
+    def in_core_space(self) -> bool:
+        """Return whether the step says `space: core`."""
+        return getattr(self, "space", "full") == "core"
+
+    def keeps_rank(self) -> bool:
+        """Return whether adapters give an adapter: by the method's law, or because the step runs on their small matrices."""
+        return self.laws.exact_rank or self.in_core_space()
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the bricks' content, and the seed and files where the method uses them."""
+        parts: list[Any] = [context.bricks(self.names())]
+        parts += [context.seed] if self.laws.random else []
+        if files := self.inputs():
+            parts += [context.files(files), context.vocabulary(0)]
+        return parts
+
+    def listed(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return `bricks` with an entry for each of them."""
+        return {"bricks": {name: self.entry(name).model_dump(mode="json") for name in names}}
+
+    def alters(self, name: str, names: Sequence[str], step_id: str) -> str | None:
+        """Return how the step changes a brick's delta before it adds it; None where it adds the delta as it is.
+
+        Args:
+            name: The brick.
+            names: All bricks that the step takes.
+            step_id: The step's id, for the text.
+        """
+        if others := [n for n in names if n != name]:
+            return f"which step '{step_id}' ({self.name}) merges with {', '.join(others)}"
+        settings = {key: field for key, field in type(self).model_fields.items() if key not in ("id", "bricks", self.verb)}
+        default = all(not field.is_required() and getattr(self, key) == field.get_default() for key, field in settings.items())
+        if not (self.laws.single_is_identity and default and self.entry(name) == self.entry_type()()):
+            return f"which step '{step_id}' ({self.name}) does not add as it is"
+        return None
 
     def measure(self, context: MergeContext) -> Measured:
         """What needs texts or a model, once, before the first tensor (`laws.needs`). Its value is kept in `Group.survey`.

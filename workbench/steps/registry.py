@@ -6,12 +6,16 @@ from typing import TypeVar, get_args
 
 from pydantic.fields import FieldInfo
 
-from workbench.steps.step import Step
+from workbench.steps.step import VERBS, Step
 
-VERBS = ("merge", "edit", "grow")
 REGISTERED: dict[str, type[Step]] = {}
 """Tag -> class of every method whose file has been imported; `recipe.methods` imports them all."""
 S = TypeVar("S", bound=type[Step])
+
+
+def verbs() -> tuple[str, ...]:
+    """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
+    return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 
 def register(cls: S) -> S:

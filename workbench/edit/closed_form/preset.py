@@ -75,7 +75,7 @@ class Preset(EditMethod):
         """Facts, prompts to preserve, text for statistics."""
         return [self.facts, *filter(None, [self.preserve, self.statistics])]
 
-    def check(self, project: Path) -> None:
+    def check_inputs(self, project: Path) -> None:
         """Read facts and prompts once; facts do not contradict each other."""
         require_consistent(self.read(project))
         if self.preserve:

@@ -58,7 +58,7 @@ class Calibrated(MergeMethod):
         named = {self.calibration} if self.bricks is None else {self.file(brick) for brick in self.bricks}
         return sorted(file for file in named if file)
 
-    def check(self, project: Path) -> None:
+    def check_inputs(self, project: Path) -> None:
         """Read every file once."""
         for file in self.inputs():
             read_texts(project / file, file)

@@ -102,12 +102,7 @@ class CoreGroup:
 def takes_core(method: MergeMethod, group: Group) -> bool:
     """Whether a step merges a tensor in the core space, as far as its shape says: asked for, or the same numbers for less work."""
     same = method.laws.rotation_invariant and method.laws.memory == "tensor"
-    return len(group.shape) == 2 and (wants_core(method) or same)
-
-
-def wants_core(method: MergeMethod) -> bool:
-    """Whether the step says `space: core`."""
-    return getattr(method, "space", "full") == "core"
+    return len(group.shape) == 2 and (method.in_core_space() or same)
 
 
 def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
@@ -149,7 +144,7 @@ def core_update(method: MergeMethod, group: Group) -> Factors | None:
 
 def whole_tensors(method: MergeMethod, groups: Iterable[Group]) -> list[str]:
     """Tensors that a `space: core` step merges whole: vectors, fused experts, and where a brick's delta is no product."""
-    if not wants_core(method):
+    if not method.in_core_space():
         return []
     return [g.tensor for g in groups if not takes_core(method, g) or any(f is None for f in g.factors())]
 

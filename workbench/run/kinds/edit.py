@@ -2,105 +2,98 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
-from workbench.events import Events
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import json_digest, publish, read_json, write_json
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
-from workbench.steps import Edit, EditMethod, MethodContext
-from workbench.weights.digests import tensor_digest, tensor_digests, weights_digest
+from workbench.run.costs import Needs, numel, with_seconds
+from workbench.run.efficacy import is_counted
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.session import LiveSession, live_session
+from workbench.steps import Edit, EditMethod
+from workbench.weights.digests import tensor_digests
+from workbench.weights.lowrank import LowRankSum
 from workbench.weights.saving import save_tensors
-from workbench.weights.writer import output_specs
 
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
 
 
-@dataclass(frozen=True)
-class Solvable:
-    """A configuration as a live model that edits are solved on.
+class EditKind(Kind[EditMethod]):
+    """Steps that teach facts by a low-rank update of the current weights."""
 
-    Attributes:
-        resolved: The recipe that it comes from.
-        context: The live float32 model, its tokenizer, and what an edit method may use beside them.
-        solved_on: Digest of the weights in float32 and the configuration.
-        tokenizer: Its tokenizer's directory.
-        after: Key of the configuration: what recipes with the same steps derive without reading its weights.
-    """
+    def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
+        """Return the weights with the edit, which is solved here on a live model unless the cache has it."""
+        place = _solved(step, context, current)
+        edit = bind(Adapter(place, f"edit '{context.id}'"), current.weights.specs, current)
+        factors = {name: update for name in edit.places if (update := edit.factors(name, context.device)) is not None}
+        assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
+        model = Model(LowRankSum(current.weights, factors), current.config)
+        record = {"tensors": len(factors), **(read_json(place / RECORD) or {})}
+        taught = Taught(context.id, context.number, model, edit_facts(place))
+        return StepResult(model, record, factors, kept=place, folder="edits", taught=taught)
 
-    resolved: Resolved
-    context: MethodContext
-    solved_on: str
-    tokenizer: Path
-    after: str
+    def plan_row(
+        self, step: EditMethod, resolved: Resolved, number: int, model: Model, needs: Needs
+    ) -> tuple[dict[str, Any], Model]:
+        """Add a live float32 model, and the time that the method's tokens take."""
+        row: dict[str, Any] = {"inputs": step.inputs()}
+        cached = self.is_cached(resolved, number)
+        if cached:
+            needs.cached.append(resolved.recipe.step_ids[number])
+        else:
+            row |= self.solving(step, resolved, number, model)
+            needs.seconds += row.get("seconds", 0)
+        if not cached or not is_counted(resolved, number):  # its facts are asked for on a live model
+            needs.live = max(needs.live, 8 * numel(model))
+        return row, model
 
+    def is_cached(self, resolved: Resolved, number: int) -> bool:
+        """Return whether the edit has been solved before."""
+        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
 
-def solvable(
-    resolved: Resolved, steps: int, current: Model, device: torch.device, events: Events, name: str, seed: int | None = None
-) -> Solvable:
-    """The live model of a configuration.
+    def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
+        """Return what the method says of its work, and about how long its tokens take."""
+        return with_seconds(step.cost(model, resolved.recipe.project, resolved.cache), numel(model), passes=1)
 
-    Args:
-        resolved: A recipe.
-        steps: How many of its steps have made `current`.
-        current: The configuration.
-        device: Where the model goes.
-        events: Told of progress, as stage "edit".
-        name: How they call it.
-        seed: Of what is random; omitted: the recipe's.
-    """
-    from transformers import AutoTokenizer
-
-    tensors = compute(current, torch.float32, device)
-    digests = {n: tensor_digest(t) for n, t in tensors.items()}
-    solved_on = weights_digest(output_specs(current.weights.specs, torch.float32), digests, current.config)
-    source = resolved.tokenizer_at(steps)
-    live = live_model(current.config, tensors, source, device)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-
-    def progress(done: int, total: int, text: str) -> None:
-        events({"stage": "edit", "step": name, "done": done, "total": total, "text": text})
-
-    seed = resolved.recipe.fields.seed if seed is None else seed
-    context = MethodContext(live, tokenizer, current, device, resolved.recipe.project, seed, progress, resolved.cache, digests)
-    return Solvable(resolved, context, solved_on, source, resolved.state(steps))
+    def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
+        """Copy the edit, a PEFT adapter directory, into the run; its record says how many of its facts the model says."""
+        super().keep(result, run, said)
+        record = run / result.folder / result.id / RECORD
+        if said is not None:
+            write_json(record, {**(read_json(record) or {}), "said": said}, indent=2)
 
 
-def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model, device: torch.device, events: Events) -> Path:
-    """The directory of an edit's result: from the cache, or solved on the live current model and put there.
+KIND = EditKind()
 
-    Args:
-        resolved: The recipe.
-        step: The step, the recipe's `number`th, counted from 0.
-        current: What the steps before it have made.
-        device: Where it is solved.
-        events: Told of progress.
-    """
-    place = resolved.cache / "edits" / resolved.keys[number]
+
+def _place(resolved: Resolved, number: int) -> Path:
+    """Return the directory of an edit in the cache."""
+    return resolved.cache / "edits" / resolved.keys[number]
+
+
+def _solved(step: EditMethod, context: StepContext, current: Model) -> Path:
+    """Return the directory of an edit in the cache; solve the edit on the live current model if it is not there."""
+    resolved, place = context.resolved, _place(context.resolved, context.number)
     if (place / RECORD).is_file():
         return place
-    step_id = resolved.recipe.step_ids[number]
-    events({"stage": "edit", "step": step_id, "text": f"{step.name} on {device}"})
-    on = solvable(resolved, number, current, device, events, step_id)
-    edit = step.solve(on.context)
+    context.told("edit", f"{step.name} on {context.device}")
+    session = live_session(resolved, context.number, current, context.device, context.progress("edit"))
+    edit = step.solve(session.context)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
         partial = Path(folder) / "edit"
-        write_edit(edit, step, partial, on)
+        write_edit(edit, step, partial, session)
         resolved.check_inputs()
         if not place.exists():
             publish(partial, place)
@@ -108,7 +101,12 @@ def solve_edit(resolved: Resolved, step: EditMethod, number: int, current: Model
 
 
 def write_edit(
-    edit: Edit, step: EditMethod, out: Path, on: Solvable, card: Mapping[str, Any] | None = None, made_by: str = "workbench run"
+    edit: Edit,
+    step: EditMethod,
+    out: Path,
+    on: LiveSession,
+    card: Mapping[str, Any] | None = None,
+    made_by: str = "workbench run",
 ) -> None:
     """An edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
 
@@ -145,16 +143,3 @@ def edit_facts(place: Path) -> list[Fact]:
     """Return the facts that an edit was solved for."""
     file = place / FACTS
     return read_facts(file, str(file)) if file.is_file() else []
-
-
-def copy_edit(place: Path, out: Path, said: Mapping[str, Any] | None = None) -> None:
-    """Copy an edit from the cache into a run, as a PEFT adapter directory.
-
-    Args:
-        place: Where it is.
-        out: Where it goes.
-        said: How many of its facts the model says, for its record.
-    """
-    shutil.copytree(place, out, dirs_exist_ok=True)
-    if said is not None:
-        write_json(out / RECORD, {**(read_json(out / RECORD) or {}), "said": said}, indent=2)

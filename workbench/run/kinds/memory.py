@@ -1,42 +1,72 @@
-"""A memory step at composition: facts learned on the live model."""
+"""Memory steps in a run: facts learned on the live model and kept beside the weights."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from workbench.events import Events
 from workbench.facts import write_facts
 from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, RECIPE, append, lines_of
 from workbench.files import publish, write_json
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import dump_step
-from workbench.resolve.resolved import Resolved
-from workbench.run.memories import FACTS, RECORD, _save_tensors
-from workbench.steps import MemoryMethod, MethodContext, Remembered
-from workbench.weights.digests import tensor_digest, weights_digest
-from workbench.weights.writer import output_specs
+from workbench.resolve.resolved import MemoryAt, Resolved
+from workbench.run.costs import Needs, numel
+from workbench.run.efficacy import is_counted
+from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
+from workbench.run.session import live_session
+from workbench.steps import MemoryMethod, Remembered
 
 
-def solve_memory(
-    resolved: Resolved, step: MemoryMethod, step_id: str, key: str, current: Model, device: torch.device, events: Events
-) -> Path:
-    """The directory of a memory: from the cache, or learned on the live current model and put there."""
-    place = resolved.cache / "memories" / key
+class MemoryKind(Kind[MemoryMethod]):
+    """Steps that teach facts to a memory, which acts on the live model."""
+
+    def apply(self, step: MemoryMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
+        """Return the weights as they are, with the memory beside them; it is learned here unless the cache has it."""
+        saved = SavedMemory(_learned(step, context, current))
+        taught = Taught(context.id, context.number, current, [r.fact for r in saved.kept().facts], saved.path)
+        record = {"solved_on": saved.record["solved_on"], **saved.record["record"]}
+        memory = MemoryAt(saved.path, saved.log.version, saved.digest())
+        return StepResult(current, record, taught=taught, memory=memory)
+
+    def plan_row(
+        self, step: MemoryMethod, resolved: Resolved, number: int, model: Model, needs: Needs
+    ) -> tuple[dict[str, Any], Model]:
+        """Add a live float32 model, which the facts are learned on."""
+        cached = self.is_cached(resolved, number)
+        if cached:
+            needs.cached.append(resolved.recipe.step_ids[number])
+        if not cached or not is_counted(resolved, number):  # its facts are asked for on a live model
+            needs.live = max(needs.live, 8 * numel(model))
+        return {"inputs": step.inputs()}, model
+
+    def is_cached(self, resolved: Resolved, number: int) -> bool:
+        """Return whether the memory has been learned before."""
+        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+
+
+KIND = MemoryKind()
+
+
+def _place(resolved: Resolved, number: int) -> Path:
+    """Return the directory of a memory in the cache."""
+    return resolved.cache / "memories" / resolved.keys[number]
+
+
+def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
+    """Return the directory of a memory in the cache; learn it on the live current model if it is not there."""
+    resolved, place = context.resolved, _place(context.resolved, context.number)
     if (place / RECORD).is_file():
         return place
-    events({"stage": "edit", "step": step_id, "text": f"{step.name} on {device}"})
-
-    def progress(done: int, total: int, text: str) -> None:
-        events({"stage": "edit", "step": step_id, "done": done, "total": total, "text": text})
-
-    context, solved_on = live_context(resolved, current, device, progress)
-    memory = step.solve(context)
+    context.told("edit", f"{step.name} on {context.device}")
+    # Learned on the weights as they are written: the memory acts on those.
+    steps, progress = len(resolved.recipe.steps), context.progress("edit")
+    session = live_session(resolved, steps, current, context.device, progress, rounded_to=resolved.dtype)
+    memory = step.solve(session.context)
     fresh = Credibility(1, 1, True, (), step.alpha, step.decay, step.floor)
     step.check_together([Remembered(fact, memory.tensors[fact.id], fresh) for fact in memory.facts])
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -45,26 +75,20 @@ def solve_memory(
         partial.mkdir()
         append(partial, 1, lines_of(ADD, memory.facts, RECIPE, None))
         write_facts(partial / FACTS, sorted(memory.facts, key=lambda fact: fact.id))
-        _save_tensors(partial, 1, memory)
-        write_json(partial / RECORD, {
-            "format": 1, "method": step.name, "method_version": step.version, "step": dump_step(step), "settings": memory.settings,
-            "seed": context.seed, "base": resolved.base_digest, "solved_on": solved_on, "record": memory.record}, indent=2)  # fmt: skip
+        save_tensors_of(memory, partial, 1)
+        record = {
+            "format": 1,
+            "method": step.name,
+            "method_version": step.version,
+            "step": dump_step(step),
+            "settings": memory.settings,
+            "seed": context.seed,
+            "base": resolved.base_digest,
+            "solved_on": session.solved_on,
+            "record": memory.record,
+        }
+        write_json(partial / RECORD, record, indent=2)
         resolved.check_inputs()
         if not place.exists():
             publish(partial, place)
     return place
-
-
-def live_context(resolved: Resolved, current: Model, device: torch.device, progress: Any) -> tuple[MethodContext, str]:
-    """The live model that a memory is learned on, and its weights' digest: the weights as they are written, in float32."""
-    from transformers import AutoTokenizer
-
-    written = compute(current, resolved.dtype, device)
-    digests = {name: tensor_digest(tensor) for name, tensor in written.items()}
-    solved_on = weights_digest(output_specs(current.weights.specs, resolved.dtype), digests, current.config)
-    tensors = {name: t.float() if t.is_floating_point() else t for name, t in written.items()}
-    live = live_model(current.config, tensors, resolved.tokenizer_path, device)
-    tokenizer = AutoTokenizer.from_pretrained(resolved.tokenizer_path, trust_remote_code=False)
-    project, seed = resolved.recipe.project, resolved.recipe.fields.seed
-    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-    return MethodContext(live, tokenizer, current, device, project, seed, progress, resolved.cache, digests), solved_on

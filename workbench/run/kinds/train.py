@@ -1,8 +1,8 @@
-"""What steps of a recipe train, once, and keep in the cache: bricks on the current model, and the new parameters of a growth."""
+"""Training steps in a run: a brick is trained on the current model once, and kept in the cache."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,13 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
-from workbench.events import Events
 from workbench.files import json_digest, publish
 from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
+from workbench.run.costs import Needs, numel, with_seconds
+from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
 from workbench.train import reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
@@ -28,38 +29,72 @@ from workbench.weights.specs import Source, TensorSpec, Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINT = "checkpoint"
+CHECKPOINT, CARD = "checkpoint", "brick.yaml"
 
 
-def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model, device: torch.device, events: Events) -> Path:
-    """The directory of a step's brick: from the cache, or trained on the live current model and put there.
+class TrainKind(Kind[TrainMethod]):
+    """Steps that train a brick on the frozen current model and add it."""
 
-    As `brick train` has its base: in bfloat16 below an adapter, in float32 where all weights are trained.
+    def apply(self, step: TrainMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
+        """Return the weights with the brick, which is trained here unless the cache has it."""
+        place = _trained(step, context, current)
+        model, names, record = _with_brick(step, context, current, place)
+        return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
 
-    Args:
-        at: The step's number in the recipe.
-        current: The model before it, which is frozen.
+    def plan_row(
+        self, step: TrainMethod, resolved: Resolved, number: int, model: Model, needs: Needs
+    ) -> tuple[dict[str, Any], Model]:
+        """Add the live model with what its optimizer holds, and the time that its tokens take."""
+        row: dict[str, Any] = {"inputs": step.inputs()}
+        if self.is_cached(resolved, number):
+            needs.cached.append(resolved.recipe.step_ids[number])
+            return row, model
+        settings = step.settings(0)
+        if not isinstance(settings.data, str):
+            row["trains_on"] = settings.data.hub
+        row |= with_seconds(step.cost(resolved.recipe.project), numel(model), passes=3)
+        needs.live = max(needs.live, (20 if settings.method == "full" else 8) * numel(model))
+        needs.seconds += row.get("seconds", 0)
+        return row, model
+
+    def is_cached(self, resolved: Resolved, number: int) -> bool:
+        """Return whether the brick has been trained before."""
+        return not resolved.headers_only and (_place(resolved, number) / CARD).is_file()
+
+
+KIND = TrainKind()
+
+
+def _place(resolved: Resolved, number: int) -> Path:
+    """Return the directory of a trained brick in the cache."""
+    return resolved.cache / "bricks" / resolved.keys[number]
+
+
+def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
+    """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
+
+    The base is in the dtype that `brick train` gives it: bfloat16 below an adapter, float32 where all weights are trained.
     """
-    place = resolved.cache / "bricks" / resolved.keys[at]
-    if (place / "brick.yaml").is_file():
+    resolved, place = context.resolved, _place(context.resolved, context.number)
+    if (place / CARD).is_file():
         return place
-    step_id = resolved.recipe.step_ids[at]
+    step_id, device = context.id, context.device
     # Of its own, and nothing that the step's key does not have: adapters of one seed start from the same A, far from orthogonal.
-    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or at])[:7], 16))
+    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or context.number])[:7], 16))
     if not isinstance(settings.data, str):  # a data set that is not there is found before a model is made
         training_texts(settings, resolved.recipe.project, resolved.recipe.project)
     whole = settings.method == "full"
     # An interrupted training goes on from here.
     working = place.with_name(f".{place.name}.training")
     others = {name: brick.path for name in step.names() or () if isinstance(brick := resolved.bricks[name], Brick)}
-    source = resolved.tokenizer_at(at)
+    source = resolved.tokenizer_at(context.number)
     tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
     live = live_model(current.config, tensors, source, device)
     live.set_attn_implementation("eager")  # of rows of a few dozen tokens the fused one's backward costs more
-    events({"stage": "train", "step": step_id, "text": f"{settings.steps} steps of {settings.batch_size} rows on {device}"})
-    progress, notice = reports(events, step_id)
+    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
+    progress, notice = reports(context.events, step_id)
     data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
     record = train(
         settings, base=source, data=data, out=working / CHECKPOINT if whole else working, device=str(device), model=live, others=others,
@@ -74,20 +109,17 @@ def trained_brick(resolved: Resolved, step: TrainMethod, at: int, current: Model
     return place
 
 
-def with_brick(current: Model, place: Path, step: TrainMethod, device: torch.device) -> tuple[Model, list[str], dict[str, Any]]:
-    """The model with a trained brick added, the tensors that it changes, and the training's record."""
+def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
+    """Return the model with a trained brick added, the tensors that it changes, and the training's record."""
     card = read_card(place)
     if card.kind == "checkpoint":
         weights: Weights = _Moved(current.weights, Aligned(Checkpoint(place / CHECKPOINT, "brick"), current.weights.specs, current.config), step.weight)  # fmt: skip
         return Model(weights, current.config), list(current.weights.specs), dict(card.training)
     bound = bind(Adapter(place, f"brick '{card.name}'"), current.weights.specs, current)
-    factors = {n: Factors(step.weight * f.left, f.right) for n in bound.places if (f := bound.factors(n, device)) is not None}
+    factors = {
+        n: Factors(step.weight * f.left, f.right) for n in bound.places if (f := bound.factors(n, context.device)) is not None
+    }
     return Model(LowRankSum(current.weights, factors), current.config), list(factors), dict(card.training)
-
-
-def copy_brick(place: Path, out: Path) -> None:
-    """A brick from the cache into a run."""
-    shutil.copytree(place, out, dirs_exist_ok=True)
 
 
 class _Moved:

@@ -1,0 +1,72 @@
+"""A configuration as a live model that facts are taught to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workbench.models.layout import Model
+from workbench.models.live import compute, live_model
+from workbench.resolve.resolved import Resolved
+from workbench.steps import MethodContext
+from workbench.weights.digests import tensor_digest, weights_digest
+from workbench.weights.writer import output_specs
+
+
+@dataclass(frozen=True)
+class LiveSession:
+    """A configuration as a live model that methods solve on.
+
+    Attributes:
+        resolved: The recipe that it comes from.
+        context: The live float32 model, its tokenizer, and what a method may use beside them.
+        solved_on: Digest of the weights, rounded as the session was asked to, and of the configuration.
+        tokenizer: Directory of its tokenizer.
+        after: Key of the configuration: recipes with the same steps derive it without reading the weights.
+    """
+
+    resolved: Resolved
+    context: MethodContext
+    solved_on: str
+    tokenizer: Path
+    after: str
+
+
+def live_session(
+    resolved: Resolved,
+    steps: int,
+    model: Model,
+    device: torch.device,
+    progress: Callable[[int, int, str], None],
+    *,
+    rounded_to: torch.dtype | None = torch.float32,
+    seed: int | None = None,
+) -> LiveSession:
+    """Load a configuration as a live float32 model.
+
+    Args:
+        resolved: A recipe.
+        steps: How many of its steps have made `model`.
+        model: The configuration.
+        device: Where the live model goes.
+        progress: Told (done, total, text).
+        rounded_to: Dtype that floats are rounded to first, as a written model has them; None keeps that of each tensor on disk.
+        seed: Seed of what is random; omitted: the recipe's.
+    """
+    from transformers import AutoTokenizer
+
+    rounded = compute(model, rounded_to, device)
+    digests = {name: tensor_digest(tensor) for name, tensor in rounded.items()}
+    solved_on = weights_digest(output_specs(model.weights.specs, rounded_to), digests, model.config)
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in rounded.items()}
+    if rounded_to is not torch.float32:
+        digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    source = resolved.tokenizer_at(steps)
+    live = live_model(model.config, tensors, source, device)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    seed = resolved.recipe.fields.seed if seed is None else seed
+    context = MethodContext(live, tokenizer, model, device, resolved.recipe.project, seed, progress, resolved.cache, digests)
+    return LiveSession(resolved, context, solved_on, source, resolved.state(steps))

@@ -1,0 +1,130 @@
+"""Training of the parameters that a growth step has added."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+
+from workbench.errors import WorkbenchError
+from workbench.files import read_json, write_json
+from workbench.grow.expansion.added import new_elements
+from workbench.grow.expansion.remap import GrownWeights
+from workbench.models.conversion import Aligned, live_names
+from workbench.models.layout import Model
+from workbench.models.live import compute, live_model
+from workbench.run.kind import StepContext
+from workbench.steps import GrowMethod
+from workbench.train import TrainSpec, reports, train_parameters
+from workbench.train.routing import Routing
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.saving import save_tensors
+from workbench.weights.specs import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train what a growth has added, in float32; old elements get no gradient.
+
+    Args:
+        context: The step in its recipe.
+        step: The step with what it has measured.
+        weights: The grown model's weights.
+
+    Returns:
+        Tensor -> its values after training, for tensors with additions; and the training's record.
+
+    Raises:
+        WorkbenchError: As `check_training`, or if the data cannot be used.
+    """
+    assert step.train is not None
+    resolved, device, at = context.resolved, context.device, context.number
+    place = resolved.cache / "grown" / f"{context.key}.safetensors"
+    record = read_json(place.with_suffix(".json")) if place.is_file() else None
+    if record is not None:
+        return load_file(place), record
+    growth = weights.growth
+    names, config = check_training(step, weights), growth.config
+    source = resolved.tokenizer_at(at + 1)
+    live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
+    masks = new_elements(live, weights, config, names)
+    settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
+    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, what is new alone")
+    progress, notice = reports(context.events, context.id)
+    with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
+        record = train_parameters(
+            settings, live, tokenizer=source, folder=resolved.recipe.project, device=str(device), penalty=penalty,
+            progress=progress, notice=notice)  # fmt: skip
+    record = {"trained": trained, **record}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".training-") as folder:
+        live.save_pretrained(folder)
+        saved = Aligned(Checkpoint(Path(folder), "trained"), weights.specs, config)
+        tensors = {n: load(saved, n, torch.float32).reshape(weights.specs[n].shape) for n in names}
+    resolved.check_inputs()
+    save_tensors(tensors, place)
+    write_json(place.with_suffix(".json"), record)
+    return tensors, record
+
+
+def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
+    """The tensors with additions that a grow step trains. Errors: nothing was added, routers or losses on routers where there are none."""
+    if step.train is None:
+        return []
+    routers = list(weights.growth.routers)
+    asked = "parameters: routers" if step.train.parameters == "routers" else "balance" if step.train.balance else "concentration"
+    if not routers and (step.train.parameters == "routers" or step.train.balance or step.train.concentration):
+        raise WorkbenchError(f"grow {step.name}: train: `{asked}` is of routers, and it has none", "Leave it out.", 2)
+    names = routers if step.train.parameters == "routers" else list(weights.specs)
+    found = [name for name in names if weights.added(name) is not None]
+    if not found:
+        raise WorkbenchError(f"grow {step.name}: train: the step adds nothing that could be trained", "Leave `train` out.", 2)
+    return found
+
+
+@contextmanager
+def _routing(step: GrowMethod, live: PreTrainedModel, weights: GrownWeights) -> Iterator[Callable[[], Tensor] | None]:
+    """The losses on routers that the step asks for."""
+    assert step.train is not None
+    if not (step.train.balance or step.train.concentration):
+        yield None
+        return
+    growth = weights.growth
+    places = live_names(growth.config, weights.specs)
+    routers = [places[name][0].removesuffix(".weight") for name in growth.routers]
+    routing = Routing(live, routers, step.train.balance, step.train.concentration)
+    try:
+        yield routing.penalty
+    finally:
+        routing.remove()
+
+
+@contextmanager
+def _new_alone(live: PreTrainedModel, masks: Mapping[str, Tensor | None]) -> Iterator[int]:
+    """Only new elements have gradients while this is open; gives their number. Afterwards old elements are the bits that they were."""
+    hooks, old, count = [], {}, 0
+    for name, parameter in live.named_parameters():
+        parameter.requires_grad_(name in masks)
+        mask = masks.get(name)
+        count += 0 if name not in masks else parameter.numel() if mask is None else int(mask.sum())
+        if mask is not None:
+            old[name] = parameter.detach().clone()
+            hooks.append(parameter.register_hook(partial(torch.mul, mask)))
+    try:
+        yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for name, values in old.items():
+                parameter = live.get_parameter(name)
+                parameter.copy_(torch.where(masks[name], parameter, values))  # type: ignore[arg-type]
