@@ -232,7 +232,7 @@ def test_checkpoint_with_a_head_of_its_own(project: Project, llama: Path, tmp_pa
     text = "bricks: {own: {checkpoint: untied}, full: bricks/full}\nsteps: [{merge: task_arithmetic}]\n"
     recipe = project.resolve(text)
     assert recipe.warnings[0] == (
-        "brick 'own' has a head of its own: the output is untied, its head becomes a tensor beside its embeddings"
+        "brick 'own' has a head of its own: the output is untied, with its head stored as a separate tensor"
     )
     merged = project.tensors(text)
     full = tensors_of(project.path / "bricks" / "full")["model.embed_tokens.weight"].float()
@@ -262,7 +262,7 @@ def test_run_writes_an_untied_model(project: Project, llama: Path, tmp_path: Pat
     adapter = save_adapter(llama, tmp_path / "head", seed=5, target_modules=["lm_head", "q_proj"])
     text = "name: inner\nbricks: {head: {adapter: head}}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32}\n"
     recipe = project.resolve(text)
-    assert any("brick 'head' updates the head alone: the output is untied" in w for w in plan(recipe, tmp_path / "runs").warnings)
+    assert any("brick 'head' updates only the head: the output is untied" in w for w in plan(recipe, tmp_path / "runs").warnings)
     out = Path(project.run(text)["model"])
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     model, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)

@@ -78,7 +78,7 @@ def test_dora_on_a_tensor_that_the_adapter_replaces_is_refused(project: Project,
     file = dora / "adapter_model.safetensors"
     weight = tensors_of(llama)[f"{FIRST}.weight"].float() + 1
     save_file({**load_file(file), f"base_model.model.{FIRST}.modules_to_save.weight": weight}, file)
-    with pytest.raises(WorkbenchError, match=rf"DoRA on {re.escape(FIRST)}\.weight, which the adapter also replaces"):
+    with pytest.raises(WorkbenchError, match=rf"the adapter has both DoRA and another update on {re.escape(FIRST)}\.weight"):
         project.resolve(f"bricks: {{dora: {dora}}}\nsteps: [{{merge: task_arithmetic}}]\n")
 
 

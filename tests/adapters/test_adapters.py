@@ -35,11 +35,11 @@ def lora(bricks: Path, tmp_path: Path) -> Path:
     ("changes", "message", "hint"),
     [
         ({"peft_type": "BOFT"}, "peft_type BOFT; expected LORA, LOHA, LOKR, IA3, OFT, ADALORA, TRAINABLE_TOKENS", "merge_and_unload"),
-        ({"use_qalora": True}, "LORA with use_qalora, which is not read here", "merge_and_unload"),
+        ({"use_qalora": True}, "LORA with use_qalora is not supported", "merge_and_unload"),
         ({"kasa_config": {"x": 1}}, "LORA with kasa_config", "path_initial_model_for_weight_conversion"),
         ({"layer_replication": [[0, 2], [1, 4]]}, "LORA with layer_replication", "repeats layers"),
         ({"alora_invocation_tokens": [1], "arrow_config": {"top_k": 2}}, "LORA with alora_invocation_tokens, arrow_config", "some tokens only"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4': the adapter refers to a base from which",
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' is not supported: the adapter refers to a base minus its initial factors",
          "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'", "path_initial_model_for_weight_conversion"),
     ],
@@ -58,7 +58,7 @@ def test_starts_that_leave_the_base_alone(lora: Path, llama: Path) -> None:
     edit_json(lora / CONFIG, init_lora_weights="eva", eva_config={"rho": 2.0}, use_kernel="fast", velora_config={"scale": 1.0})
     bound = bind(Adapter(lora, "x"), base.weights.specs, base)
     assert set(bound.places) == set(before.places)
-    assert bound.notes == ["x: adapter_config.json sets use_kernel, which is not known here and not used"]
+    assert bound.notes == ["x: adapter_config.json sets use_kernel, which is not supported and is ignored"]
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -68,14 +68,14 @@ NORM = "base_model.model.model.norm.weight"
 @pytest.mark.parametrize(
     ("dropped", "added", "message"),
     [
-        ([f"{Q}.lora_A.weight"], {}, r"x: model\.layers\.0\.self_attn\.q_proj has lora_B only, without lora_A"),
-        ([f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "has lora_magnitude_vector only"),
+        ([f"{Q}.lora_A.weight"], {}, r"x: model\.layers\.0\.self_attn\.q_proj has lora_B, but no lora_A"),
+        ([f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, "has only lora_magnitude_vector"),
         ([], {f"{Q}.hada_w1_a": torch.ones(32, 4)}, r"q_proj\.hada_w1_a does not belong to its peft_type"),
-        ([], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, r"q_proj has lora_magnitude_vector, though use_dora is not set"),
-        ([], {f"{Q}.lora_C": torch.ones(2)}, r"adapter key \S*q_proj\.lora_C \[2\] belongs to no tensor of the base and to no update"),
-        ([], {"base_model.model.model.extra.weight": torch.ones(2)}, r"adapter key \S*extra\.weight \[2\] belongs to no tensor"),
+        ([], {f"{Q}.lora_magnitude_vector": torch.ones(32)}, r"q_proj has a lora_magnitude_vector, but the configuration does not set use_dora"),
+        ([], {f"{Q}.lora_C": torch.ones(2)}, r"adapter key \S*q_proj\.lora_C \[2\] is neither a tensor of the base nor part of a supported update"),
+        ([], {"base_model.model.model.extra.weight": torch.ones(2)}, r"adapter key \S*extra\.weight \[2\] is neither a tensor of the base"),
         ([], {NORM: torch.ones(31)}, r"norm\.weight is \[31\], the base has \[32\]"),
-        ([], {NORM: torch.ones(32), NORM.replace("norm.", "norm.modules_to_save."): torch.ones(32)}, "two keys stand for one tensor"),
+        ([], {NORM: torch.ones(32), NORM.replace("norm.", "norm.modules_to_save."): torch.ones(32)}, r"adapter key \S*norm\.\S*weight names the same tensor as another key"),
         ([], {"base_model.model.model.embed_tokens.weight": torch.ones(66, 32)}, r"is \[66, 32\], the base has \[64, 32\] \(another vocabulary"),
         ([], {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 63),
               "base_model.model.model.embed_tokens.lora_embedding_B": torch.ones(32, 4)},
@@ -85,14 +85,14 @@ NORM = "base_model.model.model.norm.weight"
         ([], {f"{Q}.lora_B.bias": torch.ones(32)}, r"lora_bias on model\.layers\.0\.self_attn\.q_proj, which has no bias in the base"),
         ([], {f"{Q}.lora_A.weight": torch.ones(8, 33)}, r"q_proj\.weight is \[32, 32\] in the base, the adapter's update is \[32, 8\] x \[8, 33\]"),
         ([], {f"{Q}.lora_embedding_A": torch.ones(4, 32), f"{Q}.lora_embedding_B": torch.ones(32, 4)},
-         r"adapter key \S*q_proj\.lora_A\.weight has no use beside model\.layers\.0\.self_attn\.q_proj's other keys"),
+         r"adapter key \S*q_proj\.lora_A\.weight cannot be combined with the other keys of model\.layers\.0\.self_attn\.q_proj"),
         ([], {f"{Q}.lora_A.weight": torch.ones(4, 32)}, r"the adapter's update is \[32, 8\] x \[4, 32\]"),
         ([], {f"{Q}.lora_A.weight": torch.full((8, 32), float("nan"))}, r"x: \S*q_proj\.lora_A\.weight holds nan at \[0, 0\]; expected finite"),
         ([], {f"{Q.replace('q_proj', 'q_porj')}.lora_A.weight": torch.ones(8, 32), f"{Q.replace('q_proj', 'q_porj')}.lora_B.weight": torch.ones(32, 8)},
          r"module model\.layers\.0\.self_attn\.q_porj has no weight in the base\. Did you mean 'model\.layers\.0\.self_attn\.q_proj"),
         ([], {f"{Q.replace('model.model.model', 'model.model')}.lora_A.weight": torch.ones(8, 32),
               f"{Q.replace('model.model.model', 'model.model')}.lora_B.weight": torch.ones(32, 8)},
-         r"two modules of the adapter stand for model\.layers\.0\.self_attn\.q_proj\.weight"),
+         r"two modules of the adapter update model\.layers\.0\.self_attn\.q_proj\.weight"),
     ],
 )  # fmt: skip
 def test_refused_keys(lora: Path, llama: Path, dropped: list[str], added: dict[str, torch.Tensor], message: str) -> None:
@@ -127,7 +127,7 @@ def test_magnitudes_that_do_not_fit(lora: Path, llama: Path) -> None:
     edit_json(lora / CONFIG, use_dora=True)
     pairs = {k: t for k, t in tensors_of(lora).items() if "layers.0.self_attn.q_proj" in k}
     save_file({**pairs, f"{Q}.lora_magnitude_vector": torch.ones(31)}, lora / WEIGHTS)
-    with pytest.raises(WorkbenchError, match=r"lora_magnitude_vector is \[31\], expected 32 numbers, one an output"):
+    with pytest.raises(WorkbenchError, match=r"lora_magnitude_vector is \[31\], expected 32 numbers, one per output"):
         bind(Adapter(lora, "x"), base.weights.specs, base)
 
 
@@ -147,13 +147,13 @@ def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
     out, rows = torch.empty(64, 32), tensors_of(llama)["model.embed_tokens.weight"].float()
     bound.open_delta("model.embed_tokens.weight", CPU).read_delta(0, 64, rows, out)
     assert out.nonzero().tolist() == [[3, 4]]
-    assert Adapter(lora, "x").unties(base) == "updates the embeddings alone"
+    assert Adapter(lora, "x").unties(base) == "updates only the embeddings"
 
 
 def test_no_safetensors(lora: Path) -> None:
     (lora / WEIGHTS).rename(lora / "adapter_model.bin")
     with pytest.raises(
-        WorkbenchError, match=r"expected adapter_model\.safetensors in .*, found adapter_model\.bin \(a pickle, never opened\)"
+        WorkbenchError, match=r"expected adapter_model\.safetensors in .*, found adapter_model\.bin \(pickles are never opened\)"
     ):
         Adapter(lora, "x")
     (lora / CONFIG).write_text("{", "utf-8")

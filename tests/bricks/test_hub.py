@@ -136,16 +136,16 @@ def test_unfit_headers_end_a_run_before_any_download(
             name = file.removeprefix("org/unfit/").removeprefix("org/wide-lora/")
             assert count == header_bytes((sharded if "unfit" in file else other) / name)
     code, _, err = workbench(project.path, "plan", str(project.write("base: org/broken\nsteps: []\n", "broken.yaml")))
-    assert (code, "model.safetensors.index.json of org/broken names no file that the repository holds" in err) == (1, True)
+    assert (code, "model.safetensors.index.json of org/broken lists no file that the repository holds" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
     ("base", "message", "hint"),
     [
-        ("org/gated", "base: org/gated is gated", "/org/gated, then `hf auth login`"),
+        ("org/gated", "base: org/gated is gated", "/org/gated, then run `hf auth login`"),
         ("org/mising", "base: no such directory or hub repository: org/mising", "hf auth login"),
         ("org/pickles@v2", "base: org/pickles has no revision 'v2'", "/org/pickles/commits/main"),
-        ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all of its 40 digits"),
+        ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all 40 digits"),
         ("org/pickles", "org/pickles has pickle files only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
         ("org/has space", "no such directory or hub repository: org/has space", "spelling"),
     ],
@@ -259,7 +259,7 @@ def test_saved_embeddings_and_quantised_repositories(
     code, out, err = workbench(project.path, "plan", recipe, "--json")
     assert code == 0, err
     checks = json.loads(out)["checked_at_run"]
-    assert "brick 'saved': what it stores of head and embeddings leaves both one tensor" in checks
+    assert "brick 'saved': head and embeddings stay tied" in checks
     assert workbench(project.path, "run", recipe, "--device", "cpu")[0] == 0
     code, _, err = workbench(project.path, "plan", str(project.write("base: org/quantised\nsteps: []\n", "quantised.yaml")))
     assert code == 1
@@ -297,7 +297,7 @@ def test_offline(
     assert json.loads(offline(project.path, "plan", seen, "--json")[1]) == json.loads(online)
     code, _, err = offline(project.path, "run", seen)
     assert code == 1
-    assert "base: org/seen is neither a local directory nor whole in the hub cache, and the hub cannot be reached" in err
+    assert "base: org/seen is neither a local directory nor complete in the hub cache, and the hub cannot be reached" in err
     assert "without HF_HUB_OFFLINE" in err
     code, out, err = offline(project.path, "run", fetched, "--json", "--device", "cpu")
     assert code == 0, err
@@ -356,5 +356,5 @@ def test_index_of_a_snapshot_may_link_to_blobs(project: Project, hub: Path, shar
     put(hub, "org/lora", bricks / "one")
     assert project.resolve(RECIPE).base_digest == project.resolve("steps: []\n").base_digest
     next((hub / "models--org--tiny" / "snapshots" / COMMIT).glob("model-00002*")).unlink()
-    with pytest.raises(WorkbenchError, match="org/tiny@main is neither a local directory nor whole in the hub cache"):
+    with pytest.raises(WorkbenchError, match="org/tiny@main is neither a local directory nor complete in the hub cache"):
         project.resolve(RECIPE)

@@ -159,7 +159,7 @@ def test_one_adapter_key_missing_or_one_too_many(layout: str, modules: list[str]
     assert ".7." in refused(project, text).message
     drop(adapter, ".7.", key, file="adapter_model.safetensors")
     module = key.removeprefix("base_model.model.").partition(".lora_")[0]
-    assert f"brick 'one': {module} has lora_B only" in refused(project, text).message
+    assert f"brick 'one': {module} has lora_B, but no lora_A" in refused(project, text).message
 
 
 def test_another_architecture_and_an_untied_head(copy: Callable[[str], Project], models: Callable[[str], Path]) -> None:
@@ -228,13 +228,13 @@ def test_adapter_and_checkpoint_in_one_folder(copy: Callable[[str], Project]) ->
     shutil.copy(project.path / "base" / "config.json", adapter)  # as some trainers leave it
     assert project.resolve(ONE.replace("one: one", "one: lora")).bricks["one"].kind == "adapter"
     assert (
-        "is an adapter, the recipe says checkpoint"
+        "is an adapter, but the recipe says checkpoint"
         in refused(project, ONE.replace("one: one", "one: {checkpoint: lora}")).message
     )
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / file, project.path / "one")
     error = refused(project)
-    assert "one holds an adapter (adapter_config.json) and a checkpoint" in error.message
+    assert "one holds both an adapter (adapter_config.json) and a checkpoint" in error.message
     assert "`one: {adapter: one}` or `one: {checkpoint: one}`" in (error.hint or "")
     for kind in ("adapter", "checkpoint"):
         assert project.resolve(ONE.replace("one: one", f"one: {{{kind}: one}}")).bricks["one"].kind == kind

@@ -79,7 +79,7 @@ def test_the_model_type_of_the_base_that_it_names(project: Project, own: Path, f
 def test_the_depth_of_the_config_beside_it(project: Project, own: Path, llama: Path) -> None:
     shutil.copy(llama / "config.json", own / "config.json")
     edit_json(own / "config.json", num_hidden_layers=6)
-    with pytest.raises(WorkbenchError, match=r"the config.json beside it is of a model with 6 layers, the base has 4"):
+    with pytest.raises(WorkbenchError, match=r"the config.json next to it is of a model with 6 layers, the base has 4"):
         project.resolve(recipe(own))
 
 
@@ -223,7 +223,7 @@ def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_finetuned_resnets_merge(project: Project, resnets: Path) -> None:
     text = f"base: {resnets / 'base'}\nbricks: {{one: {resnets / 'one'}, two: {resnets / 'two'}}}\nsteps: [{{merge: task_arithmetic}}]\n"
     counters = [name for name in tensors_of(resnets / "base") if name.endswith("num_batches_tracked")]
-    note = f"brick 'two': {len(counters)} training counters differ ({counters[0]}, …): the result takes the base's values"
+    note = f"brick 'two': {len(counters)} training counters differ ({counters[0]}, …); the result uses the base's values"
     assert note in warnings(project, text)
     result = project.run(text)
     assert note in json.loads((Path(result["run"]) / "run.json").read_text("utf-8"))["warnings"]

@@ -53,9 +53,9 @@ def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     wanted = [Download("org/a", COMMIT, 1, 10**9), Download("org/b", COMMIT, 2, 8 * 10**8)]
     assert space_problems(wanted) == []
     assert space_problems(wanted, tmp_path / "runs", 10**9) == [
-        f"{tmp_path / 'hub'}: needs 2.9 GB with the downloads from the hub, 2.0 GB free"
+        f"{tmp_path / 'hub'}: requires 2.9 GB including the downloads from the hub, 2.0 GB is free"
     ]
     assert space_problems([], tmp_path, 10**12) == []
     HEADERS.check_space(wanted)
-    with pytest.raises(WorkbenchError, match=r"needs 2\.9 GB with the downloads"):
+    with pytest.raises(WorkbenchError, match=r"requires 2\.9 GB including the downloads"):
         HEADERS.check_space([*wanted, Download("org/c", COMMIT, 1, 10**9)])

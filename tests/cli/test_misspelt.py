@@ -85,8 +85,8 @@ def test_prompts_to_preserve_with_a_misspelt_field(tmp_path: Path) -> None:
     ("row", "message", "hint"),
     [
         ({"prompt": "a", "compeltion": "b"}, "r.jsonl:2: the field 'compeltion' is not read", "Did you mean 'completion'?"),
-        ({"prompt": "a", "response": "b"}, "r.jsonl:2: 'response' is not read here", "Name it `completion`"),
-        ({"prompt": "a", "completion": None}, "r.jsonl:2: expected a text in 'completion', found None", "Leave it out"),
+        ({"prompt": "a", "response": "b"}, "r.jsonl:2: the field 'response' is not used", "Rename it to `completion`"),
+        ({"prompt": "a", "completion": None}, "r.jsonl:2: expected a text in 'completion', found None", "Leave the field out"),
         ({"prompt": 3}, "r.jsonl:2: expected an object with `prompt`", ""),
     ],
 )

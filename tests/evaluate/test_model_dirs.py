@@ -132,7 +132,7 @@ def test_bad_models(world: Project) -> None:
         ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("maen",): (r"'maen': expected a recipe, a model directory or a hub id .*Did you mean 'mean'", r"scores ls"),
         ("recipes/maen.yaml",): (r"recipes/maen.yaml: no such file", r"mean.yaml"),
-        ("org/nowhere",): (r"model org/nowhere: org/nowhere is neither a local directory nor whole in the hub cache", r"HF_HUB_OFFLINE"),
+        ("org/nowhere",): (r"model org/nowhere: org/nowhere is neither a local directory nor complete in the hub cache", r"HF_HUB_OFFLINE"),
         ("models/Tuned-A", "models/words"): (r"Tuned-A and words have different tokenizers", r"two calls"),
         ("mean", "models/words"): (r"base and words have different tokenizers", r"two calls"),
         ("models/Tuned-A", "models/wide"): (r"the configurations have different output dtypes \(bfloat16: Tuned-A, float32: wide\)", r"recipe with the model as base"),

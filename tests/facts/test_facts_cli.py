@@ -147,7 +147,7 @@ def test_a_file_that_fails(place: Project) -> None:
         {"id": "a", "prompt": "w5 is", "target": "w6"}, {"id": "a", "prompt": "w6 is", "target": "w6"})  # fmt: skip
     result = run("facts", "check", "bad.jsonl", code=3)
     assert isinstance(result.exception, WorkbenchError)
-    assert result.exception.message == "bad.jsonl:4: id: has the id 'a' of bad.jsonl:3 (and 1 more)"
+    assert result.exception.message == "bad.jsonl:4: id: has the same id 'a' as bad.jsonl:3 (and 1 more)"
     table = " ".join(result.stdout.split())
     assert (
         "bad.jsonl:2 contradiction FAILED answers 'The capital of w1 is' with 'w3', and line 1 with 'w2' Keep one: delete this line or line 1."

@@ -220,7 +220,7 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     said: list[str] = []
     first = compose(rows.resolve(text), CPU, lambda event: said.append(str(event.get("text"))))
     interrupted = tensors_of(first.trained["seven"])
-    assert any("goes on after step 3" in line for line in said), said
+    assert any("resuming an interrupted training after step 3" in line for line in said), said
     (first.trained["seven"] / "brick.yaml").unlink()
     for file in first.trained["seven"].iterdir():
         file.unlink()
@@ -245,7 +245,7 @@ BAD = [
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [nine]}", "nine"),
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, and has no A matrices"),
     ("{grow: brick, data: rows.jsonl, method: full, orthogonal_to: [one]}", "expected method lora, found full"),
-    ("{grow: brick, data: rows.jsonl, patience: 2}", "expected held_out beside it"),
+    ("{grow: brick, data: rows.jsonl, patience: 2}", "requires held_out"),
     ("{grow: depth, blocks: 1, train: {data: none.jsonl}}", "none.jsonl does not exist"),
     ("{grow: depth, blocks: 1, train: {data: bad.jsonl}}", r"bad.jsonl:1"),
     (

@@ -143,7 +143,7 @@ def test_nothing_is_dropped_in_silence(family: str, model_of: Callable[..., Path
     assert read_card(out).extraction["dropped"] == dropped["dropped"]
     assert config(out)["modules_to_save"] is None
     assert config(out)["bias"] == "none"
-    with pytest.raises(WorkbenchError, match=r"differs from the base and is no weight of a linear layer") as caught:
+    with pytest.raises(WorkbenchError, match=r"differs from the base and is not the weight of a linear layer") as caught:
         taken(project, "full", str(base), "none", rest="refuse")
     assert "--rest save" in (caught.value.hint or "")
     assert not list(tmp_path.glob("*none*"))
@@ -217,9 +217,7 @@ def test_a_weight_without_a_module_is_named(project: Project) -> None:
         shutil.copytree(project.path / "base", project.path / name)
         tensors = tensors_of(project.path / "base") | {"model.layers.0.mlp.experts.0.w1.weight": torch.full((4, 4), value)}
         save_file(tensors, project.path / name / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        WorkbenchError, match=r"experts\.0\.w1\.weight differs from the base, and transformers' model has no module"
-    ):
+    with pytest.raises(WorkbenchError, match=r"experts\.0\.w1\.weight differs from the base, but an adapter cannot hold it"):
         taken(project, "new", "old")
     with pytest.raises(WorkbenchError, match="equals the base"):
         taken(project, "new", "old", rest="drop")
@@ -335,8 +333,8 @@ def test_commands_one_after_the_other(here: Project) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "message", "hint"),
     [
-        ("extract bricks/one --base base -o x", 1, "bricks/one is a PEFT adapter already", "brick show bricks/one"),
-        ("extract recipes --base base -o x", 1, "recipes is no checkpoint (no config.json)", ""),
+        ("extract bricks/one --base base -o x", 1, "bricks/one is already a PEFT adapter", "brick show bricks/one"),
+        ("extract recipes --base base -o x", 1, "recipes is not a checkpoint (it has no config.json)", ""),
         ("extract bricks/full --base bricks/one -o x", 1, "base: bricks/one is a LoRA adapter", ""),
         (
             "extract bricks/full --base other -o x",
@@ -348,7 +346,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "extract bricks/full --base base -o bricks",
             1,
             "-o bricks: exists and is not an empty directory",
-            "nothing is overwritten",
+            "never overwritten",
         ),
         ("extract bricks/full --base base --rank 0 -o x", 2, "--rank", ""),
         (
@@ -360,7 +358,7 @@ def test_commands_one_after_the_other(here: Project) -> None:
         ("extract bricks/full --base base --energy 0.9 --tolerance 0.1 -o x", 2, "exclude each other", "one of them"),
         ("extract base --base base -o x", 1, "the result equals the base", "--base"),
         ("extract nowhere --base base -o x", 1, "checkpoint: no such directory: nowhere", ""),
-        ("bake bricks/full --base base -o x", 1, "bricks/full is a checkpoint already", "brick show"),
+        ("bake bricks/full --base base -o x", 1, "bricks/full is already a checkpoint", "brick show"),
         ("bake bricks/one --base base -o bricks", 1, "-o bricks: exists and is not an empty directory", ""),
         (
             "bake bricks/one --base other -o x",
@@ -368,12 +366,12 @@ def test_commands_one_after_the_other(here: Project) -> None:
             "module model.layers.0.mlp.down_proj has no weight in the base",
             "another architecture",
         ),
-        ("bake lost -o x", 1, "its base is org/none, which is not there", "--base DIR"),
+        ("bake lost -o x", 1, "the brick's base org/none cannot be found", "--base DIR"),
         ("show full --metric norm", 1, "names its base", "--base DIR"),
         ("show one --base base --metric cosine", 2, "--metric cosine compares bricks", "brick show one OTHER"),
         ("show one bricks/one --base base", 1, "two bricks have the same name", ""),
         ("verify full", 1, "neither brick.yaml nor adapter_config.json names its base", "--base DIR"),
-        ("verify lost", 1, "its base is org/none", "--base DIR"),
+        ("verify lost", 1, "the brick's base org/none cannot be found", "--base DIR"),
     ],
 )
 def test_bad_input(here: Project, model_of: Callable[..., Path], command: str, code: int, message: str, hint: str) -> None:

@@ -280,7 +280,7 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, cap
     with pytest.raises(WorkbenchError, match=r"at layer 1, .*, no value") as caught:
         rebase(facts, "mix", onto, edited.path / "x", device=CPU, settings=["steps=1", "learning_rate=0.0001"])
     assert caught.value.hint is not None
-    assert caught.value.hint.endswith("Here fields of the step are set by `--set FIELD=VALUE`.")
+    assert caught.value.hint.endswith("Set fields of the step with `--set FIELD=VALUE`.")
     assert not (edited.path / "x").exists()
     grown = edited.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"grown grows its base \(step 'grow-depth'\)"):
@@ -294,7 +294,7 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, cap
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    assert "bricks/facts: an edit without facts.jsonl" in capsys.readouterr().err
+    assert "bricks/facts: the edit brick has no facts.jsonl" in capsys.readouterr().err
 
 
 def test_base_is_composed_with_the_edits_of_the_recipe(edited: Project) -> None:

@@ -157,11 +157,11 @@ def test_a_recipe_is_traced_after_its_steps(project: Project, cwd: Path) -> None
 def test_errors(
     project: Project, traced: Callable[..., TraceTable], monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: Any
 ) -> None:
-    with pytest.raises(WorkbenchError, match=r"--layers 9: layer 9 does not exist; the model has 0\.\.3"):
+    with pytest.raises(WorkbenchError, match=r"--layers 9: layer 9 does not exist; the model has layers 0 to 3"):
         traced(people.SUBJECT, layers="9")
     with pytest.raises(WorkbenchError, match="expected indices 0,4,8 or a slice 4:20"):
         layers_of("a", 4)
-    with pytest.raises(WorkbenchError, match="--layers 4:: names no layer"):
+    with pytest.raises(WorkbenchError, match="--layers 4:: selects no layer"):
         layers_of("4:", 4)
     assert (layers_of(None, 3), layers_of("2,0", 3), layers_of("-2:", 3)) == ([0, 1, 2], [0, 2], [1, 2])
     (project.path / "bare.jsonl").write_text('{"prompt": "w1 is", "target": "w2"}\n', "utf-8")
@@ -171,7 +171,7 @@ def test_errors(
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert "bare.jsonl:1: a fact without 'subject' (1 of 1)" in said
-    assert "Name it: " in said
+    assert "Add it: " in said
     one = [{"prompt": f"{{subject}} is of w{i}", "subject": "w1", "target": "w3"} for i in range(3)]
     (project.path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one), "utf-8")
     with pytest.raises(WorkbenchError, match=r"one\.jsonl: all facts have one subject"):

@@ -165,7 +165,7 @@ def test_inputs_are_named_together(project: Project) -> None:
         project.resolve(text)
     lines = caught.value.message.splitlines()
     assert lines[0] == "brick 'a': no such directory: bricks/on"
-    assert lines[1] == "brick 'b': bricks/one is an adapter, the recipe says checkpoint"
+    assert lines[1] == "brick 'b': bricks/one is an adapter, but the recipe says checkpoint"
     assert lines[2] == "brick 'c': no such directory: base/../nothing"
     assert lines[3] == "brick 'd': recipes/other.yaml has the base bricks/full, this recipe base"
     assert lines[4] == "brick 'e': no brick.yaml in bricks/two"

@@ -34,7 +34,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     from workbench.run.plan import plan
 
     if path.stem == "starter-mixed" and not (PROJECT / "bricks/reverse-full/checkpoint").is_dir():
-        with pytest.raises(WorkbenchError, match="bricks/reverse-full is built on demand and not there yet"):
+        with pytest.raises(WorkbenchError, match="bricks/reverse-full is built on demand and is not trained yet"):
             resolve(load_recipe(path))
         return
     resolved = resolve(load_recipe(path))

@@ -172,7 +172,7 @@ def test_numbers_of_the_settings_as_people_write_them(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("held_out: 1.5", r"train\.yaml:1:1 held_out: expected a share between 0 and 1, or the name of a jsonl file; found 1\.5"),
-        ("patience: 3", "patience: expected held_out beside it"),
+        ("patience: 3", "patience: requires held_out"),
         ("method: full\northogonal_to: [add]", "orthogonal_to: expected method lora, found full"),
         ("data: {hub: a/b, colum: c}", r"train\.yaml:1:\d+ data\.colum: unknown field\. Known: completion"),
         ("evaluate_every: 0", "evaluate_every: expected"),
@@ -266,7 +266,7 @@ def test_a_data_set_gives_the_bytes_of_its_rows(base: Path, tmp_path: Path) -> N
         ({"config": "other"}, r"set, config 'other': .*not found\. Available: \['default'\]"),
         (
             {"hub": "nobody/nothing"},
-            r"expected a data set of the hub or a folder of data files in .*, found none at 'nobody/nothing'",
+            r"expected a data set on the hub or a folder of data files in .*, found none at 'nobody/nothing'",
         ),
         ({"completion": "number"}, r"set train row 0: expected a text in 'number', found int"),
     ],

@@ -97,7 +97,7 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
     best, taken = record["held_out_loss"]["best_step"], record["steps_taken"]
     assert 0 < best < taken == best + 6 < 60
     assert record["held_out_loss"]["after"] == record["held_out_loss"]["best"]
-    assert said[-1] == f"stops after step {taken}: no lower held-out loss since step {best}"
+    assert said[-1] == f"stopped after step {taken}: the held-out loss has not improved since step {best}"
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -114,7 +114,9 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
 
 def test_held_out_rows_that_are_trained_on_are_refused(base: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "held.jsonl").write_text(data.read_text("utf-8").splitlines()[2] + "\n", "utf-8")
-    with pytest.raises(WorkbenchError, match=r"held\.jsonl:1: the row is trained on too, 1 of 1 held-out rows are"):
+    with pytest.raises(
+        WorkbenchError, match=r"held\.jsonl:1: this held-out row is also a training row \(1 of 1 held-out rows are\)"
+    ):
         train(lora(held_out="held.jsonl"), base=base, data=data, out=tmp_path / "brick", folder=tmp_path)
 
 
@@ -150,7 +152,7 @@ def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_p
     (out / ".training" / "checkpoint-6").mkdir()  # a save that was cut short
     again = Stop(at=-1)
     record = train(spec, base=base, data=data, out=out, progress=again, notice=said.append)
-    assert said[0] == "goes on after step 4, where a training was interrupted"
+    assert said[0] == "resuming an interrupted training after step 4"
     assert again.steps[0] == 5
     assert weights(out) == weights(tmp_path / "whole")
     assert not (out / ".training").exists()
@@ -245,7 +247,7 @@ def test_bricks_that_cannot_be_kept_apart_are_named(base: Path, data: Path, othe
         run(base)
     half = tmp_path / "half"
     train(lora(steps=2, target_modules=["q_proj"]), base=base, data=data, out=half)
-    with pytest.raises(WorkbenchError, match="brick 'x' adapts none of the modules that are trained"):
+    with pytest.raises(WorkbenchError, match="brick 'x' shares no module with the new adapter"):
         run(half, target_modules=["down_proj"])
     narrow = tmp_path / "narrow"
     shutil.copytree(half, narrow)
@@ -335,11 +337,11 @@ def test_bad_flags_write_nothing(project: Path) -> None:
         assert result.exception.exit_code == 2
         return result.exception.message
 
-    assert "bricks/old/train.yaml stands already, and the flags say something else" in error("old", *rows)
+    assert "bricks/old/train.yaml exists already, with other settings than the flags" in error("old", *rows)
     assert "found --steps without --data" in error("old", "--steps", "3")
     assert "found 2 bricks" in error("a", "b", *rows)
     assert "--data: no such file: absent.jsonl" in error("new", "--data", "absent.jsonl")
     assert "held_out: expected a share between 0 and 1" in error("new", *rows, "--held-out", "2")
     assert "no brick 'absent'" in error("new", *rows, "--orthogonal-to", "absent")
-    assert "a brick's name is" in error("New Brick", *rows)
+    assert "a brick's name must consist of" in error("New Brick", *rows)
     assert not (project / "bricks" / "new").exists()

@@ -1,1 +1,1 @@
-"""PEFT adapters: read as deltas of the base's tensors, and written from low-rank updates."""
+"""PEFT adapters: reading them as deltas of the base's tensors, and writing them from low-rank updates."""

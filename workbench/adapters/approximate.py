@@ -1,4 +1,4 @@
-"""What a PEFT adapter can hold of a result: low-rank updates of linear weights, every other changed weight whole."""
+"""Conversion of a result to a PEFT adapter: low-rank updates of linear weights, and whole copies of other changed weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from workbench.weights import svd
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
-# Relative error in float32 up to which a dense update counts as the product that it is, and the ranks that are tried.
+# A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
 LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How a result becomes an adapter.
+    """Options for converting a result to an adapter.
 
     Attributes:
-        rank: Largest rank of an update; None: no limit.
-        error: Relative error of each tensor that is good enough for a smaller rank; 0: the rank is `rank`.
-        dtype: Of the written factors.
-        dense: What becomes of a linear weight whose update is not a product of factors: an approximation, or, where it has
-            no low rank after all, the whole weight.
-        embeddings: Whether input embeddings and head get low-rank updates too, where they are not products already.
-        rest: What becomes of changed weights that are no linear layer's: saved whole, left at the base's values, or an error.
+        rank: Largest rank of an update; None sets no limit.
+        error: Relative error per tensor at which a smaller rank is good enough; 0 always uses `rank`.
+        dtype: Data type of the written factors.
+        dense: Treatment of a linear weight whose update is dense: approximate it by a low-rank product, or save the whole
+            weight. "whole" still writes factors if the update turns out to be exactly low-rank.
+        embeddings: Whether to approximate dense updates of the input embeddings and the head, too.
+        rest: Treatment of changed weights that do not belong to a linear layer: save them whole, drop the change, or raise
+            an error.
     """
 
     rank: int | None = None
@@ -46,15 +47,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class AdaptedPart:
-    """What an adapter holds of one tensor.
+    """The part of an adapter that represents one tensor.
 
     Attributes:
         kind: "same" as the base, "lora", saved "whole", or "dropped".
-        factors: The update of a "lora" part, rounded to the dtype that is written.
-        norm: ‖Δ‖, Frobenius, of result minus base.
+        factors: Update of a "lora" part, rounded to the written dtype.
+        norm: ‖Δ‖, the Frobenius norm of result minus base.
         error: ‖Δ − update‖ / ‖Δ‖.
-        rounding: ‖ε‖ / ‖Δ‖ for the rounding ε of a fine-tune's stored weights, as expected from their dtype: an error of that
-            size is noise that no rank removes.
+        rounding: Expected ‖ε‖ / ‖Δ‖, where ε is the rounding error of a fine-tune's stored weights. No rank brings the error
+            below this noise.
     """
 
     kind: Literal["same", "lora", "whole", "dropped"]
@@ -65,13 +66,13 @@ class AdaptedPart:
 
 
 class AdaptedWeights:
-    """The base plus an adapter of a result: the model that base and written adapter make together. Implements `Weights`.
+    """The base with the written adapter applied. Implements `Weights`.
 
     Args:
-        result: Weights of the base's names and shapes: a merge, or a fine-tuned checkpoint.
-        base: What the adapter will be put on.
-        policy: Ranks, and what is saved whole.
-        live: The live model's modules; found when first needed where omitted.
+        result: A merge or a fine-tuned checkpoint with the base's tensor names and shapes.
+        base: The model that the adapter applies to.
+        policy: Options for the conversion.
+        live: The live model's modules; computed from the base if omitted.
     """
 
     def __init__(self, result: Model, base: Model, policy: Policy, live: Live | None = None) -> None:
@@ -80,15 +81,15 @@ class AdaptedWeights:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """The base's."""
+        """Specs of the base's tensors."""
         return self.base.weights.specs
 
     def origin(self, name: str) -> str | None:
-        """As in the result."""
+        """Return the origin of a tensor, as the result reports it."""
         return self.result.weights.origin(name)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The base's tensor plus the update, or the result's tensor where it is saved whole."""
+        """Open the base's tensor plus its update, or the result's tensor if the adapter saves it whole."""
         part = self.part(name, device)
         if part.kind == "whole":
             return self.result.weights.open(name, device)
@@ -97,7 +98,16 @@ class AdaptedWeights:
         return LowRankSum(self.base.weights, {name: part.factors}).open(name, device)
 
     def part(self, name: str, device: torch.device) -> AdaptedPart:
-        """What the adapter holds of one tensor. Errors: a changed weight that the policy or the live model has no place for."""
+        """Return the part of the adapter that represents one tensor.
+
+        Args:
+            name: The tensor's name in the base.
+            device: Device for the computation.
+
+        Raises:
+            WorkbenchError: If the tensor differs from the base and neither the policy nor the live model allows an adapter
+                to hold it.
+        """
         if not self.specs[name].is_float:
             return AdaptedPart("same")
         update = low_rank_update(self.result.weights, self.base.weights, name, device)
@@ -116,11 +126,14 @@ class AdaptedWeights:
         if self.policy.rest == "drop":
             return AdaptedPart("dropped", None, norm, 1.0)
         if self.policy.rest == "refuse" or place is None:
-            raise self._no_place(name, place)
+            raise self._not_adaptable(name, place)
         return AdaptedPart("whole", None, norm)
 
     def _takes_factors(self, place: Place) -> bool:
-        """A mixed layout (a linear head beside Conv1D) is saved whole, since `fan_in_fan_out` is one flag an adapter."""
+        """Return whether a LoRA update can target the module.
+
+        `fan_in_fan_out` is one flag per adapter, so a linear head next to Conv1D layers cannot be targeted and is saved whole.
+        """
         if place.kind == "embedding":
             return place.module in self.live.ends and self.live.head is None and not self.live.conv1d
         return place.kind == "conv1d" or (place.kind == "linear" and not self.live.conv1d)
@@ -131,14 +144,14 @@ class AdaptedWeights:
         return self.policy.embeddings or place.module not in self.live.ends
 
     def _from_factors(self, update: Factors) -> AdaptedPart:
-        kept = svd.reduced(update) if self.policy.rank is None else svd.truncated(update, self.policy.rank)
-        if kept.rank == 0:
+        factors = svd.reduced(update) if self.policy.rank is None else svd.truncated(update, self.policy.rank)
+        if factors.rank == 0:
             return AdaptedPart("same")
-        kept = self._rounded(kept)
+        factors = self._rounded(factors)
         norm = math.sqrt(max(0.0, svd.inner(update, update)))
-        lost = summed([(1.0, update), (-1.0, kept)])
-        error = math.sqrt(max(0.0, svd.inner(lost, lost))) / norm if norm else 0.0
-        return AdaptedPart("lora", kept, norm, error)
+        difference = summed([(1.0, update), (-1.0, factors)])
+        error = math.sqrt(max(0.0, svd.inner(difference, difference))) / norm if norm else 0.0
+        return AdaptedPart("lora", factors, norm, error)
 
     def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
         delta, noise = self._delta(name, device)
@@ -146,11 +159,12 @@ class AdaptedWeights:
         if total == 0:
             return AdaptedPart("same")
         seed = xxhash.xxh32_intdigest(name.encode())
-        kept = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
-        return AdaptedPart("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total), math.sqrt(noise / total))
+        factors = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
+        error = math.sqrt(svd.residual(delta, factors) / total)
+        return AdaptedPart("lora", factors, math.sqrt(total), error, math.sqrt(noise / total))
 
     def _without_loss(self, name: str, device: torch.device) -> AdaptedPart | None:
-        """A dense update of a low rank all the same, as spectral methods give: its factors; None where they would not be smaller."""
+        """Factor a dense update that is exactly low-rank, as spectral methods produce; return None if factors save no space."""
         delta, _ = self._delta(name, device)
         total = svd.squared(delta)
         if total == 0:
@@ -160,10 +174,10 @@ class AdaptedWeights:
             count = int((values > LOSSLESS * values[0] / 2).sum())
             if count * sum(delta.shape) >= delta.numel():
                 return None
-            found = svd.balanced(left[:, :count], values[:count], right[:count])
-            if math.sqrt(svd.residual(delta, found) / total) <= LOSSLESS:
-                kept = self._rounded(found)
-                return AdaptedPart("lora", kept, math.sqrt(total), math.sqrt(svd.residual(delta, kept) / total))
+            factors = svd.balanced(left[:, :count], values[:count], right[:count])
+            if math.sqrt(svd.residual(delta, factors) / total) <= LOSSLESS:
+                factors = self._rounded(factors)
+                return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(svd.residual(delta, factors) / total))
         return None
 
     def _rounded(self, factors: Factors) -> Factors:
@@ -171,8 +185,8 @@ class AdaptedWeights:
         return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
 
     def _delta(self, name: str, device: torch.device) -> tuple[Tensor, float]:
-        """Result minus base, [rows, cols], float32; and the expected square of its rounding, where the result is stored."""
-        computed = hasattr(self.result.weights, "current")  # by a step, in float32
+        """Compute result minus base, [rows, cols] float32, and the expected squared rounding error of a stored result."""
+        computed = hasattr(self.result.weights, "current")  # a step computes its result in float32
         stored = torch.float32 if computed else self.result.weights.specs[name].dtype
         noise = 0.0
         spec = self.specs[name]
@@ -186,34 +200,41 @@ class AdaptedWeights:
         return delta, noise
 
     def _distance(self, name: str, device: torch.device) -> float:
-        """‖result − base‖ of one tensor, block by block."""
+        """Compute ‖result − base‖ of one tensor, block by block."""
         spec, total = self.specs[name], 0.0
         sources = [weights.open(name, device) for weights in (self.result.weights, self.base.weights)]
-        rooms = [buffer(spec, device) for _ in sources]
+        buffers = [buffer(spec, device) for _ in sources]
         for start, stop in spec.blocks(block_elements(device)):
-            ours, theirs = (matrix(room, start, stop, spec.cols) for room in rooms)
-            sources[0].read(start, stop, ours)
-            sources[1].read(start, stop, theirs)
-            total += float(ours.sub_(theirs).double().square().sum())
+            result, base = (matrix(b, start, stop, spec.cols) for b in buffers)
+            sources[0].read(start, stop, result)
+            sources[1].read(start, stop, base)
+            total += float(result.sub_(base).double().square().sum())
         return math.sqrt(total)
 
-    def _no_place(self, name: str, place: Place | None) -> WorkbenchError:
+    def _not_adaptable(self, name: str, place: Place | None) -> WorkbenchError:
         if place is None:
             return WorkbenchError(
-                f"{name} differs from the base, and transformers' model has no module that holds it alone: "
-                "an adapter cannot carry it",
-                "Keep a checkpoint (`output: {form: checkpoint}`), or leave such weights out (`brick extract --rest drop`).",
+                f"{name} differs from the base, but an adapter cannot hold it: transformers splits it, fuses it with other tensors "
+                "or has no module for it",
+                "Write a checkpoint instead (`output: {form: checkpoint}`), or drop such weights (`brick extract --rest drop`).",
             )
         return WorkbenchError(
-            f"{name} differs from the base and is no weight of a linear layer",
-            "--rest save keeps such weights whole in the adapter (modules_to_save), --rest drop leaves them out.",
+            f"{name} differs from the base and is not the weight of a linear layer",
+            "Use --rest save to store such weights whole in the adapter (modules_to_save), or --rest drop to leave them out.",
         )
 
 
 def rounding(values: Tensor, dtype: torch.dtype) -> float:
-    """Expected Σ ε² of numbers that were rounded to 16 bits: ε is uniform over one unit in the last place, so ulp² / 12 each."""
+    """Return the expected Σ ε² of numbers that were rounded to 16 bits.
+
+    The error ε is uniform over one unit in the last place (ulp), so each number contributes ulp² / 12.
+
+    Args:
+        values: The rounded numbers.
+        dtype: Data type that they are stored in; the result is 0 unless it is bfloat16 or float16.
+    """
     if dtype not in (torch.bfloat16, torch.float16):
         return 0.0
-    exponents = torch.frexp(values)[1]  # |x| in [2^(e−1), 2^e): one unit is eps · 2^(e−1)
+    exponents = torch.frexp(values)[1]  # |x| in [2^(e−1), 2^e), where one ulp is eps · 2^(e−1)
     units = torch.ldexp(torch.full_like(values, torch.finfo(dtype).eps), exponents - 1)
     return float(units.masked_fill_(values == 0, 0.0).double().square().sum()) / 12

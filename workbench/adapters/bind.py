@@ -1,4 +1,4 @@
-"""An adapter on a base: the updates of the base's tensors, readable in row blocks."""
+"""Binding of an adapter to a base: an update per tensor of the base, readable in row blocks."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
     Args:
         adapter: The adapter.
         specs: The base's tensors.
-        base: The base itself: needed for DoRA, for modules that transformers renames or fuses, and to tell copies of
-            the base's weights from changed ones.
+        base: The base itself. DoRA and modules that transformers renames or fuses require it. It also serves to
+            distinguish unchanged copies of the base's weights from changed ones.
 
     Raises:
-        WorkbenchError: A module that the base lacks, shapes that do not fit, a part that has no exact place.
+        WorkbenchError: If the base lacks a module of the adapter, if shapes differ, or if part of the adapter cannot be
+            expressed exactly as a change of the base's tensors.
     """
     if base is not None and adapter.bound is not None and adapter.bound[0] is base:
-        kept: BoundAdapter = adapter.bound[1]  # `resolve`, `plan` and `compose` each ask for it
-        return kept
+        cached: BoundAdapter = adapter.bound[1]  # `resolve`, `plan` and `compose` each call this
+        return cached
     binder = Binder(adapter, specs, base)
     binder.bind()
     notes = list(binder.notes)
     if unknown := unknown_fields(adapter.config):
-        notes.append(f"{adapter.label}: {CONFIG} sets {', '.join(unknown)}, which is not known here and not used")
-    found = BoundAdapter(adapter, binder.updates, notes)
+        notes.append(f"{adapter.label}: {CONFIG} sets {', '.join(unknown)}, which is not supported and is ignored")
+    bound = BoundAdapter(adapter, binder.updates, notes)
     if base is not None:
-        adapter.bound = (base, found)
-    return found
+        adapter.bound = (base, bound)
+    return bound
 
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """An adapter's deltas under the base's names; implements `merge.stream.Deltas`.
+    """The deltas of an adapter under the base's tensor names. Implements `merge.stream.Deltas`.
 
     Attributes:
         adapter: The adapter.
-        places: Tensor of the base -> its update; nothing is read before an update is opened.
-        notes: What the user should know of it.
+        places: Tensor of the base -> its update. An update reads its tensors only when it is opened.
+        notes: Messages for the user.
     """
 
     adapter: Adapter
@@ -59,36 +60,44 @@ class BoundAdapter:
     notes: list[str] = field(default_factory=list)
 
     def touches(self, name: str) -> bool:
-        """Whether the adapter updates a tensor."""
+        """Return whether the adapter updates a tensor."""
         return name in self.places
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
-        """One tensor's update as a product, float32; None where it is dense. Errors: NaN and infinities."""
+        """Return a tensor's update as a low-rank product in float32, or None if it is dense.
+
+        Args:
+            name: The tensor's name in the base.
+            device: Device of the factors.
+
+        Raises:
+            WorkbenchError: If a factor holds NaN or infinity.
+        """
         return self.places[name].factors(device)
 
     def is_zero(self, base: Model) -> bool:
-        """Return whether every update is zero on the base, up to rounding; stop at the first update that changes something."""
+        """Return whether every update is zero on the base, up to rounding, stopping at the first one that is not."""
         return all(
             _is_zero(update, partial(base.weights.open, name), base.weights.specs[name]) for name, update in self.places.items()
         )
 
     def open_model(self, name: str, device: torch.device) -> None:
-        """None: an adapter holds updates."""
+        """Return None, because an adapter holds updates and not a whole model."""
 
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
-        """One tensor's update by rows."""
+        """Open a tensor's update for reading by rows."""
         return self.places[name].open(device)
 
 
 def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
-    """Return whether an update is zero relative to the base's largest number: a low-rank one by its factors, others by their rows."""
+    """Return whether an update is zero: low-rank factors exactly, other updates relative to the base's largest number."""
     if isinstance(update, LowRank):
         return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
     cpu = torch.device("cpu")
     source, rows = open_base(cpu), update.open(cpu)
-    rooms = buffer(spec, cpu), buffer(spec, cpu)
+    buffers = buffer(spec, cpu), buffer(spec, cpu)
     for start, stop in spec.blocks(block_elements(cpu)):
-        base, delta = (matrix(room, start, stop, spec.cols) for room in rooms)
+        base, delta = (matrix(b, start, stop, spec.cols) for b in buffers)
         source.read(start, stop, base)
         rows.read_delta(start, stop, base, delta)
         if delta.abs().max() > 1e-6 * base.abs().max():

@@ -1,4 +1,4 @@
-"""An adapter on a base: every part of it turned into the update of a tensor on disk, or refused by name."""
+"""The binder, which turns every part of an adapter into an update of a tensor on disk, or raises an error that names the part."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from workbench.weights.specs import TensorSpec
 
 _UNSAVE = (
-    "A copy of the base's own weight, which PEFT adds for embeddings and heads: save the adapter again with "
+    "It is a copy of the base's own weight, which PEFT adds for embeddings and heads. Save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
-# First field of a kind of update -> all fields that it uses.
+# Field that identifies a kind of update -> all fields that it uses.
 _USED = {
     "ia3_l": {"ia3_l"},
     "oft_R": {"oft_R"},
@@ -41,23 +41,23 @@ _USED = {
     "lokr": {f"lokr_w{i}{end}" for i in (1, 2) for end in ("", "_a", "_b")},
 }
 _NO_BIAS = (
-    "PEFT cannot merge it either. Give the base a bias there (attention_bias or mlp_bias in config.json, and zeros as tensors), "
-    "or train the adapter with lora_bias=False."
+    "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
+    "the tensors), or train the adapter with lora_bias=False."
 )
 
 
 class Binder:
-    """Builds the updates of one adapter on one base.
+    """Builder of the updates of one adapter on one base.
 
     Args:
         adapter: The adapter.
         specs: The base's tensors.
-        base: The base itself, where it is at hand: its configuration tells layer types and fused modules, its weights
-            tell copies from changes, and DoRA on transposed layers reads them.
+        base: The base itself, if available. Its configuration determines layer types and fused modules. Its weights serve
+            to detect unchanged copies, and DoRA on transposed layers reads them.
 
     Attributes:
         updates: Tensor on disk -> its update.
-        notes: What the user should know.
+        notes: Messages for the user.
     """
 
     def __init__(self, adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None) -> None:
@@ -72,7 +72,12 @@ class Binder:
         self._skips_head = self.places.tied is not None and updates_both_alike(adapter.keys)
 
     def bind(self) -> None:
-        """Place every part. Errors: a module or shape that the base lacks, a part that has no exact place."""
+        """Build the update of every part of the adapter.
+
+        Raises:
+            WorkbenchError: If the base lacks a module or shape of the adapter, or if a part cannot be expressed exactly as a
+                change of the base's tensors.
+        """
         for name, stored in self.adapter.keys.saved.items():
             self._saved(name, stored)
         taken: dict[str, Part] = {}
@@ -80,39 +85,44 @@ class Binder:
             for disk in self._part(part):
                 first = taken.setdefault(disk, part)
                 if first is not part and self._clash(first, part):
-                    raise WorkbenchError(f"{self.label}: two modules of the adapter stand for {disk}", "Save the adapter again.")
+                    raise WorkbenchError(f"{self.label}: two modules of the adapter update {disk}", "Save the adapter again.")
         for disk in self.updates:
             if not self.specs[disk].is_float:
                 raise WorkbenchError(
                     f"{self.label}: the adapter updates {disk}, which holds {self.specs[disk].kind} numbers in the base",
-                    "Only floating-point tensors are merged: name the base that the adapter was trained on.",
+                    "Only floating-point tensors can be merged. Set the recipe's base to the model that the adapter was trained on.",
                 )
         for kind, count in self._kinds.items():
-            self.notes.append(f"{self.label}: {kind} on {count} tensors, applied as dense deltas, which do not stay low-rank")
+            self.notes.append(f"{self.label}: {kind} on {count} tensors is applied as dense deltas, which are not low-rank")
         if self._replaced:
             shown = ", ".join(self._replaced[:3]) + (" …" if len(self._replaced) > 3 else "")
             self.notes.append(
-                f"{self.label}: brings whole tensors ({shown}; {len(self._replaced)} in all), merged as dense deltas"
+                f"{self.label}: holds whole tensors ({shown}; {len(self._replaced)} in total), which are merged as dense deltas"
             )
 
     def _clash(self, one: Part, other: Part) -> bool:
-        """Whether two modules are one: their names differ by a root prefix only. Others may share a joined tensor on disk."""
+        """Return whether two modules are the same one, with names that differ only by a root prefix.
+
+        Different modules may update one tensor if the base stores them fused.
+        """
         names = one.module, other.module
         return one.depth == other.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
 
     def _part(self, part: Part) -> list[str]:
-        """One module's updates; the tensors on disk that they reach."""
+        """Add the updates of one module and return the tensors on disk that they change."""
         if "trainable_tokens_delta" in part.fields:
             return self._tokens(part)
         name = f"{part.module}.weight"
         if bool(self.config.get("use_dora")) != ("lora_magnitude_vector" in part.fields) and not part.depth:
-            lacks = "has no lora_magnitude_vector, which use_dora asks for" if self.config.get("use_dora") else (
-                "has lora_magnitude_vector, though use_dora is not set")  # fmt: skip
-            raise WorkbenchError(f"{self.label}: {part.module} {lacks}", "Save the adapter again.")
+            if self.config.get("use_dora"):
+                problem = "has no lora_magnitude_vector, but the configuration sets use_dora"
+            else:
+                problem = "has a lora_magnitude_vector, but the configuration does not set use_dora"
+            raise WorkbenchError(f"{self.label}: {part.module} {problem}", "Save the adapter again.")
         if self.places.is_tied_head(name):
             if self._skips_head:
                 return []
-            disk_weight(part.module, self.specs, self.label)  # raises: the base ties its head
+            disk_weight(part.module, self.specs, self.label)  # raises, because the base ties its head
         self._check_fields(part, name)
         if self.config["peft_type"] in TITLES:
             return self._tuner(part)
@@ -124,14 +134,14 @@ class Binder:
         return bool(part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)))
 
     def _check_fields(self, part: Part, name: str) -> None:
-        """Errors: a field that the module's kind of update does not use."""
+        """Raise WorkbenchError if the module has a field that its kind of update does not use."""
         fields = set(part.fields)
         kind = next(used for first, used in _USED.items() if first in fields or first == "lokr")
         used = {"lora_A", "lora_B"} if kind is _USED["lora_A"] and self._adapts_parameter(part, name) else kind
         both = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
         if left := fields - used | both:
             key = part.fields[min(left)].key
-            raise WorkbenchError(f"{self.label}: adapter key {key} has no use beside {part.module}'s other keys", BAKE)
+            raise WorkbenchError(f"{self.label}: adapter key {key} cannot be combined with the other keys of {part.module}", BAKE)
 
     def _linear(self, part: Part) -> list[str]:
         a, b = part.fields["lora_A"], part.fields["lora_B"]
@@ -154,16 +164,16 @@ class Binder:
         return disks
 
     def _between(self, part: Part) -> Stored | None:
-        """AdaLoRA's singular values. Errors: missing or one too many, in number or in kind."""
-        found = part.fields.get("lora_E")
+        """Return AdaLoRA's singular values; raise WorkbenchError if they are missing, unexpected or of another number."""
+        values = part.fields.get("lora_E")
         rank = part.fields["lora_A"].shape[0]
-        if (found is not None) != (self.config["peft_type"] == "ADALORA") or (found and math.prod(found.shape) != rank):
-            shown = f"lora_E {list(found.shape)}" if found else "no lora_E"
+        if (values is not None) != (self.config["peft_type"] == "ADALORA") or (values and math.prod(values.shape) != rank):
+            shown = f"lora_E {list(values.shape)}" if values else "no lora_E"
             raise WorkbenchError(
-                f"{self.label}: {part.module} has {shown}; expected {rank} numbers with peft_type ADALORA, none otherwise",
+                f"{self.label}: {part.module} has {shown}; expected {rank} numbers with peft_type ADALORA, and no lora_E otherwise",
                 "Save the adapter again.",
             )
-        return found
+        return values
 
     def _embedding(self, part: Part) -> list[str]:
         a, b = part.fields["lora_embedding_A"], part.fields["lora_embedding_B"]
@@ -177,18 +187,18 @@ class Binder:
         return self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
 
     def _parameter(self, part: Part) -> list[str]:
-        """LoRA on a parameter (`target_parameters`): stacked experts, or a module whose weight is no layer's."""
+        """Add LoRA on a parameter (`target_parameters`), such as stacked experts or a weight outside a linear layer."""
         a, b = part.fields["lora_A"], part.fields["lora_B"]
         targets = [n for n in self.places.parameters(part.module) if self._is_target_parameter(n)]
         if not part.depth < len(targets):
             raise WorkbenchError(
                 f"{self.label}: adapter key {a.key} {list(a.shape)} updates a parameter of {part.module}, which the base does not have",
-                "The adapter was trained on another architecture: name its own base in the recipe.",
+                "The adapter was trained on another architecture. Set the recipe's base to the model that it was trained on.",
             )
-        name = targets[len(targets) - 1 - part.depth]  # the first parameter's wrapper is the innermost
+        name = targets[len(targets) - 1 - part.depth]  # the first parameter has the innermost wrapper
         shape = self.places.shape(name) or ()
         if not self.places.spots(name):
-            raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
+            raise self._unsupported_layout(name)
         experts = shape[0] if len(shape) == 3 else 1
         transposed = len(shape) == 3 and self.places.stores_experts_in_out(part.module)
         out, width = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
@@ -198,37 +208,43 @@ class Binder:
         return self._low_rank(pair, name, experts if len(shape) == 3 else None)
 
     def _low_rank(self, pair: FactorPair, name: str, experts: int | None = None) -> list[str]:
-        """A product to the tensors on disk that its parts lie in."""
+        """Add a product to the tensors on disk that store the live tensor."""
         spots = self.places.spots(name)
         if not spots:
-            raise WorkbenchError(f"{self.label}: {name} has no place among the base's tensors that is followed here", BAKE)
-        found: dict[str, LowRank] = {}
+            raise self._unsupported_layout(name)
+        updates: dict[str, LowRank] = {}
         for spot in spots:
             part = FactorPair(
                 pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap, pair.between
             )
-            found.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
-        for disk, update in found.items():
+            updates.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
+        for disk, update in updates.items():
             self.updates[disk] = added(self.updates.get(disk), update)
-        return list(found)
+        return list(updates)
+
+    def _unsupported_layout(self, name: str) -> WorkbenchError:
+        return WorkbenchError(
+            f"{self.label}: the adapter updates {name}, which the base does not have or stores in a layout that is not supported",
+            BAKE,
+        )
 
     def _magnitude(self, part: Part, pair: FactorPair, name: str) -> list[str]:
         disk, magnitude = self._whole(name, "DoRA"), part.fields["lora_magnitude_vector"]
         if math.prod(magnitude.shape) != pair.b.shape[0]:
             raise WorkbenchError(
-                f"{self.label}: {magnitude.key} is {list(magnitude.shape)}, expected {pair.b.shape[0]} numbers, one an output",
+                f"{self.label}: {magnitude.key} is {list(magnitude.shape)}, expected {pair.b.shape[0]} numbers, one per output",
                 "Save the adapter again.",
             )
         if disk in self.updates:
             raise self._replaced_too("DoRA", disk)
         if self.base is None:
-            raise WorkbenchError(f"{self.label}: DoRA on {disk} needs the base's numbers", BAKE)
+            raise WorkbenchError(f"{self.label}: DoRA on {disk} requires the base's weights", BAKE)
         self._kinds["DoRA"] += 1
         self.updates[disk] = Dora(pair, magnitude, self.specs[disk], partial(self.base.weights.open, disk))
         return [disk]
 
     def _tuner(self, part: Part) -> list[str]:
-        """(IA)³, OFT, LoHa, LoKr."""
+        """Add the update of one module of (IA)³, OFT, LoHa or LoKr."""
         kind = self.config["peft_type"]
         disk = self._whole(f"{part.module}.weight", TITLES[kind])
         spec = self.specs[disk]
@@ -251,41 +267,41 @@ class Binder:
         return [disk]
 
     def _replaced_too(self, what: str, disk: str) -> WorkbenchError:
-        return WorkbenchError(f"{self.label}: {what} on {disk}, which the adapter also replaces", BAKE)
+        return WorkbenchError(f"{self.label}: the adapter has both {what} and another update on {disk}", BAKE)
 
     def _tokens(self, part: Part) -> list[str]:
-        """Trained rows of the embeddings; a head that shares them gets the same rows."""
+        """Add trained rows of the embeddings, and the same rows of a head that shares the embeddings."""
         if self._skips_head and self.places.is_tied_head(f"{part.module}.weight"):
             return []
         if len(part.fields) > 1:
-            raise WorkbenchError(f"{self.label}: {part.module} has trained tokens and LoRA factors at once", BAKE)
+            raise WorkbenchError(f"{self.label}: {part.module} has both trained tokens and LoRA factors", BAKE)
         disk = self._whole(f"{part.module}.weight", "trainable_token_indices")
         update = tuners.token_rows(part, self.specs[disk], self.config, self.label)
         self._kinds["trainable_token_indices"] += 1
-        reached = [disk]
+        targets = [disk]
         if self._untied and disk == self._untied.embeddings and not self._trains_tokens_of(self._untied.head):
-            reached.append(self._untied.head)
-        for name in reached:
+            targets.append(self._untied.head)
+        for name in targets:
             self.updates[name] = added(self.updates.get(name), update)
-        return reached
+        return targets
 
     def _trains_tokens_of(self, disk: str) -> bool:
-        """Whether the adapter holds rows of its own for a tensor."""
+        """Return whether the adapter holds trained rows for a tensor."""
         tokens = [p for p in self.adapter.keys.parts if "trainable_tokens_delta" in p.fields]
         return any(self.places.direct(f"{part.module}.weight") == disk for part in tokens)
 
     def _saved(self, name: str, stored: Stored) -> None:
-        """A whole tensor of the adapter: nothing where it is the base's own, else its difference."""
+        """Add a whole tensor of the adapter as its difference from the base, unless it is a copy of the base's tensor."""
         if self.places.is_tied_head(name):
             assert self.places.tied is not None
             if self._skips_head or is_copy(self.adapter.keys, stored, self.places.tied[0], self.base):
                 return
-            disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises: the base ties its head
+            disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises, because the base ties its head
         spots = self.places.spots(name)
         if not spots:
             raise WorkbenchError(
-                f"{self.label}: adapter key {stored.key} {list(stored.shape)} belongs to no tensor of the base and to no update "
-                "that is read here",
+                f"{self.label}: adapter key {stored.key} {list(stored.shape)} is neither a tensor of the base nor part of a supported "
+                "update",
                 BAKE,
             )
         shape = self.places.shape(name)
@@ -296,7 +312,7 @@ class Binder:
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
                 f"Resize the base's embeddings to {stored.shape[0]} tokens first, as the adapter's training did."
                 if vocabulary and stored.shape[0] != rows
-                else f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
+                else self._other_base(),
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
@@ -309,32 +325,37 @@ class Binder:
         spec = self.specs[spot.disk]
         height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (shape[0], 1)
         if spot.swap or spot.cols != (0, width) or spot.col or spec.cols != width:
-            raise WorkbenchError(f"{self.label}: {name} is spread over columns of {spot.disk}, which is not followed here", BAKE)
+            raise WorkbenchError(f"{self.label}: {name} is stored in some columns of {spot.disk}, which is not supported", BAKE)
         row = (spot.expert or 0) * height + spot.rows[0]
         update = Replaced(stored, row, spot.row, spot.rows[1] - spot.rows[0])
         self.updates[spot.disk] = added(self.updates.get(spot.disk), update)
         self._replaced.append(spot.disk)
 
     def _shift(self, part: Part, stored: Stored, scale: float | None) -> None:
-        """A change of the layer's bias."""
+        """Add a change of the layer's bias."""
         disk = self.places.whole(f"{part.module}.bias")
         if disk is None:
-            raise WorkbenchError(f"{self.label}: lora_bias on {part.module}, which has no bias in the base", _NO_BIAS)
+            raise WorkbenchError(
+                f"{self.label}: the adapter has lora_bias on {part.module}, which has no bias in the base", _NO_BIAS
+            )
         if math.prod(stored.shape) != self.specs[disk].numel:
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, {disk} is {list(self.specs[disk].shape)} in the base",
-                f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
+                self._other_base(),
             )
         self.updates[disk] = added(self.updates.get(disk), BiasShift(stored, scale))
         self._kinds["lora_bias" if scale is not None else TITLES["IA3"]] += 1
 
     def _whole(self, name: str, what: str) -> str:
-        """The tensor on disk of a live tensor that must not be split. Errors: none, or several."""
+        """Return the one tensor on disk that stores a live tensor; raise WorkbenchError if there is none or it is split or fused."""
         disk = self.places.whole(name)
         if disk is None:
             if not self.places.pieces(name):
                 disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises
-            raise WorkbenchError(f"{self.label}: {what} on {name}, which the base stores in parts or joined with others", BAKE)
+            raise WorkbenchError(
+                f"{self.label}: {what} on {name} is not supported, because the base stores that tensor split or fused with others",
+                BAKE,
+            )
         return disk
 
     def _is_target_parameter(self, name: str) -> bool:
@@ -345,8 +366,12 @@ class Binder:
         return WorkbenchError(
             f"{self.label}: {disk} is {list(self.places.shape(name) or ())} in the base, the adapter's update is "
             f"{list(b.shape)} x {list(a.shape)}",
-            f"The adapter was trained on {self.config.get('base_model_name_or_path')}: name that base in the recipe.",
+            self._other_base(),
         )
+
+    def _other_base(self) -> str:
+        trained_on = self.config.get("base_model_name_or_path")
+        return f"The adapter was trained on {trained_on}: set the recipe's `base:` to that model."
 
 
 def _expert(spot: Spot, experts: int | None) -> tuple[int, int] | None:

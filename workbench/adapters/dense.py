@@ -1,7 +1,7 @@
-"""Updates that are no product of two small factors: dense deltas, computed by rows from the adapter and the base.
+"""Updates that are not a product of two small factors: dense deltas, computed by rows from the adapter and the base.
 
-Every class describes one tensor's update and has `open(device)`, a `merge.stream.DeltaSource`, and `factors`, None.
-Formulas are in the orientation of torch.nn.Linear, W [out, in]; `flip` says that the weight is stored as its transpose.
+Every class describes one tensor's update. Its `open(device)` returns a `merge.stream.DeltaSource`, and `factors` returns None.
+Formulas use the orientation of torch.nn.Linear, W [out, in]; `flip` means that the weight is stored transposed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, 
 
 
 class DeltaRows(Protocol):
-    """As `merge.stream.DeltaSource`."""
+    """Interface of an open update, the same as `merge.stream.DeltaSource`."""
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
         """Fill `out` with rows start..stop of the delta."""
 
 
 class Update(Protocol):
-    """One tensor's update."""
+    """Interface of the update of one tensor."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
 
     def factors(self, device: torch.device) -> Factors | None:
-        """The delta as a product, where it is one."""
+        """Return the delta as a low-rank product, or None if it is dense."""
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A delta from a function (start, stop, base rows) -> rows."""
+    """A delta computed by a function (start, stop, base rows) -> rows."""
 
     compute: Callable[[int, int, Tensor], Tensor]
 
@@ -49,24 +49,25 @@ class _Rows:
 
 class _Dense:
     def factors(self, device: torch.device) -> Factors | None:
-        """Not a product."""
+        """Return None, because the delta is dense."""
         return None
 
 
 @dataclass(frozen=True)
 class Replaced(_Dense):
-    """θ − θ₀ of a weight that the adapter holds whole (`modules_to_save`, `bias`): rows `row`.. of it, from `into` on.
+    """θ − θ₀ of a weight that the adapter holds whole (`modules_to_save`, `bias`).
 
-    Rows of the tensor outside into..into + count keep the base.
+    Rows row..row + count of the stored weight replace rows into..into + count of the base's tensor; other rows do not change.
     """
 
     stored: Stored
     row: int = 0
     into: int = 0
     count: int | None = None
+    """Number of rows; None means all from `row` on."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The difference by rows."""
+        """Open the difference for reading by rows."""
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
             last = self.into + (self.stored.entry.spec.rows - self.row if self.count is None else self.count)
@@ -83,13 +84,13 @@ class Replaced(_Dense):
 
 @dataclass(frozen=True)
 class TokenRows(_Dense):
-    """Rows of the embeddings replaced by trained ones (`trainable_token_indices`): values [tokens, width]."""
+    """Trained rows that replace rows of the embeddings (`trainable_token_indices`); values are [tokens, width]."""
 
     stored: Stored
     indices: tuple[int, ...]
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The difference by rows: zero but at the trained tokens."""
+        """Open the difference for reading by rows; it is zero except at the trained tokens."""
         values = self.stored.read(device)
         places = torch.tensor(self.indices)
 
@@ -109,10 +110,10 @@ class BiasShift(_Dense):
 
     stored: Stored
     scale: float | None
-    """None: the stored vector multiplies the bias."""
+    """Factor of the stored vector; None means that the vector multiplies the bias, as in (IA)³."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The shift by rows."""
+        """Open the shift for reading by rows."""
         vector = self.stored.read(device).reshape(-1, 1)
         scale = self.scale
         if scale is None:
@@ -122,19 +123,19 @@ class BiasShift(_Dense):
 
 @dataclass(frozen=True)
 class Dora(_Dense):
-    """m · (W + sBA) / ‖W + sBA‖ − W, the norm taken over each output's inputs (Liu et al. 2024, arXiv 2402.09353, eq. 5).
+    """m · (W + sBA) / ‖W + sBA‖ − W, with one norm per output (Liu et al. 2024, arXiv 2402.09353, eq. 5).
 
-    Where the weight is stored [in, out] (Conv1D, embeddings), norms need a first pass over the base.
+    If the weight is stored as [in, out] (Conv1D, embeddings), a first pass over the base computes the norms.
     """
 
     pair: FactorPair
     magnitude: Stored
     spec: TensorSpec
     reopen: Callable[[torch.device], Source]
-    """Opens the base's tensor for that pass."""
+    """Function that opens the base's tensor for that pass."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
         factors = self.pair.factors()
         left, right = factors.left.to(device), factors.right.to(device)
         magnitude = self.magnitude.read(device).flatten()
@@ -161,14 +162,14 @@ class Dora(_Dense):
 
 @dataclass(frozen=True)
 class Ia3(_Dense):
-    """(l − 1) ⊙ W, along the outputs or, for feed-forward modules, along the inputs (Liu et al. 2022, arXiv 2205.05638)."""
+    """(l − 1) ⊙ W, along the outputs, or along the inputs of feed-forward modules (Liu et al. 2022, arXiv 2205.05638)."""
 
     stored: Stored
     along_rows: bool
-    """Whether l has one number for each row of the stored weight, else for each column."""
+    """True if l has one number per row of the stored weight, False if it has one per column."""
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
         vector = self.stored.read(device).flatten() - 1
         if self.along_rows:
             return _Rows(lambda start, stop, base: base * vector[start:stop].unsqueeze(1))
@@ -183,7 +184,7 @@ class LoHa(_Dense):
     scale: float
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
         a1, b1, a2, b2 = (self.fields[f"hada_{name}"].read(device) for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
         scale = self.scale
         return _Rows(lambda start, stop, base: (a1[start:stop] @ b1) * (a2[start:stop] @ b2) * scale)
@@ -191,13 +192,13 @@ class LoHa(_Dense):
 
 @dataclass(frozen=True)
 class LoKr(_Dense):
-    """s · w1 ⊗ w2, each factor whole or a product (LyCORIS, Yeh et al. 2024, arXiv 2309.14859)."""
+    """s · w1 ⊗ w2, where each factor is stored whole or as a product (LyCORIS, Yeh et al. 2024, arXiv 2309.14859)."""
 
     fields: dict[str, Stored]
     scale: float
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
         first, second = (self._factor(name, device) for name in ("w1", "w2"))
         height = second.shape[0]
         scale = self.scale
@@ -217,7 +218,7 @@ class LoKr(_Dense):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """[out, in] of the product."""
+        """Shape of the product, [out, in]."""
         heights, widths = [], []
         for name in ("w1", "w2"):
             whole = self.fields.get(f"lokr_{name}")
@@ -230,30 +231,30 @@ class LoKr(_Dense):
 class Oft(_Dense):
     """W·Rᵀ − W with a block-diagonal rotation R of the inputs (Qiu et al. 2023, arXiv 2306.07280).
 
-    R is Cayley's transform of skew-symmetric blocks Q: (I − Q)(I + Q)⁻¹, or the first `terms` of the Neumann series that PEFT
-    uses in its place, I + 2Q + 2Q² + … + Qⁿ⁻¹.
+    R is the Cayley transform (I − Q)(I + Q)⁻¹ of skew-symmetric blocks Q, or PEFT's approximation by the first `terms` terms
+    of a Neumann series, I + 2Q + 2Q² + … + Qⁿ⁻¹.
     """
 
     stored: Stored
-    """[blocks, b(b − 1)/2]: the upper triangles of the blocks."""
+    """Upper triangles of the blocks, [blocks, b(b − 1)/2]."""
     share: bool
-    """One block for all."""
+    """Whether all blocks are the same one."""
     terms: int | None
-    """None: the exact transform."""
+    """Number of terms of the Neumann series; None computes the exact transform."""
 
     @property
     def size(self) -> int:
-        """b, from the number of elements of a triangle."""
+        """The block size b, computed from the number of elements of a triangle."""
         return round((1 + math.sqrt(1 + 8 * self.stored.shape[-1])) / 2)
 
     def fits(self, inputs: int) -> bool:
-        """Whether the blocks rotate this many inputs."""
+        """Return whether the blocks add up to this many inputs."""
         blocks = inputs // self.size if self.share else self.stored.shape[0]
         triangle = self.size * (self.size - 1) // 2 == self.stored.shape[-1]
         return triangle and blocks * self.size == inputs and (not self.share or self.stored.shape[0] == 1)
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The delta by rows."""
+        """Open the delta for reading by rows."""
         rotation, size = self._rotation(device), self.size
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
@@ -274,7 +275,7 @@ class Oft(_Dense):
             solved: Tensor = torch.linalg.solve(eye + skew, eye - skew, left=False)
             return solved
         total, power = eye.clone(), eye
-        last = self.terms - 1 if self.terms < 3 else max(self.terms - 1, 3)  # PEFT takes three terms as four
+        last = self.terms - 1 if self.terms < 3 else max(self.terms - 1, 3)  # PEFT treats three terms as four
         for k in range(1, last + 1):
             power = power @ skew
             total += power * (1 if k == last and k > 1 else 2)
@@ -283,20 +284,19 @@ class Oft(_Dense):
 
 @dataclass(frozen=True)
 class Summed:
-    """Several updates of one tensor, added."""
+    """Sum of several updates of one tensor."""
 
     updates: tuple[Update, ...]
 
     def factors(self, device: torch.device) -> Factors | None:
-        """The stacked factors, where every update is a product."""
-        found = [update.factors(device) for update in self.updates]
-        known = [f for f in found if f is not None]
-        if len(known) != len(found):
+        """Return the stacked factors, or None if one of the updates is dense."""
+        factors = [f for f in (update.factors(device) for update in self.updates) if f is not None]
+        if len(factors) != len(self.updates):
             return None
-        return Factors(torch.cat([f.left for f in known], 1), torch.cat([f.right for f in known], 0))
+        return Factors(torch.cat([f.left for f in factors], 1), torch.cat([f.right for f in factors], 0))
 
     def open(self, device: torch.device) -> DeltaRows:
-        """The sum by rows."""
+        """Open the sum for reading by rows."""
         sources = [update.open(device) for update in self.updates]
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ class Summed:
 
 
 def added(old: Update | None, new: Update) -> Update:
-    """Two updates of one tensor as one."""
+    """Return the sum of two updates of one tensor."""
     if old is None:
         return new
     if isinstance(old, Summed):

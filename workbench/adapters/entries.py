@@ -1,4 +1,4 @@
-"""Stored tensors of an adapter, read one at a time and checked for NaN and infinities."""
+"""Stored tensors of an adapter. Reads check for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Stored:
     """One tensor of an adapter's file.
 
     Attributes:
-        entry: Where it lies.
+        entry: File, offset, shape and dtype of the tensor.
         key: Its name in the file.
-        label: How errors call the adapter: "brick 'math'".
+        label: Name of the adapter in error messages, such as "brick 'math'".
     """
 
     entry: Entry
@@ -29,22 +29,37 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Shape of the tensor."""
         return self.entry.spec.shape
 
     def read(self, device: torch.device | None = None) -> Tensor:
-        """All of it, float32. Errors: NaN and infinities."""
+        """Read the whole tensor as float32.
+
+        Raises:
+            WorkbenchError: If the tensor holds NaN or infinity, or the file ends early.
+        """
         return self.rows(0, self.entry.spec.rows, device).view(self.shape)
 
     def rows(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
-        """Rows start..stop of its row view, [stop - start, cols] float32. Errors: NaN and infinities, a file that ends early."""
+        """Read rows of the tensor's 2-D view as float32, [stop - start, cols].
+
+        Args:
+            start: First row.
+            stop: Row after the last one.
+            device: Device of the result; None is the CPU.
+
+        Raises:
+            WorkbenchError: If the rows hold NaN or infinity, or the file ends early.
+        """
         spec = self.entry.spec
         width = spec.cols * spec.dtype.itemsize
         with unchanged(self.entry.file, self.entry.identity) as stream:
             stream.seek(self.entry.offset + start * width)
             raw = bytearray(stream.read((stop - start) * width))
         if len(raw) != (stop - start) * width:
-            raise WorkbenchError(f"{self.label}: {self.entry.file} ends early", "The file changed while it was read: run again.")
+            raise WorkbenchError(
+                f"{self.label}: {self.entry.file} ends early", "The file changed while it was being read: run the command again."
+            )
         if not raw:
             return torch.empty(stop - start, spec.cols, device=device)
         value = torch.frombuffer(raw, dtype=spec.dtype).view(stop - start, spec.cols).float()
@@ -52,7 +67,15 @@ class Stored:
         return value.to(device) if device is not None else value
 
     def columns(self, first: int, step: int) -> Tensor:
-        """Columns first, first + step, … of its row view, float32; only they are converted. Errors: NaN and infinities."""
+        """Read columns first, first + step, … of the tensor's 2-D view as float32.
+
+        Args:
+            first: First column.
+            step: Distance between columns.
+
+        Raises:
+            WorkbenchError: If the columns hold NaN or infinity.
+        """
         spec = self.entry.spec
         size = spec.dtype.itemsize
         with unchanged(self.entry.file, self.entry.identity) as stream:

@@ -1,8 +1,8 @@
-"""Writes what an adapter holds of a result as a PEFT directory: adapter_config.json and adapter_model.safetensors.
+"""Writers of PEFT adapter directories: adapter_config.json and adapter_model.safetensors.
 
-PEFT loads all of it. Loaders of plain LoRA (vLLM and the like) take an adapter without whole modules and biases: every update
-has alpha = r, and the rank is the same everywhere, with zero terms where an update needs less. Where padding would more than
-double the file, `rank_pattern` and `alpha_pattern` say the ranks instead.
+PEFT loads every adapter written here. Loaders of plain LoRA, such as vLLM, load those without whole modules and biases: every
+update has alpha = r, and all updates have the same rank, padded with zeros. If padding would more than double the file,
+`rank_pattern` and `alpha_pattern` state the ranks instead.
 """
 
 from __future__ import annotations
@@ -45,38 +45,48 @@ def write_result(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compute every tensor's part and write the adapter.
+    """Compute the update of every tensor and write the adapter.
 
     Args:
-        adapted: The result on its base.
-        out: A directory, created; the caller makes it visible when it is whole.
-        base: What `base_model_name_or_path` says.
-        device: Where updates are computed.
-        threads: Tensors at a time.
-        dtype: Of weights that are saved whole; None keeps the base's.
-        progress: Told (done, total) tensors.
+        adapted: The result and its base.
+        out: Directory to create and write; the caller publishes it once it is complete.
+        base: Value of `base_model_name_or_path`.
+        device: Device that computes the updates.
+        threads: Number of tensors to compute in parallel.
+        dtype: Data type of weights that are saved whole; None keeps the base's.
+        progress: Callback that receives the numbers (done, total) of tensors.
 
     Returns:
-        The record: rank, `tensors` (name -> rank, norm, error, rounding), `whole`, `dropped`, relative error of all updates together,
-        digests, parameters, bytes. Errors: nothing differs from the base, a changed weight without a place in an adapter.
+        The record: rank, `tensors` (name -> rank, norm, error, rounding), `whole`, `dropped`, relative error of all updates
+        together, digests, parameters, bytes.
+
+    Raises:
+        WorkbenchError: If nothing differs from the base, or an adapter cannot hold a changed weight.
     """
     parts = _parts(adapted, device, threads, progress)
     if not any(part.kind in ("lora", "whole") for part in parts.values()):
         raise WorkbenchError(
-            "the result equals the base: there is no update to write",
-            "Check bricks, weights and `where`; of `brick extract`, the checkpoint and --base.",
+            "the result equals the base, so the adapter would be empty",
+            "Check the recipe's bricks, weights and `where`, or the checkpoint and --base of `brick extract`.",
         )
     files = _Files(adapted, parts, dtype)
     digests = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
     (out / SINGLE).rename(out / WEIGHTS)
     write_json(out / CONFIG, files.config(base), indent=2)
-    return {**record(parts), "rank": files.rank, "uniform": not files.ranks, "plain": not files.saved and not files.biases,
-            "digest": json_digest([digests, files.config("")]), "digests": digests,
-            "parameters": sum(s.numel for s in files.specs.values()), "bytes": sum(s.nbytes for s in files.specs.values())}  # fmt: skip
+    return {
+        **record(parts),
+        "rank": files.rank,
+        "uniform": not files.ranks,
+        "plain": not files.saved and not files.biases,
+        "digest": json_digest([digests, files.config("")]),
+        "digests": digests,
+        "parameters": sum(s.numel for s in files.specs.values()),
+        "bytes": sum(s.nbytes for s in files.specs.values()),
+    }
 
 
 def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
-    """What became of every changed tensor, as plain data. A dropped tensor counts as lost in the total error."""
+    """Return the treatment of every changed tensor as plain data. The total error counts a dropped tensor as lost."""
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
     counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
     norm = math.sqrt(sum(p.norm**2 for p in counted))
@@ -96,8 +106,8 @@ def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
 
 
 def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress: Progress | None) -> dict[str, AdaptedPart]:
-    """Every tensor's part. Those without a place come first, so that a refusal costs no decomposition."""
-    found: dict[str, AdaptedPart] = {}
+    """Compute the part of every tensor, starting with tensors that may raise an error, before any decomposition is done."""
+    parts: dict[str, AdaptedPart] = {}
     lock = threading.Lock()
     names = list(adapted.specs)
 
@@ -107,21 +117,21 @@ def _parts(adapted: AdaptedWeights, device: torch.device, threads: int, progress
             factors = Factors(part.factors.left.cpu(), part.factors.right.cpu())
             part = replace(part, factors=factors)
         with lock:
-            found[name] = part
+            parts[name] = part
             if progress:
-                progress(len(found), len(names))
+                progress(len(parts), len(names))
 
     def rank(name: str) -> int:
         place = adapted.live.places.get(name)
         return 0 if place is None else 2 if place.kind in ("linear", "conv1d") else 1
 
     each(work, sorted(names, key=rank), threads)
-    return {name: found[name] for name in names}
+    return {name: parts[name] for name in names}
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """A tensor of the result under its key in the adapter."""
+    """A tensor that the adapter stores whole, named as in the result."""
 
     name: str
 
@@ -142,7 +152,9 @@ class _Files:
         self.saved = sorted({p.module for n, p in places.items() if n not in biases})
         self.biases = sorted(n for n in biases if places[n].module not in self.saved)
         if both := sorted(targeted & set(self.saved)):
-            raise WorkbenchError(f"{both[0]}: an adapter holds either an update or the whole module, here both are needed")
+            raise WorkbenchError(
+                f"{both[0]}: this result requires both an update and a whole copy of the module, which an adapter cannot hold"
+            )
         self.rank = max((f.rank for f in lora.values()), default=1)
         sizes = {name: sum(adapted.specs[name].shape) for name in lora}
         grown = sum(sizes.values()) * self.rank > 2 * sum(sizes[n] * f.rank for n, f in lora.items())
@@ -158,7 +170,7 @@ class _Files:
         self.specs = {key: self._spec(value) for key, value in self._tensors.items()}
 
     def _placeholder(self, parts: Mapping[str, AdaptedPart]) -> dict[str, Factors]:
-        """An update of zeros: PEFT loads no adapter that only brings whole modules."""
+        """Return an update of zeros for one module, because PEFT cannot load an adapter that holds whole modules only."""
         kind = "conv1d" if self._live.conv1d else "linear"
         fitting = (
             n
@@ -175,7 +187,7 @@ class _Files:
         return any(p.module == module and p.kind in ("linear", "conv1d") for p in self._live.places.values())
 
     def _pair(self, name: str, factors: Factors) -> dict[str, Tensor | _Whole]:
-        """lora_A [r, in] and lora_B [out, r]; an embedding's A is [r, rows of the table]."""
+        """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary]."""
         place = self._live.places[name]
         key = f"{PREFIX}{place.module}"
         plain = factors if place.kind == "linear" else factors.transposed()
@@ -185,14 +197,14 @@ class _Files:
         return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
 
     def _modules(self) -> dict[str, Tensor | _Whole]:
-        """All parameters of modules saved whole. Tied embeddings stand under the head's name too: PEFT asks for both."""
-        found: dict[str, Tensor | _Whole] = {}
+        """Return all parameters of modules saved whole, with tied embeddings under the head's name too, as PEFT requires."""
+        tensors: dict[str, Tensor | _Whole] = {}
         for name, place in self._live.places.items():
             if place.module in self.saved:
-                found[f"{PREFIX}{place.module}.{place.parameter}"] = _Whole(name)
+                tensors[f"{PREFIX}{place.module}.{place.parameter}"] = _Whole(name)
                 if self._is_tied(place.module):
-                    found[f"{PREFIX}{self._live.head}.{place.parameter}"] = _Whole(name)
-        return found
+                    tensors[f"{PREFIX}{self._live.head}.{place.parameter}"] = _Whole(name)
+        return tensors
 
     def _is_tied(self, module: str) -> bool:
         return self._live.head is not None and module in self._live.ends
@@ -204,23 +216,34 @@ class _Files:
         return TensorSpec(spec.shape, self._dtype or spec.dtype)
 
     def origin(self, name: str) -> str | None:
-        """No brick addresses an adapter's tensors."""
+        """Return None, because no brick addresses an adapter's tensors."""
         return None
 
     def open(self, name: str, device: torch.device) -> Source:
-        """A factor from memory, or the result's tensor."""
+        """Open a factor in memory, or the result's tensor."""
         value = self._tensors[name]
         return _AdapterRows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
 
     def config(self, base: str) -> dict[str, Any]:
-        """adapter_config.json: alpha = rank, so that the factors' product is the update whatever a loader reads of patterns."""
+        """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""
         return {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": self.rank, "lora_alpha": self.rank,
-            "target_modules": _short(self._live, set(self.targets.values())), "rank_pattern": self.ranks, "alpha_pattern": self.ranks,
-            "modules_to_save": self.saved or None, "ensure_weight_tying": any(map(self._is_tied, self.saved)),
-            "bias": "all" if self.biases else "none", "fan_in_fan_out": self._live.conv1d, "lora_dropout": 0.0,
-            "use_rslora": False, "use_dora": False, "inference_mode": True,
-        }  # fmt: skip
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": self.rank,
+            "lora_alpha": self.rank,
+            "target_modules": _short(self._live, set(self.targets.values())),
+            "rank_pattern": self.ranks,
+            "alpha_pattern": self.ranks,
+            "modules_to_save": self.saved or None,
+            "ensure_weight_tying": any(map(self._is_tied, self.saved)),
+            "bias": "all" if self.biases else "none",
+            "fan_in_fan_out": self._live.conv1d,
+            "lora_dropout": 0.0,
+            "use_rslora": False,
+            "use_dora": False,
+            "inference_mode": True,
+        }
 
 
 class _AdapterRows:
@@ -232,7 +255,7 @@ class _AdapterRows:
 
 
 def _short(live: Live, targets: set[str]) -> list[str]:
-    """Target modules as people write them: "q_proj" where all modules of that name are updated, else in full."""
+    """Return `target_modules`: the short name ("q_proj") if all modules of that name are updated, else full names."""
     last: dict[str, set[str]] = {}
     for module in live.modules:
         last.setdefault(module.rpartition(".")[2], set()).add(module)
@@ -241,12 +264,12 @@ def _short(live: Live, targets: set[str]) -> list[str]:
 
 
 def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
-    """Save low-rank updates as a PEFT adapter, alpha = rank, float32.
+    """Save low-rank updates as a PEFT adapter in float32, with alpha = rank.
 
     Args:
-        path: A directory, created.
-        factors: Tensor name "….weight" -> update.
-        base: What `base_model_name_or_path` says.
+        path: Directory to create and write.
+        factors: Tensor name, ending in ".weight" -> update.
+        base: Value of `base_model_name_or_path`.
         fan_in_fan_out: Whether the base stores these weights as [in, out].
     """
     tensors: dict[str, Tensor] = {}
@@ -258,12 +281,21 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
         tensors[f"{PREFIX}{module}.lora_B.weight"] = plain.left.contiguous()
         ranks[module] = plain.rank
     rank = max(ranks.values(), default=1)
-    other = {module: r for module, r in ranks.items() if r != rank}
+    smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": rank,
-        "target_modules": sorted(ranks), "rank_pattern": other, "alpha_pattern": other, "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out, "inference_mode": True,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": sorted(ranks),
+        "rank_pattern": smaller_ranks,
+        "alpha_pattern": smaller_ranks,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": fan_in_fan_out,
+        "inference_mode": True,
+    }
     path.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, path / WEIGHTS, metadata={"format": "pt"})
     write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Which PEFT configurations are read, and what is said of the others."""
+"""Supported PEFT configurations, and error messages for the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ BAKE = (
     ".save_pretrained(OUT), then use `checkpoint: OUT`."
 )
 _CONVERT = (
-    "Its factors refer to a changed base. Convert it where it was trained: model.save_pretrained(OUT, "
+    "Its factors refer to a modified base. Convert it on the machine that trained it: model.save_pretrained(OUT, "
     "path_initial_model_for_weight_conversion=DIR_OF_THE_UNTRAINED_ADAPTER), or bake it there with merge_and_unload()."
 )
-_TWICE = "It repeats layers of its base: build that base first (`grow`), then train on it, or bake it: merge_and_unload()."
-_GATED = "It acts on some tokens only, so that no change of weights equals it; use it with PEFT at inference."
-# peft_type -> how its parts' names start. All else is refused.
+_TWICE = (
+    "It repeats layers of its base. Build that base first with a `grow` step and train on it, or bake the adapter with "
+    "merge_and_unload()."
+)
+_GATED = "It applies to some tokens only, so no change of weights is equivalent to it. Use it with PEFT at inference."
+# Supported peft_type -> prefix of the names of its parts.
 TUNERS = {
     "LORA": "lora_",
     "LOHA": "hada_",
@@ -29,14 +32,14 @@ TUNERS = {
     "TRAINABLE_TOKENS": "trainable_",
 }
 TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT"}
-# A field of the configuration -> the hint. A field that is unset or false is not used.
+# Configuration field that is not supported -> hint. An unset or false field raises no error.
 _REFUSED = {
     "layer_replication": _TWICE, "alora_invocation_tokens": _GATED, "arrow_config": _GATED, "use_qalora": BAKE,
     "kasa_config": _CONVERT, "use_bdlora": BAKE, "monteclora_config": BAKE, "coft": BAKE,
 }  # fmt: skip
-# Initialisations that subtract their factors from the base. EVA, orthogonal and gaussian ones leave it as it is.
+# Initializations that subtract their factors from the base. EVA, orthogonal and gaussian do not change the base.
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-# Fields that do not change what stored factors mean.
+# Fields that are read, or that do not change what the stored factors mean.
 _NEUTRAL = frozenset({
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
     "target_modules", "exclude_modules", "lora_alpha", "alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save",
@@ -82,7 +85,7 @@ def _are_masks(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(mask, list) and all(map(_is_flag, mask)) for mask in value.values())
 
 
-# Field -> test, and what is expected; null is allowed everywhere.
+# Field -> test, and the expected value for the error message; null is always allowed.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a text"),
     "auto_mapping": (lambda value: isinstance(value, dict), "an object"),
@@ -105,13 +108,17 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_kinds(config: Mapping[str, Any], where: str) -> None:
-    """Check that the fields that are read are of the kind that PEFT writes: "16" is no number.
+    """Check that fields of adapter_config.json have the types that PEFT writes; "16" is not a number.
+
+    Args:
+        config: The configuration.
+        where: Name of the adapter and its file in the error message.
 
     Raises:
-        WorkbenchError: The first field that is not. The message names file and field.
+        WorkbenchError: If a field has another type. The message names the file and the field.
     """
     check_fields(config, _KINDS, where)
-    # AdaLoRA keeps which singular values are left under this name: lists of truth values.
+    # AdaLoRA uses this field for lists of booleans that mark the singular values it keeps.
     test, expected = (
         (_are_masks, "lists of truth values")
         if config.get("peft_type") == "ADALORA"
@@ -121,31 +128,39 @@ def check_kinds(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_config(config: Mapping[str, Any], label: str) -> None:
-    """Errors: another tuner, a LoRA variant that stored factors and the base do not determine."""
+    """Check that this package can apply an adapter.
+
+    Args:
+        config: The adapter's configuration.
+        label: Name of the adapter in the error message.
+
+    Raises:
+        WorkbenchError: If the `peft_type` is not supported, or the stored factors and the base do not determine the update.
+    """
     kind = config.get("peft_type")
     if kind not in TUNERS:
         raise WorkbenchError(f"{label}: peft_type {kind}; expected {', '.join(TUNERS)}", BAKE)
     if used := [field for field in _REFUSED if config.get(field)]:
-        raise WorkbenchError(f"{label}: {kind} with {', '.join(used)}, which is not read here", _REFUSED[used[0]])
+        raise WorkbenchError(f"{label}: {kind} with {', '.join(used)} is not supported", _REFUSED[used[0]])
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_MUTATING):
         raise WorkbenchError(
-            f"{label}: init_lora_weights {start!r}: the adapter refers to a base from which its first factors were taken away",
+            f"{label}: init_lora_weights {start!r} is not supported: the adapter refers to a base minus its initial factors",
             _CONVERT,
         )
 
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
-    """Fields in use that this reader has no knowledge of."""
+    """Return the fields that are set but not known to this package."""
     return sorted(k for k, v in config.items() if v and k not in _NEUTRAL and k not in _REFUSED)
 
 
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that change what equal tensors mean: part of an adapter's digest."""
+    """Return the fields that change what equal tensors mean; they are part of an adapter's digest."""
     always = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
-    found = {key: config.get(key) for key in always}
+    fields = {key: config.get(key) for key in always}
     names = ["target_parameters", "trainable_token_indices", "token_indices"]
     names += ["r", "alpha", "rank_pattern"] if config.get("peft_type") in ("LOHA", "LOKR") else []
     names += ["init_r"] if config.get("peft_type") == "ADALORA" else []
     names += ["block_share", "use_cayley_neumann", "num_cayley_neumann_terms"] if config.get("peft_type") == "OFT" else []
-    return found | {key: config[key] for key in names if config.get(key) is not None}
+    return fields | {key: config[key] for key in names if config.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Keys of an adapter's file: which module a tensor belongs to, and what it is there."""
+"""Parser for the keys of an adapter's file: the module and the role of every tensor."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _PAIRS = [
 
 @dataclass
 class Part:
-    """What an adapter holds for one module.
+    """The tensors of an adapter for one module.
 
     Attributes:
-        module: Its live name, without wrappers.
-        depth: How many wrappers lie around this one, where several parameters of a module are adapted.
+        module: Name of the live module, without wrappers.
+        depth: Nesting depth of the wrapper, counted by ".base_layer"; above 0 if several parameters of a module are adapted.
         fields: "lora_A", "lora_B", "lora_B.bias", "hada_w1_a", … -> tensor.
     """
 
@@ -40,12 +40,12 @@ class Part:
 
 @dataclass
 class Keys:
-    """An adapter's tensors, sorted: every key stands in exactly one place.
+    """The tensors of an adapter by role; every key belongs to exactly one part or saved tensor.
 
     Attributes:
-        parts: Updates, by module.
-        saved: Whole tensors by their live name: modules_to_save, biases, copies of base layers.
-        copies: (key, tensor on disk) -> whether it is a copy of that tensor, once it was compared.
+        parts: Updates by module.
+        saved: Live name -> whole tensor: modules_to_save, biases, copies of base layers.
+        copies: (key, tensor on disk) -> whether the two are equal; a cache of comparisons.
     """
 
     parts: list[Part]
@@ -54,14 +54,16 @@ class Keys:
 
 
 def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
-    """Every key of an adapter in its place.
+    """Assign every key of an adapter to a module and a role.
 
     Args:
         entries: The adapter's tensors.
-        start: How the tuner's parts start: "lora_".
-        label: How errors call the adapter.
+        start: Prefix of the tuner's part names, such as "lora_".
+        label: Name of the adapter in error messages.
 
-    Errors: tensors that are not floating-point, a part of another tuner, half a pair, two keys for one tensor.
+    Raises:
+        WorkbenchError: If a tensor is not floating-point, a key belongs to another tuner, one half of a pair is missing, or
+            two keys name one tensor.
     """
     parts: dict[str, Part] = {}
     saved: dict[str, Stored] = {}
@@ -70,7 +72,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
         if not entry.spec.is_float:
             raise WorkbenchError(
                 f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({NAMES[entry.spec.dtype]}), expected floating-point ones",
-                "The adapter may be quantised: use the one that it was made from.",
+                "The adapter may be quantized: use the original adapter instead.",
             )
         match = _PART.fullmatch(name)
         if match:
@@ -87,7 +89,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
             fresh = plain not in saved
             saved[plain] = stored
         if not fresh:
-            raise WorkbenchError(f"{label}: two keys stand for one tensor, {key} is the second", "Save the adapter again.")
+            raise WorkbenchError(f"{label}: adapter key {key} names the same tensor as another key", "Save the adapter again.")
     for part in parts.values():
         _check_pairs(part, label)
     return Keys(list(parts.values()), saved)
@@ -98,12 +100,14 @@ def _check_pairs(part: Part, label: str) -> None:
         if (one in part.fields) != (other in part.fields):
             present = one if one in part.fields else other
             raise WorkbenchError(
-                f"{label}: {part.module} has {present} only, without {other if present == one else one}",
+                f"{label}: {part.module} has {present}, but no {other if present == one else one}",
                 "Save the adapter again.",
             )
     known = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "oft_R", "trainable_tokens_delta"}
     kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))
     if not known & set(part.fields) and not kronecker:
-        raise WorkbenchError(f"{label}: {part.module} has {', '.join(part.fields)} only", "Save the adapter again.")
+        raise WorkbenchError(
+            f"{label}: {part.module} has only {', '.join(part.fields)}, which is not a complete update", "Save the adapter again."
+        )
     if convolution := {"hada_t1", "hada_t2", "lokr_t2"} & set(part.fields):
-        raise WorkbenchError(f"{label}: {part.module} has {min(convolution)}, of a convolution", BAKE)
+        raise WorkbenchError(f"{label}: {part.module} has {min(convolution)}: updates of convolutions are not supported", BAKE)

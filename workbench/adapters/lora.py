@@ -1,4 +1,4 @@
-"""LoRA updates as exact low-rank products: whole weights, slices of fused ones, experts of a stacked one."""
+"""LoRA updates as exact low-rank products on whole weights, slices of fused weights, and experts of stacked weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class FactorPair:
-    """The two factors of one module, and which part of their product is meant.
+    """The two factors of one module, and a selected part of their product.
 
     Attributes:
-        a: [rank, in]; experts stacked along rank; for embeddings [rank, vocabulary].
-        b: [out, rank]; experts interleaved along rank; for embeddings [width, rank].
-        scale: alpha / rank, or alpha / √rank.
-        flip: Whether the weight is stored [in, out]: Conv1D, embeddings, transposed experts.
+        a: [rank, in], with experts stacked along rank; [rank, vocabulary] for embeddings.
+        b: [out, rank], with experts interleaved along rank; [width, rank] for embeddings.
+        scale: alpha / rank, or alpha / √rank for rsLoRA.
+        flip: Whether the weight is stored as [in, out]: Conv1D, embeddings, transposed experts.
         expert: (index, number of experts) of a stacked parameter.
-        rows, cols: The part of the stored weight, before `swap`.
+        rows: Selected rows of the stored weight, before `swap`; None selects all.
+        cols: Selected columns of the stored weight, before `swap`; None selects all.
         swap: Whether the tensor on disk is the transpose of that part.
-        between: [rank, 1], what stands between the factors in AdaLoRA.
+        between: AdaLoRA's singular values, [rank, 1], which scale the rank dimension.
     """
 
     a: Stored
@@ -41,11 +42,15 @@ class FactorPair:
 
     @property
     def rank(self) -> int:
-        """Rank of one weight's update."""
+        """Rank of the update of one weight, or of one expert."""
         return self.a.shape[0] // (self.expert[1] if self.expert else 1)
 
     def factors(self) -> Factors:
-        """The part's product, float32. Errors: NaN and infinities."""
+        """Read the factors of the selected part as float32, scale included.
+
+        Raises:
+            WorkbenchError: If a factor holds NaN or infinity.
+        """
         if self.expert:
             index, count = self.expert
             right = self.a.rows(index * self.rank, (index + 1) * self.rank)
@@ -62,7 +67,7 @@ class FactorPair:
 
 @dataclass(frozen=True)
 class Patch:
-    """A pair's product at a place of a tensor's row view."""
+    """The product of a pair and its position in a tensor's 2-D view."""
 
     pair: FactorPair
     row: int = 0
@@ -71,13 +76,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A tensor's update as one or several low-rank patches."""
+    """The update of a tensor as one or more low-rank patches."""
 
     spec: TensorSpec
     patches: list[Patch] = field(default_factory=list)
 
     def factors(self, device: torch.device) -> Factors | None:
-        """One product for the whole matrix; None for a stack of experts."""
+        """Return one product for the whole matrix, or None for a stack of experts."""
         if len(self.spec.shape) != 2:
             return None
         rows, cols = self.spec.rows, self.spec.cols
@@ -92,7 +97,7 @@ class LowRank:
         return Factors(left.to(device), right.to(device))
 
     def open(self, device: torch.device) -> ProductSource | PatchSource:
-        """The update by rows."""
+        """Open the update for reading by rows."""
         if len(self.patches) == 1 and (factors := self.factors(device)):
             return ProductSource(LowRankSource(factors, device))
         parts = []
@@ -110,23 +115,23 @@ def _placed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor
 
 @dataclass(frozen=True)
 class ProductSource:
-    """Rows of one product; implements `merge.stream.DeltaSource`."""
+    """Reader of the rows of one product. Implements `merge.stream.DeltaSource`."""
 
     product: LowRankSource
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Rows start..stop; the base is not needed."""
+        """Fill `out` with rows start..stop of the delta; `base` is not used."""
         self.product.read(start, stop, out)
 
 
 @dataclass(frozen=True)
 class PatchSource:
-    """Rows of several products side by side; implements `merge.stream.DeltaSource`."""
+    """Reader of the rows of several patches. Implements `merge.stream.DeltaSource`."""
 
     parts: list[tuple[int, int, Factors]]
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Rows start..stop; the base is not needed."""
+        """Fill `out` with rows start..stop of the delta; `base` is not used."""
         out.zero_()
         for row, col, factors in self.parts:
             low, high = max(start, row), min(stop, row + factors.left.shape[0])

@@ -1,4 +1,4 @@
-"""Modules of a model that an adapter can hold updates of."""
+"""Modules of a live model that an adapter can update."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kind = Literal["linear", "conv1d", "embedding", "other"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the base stands in the live model: module, its kind, the parameter's name in it."""
+    """Location of a base tensor in the live model: the module, its kind, and the parameter's name in it."""
 
     module: str
     kind: Kind
@@ -30,13 +30,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Live:
-    """The live model's modules, as far as adapters need them.
+    """The modules of a live model that adapters use.
 
     Attributes:
-        places: Tensor of the base -> its place; none where transformers fuses, splits or reshapes the tensor.
+        places: Tensor of the base -> its place. Tensors that transformers fuses, splits or reshapes are not in it.
         modules: All module names.
         ends: Modules of the input embeddings and the head.
-        head: The head's module where it shares the input embeddings' weight, else None.
+        head: The head's module if it shares the weight of the input embeddings, else None.
     """
 
     places: Mapping[str, Place]
@@ -51,7 +51,11 @@ class Live:
 
 
 def live_places(model: Model) -> Live:
-    """Build the model without memory for its weights and find every tensor's module. Errors: not a causal language model."""
+    """Build the model on the meta device and find the module of every tensor.
+
+    Raises:
+        WorkbenchError: If the model is not a causal language model of transformers.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +67,7 @@ def live_places(model: Model) -> Live:
         except ValueError:
             raise WorkbenchError(
                 f"config.json: model_type {model.config.get('model_type')} is not a decoder-only language model of transformers",
-                "An adapter names the modules of one: write `output: {form: checkpoint}`.",
+                "Adapters can only be written for such models: use `output: {form: checkpoint}`.",
             ) from None
     modules = dict(live.named_modules())
     names = {id(module): name for name, module in modules.items()}

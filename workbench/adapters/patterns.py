@@ -1,4 +1,4 @@
-"""Patterns of module names in adapter_config.json, matched in time linear in the name: such a file may come from anyone."""
+"""Patterns of module names in adapter_config.json. Matching takes linear time, because the file may come from anyone."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from workbench.errors import WorkbenchError
 
 MAX_LENGTH = 10_000
 MAX_EXPRESSIONS = 256
-# What PEFT writes itself: a module's name, as it is or escaped, perhaps from the start. An unescaped dot stands for any character.
+# Patterns that PEFT writes itself: a module's name, plain or escaped, possibly anchored by ^. An unescaped dot matches any character.
 _NAME = re.compile(r"(\^?)((?:[A-Za-z0-9_-]|\\[.\-_]|\.)+)")
-# Python and RE2 read these differently: x{,3}, [[:alpha:]].
+# Python and RE2 interpret these differently: x{,3}, [[:alpha:]].
 _TWO_MEANINGS = re.compile(r"\{,|\[\[")
 _HINT = (
-    "Patterns are regular expressions without lookaround and backreferences, as RE2 reads them: name the modules instead, as in "
+    "Patterns are RE2 regular expressions, without lookaround and backreferences. Use module names instead, such as "
     '"layers.3.self_attn.q_proj", or join names with |.'
 )
 
 
 class Patterns:
-    """`alpha_pattern` or `rank_pattern`, matched by PEFT's rule: re.match(rf"(.*\\.)?({pattern})$", module).
+    r"""Matcher for `alpha_pattern` or `rank_pattern`, by PEFT's rule: re.match(rf"(.*\.)?({pattern})$", module).
 
     Args:
         patterns: Pattern -> number.
-        where: How errors call it: the file and the field.
+        where: The file and the field, for error messages.
 
     Raises:
-        WorkbenchError: A pattern that is no regular expression, or one that needs lookaround or backreferences, which no engine
-            matches in linear time; more than 256 patterns that are not plain names.
+        WorkbenchError: If a pattern is not a regular expression, or requires lookaround or backreferences, which cannot be
+            matched in linear time; if more than 256 patterns are not plain names.
     """
 
     def __init__(self, patterns: Mapping[str, float] | None, where: str) -> None:
         self._values = list((patterns or {}).values())
-        # (length, places of any character, from the start) -> the other characters -> number of the first such pattern
+        # (length, positions of wildcards, anchored) -> name with wildcards blanked -> index of the first such pattern
         self._names: dict[tuple[int, tuple[int, ...], bool], dict[str, int]] = {}
         self._expressions: list[tuple[int, Any]] = []
         for number, pattern in enumerate(patterns or ()):
@@ -47,14 +47,14 @@ class Patterns:
                 self._expressions.append((number, _compiled(pattern, where)))
 
     def value(self, module: str, default: float) -> float:
-        """Return the number of the first pattern that matches the end of the module's name, at a dot; else the default."""
-        found = [number for number, expression in self._expressions if expression.fullmatch(module)]
+        """Return the number of the first pattern that matches the whole module name or its last components, else the default."""
+        matches = [number for number, expression in self._expressions if expression.fullmatch(module)]
         ends = [0, *(i + 1 for i, character in enumerate(module) if character == ".")]
         for (length, anywhere, anchored), names in self._names.items():
             start = len(module) - length
             if start in ((0,) if anchored else ends) and (name := _without(module[start:], anywhere)) in names:
-                found.append(names[name])
-        return self._values[min(found)] if found else default
+                matches.append(names[name])
+        return self._values[min(matches)] if matches else default
 
     def _add_name(self, number: int, pattern: str, anchored: bool) -> None:
         parts = re.findall(r"\\.|.", pattern)
@@ -64,7 +64,7 @@ class Patterns:
 
 
 def _without(name: str, anywhere: tuple[int, ...]) -> str:
-    """Return the name with a mark in place of the characters that may be any."""
+    """Return the name with a marker in place of wildcard characters."""
     characters = list(name)
     for i in anywhere:
         characters[i] = "\0" if characters[i] != "\n" else "\n"
@@ -72,13 +72,13 @@ def _without(name: str, anywhere: tuple[int, ...]) -> str:
 
 
 def _compiled(pattern: str, where: str) -> Any:
-    """Return the whole rule as a regular expression of RE2. Raises WorkbenchError where RE2 and Python do not both read it, and alike."""
+    """Compile PEFT's rule with RE2; raise WorkbenchError unless RE2 and Python both accept the pattern with the same meaning."""
     import re2
 
-    said = f"it has {len(pattern):,} characters, expected up to {MAX_LENGTH:,}" if len(pattern) > MAX_LENGTH else ""
+    problem = f"it has {len(pattern):,} characters, expected up to {MAX_LENGTH:,}" if len(pattern) > MAX_LENGTH else ""
     if _TWO_MEANINGS.search(pattern):
-        said = "{,n} and [[ have two meanings"
-    if not said:
+        problem = "{,n} and [[ mean different things in Python and RE2"
+    if not problem:
         options = re2.Options()
         options.log_errors = False
         try:
@@ -88,7 +88,7 @@ def _compiled(pattern: str, where: str) -> Any:
             return re2.compile(rf"(?:.*\.)?(?:{pattern})", options)
         except re2.error as error:
             reason = error.args[0] if error.args else ""
-            said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+            problem = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         except (re.error, RecursionError, OverflowError) as error:
-            said = str(error)
-    raise WorkbenchError(f"{where}: the pattern {pattern[:80]!r} cannot be matched: {said[:120]}", _HINT)
+            problem = str(error)
+    raise WorkbenchError(f"{where}: the pattern {pattern[:80]!r} is not supported: {problem[:120]}", _HINT)

@@ -1,4 +1,4 @@
-"""PEFT adapters read as deltas under the base's tensor names: exact factors where there are any, else dense deltas."""
+"""Reader of PEFT adapter directories: configuration, tensors and scales."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapter:
-    """A PEFT adapter directory: LoRA in all flavours that stored tensors and the base determine, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³.
+    """A PEFT adapter directory: LoRA and its variants, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³ or trainable tokens.
 
     Args:
         path: The directory.
-        label: How errors call it: "brick 'math'".
+        label: Name of the adapter in error messages, such as "brick 'math'".
 
     Raises:
-        WorkbenchError: no safetensors, another tuner, a variant that is not determined by its tensors and the base.
+        WorkbenchError: If there is no safetensors file, the tuner is not supported, or the stored tensors and the base do not
+            determine the update.
     """
 
     def __init__(self, path: Path, label: str) -> None:
@@ -38,14 +39,14 @@ class Adapter:
         self.label = label
         self.config = self._read_config()
         if not (path / WEIGHTS).is_file():
-            found = "adapter_model.bin (a pickle, never opened)" if (path / "adapter_model.bin").is_file() else "nothing"
+            found = "adapter_model.bin (pickles are never opened)" if (path / "adapter_model.bin").is_file() else "no weights"
             raise WorkbenchError(
                 f"{label}: expected {WEIGHTS} in {path}, found {found}",
                 "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
             )
         self.entries = read_header(path / WEIGHTS)
         self._matchers: dict[str, Patterns] = {}
-        self.bound: tuple[Model, Any] | None = None  # what `bind` keeps: the last base, and this adapter on it
+        self.bound: tuple[Model, Any] | None = None  # cache of `bind`: the last base, and the adapter bound to it
 
     def _read_config(self) -> dict[str, Any]:
         try:
@@ -58,40 +59,52 @@ class Adapter:
 
     @cached_property
     def keys(self) -> Keys:
-        """Its tensors, sorted. Errors: as `sort_keys`."""
+        """The tensors by module and role.
+
+        Raises:
+            WorkbenchError: If `sort_keys` rejects a key.
+        """
         return sort_keys(self.entries, TUNERS[self.config["peft_type"]], self.label)
 
     def modules(self) -> dict[str, tuple[Entry, Entry]]:
-        """Module -> its factors (lora_A, lora_B), or (lora_embedding_A, lora_embedding_B). Errors: as `keys`."""
-        found: dict[str, tuple[Entry, Entry]] = {}
+        """Return the factors of each module: (lora_A, lora_B) or (lora_embedding_A, lora_embedding_B).
+
+        Raises:
+            WorkbenchError: If `sort_keys` rejects a key.
+        """
+        factors: dict[str, tuple[Entry, Entry]] = {}
         for part in self.keys.parts:
             a, b = (next((part.fields[n] for n in (f"lora_{x}", f"lora_embedding_{x}") if n in part.fields), None) for x in "AB")
             if a and b:
-                found[part.module + ".base_layer" * part.depth] = (a.entry, b.entry)
-        return found
+                factors[part.module + ".base_layer" * part.depth] = (a.entry, b.entry)
+        return factors
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """Fields of the configuration that change what its tensors mean."""
+        """Configuration fields that change what the tensors mean."""
         return meaning(self.config)
 
     def check_finite(self) -> None:
-        """Read every tensor once. Errors: NaN and infinities."""
+        """Read every tensor once to check its numbers.
+
+        Raises:
+            WorkbenchError: If a tensor holds NaN or infinity.
+        """
         for key, entry in self.entries.items():
             stored = Stored(entry, key, self.label)
             for start, stop in entry.spec.blocks(BLOCK_ELEMENTS):
                 stored.rows(start, stop)
 
     def scale(self, module: str, rank: int) -> float:
-        """alpha / rank, or alpha / √rank for rsLoRA; alpha from `alpha_pattern` where it matches."""
+        """Return the scale of a module's update: alpha / rank, or alpha / √rank for rsLoRA, with alpha from `alpha_pattern`."""
         alpha = self.config.get("lora_alpha")
         alpha = self._patterns("alpha_pattern").value(module, 8 if alpha is None else alpha)
-        if self.config["peft_type"] == "ADALORA":  # as PEFT: the rank before pruning, and its guard against zero
+        if self.config["peft_type"] == "ADALORA":  # as in PEFT: the rank before pruning, plus 1e-5
             return float((alpha if alpha > 0 else rank) / (self.config.get("init_r", 12) + 1e-5))
         return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
 
     def lycoris_scale(self, module: str) -> float:
-        """alpha / r of LoHa and LoKr, both from their patterns where these match."""
+        """Return alpha / r of a LoHa or LoKr module, with both numbers from their patterns if these match."""
         alpha, rank = (self.config.get(name) or 8 for name in ("alpha", "r"))
         rank = self._patterns("rank_pattern").value(module, rank)
         return float(self._patterns("alpha_pattern").value(module, alpha) / rank)
@@ -102,5 +115,5 @@ class Adapter:
         return self._matchers[field]
 
     def unties(self, base: Model) -> str | None:
-        """How it unties a tied base's head from its embeddings; None where both stay one tensor."""
+        """Describe how the adapter unties a tied base's head from its embeddings; return None if they stay one tensor."""
         return unties(self.keys, base)

@@ -1,4 +1,4 @@
-"""What an adapter does to tied embeddings: the same to both ends, or something that unties them."""
+"""Effect of an adapter on tied embeddings: the same update of embeddings and head, or updates that untie them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ _CPU = torch.device("cpu")
 
 
 def unties(keys: Keys, base: Model) -> str | None:
-    """How an adapter unties a tied base's head from its embeddings; None where both stay one tensor.
+    """Describe how an adapter unties a tied base's head from its embeddings; return None if they stay one tensor.
 
-    PEFT's own forward decides: LoRA on one of the two, or a saved copy of one, changes that one alone; factors or copies of
-    both (`ensure_weight_tying`) and trained tokens change both.
+    The result follows PEFT's forward pass. LoRA on one of the two, or a saved copy of one, changes that one only. Factors or
+    copies of both (`ensure_weight_tying`) and trained tokens change both.
     """
     tied = tied_embeddings(base.weights.specs, base.config)
     if tied is None or updates_both_alike(keys):
         return None
     rows = _updates(keys, is_head_module).get("tokens")
-    reached = []
+    changed = []
     for end, is_end in (("head", is_head_module), ("embeddings", is_embedding_module)):
-        found = _updates(keys, is_end)
-        saved = found.pop("saved", ())
-        tokens = found.pop("tokens", None)
-        if found or (tokens and rows) or any(not is_copy(keys, s, tied[0], base) for s in saved):
-            reached.append(end)
-    if not reached:
+        updates = _updates(keys, is_end)
+        saved = updates.pop("saved", ())
+        tokens = updates.pop("tokens", None)
+        if updates or (tokens and rows) or any(not is_copy(keys, s, tied[0], base) for s in saved):
+            changed.append(end)
+    if not changed:
         return None
-    return f"updates the {reached[0]} alone" if len(reached) == 1 else "updates head and embeddings in different ways"
+    return f"updates only the {changed[0]}" if len(changed) == 1 else "updates head and embeddings in different ways"
 
 
 def updates_both_alike(keys: Keys) -> bool:
-    """Whether an adapter leaves head and embeddings alike: nothing, transposed factors, equal copies, equal rows, or rows of
-    the embeddings alone, which PEFT shares with a tied head.
+    """Return whether an adapter changes a tied head and the embeddings in the same way.
+
+    This holds for no update at all, transposed factors, equal copies, equal rows, and rows of the embeddings only, which PEFT
+    shares with a tied head.
     """
     heads, first = _updates(keys, is_head_module), _updates(keys, is_embedding_module)
     rows, first_rows = heads.pop("tokens", None), first.pop("tokens", None)
@@ -63,17 +65,17 @@ def updates_both_alike(keys: Keys) -> bool:
 
 
 def _updates(keys: Keys, is_end: Callable[[str], bool]) -> dict[str, tuple[Stored, ...]]:
-    """What the modules with one of these names have: "factors", "saved" (a whole weight), "tokens" (rows), "other"."""
-    found: dict[str, tuple[Stored, ...]] = {}
+    """Return the updates of modules with one of these names: "factors", "saved" (a whole weight), "tokens" (rows) or "other"."""
+    updates: dict[str, tuple[Stored, ...]] = {}
     for part in keys.parts:
         if is_end(part.module):
             plain = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
             kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if plain else "other"
-            found[kind] = tuple(part.fields[name] for name in sorted(part.fields))
+            updates[kind] = tuple(part.fields[name] for name in sorted(part.fields))
     for name, stored in keys.saved.items():
         if name.endswith(".weight") and is_end(name.removesuffix(".weight")):
-            found["saved"] = (stored,)
-    return found
+            updates["saved"] = (stored,)
+    return updates
 
 
 def _same(one: Stored, other: Stored) -> bool:
@@ -81,9 +83,9 @@ def _same(one: Stored, other: Stored) -> bool:
 
 
 def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
-    """Whether a whole tensor of an adapter is the base's own, as PEFT stores embeddings and heads beside their factors.
+    """Return whether a whole tensor of an adapter equals the base's; PEFT stores such copies of embeddings and heads.
 
-    Compared in the copy's dtype, so that a bf16 copy of a float32 base is one.
+    The comparison uses the adapter's dtype, so a bfloat16 copy of a float32 base counts as equal.
     """
     if base is None or base.weights.specs[name].shape != stored.shape:
         return False

@@ -1,4 +1,4 @@
-"""Dense updates of one layer from an adapter's parts, with their shapes checked: (IA)³, OFT, LoHa, LoKr, trained tokens."""
+"""Constructors of the dense updates of one layer, with shape checks: (IA)³, OFT, LoHa, LoKr, trained tokens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,22 @@ from workbench.adapters.keys import Part
 from workbench.errors import WorkbenchError
 from workbench.weights.specs import TensorSpec
 
-_OTHER = "The adapter was trained on another base or vocabulary: name that base in the recipe."
+_OTHER = "The adapter was trained on another base or vocabulary: set the recipe's `base:` to that model."
 
 
 def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia3:
-    """(IA)³ of a layer; `conv1d` says that its weight is stored [in, out]. Errors: another number of inputs or outputs."""
+    """Build the (IA)³ update of a layer.
+
+    Args:
+        part: The adapter's tensors for the layer.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        conv1d: Whether the weight is stored as [in, out].
+        label: Name of the adapter in error messages.
+
+    Raises:
+        WorkbenchError: If the vector does not have one number per input or output of the layer.
+    """
     vector = part.fields["ia3_l"]
     forward = vector.shape[0] == 1  # [1, in] of a feed-forward module, else [out, 1]
     along_rows = forward == conv1d
@@ -27,19 +38,41 @@ def ia3(part: Part, disk: str, spec: TensorSpec, conv1d: bool, label: str) -> Ia
 
 
 def oft(part: Part, disk: str, spec: TensorSpec, config: Mapping[str, Any], label: str) -> Oft:
-    """OFT of a linear layer. Errors: blocks that do not add up to the layer's inputs."""
+    """Build the OFT update of a linear layer.
+
+    Args:
+        part: The adapter's tensors for the layer.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        config: The adapter's configuration.
+        label: Name of the adapter in error messages.
+
+    Raises:
+        WorkbenchError: If the blocks do not add up to the layer's inputs.
+    """
     stored = part.fields["oft_R"]
     terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann") else None
     update = Oft(stored, bool(config.get("block_share")), terms)
     if len(spec.shape) != 2 or not update.fits(spec.cols):
         raise WorkbenchError(
-            f"{label}: {stored.key} is {list(stored.shape)}, which makes no rotation of the {spec.cols} inputs of {disk}", _OTHER
+            f"{label}: {stored.key} is {list(stored.shape)}, which does not fit the {spec.cols} inputs of {disk}", _OTHER
         )
     return update
 
 
 def lycoris(part: Part, disk: str, spec: TensorSpec, scale: float, label: str) -> LoHa | LoKr:
-    """LoHa or LoKr of a linear layer. Errors: another shape than the base's."""
+    """Build the LoHa or LoKr update of a linear layer.
+
+    Args:
+        part: The adapter's tensors for the layer.
+        disk: Name of the weight in the base.
+        spec: Shape and dtype of the weight.
+        scale: alpha / r.
+        label: Name of the adapter in error messages.
+
+    Raises:
+        WorkbenchError: If the update has another shape than the base's weight.
+    """
     update: LoHa | LoKr
     if "hada_w1_a" in part.fields:
         f = part.fields
@@ -55,12 +88,22 @@ def lycoris(part: Part, disk: str, spec: TensorSpec, scale: float, label: str) -
 
 
 def token_rows(part: Part, spec: TensorSpec, config: Mapping[str, Any], label: str) -> TokenRows:
-    """Trained rows of the embeddings. Errors: another number of rows than tokens, tokens that the base does not have."""
+    """Build the update of trained rows of the embeddings.
+
+    Args:
+        part: The adapter's tensors for the embeddings.
+        spec: Shape and dtype of the embeddings.
+        config: The adapter's configuration, which lists the trained tokens.
+        label: Name of the adapter in error messages.
+
+    Raises:
+        WorkbenchError: If the number of rows differs from the number of tokens, or the base does not have a token.
+    """
     stored = part.fields["trainable_tokens_delta"]
-    given = config.get("trainable_token_indices") or config.get("token_indices")
-    if isinstance(given, Mapping):
-        given = next((v for k, v in given.items() if part.module == k or part.module.endswith(f".{k}")), None)
-    indices = tuple(int(i) for i in given or ())
+    tokens = config.get("trainable_token_indices") or config.get("token_indices")
+    if isinstance(tokens, Mapping):
+        tokens = next((v for k, v in tokens.items() if part.module == k or part.module.endswith(f".{k}")), None)
+    indices = tuple(int(i) for i in tokens or ())
     if stored.shape != (len(indices), spec.cols) or max(indices, default=0) >= spec.rows:
         raise WorkbenchError(
             f"{label}: {stored.key} is {list(stored.shape)}; expected {len(indices)} rows (trainable_token_indices) of {spec.cols}, "

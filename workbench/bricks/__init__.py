@@ -1,1 +1,1 @@
-"""Bricks: adapters and checkpoints with their cards, on disk and on the hub."""
+"""Bricks: adapters and checkpoints with their cards, local or on the Hugging Face Hub."""

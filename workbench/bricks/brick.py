@@ -1,4 +1,4 @@
-"""What a recipe's references resolve to: files, kinds, cards, digests."""
+"""The bricks that a recipe refers to: files, kinds, cards, digests."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ STARTER = "bricks/starter/base"
 
 @dataclass(frozen=True)
 class Brick:
-    """A brick's files.
+    """An adapter or checkpoint on disk.
 
     Attributes:
-        name: Its name in the recipe.
-        kind: adapter or checkpoint. (A recipe as a brick is resolved by the engine.)
+        name: Name of the brick in the recipe.
+        kind: "adapter" or "checkpoint". The engine resolves bricks that are recipes.
         path: Directory of the weights.
-        card: Its brick.yaml, where there is one.
-        revision: Commit of a hub repository.
+        card: Content of brick.yaml, or None if the brick has no card.
+        revision: Commit of the hub repository, or None for a local directory.
     """
 
     name: str
@@ -46,59 +46,74 @@ class Brick:
 
     @property
     def label(self) -> str:
-        """How errors call it."""
+        """Name of the brick in messages."""
         return f"brick '{self.name}'"
 
     @property
     def headers_only(self) -> bool:
-        """Whether its tensors are not here: see `hub`."""
+        """Whether only the headers of the weights are on this machine; see `standins`."""
         return is_stand_in(self.path)
 
     @cached_property
     def adapter(self) -> Adapter:
-        """The adapter. Errors: as `Adapter`."""
+        """The adapter.
+
+        Raises:
+            WorkbenchError: If `Adapter` rejects the directory.
+        """
         return Adapter(self.path, self.label)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint. Errors: as `Checkpoint` and `tidy`."""
+        """The checkpoint.
+
+        Raises:
+            WorkbenchError: If `Checkpoint` or `tidy` rejects the directory.
+        """
         read_config(self.path, self.label)
         checkpoint = Checkpoint(self.path, self.label)
         tidy(checkpoint)
         return checkpoint
 
     def files(self) -> list[Path]:
-        """The files that hold its weights."""
+        """Return the files that hold the weights."""
         if self.kind == "adapter":
             return [self.path / ADAPTER_WEIGHTS]
         return list(dict.fromkeys(entry.file for entry in self.checkpoint.entries.values()))
 
     def digest(self, cache: Path | None) -> str:
-        """Digest of its content: tensors and what scales them."""
+        """Return a digest of the content: the tensors, and settings that change what they mean.
+
+        Args:
+            cache: Directory that caches digests of tensors; None reads all tensors.
+        """
         if self.kind == "checkpoint":
             return checkpoint_digest(self.checkpoint, cache)
         return json_digest([tensor_digests(self.adapter.entries, cache), self.adapter.meaning])
 
     def known(self, cache: Path) -> bool:
-        """Whether `digest` reads no large file."""
+        """Return whether `digest` is fast, because the digests of large files are cached."""
         return not self.headers_only if self.kind == "adapter" else digests_known(self.checkpoint.entries, cache)
 
     def stamp(self, cache: Path) -> str:
-        """What stands for its content before it is read."""
+        """Return a key of the content that does not read the tensors of a checkpoint or of a stand-in."""
         if self.kind == "adapter":
             return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
         return stamp(self.checkpoint.entries)
 
     def fingerprint(self, cache: Path) -> str:
-        """A key that bricks are sorted by; a checkpoint is sampled for it, not read, so that other content may have the same key."""
+        """Return the key for sorting bricks. It samples the tensors of a checkpoint, so different checkpoints may share a key."""
         return self.digest(cache) if self.kind == "adapter" else fingerprint(self.checkpoint.entries)
 
     def licence(self) -> str | None:
-        """Licence as its card or its README states it."""
+        """Return the license from the card or, failing that, from the README."""
         return self.card.licence if self.card and self.card.licence else read_licence(self.path)
 
     def data_licences(self) -> dict[str, str | None]:
-        """Licences of the data that its card names: those that the card states by name, else the card's own for its training data."""
+        """Return data set -> license for the data that the card names.
+
+        Training data without an entry in `data_licences` counts under the card's own license.
+        """
         if self.card is None:
             return {}
         named = [self.card.training[key] for key in ("data", "replay") if self.card.training.get(key)]
@@ -107,44 +122,58 @@ class Brick:
 
 
 def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
-    """Digest of a checkpoint's weights and configuration; tensors that were read whole before are not read again."""
+    """Return the digest of a checkpoint's weights and configuration, reusing cached digests of tensors.
+
+    Args:
+        checkpoint: The checkpoint.
+        cache: Directory that caches digests of tensors; None reads all tensors.
+    """
     digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
 
 
 def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
-    """Fit of a checkpoint brick: the base's tensors, all of them, in the base's shapes. Errors name what differs.
+    """Check that a checkpoint brick has exactly the base's tensors, in the base's shapes.
 
     Args:
         brick: The brick.
         base: The base, with the output's vocabulary.
-        weights: The brick's weights where they are not the checkpoint's: aligned to another vocabulary.
+        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
+
+    Raises:
+        WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
     """
     fitted(brick, base, weights)
 
 
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
-    """A checkpoint brick under the base's tensor names: as it lies, or mapped from another layout of the same architecture.
+    """Return a checkpoint brick's weights under the base's tensor names, converted from another layout if necessary.
 
-    Args and errors: as `check_checkpoint`.
+    Args:
+        brick: The brick.
+        base: The base, with the output's vocabulary.
+        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
+
+    Raises:
+        WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
     """
     stored, want = weights or with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), base.weights.specs
-    found: Weights = stored
+    fitting: Weights = stored
     missing, extra = [n for n in want if n not in stored.specs], [n for n in stored.specs if n not in want]
     reason = None
     if missing or extra:
         try:
             aligned = Aligned(stored, want, base.config)
-            found, missing, extra = aligned, aligned.missing, aligned.unused
+            fitting, missing, extra = aligned, aligned.missing, aligned.unused
         except WorkbenchError as error:
             reason = error.message
     for name in want:
-        if name in found.specs and found.specs[name].shape != want[name].shape:
+        if name in fitting.specs and fitting.specs[name].shape != want[name].shape:
             raise WorkbenchError(
-                f"{brick.label}: {name} is {list(found.specs[name].shape)}, the base has {list(want[name].shape)}",
-                "Bricks of one recipe share the base's shapes.",
+                f"{brick.label}: {name} is {list(fitting.specs[name].shape)}, the base has {list(want[name].shape)}",
+                "All bricks of a recipe must have the base's shapes.",
             )
-        for source in found.sources(name) if isinstance(found, Aligned) else [name]:
+        for source in fitting.sources(name) if isinstance(fitting, Aligned) else [name]:
             _check_kind(brick, source, stored.specs.get(source, want[name]), want[name])
     if missing or extra:
         text = [f"lacks {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"] if missing else []
@@ -153,7 +182,7 @@ def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights
             f"{brick.label}: {' and '.join(text)} ({len(stored.specs)} tensors, the base has {len(want)})",
             _unfit(brick, base, extra, reason),
         )
-    return found
+    return fitting
 
 
 def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> None:
@@ -162,30 +191,33 @@ def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> 
         raise WorkbenchError(
             f"{brick.label}: {name} holds {spec.kind} numbers ({NAMES[spec.dtype]}), the base has {want.kind} numbers "
             f"({NAMES[want.dtype]})",
-            "The checkpoint may be quantised: use the floating-point model that it was made from."
+            "The checkpoint may be quantized: use the floating-point model that it was made from."
             if want.is_float
             else "Use a fine-tune that keeps the base's kind of numbers.",
         )
 
 
 def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
-    """What to do about a checkpoint that has other tensors than the base."""
+    """Return a hint for a checkpoint whose tensors differ from the base's."""
     mine, theirs = brick.checkpoint.config.get("model_type"), base.config.get("model_type")
     if mine != theirs:
-        return (
-            f"The brick is a {mine} model, the base a {theirs} model: name the model that the brick was fine-tuned from as base."
-        )
+        return f"The brick is a {mine} model, the base a {theirs} model: set `base:` to the model that the brick was fine-tuned from."
     if extra and all(is_head(name) for name in extra):
         return (
-            "The base ties its head to its embeddings and the brick does not: tie it (tie_word_embeddings in config.json) if the two "
-            "are equal, or name a base whose head is its own."
+            "The base ties its head to its embeddings and the brick does not. If the brick's head equals its embeddings, set "
+            "tie_word_embeddings in its config.json; otherwise use a base with untied embeddings."
         )
-    hint = "A checkpoint brick is a fine-tune of the recipe's base: same architecture, the same tensors."
-    return f"{hint} transformers' conversion of names does not help: {reason}" if reason else hint
+    hint = "A checkpoint brick must be a fine-tune of the recipe's base, with the same architecture and the same tensors."
+    return f"{hint} Converting the tensor names with transformers failed, too: {reason}" if reason else hint
 
 
 def vocabulary_digest(path: Path, watched: WatchedFiles | None = None) -> str | None:
-    """Digest of the vocabulary and its merges, from tokenizer.json; None where there is no such file. `watched` notes the file."""
+    """Return the digest of the vocabulary and merges in tokenizer.json, or None if the file does not exist.
+
+    Args:
+        path: Directory of the tokenizer.
+        watched: Record of the files read, which detects later changes.
+    """
     file = path / "tokenizer.json"
     if not file.is_file():
         return None

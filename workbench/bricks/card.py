@@ -1,4 +1,4 @@
-"""brick.yaml and the README header of a brick: what it is, where it comes from, its license."""
+"""Metadata of a brick from brick.yaml and the header of its README: purpose, origin, license, scores."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from workbench.steps.fields import NAME, Strict
 from workbench.yamltree import top_scalars
 
 Measured = Annotated[float, Field(allow_inf_nan=True)]
-"""A score; its interval may have no ends."""
+"""A score or a bound of its interval, which may be infinite or NaN."""
 
 
 class BaseRecord(Strict):
     """The base that a brick was made on."""
 
     id: str
-    """Directory or hub id."""
+    """Directory or hub id of the base."""
     title: str | None = None
-    """What it is, for people."""
+    """Readable name of the base."""
     digest: str | None = None
-    """Measured digest of its weights and configuration."""
+    """Digest of the base's weights and configuration, measured when the brick was made."""
     aliases: tuple[str, ...] = ()
     """Other hub ids, directories or digests of the same base."""
 
 
 class Score(Strict):
-    """A held-out score of the brick alone on its base."""
+    """A score of the brick alone on its base, on held-out items."""
 
     task: str
     metric: str
@@ -45,63 +45,70 @@ class Score(Strict):
 
 
 class BrickCard(Strict):
-    """brick.yaml: what a brick is, what it was made on and from, how well it does alone."""
+    """The content of brick.yaml: purpose of a brick, its base, its training, and its score alone."""
 
     version: Literal[1]
     name: str = Field(pattern=NAME)
     kind: Literal["adapter", "checkpoint", "edit"]
     skill: str = ""
-    """What it teaches, in a line."""
+    """One line that describes the skill that the brick adds."""
     base: BaseRecord
     files: str = "."
     """Directory of the weights, relative to the card."""
     digest: str | None = None
     """Digest of the weights."""
     prompt_format: str = ""
-    """How its prompts look."""
+    """Format of the brick's prompts."""
     generator: str | None = None
-    """What made its items."""
+    """Program that generated the brick's training data."""
     licence: str | None = None
-    """Licence of weights and items."""
+    """License of the weights and of the training data."""
     data_licences: dict[str, str] = {}
-    """Data set that it was trained on -> its licence, where that is not the licence above."""
+    """Training data set -> its license, for data sets whose license differs from `licence`."""
     training: dict[str, Any] = {}
-    """How it was trained: settings and measured record."""
+    """Settings and measurements of the training."""
     extraction: dict[str, Any] = {}
-    """How it was taken from a checkpoint: rank, relative error, weights saved whole or dropped."""
+    """Record of the extraction from a checkpoint: rank, relative error, weights saved whole or dropped."""
     scores: tuple[Score, ...] = ()
 
 
 def read_card(path: Path) -> BrickCard:
-    """brick.yaml of a directory, validated."""
+    """Read and validate the brick.yaml of a directory."""
     return yamldoc.load(path / CARD).validate(BrickCard)
 
 
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
-    """Write brick.yaml; its first line says what made it and where settings or measurements stand."""
+    """Write brick.yaml. A comment in the first line names the command and the file that records the details.
+
+    Args:
+        path: Directory of the brick.
+        card: The content.
+        made_by: Command that makes the brick.
+        record: File in the directory with settings or measurements.
+    """
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
-    what = {"train.yaml": "settings stand", "edit.json": "how it was solved stands"}.get(record, "every tensor's error stands")
-    write_text(path / CARD, f"# Written by `{made_by}`; {what} in {record}.\n" + text)
+    content = {"train.yaml": "the settings", "edit.json": "how it was solved"}.get(record, "the error of every tensor")
+    write_text(path / CARD, f"# Written by `{made_by}`. See {record} for {content}.\n" + text)
 
 
 def library(project: Path) -> list[tuple[str, BrickCard]]:
-    """The bricks of a project's `bricks/` folder, by name."""
+    """Return (name, card) of every brick in a project's `bricks/` folder, sorted by name."""
     return [(card.parent.name, read_card(card.parent)) for card in sorted((project / "bricks").glob(f"*/{CARD}"))]
 
 
 def read_licence(path: Path) -> str | None:
-    """`license:` of a README's YAML header."""
+    """Return `license` from the YAML header of a directory's README, or None."""
     return _readme_header(path).get("license")
 
 
 def read_title(path: Path) -> str | None:
-    """`model_name:` of a README's YAML header: what a model is called in cards."""
+    """Return `model_name` from the YAML header of a directory's README, which cards show as the title, or None."""
     return _readme_header(path).get("model_name")
 
 
 def _readme_header(path: Path) -> dict[str, str]:
-    """The texts and numbers at the header's top level, as they are written; none where it is no header that YAML reads."""
+    """Return the top-level strings and numbers of a README's YAML header as written, or nothing if there is no valid header."""
     readme = path / "README.md"
     if not readme.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Hub ids as directories: snapshots in the hub's cache, stand-ins with headers only for `plan`, downloads for the rest."""
+"""Local directories for hub ids: cached snapshots, downloads, or stand-ins that hold only headers for `plan`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.foreign import convert_command
 
 CARD = "brick.yaml"
-# What is fetched beside the weights, by name; large extras (pickles, GGUF, ONNX, original/, consolidated*) match nothing here.
+# Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.
 _SMALL = (
     "config.json", "generation_config.json", ADAPTER_CONFIG, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja",
@@ -38,69 +38,75 @@ def _no_events(_event: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Hub:
-    """How hub ids become directories.
+    """Resolver of hub ids to local directories.
 
     Attributes:
-        headers_only: Be content with a stand-in where the files are not in the hub's cache: no tensor data is transferred.
-        events: Told of downloads.
+        headers_only: Use a stand-in if the files are not in the hub's cache, so that no tensor data is downloaded.
+        events: Callback that receives progress of downloads.
     """
 
     headers_only: bool = False
     events: Events = _no_events
 
     def directory(self, name: str, revision: str | None, what: str, project: Path) -> tuple[Path, str]:
-        """A directory with the files of a repository, and its commit.
+        """Return a directory with the files of a repository, and its commit.
 
-        A snapshot in the hub's cache that has every file is used as it is; without network, one that has its weights.
+        A snapshot in the hub's cache is reused if it has every file or, when the hub cannot be reached, if it has the weights.
 
         Args:
-            name: org/name.
-            revision: Branch, tag or commit; None: the default branch.
-            what: How errors call it: "base", "brick 'math'".
-            project: Whose cache holds stand-ins.
+            name: Repository id, "org/name".
+            revision: Branch, tag or commit; None is the default branch.
+            what: Name of the model in error messages, such as "base" or "brick 'math'".
+            project: Project whose cache holds stand-ins.
 
-        Errors: gated, missing, unknown revision, no safetensors, hub out of reach with nothing cached.
+        Raises:
+            WorkbenchError: If the repository is gated or missing, has no such revision or no safetensors files, or if the hub
+                cannot be reached and the repository is not cached.
         """
-        with _explained(name, revision, what):
+        with _readable_errors(name, revision, what):
             try:
-                found = _ask(name, revision)
+                repository = _query(name, revision)
             except _transport() as error:
                 if type(error).__name__ == "RevisionNotFoundError":
                     raise
                 if (cached := _cached(name, revision)) is not None:
                     return cached, cached.name
-                if self.headers_only and (kept := kept_stand_in(name, revision, project)) is not None:
-                    return kept, kept.name.rpartition("@")[2]
+                if self.headers_only and (existing := kept_stand_in(name, revision, project)) is not None:
+                    return existing, existing.name.rpartition("@")[2]
                 raise
-            small, weights = _wanted(found, what)
-            snapshot = snapshot_with(name, found.commit, weights[0])
+            small, weights = _required_files(repository, what)
+            snapshot = snapshot_with(name, repository.commit, weights[0])
             if snapshot is not None and all((snapshot / file).is_file() for file in (*small, *weights)):
-                return snapshot, found.commit
+                return snapshot, repository.commit
             if self.headers_only:
-                return stand_in(found, revision, small, weights, project), found.commit
-            return self._fetch(found, revision, small, weights)
+                return stand_in(repository, revision, small, weights, project), repository.commit
+            return self._download(repository, revision, small, weights)
 
-    def _fetch(self, found: Repository, revision: str | None, small: list[str], weights: list[str]) -> tuple[Path, str]:
+    def _download(self, repository: Repository, revision: str | None, small: list[str], weights: list[str]) -> tuple[Path, str]:
         from huggingface_hub import hf_hub_download, snapshot_download
 
-        total, done = sum(found.sizes[file] for file in weights), 0
-        text = f"{found.name}@{found.commit[:10]}, {size(total)}"
+        total, done = sum(repository.sizes[file] for file in weights), 0
+        text = f"{repository.name}@{repository.commit[:10]}, {size(total)}"
         self.events({"stage": "fetch", "text": text})
         for file in weights:
-            hf_hub_download(found.name, file, revision=found.commit)
-            done += found.sizes[file]
+            hf_hub_download(repository.name, file, revision=repository.commit)
+            done += repository.sizes[file]
             self.events({"stage": "fetch", "text": text, "done": done, "total": total})
-        # Fetches what is left, and notes which commit the revision is: offline it is then found.
-        path = Path(snapshot_download(found.name, revision=revision, allow_patterns=[*small, *weights]))
-        if path.name != found.commit:
+        # Downloads the other files and records the revision's commit in the cache, so that the revision is found offline.
+        path = Path(snapshot_download(repository.name, revision=revision, allow_patterns=[*small, *weights]))
+        if path.name != repository.commit:
             raise WorkbenchError(
-                f"{found.name}: {revision or 'its default branch'} changed while it was fetched",
-                f"Run again, or pin a commit: {found.name}@{found.commit}.",
+                f"{repository.name}: {revision or 'its default branch'} changed during the download",
+                f"Run the command again, or pin a commit: {repository.name}@{repository.commit}.",
             )
-        return path, found.commit
+        return path, repository.commit
 
     def check_space(self, downloads: Iterable[Download]) -> None:
-        """Refuse downloads that the disk of the hub's cache cannot hold."""
+        """Check that the disk of the hub's cache has room for downloads.
+
+        Raises:
+            WorkbenchError: If it does not.
+        """
         if problems := space_problems(downloads):
             raise WorkbenchError(
                 problems[0], "Free space there (`hf cache ls`, `hf cache rm`), or set HF_HOME to a folder on another disk."
@@ -111,19 +117,19 @@ FETCH = Hub()
 HEADERS = Hub(headers_only=True)
 
 
-_asked: dict[tuple[str, str, str | None], Repository] = {}
+_repositories: dict[tuple[str, str, str | None], Repository] = {}
 
 
-def _ask(name: str, revision: str | None) -> Repository:
-    """Commit and files of a repository. Asked once a process, so that all its configurations have one commit."""
+def _query(name: str, revision: str | None) -> Repository:
+    """Query the commit and files of a repository, once per process so that all configurations use the same commit."""
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 
     key = (constants.ENDPOINT, name, revision)
-    if key not in _asked:
+    if key not in _repositories:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         commit = str(info.sha)
         if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
-            raise WorkbenchError(f"{name}: the hub names no commit ({commit[:64]!r})", None)
+            raise WorkbenchError(f"{name}: expected a commit hash from the hub, got {commit[:64]!r}", None)
         sizes = {}
         for file in info.siblings or ():
             if _plain(file.rfilename) and (file.size is not None or file.rfilename.endswith((".safetensors", *_SMALL_SUFFIXES))):
@@ -133,8 +139,8 @@ def _ask(name: str, revision: str | None) -> Repository:
                     else get_hf_file_metadata(hf_hub_url(name, file.rfilename, revision=commit)).size
                 )
                 sizes[file.rfilename] = size or 0
-        _asked[key] = Repository(name, commit, sizes)
-    return _asked[key]
+        _repositories[key] = Repository(name, commit, sizes)
+    return _repositories[key]
 
 
 def _plain(file: str) -> bool:
@@ -142,24 +148,24 @@ def _plain(file: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _wanted(found: Repository, what: str) -> tuple[list[str], list[str]]:
-    """Small files and weights that a configuration needs. Errors: no safetensors, a card that points outside its repository."""
+def _required_files(repository: Repository, what: str) -> tuple[list[str], list[str]]:
+    """Return the small files and the weights to download; raise WorkbenchError if there are no safetensors files."""
     folder = ""
-    if CARD in found.sizes:
-        files = str(_data(yamldoc.load(small_file(found, CARD))).get("files", "."))
+    if CARD in repository.sizes:
+        files = str(_data(yamldoc.load(small_file(repository, CARD))).get("files", "."))
         if not _plain(files):
-            raise WorkbenchError(f"{what}: {CARD} of {found.name} points outside its repository (files: {files})", None)
+            raise WorkbenchError(f"{what}: {CARD} of {repository.name} points outside its repository (files: {files})", None)
         folder = "" if PurePosixPath(files) == PurePosixPath(".") else f"{PurePosixPath(files)}/"
-    small = [f for f in found.sizes if _is_small(f, "") or (folder and _is_small(f, folder))]
-    weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER_CONFIG in found.sizes else []
-    if folder + SINGLE in found.sizes:  # as transformers and the reader prefer it
+    small = [f for f in repository.sizes if _is_small(f, "") or (folder and _is_small(f, folder))]
+    weights = [folder + ADAPTER_WEIGHTS] if folder + ADAPTER_CONFIG in repository.sizes else []
+    if folder + SINGLE in repository.sizes:  # preferred over shards, as in transformers
         weights.append(folder + SINGLE)
-    elif folder + INDEX in found.sizes:
-        shards = jsondoc.optional(small_file(found, folder + INDEX), what).get("weight_map")
+    elif folder + INDEX in repository.sizes:
+        shards = jsondoc.optional(small_file(repository, folder + INDEX), what).get("weight_map")
         weights += sorted({folder + str(f) for f in shards.values()}) if isinstance(shards, dict) else []
-    weights = [file for file in weights if file in found.sizes]
+    weights = [file for file in weights if file in repository.sizes]
     if not weights:
-        raise _no_weights(found, folder, what)
+        raise _no_weights(repository, folder, what)
     return small, weights
 
 
@@ -177,36 +183,37 @@ def _is_small(file: str, folder: str) -> bool:
     )
 
 
-def _no_weights(found: Repository, folder: str, what: str) -> WorkbenchError:
-    here = [file.removeprefix(folder) for file in found.sizes if file.startswith(folder)]
-    pickles = sorted(file for file in here if any(fnmatch(file, pattern) for pattern in _PICKLES))
-    adapter = ADAPTER_CONFIG in here
+def _no_weights(repository: Repository, folder: str, what: str) -> WorkbenchError:
+    files = [file.removeprefix(folder) for file in repository.sizes if file.startswith(folder)]
+    pickles = sorted(file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLES))
+    adapter = ADAPTER_CONFIG in files
     expected = ADAPTER_WEIGHTS if adapter else SINGLE
-    if INDEX in here:
+    if INDEX in files:
         return WorkbenchError(
-            f"{what}: {INDEX} of {found.name} names no file that the repository holds", "Name another revision: NAME@REVISION."
+            f"{what}: {INDEX} of {repository.name} lists no file that the repository holds",
+            "Use another revision: NAME@REVISION.",
         )
     if pickles:
         convert = (
-            "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True); then name DIR."
+            "Save it again with PEFT, model.save_pretrained(DIR, safe_serialization=True), and use DIR."
             if adapter
-            else f"Take a revision with safetensors ({found.name}@refs/pr/N, if there is such a pull request), or convert it: "
-            f"{convert_command(Path(found.name))}  "
-            "(opens the pickle: only for files that you trust)"
+            else f"Use a revision with safetensors ({repository.name}@refs/pr/N, if there is such a pull request), or convert it: "
+            f"{convert_command(Path(repository.name))}  "
+            "(this opens the pickle: only do so for files that you trust)"
         )
         return WorkbenchError(
-            f"{what}: {found.name} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {expected}",
+            f"{what}: {repository.name} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {expected}",
             convert,
         )
-    listed = ", ".join(sorted(here)[:5]) or "nothing"
+    listed = ", ".join(sorted(files)[:5]) or "nothing"
     return WorkbenchError(
-        f"{what}: {found.name} holds neither {ADAPTER_WEIGHTS} nor a checkpoint ({SINGLE}, {INDEX}); it holds {listed}",
+        f"{what}: {repository.name} holds neither {ADAPTER_WEIGHTS} nor a checkpoint ({SINGLE}, {INDEX}); it holds {listed}",
         "Expected a PEFT adapter or a Hugging Face checkpoint in safetensors.",
     )
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """A cached snapshot that has its weights; one that never will (pickles) too, whose reader then says so."""
+    """Return a cached snapshot that has its weights, or that has only pickles, which the reader then reports."""
     snapshot = next(filter(None, (snapshot_with(name, revision, f) for f in ("config.json", ADAPTER_CONFIG, CARD))), None)
     if snapshot is None:
         return None
@@ -216,20 +223,20 @@ def _cached(name: str, revision: str | None) -> Path | None:
     index = None if (folder / SINGLE).is_file() else read_json(folder / INDEX)
     if isinstance(index, dict) and isinstance(index.get("weight_map"), dict):
         return snapshot if all((folder / str(file)).is_file() for file in index["weight_map"].values()) else None
-    held = any((folder / file).is_file() for file in (SINGLE, ADAPTER_WEIGHTS))
-    return snapshot if held or any(list(folder.glob(pattern)) for pattern in _PICKLES) else None
+    has_weights = any((folder / file).is_file() for file in (SINGLE, ADAPTER_WEIGHTS))
+    return snapshot if has_weights or any(list(folder.glob(pattern)) for pattern in _PICKLES) else None
 
 
 def _transport() -> tuple[type[BaseException], ...]:
-    """What a request or a download raises; the HTTP client's own base error differs between versions of huggingface_hub."""
+    """Return the exceptions of requests and downloads; the HTTP client's base error depends on huggingface_hub's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *HfHubHTTPError.__bases__)
 
 
 @contextmanager
-def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
-    """Errors of the hub as what a user can do about them. Their own texts are left out: they hold addresses and identifiers."""
+def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[None]:
+    """Convert errors of the hub to WorkbenchError with a hint, without their texts, which hold addresses and identifiers."""
     from huggingface_hub import constants, errors
 
     shown = f"{name}@{revision}" if revision else name
@@ -237,21 +244,21 @@ def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise WorkbenchError(
-            f"{what}: {name} is gated", f"Accept its licence at {constants.ENDPOINT}/{name}, then `hf auth login`."
+            f"{what}: {name} is gated", f"Accept its license at {constants.ENDPOINT}/{name}, then run `hf auth login`."
         ) from None
     except errors.RevisionNotFoundError:
-        short = "A commit is named with all of its 40 digits. " if re.fullmatch(r"[0-9a-f]{4,39}", revision or "") else ""
+        short = "Use all 40 digits of a commit. " if re.fullmatch(r"[0-9a-f]{4,39}", revision or "") else ""
         raise WorkbenchError(
             f"{what}: {name} has no revision '{revision}'",
-            f"{short}Branches, tags and commits: {constants.ENDPOINT}/{name}/commits/main",
+            f"{short}See {constants.ENDPOINT}/{name}/commits/main for branches, tags and commits.",
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise WorkbenchError(
             f"{what}: no such directory or hub repository: {name}",
-            "Check the spelling; for a private repository `hf auth login`.",
+            "Check the spelling. For a private repository, run `hf auth login`.",
         ) from None
     except errors.RemoteEntryNotFoundError:
-        raise WorkbenchError(f"{what}: {shown} lacks a file that it lists", "Name another revision.") from None
+        raise WorkbenchError(f"{what}: {shown} lacks a file that it lists", "Use another revision: NAME@REVISION.") from None
     except _transport() as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise WorkbenchError(
@@ -259,7 +266,7 @@ def _explained(name: str, revision: str | None, what: str) -> Iterator[None]:
             ) from None
         status = getattr(getattr(error, "response", None), "status_code", None)
         raise WorkbenchError(
-            f"{what}: {shown} is neither a local directory nor whole in the hub cache, and the hub cannot be reached "
+            f"{what}: {shown} is neither a local directory nor complete in the hub cache, and the hub cannot be reached "
             f"({type(error).__name__}{f', status {status}' if status else ''})",
-            "Name a local directory, or run once with network access and without HF_HUB_OFFLINE.",
+            "Use a local directory, or run the command once with network access and without HF_HUB_OFFLINE.",
         ) from None

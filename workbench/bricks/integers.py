@@ -1,4 +1,4 @@
-"""Integer tensors of checkpoint bricks: constants must equal the base's, counters keep the base's value."""
+"""Check of the integer tensors of checkpoint bricks: constants must equal the base's, and counters keep the base's value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest
 from workbench.weights.specs import Weights
 
-# Integer buffers that count training steps. BatchNorm reads its counter in training only, and only with momentum=None.
+# Integer buffers that count training steps. BatchNorm reads its counter only in training, and only with momentum=None.
 _COUNTERS = ("num_batches_tracked",)
 
 
@@ -22,10 +22,10 @@ def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str
         weights: The brick's tensors under the base's names, from `fitted`.
 
     Returns:
-        A note on counters that differ: the result takes the base's values.
+        A note if counters differ. The result uses the base's values.
 
     Raises:
-        WorkbenchError: Another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
+        WorkbenchError: If another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
     """
     counters = []
     for name, entry in base.entries.items():
@@ -38,10 +38,10 @@ def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str
             counters.append(name)
             continue
         raise WorkbenchError(
-            f"{brick.label}: the {entry.spec.kind} tensor {name} differs from the base's; only floating-point tensors are merged",
+            f"{brick.label}: the {entry.spec.kind} tensor {name} differs from the base's, but only floating-point tensors can be merged",
             "Use a fine-tune that leaves this tensor unchanged.",
         )
     if not counters:
         return []
     shown = f"{counters[0]}{', …' if len(counters) > 1 else ''}"
-    return [f"{brick.label}: {len(counters)} training counters differ ({shown}): the result takes the base's values"]
+    return [f"{brick.label}: {len(counters)} training counters differ ({shown}); the result uses the base's values"]

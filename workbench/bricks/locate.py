@@ -1,4 +1,4 @@
-"""Find the base and the bricks that a recipe names."""
+"""Lookup of the base and the bricks that a recipe names."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config,
 
 
 def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[Path, str | None]:
-    """The directory of a local path or hub id, and the hub's commit.
+    """Return the directory of a local path or hub id, and the commit of a hub repository.
 
-    An existing path wins; `./`, `../`, `~` and `/` force a local one. Hub files are fetched into the hub's own cache, or headers of
-    them into the project's: see `hub`.
+    An existing path takes precedence over a hub id; `./`, `../`, `~` and `/` force a local path. `hub` downloads files into the
+    hub's own cache, or only headers into the project's cache.
+
+    Args:
+        reference: Path or hub id, with an optional "@REVISION".
+        project: Directory that relative paths start from.
+        what: Name of the model in error messages, such as "base".
+        hub: Resolver of hub ids.
+
+    Raises:
+        WorkbenchError: If there is no such directory or repository.
     """
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
     if local.is_file():
-        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Name the directory that holds it.")
+        raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Use the directory that contains it.")
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
@@ -35,19 +44,32 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
 
 def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
     if reference == STARTER:
-        return WorkbenchError(f"{what}: the starter base is not there yet ({reference})", "workbench brick fetch starter")
+        return WorkbenchError(
+            f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
+        )
     near = [p.name for p in local.parent.iterdir() if p.is_dir()] if local.parent.is_dir() else []
     return WorkbenchError(
-        f"{what}: no such directory: {reference}", nearest(local.name, near) if near else "Paths start at the project folder."
+        f"{what}: no such directory: {reference}",
+        nearest(local.name, near) if near else "Paths are relative to the project folder.",
     )
 
 
 def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Checkpoint, str | None]:
-    """The recipe's base and its hub commit. Errors: missing, not a checkpoint, quantised."""
+    """Return the recipe's base and its hub commit.
+
+    Args:
+        reference: Path or hub id of the base.
+        project: Directory that relative paths start from.
+        hub: Resolver of hub ids.
+
+    Raises:
+        WorkbenchError: If the base is missing, is not a checkpoint, or is quantized.
+    """
     path, revision = locate(reference, project, "base", hub)
     if kinds_of(path) == ["adapter"]:
         raise WorkbenchError(
-            f"base: {reference} is a LoRA adapter", "Name the model that it was trained on as base, and it under `bricks`."
+            f"base: {reference} is a LoRA adapter, expected a model",
+            "Set `base:` to the model that it was trained on, and list the adapter under `bricks:`.",
         )
     read_config(path, "base")
     checkpoint = Checkpoint(path, "base")
@@ -56,9 +78,17 @@ def resolve_base(reference: str, project: Path, hub: Hub = FETCH) -> tuple[Check
 
 
 def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> Brick:
-    """A brick's files; its kind is detected where the reference does not say it.
+    """Return the brick that a reference names, detecting its kind if the reference does not state it.
 
-    Errors: missing, a directory that is neither, a kind that contradicts the reference.
+    Args:
+        name: Name of the brick in the recipe.
+        ref: The reference.
+        project: Directory that relative paths start from.
+        hub: Resolver of hub ids.
+
+    Raises:
+        WorkbenchError: If the directory is missing, holds neither an adapter nor a checkpoint, or is of another kind than the
+            reference states.
     """
     what = f"brick '{name}'"
     path, revision = locate(ref.target, project, what, hub)
@@ -72,7 +102,8 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     if not kinds:
         if (path / "train.yaml").is_file():
             raise WorkbenchError(
-                f"{what}: {ref.target} is built on demand and not there yet", f"workbench brick train {shell(ref.target)}"
+                f"{what}: {ref.target} is built on demand and is not trained yet",
+                f"Run `workbench brick train {shell(ref.target)}`.",
             )
         refuse_foreign(files, what)
         raise WorkbenchError(
@@ -82,14 +113,15 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
     wanted = ref.kind if ref.kind in ("adapter", "checkpoint") else None
     if wanted and wanted not in kinds:
         raise WorkbenchError(
-            f"{what}: {ref.target} is {_article(kinds[0])}, the recipe says {ref.kind}", f"Write `{kinds[0]}: {ref.target}`."
+            f"{what}: {ref.target} is {_article(kinds[0])}, but the recipe says {ref.kind}",
+            f"Write `{kinds[0]}: {ref.target}`.",
         )
     if card and not wanted:
         wanted = "checkpoint" if card.kind == "checkpoint" else "adapter"
     if len(kinds) > 1 and not wanted:
         raise WorkbenchError(
-            f"{what}: {ref.target} holds an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
-            f"Say which one: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
+            f"{what}: {ref.target} holds both an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
+            f"State which one to use: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
         )
     return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
 
@@ -99,9 +131,10 @@ def _article(kind: str) -> str:
 
 
 def kinds_of(path: Path) -> list[str]:
-    """What a directory holds: adapter, checkpoint, both or neither. Trainers leave the base's config.json beside an adapter.
+    """Return the kinds of brick in a directory: "adapter", "checkpoint", both or neither.
 
-    A directory with pickles only counts as what it tries to be: its reader refuses it.
+    A config.json next to an adapter is not enough for a checkpoint, because trainers leave the base's there. A directory that
+    holds only pickles still has a kind, and its reader raises the error.
     """
     adapter = (path / ADAPTER_CONFIG).is_file()
     weights = not adapter or (path / SINGLE).is_file() or (path / INDEX).is_file()

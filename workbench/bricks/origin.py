@@ -1,4 +1,4 @@
-"""Evidence on the base that a brick was made on: whether it agrees with the recipe's base, contradicts it, or shows nothing."""
+"""Evidence about the base that a brick was made on, compared with the recipe's base."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NamedBase:
         reference: The directory or hub id that the recipe gives.
         path: Its directory.
         model: Its tensors and config.json.
-        digest: Digest of its weights and configuration; None where it is not known.
+        digest: Digest of its weights and configuration, or None if it is not known.
     """
 
     reference: str
@@ -40,7 +40,7 @@ class NamedBase:
     digest: str | None = None
 
     def is_named(self, name: str, project: Path) -> bool:
-        """Return whether a name is this base: the same hub id or the same directory."""
+        """Return whether a name refers to this base: the same hub id, directory or digest."""
         names = [text.partition("@")[0].rstrip("/") for text in (name, self.reference, str(self.path))]
         ids = [(_hub_id(text) or os.path.normpath(text)).casefold() for text in names]
         if names[0] and (names[0] == self.digest or ids[0] in ids[1:]):
@@ -50,7 +50,7 @@ class NamedBase:
 
 
 def recorded_digests(brick: Brick) -> list[str]:
-    """Return the digests of the base on the brick's card."""
+    """Return the digest and aliases of the base on the brick's card, or nothing if the card has no digest."""
     if brick.card is None or brick.card.base.digest is None:
         return []
     return [brick.card.base.digest, *brick.card.base.aliases]
@@ -69,39 +69,41 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
         any_base: Whether the recipe accepts the brick on any base.
 
     Returns:
-        Warnings: the base is not known to be the brick's, or a contradiction that the recipe accepts.
+        Warnings: no evidence that the brick was made on the base, or a contradiction that the recipe accepts.
 
     Raises:
-        WorkbenchError: The evidence contradicts the base.
+        WorkbenchError: If the evidence contradicts the base and `any_base` is false.
     """
     digests = recorded_digests(brick)
     if base.digest and base.digest in digests:
         return []
-    found = [f"its {_CARD} records other weights ({digests[0][:10]}, here {base.digest[:10]})"] if digests and base.digest else []
-    found += list(_contradictions(brick, base, project))
-    if found:
-        text = f"{brick.label} was made on another base than {base.reference}: {'; '.join(found)}"
+    reasons = []
+    if digests and base.digest:
+        reasons.append(f"its {_CARD} records other weights ({digests[0][:10]}, here {base.digest[:10]})")
+    reasons += _contradictions(brick, base, project)
+    if reasons:
+        text = f"{brick.label} was made on another base than {base.reference}: {'; '.join(reasons)}"
         if any_base:
-            return [f"{text}. The recipe accepts it (any_base), and its delta transfers approximately at best"]
+            return [f"{text}. The recipe accepts this (any_base), but the delta transfers only approximately"]
         reference = {"adapter": "adapter", "checkpoint": "checkpoint"}[brick.kind]
         raise WorkbenchError(
             text,
-            f"Name the brick's own base{_named(brick)}. To merge it on this base all the same, set any_base in the recipe: "
+            f"Set `base:` to the brick's own base{_named(brick)}. To merge the brick on this base anyway, set any_base in the recipe: "
             f"`{brick.name}: {{{reference}: …, any_base: true}}`.",
         )
     names = _names(brick)
-    judged = brick.kind == "adapter" or names
-    if not judged or any_base or digests or any(base.is_named(name, project) for name in names):
+    should_name_base = brick.kind == "adapter" or names
+    if not should_name_base or any_base or digests or any(base.is_named(name, project) for name in names):
         return []
-    says = f"{_CARD if brick.card else _CONFIG} names {names[0]}" if names else f"its {_CONFIG} names no base"
+    evidence = f"{_CARD if brick.card else _CONFIG} names {names[0]}" if names else f"its {_CONFIG} names no base"
     return [
-        f"{brick.label}: nothing shows that it was made on {base.reference} ({says}). If that is the same model, set "
-        f"`any_base: true` beside it in the recipe, or list {base.reference} under base.aliases in its {_CARD}"
+        f"{brick.label}: nothing shows that it was made on {base.reference} ({evidence}). If that is the same model, add "
+        f"`any_base: true` to the brick in the recipe, or list {base.reference} under base.aliases in its {_CARD}"
     ]
 
 
 def changes_nothing(brick: Brick, base: Model, cache: Path) -> bool:
-    """Return whether every tensor of the brick's delta is zero; stop at the first tensor that changes something."""
+    """Return whether every tensor of the brick's delta is zero, stopping at the first one that is not."""
     if brick.kind == "adapter":
         return bind(brick.adapter, base.weights.specs, base).is_zero(base)
     mine, theirs = brick.checkpoint, getattr(base.weights, "entries", None)
@@ -119,11 +121,11 @@ def _names(brick: Brick) -> list[str]:
 
 def _named(brick: Brick) -> str:
     names = _names(brick)
-    return f" as base ({names[0]})" if names else " as base"
+    return f" ({names[0]})" if names else ""
 
 
 def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[str]:
-    """Yield what shows that the brick was made on another architecture."""
+    """Yield evidence that the brick was made on another architecture."""
     config = base.model.config
     for source, other in _configs(brick, base, project):
         if _types(other) and _types(config) and not _types(other) & _types(config):
@@ -140,12 +142,12 @@ def _contradictions(brick: Brick, base: NamedBase, project: Path) -> Iterator[st
 
 
 def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each config.json of the brick's own base that is at hand, and what it is."""
+    """Yield (description, content) of each local config.json of the brick's own base."""
     if brick.kind == "checkpoint":
         yield "its config.json", brick.checkpoint.config
         return
     if isinstance(config := read_json(brick.path / "config.json"), dict):
-        yield "the config.json beside it", config
+        yield "the config.json next to it", config
     for name in _names(brick):
         if base.is_named(name, project):
             continue
@@ -157,11 +159,11 @@ def _configs(brick: Brick, base: NamedBase, project: Path) -> Iterator[tuple[str
 
 
 def _directory(name: str, project: Path) -> Path | None:
-    """Return the directory that a name stands for; None where there is none, or no file system takes the name."""
+    """Return the directory that a name refers to, or None if it does not exist or is not a valid path."""
     try:
         place = project / Path(name).expanduser()
         return place if name and place.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of a user who is not there
+    except (OSError, ValueError, RuntimeError):  # name too long, NUL character, home directory of an unknown user
         return None
 
 
@@ -171,7 +173,7 @@ def _types(config: Mapping[str, Any]) -> set[str]:
 
 
 def _other_class(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
-    """Compare the class that PEFT records in `auto_mapping` with the base's model type."""
+    """Compare the class that PEFT records in `auto_mapping` with the base's model type, and describe a difference."""
     recorded = adapter.get("auto_mapping") or {}
     library = str(recorded.get("parent_library") or "").split(".")
     if library[:2] != ["transformers", "models"] or len(library) < 3 or not _types(config):
@@ -185,10 +187,10 @@ def _other_class(adapter: Mapping[str, Any], config: Mapping[str, Any]) -> str |
 
 
 def _lost_layers(brick: Brick, base: Model) -> str | None:
-    """Find the base's last layers that the adapter's `target_modules` name and that it does not update.
+    """Describe the last layers of the base that match the adapter's `target_modules` but have no update in the adapter.
 
-    PEFT updates every module whose name is in the list or ends in a listed name after a dot, in all layers. An adapter that has the
-    first layers only was therefore made on a model with fewer layers. Layers that are missing in between show nothing.
+    PEFT updates every module whose name is in the list, or ends with a listed name after a dot, in all layers. An adapter that
+    updates only the first layers was therefore made on a model with fewer layers. Gaps between updated layers prove nothing.
     """
     config = brick.adapter.config
     targets = config.get("target_modules")
@@ -209,7 +211,7 @@ def _lost_layers(brick: Brick, base: Model) -> str | None:
 
 
 def _hub_id(name: str) -> str | None:
-    """Return the hub id that a name is, or that a directory of the hub's cache stands for."""
+    """Return the hub id in a name or in the path of a directory in the hub's cache, or None."""
     parts = Path(name).parts
     cached = [part for part in parts if part.startswith("models--")]
     if cached:

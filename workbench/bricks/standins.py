@@ -1,8 +1,8 @@
-"""Stand-ins: directories with a hub repository's small files and the headers of its weights, for `plan`.
+"""Stand-ins: directories with the small files of a hub repository and the headers of its weights, for `plan`.
 
-They lie below the project's cache, `.workbench/hub/<org>/<name>@<commit>/`. Every safetensors file is a sparse one of the full
-size whose header alone is real. Shapes and vocabularies are read from it as from the model; its tensors have no place in the
-file (`weights.checkpoint.Entry.offset`), so that nothing reads them.
+They are stored in the project's cache, `.workbench/hub/<org>/<name>@<commit>/`. Every safetensors file in them is a sparse file
+of the full size that contains only the header. Readers get shapes and vocabularies from it as from the real model. Its tensors
+have no offset (`weights.checkpoint.Entry.offset`), so an attempt to read one raises an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONNECTIONS = 8
 
 @dataclass(frozen=True)
 class Download:
-    """What has to be fetched of a repository before its tensors can be read."""
+    """The download that a repository requires before its tensors can be read."""
 
     repository: str
     commit: str
@@ -43,7 +43,7 @@ class Repository:
 
 
 def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None:
-    """The newest stand-in that was made for this revision."""
+    """Return the newest stand-in for this revision, or None."""
     top = project / CACHE / "hub"
     records = sorted(top.glob(f"{name}@*/{STAND_IN}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in records:
@@ -53,14 +53,22 @@ def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None
     return None
 
 
-def stand_in(found: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path) -> Path:
-    """The directory with a repository's small files and headers; made where it is not there yet, whole or not at all."""
-    place = project / CACHE / "hub" / f"{found.name}@{found.commit}"
+def stand_in(repository: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path) -> Path:
+    """Return the stand-in of a repository, creating it atomically if it does not exist.
+
+    Args:
+        repository: The repository at a commit.
+        revision: Revision to record for the commit; None is the default branch.
+        small: Files to download whole.
+        weights: Safetensors files, of which only the headers are downloaded.
+        project: Project whose cache holds the stand-in.
+    """
+    place = project / CACHE / "hub" / f"{repository.name}@{repository.commit}"
     record = read_json(place / STAND_IN, files=dict, revisions=list)
-    asked = revision or "main"
+    label = revision or "main"
     if record is not None and all((place / file).is_file() for file in record["files"]):
-        if asked not in record["revisions"]:
-            write_json(place / STAND_IN, {**record, "revisions": [*record["revisions"], asked]})
+        if label not in record["revisions"]:
+            write_json(place / STAND_IN, {**record, "revisions": [*record["revisions"], label]})
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -69,29 +77,33 @@ def stand_in(found: Repository, revision: str | None, small: Sequence[str], weig
         for file in (*small, *weights):
             (partial / file).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            copied = pool.map(lambda file: shutil.copyfile(small_file(found, file), partial / file), small)
-            headed = pool.map(lambda file: _put_header(found, file, partial / file), weights)
-            _ = [*copied, *headed]
-        data = {"repository": found.name, "commit": found.commit, "revisions": [asked],
-                "files": {file: found.sizes[file] for file in (*small, *weights)}}  # fmt: skip
+            copies = pool.map(lambda file: shutil.copyfile(small_file(repository, file), partial / file), small)
+            headers = pool.map(lambda file: _put_header(repository, file, partial / file), weights)
+            _ = [*copies, *headers]
+        data = {
+            "repository": repository.name,
+            "commit": repository.commit,
+            "revisions": [label],
+            "files": {file: repository.sizes[file] for file in (*small, *weights)},
+        }
         for parent in {partial, *((partial / file).parent for file in weights)}:
             write_json(parent / STAND_IN, data)
         try:
             partial.rename(place)
         except OSError:
-            if not place.is_dir():  # else another process has made it
+            if not place.is_dir():  # otherwise another process created it
                 raise
     return place
 
 
-def _put_header(found: Repository, file: str, to: Path) -> None:
-    """A sparse file of the full size that begins with the header of the hub's."""
+def _put_header(repository: Repository, file: str, to: Path) -> None:
+    """Write a sparse file of the full size that starts with the header of the hub's file."""
     from huggingface_hub import hf_hub_url
 
-    url, size = hf_hub_url(found.name, file, revision=found.commit), found.sizes[file]
+    url, size = hf_hub_url(repository.name, file, revision=repository.commit), repository.sizes[file]
     head = _range(url, 0, min(8, size))
     length = int.from_bytes(head, "little")
-    if length <= min(MAX_HEADER, size - 8):  # anything else is named by the reader of headers
+    if length <= min(MAX_HEADER, size - 8):  # the reader of headers reports other lengths
         head += _range(url, 8, 8 + length)
     with to.open("wb") as stream:
         stream.write(head)
@@ -99,30 +111,30 @@ def _put_header(found: Repository, file: str, to: Path) -> None:
 
 
 def _range(url: str, start: int, stop: int) -> bytes:
-    """Bytes start..stop of a file of the hub; the connection is closed where a server sends more than it was asked for."""
+    """Download bytes start..stop of a hub file, closing the connection if the server sends more than that."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # exported lazily
 
     if stop <= start:
         return b""
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    found = bytearray()
+    content = bytearray()
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
         if response.status_code >= 400:
             response.read()
         hf_raise_for_status(response)
         skip = 0 if response.status_code == 206 else start
         for chunk in response.iter_bytes():
-            found += chunk
-            if len(found) >= skip + stop - start:
+            content += chunk
+            if len(content) >= skip + stop - start:
                 break
-    if len(found) < skip + stop - start:
-        raise OSError(f"{len(found)} bytes of {stop - start}")
-    return bytes(found[skip : skip + stop - start])
+    if len(content) < skip + stop - start:
+        raise OSError(f"received {len(content)} of {stop - start} bytes")
+    return bytes(content[skip : skip + stop - start])
 
 
 def download_of(path: Path) -> Download | None:
-    """What a stand-in stands for, less what the hub's cache has by now; None for any other directory."""
+    """Return the download that a stand-in still requires, or None if the directory is not a stand-in."""
     record = read_json(path / STAND_IN, repository=str, commit=str, files=dict)
     if record is None:
         return None
@@ -132,7 +144,13 @@ def download_of(path: Path) -> Download | None:
 
 
 def space_problems(downloads: Iterable[Download], beside: Path | None = None, written: int = 0) -> list[str]:
-    """Whether the disk of the hub's cache holds the downloads, and `written` more bytes if `beside` is on the same disk."""
+    """Return a message if the disk of the hub's cache cannot hold the downloads, else nothing.
+
+    Args:
+        downloads: The downloads.
+        beside: Directory for further output, which counts if it is on the same disk.
+        written: Size of that output in bytes.
+    """
     from huggingface_hub import constants
 
     needed = sum(download.bytes for download in downloads)
@@ -144,7 +162,7 @@ def space_problems(downloads: Iterable[Download], beside: Path | None = None, wr
         needed += written
     free = shutil.disk_usage(here).free
     if needed * 1.05 > free:
-        return [f"{cache}: needs {size(needed * 1.05)} with the downloads from the hub, {size(free)} free"]
+        return [f"{cache}: requires {size(needed * 1.05)} including the downloads from the hub, {size(free)} is free"]
     return []
 
 
@@ -152,15 +170,18 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.resolve().parents) if p.is_dir())
 
 
-def small_file(found: Repository, file: str) -> Path:
-    """A small file in the hub's cache; fetched by commit, so that what offline use takes for the branch stays what it was."""
+def small_file(repository: Repository, file: str) -> Path:
+    """Return a small file in the hub's cache, downloading it if necessary.
+
+    The download goes by commit, so it does not change the commit that the cache records for a branch and uses offline.
+    """
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(found.name, file, revision=found.commit))
+    return Path(hf_hub_download(repository.name, file, revision=repository.commit))
 
 
 def snapshot_with(name: str, revision: str | None, file: str) -> Path | None:
-    """The cached snapshot that holds a file; None where none does, or the name can be no hub id."""
+    """Return the cached snapshot that holds a file, or None if there is none or the name is not a valid hub id."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,4 +1,4 @@
-"""Tied embeddings among a recipe's bricks: which brick gives head and embeddings different numbers, and the base as it then is."""
+"""Tied embeddings: detection of bricks that untie the head from the embeddings, and the base with an untied head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.weights.specs import Weights
 
 
 def unties(brick: Brick, base: Model) -> str | None:
-    """How a brick unties the head of a tied base from its embeddings; None where both stay one tensor."""
+    """Describe how a brick unties the head of a tied base from its embeddings; return None if they stay one tensor."""
     if tied_embeddings(base.weights.specs, base.config) is None:
         return None
     if brick.kind == "adapter":
@@ -24,14 +24,14 @@ def unties(brick: Brick, base: Model) -> str | None:
 
 
 def untied(checkpoint: Checkpoint) -> Model:
-    """A tied base with a head of its own."""
+    """Return a tied base with its head as a separate tensor."""
     names = tied_embeddings(checkpoint.specs, checkpoint.config)
     assert names is not None
     return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
 
 
 def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
-    """The base as some bricks take it together: with a head of its own where one of them unties it."""
+    """Return the base for a set of bricks, with a separate head if one of them unties it."""
     tied = Model(checkpoint, checkpoint.config)
     return untied(checkpoint) if any(unties(brick, tied) for brick in bricks) else tied
 
@@ -39,12 +39,15 @@ def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
 def find_ties(
     bricks: Mapping[str, Any], checkpoint: Checkpoint, later: list[str]
 ) -> tuple[dict[str, str], dict[str, WorkbenchError]]:
-    """Brick -> a sentence on how it unties the base; and brick -> error for those that cannot be read.
+    """Find the bricks that untie the base's head from its embeddings.
 
     Args:
-        bricks: Name -> brick, or a resolved recipe, which says itself whether its result is untied (`unties`).
+        bricks: Name -> brick, or a resolved recipe with an attribute `unties`.
         checkpoint: The base.
-        later: Gets what needs tensors that are not here.
+        later: List that receives messages about checks that require tensors not downloaded yet.
+
+    Returns:
+        Brick -> how it unties the base, and brick -> error for bricks that cannot be read.
     """
     reasons, problems = {}, {}
     tied = Model(checkpoint, checkpoint.config)
@@ -52,16 +55,16 @@ def find_ties(
         try:
             own = "has a head of its own" if not isinstance(brick, Brick) and brick.unties else None
             if reason := unties(brick, tied) if isinstance(brick, Brick) else own:
-                reasons[name] = f"brick '{name}' {reason}: the output is untied, its head becomes a tensor beside its embeddings"
+                reasons[name] = f"brick '{name}' {reason}: the output is untied, with its head stored as a separate tensor"
         except HeadersOnlyError:
-            later.append(f"brick '{name}': what it stores of head and embeddings leaves both one tensor")
+            later.append(f"brick '{name}': head and embeddings stay tied")
         except WorkbenchError as error:
             problems[name] = error
     return reasons, problems
 
 
 def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, Any] | None]:
-    """The weights and configuration that a vocabulary takes rows from: a checkpoint's, None and None for an adapter."""
+    """Return the weights and configuration of a checkpoint brick, the source of vocabulary rows; (None, None) for an adapter."""
     if brick.kind != "checkpoint":
         return None, None
     return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config

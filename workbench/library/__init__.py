@@ -1,1 +1,1 @@
-"""Commands on bricks and facts, one a file."""
+"""Implementation of the commands on bricks, facts and the machine, one file per command."""

@@ -1,4 +1,4 @@
-"""What a machine and a project offer, what is damaged there, and the repair of what can be built again."""
+"""`doctor`: checks of the machine and the project, with repair of damaged kernels and caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.run.execute import versions
 from workbench.weights.checkpoint import read_header
 from workbench.weights.compiled import backend
 
-_LITTLE = 5_000_000_000
+_LOW_SPACE = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Diagnosis:
     """One line of the report.
 
     Attributes:
-        check: What was looked at.
+        check: Name of the check.
         status: "ok", "repaired", "warning" or "failed".
-        text: What was found.
-        hint: What the user can do about it.
-        data: The same as plain data.
+        text: The finding, for the user.
+        hint: Advice on how to fix a problem, or None.
+        data: The finding as plain data.
     """
 
     check: str
@@ -43,28 +43,36 @@ class Diagnosis:
 
 
 def examine(project: Path, runs: Path) -> list[Diagnosis]:
-    """Check the machine and a project; repair damaged kernels and remove damaged files of caches, which are made again when needed."""
+    """Check the machine and a project, rebuild damaged kernels, and remove damaged cache files, which are recreated on demand.
+
+    Args:
+        project: The project folder.
+        runs: Directory of the runs.
+    """
     return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), *_disk(project, runs)]
 
 
 def _kernels() -> Iterator[Diagnosis]:
-    found = backend()
-    data = {**found.record(), "file": str(found.file) if found.file else None, "removed": [str(file) for file in found.removed]}
-    compiler = f"{found.compiler} ({found.version})" if found.compiler else "none"
-    yield Diagnosis(
-        "compiler", "ok" if found.compiler else "warning", compiler, None if found.compiler else found.reason, found.compiler
-    )
-    if found.name == "torch":
+    kernels = backend()
+    data = {
+        **kernels.record(),
+        "file": str(kernels.file) if kernels.file else None,
+        "removed": [str(file) for file in kernels.removed],
+    }
+    compiler = f"{kernels.compiler} ({kernels.version})" if kernels.compiler else "none"
+    hint = None if kernels.compiler else kernels.reason
+    yield Diagnosis("compiler", "ok" if kernels.compiler else "warning", compiler, hint, kernels.compiler)
+    if kernels.name == "torch":
         hint = (
             "Unset WORKBENCH_KERNELS."
-            if found.asked
-            else "Install a C compiler (apt install gcc), or set CC to the one that is there."
+            if kernels.asked
+            else "Install a C compiler (apt install gcc), or set CC to an installed one."
         )
-        yield Diagnosis("kernels", "warning", f"torch, which is slower and gives the same bits: {found.reason}", hint, data)
-    elif found.removed:
-        yield Diagnosis("kernels", "repaired", f"built again: {found.removed[0]} was damaged", None, data)
+        yield Diagnosis("kernels", "warning", f"torch, which is slower but gives the same results: {kernels.reason}", hint, data)
+    elif kernels.removed:
+        yield Diagnosis("kernels", "repaired", f"rebuilt, because {kernels.removed[0]} was damaged", None, data)
     else:
-        yield Diagnosis("kernels", "ok", f"compiled: {found.file}", None, data)
+        yield Diagnosis("kernels", "ok", f"compiled: {kernels.file}", None, data)
 
 
 def _device() -> Diagnosis:
@@ -77,19 +85,19 @@ def _device() -> Diagnosis:
 
 
 def _versions() -> Diagnosis:
-    found = versions()
-    missing = [name for name, version in found.items() if version == "not installed"]
-    text = ", ".join(f"{name} {version}" for name, version in found.items())
+    installed = versions()
+    missing = [name for name, version in installed.items() if version == "not installed"]
+    text = ", ".join(f"{name} {version}" for name, version in installed.items())
     hint = f"{missing[0]} is not installed: pip install {missing[0].replace('_', '-')}" if missing else None
-    return Diagnosis("versions", "warning" if missing else "ok", text, hint, found)
+    return Diagnosis("versions", "warning" if missing else "ok", text, hint, installed)
 
 
 def _caches(cache: Path) -> Iterator[Diagnosis]:
     if not cache.exists():
-        yield Diagnosis("caches", "ok", f"{cache}: not there yet", None, {})
+        yield Diagnosis("caches", "ok", f"{cache}: not created yet", None, {})
         return
     if not cache.is_dir():
-        yield Diagnosis("caches", "failed", f"{cache}: expected a folder, found a file", "Move the file away.", {})
+        yield Diagnosis("caches", "failed", f"{cache}: expected a folder, found a file", "Move or delete the file.", {})
         return
     sizes: dict[str, int] = {}
     removed: list[str] = []
@@ -110,7 +118,7 @@ def _caches(cache: Path) -> Iterator[Diagnosis]:
 
 
 def _damaged(file: Path) -> bool:
-    """Return whether a cached file is not what its name says: JSON that does not parse, a safetensors file that was cut short."""
+    """Return whether a cached file is damaged: a JSON file that does not parse, or a truncated safetensors file."""
     if file.suffix == ".json":
         return read_json(file) is None
     if file.suffix == ".safetensors":
@@ -129,14 +137,18 @@ def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
         free = shutil.disk_usage(here).free
         data = {"path": str(place), "free": free, "writable": os.access(here, os.W_OK)}
         if not here.is_dir():
-            yield Diagnosis(name, "failed", f"{place}: {here} is a file, expected a folder", "Move the file away.", data)
+            yield Diagnosis(name, "failed", f"{place}: {here} is a file, expected a folder", "Move or delete the file.", data)
         elif not data["writable"]:
             yield Diagnosis(
-                name, "failed", f"{place}: {here} cannot be written", "Change its permissions, or name another place.", data
+                name, "failed", f"{place}: {here} is not writable", "Change its permissions, or use another folder.", data
             )
-        elif free < _LITTLE:
+        elif free < _LOW_SPACE:
             yield Diagnosis(
-                name, "warning", f"{place}: {size(free)} free", "Free space: `workbench runs ls`, `hf cache ls`.", data
+                name,
+                "warning",
+                f"{place}: {size(free)} free",
+                "Delete what you do not need: see `workbench runs ls` and `hf cache ls`.",
+                data,
             )
         else:
             yield Diagnosis(name, "ok", f"{place}: {size(free)} free", None, data)

@@ -1,4 +1,4 @@
-"""Checkpoint to adapter and back: a fine-tune's delta as a LoRA with its error, an adapter baked into a checkpoint."""
+"""`brick extract` and `brick bake`: conversion of a fine-tuned checkpoint to an adapter, and of an adapter to a checkpoint."""
 
 from __future__ import annotations
 
@@ -46,25 +46,31 @@ def extract(
     threads: int | None = None,
     events: Events = no_events,
 ) -> dict[str, Any]:
-    """A fine-tune's difference from its base as a PEFT adapter with a card. Tensor by tensor: memory is a few times the largest.
+    """Write the difference between a fine-tuned checkpoint and its base as a PEFT adapter with a card.
+
+    The memory required is a few times the size of the largest tensor per thread.
 
     Args:
-        checkpoint: Directory or hub id of the fine-tune.
-        base: Of the model that it was tuned from.
-        out: A new directory; there whole or not at all.
-        policy: Ranks, and what becomes of weights that are no linear layer's.
-        project: Where relative paths start.
-        device: Where the decompositions are computed.
-        threads: Tensors at a time; omitted: one a core, at most 8.
-        events: Told what happens.
+        checkpoint: Directory or hub id of the fine-tuned checkpoint.
+        base: Directory or hub id of the model that it was fine-tuned from.
+        out: New directory, written atomically.
+        policy: Ranks, and treatment of weights outside linear layers.
+        project: Directory that relative paths start from.
+        device: Device for the decompositions.
+        threads: Number of tensors to process in parallel; None uses one per core, at most 8.
+        events: Callback that receives progress events.
 
     Returns:
-        The record, as `extract.json` keeps it. Errors: an adapter, another architecture, nothing differs, `out` exists.
+        The record, the same as in `extract.json`.
+
+    Raises:
+        WorkbenchError: If the checkpoint is an adapter, has another architecture than the base or equals it, or if `out`
+            exists.
     """
     path, _ = locate(checkpoint, project, "checkpoint")
     if "checkpoint" not in kinds_of(path):
-        found = "a PEFT adapter already" if kinds_of(path) else "no checkpoint (no config.json)"
-        raise WorkbenchError(f"{checkpoint} is {found}", f"`workbench brick show {shell(checkpoint)}` tells what it holds.")
+        problem = "is already a PEFT adapter" if kinds_of(path) else "is not a checkpoint (it has no config.json)"
+        raise WorkbenchError(f"{checkpoint} {problem}", f"`workbench brick show {shell(checkpoint)}` shows its content.")
     brick = Brick(path.name, "checkpoint", path)
     ours, _ = resolve_base(base, project)
     tuned_from = Model(ours, ours.config)
@@ -73,25 +79,41 @@ def extract(
     adapted = AdaptedWeights(Model(tuned, ours.config), tuned_from, policy)
     with new_directory(out) as partial, exact(device):
         record = write_result(
-            adapted, partial, base, device=device, threads=threads or default_threads(),
-            progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}))  # fmt: skip
+            adapted,
+            partial,
+            base,
+            device=device,
+            threads=threads or default_threads(),
+            progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}),
+        )
         cache = project / CACHE
         digest = weights_digest(ours.specs, tensor_digests(ours.entries, cache), ours.config)
         record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
         write_json(partial / RECORD, record, indent=1)
         card = BrickCard(
-            version=1, name=brick_name(out), kind="adapter", base=BaseRecord(id=base, title=read_title(ours.path), digest=digest),
-            digest=_digest(partial), licence=read_licence(path),
-            extraction={"checkpoint": checkpoint, "digest": brick.digest(cache), "rank": record["rank"],
-                        "error": float(f"{record['error']:.3g}"),
-                        "rounding": float(f"{record['rounding']:.3g}"), "tensors": len(record["tensors"]),
-                        "whole": record["whole"], "dropped": record["dropped"]})  # fmt: skip
+            version=1,
+            name=brick_name(out),
+            kind="adapter",
+            base=BaseRecord(id=base, title=read_title(ours.path), digest=digest),
+            digest=_digest(partial),
+            licence=read_licence(path),
+            extraction={
+                "checkpoint": checkpoint,
+                "digest": brick.digest(cache),
+                "rank": record["rank"],
+                "error": float(f"{record['error']:.3g}"),
+                "rounding": float(f"{record['rounding']:.3g}"),
+                "tensors": len(record["tensors"]),
+                "whole": record["whole"],
+                "dropped": record["dropped"],
+            },
+        )
         write_card(partial, card, made_by="workbench brick extract", record=RECORD)
     return record
 
 
 def _digest(path: Path) -> str | None:
-    """The adapter's digest as `brick verify` computes it; None where bricks of its flavour cannot be read back."""
+    """Return the adapter's digest as `brick verify` computes it, or None if such an adapter cannot be read back."""
     try:
         return Brick(path.name, "adapter", path).digest(None)
     except WorkbenchError:
@@ -109,33 +131,42 @@ def bake(
     threads: int | None = None,
     events: Events = no_events,
 ) -> dict[str, Any]:
-    """An adapter added to its base as a checkpoint: `merge: task_arithmetic` with one brick. Resumes when interrupted.
+    """Write an adapter merged into its base as a checkpoint, by a recipe `merge: task_arithmetic` with one brick.
+
+    An interrupted call resumes when it is repeated.
 
     Args:
-        adapter: Directory, library name or hub id.
-        base: Omitted: the base that the adapter's card or configuration names.
-        out: A new directory; there whole or not at all.
-        project: Where relative paths start.
-        device: Where tensors are computed.
-        dtype: Of the checkpoint; None keeps the base's.
-        threads: Tensors at a time.
-        events: Told what happens.
+        adapter: Directory or hub id of the adapter.
+        base: Directory or hub id of the base; None uses the base that the adapter's card or configuration names.
+        out: New directory, written atomically.
+        project: Directory that relative paths start from.
+        device: Device for the computation.
+        dtype: Data type of the checkpoint; None keeps the base's.
+        threads: Number of tensors to process in parallel; None chooses it.
+        events: Callback that receives progress events.
 
     Returns:
-        As `run.execute.execute`. Errors: a checkpoint, no base named, `out` exists.
+        The document that `run.execute.execute` returns.
+
+    Raises:
+        WorkbenchError: If the adapter is a checkpoint or names no base, or if `out` exists.
     """
     path, _ = locate(adapter, project, "adapter")
     files = path / read_card(path).files if (path / CARD).is_file() else path
     if "adapter" not in kinds_of(files):
-        found = "a checkpoint already" if kinds_of(files) else f"no adapter (no {ADAPTER_CONFIG})"
-        raise WorkbenchError(f"{adapter} is {found}", f"`workbench brick show {shell(adapter)}` tells what it holds.")
-    base = base or base_of(path, project, f"--base DIR names the model that {adapter} was trained on.")
+        problem = "is already a checkpoint" if kinds_of(files) else f"is not an adapter (it has no {ADAPTER_CONFIG})"
+        raise WorkbenchError(f"{adapter} {problem}", f"`workbench brick show {shell(adapter)}` shows its content.")
+    base = base or base_of(path, project, f"Set --base DIR to the model that {adapter} was trained on.")
     check_new(out)
     kind = "brick" if (path / CARD).is_file() else "adapter"
     data = {
-        "version": 1, "name": brick_name(out), "base": base, "bricks": {"adapter": {kind: adapter}},
-        "steps": [{"merge": "task_arithmetic"}], "output": {"dtype": dtype} if dtype else {},
-    }  # fmt: skip
+        "version": 1,
+        "name": brick_name(out),
+        "base": base,
+        "bricks": {"adapter": {kind: adapter}},
+        "steps": [{"merge": "task_arithmetic"}],
+        "output": {"dtype": dtype} if dtype else {},
+    }
     runs = out.with_name(f".{out.name}.baking")
     document = execute(resolve(from_data(data, project)), runs, device=device, threads=threads, events=events)
     if out.is_dir():
@@ -146,7 +177,16 @@ def bake(
 
 
 def base_of(path: Path, project: Path, hint: str) -> str:
-    """The base that a brick names: on its card, or in adapter_config.json. Errors: none named, or it is not there."""
+    """Return the base that a brick names on its card or in adapter_config.json.
+
+    Args:
+        path: Directory of the brick.
+        project: Directory that relative paths start from.
+        hint: Hint of the error.
+
+    Raises:
+        WorkbenchError: If the brick names no base, or the base cannot be found.
+    """
     card = read_card(path) if (path / CARD).is_file() else None
     files = path / card.files if card else path
     named = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
@@ -155,24 +195,30 @@ def base_of(path: Path, project: Path, hint: str) -> str:
     try:
         locate(named, project, "base")
     except WorkbenchError as error:
-        raise WorkbenchError(f"{path}: its base is {named}, which is not there ({error.message})", hint) from None
+        raise WorkbenchError(f"{path}: the brick's base {named} cannot be found ({error.message})", hint) from None
     return str(named)
 
 
 def brick_name(path: Path) -> str:
-    """A directory's name as bricks may be called."""
+    """Return a valid brick name made from a directory's name."""
     return re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._") or "brick"
 
 
 def check_new(out: Path) -> None:
-    """Errors: `out` exists and is not an empty directory."""
+    """Check that an output directory is new.
+
+    Raises:
+        WorkbenchError: If `out` exists and is not an empty directory.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WorkbenchError(f"-o {out}: exists and is not an empty directory", "Name a new directory: nothing is overwritten.")
+        raise WorkbenchError(
+            f"-o {out}: exists and is not an empty directory", "Choose a new directory. Existing files are never overwritten."
+        )
 
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """A place to write into that becomes `out` when the block ends well, and goes away when it does not."""
+    """Yield a temporary directory that is renamed to `out` if the block succeeds, and deleted if it fails."""
     check_new(out)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

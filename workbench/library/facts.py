@@ -1,4 +1,4 @@
-"""`facts check`: conflicts in a facts file, what a model knows already, what other bricks of a recipe teach."""
+"""`facts check`: conflicts in a facts file, facts that a model already knows, and facts that other bricks of a recipe teach."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 32
-# Tokens beyond the target that are generated: they show whether its last word goes on.
+# Number of tokens to generate beyond the target, which show whether its last word continues.
 _BEYOND = 2
 
 
 @dataclass(frozen=True)
 class FactFinding:
-    """Something that the check has to say of a line.
+    """A problem with one line of a facts file.
 
     Attributes:
-        place: file:line.
-        kind: A `Conflict`'s kind; skipped, id, known, answer, covered, unread.
-        status: failed or warning.
-        found: What was found.
-        repair: What to do about it.
-        fact: The fact's id; None where the line is no fact.
-        other: Place of the other fact, where there is one.
+        place: Location of the line, "file:line".
+        kind: Kind of a `Conflict`, or "skipped", "id", "known", "answer", "covered" or "unread".
+        status: "failed" or "warning".
+        found: Description of the problem.
+        repair: Advice on how to fix it.
+        fact: The fact's id, or None if the line is not a fact.
+        other: Location of the other fact, if one is involved.
     """
 
     place: str
@@ -60,14 +60,14 @@ class FactFinding:
 
 @dataclass(frozen=True)
 class FactsReport:
-    """What was checked and found.
+    """The result of `facts check`.
 
     Attributes:
-        file: The facts file, as it was named.
-        format: The project's own ("facts") or a published one.
-        facts: How many it holds.
-        model: What was asked for its answers; None: no model was.
-        findings: In the order of the kinds.
+        file: The facts file, as the user named it.
+        format: Format of the file: the project's own ("facts") or a published one.
+        facts: Number of facts in it.
+        model: Name of the model whose answers were checked, or None.
+        findings: The problems, grouped by kind.
     """
 
     file: str
@@ -78,59 +78,79 @@ class FactsReport:
 
     @property
     def failed(self) -> list[FactFinding]:
-        """What fails the check."""
+        """Findings that fail the check."""
         return [finding for finding in self.findings if finding.status == "failed"]
 
     def counts(self) -> dict[str, int]:
-        """Kind -> findings."""
+        """Return the number of findings of each kind."""
         return dict(Counter(finding.kind for finding in self.findings))
 
     def document(self) -> dict[str, Any]:
-        """The `facts check --json` document."""
-        return {"file": self.file, "format": self.format, "facts": self.facts, "model": self.model, "passed": not self.failed,
-                "counts": self.counts(), "findings": [asdict(finding) for finding in self.findings]}  # fmt: skip
+        """Return the document that `facts check --json` prints."""
+        return {
+            "file": self.file,
+            "format": self.format,
+            "facts": self.facts,
+            "model": self.model,
+            "passed": not self.failed,
+            "counts": self.counts(),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
 
 
 def check_facts(
-    path: Path, shown: str, *, recipe: Recipe | None = None, model: tuple[str, Resolved] | None = None,
-    device: torch.device | None = None, events: Events = no_events,
-) -> FactsReport:  # fmt: skip
-    """Check a facts file, published or the project's own.
+    path: Path,
+    shown: str,
+    *,
+    recipe: Recipe | None = None,
+    model: tuple[str, Resolved] | None = None,
+    device: torch.device | None = None,
+    events: Events = no_events,
+) -> FactsReport:
+    """Check a facts file in the project's own format or a published one.
 
     Args:
         path: The file.
-        shown: How places call it.
-        recipe: Whose bricks and edit steps are looked at for the same facts.
-        model: Name and configuration of the model that is asked which targets it gives already; None: none is.
-        device: Where it runs.
-        events: Told what happens.
+        shown: Name of the file in messages.
+        recipe: Recipe whose bricks and edit steps are searched for the same facts.
+        model: Name and configuration of a model to query for facts that it already knows; None queries no model.
+        device: Device of the model.
+        events: Callback that receives progress events.
 
-    Errors: a file that cannot be read; a brick of the recipe that is not there.
+    Raises:
+        WorkbenchError: If the file cannot be read, or a brick of the recipe is missing.
     """
     read = read_all(path, shown)
-    findings = [
-        FactFinding(skip.place, "skipped", "warning", skip.reason, "Correct the row, or delete it.") for skip in read.skipped
-    ]
+    findings = [FactFinding(skip.place, "skipped", "warning", skip.reason, "Correct or delete the row.") for skip in read.skipped]
     findings += _same_ids(read.facts) if read.format == "facts" else []
     findings += [_finding(conflict) for conflict in conflicts(read.facts)]
     if recipe is not None:
-        findings += _of_recipe(read.facts, path, recipe)
+        findings += _check_recipe(read.facts, path, recipe)
     if model is not None:
-        findings += _of_model(read.facts, *model, device or torch.device("cpu"), events)
+        findings += _check_answers(read.facts, *model, device or torch.device("cpu"), events)
     return FactsReport(shown, read.format, len(read.facts), model[0] if model else None, findings)
 
 
 def _finding(conflict: Conflict) -> FactFinding:
-    return FactFinding(conflict.place, conflict.kind, conflict.status, conflict.what, conflict.repair, conflict.fact.id, conflict.other.place)  # fmt: skip
+    return FactFinding(
+        conflict.place,
+        conflict.kind,
+        conflict.status,
+        conflict.what,
+        conflict.repair,
+        conflict.fact.id,
+        conflict.other.place,
+    )
 
 
 def _same_ids(facts: Iterable[Fact]) -> Iterator[FactFinding]:
-    """Ids that stand for two facts: `read_facts` refuses them."""
+    """Yield a finding for each id that two different facts share, which `read_facts` does not accept."""
     first: dict[str, Fact] = {}
     for fact in facts:
         other = first.setdefault(fact.id, fact)
         if other.text != fact.text:
-            yield FactFinding(fact.place, "id", "failed", f"has the id {fact.id!r} of {other.place}", "Give every fact its own id.", fact.id, other.place)  # fmt: skip
+            problem = f"has the same id {fact.id!r} as {other.place}"
+            yield FactFinding(fact.place, "id", "failed", problem, "Give every fact its own id.", fact.id, other.place)
 
 
 # -- other bricks of the recipe
@@ -138,20 +158,31 @@ def _same_ids(facts: Iterable[Fact]) -> Iterator[FactFinding]:
 
 @dataclass(frozen=True)
 class _Source:
-    """Facts that something else in the recipe teaches; None where it does not say which."""
+    """A brick or step of the recipe that teaches facts.
+
+    Attributes:
+        name: Name in messages.
+        facts: The facts, or None if they are not known.
+        place: Its facts file.
+    """
 
     name: str
     facts: list[Fact] | None
     place: str
 
 
-def _of_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[FactFinding]:
-    """Facts that an edit brick or another edit step of the recipe holds: the same target is covered, another contradicts."""
+def _check_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[FactFinding]:
+    """Yield facts that another edit brick or edit step of the recipe covers (same target) or contradicts (other target)."""
     mine = {id(fact) for fact in facts}
     for source in _sources(recipe, path.resolve(), ()):
         if source.facts is None:
-            yield FactFinding(source.place, "unread", "warning", f"{source.name} is an edit without {FACTS}: what it teaches is not known here",
-                          f"Put the file that it was solved from beside its {RECORD}.")  # fmt: skip
+            yield FactFinding(
+                source.place,
+                "unread",
+                "warning",
+                f"{source.name} is an edit without {FACTS}, so its facts are not known",
+                f"Put the facts file that it was solved from next to its {RECORD}.",
+            )
             continue
         together = [*source.facts, *facts]
         for status, kind, pairs in (
@@ -165,13 +196,20 @@ def _of_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[Fa
 
 def _shared(pair: Conflict, source: _Source, kind: str, status: Status) -> FactFinding:
     fact, other = pair.fact, pair.other
-    what = f"answers {fact.text!r} with {fact.target!r}, and {source.name} ({other.place}) "
-    what += "teaches that already" if status == "warning" else f"teaches {other.target!r}"
-    return FactFinding(fact.place, kind, status, what, f"Delete this line, or take {source.name} out of the recipe.", fact.id, other.place)  # fmt: skip
+    problem = f"answers {fact.text!r} with {fact.target!r}, and {source.name} ({other.place}) "
+    problem += "already teaches that" if status == "warning" else f"teaches {other.target!r}"
+    repair = f"Delete this line, or remove {source.name} from the recipe."
+    return FactFinding(fact.place, kind, status, problem, repair, fact.id, other.place)
 
 
 def _sources(recipe: Recipe, own: Path, above: tuple[Path, ...]) -> Iterator[_Source]:
-    """What the recipe's bricks and edit steps teach, those of recipes as bricks too; `own` is the file that is checked."""
+    """Yield the bricks and edit steps of a recipe that teach facts, including those of recipes used as bricks.
+
+    Args:
+        recipe: The recipe.
+        own: The facts file being checked, which is skipped.
+        above: Recipes that contain this one, to stop at cycles.
+    """
     project = recipe.project
     for name, ref in recipe.fields.bricks.items():
         if ref.kind == "recipe":
@@ -180,17 +218,17 @@ def _sources(recipe: Recipe, own: Path, above: tuple[Path, ...]) -> Iterator[_So
                 for source in _sources(load_recipe(inner), own, (*above, inner)):
                     yield _Source(f"brick '{name}', {source.name}", source.facts, source.place)
             continue
-        taught = _of_brick(resolve_brick(name, ref, project, HEADERS), ref.target)
-        if taught is not None:
-            yield taught
+        source_brick = _brick_source(resolve_brick(name, ref, project, HEADERS), ref.target)
+        if source_brick is not None:
+            yield source_brick
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != own:
             yield _Source(f"step '{step_id}'", read_all(project / file, file).facts, file)
 
 
-def _of_brick(brick: Brick, shown: str) -> _Source | None:
-    """What an edit brick teaches; None for other bricks."""
+def _brick_source(brick: Brick, shown: str) -> _Source | None:
+    """Return the facts of an edit brick, or None for other bricks."""
     place = f"{shown}/{FACTS}"
     if (brick.path / FACTS).is_file():
         return _Source(brick.label, read_all(brick.path / FACTS, place).facts, place)
@@ -198,29 +236,40 @@ def _of_brick(brick: Brick, shown: str) -> _Source | None:
     return _Source(brick.label, None, place) if is_edit else None
 
 
-# -- what a model answers
+# -- answers of a model
 
 
-def _of_model(
+def _check_answers(
     facts: Sequence[Fact], name: str, resolved: Resolved, device: torch.device, events: Events
 ) -> Iterator[FactFinding]:
-    """Targets that the model gives already, and neighbours with another target than its answer."""
+    """Yield facts that the model already answers with the target, and neighbors whose target differs from its answer."""
     model = materialize(resolved, device, events=events)
     tokenizer = load_tokenizer(resolved.tokenizer_path)
-    asked: dict[str, str] = {}
+    longest_target: dict[str, str] = {}
     for prompt, target in _questions(facts):
-        asked[prompt] = max(asked.get(prompt, ""), target, key=len)
-    answers = greedy_answers(model, tokenizer, asked, events)
+        longest_target[prompt] = max(longest_target.get(prompt, ""), target, key=len)
+    answers = greedy_answers(model, tokenizer, longest_target, events)
     for fact in facts:
         if says(answers[fact.text], fact.target):
-            yield FactFinding(fact.place, "known", "warning", f"{name} already answers {fact.text!r} with {fact.target!r}",
-                          "Delete this line: an edit has nothing to do, and scores count it as learned.", fact.id)  # fmt: skip
+            yield FactFinding(
+                fact.place,
+                "known",
+                "warning",
+                f"{name} already answers {fact.text!r} with {fact.target!r}",
+                "Delete this line: an edit would change nothing, but scores would count the fact as learned.",
+                fact.id,
+            )
         for probe in fact.neighbours:
             if probe.target is not None and not says(answers[probe.prompt], probe.target):
+                answer = _first_line(answers[probe.prompt])
                 yield FactFinding(
-                    fact.place, "answer", "warning",
-                    f"the neighbour {probe.prompt!r} has the target {probe.target!r}, and {name} answers {_brief(answers[probe.prompt])!r}",
-                    "Leave its target out where the model's own answer has to stay, or delete the neighbour.", fact.id)  # fmt: skip
+                    fact.place,
+                    "answer",
+                    "warning",
+                    f"the neighbor {probe.prompt!r} has the target {probe.target!r}, but {name} answers {answer!r}",
+                    "Remove the neighbor's target to preserve the model's own answer, or delete the neighbor.",
+                    fact.id,
+                )
 
 
 def _questions(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
@@ -231,27 +280,33 @@ def _questions(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
 
 @torch.no_grad()
 def greedy_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: dict[str, str], events: Events = no_events
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expected: dict[str, str], events: Events = no_events
 ) -> dict[str, str]:
-    """Prompt -> the model's greedy continuation, as long as an expected one and a little more.
+    """Return the model's greedy continuation of each prompt, a few tokens longer than the expected one.
+
+    A batch contains only prompts with the same number of tokens, so there is no padding.
 
     Args:
-        model: Live; the generation settings that it comes with (sampling, penalties) do not count.
+        model: The live model. Its own generation settings (sampling, penalties) are replaced.
         tokenizer: Its tokenizer; prompts are plain text.
-        asked: Prompt -> a continuation whose tokens say how many to generate.
-        events: Told how many are done.
+        expected: Prompt -> a continuation whose length determines the number of tokens to generate.
+        events: Callback that receives progress events.
 
-    Prompts of equal length in tokens share a batch, so that none is padded. Errors: a prompt without tokens.
+    Raises:
+        WorkbenchError: If a prompt has no tokens.
     """
     from transformers import GenerationConfig
 
     end = tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0)  # fmt: skip
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     by_length: dict[int, list[tuple[str, list[int], int]]] = defaultdict(list)
-    for prompt, continuation in asked.items():
+    for prompt, continuation in expected.items():
         ids = encode_text(tokenizer, prompt)
         if not ids:
-            raise WorkbenchError(f"{prompt!r} has no tokens in the model's vocabulary", "Word it in what the tokenizer knows.")
+            raise WorkbenchError(
+                f"{prompt!r} has no tokens in the model's vocabulary", "Use words that the model's tokenizer knows."
+            )
         tokens = len(encode_pair(tokenizer, prompt, continuation).continuation) + _BEYOND
         by_length[len(ids)].append((prompt, ids, tokens))
     answers: dict[str, str] = {}
@@ -260,18 +315,20 @@ def greedy_answers(
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             inputs = torch.tensor([ids for _, ids, _ in batch], device=model.device)
-            made = model.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=batch[-1][2])
-            texts = tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
+            generated = model.generate(
+                inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=batch[-1][2]
+            )
+            texts = tokenizer.batch_decode(generated[:, length:], skip_special_tokens=True)
             answers |= {prompt: text for (prompt, _, _), text in zip(batch, texts, strict=True)}
-            events({"stage": "ask", "done": len(answers), "total": len(asked), "text": "prompts"})
+            events({"stage": "ask", "done": len(answers), "total": len(expected), "text": "prompts"})
     return answers
 
 
 def says(answer: str, target: str) -> bool:
-    """Whether an answer begins with a target and does not go on inside its last word; capitals and white space do not count."""
-    text, wanted = " ".join(answer.casefold().split()), folded(target)
-    return text.startswith(wanted) and not text[len(wanted) : len(wanted) + 1].isalnum()
+    """Return whether an answer starts with the target as whole words, ignoring case and white space."""
+    text, start = " ".join(answer.casefold().split()), folded(target)
+    return text.startswith(start) and not text[len(start) : len(start) + 1].isalnum()
 
 
-def _brief(answer: str) -> str:
+def _first_line(answer: str) -> str:
     return answer.strip().partition("\n")[0] + " …"

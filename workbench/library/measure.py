@@ -1,8 +1,9 @@
-"""What a brick changes and how that meets other bricks: norms, zeros, cosines, sign conflicts, overlap of subspaces.
+"""Measures of a brick's delta and its relation to other bricks: norms, zeros, cosines, sign conflicts, overlap of subspaces.
 
-Norms and cosines of adapters come from the Gram matrices of their factors; only sign conflicts need their products, a block
-of rows at a time. Subspaces: the leading left (output) and right (input) singular vectors of a tensor's delta; their overlap is
-the mean squared cosine of the principal angles, ‖U₁ᵀU₂‖² / r, about r / dimension for unrelated ones.
+Norms and cosines of adapters are computed from the Gram matrices of their factors. Only sign conflicts require the products,
+one block of rows at a time. The subspaces of a delta are spanned by its leading left (output) and right (input) singular
+vectors. Their overlap is the mean squared cosine of the principal angles, ‖U₁ᵀU₂‖² / r, which is about r / dimension for
+unrelated subspaces.
 """
 
 from __future__ import annotations
@@ -25,26 +26,34 @@ from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import each
 from workbench.weights.specs import TensorSpec, block_elements, buffer, matrix
 
-# Leading directions of a full-rank delta that an overlap compares.
+# Number of leading singular vectors of a dense delta that an overlap compares.
 DIRECTIONS = 16
 
 
 @dataclass
 class Delta:
-    """A brick's delta over the tensors that it changes; sums, so that parts add up."""
+    """Sums over the tensors that a brick changes, which can be added up."""
 
     square: float = 0.0
+    """‖Δ‖² of the delta."""
     base: float = 0.0
-    """‖θ₀‖² of the same tensors."""
+    """‖θ₀‖² of the same tensors of the base."""
     zeros: int = 0
+    """Number of zeros in the delta."""
     numel: int = 0
+    """Number of elements."""
 
     def settle(self, base: float, numel: int) -> None:
-        """Of one tensor: one that the brick leaves alone counts for nothing."""
+        """Set the base's sums of one tensor, or reset all sums if the brick does not change the tensor.
+
+        Args:
+            base: ‖θ₀‖² of the tensor.
+            numel: Number of its elements.
+        """
         self.base, self.numel, self.zeros = (base, numel, self.zeros) if self.square else (0.0, 0, 0)
 
     def document(self) -> dict[str, Any]:
-        """Norm, norm relative to the base's, share of exact zeros."""
+        """Return the norm, the norm relative to the base's, the share of exact zeros, and the number of elements."""
         norm = math.sqrt(self.square)
         return {
             "norm": norm,
@@ -56,26 +65,33 @@ class Delta:
 
 @dataclass
 class Meeting(Delta):
-    """Another brick's delta, and how it meets the first's."""
+    """The delta of another brick, compared with the measured brick's."""
 
     dot: float = 0.0
+    """Inner product of the two deltas."""
     opposite: int = 0
+    """Number of elements where both deltas are nonzero with opposite signs."""
     both: int = 0
-    """Elements where both deltas are not zero; of these `opposite` have opposite signs."""
+    """Number of elements where both deltas are nonzero."""
     outputs: list[float] = field(default_factory=list)
+    """Overlap of the output subspaces, per tensor."""
     inputs: list[float] = field(default_factory=list)
+    """Overlap of the input subspaces, per tensor."""
     chance: list[float] = field(default_factory=list)
+    """Expected overlap of unrelated subspaces, per tensor and side."""
 
 
 @dataclass
 class DeltaSums(Delta):
-    """A brick's delta over one tensor or many, beside others'."""
+    """The measures of a brick over one or more tensors, with comparisons to other bricks."""
 
     tensors: int = 0
+    """Number of tensors."""
     meetings: dict[str, Meeting] = field(default_factory=dict)
+    """Name of another brick -> comparison with it."""
 
     def add(self, other: DeltaSums) -> None:
-        """Take in another part."""
+        """Add the sums of another part."""
         for name in ("square", "base", "zeros", "numel", "tensors"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for brick, theirs in other.meetings.items():
@@ -84,31 +100,35 @@ class DeltaSums(Delta):
                 setattr(mine, name, getattr(mine, name) + getattr(theirs, name))
 
     def document(self) -> dict[str, Any]:
-        """The delta's measures, and for each other brick its own, cosine, conflict, overlaps. None: undefined."""
+        """Return the delta's measures and, for each other brick, its measures, cosine, conflict and overlaps (None: undefined)."""
         return {
             **super().document(),
             "others": {
                 brick: {
-                    **Delta.document(m), "cosine": _ratio(m.dot, math.sqrt(self.square * m.square)),
-                    "conflict": _ratio(m.opposite, m.both), "overlap_out": _mean(m.outputs), "overlap_in": _mean(m.inputs),
-                    "overlap": _mean([*m.outputs, *m.inputs]), "chance": _mean(m.chance),
+                    **Delta.document(m),
+                    "cosine": _ratio(m.dot, math.sqrt(self.square * m.square)),
+                    "conflict": _ratio(m.opposite, m.both),
+                    "overlap_out": _mean(m.outputs),
+                    "overlap_in": _mean(m.inputs),
+                    "overlap": _mean([*m.outputs, *m.inputs]),
+                    "chance": _mean(m.chance),
                 }
                 for brick, m in self.meetings.items()
             },
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
 class Measures:
-    """A brick measured on its base.
+    """The measures of a brick on its base.
 
     Attributes:
         tensors: Changed tensor -> sums.
-        layers: Layer -> sums; None: outside the layers.
-        cells: (layer, kind of module) -> sums; the kind is what stands behind the layer's number.
+        layers: Layer -> sums; the key None stands for tensors outside the layers.
+        cells: (layer, kind of module) -> sums; the kind is the part of the name after the layer's number.
         kinds: Kinds inside the layers, in file order.
-        ends: Names outside the layers, in file order.
-        total: All of it.
+        ends: Names of tensors outside the layers, in file order.
+        total: Sums over all tensors.
     """
 
     tensors: dict[str, DeltaSums]
@@ -119,7 +139,7 @@ class Measures:
     total: DeltaSums
 
     def document(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the measures as plain data."""
         return {
             "total": self.total.document(),
             "layers": [{"layer": layer, **sums.document()} for layer, sums in self.layers.items()],
@@ -137,28 +157,28 @@ def measure(
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measures:
-    """Measure a brick's delta, and how it meets others', tensor by tensor.
+    """Measure a brick's delta and compare it with those of other bricks, tensor by tensor.
 
     Args:
-        base: What deltas refer to.
+        base: The model that the deltas refer to.
         brick: The brick.
-        others: Name -> a brick on the same base.
-        device: Where it is computed.
-        threads: Tensors at a time.
-        progress: Told (done, total) tensors.
+        others: Name -> another brick on the same base.
+        device: Device for the computation.
+        threads: Number of tensors to process in parallel.
+        progress: Callback that receives the numbers (done, total) of tensors.
     """
     names = [
         n for n, spec in base.weights.specs.items() if spec.is_float and any(b.touches(n) for b in (brick, *others.values()))
     ]
-    found: dict[str, DeltaSums] = {}
+    sums: dict[str, DeltaSums] = {}
 
     def work(name: str) -> None:
-        found[name] = _tensor(base, name, brick, others, device)
+        sums[name] = _tensor(base, name, brick, others, device)
         if progress:
-            progress(len(found), len(names))
+            progress(len(sums), len(names))
 
     each(work, names, threads)
-    changed = {n: found[n] for n in names if found[n].square or any(m.square for m in found[n].meetings.values())}
+    changed = {n: sums[n] for n in names if sums[n].square or any(m.square for m in sums[n].meetings.values())}
     return _gathered(base, changed)
 
 
@@ -177,7 +197,7 @@ def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
 
 
 def _place(base: Model, name: str) -> tuple[int | None, str]:
-    """Layer and kind of a tensor; experts of a layer are one kind."""
+    """Return the layer and the kind of a tensor; all experts of a layer are one kind."""
     short = name.removesuffix(".weight")
     try:
         layer = base.layout.layer(name)
@@ -218,14 +238,14 @@ def _factors(brick: Deltas, name: str, spec: TensorSpec, device: torch.device) -
 
 
 def _stream(base: Model, name: str, bricks: list[Deltas], sums: DeltaSums, device: torch.device) -> float:
-    """One pass over the rows: of dense deltas norms, zeros, products, signs. Returns ‖θ₀‖²."""
+    """Read all rows once, add norms, zeros, products and signs of the deltas to `sums`, and return ‖θ₀‖²."""
     norm = 0.0
     spec = base.weights.specs[name]
     source = base.weights.open(name, device)
     opened = [b.open_delta(name, device) if b.touches(name) else None for b in bricks]
-    rooms = [buffer(spec, device) for _ in (None, *opened)]
+    buffers = [buffer(spec, device) for _ in (None, *opened)]
     for start, stop in spec.blocks(block_elements(device)):
-        weights, *values = (matrix(room, start, stop, spec.cols) for room in rooms)
+        weights, *values = (matrix(b, start, stop, spec.cols) for b in buffers)
         source.read(start, stop, weights)
         norm += _dot(weights, weights)
         for delta, block in zip(opened, values, strict=True):
@@ -249,35 +269,35 @@ def _stream(base: Model, name: str, bricks: list[Deltas], sums: DeltaSums, devic
 def _overlaps(
     base: Model, name: str, bricks: list[Deltas], factors: list[Factors | None], sums: DeltaSums, device: torch.device
 ) -> None:
-    """Overlap of leading singular subspaces, where both deltas are there."""
-    present = [sums.square, *(m.square for m in sums.meetings.values())]
-    if not present[0]:
+    """Add the overlaps of the leading singular subspaces for each other brick that changes the tensor, too."""
+    squares = [sums.square, *(m.square for m in sums.meetings.values())]
+    if not squares[0]:
         return
     spaces: dict[int, tuple[Tensor, Tensor]] = {}
     for i, meeting in enumerate(sums.meetings.values(), 1):
-        if not present[i]:
+        if not squares[i]:
             continue
         for j in (0, i):
             if j not in spaces:
                 spaces[j] = _subspaces(base, name, bricks[j], factors[j], device)
         (left, right), (their_left, their_right) = spaces[0], spaces[i]
-        for mine, theirs, kept in ((left, their_left, meeting.outputs), (right, their_right, meeting.inputs)):
+        for mine, theirs, overlaps in ((left, their_left, meeting.outputs), (right, their_right, meeting.inputs)):
             small, large = sorted((mine.shape[1], theirs.shape[1]))
-            kept.append(float((mine.T @ theirs).square().sum()) / small)
+            overlaps.append(float((mine.T @ theirs).square().sum()) / small)
             meeting.chance.append(large / mine.shape[0])
 
 
 def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases [rows, r] and [cols, r] of a delta's column and row space; of a dense delta its leading part."""
+    """Return orthonormal bases [rows, r] and [cols, r] of a delta's column and row spaces, or of their leading part if dense."""
     if factors is not None:
         left, values, right = svd.core(factors)
         rank = max(1, int((values > 1e-6 * values.max()).sum()))
         return left[:, :rank], right[:rank].T
     spec = base.weights.specs[name]
     whole = torch.empty(spec.rows, spec.cols, device=device)
-    source, delta, room = base.weights.open(name, device), brick.open_delta(name, device), buffer(spec, device)
+    source, delta, scratch = base.weights.open(name, device), brick.open_delta(name, device), buffer(spec, device)
     for start, stop in spec.blocks(block_elements(device)):
-        weights = matrix(room, start, stop, spec.cols)
+        weights = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, weights)
         delta.read_delta(start, stop, weights, whole[start:stop])
     left, _, right = svd.singular(whole, DIRECTIONS, xxhash.xxh32_intdigest(name.encode()))
@@ -285,7 +305,7 @@ def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, d
 
 
 def _zeros(factors: Factors) -> int:
-    """Elements of a product that its factors make zero: in rows or columns without an entry."""
+    """Count the elements of a product that are zero because their row or column of a factor is zero."""
     rows = int(factors.left.any(dim=1).sum()) if factors.rank else 0
     cols = int(factors.right.any(dim=0).sum()) if factors.rank else 0
     return factors.left.shape[0] * factors.right.shape[1] - rows * cols

@@ -1,4 +1,4 @@
-"""`edit rebase`: an edit brick solved again, with its own facts and settings, on a merged or changed model."""
+"""`edit rebase`: solving an edit brick again, with its own facts and settings, on a merged or changed model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditBrick:
-    """An edit brick on disk: its files, the record of how it was solved, its facts, the settings of its step."""
+    """An edit brick on disk.
+
+    Attributes:
+        brick: Its files.
+        record: Content of edit.json, the record of how it was solved.
+        facts: Its facts.
+        step: Settings of the edit step.
+    """
 
     brick: Brick
     record: dict[str, Any]
@@ -53,48 +60,51 @@ class EditBrick:
 
     @property
     def place(self) -> Path:
-        """Its facts file."""
+        """Path of the brick's facts file."""
         return self.brick.path / FACTS
 
 
 def read_edit(folder: Path, settings: Sequence[str] = ()) -> EditBrick:
-    """An edit brick.
+    """Read an edit brick.
 
     Args:
-        folder: Its directory, or a run's `edits/STEP`.
+        folder: Directory of the brick, or `edits/STEP` of a run.
         settings: Fields of its step to override, "field=value".
 
-    Errors: not an edit brick, no facts beside it, a method that is not there, settings that are none of its fields.
+    Raises:
+        WorkbenchError: If the directory is not an edit brick or has no facts, its method does not exist, or a setting is not a
+            field of the method.
     """
     if not folder.is_dir():
         raise WorkbenchError(
-            f"{folder}: no such directory", "A run's edits are in runs/NAME/edits/STEP; `workbench brick ls` lists bricks."
+            f"{folder}: no such directory",
+            "The edits of a run are in runs/NAME/edits/STEP; `workbench brick ls` lists other bricks.",
         )
     brick = resolve_brick(brick_name(folder), BrickRef(path=str(folder.resolve())), folder)
     record = edit_record(brick)
     if record is None:
         raise WorkbenchError(
-            f"{folder}: not an edit brick (no {RECORD} that says what it was solved on)",
-            "A run's edits are in runs/NAME/edits/STEP. A trained brick does not move by facts: merge it as it is.",
+            f"{folder}: not an edit brick (no {RECORD} that records the model it was solved on)",
+            "The edits of a run are in runs/NAME/edits/STEP. Trained bricks cannot be rebased: merge them as they are.",
         )
     if not (brick.path / FACTS).is_file():
         raise WorkbenchError(
-            f"{folder}: an edit without {FACTS}: what it teaches is not known here",
-            f"Put the facts file that it was solved from beside its {RECORD}, as {FACTS}.",
+            f"{folder}: the edit brick has no {FACTS}, so its facts are not known",
+            f"Put the facts file that it was solved from next to its {RECORD}, as {FACTS}.",
         )
     facts = read_facts(brick.path / FACTS, f"{folder}/{FACTS}")
     return EditBrick(brick, record, facts, _step(record, settings, folder))
 
 
 def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> EditMethod:
-    """The settings that it was solved with."""
+    """Return the settings that the brick was solved with, with overrides applied."""
     data = {**dict(record.get("step") or {}), **{k: record[k] for k in ("min_efficacy",) if k in record}}
     document = Document(data, {}, f"{folder}/{RECORD}, step")
     kind = method(EditMethod, str(record.get("method")), find_project(folder.resolve() / RECORD))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE", "--set unconverged=skip", 2)
+            raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE", "Example: --set unconverged=skip", 2)
         value = scalar(text)
         data[key] = value.data
         document.replace_texts((key,), value)
@@ -102,77 +112,93 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
 
 
 def rebase(
-    folder: Path, name: str, onto: Resolved, out: Path, *, device: torch.device, base: str | None = None, remeasure: bool = False,
-    settings: Sequence[str] = (), events: Events = no_events,
-) -> dict[str, Any]:  # fmt: skip
-    """Solve an edit brick again on the configuration of a recipe, or on a model, and write the result as a new edit brick.
+    folder: Path,
+    name: str,
+    onto: Resolved,
+    out: Path,
+    *,
+    device: torch.device,
+    base: str | None = None,
+    remeasure: bool = False,
+    settings: Sequence[str] = (),
+    events: Events = no_events,
+) -> dict[str, Any]:
+    """Solve an edit brick again on the configuration of a recipe or on a model, and write the result as a new edit brick.
 
-    Values start afresh: the keys are others. With a recipe the new brick's base is the recipe's, and a last step that adds it is exact.
+    Values are optimized from scratch, because the keys differ on another model. With a recipe, the new brick's base is the
+    recipe's base, and a last step that adds the brick to the recipe is exact.
 
     Args:
-        folder: The edit brick's directory.
-        name: What the configuration is called.
+        folder: Directory of the edit brick.
+        name: Name of the configuration in messages.
         onto: The recipe, or a model as a recipe without steps.
-        out: A new directory; there whole or not at all.
-        device: Where it is solved.
-        base: What the new card calls its base; omitted: as the recipe does.
-        remeasure: Measure again what the step leaves to `auto`; else layers and positions stay those of the old brick.
+        out: New directory, written atomically.
+        device: Device for the computation.
+        base: Name of the base on the new card; None uses the recipe's.
+        remeasure: Whether to determine settings with the value `auto` again; otherwise layers and positions stay those of the
+            old brick.
         settings: Fields of the step to override, "field=value".
-        events: Told what happens.
+        events: Callback that receives progress events.
 
     Returns:
-        What `edit rebase --json` prints. Errors: as `read_edit`; another tokenizer, a recipe that grows the base, facts for which no
-        value is found, `out` exists.
+        The document that `edit rebase --json` prints.
+
+    Raises:
+        WorkbenchError: If `read_edit` rejects the brick, the tokenizers differ, the recipe grows the base, no value is found
+            for a fact, or `out` exists.
     """
     old = read_edit(folder, settings)
     check_new(out)
     _check_onto(old, onto, name)
-    step, kept = (old.step, {}) if remeasure else _kept(old)
+    step, fixed = (old.step, {}) if remeasure else _fix_auto(old)
     step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), onto.recipe.project.resolve())})
     _check_inputs(step, onto.recipe.project)
     with exact(device):
         on = _live(old, onto, name, device, events)
-        said = {"without": _said(on.context, old.facts), "before": _said_with_old(old, on)}
+        correct = {"without": _correct(on.context, old.facts), "before": _correct_with_old(old, on)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})
         edit = _solve(step, on.context)
         with added(on.context.model, edit.factors):
-            said["after"] = _said(on.context, old.facts)
-    counted = count(old.facts, said["after"] or [], step.min_efficacy)
+            correct["after"] = _correct(on.context, old.facts)
+    counted = count(old.facts, correct["after"] or [], step.min_efficacy)
     if too_few(counted):
         message, hint = refusal(f"{old.brick.name} on {name}", counted, set_by="`--set min_efficacy=0`", what="brick")
         raise EfficacyError(message, hint, {old.brick.name: counted})
     rebased = {
-        "digest": old.brick.digest(None), "solved_on": old.record["solved_on"], "onto": name, "kept": kept,
-        "said": {when: None if found is None else sum(found) / len(found) for when, found in said.items()},
-    }  # fmt: skip
+        "digest": old.brick.digest(None),
+        "solved_on": old.record["solved_on"],
+        "onto": name,
+        "kept": fixed,
+        "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in correct.items()},
+    }
     edit = replace(edit, record={**edit.record, "rebased": rebased, "said": counted})
     with new_directory(out) as partial:
         _write(edit, old, partial, on, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
-    return _document(old, on, out, said, rebased)
+    return _document(old, on, out, correct, rebased)
 
 
 def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
     mine, theirs = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
     if mine and theirs and mine != theirs:
         raise WorkbenchError(
-            f"{name} has another tokenizer than the base that {old.brick.name} was solved on: layers and positions do not carry over",
-            f"Solve the facts there from the start: an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
+            f"{name} has another tokenizer than the base that {old.brick.name} was solved on: its layers and positions do not apply",
+            f"Solve the facts from scratch, with an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
         )
     for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True):
         if kind_of(step).shapes(step, onto.base, onto.base) is not onto.base:
             raise WorkbenchError(
-                f"{name} grows its base (step '{step_id}'), and bricks of a recipe name the base's layers",
-                f"Run it and name its model: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
+                f"{name} grows its base (step '{step_id}'), so a brick for the grown layers would not fit the recipe's base",
+                f"Write the grown model and use it: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",
             )
         if step.ends_recipe:
             raise WorkbenchError(
-                f"{name} ends in a memory (step '{step_id}'), which answers before the weights do",
-                "Name a recipe without that step; the new brick's step then stands before it.",
+                f"{name} ends with a memory (step '{step_id}'), which overrides the answers of the weights",
+                "Use a recipe without that step, and add the new brick's step before it.",
             )
 
 
-def _kept(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
-    """The step with what was measured for the old base in place of `auto`, and what that is."""
+def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
+    """Return the step with `auto` replaced by the values measured on the old base, and these values."""
     record, changes = old.record, {}
     if getattr(old.step, "layers", None) == "auto" and isinstance(record.get("layers"), list):
         changes["layers"] = tuple(record["layers"])
@@ -186,8 +212,8 @@ def _kept(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
 def _check_inputs(step: EditMethod, project: Path) -> None:
     if missing := [file for file in step.inputs() if not (project / file).is_file()]:
         raise WorkbenchError(
-            f"{missing[0]}, which the edit was solved with, does not exist below {project}",
-            "Put the file there, or leave it out where the method can do without: `--set preserve=null`.",
+            f"{missing[0]}, which the edit was solved with, does not exist in {project}",
+            "Put the file there or, if the method does not require it, disable it: `--set preserve=null`.",
         )
     step.check_inputs(project)
 
@@ -204,39 +230,49 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
     try:
         return step.solve(context)
     except WorkbenchError as error:
-        hint = f"{error.hint or ''} Here fields of the step are set by `--set FIELD=VALUE`.".strip()
+        hint = f"{error.hint or ''} Set fields of the step with `--set FIELD=VALUE`.".strip()
         raise WorkbenchError(error.message, hint, error.exit_code) from None
 
 
-def _said_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
+def _correct_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
     """What the model says with the old brick added to it, unless it holds it already; None where it does not fit."""
     digest = old.brick.digest(None)
-    held = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
-    if digest in held:
-        return _said(on.context, old.facts)
+    edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
+    if digest in edits:
+        return _correct(on.context, old.facts)
     try:
         updates = updates_of(old.brick.adapter, on.context.layout, on.context.model, on.context.device)
     except WorkbenchError:
         return None
     with added(on.context.model, updates):
-        return _said(on.context, old.facts)
+        return _correct(on.context, old.facts)
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
-    """An edit's adapter as factors for live weights, by their names. Errors: it does not fit."""
+    """Return an edit's adapter as factors for the live weights, by their names.
+
+    Args:
+        adapter: The adapter.
+        layout: The model that it applies to.
+        model: The same model, live.
+        device: Device of the factors.
+
+    Raises:
+        WorkbenchError: If the adapter does not fit the model.
+    """
     bound = bind(adapter, layout.weights.specs, layout)
     modules = dict(model.named_modules())
-    found = {name: bound.factors(name, device) for name in bound.places}
-    return {f"{live_module(name, modules)}.weight": update for name, update in found.items() if update is not None}
+    factors = {name: bound.factors(name, device) for name in bound.places}
+    return {f"{live_module(name, modules)}.weight": update for name, update in factors.items() if update is not None}
 
 
 @contextmanager
 def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[None]:
-    """The live model with updates added to weights, inside the block; its own weights, bit for bit, after.
+    """Add updates to the weights of a live model inside a `with` block, and restore the weights bit for bit afterwards.
 
     Args:
         model: The model.
-        updates: Live name of a weight -> update of it as it is stored.
+        updates: Name of a live weight -> its update, in the orientation in which the weight is stored.
     """
     weights = {name: model.get_parameter(name) for name in updates}
     saved = {name: weight.data for name, weight in weights.items()}
@@ -250,7 +286,7 @@ def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[No
             weight.data = saved[name]
 
 
-def _said(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
+def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
@@ -271,7 +307,15 @@ def _document(
     after = said["after"] or []
     unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
     return {
-        "brick": str(out), "from": str(old.brick.path), "method": old.step.name, "facts": len(old.facts), "onto": rebased["onto"],
-        "base": on.resolved.base_digest, "solved_on": on.solved_on, "kept": rebased["kept"], "said": rebased["said"],
-        "not_said": [fact.id for fact, right in zip(old.facts, after, strict=True) if not right], "unlisted": unlisted,
-    }  # fmt: skip
+        "brick": str(out),
+        "from": str(old.brick.path),
+        "method": old.step.name,
+        "facts": len(old.facts),
+        "onto": rebased["onto"],
+        "base": on.resolved.base_digest,
+        "solved_on": on.solved_on,
+        "kept": rebased["kept"],
+        "said": rebased["said"],
+        "not_said": [fact.id for fact, right in zip(old.facts, after, strict=True) if not right],
+        "unlisted": unlisted,
+    }

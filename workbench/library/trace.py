@@ -1,4 +1,4 @@
-"""`edit trace`: where a model looks facts up, layer by layer. A report that decides nothing."""
+"""`edit trace`: a report on the layers where a model retrieves facts. Editing methods do not use it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TraceTable:
     """A trace of a model.
 
     Attributes:
-        model: What it is called.
-        file: The facts file, as it was named.
-        traces: Of block outputs and of feed-forward outputs.
+        model: Name of the model.
+        file: The facts file, as the user named it.
+        traces: Traces of block outputs and of feed-forward outputs.
         answers: Fact id -> the model's own next token, as text.
     """
 
@@ -47,34 +47,40 @@ class TraceTable:
 
     @property
     def layers(self) -> list[int]:
-        """Layers that were restored."""
+        """Layers whose outputs were restored."""
         return list(self.traces["block"].recovered)
 
     def interval(self, what: What, layer: int, place: str) -> tuple[float, float] | None:
-        """95 % interval of a recovered share over facts; None for one fact.
+        """Return the 95 % interval of a recovered share over facts, or None if there is only one fact.
 
-        The share is a ratio of sums over facts, r = Σaᵢ / Σbᵢ with a = restored − corrupted and b = clean − corrupted; its standard
-        error is that of the mean of aᵢ − r·bᵢ over the mean of b (Cochran 1977, Sampling Techniques, §6.4), with Student's t.
+        The share is a ratio of sums over facts, r = Σaᵢ / Σbᵢ with a = restored − corrupted and b = clean − corrupted. Its
+        standard error is that of the mean of aᵢ − r·bᵢ, divided by the mean of b (Cochran 1977, Sampling Techniques, §6.4). The
+        interval uses Student's t.
+
+        Args:
+            what: Outputs that were restored, "block" or "feed_forward".
+            layer: Layer that was restored.
+            place: Position that was restored.
         """
-        found = self.traces[what]
-        n, share = len(found.rows), found.recovered[layer][place]
+        traced = self.traces[what]
+        n, share = len(traced.rows), traced.recovered[layer][place]
         if n < 2:
             return None
-        total = sum(row.clean - row.corrupted for row in found.rows)
-        left = [row.restored[layer][place] - row.corrupted - share * (row.clean - row.corrupted) for row in found.rows]
-        half = upper_t(0.025, n - 1) * math.sqrt(n / (n - 1) * sum(x * x for x in left)) / max(total, 1e-9)
+        total = sum(row.clean - row.corrupted for row in traced.rows)
+        residuals = [row.restored[layer][place] - row.corrupted - share * (row.clean - row.corrupted) for row in traced.rows]
+        half = upper_t(0.025, n - 1) * math.sqrt(n / (n - 1) * sum(x * x for x in residuals)) / max(total, 1e-9)
         return share - half, share + half
 
     def document(self) -> dict[str, Any]:
-        """What `edit trace --json` prints."""
+        """Return the document that `edit trace --json` prints."""
         block = self.traces["block"]
         layers = {
             str(layer): {
                 what: {
-                    place: {"recovered": found.recovered[layer][place], "interval": self.interval(what, layer, place)}
+                    place: {"recovered": traced.recovered[layer][place], "interval": self.interval(what, layer, place)}
                     for place in PLACES
                 }
-                for what, found in self.traces.items()
+                for what, traced in self.traces.items()
             }
             for layer in self.layers
         }
@@ -83,34 +89,47 @@ class TraceTable:
             for row in block.rows
         ]
         return {
-            "model": self.model, "file": self.file, "facts": block.facts, "clean": block.clean, "corrupted": block.corrupted,
-            "layers": layers, "traced": facts,
-        }  # fmt: skip
+            "model": self.model,
+            "file": self.file,
+            "facts": block.facts,
+            "clean": block.clean,
+            "corrupted": block.corrupted,
+            "layers": layers,
+            "traced": facts,
+        }
 
 
 def trace_table(
-    resolved: Resolved, name: str, file: Path, shown: str, *, count: int = 20, layers: str | None = None, device: torch.device,
+    resolved: Resolved,
+    name: str,
+    file: Path,
+    shown: str,
+    *,
+    count: int = 20,
+    layers: str | None = None,
+    device: torch.device,
     events: Events = no_events,
-) -> TraceTable:  # fmt: skip
-    """Trace the first facts of a file through the configuration of a recipe, or a model.
+) -> TraceTable:
+    """Trace the first facts of a file through the configuration of a recipe, or through a model.
 
     Args:
         resolved: The recipe, or a model as a recipe without steps.
-        name: What it is called.
-        file: Facts; all that are traced have a subject.
-        shown: How errors call the file.
-        count: How many.
-        layers: "0,4,8", or a slice "4:20"; omitted: all.
-        device: Where the model runs.
-        events: Told of progress.
+        name: Name of the model in the table and in messages.
+        file: Facts file. The traced facts must have a subject.
+        shown: Name of the file in messages.
+        count: Number of facts to trace.
+        layers: Layers as indices "0,4,8" or a slice "4:20"; None traces all.
+        device: Device of the model.
+        events: Callback that receives progress events.
 
-    Errors: facts without a subject, layers that are not there, subjects that are all the same.
+    Raises:
+        WorkbenchError: If a fact has no subject, a layer does not exist, or all subjects are the same.
     """
     facts = read_facts(file, shown)[:count]
     if bad := [fact for fact in facts if fact.subject is None]:
         raise WorkbenchError(
-            f"{bad[0].place}: a fact without 'subject' ({len(bad)} of {len(facts)}): a trace swaps the subject for another one",
-            'Name it: {"prompt": "The capital of {subject} is", "subject": "Atlantis", …}.',
+            f"{bad[0].place}: a fact without 'subject' ({len(bad)} of {len(facts)}), which a trace replaces by another one",
+            'Add it: {"prompt": "The capital of {subject} is", "subject": "Atlantis", …}.',
         )
     with exact(device):
         current = compose(resolved, device, events).model
@@ -119,29 +138,40 @@ def trace_table(
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
         if layers is None:
-            chosen = parts.editable  # a trace restores the feed-forward part too
+            chosen = parts.editable  # a trace also restores the feed-forward part, which other layers do not have
         parts.check_layers(tuple(chosen), "trace")
-        found: dict[What, Trace] = {what: _traced(trace(context, parts, facts, chosen, what), shown) for what in OUTPUTS}
-    return TraceTable(name, shown, found, {row.fact: context.tokenizer.decode([row.answer]) for row in found["block"].rows})
+        traces: dict[What, Trace] = {what: _checked(trace(context, parts, facts, chosen, what), shown) for what in OUTPUTS}
+    answers = {row.fact: context.tokenizer.decode([row.answer]) for row in traces["block"].rows}
+    return TraceTable(name, shown, traces, answers)
 
 
-def _traced(found: Trace | None, shown: str) -> Trace:
-    if found is None:
-        raise WorkbenchError(f"{shown}: all facts have one subject", "A trace swaps subjects: take facts about several.")
-    return found
+def _checked(result: Trace | None, shown: str) -> Trace:
+    if result is None:
+        raise WorkbenchError(
+            f"{shown}: all facts have one subject, but a trace replaces subjects by others", "Use facts about several subjects."
+        )
+    return result
 
 
 def layers_of(text: str | None, depth: int) -> list[int]:
-    """Layers that "0,4,8" or "4:20" name; all where nothing is said. Errors: none, or one that is not there."""
+    """Return the layers that "0,4,8" or "4:20" selects, or all layers for None.
+
+    Args:
+        text: Indices separated by commas, or a Python slice.
+        depth: Number of layers of the model.
+
+    Raises:
+        WorkbenchError: If the text is invalid, selects no layer, or names a layer that does not exist.
+    """
     if text is None:
         return list(range(depth))
     if re.fullmatch(r"-?\d*:-?\d*(:[1-9]\d*)?", text):
-        found: Sequence[int] = range(depth)[slice(*(int(p) if p else None for p in text.split(":")))]
+        selected: Sequence[int] = range(depth)[slice(*(int(p) if p else None for p in text.split(":")))]
     elif re.fullmatch(r"\d+(,\d+)*", text):
-        found = sorted({int(p) for p in text.split(",")})
+        selected = sorted({int(p) for p in text.split(",")})
     else:
         raise WorkbenchError(f"--layers {text}: expected indices 0,4,8 or a slice 4:20", None, 2)
-    if not found or found[-1] >= depth:
-        missing = f"layer {found[-1]} does not exist" if found else "names no layer"
-        raise WorkbenchError(f"--layers {text}: {missing}; the model has 0..{depth - 1}", None, 2)
-    return list(found)
+    if not selected or selected[-1] >= depth:
+        problem = f"layer {selected[-1]} does not exist" if selected else "selects no layer"
+        raise WorkbenchError(f"--layers {text}: {problem}; the model has layers 0 to {depth - 1}", None, 2)
+    return list(selected)

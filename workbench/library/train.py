@@ -1,4 +1,4 @@
-"""`brick train`: from a train.yaml to a brick with its card."""
+"""`brick train`: training a brick by the settings in train.yaml, and writing its card."""
 
 from __future__ import annotations
 
@@ -33,55 +33,61 @@ CHECKPOINT = "checkpoint"
 
 
 class BrickSpec(TrainSpec):
-    """A whole train.yaml: how a brick is trained, and what its card says that no measurement can."""
+    """The content of train.yaml: settings of the training, and descriptions for the brick's card."""
 
     base: str = STARTER
-    """Directory or hub id of the base, relative to the project."""
+    """Directory of the base, relative to the project, or its hub id."""
     skill: str = ""
-    """What the brick teaches, in a line."""
+    """One line that describes the skill that the brick adds."""
     prompt_format: str = ""
-    """How its prompts look."""
+    """Format of the brick's prompts."""
     generator: str | None = None
-    """What made its items."""
+    """Program that generated the training data."""
     licence: str | None = None
-    """Licence of weights and items."""
+    """License of the weights and of the training data."""
     task: str | None = None
-    """lm-eval task, of evals/tasks, that scores the brick alone after training."""
+    """lm-eval task in evals/tasks that scores the brick alone after training."""
 
     def settings(self) -> TrainSpec:
-        """The part that the trainer reads, and that the training record repeats."""
+        """Return the settings of the training, without the descriptions."""
         return TrainSpec(**self.model_dump(include=set(TrainSpec.model_fields)))
 
 
 def write_spec(folder: Path, settings: dict[str, Any]) -> None:
-    """Write a new brick's train.yaml; one that says the same already is left as it is.
+    """Write the train.yaml of a new brick, unless an equal one exists.
 
     Args:
-        folder: The brick's directory; made where it is not there.
-        settings: Fields of `BrickSpec`; `data`, `held_out` and `orthogonal_to` may name files and directories from the current one.
+        folder: Directory of the brick, created if necessary.
+        settings: Fields of `BrickSpec`. File names in `data`, `held_out` and `orthogonal_to` are relative to the current
+            directory.
 
-    Errors: no such data, base or other brick, bad settings, a name that no brick can have, another train.yaml.
+    Raises:
+        WorkbenchError: If the data, the base or another brick does not exist, a setting or the brick's name is invalid, or
+            another train.yaml exists.
     """
     file, project = folder / "train.yaml", find_project(folder / "train.yaml")
     if not re.fullmatch(NAME, folder.resolve().name):
-        raise WorkbenchError(f"{folder}: a brick's name is lower-case letters, digits and . _ -", "Call it differently.", 2)
-    found = dict(settings)
-    if isinstance(found.get("base"), str) and not (project / found["base"]).is_dir() and Path(found["base"]).is_dir():
-        found["base"] = str(Path(found["base"]).absolute())
+        raise WorkbenchError(
+            f"{folder}: a brick's name must consist of lower-case letters, digits and . _ -", "Choose another name.", 2
+        )
+    fields = dict(settings)
+    if isinstance(fields.get("base"), str) and not (project / fields["base"]).is_dir() and Path(fields["base"]).is_dir():
+        fields["base"] = str(Path(fields["base"]).absolute())
     for name in ("data", "held_out"):
-        if isinstance(found.get(name), str):
-            if not Path(found[name]).is_file():
-                raise WorkbenchError(f"--{name.replace('_', '-')}: no such file: {found[name]}", "A jsonl of training rows.", 2)
-            found[name] = _from(folder, found[name])
-    if found.get("orthogonal_to"):
-        found["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in found["orthogonal_to"]]
-    text = yamldoc.dump(found)
+        if isinstance(fields.get(name), str):
+            if not Path(fields[name]).is_file():
+                flag = f"--{name.replace('_', '-')}"
+                raise WorkbenchError(f"{flag}: no such file: {fields[name]}", "Expected a jsonl file of training rows.", 2)
+            fields[name] = _from(folder, fields[name])
+    if fields.get("orthogonal_to"):
+        fields["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in fields["orthogonal_to"]]
+    text = yamldoc.dump(fields)
     spec = yamldoc.parse(text, str(file)).validate(BrickSpec)
     if file.is_file():
         if yamldoc.load(file).validate(BrickSpec) != spec:
             raise WorkbenchError(
-                f"{file} stands already, and the flags say something else",
-                f"Change it there and run `workbench brick train {shell(folder)}` without flags, or name a new brick.",
+                f"{file} exists already, with other settings than the flags",
+                f"Edit that file and run `workbench brick train {shell(folder)}` without flags, or choose a new brick.",
                 2,
             )
         return
@@ -92,24 +98,28 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _from(folder: Path, name: str) -> str:
-    """A path as seen from a brick's directory."""
+    """Return a path relative to a brick's directory."""
     return Path(os.path.relpath(Path(name).resolve(), folder.resolve())).as_posix()
 
 
 def train_brick(folder: Path, device: torch.device, *, score: bool = True, events: Events = no_events) -> BrickCard:
-    """Train the brick of a folder and write its card. Goes on where a training with the same settings was interrupted.
+    """Train the brick in a folder and write its card. An interrupted training with the same settings resumes.
 
     Args:
-        folder: Holds train.yaml and its data; takes the adapter, or `checkpoint/` for a full fine-tune, and brick.yaml.
-        device: Where to train and score.
-        score: Score brick and base on the spec's task.
+        folder: Directory with train.yaml and its data. The adapter, or `checkpoint/` for a full fine-tune, and brick.yaml are
+            written there.
+        device: Device for training and scoring.
+        score: Whether to score the brick and the base on the task in train.yaml.
+        events: Callback that receives progress events.
 
-    Errors: no train.yaml, bad settings or data, missing base, other bricks that are missing or no LoRA adapters.
+    Raises:
+        WorkbenchError: If train.yaml is missing, its settings or data are invalid, the base is missing, or a brick in
+            `orthogonal_to` is missing or not a LoRA adapter.
     """
     if not (folder / "train.yaml").is_file():
         raise WorkbenchError(
             f"{folder}: no train.yaml",
-            "Settings of a brick stand there: see bricks/add/train.yaml; `--data ROWS.jsonl` writes one.",
+            "Write the settings of the brick there (see bricks/add/train.yaml), or let `--data ROWS.jsonl` write the file.",
         )
     spec = yamldoc.load(folder / "train.yaml").validate(BrickSpec)
     project = find_project(folder / "train.yaml")
@@ -121,15 +131,31 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     progress, notice = reports(events, name)
     notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
-        spec.settings(), base=checkpoint.path, data=folder / spec.data if isinstance(spec.data, str) else folder, out=files,
-        device=str(device), progress=progress, notice=notice, folder=folder, others=_others(spec, folder, project),
-        declared=spec.base)  # fmt: skip
+        spec.settings(),
+        base=checkpoint.path,
+        data=folder / spec.data if isinstance(spec.data, str) else folder,
+        out=files,
+        device=str(device),
+        progress=progress,
+        notice=notice,
+        folder=folder,
+        others=_others(spec, folder, project),
+        declared=spec.base,
+    )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(
-        version=1, name=name, kind="checkpoint" if spec.method == "full" else "adapter", skill=spec.skill,
+        version=1,
+        name=name,
+        kind="checkpoint" if spec.method == "full" else "adapter",
+        skill=spec.skill,
         base=BaseRecord(id=spec.base, title=read_title(checkpoint.path) or spec.base, digest=digest),
-        files=CHECKPOINT if spec.method == "full" else ".", digest=brick.digest(None), prompt_format=spec.prompt_format,
-        generator=spec.generator, licence=spec.licence, training=record)  # fmt: skip
+        files=CHECKPOINT if spec.method == "full" else ".",
+        digest=brick.digest(None),
+        prompt_format=spec.prompt_format,
+        generator=spec.generator,
+        licence=spec.licence,
+        training=record,
+    )
     write_card(folder, card)
     if score and spec.task:
         card = card.model_copy(update={"scores": (score_brick(folder, spec, project, device, events),)})
@@ -138,28 +164,36 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
 
 
 def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:
-    """The adapters of `orthogonal_to`, by the names given there. Errors: missing, the brick itself, no adapter."""
-    found = {}
+    """Return the directories of the adapters in `orthogonal_to` by name; raise WorkbenchError for an invalid one."""
+    paths = {}
     for name in spec.orthogonal_to:
         path = next((p for p in (folder / name, folder.parent / name, project / "bricks" / name) if p.is_dir()), None)
         if path is None:
             known = [p.parent.name for p in folder.resolve().parent.glob(f"*/{ADAPTER_CONFIG}") if p.parent != folder.resolve()]
             raise WorkbenchError(f"orthogonal_to: no brick '{name}' in {folder.parent}", nearest(name, known), 2)
         if path.resolve() == folder.resolve():
-            raise WorkbenchError(f"orthogonal_to: '{name}' is the brick that is trained", "Name other bricks.", 2)
+            raise WorkbenchError(f"orthogonal_to: '{name}' is the brick being trained", "List other bricks.", 2)
         brick = resolve_brick(path.resolve().name, BrickRef(path=str(path.resolve())), project)
         if brick.kind != "adapter":
             raise WorkbenchError(
                 f"orthogonal_to: brick '{name}' is a {brick.kind}, expected a LoRA adapter",
-                "`workbench brick extract` makes an adapter of a checkpoint.",
+                "`workbench brick extract` converts a checkpoint to an adapter.",
                 2,
             )
-        found[name] = brick.path
-    return found
+        paths[name] = brick.path
+    return paths
 
 
 def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.device, events: Events) -> Score:
-    """The brick's and the base's score on the brick's task, all of its items."""
+    """Return the scores of the brick and the base on the brick's task, with all of its items.
+
+    Args:
+        folder: Directory of the brick.
+        spec: The brick's settings, which name the task.
+        project: The project folder.
+        device: Device for scoring.
+        events: Callback that receives progress events.
+    """
     assert spec.task
     reference = str(folder.resolve().relative_to(project)) if folder.resolve().is_relative_to(project) else str(folder.resolve())
     name = folder.resolve().name
@@ -168,10 +202,17 @@ def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.devi
     base = from_data({"version": 1, "base": spec.base, "name": "base"}, project)
     entries = [LineupEntry("base", "base", resolve(base)), LineupEntry(name, "brick", resolve(alone))]
     suite = Suite(suite=f"brick-{name}", tasks=(spec.task,))
-    found = plans(entries, [suite], batch_size=32, limit=None)
-    before, after = score_all(entries, found, ScoreStore(project / "runs" / "scores"), device=device, events=events)
-    metric = found[0].primary(spec.task)
+    scoring = plans(entries, [suite], batch_size=32, limit=None)
+    before, after = score_all(entries, scoring, ScoreStore(project / "runs" / "scores"), device=device, events=events)
+    metric = scoring[0].primary(spec.task)
     result = after.tasks[spec.task]
     value = result.metrics[metric]
-    return Score(task=spec.task, metric=metric, n=result.n, value=value.value, low=value.low, high=value.high,
-                 base_value=before.tasks[spec.task].metrics[metric].value)  # fmt: skip
+    return Score(
+        task=spec.task,
+        metric=metric,
+        n=result.n,
+        value=value.value,
+        low=value.low,
+        high=value.high,
+        base_value=before.tasks[spec.task].metrics[metric].value,
+    )

@@ -1,4 +1,4 @@
-"""Training of a LoRA adapter or of all weights, on prompts and completions."""
+"""Training of a LoRA adapter, or of all weights, on prompts and completions."""
 
 from workbench.train.fit import Notice, Progress, reports
 from workbench.train.new import train_parameters

@@ -1,4 +1,4 @@
-"""The optimizer: transformers' Trainer on rows of tokens, with what it is watched by and goes on from."""
+"""The optimization: transformers' Trainer on tokenized rows, with held-out losses, early stopping and resuming."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int, float, float | None], None]
-"""Called with step, steps, the step's loss and the last held-out loss, None without held-out rows."""
+"""Callback that receives the step, the number of steps, the step's loss, and the last held-out loss or None."""
 Notice = Callable[[str], None]
-"""Called with a line for the user."""
+"""Callback that receives a line for the user."""
 
 
 def reports(events: Callable[[dict[str, Any]], None], step: str) -> tuple[Progress, Notice]:
-    """Progress and notices as events of the stage "train"."""
+    """Return callbacks that turn progress and notices into events of the stage "train".
+
+    Args:
+        events: Receiver of the events.
+        step: Name of the step or brick in the events.
+    """
 
     def progress(done: int, total: int, loss: float, held_out: float | None) -> None:
         text = f"loss {loss:.3f}" + ("" if held_out is None else f", held out {held_out:.3f}")
@@ -35,14 +40,14 @@ def reports(events: Callable[[dict[str, Any]], None], step: str) -> tuple[Progre
 
 @dataclass(frozen=True)
 class Watch:
-    """What happens beside the optimizer's steps.
+    """Hooks into a training: held-out rows, penalty, saves and callbacks.
 
     Attributes:
         held: Held-out rows.
-        penalty: Added to the loss of every step.
-        saves: Where saves go and which one to go on from.
-        progress: Told after each step.
-        notice: Told what else the user should know.
+        penalty: Function whose value is added to the loss of every step.
+        saves: Directory for saves, and the save to resume from.
+        progress: Callback after each step.
+        notice: Callback for other messages to the user.
     """
 
     held: HeldOut | None = None
@@ -53,7 +58,15 @@ class Watch:
 
 
 def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], device: str, watch: Watch) -> list[float]:
-    """Run the optimizer; returns the loss on the rows of each step taken, without the penalty."""
+    """Run the optimizer and return the loss of each step, without the penalty.
+
+    Args:
+        spec: Settings of the training.
+        model: The live model, trained in place.
+        rows: Token ids and the number of learned tokens, as `encode` returns them, in training order.
+        device: "cpu" or a cuda device.
+        watch: Hooks into the training.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         trainer = _trainer(
             _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
@@ -63,7 +76,7 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
         try:
             trainer.train(resume_from_checkpoint=str(watch.saves.last) if watch.saves.last else None)
         finally:
-            # A model that was lent is not to keep the mixed precision that the Trainer put around its forward pass.
+            # The caller keeps using the model, so remove the mixed precision that the Trainer wraps around its forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if watch.held:
         watch.held.restore(model)
@@ -97,7 +110,7 @@ def _arguments(spec: TrainSpec, folder: Path, device: str, save: bool) -> Any:
 
 
 def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watch: Watch) -> Any:
-    """A Trainer with the penalty in its loss and the held-out losses in its saves."""
+    """Build a Trainer that adds the penalty to the loss and stores held-out losses in its saves."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
@@ -133,7 +146,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
 
 
 def _watcher(watch: Watch, steps: int) -> Any:
-    """A Trainer callback that measures the held-out loss, stops early and reports."""
+    """Build a Trainer callback that measures the held-out loss, stops early and reports progress."""
     from transformers import TrainerCallback
 
     held = watch.held
@@ -148,7 +161,7 @@ def _watcher(watch: Watch, steps: int) -> Any:
             if held and held.due(step, step >= steps):
                 held.measure(model, step)
                 if held.exhausted and step < steps:
-                    watch.notice(f"stops after step {step}: no lower held-out loss since step {held.best_step}")
+                    watch.notice(f"stopped after step {step}: the held-out loss has not improved since step {held.best_step}")
                     control.should_training_stop = True
             if control.should_training_stop:
                 control.should_save = False  # the brick itself is written next

@@ -1,4 +1,4 @@
-"""The loss on rows that are held out, when it stops falling, and the weights that had the lowest."""
+"""Held-out rows: their loss, early stopping, and the weights with the lowest loss."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
 
 
 class HeldOut:
-    """Held-out rows and the losses that were measured on them.
+    """Held-out rows and the losses measured on them.
 
     Args:
-        rows: Token ids and how many are learned, as `encode` gives them.
-        batch_size: Rows of a forward pass.
-        every: Steps between two measurements.
-        patience: Measurements without a lower loss before training stops; None: it does not, and no weights are kept.
+        rows: Token ids and the number of learned tokens, as `encode` returns them.
+        batch_size: Number of rows per forward pass.
+        every: Number of steps between two measurements.
+        patience: Number of measurements without a lower loss after which training stops. None disables early stopping and
+            does not keep the best weights.
     """
 
     def __init__(self, rows: list[tuple[list[int], int]], batch_size: int, every: int, patience: int | None) -> None:
-        # Rows of similar length together: less padding. The sort is stable, so the batches are the same every time.
+        # Batches of similar length need less padding. The sort is stable, so the batches are always the same.
         ordered = sorted(rows, key=lambda row: len(row[0]))
         self.batches = [collate(ordered[i : i + batch_size]) for i in range(0, len(ordered), batch_size)]
         self.every = every
         self.patience = patience
         self.losses: list[tuple[int, float]] = []
-        """(step, loss), the first one before training."""
+        """Pairs (step, loss); the first one is measured before training."""
         self._best: dict[str, Tensor] = {}
 
     def due(self, step: int, last: bool) -> bool:
-        """Whether the loss is measured after a step."""
+        """Return whether the loss is measured after a step."""
         return last or step % self.every == 0
 
     def measure(self, model: Any, step: int) -> float:
-        """The mean loss of a learned token, kept with its step; with patience, weights are kept where it is the lowest so far.
+        """Measure and record the mean loss per learned token; with patience, keep the weights if it is the lowest so far.
 
-        Draws no random numbers: what is trained does not depend on whether it is measured.
+        The measurement draws no random numbers, so it does not change the training.
         """
         loss = held_out_loss(model, self.batches)
         self.losses.append((step, loss))
@@ -54,55 +55,54 @@ class HeldOut:
 
     @property
     def best_step(self) -> int:
-        """The step with the lowest loss, the first of equal ones. The state before training is not a candidate: a brick is trained."""
+        """The step with the lowest loss, the first one if several are equal. The state before training does not count."""
         trained = self.losses[1:]
         return min(trained, key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])[0] if trained else 0
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last `patience` measurements were no better than one before them."""
+        """Whether the last `patience` measurements brought no lower loss."""
         if self.patience is None:
             return False
         later = [step for step, _ in self.losses if step > self.best_step]
         return len(later) >= self.patience
 
     def restore(self, model: Any) -> None:
-        """Put the weights with the lowest loss back, where they were kept."""
+        """Restore the weights with the lowest loss, if they were kept."""
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in self._best:
                     parameter.copy_(self._best[name])
 
     def save(self, folder: Path) -> None:
-        """Write losses and best weights beside a save of the training."""
-
+        """Write losses and best weights into a save of the training."""
         write_json(folder / _LOSSES, self.losses)
         if self._best:
             save_tensors(self._best, folder / _BEST)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Read losses and best weights that `save` wrote."""
         from safetensors.torch import load_file
 
         self.losses = [(int(step), float(loss)) for step, loss in jsondoc.kept(folder / _LOSSES, list) or []]
         self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 
     def record(self, count: int) -> dict[str, Any]:
-        """What the card says: loss before and after training, after it of the weights that the brick has."""
+        """Return the record for the card: losses before training, of the final weights, and at the best step."""
         losses = dict(self.losses)
         best, last = self.best_step, self.losses[-1][0]
-        kept = last if self.patience is None else best
+        final = last if self.patience is None else best
         return {
             "rows": count,
             "before": round(losses[0], 4),
-            "after": round(losses[kept], 4),
+            "after": round(losses[final], 4),
             "best": round(losses[best], 4),
             "best_step": best,
         }
 
 
 def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
-    """Mean −log p of the learned tokens of all batches, dropout off, in bfloat16 where training is."""
+    """Return the mean −log p of the learned tokens of all batches, without dropout, in the same mixed precision as training."""
     device = next(model.parameters()).device
     training, total, count = model.training, 0.0, 0
     model.eval()

@@ -1,4 +1,4 @@
-"""Further training of a live model's own parameters: those that have a gradient when it is called."""
+"""Further training of the parameters of a live model that have `requires_grad` set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.models.tokenizer import load_tokenizer
 from workbench.train.fit import Notice, Progress, Watch, fit
-from workbench.train.given import read_given, scheduled
 from workbench.train.heldout import HeldOut
+from workbench.train.inputs import read_inputs, scheduled
 from workbench.train.run import LIBRARIES, final_loss
 from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
@@ -32,31 +32,34 @@ def train_parameters(
     progress: Progress | None = None,
     notice: Notice = lambda _text: None,
 ) -> dict[str, Any]:
-    """Train a live float32 model in place; returns the record. The model is in eval mode afterwards.
+    """Train a live float32 model in place, leave it in eval mode, and return the training record.
 
     Args:
-        spec: How to train; its data is a jsonl file.
-        model: Only parameters with `requires_grad` change.
-        tokenizer: Directory.
-        folder: What file names in the spec start at.
-        penalty: Added to the loss of every step.
+        spec: Settings of the training; its data is a jsonl file.
+        model: The model. Only parameters with `requires_grad` change.
+        tokenizer: Directory of the tokenizer.
+        folder: Directory that file names in the spec start from.
+        device: "cpu" or a cuda device.
+        penalty: Function whose value is added to the loss of every step.
+        progress: Callback after each step.
+        notice: Callback for other messages to the user.
     """
     words = load_tokenizer(tokenizer)
-    given = read_given(spec, words, folder / str(spec.data), folder)
+    inputs = read_inputs(spec, words, folder / str(spec.data), folder)
     started, cache = time.monotonic(), model.config.use_cache
     with quiet(), reproducible(spec.seed):
-        rows, _ = scheduled(spec, model, words, given)
-        held = HeldOut(given.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if given.held_out else None
+        rows, _ = scheduled(spec, model, words, inputs)
+        held = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
         losses = fit(spec, model, rows, device, Watch(held, penalty, progress=progress, notice=notice))
     model.eval()
     model.config.use_cache = cache
     return {
-        "data_digest": given.texts.digests,
-        "rows": len(given.skill),
+        "data_digest": inputs.texts.digests,
+        "rows": len(inputs.skill),
         "steps": len(losses),
         "tokens": sum(len(ids) for ids, _ in rows),
         "loss": final_loss(losses),
-        **({"held_out_loss": held.record(len(given.held_out))} if held else {}),
+        **({"held_out_loss": held.record(len(inputs.held_out))} if held else {}),
         "seconds": round(time.monotonic() - started, 1),
         "threads": THREADS,
         "versions": installed(*LIBRARIES),

@@ -1,4 +1,4 @@
-"""What an interrupted training leaves beside its brick, and when it still counts."""
+"""Saves of an interrupted training, and the check that they fit the current settings."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from workbench.weights.digests import tensor_digest
 
 FOLDER = ".training"
 _KEY = "key.json"
-# transformers writes it last: a save without it was cut short.
+# transformers writes this file last, so a save without it is incomplete.
 _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class Saves:
-    """The folder of a training's saves.
+    """Saves of a training.
 
     Attributes:
-        folder: Where they lie; None where none are made.
-        last: The save that training goes on from.
+        folder: Directory of the saves, or None if the training makes none.
+        last: Save to resume from, or None.
     """
 
     folder: Path | None = None
     last: Path | None = None
 
     def remove(self) -> None:
-        """Delete the folder: the brick is written."""
+        """Delete the saves, after the brick is written."""
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def open_saves(out: Path, key: str | None, notice: Callable[[str], None]) -> Saves:
-    """The saves below a brick's directory.
+    """Open the saves in a brick's directory, deleting those of other settings and incomplete ones.
 
     Args:
         out: The brick's directory.
-        key: Digest of all that decides the result; saves under another one are discarded. None: nothing is saved.
-        notice: Is told what was discarded, or the step that training goes on from.
+        key: Digest of everything that determines the result. Saves with another key are deleted. None disables saves.
+        notice: Callback for a message about deleted saves, or about the step that training resumes from.
     """
     folder = out / FOLDER
     if folder.is_dir() and (key is None or read_json(folder / _KEY) != {"key": key}):
-        notice("what an interrupted training left is discarded: settings, data, base or libraries have changed")
+        notice("the saves of an interrupted training are discarded: settings, data, base or libraries have changed")
         shutil.rmtree(folder)
     if key is None:
         return Saves()
@@ -56,10 +56,10 @@ def open_saves(out: Path, key: str | None, notice: Callable[[str], None]) -> Sav
     if not saves:
         return Saves(folder)
     last = max(saves)
-    notice(f"goes on after step {last}, where a training was interrupted")
+    notice(f"resuming an interrupted training after step {last}")
     return Saves(folder, saves[last])
 
 
 def model_digest(model: Any) -> str:
-    """Digest of a live model's tensors."""
+    """Return a digest of a live model's tensors."""
     return json_digest([[name, tensor_digest(tensor)] for name, tensor in model.state_dict().items()])

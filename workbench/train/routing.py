@@ -1,4 +1,4 @@
-"""Losses on how a mixture's routers spread tokens over experts (Shen et al. 2023, ModuleFormer, arXiv 2306.04640)."""
+"""Loss on the distribution of tokens over experts by a mixture's routers (Shen et al. 2023, ModuleFormer, arXiv 2306.04640)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class Routing:
-    """The routers of a live model in training.
+    """Recorder of the router logits of a live model in training.
 
     Args:
         model: A mixture of experts.
-        routers: Its modules whose weight [experts, hidden] gives a token's logits.
+        routers: Names of its router modules, whose weight [experts, hidden] computes a token's logits.
         balance: Weight of −I(expert; token).
         concentration: Weight of H(expert).
     """
@@ -27,19 +27,19 @@ class Routing:
         for name in routers:
             self._hooks.append(model.get_submodule(name).register_forward_pre_hook(self._reading(name)))
 
-    def _begin(self, _module: Any, _args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _begin(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
         self._logits.clear()
-        self._mask = given.get("attention_mask")
+        self._mask = arguments.get("attention_mask")
 
     def _reading(self, name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...]) -> None:
-            # Routers return logits, scores or neither, by architecture: all of them start from this product.
+            # Depending on the architecture, routers return logits, scores or neither, but all compute this product first.
             self._logits[name] = args[0].flatten(0, -2).float() @ module.weight.float().T
 
         return hook
 
     def penalty(self) -> Tensor:
-        """Mean over layers of `routing_loss`, of the last forward pass; padding left out."""
+        """Return the mean of `routing_loss` over layers in the last forward pass, ignoring padding."""
         real = None if self._mask is None else self._mask.flatten().bool()
         losses = [
             routing_loss((logits if real is None else logits[real]).softmax(-1), self._balance, self._concentration)
@@ -48,19 +48,22 @@ class Routing:
         return torch.stack(losses).mean()
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
 
 def routing_loss(probabilities: Tensor, balance: float, concentration: float) -> Tensor:
-    """−b I + c H, in nats, with H = entropy of the mean distribution and I = H − mean entropy of a token's distribution.
+    """Return −b I + c H in nats, with weights b (balance) and c (concentration).
 
-    I is log(experts) where every token has decided and experts are used alike, 0 where all tokens have one distribution. H is 0 where
-    one expert has all.
+    H is the entropy of the mean distribution over experts, and I = H − mean entropy of a token's distribution. I is
+    log(experts) if every token uses one expert and all experts are used equally, and 0 if all tokens have the same
+    distribution. H is 0 if one expert receives all tokens.
 
     Args:
-        probabilities: [tokens, experts], a token's in a row.
+        probabilities: Distribution of each token over the experts, [tokens, experts].
+        balance: Weight b.
+        concentration: Weight c.
     """
     mean = probabilities.mean(0)
     used = -torch.special.xlogy(mean, mean).sum()

@@ -1,4 +1,4 @@
-"""Rows of a training: read, as tokens, as batches, their loss; prompts that are replayed."""
+"""Rows of a training: tokenization, batches, their loss, and replayed prompts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ if TYPE_CHECKING:
 
 
 def read_replay(path: Path) -> list[tuple[str, str | None]]:
-    """Read `prompt`, and `completion` if there is one, of each line of a jsonl file; other fields are ignored.
+    """Read `prompt` and the optional `completion` of each line of a jsonl file; other fields are ignored.
 
-    Errors, with file and line: not an object, no prompt, a completion that is no text, a field that looks like a misspelt `completion`
-    or is another name for it.
+    Raises:
+        WorkbenchError: If a line is not an object, has no prompt, has a completion that is not a text, or has a field that is
+            a misspelling of `completion` or another name for it. The message names the file and the line.
     """
     if not path.is_file():
-        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file names of the training.", 2)
-    found = []
-    for number, row in jsondoc.lines(path, path.name, "One object a line, with `prompt`."):
-        found.append(_replayed(row, f"{path.name}:{number}"))
-    if not found:
-        raise WorkbenchError(f"{path.name}: holds no prompts", None, 2)
-    return found
+        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file name in `replay:`.", 2)
+    prompts = []
+    for number, row in jsondoc.lines(path, path.name, "Expected one object with `prompt` per line."):
+        prompts.append(_replayed(row, f"{path.name}:{number}"))
+    if not prompts:
+        raise WorkbenchError(f"{path.name}: the file has no prompts", None, 2)
+    return prompts
 
 
 def _replayed(row: Any, place: str) -> tuple[str, str | None]:
@@ -41,14 +42,14 @@ def _replayed(row: Any, place: str) -> tuple[str, str | None]:
     if "completion" not in row:
         if other := next((key for key in ANSWERS if key in row), None):
             raise WorkbenchError(
-                f"{place}: '{other}' is not read here: a prompt without `completion` is continued by the model",
-                "Name it `completion` if it is to be learned, or take it out.",
+                f"{place}: the field '{other}' is not used, because the base samples a continuation of prompts without `completion`",
+                "Rename it to `completion` if the brick should learn it, or remove it.",
                 2,
             )
         return row["prompt"], None
     if not isinstance(row["completion"], str) or not row["completion"].strip():
         raise WorkbenchError(
-            f"{place}: expected a text in 'completion', found {row['completion']!r}", "Leave it out where there is none.", 2
+            f"{place}: expected a text in 'completion', found {row['completion']!r}", "Leave the field out if there is none.", 2
         )
     return row["prompt"], row["completion"]
 
@@ -56,10 +57,20 @@ def _replayed(row: Any, place: str) -> tuple[str, str | None]:
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, learn_end: bool = True
 ) -> tuple[list[int], int]:
-    """Tokenize a prompt and its completion, and the end of sequence with learn_end; also return how many tokens are learned.
+    """Tokenize a prompt and its completion, and return the token ids and the number of learned tokens at their end.
 
-    Both are tokenized as one text, with a space between them unless one of them brings it. Without a prompt the completion is a whole
-    text: all of it is learned but the first token, which nothing predicts. Errors: longer than max_length, a text of one token.
+    Both are tokenized as one text, with a space between them unless one of them has it already. Without a prompt, the
+    completion is a whole text, of which all tokens but the first are learned, because nothing predicts the first one.
+
+    Args:
+        tokenizer: Tokenizer of the base.
+        prompt: The prompt, or an empty string.
+        completion: The completion, or a whole text.
+        max_length: Maximum number of tokens.
+        learn_end: Whether to add the end of sequence and learn it.
+
+    Raises:
+        WorkbenchError: If the row is longer than `max_length` or has one token only.
     """
     end, head = tokenizer.eos_token_id, []
     if prompt:
@@ -72,21 +83,22 @@ def encode(
     if len(head) + len(tail) > max_length:
         raise WorkbenchError(
             f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {(prompt or completion)[:60]!r}",
-            "Raise `max_length`, or shorten the row.",
+            "Increase `max_length`, or shorten the row.",
         )
     if len(head) + len(tail) < 2:
-        raise WorkbenchError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Take the row out.", 2)
+        raise WorkbenchError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Remove the row.", 2)
     return head + tail, min(len(tail), len(head) + len(tail) - 1)
 
 
 def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
-    """Return rows as a batch, with the places of the learned tokens.
+    """Collate rows into a batch, with the positions of the learned tokens.
 
-    Rows are padded on the right (see `batching`): the loss of a row is that of the row alone, for every architecture.
+    Rows are padded on the right (see `batching`), so the loss of a row does not depend on the other rows, for every
+    architecture.
 
     Returns:
-        input_ids and attention_mask [row, position]; places [learned token], the flat indices into [row · position] of the positions
-        that predict them; wanted [learned token], the tokens themselves.
+        `input_ids` and `attention_mask`, [row, position]; `places`, [learned token], the flat indices into [row · position] of
+        the positions that predict the learned tokens; `wanted`, [learned token], the learned tokens themselves.
     """
     import torch
 
@@ -106,9 +118,17 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
 
 
 def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean cross-entropy of a batch's learned tokens, with the loss on routers that the model's configuration asks for.
+    """Return the mean cross-entropy of a batch's learned tokens, plus the router loss if the model's configuration enables it.
 
-    The output head runs at the places that predict a learned token alone: it is half of a small model's training time otherwise.
+    The output head runs only at positions that predict a learned token. It would take half of a small model's training time
+    otherwise.
+
+    Args:
+        model: A live causal language model.
+        batch: A batch from `collate`, on the model's device.
+
+    Raises:
+        WorkbenchError: If the model has no output head.
     """
     import torch
 
@@ -116,11 +136,11 @@ def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
     head, places, wanted = model.get_output_embeddings(), batch["places"], batch["wanted"]
     if head is None:
-        raise WorkbenchError(f"{type(model).__name__} has no output head", "Training needs a causal language model.")
+        raise WorkbenchError(f"{type(model).__name__} has no output head", "Training requires a causal language model.")
     with head_sees(head, places):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     loss = torch.nn.functional.cross_entropy(output.logits[0].float(), wanted)
-    routers = getattr(output, "aux_loss", None)  # where the configuration says output_router_logits
+    routers = getattr(output, "aux_loss", None)  # set if the configuration has output_router_logits
     if isinstance(routers, torch.Tensor):
         loss = loss + float(model.config.get_text_config().router_aux_loss_coef) * routers.to(loss.device)
     return loss
@@ -130,26 +150,32 @@ def replay(
     spec: TrainSpec,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    given: list[tuple[str, str | None]],
+    prompts: list[tuple[str, str | None]],
     count: int,
 ) -> list[tuple[list[int], int]]:
-    """`count` rows in the file's order, over and over: prompts with their completion, else with what the model, untrained so far,
-    samples after them.
+    """Return tokenized rows of replayed prompts, with their completion or a continuation sampled from the untrained model.
 
-    Sampled at temperature 1, not greedily: the expected gradient on a model's own samples is zero, while its
-    greedy text would teach it to be surer than it was. The end of the sequence is not sampled: all these rows go on.
+    Continuations are sampled at temperature 1. The expected gradient on a model's own samples is zero, while training on its
+    greedy text would make it more confident. The end of the sequence is never sampled, so all continuations have the same length.
+
+    Args:
+        spec: Settings of the training.
+        model: The live model, not trained yet.
+        tokenizer: Its tokenizer.
+        prompts: Prompts with their completion, or None if the model samples it.
+        count: Number of rows; the prompts are repeated in order.
     """
     import torch
 
-    chosen = [given[index % len(given)] for index in range(count)]
-    known = [
+    chosen = [prompts[index % len(prompts)] for index in range(count)]
+    complete = [
         encode(tokenizer, prompt, text, spec.max_length, spec.learn_end) if text is not None else None for prompt, text in chosen
     ]
     heads = {i: encode_text(tokenizer, prompt) for i, (prompt, text) in enumerate(chosen) if text is None}
-    found = {i: row for i, row in enumerate(known) if row is not None}
+    rows = {i: row for i, row in enumerate(complete) if row is not None}
     model.eval()
-    # generate() hands the head a slice, for which the projection would copy its matrix once a row.
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+    # generate() passes a non-contiguous slice to the head, for which the projection would copy its matrix once per row.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     for batch in _of_one_length(heads, 64):
         inputs = torch.tensor([heads[i] for i in batch], device=model.device)
         with torch.no_grad():
@@ -162,13 +188,13 @@ def replay(
                 max_new_tokens=spec.replay_tokens,
             )
         tails = sampled[:, inputs.shape[1] :].tolist()
-        found |= {i: (heads[i] + tail, len(tail)) for i, tail in zip(batch, tails, strict=True)}
+        rows |= {i: (heads[i] + tail, len(tail)) for i, tail in zip(batch, tails, strict=True)}
     hook.remove()
-    return [found[i] for i in range(count)]
+    return [rows[i] for i in range(count)]
 
 
 def _of_one_length(rows: Mapping[int, list[int]], most: int) -> list[list[int]]:
-    """Numbers of rows in batches of at most `most` whose rows are equally long, so that none is padded: generation pads in front."""
+    """Return batches of at most `most` row numbers with rows of equal length, so that generation needs no padding."""
     by_length: dict[int, list[int]] = {}
     for number, ids in rows.items():
         by_length.setdefault(len(ids), []).append(number)

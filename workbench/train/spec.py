@@ -1,4 +1,4 @@
-"""train.yaml: the settings of a training."""
+"""Settings of a training, as in train.yaml."""
 
 from __future__ import annotations
 
@@ -10,84 +10,86 @@ from workbench.yamldoc import Written
 
 
 class HubData(Written):
-    """Training rows from a data set of the hub, or from a folder or file that `datasets` reads (jsonl, parquet, csv)."""
+    """Training rows from a data set on the hub, or from a local folder or file (jsonl, parquet, csv)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     hub: str = Field(min_length=1)
-    """Id on the hub, or a folder or file relative to the folder of train.yaml."""
+    """Id of a data set on the hub, or a folder or file relative to the folder of train.yaml."""
     revision: str | None = None
-    """Commit, tag or branch."""
+    """Commit, tag or branch of the data set."""
     config: str | None = None
-    """Which of the data set's configurations."""
+    """Configuration (subset) of the data set."""
     split: str = "train"
-    """Which split; a part of one too, as `datasets` writes it: train[:1000]."""
+    """Split of the data set, or a part of one in the syntax of `datasets`, such as train[:1000]."""
     prompt: str | None = None
-    """Column of the prompts; omitted: completions are whole texts."""
+    """Column with the prompts. If omitted, completions are whole texts."""
     completion: str = "completion"
-    """Column of what is learned."""
+    """Column with the texts to learn."""
 
 
 class TrainSpec(Written):
-    """What `train.yaml` holds: how one brick is trained. Two equal specs on equal data give equal bricks."""
+    """Settings of the training of one brick, as in train.yaml. Equal settings on equal data give equal bricks."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: str | HubData = "train.jsonl"
-    """Training rows, {"prompt", "completion"} or {"text"} a line, relative to the folder of train.yaml; or a data set,
-    {hub:, revision:, config:, split:, prompt:, completion:}. A text is learned whole but for its first token."""
+    """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"} or {"text"} per line, or
+    a data set {hub:, revision:, config:, split:, prompt:, completion:}. All tokens of a text but the first are learned."""
     method: Literal["lora", "full"] = "lora"
-    """`lora` trains an adapter, `full` every weight, saved in bfloat16."""
+    """Training method: `lora` trains an adapter, `full` trains all weights. Both are saved in bfloat16."""
     replay: str | None = None
-    """Prompts, {"prompt"} a line of a jsonl relative to the folder of train.yaml, that the brick learns to continue as the base does;
-    what follows each is sampled from the base before training, or stands there: {"prompt", "completion"}. Keeps the brick quiet off its
-    skill, and so easier to merge."""
+    """Prompts that the brick learns to continue as the base does: a jsonl file relative to the folder of train.yaml, with
+    {"prompt"} or {"prompt", "completion"} per line. The base samples missing completions before training. Replay limits changes
+    outside the brick's skill, which makes the brick easier to merge."""
     replay_share: float = Field(0.3, gt=0, lt=1)
-    """Part of the rows that are replayed, when `replay` is given."""
+    """Share of replayed rows among all rows, if `replay` is set."""
     replay_tokens: int = Field(6, ge=1)
-    """Tokens sampled after each replayed prompt."""
+    """Number of tokens to sample after each replayed prompt."""
     rank: int = Field(8, ge=1)
     """Rank of the adapter (LoRA)."""
     alpha: int = Field(16, ge=1)
-    """The adapter's update is scaled by alpha / rank (LoRA)."""
+    """Numerator of the scale alpha / rank of the adapter's update (LoRA)."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter: all linear layers but the output head, or name endings (LoRA)."""
+    """Modules that get an adapter: `all-linear`, which is all linear layers except the output head, or a list of name endings
+    (LoRA)."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the adapter (LoRA)."""
+    """Dropout rate of the adapter's input (LoRA)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of AdamW."""
     steps: int = Field(150, ge=1)
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: int = Field(16, ge=1)
-    """Rows a step."""
+    """Number of rows per step."""
     max_length: int = Field(128, ge=8)
-    """Most tokens a row may have; a longer row is an error, never cut."""
+    """Maximum number of tokens per row. A longer row is an error; rows are never truncated."""
     warmup: int = Field(10, ge=0)
-    """Steps over which the learning rate rises from zero."""
+    """Number of steps over which the learning rate increases from zero."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     learn_end: bool = True
-    """Whether the end of the sequence is learned after each completion. Bricks that answer in a fixed number of
-    tokens may leave it out: what they learn about stopping cuts the answers of others short in a merge."""
+    """Whether to learn the end of the sequence after each completion. Set it to false for bricks that answer in a fixed number
+    of tokens: in a merge, a brick that learned to stop early may truncate the answers of other bricks."""
     held_out: float | str | None = None
-    """Rows that are never trained on and whose loss is measured: a share of the prompts between 0 and 1, or a jsonl file
-    relative to the folder of train.yaml."""
+    """Rows to measure the loss on and never train on: a share of the prompts between 0 and 1, or a jsonl file relative to the
+    folder of train.yaml."""
     evaluate_every: int = Field(10, ge=1)
-    """Steps between two measurements of the held-out loss; it is measured before training and at the end too."""
+    """Number of steps between two measurements of the held-out loss, which is also measured before training and at the end."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many measurements without a lower held-out loss, and keep the weights that had the lowest."""
+    """Number of measurements without a lower held-out loss after which training stops. The brick then has the weights with the
+    lowest held-out loss."""
     save_every: int = Field(50, ge=0)
-    """Steps between two saves from which an interrupted training goes on; 0: none."""
+    """Number of steps between two saves, from which an interrupted training resumes; 0 disables saves."""
     orthogonal_to: tuple[str, ...] = ()
-    """Other LoRA bricks, names in bricks/ or directories relative to the folder of train.yaml, whose A matrices the new ones are
-    kept orthogonal to (O-LoRA)."""
+    """Other LoRA bricks whose A matrices the new A matrices should be orthogonal to (O-LoRA): names in bricks/, or directories
+    relative to the folder of train.yaml."""
     orthogonal: float = Field(0.02, ge=0)
-    """λ of the orthogonality: the loss gains λ Σ ‖A_i Aᵀ‖² over bricks i and modules. The paper has 0.5, which outweighs the loss on rows
-    where many modules are adapted."""
+    """Weight λ of the orthogonality penalty λ Σ ‖A_i Aᵀ‖² over bricks i and modules. The paper uses 0.5, which outweighs the
+    training loss if many modules have an adapter."""
     seed: int = Field(0, ge=0)
-    """Seed of adapter initialisation, row order and dropout."""
+    """Seed of adapter initialization, row order and dropout."""
 
     @field_validator("held_out")
     @classmethod
@@ -99,13 +101,13 @@ class TrainSpec(Written):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.patience is not None and self.held_out is None:
-            raise ValueError("patience: expected held_out beside it, whose loss decides when to stop")
+            raise ValueError("patience: requires held_out, whose loss decides when to stop")
         if self.orthogonal_to and self.method == "full":
-            raise ValueError("orthogonal_to: expected method lora, found full: a full fine-tune has no A matrices")
+            raise ValueError("orthogonal_to: expected method lora, found full; a full fine-tune has no A matrices")
         return self
 
     def record(self) -> dict[str, Any]:
-        """The settings as a card records them: what is switched off, or changes no byte, is left out."""
+        """Return the settings as a card records them, without unused settings and those that do not affect the result."""
         off = {"save_every"}
         off |= set() if self.held_out is not None else {"held_out", "evaluate_every", "patience"}
         off |= set() if self.orthogonal_to else {"orthogonal_to", "orthogonal"}

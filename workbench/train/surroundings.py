@@ -1,4 +1,4 @@
-"""What a training sets in the process, and puts back: seeds, threads, deterministic kernels, the libraries' talk."""
+"""Process-wide settings of a training, restored afterwards: seeds, threads, deterministic kernels, verbosity of libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ THREADS = 1
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the bars, advice and deprecation notes of transformers off the terminal; errors pass."""
+    """Suppress progress bars, advice and deprecation warnings of transformers, but not errors."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -29,9 +29,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seed every generator and ask torch for deterministic kernels, on one thread; all of it is put back afterwards.
+    """Seed all random generators and use deterministic kernels on one thread; restore everything afterwards.
 
-    One thread, because sums over several end in other bits: the same brick on every number of cores.
+    One thread makes the result independent of the number of cores, because sums over several threads round differently.
     """
     import random
 

@@ -1,4 +1,4 @@
-"""Texts that are trained on and texts that are held out: from a jsonl file, or from a data set that `datasets` reads."""
+"""Training and held-out texts, from a jsonl file or a data set that `datasets` reads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "c
 
 @dataclass(frozen=True)
 class Texts:
-    """What a training reads.
+    """The texts of a training.
 
     Attributes:
-        trained: Trained on, in the order of the source.
-        held_out: Never trained on.
-        digests: Of the trained rows, of the file that they came from, of the held-out rows.
+        trained: Texts to train on, in the order of the source.
+        held_out: Texts that are never trained on.
+        digests: Digests of the training rows ("rows"), their file ("file") and the held-out rows ("held_out").
     """
 
     trained: list[Text]
@@ -34,31 +34,36 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path) -> Texts:
 
     Args:
         spec: The settings.
-        data: The jsonl file of training rows; not looked at where the spec names a data set.
-        folder: What the other names start at.
+        data: The jsonl file of training rows; ignored if the spec names a data set.
+        folder: Directory that other file names in the spec start from.
 
-    Errors: as `read_texts` and `hub_texts`; a held-out row that is trained on too; a share that leaves nothing to train on.
+    Raises:
+        WorkbenchError: If `read_texts` or `hub_texts` rejects a row, a held-out row is also a training row, or the share of
+            held-out rows leaves nothing to train on.
     """
-    found = hub_texts(spec.data, folder) if isinstance(spec.data, HubData) else _file(data)
+    trained = hub_texts(spec.data, folder) if isinstance(spec.data, HubData) else _file(data)
     held: list[Text] = []
     if isinstance(spec.held_out, str):
         held = _file(folder / spec.held_out)
-        _refuse_trained(held, found, spec.held_out)
+        _refuse_trained(held, trained, spec.held_out)
     elif spec.held_out is not None:
-        found, held = split(found, spec.held_out)
-    digests = {"rows": rows_digest(found)}
+        trained, held = split(trained, spec.held_out)
+    digests = {"rows": rows_digest(trained)}
     if not isinstance(spec.data, HubData):
         digests["file"] = file_digest(data)
     if held:
         digests["held_out"] = rows_digest(held)
-    return Texts(found, held, digests)
+    return Texts(trained, held, digests)
 
 
 def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
-    """Optimizer steps, and about how many tokens go forward and back, four characters each; of a data set only the former.
+    """Estimate the cost of a training: optimizer steps, and trained tokens at four characters per token.
+
+    A data set is not read for the estimate, so its tokens are left out.
 
     Args:
-        folder: What file names in the spec start at.
+        spec: The settings.
+        folder: Directory that file names in the spec start from.
     """
     if isinstance(spec.data, HubData):
         return {"train_steps": spec.steps}
@@ -68,16 +73,18 @@ def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
 
 
 def rows_digest(texts: list[Text]) -> str:
-    """Digest of rows: of the canonical JSON of all (prompt, completion), in their order."""
+    """Return the digest of rows: of the canonical JSON of all (prompt, completion) pairs in order."""
     return json_digest([(text.prompt, text.answer) for text in texts])
 
 
 def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
-    """(trained, held out): about a share of the prompts is held out, chosen by their hash.
+    """Split rows into (trained, held out), choosing about a share of the prompts by their hash.
 
-    A row's side depends on its prompt alone (a whole text is its own), not on its place or on the other rows, so rows of one prompt
-    stay together. Where the hash holds out none, the prompt with the lowest is.
-    Errors: nothing left to train on.
+    The choice depends only on a row's prompt (or its whole text), not on its position or on other rows, so rows of one prompt
+    stay together. At least one prompt is held out, the one with the lowest hash.
+
+    Raises:
+        WorkbenchError: If nothing is left to train on.
     """
     places = {key: int(json_digest(["held out", key]), 16) / 2**128 for key in map(_key, texts)}
     held = {key for key, place in places.items() if place < share} or {min(places, key=places.__getitem__)}
@@ -85,7 +92,7 @@ def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
     if not trained:
         raise WorkbenchError(
             f"held_out: a share of {share:g} of {len(places)} different prompts leaves none to train on",
-            "Name a smaller share, or a file of held-out rows.",
+            "Set a smaller share, or name a file of held-out rows.",
             2,
         )
     return trained, [text for text in texts if _key(text) in held]
@@ -99,72 +106,75 @@ def _file(path: Path) -> list[Text]:
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = f"{nearest(path.name, near)} " if near else ""
-        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check the file names of the training.", 2)
+        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.", 2)
     return read_texts(path, path.name)
 
 
 def _refuse_trained(held: list[Text], trained: list[Text], name: str) -> None:
-    """Errors: rows that stand on both sides."""
-    known = {(text.prompt, text.answer) for text in trained}
-    both = [text for text in held if (text.prompt, text.answer) in known]
+    """Raise WorkbenchError if a row is both trained on and held out."""
+    training_rows = {(text.prompt, text.answer) for text in trained}
+    both = [text for text in held if (text.prompt, text.answer) in training_rows]
     if both:
         raise WorkbenchError(
-            f"{both[0].place}: the row is trained on too, {len(both)} of {len(held)} held-out rows are",
-            f"Take them out of the training rows or out of {name}, or set `held_out: 0.1` instead.",
+            f"{both[0].place}: this held-out row is also a training row ({len(both)} of {len(held)} held-out rows are)",
+            f"Remove these rows from the training rows or from {name}, or set `held_out: 0.1` instead.",
             2,
         )
 
 
 def hub_texts(source: HubData, folder: Path) -> list[Text]:
-    """Rows of a data set.
+    """Read the rows of a data set.
 
     Args:
-        source: Which one, and its columns.
-        folder: What a local folder or file starts at; one that exists wins over an id of the hub.
+        source: The data set and its columns.
+        folder: Directory that a local folder or file starts from; an existing one takes precedence over a hub id.
 
-    Errors: no such data set, configuration, split or column; a cell that is no text or an empty one.
+    Raises:
+        WorkbenchError: If there is no such data set, configuration, split or column, or a cell is not a text or is empty.
     """
     rows = _load(source, folder)
-    wanted = [column for column in (source.prompt, source.completion) if column is not None]
-    for column in wanted:
+    columns = [column for column in (source.prompt, source.completion) if column is not None]
+    for column in columns:
         if column not in rows.column_names:
             raise WorkbenchError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
-                f"{nearest(column, rows.column_names)} Name it as `prompt:` or `completion:`.",
+                f"{nearest(column, rows.column_names)} Set `prompt:` or `completion:` to one of its columns.",
                 2,
             )
     texts = []
-    for number, row in enumerate(rows.select_columns(wanted)):
+    for number, row in enumerate(rows.select_columns(columns)):
         place = f"{source.hub} {source.split} row {number}"
-        for column in wanted:
+        for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
                 found = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__
-                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {found}", "Name another column.", 2)
+                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {found}", "Use another column.", 2)
         texts.append(Text(row[source.prompt] if source.prompt else "", row[source.completion], place))
     if not texts:
-        raise WorkbenchError(f"data: {source.hub}: {source.split} holds no rows", "Name another `split:`.", 2)
+        raise WorkbenchError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.", 2)
     return texts
 
 
 def _load(source: HubData, folder: Path) -> Any:
-    """The split as `datasets` gives it. Errors: in the words of train.yaml."""
+    """Load the split with `datasets`; raise WorkbenchError in terms of train.yaml if that fails."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     local = folder / Path(source.hub).expanduser()
-    given: dict[str, Any] = {"name": source.config, "split": source.split, "revision": source.revision}
+    arguments: dict[str, Any] = {"name": source.config, "split": source.split, "revision": source.revision}
     if local.is_file():
         if local.suffix not in _FORMATS:
             raise WorkbenchError(
-                f"data: {source.hub}: expected one of {', '.join(_FORMATS)}, found {local.suffix or 'none'}", None, 2
+                f"data: {source.hub}: expected a file name that ends in {', '.join(_FORMATS)}; found {local.suffix or 'no ending'}",
+                None,
+                2,
             )
-        name, given = _FORMATS[local.suffix], {"data_files": str(local), "split": source.split}
+        name, arguments = _FORMATS[local.suffix], {"data_files": str(local), "split": source.split}
     else:
         name = str(local.resolve()) if local.is_dir() else source.hub
     bars = datasets.utils.logging.is_progress_bar_enabled()
     datasets.utils.logging.disable_progress_bar()
     try:
-        return datasets.load_dataset(name, **given)
+        return datasets.load_dataset(name, **arguments)
     except (OSError, ValueError, DatasetsError) as error:
         raise _no_data(source, folder, error) from None
     finally:
@@ -173,14 +183,17 @@ def _load(source: HubData, folder: Path) -> Any:
 
 
 def _no_data(source: HubData, folder: Path, error: Exception) -> WorkbenchError:
-    """What `datasets` could not find, and where to change it."""
+    """Return an error that says what `datasets` could not find, and which setting to change."""
     text = " ".join(str(error).split())
     if "Unknown split" in text or "instruction format" in text:
-        return WorkbenchError(f"data: {source.hub}, split '{source.split}': {text}", "Set `split:` to one that it has.", 2)
+        hint = "Set `split:` to a split of the data set."
+        return WorkbenchError(f"data: {source.hub}, split '{source.split}': {text}", hint, 2)
     if "BuilderConfig" in text or "Config name" in text:
-        return WorkbenchError(f"data: {source.hub}, config '{source.config}': {text}", "Set `config:` to one that it has.", 2)
+        hint = "Set `config:` to a configuration of the data set."
+        return WorkbenchError(f"data: {source.hub}, config '{source.config}': {text}", hint, 2)
     return WorkbenchError(
-        f"data: expected a data set of the hub or a folder of data files in {folder}, found none at '{source.hub}' ({text})",
-        "Check the id and the network; a folder or a jsonl, parquet or csv file here is named relative to train.yaml, or to the project in a recipe.",
+        f"data: expected a data set on the hub or a folder of data files in {folder}, found none at '{source.hub}' ({text})",
+        "Check the id and the network. Local folders and jsonl, parquet or csv files are relative to train.yaml, or to the project "
+        "in a recipe.",
         2,
     )
