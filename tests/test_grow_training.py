@@ -242,7 +242,7 @@ BAD = [
     ("{grow: brick}", "data"),
     ("{grow: brick, data: bad.jsonl}", r"bad.jsonl:1"),
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [nine]}", "nine"),
-    ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, and has no A matrices"),
+    ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, which has no LoRA A matrices"),
     ("{grow: brick, data: rows.jsonl, method: full, orthogonal_to: [one]}", "expected method lora, found full"),
     ("{grow: brick, data: rows.jsonl, patience: 2}", "expected held_out beside it"),
     ("{grow: depth, blocks: 1, train: {data: none.jsonl}}", "none.jsonl does not exist"),

@@ -206,4 +206,4 @@ def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
         (place / "config.json").write_text(json.dumps(config))
     assert project.resolve("bricks: {same: same}\nsteps: [{merge: average}]\n").warnings == []
     (warning,) = project.resolve("bricks: {other: other}\nsteps: [{merge: average}]\n").warnings
-    assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the base's is written"
+    assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the result has the base's values"

@@ -1,4 +1,4 @@
-"""The list of methods that implement steps."""
+"""The registry of methods."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pydantic.fields import FieldInfo
 from workbench.steps.step import VERBS, Step
 
 REGISTERED: dict[str, type[Step]] = {}
-"""Tag -> class of every method whose file has been imported; `recipe.methods` imports them all."""
+"""Tag -> class of every method whose file has been imported. `recipe.methods` imports all of them."""
 S = TypeVar("S", bound=type[Step])
 
 
 def verbs() -> tuple[str, ...]:
-    """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
+    """Return the verbs of all kinds of step, in the order of the lists of methods."""
     return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 
 def register(cls: S) -> S:
-    """Add a method under its verb and name, read from its field `merge: Literal["ties"]`. Twice the same is an error."""
+    """Register a method under its verb and name, which come from its field such as `merge: Literal["ties"]`.
+
+    Raises:
+        RuntimeError: If another module has registered the same verb and name.
+    """
     verb = cls.verb
     fields: dict[str, FieldInfo] = type.__getattribute__(cls, "model_fields")
     (name,) = get_args(fields[verb].annotation)
