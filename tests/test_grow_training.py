@@ -249,10 +249,10 @@ BAD = [
     ("{grow: depth, blocks: 1, train: {data: bad.jsonl}}", r"bad.jsonl:1"),
     (
         "{grow: depth, blocks: 1, train: {data: rows.jsonl, parameters: routers}}",
-        "`parameters: routers` is of routers, and it has none",
+        "`parameters: routers` needs routers, but the step adds none",
     ),
-    ("{grow: depth, blocks: 1, train: {data: rows.jsonl, balance: 0.1}}", "`balance` is of routers, and it has none"),
-    ("{grow: stack, order: [0, 1, 2, 3], train: {data: rows.jsonl}}", "the step adds nothing that could be trained"),
+    ("{grow: depth, blocks: 1, train: {data: rows.jsonl, balance: 0.1}}", "`balance` needs routers, but the step adds none"),
+    ("{grow: stack, order: [0, 1, 2, 3], train: {data: rows.jsonl}}", "the step adds no parameters to train"),
     ("{grow: depth, blocks: 1, train: {data: rows.jsonl, held_out: 2.0}}", "expected a share between 0 and 1"),
 ]
 

@@ -236,7 +236,7 @@ def grown_model(project: Project, name: str, method: str) -> tuple[Model, Growth
 def test_an_architecture_that_transformers_does_not_have_needs_check_off(project: Project) -> None:
     base = save_model(project.path / "odd", "llama")
     edit_json(base / "config.json", model_type="nobody", architectures=["NobodyForCausalLM"])
-    with pytest.raises(WorkbenchError, match="so that growth cannot be checked") as caught:
+    with pytest.raises(WorkbenchError, match="growth cannot be checked") as caught:
         project.run("base: odd\nsteps: [{grow: depth, blocks: 1, check: tensors}]\n")
     assert (caught.value.exit_code, "check: off" in (caught.value.hint or "")) == (3, True)
     assert project.run("base: odd\nsteps: [{grow: depth, blocks: 1, check: off}]\n")["status"] == "done"

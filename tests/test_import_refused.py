@@ -26,28 +26,28 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
         ("merge_method: passthrough\nslices:\n- sources: []\n", "1:1 names no model to start from"),
         ("experts: []\nbase_model: base\n", "1:1 experts: expected a list of at least two experts, found 0"),
         (MOE.replace("random", "best"), "gate_mode: found 'best'; expected one of hidden,"),
-        (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` has no shared expert"),
+        (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` cannot make shared experts"),
         (MOE + "architecture: deepseek\n", "architecture: found 'deepseek'; expected one of auto, mixtral, qwen, qwen3"),
         (MOE.replace("one", "two"), "experts.1: two is listed twice among the experts"),
         (MOE.replace("one}", "one, noise_scale: 0.1}"), "experts.0.noise_scale: `grow: experts` cannot add noise"),
         (MOE.replace("one}", "one, residual_scale: 0.5}"), "experts.0.residual_scale: `grow: experts` cannot scale an expert's output"),
-        (MOE.replace("random", "hidden"), "experts.0.positive_prompts: gate_mode hidden needs some"),
+        (MOE.replace("random", "hidden"), "experts.0.positive_prompts: gate_mode hidden needs prompts"),
         ("merge_method: tie\n" + ONE, "1:1 merge_method: unknown method 'tie'. Did you mean 'ties'?"),
         (HEAD + ONE + "slices: [{sources: []}]\n", "expected exactly one of models, slices, modules; found models, slices"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, 2]}\n      - {model: one, layer_range: [0, 2], parameters: {weight: 1}}\n",
-         "3:1 slices: layer_range ends at 2, the base has 4 layers"),
+         "3:1 slices: layer_range ends at 2, but the base has 4 layers"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [1, 4]}\n", "5:23 slices.0.sources.0.layer_range: found [1, 4]: a merge takes only [0, number of layers]"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, -1]}\n", "slices.0.sources.0.layer_range: found [0, -1]"),
         (HEAD + "slices:\n  - sources:\n      - {model: one, layer_range: [0, 4], parameters: {weight: 1}}\n", "2:1 base_model: base is not among the sources"),
         (HEAD + "slices:\n  - base_model: two\n    sources:\n      - {model: base, layer_range: [0, 4]}\n", "4:5 slices.0.base_model: differs from base_model base"),
         (HEAD + "modules:\n  text_decoder: {" + ONE.strip() + "}\n", "modules: expected one module named `default`, found text_decoder"),
         ("merge_method: ties\n" + ONE, "merge_method: ties needs a base_model"),
-        ("merge_method: ties\nbase_model: base+lora\n" + ONE, "2:1 base_model: base+lora: a recipe's base is one checkpoint"),
+        ("merge_method: ties\nbase_model: base+lora\n" + ONE, "2:1 base_model: base+lora: a recipe's base must be one checkpoint"),
         (HEAD + "models: [{model: {model: {path: one}, override_architecture: X}, parameters: {weight: 1}}]\n", "3:39 models.0.model.override_architecture"),
         (HEAD + "models: [{model: one@a@b}]\n", "models.0.model: expected path[@revision], found 'one@a@b'"),
         (HEAD + "models: [{model: a+b+c}]\n", "models.0.model: expected path[@revision][+lora[@revision]]"),
         (HEAD + "models: [{model: lora, parameters: {weight: 1}}]\n", "models.0.model: lora is an adapter; mergekit reads it as BASE+lora"),
-        (HEAD + "models: [{model: two+lora-two, parameters: {weight: 1}}]\n", "models.0.model: two+lora-two is an adapter on another model than the base"),
+        (HEAD + "models: [{model: two+lora-two, parameters: {weight: 1}}]\n", "models.0.model: two+lora-two is an adapter on a model other than the base"),
         (HEAD + "models: [{model: one, parameters: {weight: 1}}, {model: one, parameters: {weight: 1}}]\n", "models.1.model: one is listed twice among the inputs"),
         (HEAD + "models: [{model: one}]\n", "models.0.model: ties requires a weight here; mergekit rejects this too"),
         (HEAD + "models: [{model: one, parameters: {weight: [{filter: mlp, value: 1}]}}]\n", "parameters.weight.0: no value for tensors that no filter matches"),
@@ -55,7 +55,7 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
         (HEAD + "models: [{model: one, parameters: {weight: [1, {value: 1}]}}]\n", "parameters.weight: expected a value, a list of values or a list of"),
         (HEAD + ONE + "parameters: {normalize: [{filter: mlp, value: false}, {value: true}]}\n", "4:26 parameters.normalize.0: normalize differs between tensors"),
         (HEAD + ONE + "dtype: bf16\n", "4:1 dtype: found 'bf16'; expected one of float32, float16, bfloat16"),
-        (HEAD + ONE + "dtype: float64\n", "4:1 dtype: float64 outputs are not written"),
+        (HEAD + ONE + "dtype: float64\n", "4:1 dtype: float64 outputs are not supported"),
         (HEAD + ONE + "tokenizer: {source: gone/away}\n", "4:13 tokenizer.source: gone/away is neither the base nor a checkpoint among the inputs"),
         (HEAD + ONE + "tokenizer_source: base\ntokenizer: {source: union}\n", "tokenizer: cannot be used together with tokenizer_source"),
         (HEAD + "models: [{model: base+lora, parameters: {weight: 1}}]\ntokenizer_source: base+lora\n", "4:1 tokenizer_source: base+lora is neither the base nor a checkpoint"),
@@ -157,7 +157,7 @@ steps:
 output: {dtype: bfloat16}
 """)
     assert "# - line 8, dtype: mergekit computes in bfloat16, the recipe in float32, rounded once at the end\n" in text
-    assert "# - della_linear: random numbers come from this recipe's seed, whatever the order of models or tensors\n" in text
+    assert "# - della_linear: random numbers come from the recipe's seed and do not depend on the order of models or tensors\n" in text
 
 
 # -- paths, files, command
@@ -204,4 +204,4 @@ def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path,
     assert checked.stdout == "recipes/cli.yaml: ok, 1 step\n"
     again = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])
     assert isinstance(again.exception, WorkbenchError)
-    assert again.exception.message == "recipes/cli.yaml: exists"
+    assert again.exception.message == "recipes/cli.yaml already exists"

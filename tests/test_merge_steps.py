@@ -122,7 +122,7 @@ def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
 
 def test_brick_that_grows_is_refused(project: Project) -> None:
     project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
-    with pytest.raises(WorkbenchError, match="recipe grown grows the base"):
+    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
         project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 

@@ -339,5 +339,5 @@ def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not run.done and needed * 1.05 > free:
-        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, but {size(free)} are free"]
+        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, {size(free)} free"]
     return []
