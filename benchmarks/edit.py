@@ -85,7 +85,7 @@ def main() -> None:
 def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """The same on the trained fixture."""
     sys.path.insert(0, str(PROJECT / "tests"))
-    import people
+    from worlds import people
 
     facts = people.facts(max(given.fixture_numbers))
     project = make_project(folder, people.SUBJECT, facts)

@@ -162,7 +162,7 @@ def starter(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Facts of the people fixture: what is true is known of every prompt."""
     sys.path.insert(0, str(PROJECT / "tests"))
-    import people
+    from worlds import people
 
     found = []
     for number in given.numbers:

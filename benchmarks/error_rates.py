@@ -1,4 +1,4 @@
-"""How often verdicts err: the simulations of tests/test_error_rates.py with more trials.
+"""How often verdicts err: the simulations of tests/scores/test_error_rates.py with more trials.
 
     python benchmarks/error_rates.py
     python benchmarks/error_rates.py --trials 200          a quick look
@@ -38,7 +38,7 @@ def main() -> None:
             "WORKBENCH_ERROR_RATES": str(found),
             "OMP_NUM_THREADS": "1",
         }
-        test = [sys.executable, "-m", "pytest", "-q", "-n", str(given.processes), "tests/test_error_rates.py"]
+        test = [sys.executable, "-m", "pytest", "-q", "-n", str(given.processes), "tests/scores/test_error_rates.py"]
         failed = subprocess.run(test, cwd=HERE.parent, env=environment, check=False).returncode
         rows = [json.loads(line) for line in found.read_text("utf-8").splitlines()]
     rows.sort(key=lambda row: json.dumps(row, sort_keys=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from dense import save_dense
-from mergekit_runs import save_models
-from project import Project
-from tiny import edit_json, save_adapter, save_finetuned, save_model
-from token_words import BASE, OTHER, THIRD, save_llama, save_tuned
+
+from worlds.dense import save_dense
+from worlds.mergekit_runs import save_models
+from worlds.project import Project
+from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
+from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
 
@@ -111,3 +113,26 @@ def _talkative() -> None:
     from workbench.cli._output import out
 
     out.quiet = False
+
+
+@pytest.fixture
+def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, which is that of its project, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tasks_dir(tmp_path: Path) -> Path:
+    """A folder with the tasks `copy` and `pick` of `local_tasks`."""
+    from worlds.local_tasks import lay_out_tasks
+
+    return lay_out_tasks(tmp_path / "tasks")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A tokenizer with one token a byte."""
+    from worlds.local_tasks import byte_tokenizer
+
+    return byte_tokenizer()

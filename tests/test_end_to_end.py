@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from project import Project
-from test_bad_input import clustered_suite
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
+
+from worlds.commands import call, document
+from worlds.project import Project
+from worlds.suites import clustered_suite
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
@@ -26,24 +27,13 @@ eval: [mini]
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     """A project with a suite of 60 items in 20 clusters and a recipe of all three verbs."""
     clustered_suite(project)
     (project.path / "facts.jsonl").write_text('{"prompt": "a b", "target": "c"}\n{"prompt": "c d", "target": "e"}\n')
     project.write(RECIPE, "all.yaml")
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\neval: [mini]\n", "mean.yaml")
-    monkeypatch.chdir(project.path)
     return project
-
-
-def call(*args: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, list(args), catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
-
-
-def document(*args: str) -> Any:
-    return json.loads(call(*args, "--json").stdout)
 
 
 def test_plan_and_run(world: Project) -> None:

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from project import CPU, Project
 from safetensors.torch import load_file
+
+from worlds.project import CPU, Project
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -48,7 +50,7 @@ def test_live_model_agrees(project: Project) -> None:
 
 
 def test_eval_agrees(project: Project) -> None:
-    from test_bad_input import mini_suite
+    from worlds.suites import mini_suite
 
     mini_suite(project)
     project.write(RECIPE + "output: {dtype: float32}\n")
@@ -65,14 +67,13 @@ def test_eval_agrees(project: Project) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_rows_agree_with_lm_evals_loop(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_packed_rows_agree_with_lm_evals_loop(dtype: torch.dtype, tasks_dir: Path, tokenizer: Any) -> None:
     """Masks, prefix and head on the device: the check that every evaluation makes, with its own tolerance."""
-    from local_tasks import A, suite, tasks_dir, tiny, tokenizer
+    from worlds.local_tasks import A, suite, tiny
 
     from workbench.evaluate import build_plan, score
 
-    tasks = tasks_dir.__wrapped__(tmp_path)
-    plan = build_plan(suite(tasks=["pick"], num_fewshot=3), tokenizer.__wrapped__(), tasks_dir=tasks,
+    plan = build_plan(suite(tasks=["pick"], num_fewshot=3), tokenizer, tasks_dir=tasks_dir,
                       dtype=str(dtype).removeprefix("torch."), batch_size=4)  # fmt: skip
     scores, _ = score(plan, A, tiny().to(dtype), device="cuda")
     assert scores.plan == plan.digest, "the scorer was refused"

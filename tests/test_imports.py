@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from worlds.places import PROJECT
+
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
@@ -164,6 +165,20 @@ def test_nothing_executes_foreign_code() -> None:
                 offenders.append(f"{place} calls {called}")
             trusted = [k for k in node.keywords if k.arg == "trust_remote_code" and ast.unparse(k.value) != "False"]
             offenders += [f"{place} trusts remote code" for _ in trusted]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_no_test_imports_a_test_module() -> None:
+    """Code that several tests need lies in tests/worlds or is a fixture in a conftest.py."""
+    tests = PROJECT / "tests"
+    modules = {path.stem for path in tests.rglob("test_*.py")} | {"conftest"}
+    offenders = []
+    for path in [*tests.rglob("*.py"), *(PROJECT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                imported = modules & {part for name in names for part in name.split(".")}
+                offenders += [f"{path.relative_to(PROJECT)}:{node.lineno} imports {name}" for name in sorted(imported)]
     assert not offenders, "\n".join(offenders)
 
 

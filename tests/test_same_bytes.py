@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fact_world import FACTS, TEXT
-from project import CPU, Project
+
+from worlds.fact_world import FACTS, TEXT
+from worlds.places import FIXTURES
+from worlds.project import CPU, Project
 
 from workbench.evaluate import score
 from workbench.evaluate.lineup import lineup
@@ -27,7 +29,7 @@ from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import configuration_digest, materialize
 
-FILE = Path(__file__).parent / "fixtures" / "same_bytes.json"
+FILE = FIXTURES / "same_bytes.json"
 TELLING = {"run.json", "README.md", "configuration.json"}
 LORAS = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 MIXED = "bricks: {one: bricks/one, full: bricks/full}\n"
@@ -59,7 +61,7 @@ RECIPES = {
 
 
 @pytest.fixture
-def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def world(project: Project, cwd: Path) -> Project:
     """The tiny llama with facts, texts and rows to train on."""
     path = project.path
     (path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
@@ -68,7 +70,6 @@ def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in RECIPES.items():
         project.write(text, f"{name.replace(' ', '-')}.yaml")
-    monkeypatch.chdir(path)
     return project
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from devtools import Browser, browser, find_browser
-from report_additions import add_own_units
-from report_document import TASKS, make_document, make_large
+
+from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.report_additions import add_own_units
+from worlds.report_document import TASKS, make_document, make_large
 
 from workbench.report import render
 
 pytestmark = pytest.mark.browser
-EXECUTABLE = find_browser()
-REQUIRED = os.environ.get("WORKBENCH_REQUIRE_BROWSER") == "1"
-if EXECUTABLE is None and not REQUIRED:
-    pytest.skip("no Chromium found: install chromium to run the browser tests", allow_module_level=True)
+skip_without_browser()
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script>"
 DIFF = "[...document.querySelectorAll('#diff-lines .diff > *')].map((d) => [d.className, (d.querySelector('.text') || d).textContent])"

@@ -7,13 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from devtools import Browser, browser
-from search_document import make_search
-from test_report_browser import EXECUTABLE
+
+from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.search_document import make_search
 
 from workbench.report.search import render
 
 pytestmark = pytest.mark.browser
+skip_without_browser()
 
 
 @pytest.fixture(scope="module", params=[(4, 1), (40, 2), (300, 1)], ids=["4", "40-two-objectives", "300"])

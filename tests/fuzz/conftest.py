@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzzing import RECIPE
-from project import Project
+
+from worlds.fuzzing import RECIPE
+from worlds.project import Project
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

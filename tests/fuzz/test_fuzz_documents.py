@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Project
-from search_world import lay_out, searched
+
+from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from worlds.project import Project
+from worlds.search_world import lay_out, searched
 
 from workbench import yamldoc
 from workbench.bricks.card import read_card, read_licence, read_title

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
 from hypothesis import given
 from hypothesis import strategies as st
-from project import Project
+
+from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keeps, put, spliced
+from worlds.project import Project
 
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest

@@ -1,1 +1,1 @@
-"""Edit: facts into a low-rank delta. One method a file; shared kernels beside them."""
+"""Edit methods, which write facts into a low-rank update: one method per file, shared code in the folders."""

@@ -1,4 +1,4 @@
-"""AlphaEdit: facts written into directions that text hardly uses."""
+"""AlphaEdit: write facts only into directions that ordinary text hardly uses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from workbench.steps.fields import Real
 
 @register
 class AlphaEdit(ClosedForm):
-    """Ridge regression inside the span of C's smallest eigenvectors, with a term for keys that are written already (Fang et al.
-    2025)."""
+    """Ridge regression within the span of C's smallest eigenvectors, with a term for already written keys (Fang et al. 2025)."""
 
     paper = "Fang et al. 2025, AlphaEdit, arXiv 2410.02355"
     formula = "ΔW = R KᵀP (P(KKᵀ + K₁K₁ᵀ)P + L I)⁻¹ P"
 
     edit: Literal["alphaedit"]
     energy: Real = Field(0.3, gt=0, le=1)
-    """Share of C's trace that the directions that are written may carry."""
+    """Largest share of C's trace in the directions that the edit may change."""
     l2: Real = Field(0.01, gt=0)
-    """L, relative to the trace of C, which the squared norm of a key is about."""
+    """Ridge L, relative to the trace of C (the typical squared norm of a key)."""
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """U (L I)⁻¹ Uᵀ."""
+        """Return U (L I)⁻¹ Uᵀ."""
         return of_null_space(moments, self.energy, self.l2)
 
     def ridge(self, width: int) -> float:
-        """1: a fact counts as one vector."""
+        """Return 1: a fact has the weight of one vector."""
         return 1.0

@@ -1,4 +1,4 @@
-"""EMMET: many facts with equality constraints."""
+"""EMMET: write many facts with equality constraints."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from workbench.steps.fields import Real
 
 @register
 class Emmet(ClosedForm):
-    """Values written as equalities, softened by a ridge on the keys' Gram matrix (Gupta et al. 2024)."""
+    """Write values as equality constraints, softened by a ridge on the Gram matrix of the keys (Gupta et al. 2024)."""
 
     paper = "Gupta et al. 2024, EMMET, arXiv 2403.14236"
     formula = "ΔW = R (KᵀC⁻¹K + μI)⁻¹ KᵀC⁻¹"
 
     edit: Literal["emmet"]
     mu: Real = Field(0.02, ge=0)
-    """Ridge, relative to the projection's inputs d, which kᵀC⁻¹k is about."""
+    """Ridge μ, relative to the number of inputs d of the projection (the typical size of kᵀC⁻¹k)."""
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """(d C)⁻¹, in which a key like those of the text has kᵀG k = 1."""
+        """Return (d C)⁻¹, under which kᵀG k is about 1 for a key from ordinary text."""
         return of_moments(moments, 1.0, 0.0)
 
     def ridge(self, width: int) -> float:
-        """μ: relative to that."""
+        """Return μ."""
         return self.mu

@@ -16,23 +16,27 @@ from workbench.steps.fields import Real
 
 @register
 class Encore(ClosedForm):
-    """MEMIT with a penalty on the norm of the change; values stop when their target is the most probable (Gupta et al. 2025)."""
+    """MEMIT with a penalty on the norm of the update (Gupta et al. 2025).
+
+    The optimization of a value stops as soon as its target is the most probable answer.
+    """
 
     paper = "Gupta et al. 2025, ENCORE, arXiv 2502.01636"
     formula = "ΔW = R Kᵀ (λC + ηI + K₁K₁ᵀ + KKᵀ)⁻¹"
 
     edit: Literal["encore"]
     lam: Real = Field(0.05, alias="lambda", gt=0)
-    """Weight of text against facts, relative to the projection's inputs d."""
+    """Weight of ordinary text against facts, relative to the number of inputs d of the projection."""
     eta: Real = Field(1e-4, ge=0)
-    """Penalty on the change's norm, relative to the trace of C."""
+    """Penalty on the norm of the update, relative to the trace of C."""
     confidence: Real = Field(0.6, gt=0, lt=1)
-    """Mean probability of the target at which a value is done: little more than the most probable."""
+    """Mean probability of the target at which the optimization of a value stops. The default is just high enough to make the
+    target the most probable answer."""
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """(λ d C + η I)⁻¹."""
+        """Return (λ d C + η I)⁻¹."""
         return of_moments(moments, self.lam, self.eta)
 
     def ridge(self, width: int) -> float:
-        """1: a fact counts as one vector."""
+        """Return 1: a fact has the weight of one vector."""
         return 1.0

@@ -1,4 +1,4 @@
-"""What fields of edit methods are made of: layers, and whether facts are taken at once or batch after batch."""
+"""Types of recipe fields that several edit methods share: layers, and whether facts are edited at once or in batches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from workbench.steps.fields import Strict, Whole
 
 
 class Batches(Strict):
-    """Batches of a stream of facts."""
+    """Batches of facts that are edited one after another."""
 
     batch: Whole = Field(ge=1)
-    """Facts a batch, in the file's order; the last one may be smaller."""
+    """Number of facts per batch, in the order of the file; the last batch may be smaller."""
 
 
 class Sequential(Strict):
-    """Each batch of facts on what the batches before it have made."""
+    """Edit batch after batch, each on the model that the earlier batches have produced."""
 
     sequential: Batches
 
@@ -31,11 +31,11 @@ Mode = Annotated[
     Annotated[Literal["joint"], Tag("joint")] | Annotated[Sequential, Tag("sequential")],
     Discriminator(_kind),
 ]
-"""`joint`, or `{sequential: {batch: N}}`."""
+"""`joint`: all facts at once. `{sequential: {batch: N}}`: N facts at a time."""
 
 
 Layers = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[tuple[Whole, ...], Field(min_length=1), Tag("layers")],
     Discriminator(lambda value: "auto" if isinstance(value, str) else "layers"),
 ]
-"""Indices of layers, or `auto`: the method's own choice."""
+"""Layer indices, or `auto`: the method chooses."""

@@ -1,4 +1,4 @@
-"""Fine-tune: teach facts by gradient to one layer's feed-forward down-projection."""
+"""Fine-tune: teach facts by gradient descent on one layer's feed-forward down-projection."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.parallel import one_thread
 
-# Share of the depth at which `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every layer
-# learns all facts; layer 5 of 30 leaves 75 % of first tokens after neighbouring prompts as they were, layers 10 to 24 leave 42 to 58 %.
-# Later layers carry over to more paraphrases (24: 42 %, 20: 33 %, 5: 17 %).
+# Relative depth of the layer that `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every
+# layer learns all facts. Editing layer 5 of 30 keeps 75 % of the first tokens after neighboring prompts, layers 10 to 24 keep 42 to 58 %.
+# Later layers generalize to more paraphrases (24: 42 %, 20: 33 %, 5: 17 %).
 AUTO_DEPTH = 0.2
-# Adam's step where the recipe gives none. With it 60 CounterFact facts are said by all 60 after 60 epochs in batches of 8 or 16; 100 facts in
-# batches of 64 by 90. Batches of 16 that stop at a loss of 0.2 are done after 170 steps instead of 240, and say 59.
+# Default learning rates. After 60 epochs the model gives 60 of 60 CounterFact targets with batches of 8 or 16, and 90 of 100 with batches
+# of 64. With batches of 16 and a stop at loss 0.2, training takes 170 steps instead of 240 and gives 59 of 60.
 STEPS = {"full": 1e-3, "lora": 2e-3}
 
 
 @register
 class Finetune(EditMethod):
-    """Breadth-first localised fine-tuning: epochs over all facts, cross-entropy on target and end-of-text, the feed-forward
-    down-projection of one layer (Yang et al. 2025, LocFT-BF), every element of it or a low-rank update."""
+    """Fine-tune one layer's feed-forward down-projection, with all facts in every epoch (Yang et al. 2025, LocFT-BF).
+
+    Trains either all elements or a low-rank update, on the cross-entropy of the target and the end of text.
+    """
 
     paper = "Yang et al. 2025, Fine-tuning done right in model editing, arXiv 2509.22072"
     formula = "min over ΔW of Σ −log p(target, end | prompt; W_down + ΔW);  lora: ΔW = BA;  max_change: |ΔW| ≤ δ"
@@ -40,30 +42,30 @@ class Finetune(EditMethod):
 
     edit: Literal["finetune"]
     facts: str
-    """A jsonl or YAML of {"prompt":, "target":, "subject":, …}, relative to the project."""
+    """JSONL or YAML file of {"prompt":, "target":, "subject":, …}, relative to the project."""
     first: Whole | None = Field(None, ge=1)
-    """Only the first facts of the file, this many."""
+    """Use only the first N facts of the file."""
     form: Literal["full", "lora"] = "full"
-    """`full` trains every element of the weight, `lora` a product of two factors."""
+    """`full` trains every element of the weight, `lora` the two factors of a low-rank update."""
     layers: Layers = "auto"
-    """Layers whose down-projection is updated; `auto`: one, at a fifth of the depth."""
+    """Layers whose down-projection is updated; `auto`: one layer, at a fifth of the depth."""
     rank: Whole | None = Field(None, ge=1, le=1024)
-    """Rank of the update of each layer (`lora`); omitted: a third of the number of facts, at least 8."""
+    """Rank of the update of each layer (`form: lora` only). Default: a third of the number of facts, at least 8."""
     max_change: Real | None = Field(None, gt=0)
-    """Largest change δ of any element of a weight: after each step `full` cuts larger ones off, `lora` scales the update down.
-    Omitted: no bound."""
+    """Largest change δ of any element of a weight. After each step, `full` clips larger changes and `lora` scales the whole
+    update down. Default: no limit."""
     mode: Mode = "joint"
-    """`joint`: every epoch goes over all facts (breadth first). `{sequential: {batch: N}}`: N facts of the file after the other,
-    each trained to its end before the next (depth first), for comparison."""
+    """`joint`: every epoch goes over all facts (breadth first). `{sequential: {batch: N}}`: train N facts to the end before the
+    next N (depth first), for comparison."""
     epochs: Whole = Field(60, ge=1)
-    """Passes over the facts, at most: training stops when every batch's loss is below `stop`."""
+    """Largest number of passes over the facts. Training stops earlier when the loss of every batch is below `stop`."""
     batch_size: Whole = Field(16, ge=1)
-    """Facts a gradient step."""
+    """Number of facts per gradient step."""
     learning_rate: Real | None = Field(None, gt=0, le=10)
-    """Adam's step size: about how far an element moves in one step. Omitted: 1e-3 for `full`, 2e-3
-    for the factors of `lora`. The paper takes 5e-4 on models of 7 B and more, with 25 epochs over thousands of facts."""
+    """Adam's step size, which is about how far an element moves in one step. Default: 1e-3 for `full`, 2e-3 for `lora`. The paper
+    uses 5e-4 on models of 7B parameters and more, with 25 epochs over thousands of facts."""
     stop: Real = Field(0.1, ge=0)
-    """A batch whose loss is below this is skipped."""
+    """Skip a batch whose loss is below this value."""
 
     @model_validator(mode="after")
     def _of_form(self) -> Finetune:
@@ -72,22 +74,22 @@ class Finetune(EditMethod):
         return self
 
     def inputs(self) -> list[str]:
-        """The facts."""
+        """Return the facts file."""
         return [self.facts]
 
     def check_inputs(self, project: Path) -> None:
-        """Read the facts once; they do not contradict each other."""
+        """Read the facts and check that they do not contradict each other."""
         require_consistent(self._read(project))
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Facts, the most steps of the optimizer, and the tokens of all epochs, of four characters each."""
+        """Estimate the work: facts, largest number of optimizer steps, and tokens of all epochs at four characters per token."""
         facts = self._read(project)
         steps = sum(-(-len(batch) // self.batch_size) for batch in self._batches(facts))
         tokens = sum(len(fact.text + fact.continuation) // 4 + 1 for fact in facts)
         return {"facts": len(facts), "steps": self.epochs * steps, "tokens": self.epochs * tokens}
 
     def solve(self, context: MethodContext) -> Edit:
-        """Hang an update on each layer's projection, train the updates, take them off again and return them."""
+        """Attach an update to each layer's projection, train the updates, detach and return them."""
         facts = self._read(context.project)
         parts = Parts.of(context)
         layers = self._layers(parts)
@@ -101,21 +103,25 @@ class Finetune(EditMethod):
         finally:
             for update in updates:
                 update.remove()
-        # Under the live names, which are what PEFT looks for.
+        # Keyed by live names, because PEFT looks for those.
         factors = {f"{parts.modules[layer]}.weight": u.factors() for layer, u in zip(layers, updates, strict=True)}
         return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=facts)
 
     def _read(self, project: Path) -> list[Fact]:
-        """The facts in the file's order. Errors: as `read_facts`; fewer than `first`."""
+        """Read the facts in the order of the file.
+
+        Raises:
+            WorkbenchError: If the file is invalid or has fewer facts than `first`.
+        """
         facts = read_facts(project / self.facts, self.facts)
         if self.first is not None and self.first > len(facts):
             raise WorkbenchError(
-                f"edit finetune: first: {self.first}; {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}.", 2
+                f"edit finetune: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}.", 2
             )
         return facts[: self.first]
 
     def _batches(self, facts: list[Fact]) -> list[list[Fact]]:
-        """What is trained together, each sorted by id, so that only a stream depends on the file's order."""
+        """Return the facts that are trained together, sorted by ID: only sequential mode depends on the order of the file."""
         parts: Sequence[Sequence[Fact]] = [facts] if self.mode == "joint" else list(chunks(facts, self.mode.sequential.batch))
         return [sorted(part, key=lambda fact: fact.id) for part in parts]
 
@@ -128,7 +134,7 @@ class Finetune(EditMethod):
     def _update(self, module: torch.nn.Module, facts: int, seed: int) -> TrainedUpdate:
         if self.form == "full":
             return DenseUpdate(module, self.max_change)
-        # On the trained fixture 100 facts are learned with rank 32; with rank 8 the loss stays above 1.2 and 35 of them are said.
+        # On the trained fixture, rank 32 learns 100 facts; with rank 8 the loss stays above 1.2 and the model gives 35 targets.
         rank = self.rank or max(8, -(-facts // 3))
         return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 

@@ -1,4 +1,4 @@
-"""GRACE: a codebook at one decoder layer, one entry for every token of a fact's answer."""
+"""GRACE: a codebook at one decoder layer with an entry for every token of a fact's answer."""
 
 from __future__ import annotations
 
@@ -27,41 +27,50 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Stand in for a fact's subject: a text about something else must not lie in the fact's ball.
+# Substitutes for a fact's subject: a text about something else must not lie within the fact's ball.
 OTHERS = ("it", "the house", "London", "Maria Santos", "a large company", "the old river", "music", "Apollo 11")
 _KEPT = ("keys", "values", "reach", "answer")
-_SAME = 1e-3  # of a key's length: keys that are nearer to each other are those of one text
-_WORDS = 12  # of a prompt without a subject, left out in turn
+_SAME = 1e-3  # share of a key's norm: keys that are closer than this belong to the same text
+_WORDS = 12  # for a prompt without a subject: number of words that are left out, one at a time
 
 
 @register
 class Grace(MemoryMethod):
-    """A codebook at one layer: where the layer's input lies near a stored key, its output is the stored value (Hartvigsen et al.
-    2023). Weights are untouched, and so is every position outside the keys' balls. One entry
-    for each token of an answer, in place of one at the prompt's end, so that long answers come out whole and end."""
+    """A codebook at one layer: if the layer's input is close to a stored key, the stored value replaces its output.
+
+    Weights do not change, and neither does any position outside the balls around the keys. The paper (Hartvigsen et al. 2023)
+    stores one entry at the end of the prompt; this method stores one for each token of the answer, so that long answers are
+    complete and end.
+    """
 
     paper = "Hartvigsen et al. 2023, Aging with GRACE, arXiv 2211.11031"
     formula = "y(x) = vᵢ where |x − kᵢ| ≤ rᵢ for the nearest key kᵢ, else layer(x); vᵢ = argmin −log p(answer | prompt)"
 
     edit: Literal["grace"]
     layer: Whole | None = Field(None, ge=0)
-    """Layer whose output is replaced; omitted: at two thirds of the depth."""
+    """Layer whose output is replaced. Default: at two thirds of the depth."""
     radius: Real = Field(0.5, gt=0, le=0.5)
-    """Radius of a ball, as a share of the distance to the nearest state that must answer something else."""
+    """Radius of a ball around a key, as a share of the distance to the nearest state that needs another answer."""
     end: bool = True
     """Also learn that the text ends after the answer."""
     steps: Whole = Field(100, ge=1)
-    """Steps of Adam on the values, at most."""
+    """Largest number of Adam steps for the values."""
     learning_rate: Real = Field(0.5, gt=0, le=100)
-    """Adam's step size, in units of the root mean square of the output that a value replaces."""
+    """Adam's step size, relative to the root mean square of the output that a value replaces."""
     stop: Real = Field(0.05, gt=0)
-    """A fact is learned when the mean loss of its tokens is below this and each of them is the likeliest."""
+    """A fact is learned when the mean loss of its tokens is below this value and each of them is the most likely token."""
     batch_size: Whole = Field(8, ge=1)
-    """Facts whose values are found together."""
+    """Number of facts whose values are optimized together."""
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
-        """Keys, values and reach of every fact. Facts are taken by id, so that their order in the file does not matter; batches that an
-        interrupted call has finished are in the cache. Errors: facts that are not learned in `steps`."""
+        """Compute keys, values and reach of every fact.
+
+        Facts are processed in the order of their IDs, so the order of the file does not matter. Batches that an interrupted call
+        has finished are taken from the cache.
+
+        Raises:
+            WorkbenchError: If facts are not learned within `steps`, or if the layer's input does not tell subjects apart.
+        """
         layer, name, block = self._block(context)
         context.model.requires_grad_(False)
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -70,28 +79,32 @@ class Grace(MemoryMethod):
         steps = 0
         for start in range(0, len(ordered), self.batch_size):
             batch = ordered[start : start + self.batch_size]
-            found = self._remembered(context, block, batch)
-            tensors |= {fact.id: {key: found[f"{i}/{key}"] for key in _KEPT} for i, fact in enumerate(batch)}
-            losses |= {fact.id: loss for fact, loss in zip(batch, found["loss"].tolist(), strict=True)}
-            steps = max(steps, int(found["steps"]))
+            learned = self._remembered(context, block, batch)
+            tensors |= {fact.id: {key: learned[f"{i}/{key}"] for key in _KEPT} for i, fact in enumerate(batch)}
+            losses |= {fact.id: loss for fact, loss in zip(batch, learned["loss"].tolist(), strict=True)}
+            steps = max(steps, int(learned["steps"]))
             context.progress(len(tensors), len(ordered), f"loss {max(losses.values()):.3f}")
         if failed := [fact.id for fact in ordered if not math.isfinite(losses[fact.id])]:
             raise WorkbenchError(
-                f"edit grace: {len(failed)} of {len(facts)} facts are not answered after {self.steps} steps, first '{failed[0]}'",
-                f"Raise steps ({self.steps}), or name another layer: the fewer layers follow it, the more directly its output decides.",
+                f"edit grace: {len(failed)} of {len(facts)} facts are not learned after {self.steps} steps, the first is '{failed[0]}'",
+                f"Raise `steps` (now {self.steps}) or set a later `layer`: its output has a more direct effect on the answer.",
             )
         if blind := [fact.id for fact in ordered if _blind(tensors[fact.id])]:
             raise WorkbenchError(
-                f"edit grace: at layer {layer} the input where an answer begins is the same for other subjects, for {len(blind)} of "
-                f"{len(facts)} facts, first '{blind[0]}': no ball holds the fact and leaves the others out",
-                f"Name a later layer (layer: {min(layer + 1, context.layout.layout.depth - 1)}), where the position has seen the subject.",
+                f"edit grace: layer {layer} does not distinguish {len(blind)} of {len(facts)} facts from the same prompt with another "
+                f"subject, the first is '{blind[0]}'",
+                f"Set a later layer, for example `layer: {min(layer + 1, context.layout.layout.depth - 1)}`, whose input depends on the subject.",
             )
-        entries = sum(len(found["answer"]) for found in tensors.values())
+        entries = sum(len(learned["answer"]) for learned in tensors.values())
         record = {"facts": len(facts), "layer": layer, "entries": entries, "loss": max(losses.values()), "steps": steps}
         return Memory(facts, tensors, {"block": name, "layer": layer}, record)
 
     def _remembered(self, context: MethodContext, block: nn.Module, batch: Sequence[Fact]) -> dict[str, Tensor]:
-        """What is learned of a batch, "NUMBER/NAME" and its losses (infinite: not learned) and steps; from the cache where it is there."""
+        """Return what is learned of a batch, from the cache if possible.
+
+        Returns:
+            The facts' tensors by "NUMBER/NAME", `loss` per fact (infinite if a fact is not learned) and `steps`.
+        """
         rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
         others = [_foreign(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
         fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor", *self.unkeyed})
@@ -102,17 +115,21 @@ class Grace(MemoryMethod):
             return load_file(place)
         states = _Batch(context, block, rows)
         values, losses, learned, steps = self._values(context, block, states)
-        found = {"loss": torch.tensor(losses).masked_fill(~torch.tensor(learned), torch.inf), "steps": torch.tensor(steps)}
+        tensors = {"loss": torch.tensor(losses).masked_fill(~torch.tensor(learned), torch.inf), "steps": torch.tensor(steps)}
         for i, foreign in enumerate(others):
             mine = states.owner == i
             reach = _reach(context, block, foreign, states.keys[mine])
             parts = (states.keys[mine].cpu(), values[mine].cpu(), reach, torch.tensor(rows[i].answer))
-            found |= {f"{i}/{name}": part for name, part in zip(_KEPT, parts, strict=True)}
-        save_tensors(found, place)
-        return found
+            tensors |= {f"{i}/{name}": part for name, part in zip(_KEPT, parts, strict=True)}
+        save_tensors(tensors, place)
+        return tensors
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
-        """Errors: two facts with one key whose answers differ there: the text up to there is the same, or is not told apart."""
+        """Check that no two facts share a key but need different answers there.
+
+        Raises:
+            WorkbenchError: If the texts up to there are the same, or the layer does not tell them apart.
+        """
         keys = [r.tensors["keys"] for r in remembered]
         answers = [r.tensors["answer"].tolist() for r in remembered]
         if not keys:
@@ -122,12 +139,12 @@ class Grace(MemoryMethod):
         for nearest, (fact, key) in zip(torch.cat(radii(keys, answers, far, 1.0)).tolist(), owners, strict=True):
             if nearest < _SAME * float(key.norm()):
                 raise WorkbenchError(
-                    f"fact '{fact.id}': {fact.text!r} and another fact have one beginning, and go on with different words",
-                    "One codebook holds one answer a text: change it with `workbench memory update`, or leave one of the two out.",
+                    f"fact '{fact.id}': {fact.text!r} and another fact begin with the same text but continue with different words",
+                    "A codebook holds one answer per text. Change it with `workbench memory update`, or remove one of the two facts.",
                 )
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
-        """Hook the codebook to the block; what feedback has dropped is left out."""
+        """Attach the codebook to the block, without facts that feedback has dropped."""
         del tokenizer
         used = [r for r in kept.facts if r.credibility.kept]
         if not used:
@@ -139,17 +156,28 @@ class Grace(MemoryMethod):
         return {"entries": len(book.keys), "radii": {"least": float(book.radii.min()), "most": float(book.radii.max())}}
 
     def _block(self, context: MethodContext) -> tuple[int, str, nn.Module]:
-        """The layer's number, live name and module. Errors: a layer that does not exist."""
+        """Return the layer's number, live name and module.
+
+        Raises:
+            WorkbenchError: If the layer does not exist.
+        """
         layout = context.layout.layout
         layer = layout.depth * 2 // 3 if self.layer is None else self.layer
         if layer >= layout.depth:
-            raise WorkbenchError(f"edit grace: layer {layer} does not exist; the model has 0..{layout.depth - 1}", None, 2)
+            raise WorkbenchError(
+                f"edit grace: layer {layer} does not exist; the model has layers 0 to {layout.depth - 1}", None, 2
+            )
         modules = dict(context.model.named_modules())
         name = live_module(f"{layout.prefix}{layer}", modules)
         return layer, name, modules[name]
 
     def _values(self, context: MethodContext, block: nn.Module, batch: _Batch) -> tuple[Tensor, list[float], list[bool], int]:
-        """Values [entries, outputs] of the lowest loss met, that loss a fact, whether greedy decoding gives the answer, steps."""
+        """Optimize the values of a batch.
+
+        Returns:
+            Values [entries, outputs] with the lowest loss, that loss per fact, whether greedy decoding gives the answer per fact,
+            and the number of steps.
+        """
         facts = int(batch.owner.max()) + 1
         scale = batch.outputs.square().mean(1, keepdim=True).sqrt()
         change = torch.zeros_like(batch.outputs, requires_grad=True)
@@ -179,7 +207,7 @@ class Grace(MemoryMethod):
 
 @dataclass(frozen=True)
 class _Row:
-    """Tokens of prompt and answer; the answer's tokens, the end of text among them where it is learned."""
+    """Tokens of a prompt with its answer, and the answer's tokens (with the end of text if that is learned)."""
 
     ids: list[int]
     answer: list[int]
@@ -191,13 +219,16 @@ class _Row:
 
 
 class _Batch:
-    """Rows of some facts, padded on the right, and the block's inputs and outputs where an answer's token is predicted.
+    """Rows of some facts, padded on the right, with the block's inputs and outputs where a token of an answer is predicted.
 
     Attributes:
-        ids, mask: [facts, time].
-        places: [entries], positions of [facts, time] flattened.
-        targets, owner: [entries], the token predicted there and its fact.
-        keys, outputs: [entries, width].
+        ids: [facts, time].
+        mask: [facts, time].
+        places: [entries], positions in [facts, time] flattened.
+        targets: [entries], the token predicted there.
+        owner: [entries], the index of the fact.
+        keys: [entries, width], the block's inputs.
+        outputs: [entries, width], the block's outputs.
     """
 
     def __init__(self, context: MethodContext, block: nn.Module, rows: Sequence[_Row]) -> None:
@@ -220,8 +251,11 @@ def _row(fact: Fact, tokenizer: Any, end: bool) -> _Row:
 
 
 def _foreign(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]]:
-    """Rows of tokens none of whose states is the fact's own: the prompt with other subjects in place of its own, answer included (without a
-    subject: with one word left out), and the fact's own text before the prompt's end."""
+    """Return rows of tokens that contain no state of the fact's own.
+
+    These are the prompt with other subjects in place of its own, answer included (without a subject: the prompt with one word
+    left out), and the fact's text before the end of the prompt.
+    """
     if fact.span is not None:
         texts = [fact.prompt.replace("{subject}", other) for other in OTHERS]
     else:
@@ -231,18 +265,18 @@ def _foreign(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]
     pairs = [
         encode_pair(tokenizer, text, fact.continuation, "continuation") for text in texts if text.strip() and text != fact.text
     ]
-    ended = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not read
+    ended = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not an input
     rows += [pair.tokens if ended else pair.tokens[:-1] for pair in pairs]
     return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
 
 
 def _blind(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state that must answer something else lies on the key of the answer's first token."""
+    """Return whether a state that needs another answer coincides with the key of the answer's first token."""
     return float(tensors["reach"][0]) < _SAME * float(tensors["keys"][0].norm())
 
 
 def _reach(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:
-    """[entries]: distance of a fact's keys to the nearest state of its foreign rows; without such rows the keys' lengths."""
+    """Return the distances [entries] of a fact's keys to the nearest foreign state; without foreign rows, the keys' norms."""
     if not foreign:
         nearest: Tensor = keys.norm(dim=1).cpu()
         return nearest

@@ -1,4 +1,4 @@
-"""Tell whether a live model says facts: its greedy answer to each prompt starts with the whole target."""
+"""Check whether a live model knows facts: its greedy answer to a prompt starts with the whole target."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS, PLACES = 4096, 256
-"""Most tokens of a batch, padding included, and most positions whose logits it holds: memory does not grow with the facts."""
+"""Limits of a batch: tokens including padding, and positions with logits. They keep memory independent of the number of facts."""
 SHOWN = 5
 
 
 def told(row: Mapping[str, Any]) -> str:
-    """Return the count in words: "46 of 48 facts (96 %); not said: a, b"."""
+    """Return the result as text: "46 of 48 facts (96 %); not said: a, b"."""
     lost: Sequence[str] = row["not_said"]
     names = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
     return f"{row['said']} of {row['facts']} facts ({100 * row['said'] / max(1, row['facts']):.0f} %)" + (
@@ -31,13 +31,13 @@ def told(row: Mapping[str, Any]) -> str:
 
 
 def count(facts: Sequence[Fact], said: Sequence[bool], min_efficacy: float) -> dict[str, Any]:
-    """Return the row of a step."""
+    """Return the record of a step: number of facts, number of targets that the model gives, and the IDs of the others."""
     lost = [fact.id for fact, right in zip(facts, said, strict=True) if not right]
     return {"facts": len(facts), "said": sum(said), "min_efficacy": min_efficacy, "not_said": lost}
 
 
 def too_few(row: Mapping[str, Any]) -> bool:
-    """Tell whether fewer facts are said than the step asks for."""
+    """Return whether the model gives fewer targets than the step requires."""
     return bool(row["said"] < row["min_efficacy"] * row["facts"])
 
 
@@ -45,19 +45,19 @@ def too_few(row: Mapping[str, Any]) -> bool:
 def said_by(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], device: torch.device
 ) -> list[bool]:
-    """Ask a live model for facts, in one forward pass over all of them.
+    """Return which facts a live model knows, from one forward pass over all of them.
 
-    Prompt and target are run together. Where each token of the target is the first choice behind the tokens before it, greedy decoding
-    gives the same tokens.
+    Prompt and target are forwarded together. If each token of the target is the most likely one after the tokens before it,
+    greedy decoding gives the same tokens.
 
     Args:
-        model: The model. A text memory that acts on it looks up the prompt alone, as it does when the model generates.
-        tokenizer: Its tokenizer.
-        facts: The facts.
-        device: Where the model is.
+        model: The model. Its text memory, if any, looks up the prompt alone, as it does in generation.
+        tokenizer: The model's tokenizer.
+        facts: The facts to check.
+        device: The model's device.
 
     Returns:
-        For each fact whether the model says its target.
+        For each fact, whether the model gives its target.
     """
     head = model.get_output_embeddings()
     assert head is not None
@@ -73,19 +73,19 @@ def said_by(
 
 
 def _said(model: PreTrainedModel, head: torch.nn.Module, rows: Sequence[EditRow], device: torch.device) -> list[bool]:
-    found = [False] * len(rows)
+    said = [False] * len(rows)
     for chosen in _batches(rows):
         batch = padded([rows[i] for i in chosen], device)
         with head_sees(head, batch.places):
             logits = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits
         _, top = target_log_probabilities(logits, batch, len(chosen))
         for i, right in zip(chosen, top.tolist(), strict=True):
-            found[i] = right
-    return found
+            said[i] = right
+    return said
 
 
 def _batches(rows: Sequence[EditRow]) -> Iterator[list[int]]:
-    """Numbers of rows that are run together, rows of like lengths beside each other."""
+    """Yield indices of rows that are forwarded together; rows of similar length share a batch."""
     batch: list[int] = []
     places = 0
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):

@@ -1,4 +1,4 @@
-"""MEMIT: many facts at once, by ridge regression against text."""
+"""MEMIT: write many facts at once by ridge regression against ordinary text."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from workbench.steps.fields import Real
 
 @register
 class Memit(ClosedForm):
-    """Least squares between the facts' values and what text reads (Meng et al. 2023), with a term for keys that are written
-    already; facts of one subject share a value."""
+    """Least squares between the values of the facts and the outputs on ordinary text (Meng et al. 2023).
+
+    Keys that are already written get a term of their own; facts about one subject share a value.
+    """
 
     paper = "Meng et al. 2023, MEMIT, arXiv 2210.07229"
     formula = "ΔW = R Kᵀ (λC + K₁K₁ᵀ + KKᵀ)⁻¹"
 
     edit: Literal["memit"]
     lam: Real = Field(0.05, alias="lambda", gt=0)
-    """Weight of text against facts, relative to the projection's inputs d: MEMIT's own λ is this times d."""
+    """Weight of ordinary text against facts, relative to the number of inputs d of the projection: the λ of the paper is this
+    value times d."""
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """(λ d C)⁻¹."""
+        """Return (λ d C)⁻¹."""
         return of_moments(moments, self.lam, 0.0)
 
     def ridge(self, width: int) -> float:
-        """1: a fact counts as one vector."""
+        """Return 1: a fact has the weight of one vector."""
         return 1.0

@@ -1,4 +1,4 @@
-"""Memory: facts kept as texts, recalled by likeness and put in front of the prompt."""
+"""Memory: facts that are stored as texts, retrieved by similarity and put before the prompt."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
-_COMPARED = 256  # facts whose prompts are held against each other for the threshold
+_COMPARED = 256  # number of facts whose prompts are compared with each other to choose the threshold
 
 
 @register
 class TextMemory(MemoryMethod):
-    """Facts kept as texts; those that apply to a prompt are put in front of it. Weights are untouched, and so is every prompt that
-    no fact applies to. Retrieval and in-context editing (Zheng et al. 2023, IKE) with versions and credibility (DynaMind): what an
-    editor of weights has to be measured against."""
+    """Store facts as texts and put those that apply to a prompt before it. Weights do not change, nor do prompts without facts.
+
+    Combines retrieval and in-context editing (Zheng et al. 2023, IKE) with versions and credibility (DynaMind). Use it as the
+    baseline for methods that edit weights.
+    """
 
     paper = (
         "Zheng et al. 2023, Can we edit factual knowledge by in-context learning?, arXiv 2305.12740; DynaMind, arXiv 2310.14248"
@@ -40,35 +42,36 @@ class TextMemory(MemoryMethod):
 
     edit: Literal["memory"]
     encoder: str | None = None
-    """Directory of a sentence encoder (transformers' AutoModel, mean pooling), relative to the project; omitted: the model's own
+    """Directory of a sentence encoder (transformers' AutoModel, mean pooling), relative to the project. Default: the model's own
     token embeddings, matched token by token."""
     threshold: Real | None = Field(None, ge=0, le=1)
-    """Likeness from which a fact applies; omitted: what tells paraphrases (without any, the bare subject) best from neighbours
-    and from other facts' prompts."""
+    """Similarity from which a fact applies. Default: the value that best separates paraphrases (or the subject, if a fact has
+    none) from neighbors and from prompts of other facts."""
     most: Whole = Field(1, ge=1)
-    """Facts that are put in front of a prompt, at most."""
+    """Largest number of facts that are put before a prompt."""
     template: str = "New fact: {facts}\nPrompt: "
-    """What stands there; `{facts}` are the facts as sentences, the one that applies best last."""
+    """Text that is put before a prompt; `{facts}` stands for the facts as sentences, the most relevant one last."""
 
     @field_validator("template")
     @classmethod
     def _template(cls, value: str) -> str:
         if FACTS not in value:
-            raise ValueError(f"expected a text with {FACTS} in it, found {value!r}")
+            raise ValueError(f"expected a text that contains {FACTS}, found {value!r}")
         return value
 
     def inputs(self) -> list[str]:
-        """The facts, and the encoder's files."""
+        """Return the facts file and the encoder's files."""
         return [self.facts, *(f"{self.encoder}/{name}" for name in _ENCODER_FILES if self.encoder)]
 
     def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
-        """With the encoder where it was found, wherever the memory lies now."""
+        """Return the step with the encoder's path from the settings, wherever the memory is stored now."""
         return self.model_copy(update={"encoder": settings["encoder"]})
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
-        """What the encoder keeps of each fact, and how like the fact its own paraphrases and neighbours are.
+        """Encode each fact, and measure its similarity to its own paraphrases and neighbors.
 
-        A fact without paraphrases is in scope where its subject is named: the subject alone then stands for one.
+        If a fact has no paraphrases, its subject alone is used in place of one: the fact then applies to prompts that name the
+        subject.
         """
         folder = str((context.project / self.encoder).resolve()) if self.encoder else None
         encoder = _encoder(folder, context.model, context.tokenizer)
@@ -78,7 +81,7 @@ class TextMemory(MemoryMethod):
             if any(not part.numel() for part in kept.values()):
                 raise WorkbenchError(
                     f"fact '{fact.id}': {fact.text!r} has no tokens in the base's vocabulary",
-                    "Word the fact in what the tokenizer knows.",
+                    "Rephrase the fact with words that the tokenizer knows.",
                 )
             inside = fact.paraphrases or ((fact.subject,) if fact.subject else ())
             probes = {"inside": inside, "outside": [p.prompt for p in fact.neighbours]}
@@ -91,7 +94,7 @@ class TextMemory(MemoryMethod):
         return Memory(facts, tensors, {"encoder": folder}, {"facts": len(facts), "threshold": limit, **record})
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
-        """Let the model recall; the threshold is chosen again, on the facts that are there."""
+        """Attach the memory to the model, with a threshold that is chosen again from the facts in it."""
         encoder = _encoder(kept.settings["encoder"], model, tokenizer)
         limit, record = self._limit(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
         used = [r for r in kept.facts if r.credibility.kept]
@@ -99,37 +102,38 @@ class TextMemory(MemoryMethod):
         return {"facts": len(used), "threshold": limit, **record}
 
     def _limit(self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]) -> tuple[float, dict[str, Any]]:
-        """The threshold, and what it was chosen on.
+        """Return the threshold and the measurements that it is based on.
 
-        In scope are the facts' own prompts (likeness 1) and paraphrases or subjects, out of scope their neighbours and the prompts of other facts with
-        other subjects. `left_out` are the shares put right for facts that the threshold was not chosen on: each fact in turn.
+        In scope are the facts' own prompts (similarity 1) with their paraphrases or subjects. Out of scope are their neighbors
+        and the prompts of facts about other subjects. `left_out` is the accuracy in a leave-one-out test: each fact is classified
+        with the threshold of the others.
         """
         if self.threshold is not None:
             return self.threshold, {}
-        inside = [[1.0, *found["inside"].tolist()] for _, found in facts]
-        outside = [found["outside"].tolist() for _, found in facts]
+        inside = [[1.0, *tensors["inside"].tolist()] for _, tensors in facts]
+        outside = [tensors["outside"].tolist() for _, tensors in facts]
         compared = facts[:_COMPARED]
         if len(compared) > 1:
-            against = encoder.against([found for _, found in compared])
+            against = encoder.against([tensors for _, tensors in compared])
             for i, (one, _) in enumerate(compared):
                 alike = against(one.text).tolist()
                 others = [s for s, (other, _) in zip(alike, compared, strict=True) if _about(other) != _about(one)]
                 outside[i] += [max(others)] if others else []
-        limit = threshold([s for found in inside for s in found], [s for found in outside for s in found])
+        limit = threshold([s for row in inside for s in row], [s for row in outside for s in row])
         measured = {"prompts_in_scope": sum(map(len, inside)), "prompts_out_of_scope": sum(map(len, outside))}
         return limit, {**measured, "left_out": _left_out(inside, outside)}
 
 
 def _about(fact: Fact) -> str:
-    """What a fact is about: its subject, else its prompt."""
+    """Return the topic of a fact: its subject, else its prompt."""
     return fact.subject or fact.text
 
 
 def _left_out(inside: Sequence[Sequence[float]], outside: Sequence[Sequence[float]]) -> dict[str, float] | None:
-    """Shares of prompts put right by the threshold of all facts but their own; None with fewer than two facts."""
+    """Return the leave-one-out accuracies in scope and out of scope; None for fewer than two facts."""
     if len(inside) < 2:
         return None
-    step = math.ceil(len(inside) / 64)  # folds of neighbouring facts where there are many
+    step = math.ceil(len(inside) / 64)  # at most 64 folds
     right = {"in_scope": 0, "out_of_scope": 0}
     for start in range(0, len(inside), step):
         fold = range(start, min(len(inside), start + step))
@@ -142,11 +146,15 @@ def _left_out(inside: Sequence[Sequence[float]], outside: Sequence[Sequence[floa
 
 
 def _encoder(folder: str | None, model: Any, tokenizer: Any) -> Encoder:
-    """Errors: an encoder's directory that is gone."""
+    """Return the encoder in a directory, or the one that uses the model's embeddings.
+
+    Raises:
+        WorkbenchError: If the directory no longer has an encoder.
+    """
     if folder is None:
         return TokenMatch(model.get_input_embeddings().weight, tokenizer)
     if not (Path(folder) / "config.json").is_file():
         raise WorkbenchError(
-            f"encoder {folder}: no config.json there", "Put the encoder back, or run the recipe again with another."
+            f"encoder {folder}: the folder has no config.json", "Restore the encoder, or run the recipe again with another one."
         )
     return SentenceEncoder(Path(folder))

@@ -1,4 +1,4 @@
-"""ROME: each fact's key gets exactly its value, with the smallest change on text."""
+"""ROME: give each fact's key exactly its value, with the smallest change to ordinary text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from workbench.steps import register
 
 @register
 class Rome(ClosedForm):
-    """Write each fact's value exactly, changing least what other text reads (Meng et al. 2022), with one key in numerator and
-    denominator (Gupta et al. 2024, R-ROME). Several facts are solved together."""
+    """Write each fact's value exactly, with the smallest change to the outputs on ordinary text (Meng et al. 2022, ROME).
+
+    Numerator and denominator use the same key (Gupta et al. 2024, R-ROME). Several facts are solved together.
+    """
 
     paper = "Meng et al. 2022, ROME, arXiv 2202.05262; Gupta et al. 2024, R-ROME, arXiv 2403.07175"
     formula = "ΔW = R (KᵀC⁻¹K)⁻¹ KᵀC⁻¹"
@@ -22,13 +24,13 @@ class Rome(ClosedForm):
     edit: Literal["rome"]
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """(d C)⁻¹: without a ridge its scale does not matter."""
+        """Return (d C)⁻¹; its scale does not matter, because the ridge is 0."""
         return of_moments(moments, 1.0, 0.0)
 
     def spread_ridge(self, width: int) -> float:
-        """Small: the mean key gets its value exactly, the keys behind single contexts nearly."""
+        """Return a small ridge: the mean key gets its value exactly, the keys of single contexts nearly."""
         return 0.05
 
     def ridge(self, width: int) -> float:
-        """None: values are written exactly."""
+        """Return 0: values are written exactly."""
         return 0.0

@@ -1,4 +1,4 @@
-"""UltraEdit: changes of feed-forward outputs read off a gradient, written by ridge regression; no subject, no statistics of text."""
+"""UltraEdit: read changes of feed-forward outputs from a gradient and write them by ridge regression."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ from workbench.steps.fields import Real, Whole
 from workbench.weights.lowrank import Factors
 
 LONGEST = 512
-"""Tokens of a prompt with its target at most."""
+"""Largest number of tokens of a prompt with its target."""
 AUTO_DEPTH = (0.6, 0.9)
-"""Share of the depth that `layers: auto` writes: the paper takes layers 18 to 26 of 28 (GPT-J), 29 and 30 of 32 (Mistral)."""
+"""Relative depth of the layers that `layers: auto` edits. The paper edits layers 18 to 26 of 28 (GPT-J), and 29 and 30 of 32
+(Mistral)."""
 AT_ONCE = 8
-"""Facts that are run together."""
+"""Number of facts per forward pass."""
 PRIOR = 16
-"""Rows that the running mean and deviation start from: mean 0, one deviation for all coordinates, that of the rows themselves. Without
-them a lone row is its own mean and nothing is left of it, and a few rows are little more than signs."""
+"""Number of virtual rows that running mean and deviation start from: mean 0, and one deviation for all coordinates, that of the
+data. Without them a single row would be its own mean and vanish, and a few rows would be little more than signs."""
 
 
 @register
 class UltraEdit(EditMethod):
-    """One backward pass says how each feed-forward output should change where a target's tokens are predicted; inputs and gradients
-    are scaled by their mean and deviation over all facts so far, and the changes written by ridge regression (Gu et al. 2025).
-    Repeated on the edited model until it says the facts; a step after which it says them less is halved."""
+    """Read the wanted changes of feed-forward outputs from one backward pass, and write them by ridge regression.
+
+    Needs no subjects and no statistics of text. Inputs and gradients are normalized by their mean and deviation over all facts so
+    far (Gu et al. 2025). The step is repeated on the edited model until it gives the targets; a step that makes them less likely
+    is undone and the next one is half as long.
+    """
 
     paper = "Gu et al. 2025, UltraEdit, arXiv 2505.14679"
     formula = "ΔWᵀ = (HᵀH + cI)⁻¹ HᵀV,  v = −η s (‖ĥ‖²/d) ĝ"
@@ -49,48 +53,54 @@ class UltraEdit(EditMethod):
 
     edit: Literal["ultraedit"]
     facts: str
-    """A facts file, or a published set (docs/facts.md), relative to the project."""
+    """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
-    """Only so many facts of the file, from its start."""
+    """Use only the first N facts of the file."""
     layers: Layers = "auto"
-    """Layers whose feed-forward output projection is written; auto: those between 0.6 and 0.9 of the depth."""
+    """Layers whose feed-forward output projection is updated; `auto`: those between 0.6 and 0.9 of the depth."""
     mode: Mode = "joint"
-    """joint: all facts in one turn, whatever their order; {sequential: {batch: N}}: N a turn, each on the result of those before."""
+    """`joint`: all facts at once, independent of their order. `{sequential: {batch: N}}`: N facts at a time, each batch on the
+    model that the earlier batches have produced."""
     history: bool = True
-    """In sequential mode, a term for inputs of the turns before, which keeps what they have written; the paper has none."""
+    """In sequential mode, add a term for the inputs of earlier batches, which preserves what they have written. The paper has no
+    such term."""
     strength: Real = Field(2.0, gt=0)
-    """η: length of a step of all layers together, in multiples of the outputs' root mean square s."""
+    """η: length of a step of all layers together, relative to the root mean square s of the outputs."""
     rounds: Whole = Field(20, ge=1)
-    """Steps of a turn, at most; 1 is the paper's."""
+    """Largest number of steps per batch; the paper takes 1."""
     confidence: Real = Field(0.5, gt=0, lt=1)
-    """Mean probability of a target at which a fact is said; it is on top besides."""
+    """A fact is done when its target is the most likely answer and its mean probability is at least this value."""
 
     @model_validator(mode="after")
     def _once(self) -> Self:
         if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto, or layers that differ, found {list(self.layers)}")
+            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         return self
 
     def inputs(self) -> list[str]:
-        """The facts."""
+        """Return the facts file."""
         return [self.facts]
 
     def check_inputs(self, project: Path) -> None:
-        """Read the facts once; they do not contradict each other."""
+        """Read the facts and check that they do not contradict each other."""
         require_consistent(self.read(project))
 
     def read(self, project: Path) -> list[Fact]:
-        """The facts: of a joint solve sorted by id, so that the result does not depend on the file's order; else in that order."""
-        found = read_facts(project / self.facts, self.facts)[: self.first]
-        return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
+        """Return the facts, in joint mode sorted by ID so that the result does not depend on the order of the file."""
+        facts = read_facts(project / self.facts, self.facts)[: self.first]
+        return sorted(facts, key=lambda fact: fact.id) if self.mode == "joint" else facts
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens that are run forward and back, where half of the rounds do."""
+        """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
         facts = len(self.read(project))
         return {"layers": self.layers, "work": {"facts": facts}, "tokens": facts * 12 * (self.rounds + 1) // 2}
 
     def solve(self, context: MethodContext) -> Edit:
-        """Turn by turn; the model is left as it was. Errors: a loss that is no finite number."""
+        """Write the facts batch after batch; the model is left unchanged.
+
+        Raises:
+            WorkbenchError: If the loss is not finite.
+        """
         facts = self.read(context.project)
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
         parts = Parts.of(context)
@@ -101,18 +111,18 @@ class UltraEdit(EditMethod):
 
 
 def upper_middle(depth: int, editable: Sequence[int] | None = None) -> list[int]:
-    """Layers whose middle lies within AUTO_DEPTH, of those that can be edited; at least one."""
+    """Return the editable layers whose middle lies within AUTO_DEPTH; at least one."""
     layers = range(depth) if editable is None else editable
-    found = [i for i in layers if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
-    return found or [min(layers, key=lambda i: (abs(i - depth * 2 // 3), i))]
+    inside = [i for i in layers if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
+    return inside or [min(layers, key=lambda i: (abs(i - depth * 2 // 3), i))]
 
 
 @dataclass(frozen=True)
 class Running:
-    """Mean and deviation of every coordinate over all rows so far (Chan's parallel form of Welford's sums), float64.
+    """Mean and deviation of every coordinate over all rows so far, in float64 (Welford's sums in Chan's parallel form).
 
     Attributes:
-        count: Rows.
+        count: Number of rows.
         mean: [d].
         squares: [d], sums of squared distances from the mean.
     """
@@ -123,18 +133,18 @@ class Running:
 
     @classmethod
     def of(cls, rows: Tensor) -> Running:
-        """Of rows [n, d]."""
+        """Return the statistics of rows [n, d]."""
         mean = rows.mean(0)
         return cls(len(rows), mean, (rows - mean).square().sum(0))
 
     def joined(self, other: Running) -> Running:
-        """Of the rows of both."""
+        """Return the statistics of the rows of both."""
         total, apart = self.count + other.count, other.mean - self.mean
         squares = self.squares + other.squares + apart.square() * (self.count * other.count / total)
         return Running(total, self.mean + apart * (other.count / total), squares)
 
     def scaled(self, rows: Tensor) -> Tensor:
-        """Rows [n, d] less the mean, in deviations, with PRIOR rows more in both."""
+        """Normalize rows [n, d] by mean and deviation; both include PRIOR virtual rows."""
         common = (self.squares / self.count + self.mean.square()).mean()
         whole = self.joined(Running(PRIOR, torch.zeros_like(self.mean), (PRIOR * common).expand_as(self.mean)))
         deviation = (whole.squares / whole.count).sqrt()
@@ -143,7 +153,7 @@ class Running:
 
 @dataclass(frozen=True)
 class SeenInputs:
-    """What a projection does where targets are predicted: inputs H [n, d_in], outputs and their gradients [n, d_out], float64."""
+    """Inputs of a projection at target positions [n, d_in], its outputs and their gradients [n, d_out], all float64."""
 
     inputs: Tensor
     outputs: Tensor
@@ -152,13 +162,16 @@ class SeenInputs:
 
 @dataclass
 class _UltraSolve:
-    """One run of the editor.
+    """A run of the editor.
 
     Attributes:
-        method, context, parts, layers: What is solved, on what, where.
-        updates: Layer -> ΔW [out, in] so far, float64.
+        method: The editor with its fields.
+        context: Model, tokenizer and cache.
+        parts: Parts of the model.
+        layers: Layers to update.
+        updates: Layer -> update ΔW [out, in] so far, float64.
         running: Layer -> running statistics of its inputs and of its gradients.
-        metrics: Layer -> the identity, with a term for inputs that are written already.
+        metrics: Layer -> the identity with a term for inputs that are already written.
         pairs: Layer -> factors of its steps so far.
     """
 
@@ -172,7 +185,7 @@ class _UltraSolve:
     pairs: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def run(self, facts: Sequence[Fact]) -> Edit:
-        """All turns, one after the other."""
+        """Write all batches, one after another."""
         method, parts = self.method, self.parts
         size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
         trained = [p for p in parts.model.parameters() if p.requires_grad]
@@ -189,17 +202,19 @@ class _UltraSolve:
         if parts.transposed:
             factors = {name: update.transposed() for name, update in factors.items()}
         record = {
-            "layers": self.layers, "order": "free" if method.mode == "joint" else "dependent",
-            "rank": {name: update.rank for name, update in factors.items()}, "facts": outcome,
-        }  # fmt: skip
+            "layers": self.layers,
+            "order": "free" if method.mode == "joint" else "dependent",
+            "rank": {name: update.rank for name, update in factors.items()},
+            "facts": outcome,
+        }
         return Edit(factors, record, parts.transposed, list(facts))
 
     def _factors(self, layer: int) -> Factors:
-        """ΔW as a product of its own rank; zeros where the model says all facts already."""
+        """Return ΔW as a product of its own rank; zeros if the model already knows all facts."""
         return factors_of_steps(self.updates[layer], self.pairs[layer])
 
     def _turn(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
-        """Steps for some facts until all of them are said; returns their records."""
+        """Take steps for one batch until all its facts are done; return their records."""
         method = self.method
         rows = [row_of(fact, self.context.tokenizer, "prompt_last") for fact in facts]
         strength, steps = method.strength / len(self.layers), 0
@@ -213,7 +228,7 @@ class _UltraSolve:
             kept, pairs = dict(self.updates), {layer: self._step(layer, seen[layer], strength) for layer in self.layers}
             self.updates = {layer: kept[layer] + left @ right for layer, (left, right) in pairs.items()}
             new_seen, new_means, new_top = self._pass(rows)
-            if float(new_means.mean()) > float(means.mean()):  # not where it is no number
+            if float(new_means.mean()) > float(means.mean()):  # false for NaN
                 seen, means, top, steps = new_seen, new_means, new_top, steps + 1
                 for layer, pair in pairs.items():
                     self.pairs[layer].append(pair)
@@ -229,7 +244,11 @@ class _UltraSolve:
         ]
 
     def _start(self, seen: Mapping[int, SeenInputs], means: Tensor) -> None:
-        """Take the facts of a turn into the running statistics, once. Errors: a loss that is no finite number."""
+        """Add the facts of a batch to the running statistics, once.
+
+        Raises:
+            WorkbenchError: If the loss is not finite.
+        """
         if not bool(torch.isfinite(means).all()):
             raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
         for layer in self.layers:
@@ -241,7 +260,7 @@ class _UltraSolve:
             self.pairs.setdefault(layer, [])
 
     def _step(self, layer: int, seen: SeenInputs, strength: float) -> tuple[Tensor, Tensor]:
-        """ΔW of one layer as its factors V [out, n] and Aᵀ [n, in]."""
+        """Return ΔW of one layer as factors V [out, n] and Aᵀ [n, in]."""
         of_inputs, of_gradients = self.running[layer]
         inputs, gradients = of_inputs.scaled(seen.inputs), of_gradients.scaled(seen.gradients)
         scale = strength * seen.outputs.square().mean().sqrt()
@@ -253,30 +272,37 @@ class _UltraSolve:
         return self.metrics.get(layer) or KeyMetric(None, torch.ones(width, dtype=torch.float64, device=device))
 
     def _pass(self, rows: Sequence[EditRow]) -> tuple[dict[int, SeenInputs], Tensor, Tensor]:
-        """Forward and back on the model with what is written so far: what every layer does at the targets, and for each row the mean
-        log-probability of its target's tokens and whether all of them are on top."""
-        found = []
+        """Run the model with the updates so far forward and backward.
+
+        Returns:
+            Inputs, outputs and gradients of every layer at target positions; each row's mean log-probability of its target
+            tokens; and whether all of these are the most likely ones.
+        """
+        batches = []
         with self.parts.changed({layer: update.float() for layer, update in self.updates.items()}):
             for start in range(0, len(rows), AT_ONCE):
-                found.append(seen_at(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
-        means = torch.cat([means for _, means, _ in found])
-        seen = {layer: _joined([part[layer] for part, _, _ in found]) for layer in self.layers}
-        return seen, means, torch.cat([top for _, _, top in found])
+                batches.append(seen_at(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
+        means = torch.cat([means for _, means, _ in batches])
+        seen = {layer: _joined([part[layer] for part, _, _ in batches]) for layer in self.layers}
+        return seen, means, torch.cat([top for _, _, top in batches])
 
 
 def ridge(seen: SeenInputs) -> float:
-    """c: the mean square of an input, so that it means the same on every model."""
+    """Return c, the mean square of an input, so that its strength does not depend on the model."""
     return float(seen.inputs.square().mean())
 
 
 def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, SeenInputs], Tensor, Tensor]:
-    """Inputs and outputs of projections where targets are predicted, with the gradients of the targets' summed cross-entropy; beside
-    them mean log-probability of each row's target and whether it is on top.
+    """Run a batch forward and backward, and record projections at target positions.
 
     Args:
-        parts: Of a model whose parameters want no gradient.
-        layers: Which projections.
+        parts: Parts of a model whose parameters need no gradient.
+        layers: Layers of the projections.
         batch: The rows.
+
+    Returns:
+        Inputs, outputs and gradients of the summed cross-entropy by layer; each row's mean log-probability of its target; and
+        whether the target is the most likely answer.
     """
     probes: dict[int, Tensor] = {}
     states: dict[int, tuple[Tensor, Tensor]] = {}

@@ -1,10 +1,11 @@
-"""Scoring through lm-eval, item by item. This package alone imports lm_eval, and its heavy parts only when it scores.
+"""Scoring through lm-eval, item by item. Only this package imports lm_eval, and its heavy parts only when it scores.
 
-lm-eval defines tasks, prompts, filters and metrics; requests are built and tokenised once a plan. Log-likelihoods come from
-`packed` (contexts forwarded once), checked against lm-eval's HFLM; generated text comes from HFLM, or from lm-eval's classes for vLLM
-and for servers. Settings that keep scores exact (see docs of lm-eval 0.4.13): no cache of any kind; `logits_cache` off, because it gathers
-wrong rows when choices share a prefix with different splits; weights are never re-tied; log-softmax in float32 whatever the
-model's dtype; fixed batches; fixed seeds. Equal to `lm_eval --model hf --model_args logits_cache=False,softmax_dtype=float32`.
+lm-eval defines tasks, prompts, filters and metrics. Requests are built and tokenized once per plan. Log-likelihoods come from
+`packed` (each context is forwarded once), checked against lm-eval's HFLM. Generated text comes from HFLM, or from lm-eval's
+classes for vLLM and servers. These settings keep scores exact (see the docs of lm-eval 0.4.13): no caches; `logits_cache` is off,
+because it gathers wrong rows if choices share a prefix with different splits; weights are never tied again; log-softmax in
+float32 for every model dtype; fixed batches; fixed seeds. Scores equal those of `lm_eval --model hf --model_args
+logits_cache=False,softmax_dtype=float32`.
 
 Importing this package registers the model `workbench` with lm-eval (`models.WorkbenchLM`).
 """
@@ -49,11 +50,17 @@ def build_plan(
     """Check a suite against its tasks and data, and fix its items. No model is loaded.
 
     Args:
+        suite: The suite.
         tokenizer: Folder of the tokenizer files, or a tokenizer object (copied before use).
-        dtype: Of the weights when they are scored: "bfloat16".
-        limit: At most so many items a task; marks the plan partial if that cuts something.
-        memo: Folder that keeps what local tasks yield as long as no file that decides it changes; without it each call builds them.
-    Errors: unknown task, missing or empty data, duplicate ids, no cluster field, unknown metric.
+        tasks_dir: Folder of local task files.
+        dtype: Dtype of the weights when they are scored, such as "bfloat16".
+        batch_size: Requests per forward pass.
+        limit: Largest number of items per task; marks the plan as partial if it cuts a task.
+        memo: Folder that caches the content of local tasks until a file that affects it changes; None: build the tasks in each
+            call.
+
+    Raises:
+        WorkbenchError: If a task or metric is unknown, data is missing or empty, IDs repeat, or the cluster field is missing.
     """
     index = task_index(tasks_dir)
     groups = groups_of(suite, index, tasks_dir)
@@ -80,13 +87,20 @@ def evaluate(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores of a configuration: stored ones if its digest has any under this plan, else scored and stored.
+    """Return a configuration's scores under a plan: stored ones if there are any, else score it and store the result.
 
     Args:
-        materialize: Gives the live model, already in the plan's dtype, or for the backends vllm and server what `backends.model` takes;
-            called at most once, and only if a task is left to score.
-    Raises: check.RefusedError, after the store has kept the reason: score all configurations that are compared with this one under
-        `store.settled(plan, keys)`.
+        plan: The plan.
+        store: Store of scores.
+        configuration: The configuration to score.
+        materialize: Returns the live model in the plan's dtype, or, for the backends vllm and server, the argument of
+            `backends.written_model`. Called at most once, and only if a task is left to score.
+        device: Device to move a live model to.
+        progress: Called with (task, requests done, requests in total).
+
+    Raises:
+        check.RefusedError: If the plan's scorer disagrees with lm-eval; the store keeps the reason. Score all configurations that
+        are compared with this one under `store.settled(plan, keys)`.
     """
     from workbench.evaluate.check import RefusedError
 
@@ -125,7 +139,7 @@ def evaluate(
 
 
 def _offset(progress: Progress | None, sizes: Mapping[str, int], done: Sequence[str]) -> Progress | None:
-    """Progress over all tasks; its last unit is the writing of the scores."""
+    """Return progress over all tasks; its last unit is writing the scores."""
     if progress is None:
         return None
     before, total = sum(sizes[task] for task in done), sum(sizes.values()) + 1
@@ -135,7 +149,18 @@ def _offset(progress: Progress | None, sizes: Mapping[str, int], done: Sequence[
 def score(
     plan: ScorePlan, configuration: Configuration, model: Any, *, device: str | None = None, progress: Progress | None = None
 ) -> tuple[Scores, Rows]:
-    """Score a live model without a store -> scores and per-item rows by task. A scorer that fails its check gives way to hflm."""
+    """Score a live model without a store. If the plan's scorer fails its check, hflm is used.
+
+    Args:
+        plan: The plan.
+        configuration: The configuration that the model holds.
+        model: The live model in the plan's dtype.
+        device: Device to move the model to.
+        progress: Called with (task, requests done, requests in total).
+
+    Returns:
+        The scores, and rows per item by task.
+    """
     from workbench.evaluate.check import RefusedError
     from workbench.evaluate.scorer import Scorer
 
@@ -149,17 +174,22 @@ def score(
 
 
 def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[str, Mapping[str, Any]]) -> Scores:
-    """Means, ratios and their intervals over the rows of all tasks."""
+    """Compute means, ratios and their intervals over the rows of all tasks."""
     tasks = {}
     for task in plan.suite.tasks:
         result = results[task]
         cluster = codes([item.cluster for item in plan.items[task]])
         kinds = plan.ratios.get(task, {})
         rows = [row["metrics"] for row in result["rows"]]
-        names = [name for name in rows[0] if all(name in row for row in rows)]  # not every item has a margin
+        names = [name for name in rows[0] if all(name in row for row in rows)]  # margins exist for some items only
         metrics = {name: Metric.of([row[name] for row in rows], cluster, kinds.get(name)) for name in names}
-        tasks[task] = TaskScores(n=len(result["rows"]), metrics=metrics, seconds=result["seconds"], scorer=result["scorer"],
-                                 tokens=result["tokens"])  # fmt: skip
+        tasks[task] = TaskScores(
+            n=len(result["rows"]),
+            metrics=metrics,
+            seconds=result["seconds"],
+            scorer=result["scorer"],
+            tokens=result["tokens"],
+        )
     first = results[plan.suite.tasks[0]]
     checks = [result["check"] for result in results.values() if result.get("check")]
     return Scores(

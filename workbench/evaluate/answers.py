@@ -1,4 +1,4 @@
-"""A model's own greedy answers to prompts, as continuations that lm-eval's teacher-forced scoring confirms."""
+"""A model's own greedy answers to prompts, confirmed by lm-eval's teacher-forced scoring."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ from workbench.evaluate.quiet import quiet, seeded
 from workbench.facts import joined
 
 STOPS = ("\n", ".")
-_ROWS = 8  # of a forward pass that keeps all logits
+_ROWS = 8  # rows of a forward pass that keeps all logits
 _ULPS = 4
 Told = Callable[[int, int], None]
 
 
 def answers_to_keep(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int, chat_template: bool = False, batch_size: int = 32, told: Told | None = None
-) -> dict[str, str]:  # fmt: skip
-    """Prompt -> what the model continues it with, up to a line break, a full stop or the end of text.
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    tokens: int,
+    chat_template: bool = False,
+    batch_size: int = 32,
+    told: Told | None = None,
+) -> dict[str, str]:
+    """Return each prompt's greedy continuation, up to a line break, a full stop or the end of text.
 
-    Each answer is one whose every token clearly leads when the text is tokenised again. Where that fails (two tokens as likely as each other
-    in the weights' dtype, a word cut at the last token, a tokenizer that splits the joined text in another way) words are taken from
-    its end until it holds; one whose first word fails keeps that word. A prompt that the model ends at once is left out.
+    Every token of an answer is clearly the most likely one when the text is tokenized again. If that fails (two tokens are
+    equally likely in the weights' dtype, the last word is cut off, or the joined text is tokenized differently), words are
+    removed from the end until it holds; the first word is always kept. Prompts after which the model ends the text at once are
+    left out.
 
     Args:
-        model: Live, in evaluation mode.
+        model: Live model in evaluation mode.
         tokenizer: Its tokenizer, or the folder of one.
-        tokens: Most tokens of an answer.
+        prompts: The prompts.
+        tokens: Largest number of tokens of an answer.
+        chat_template: Put prompts into the chat template.
+        batch_size: Prompts per forward pass.
+        told: Called with (prompts done, prompts in total).
     """
     with quiet(), seeded():
         if isinstance(tokenizer, (str, Path)):
@@ -49,24 +61,24 @@ def answers_to_keep(
 
 
 def _written(lm: SafeHFLM, contexts: Sequence[str], stops: Sequence[str], tokens: int, told: Told | None) -> dict[str, str]:
-    """Texts, in batches of prompts that are about equally long."""
+    """Generate texts, in batches of prompts of similar length."""
     settings = {"until": list(stops), "max_gen_toks": tokens, "do_sample": False}
     order = sorted(dict.fromkeys(contexts), key=lambda c: (-len(lm.tok_encode(c)), c))
     size: Any = lm.batch_size
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
         asked = [Instance(request_type="generate_until", doc={}, arguments=(c, settings), idx=0) for c in chunk]
-        found |= dict(zip(chunk, lm.generate_until(asked, disable_tqdm=True), strict=True))
+        texts |= dict(zip(chunk, lm.generate_until(asked, disable_tqdm=True), strict=True))
         if told:
-            told(len(found), len(order))
-    return found
+            told(len(texts), len(order))
+    return texts
 
 
 def _confirmed(lm: SafeHFLM, written: Mapping[str, str], chat: bool) -> dict[str, str]:
-    """Context -> the longest start of its text, cut between words, that is greedy when it is scored; the shortest if none is."""
+    """Return context -> the longest start of its text, cut between words, that is greedy when scored; the shortest if none is."""
     left = {context: _starts(context, text, chat) for context, text in written.items()}
-    found = {context: starts[-1] for context, starts in left.items()}
+    confirmed = {context: starts[-1] for context, starts in left.items()}
     while left:
         asked = {context: starts.pop(0) for context, starts in left.items()}
         pairs = [pair for c, a in asked.items() for (pair,) in lm.pairs([_request(c, a)])]
@@ -74,34 +86,34 @@ def _confirmed(lm: SafeHFLM, written: Mapping[str, str], chat: bool) -> dict[str
         greedy = dict(zip(whole, _greedy(lm, [pairs[i] for i in whole]), strict=True))
         for i, (context, answer) in enumerate(asked.items()):
             if greedy.get(i):
-                found[context] = answer
+                confirmed[context] = answer
                 del left[context]
             elif not left[context]:
                 del left[context]
-    return found
+    return confirmed
 
 
 @torch.inference_mode()
 def _greedy(lm: SafeHFLM, pairs: Sequence[Pair]) -> list[bool]:
-    """Whether every token of an answer leads all others, by more than what rounding in the weights' dtype can turn round."""
-    found: list[bool] = []
+    """Return whether every token of an answer leads all others by more than rounding in the weights' dtype can change."""
+    greedy: list[bool] = []
     for start in range(0, len(pairs), _ROWS):
         chunk = pairs[start : start + _ROWS]
         width = max(len(context) + len(answer) for context, answer in chunk)
         ids = torch.zeros(len(chunk), width, dtype=torch.long)
         for row, (context, answer) in zip(ids, chunk, strict=True):
             row[: len(context) + len(answer)] = torch.tensor(context + answer)
-        # Padded on the right, which a causal model does not see.
+        # Padding on the right is invisible to a causal model.
         logits = lm.model(input_ids=ids.to(lm.device)).logits.float().cpu()
         for row, (context, answer) in zip(logits, chunk, strict=True):
             values, tokens = row[len(context) - 1 : len(context) + len(answer) - 1].topk(2)
             clear = values[:, 0] - values[:, 1] > _ULPS * torch.finfo(lm.model.dtype).eps * values[:, 0].abs()
-            found.append(bool(clear.all()) and tokens[:, 0].tolist() == answer)
-    return found
+            greedy.append(bool(clear.all()) and tokens[:, 0].tolist() == answer)
+    return greedy
 
 
 def _starts(context: str, text: str, chat: bool) -> list[str]:
-    """A text as an answer, then without its last word, and so on; each as it is and, where that is another, after a blank."""
+    """Return a text as an answer, then without its last word, and so on; each as it is and, if different, after a space."""
     words = text.rstrip().split(" ")
     starts = (" ".join(words[:n]).rstrip() for n in range(len(words), 0, -1))
     return list(dict.fromkeys(a for s in starts if s.strip() for a in ([s] if chat else [s, joined(context, s)])))

@@ -1,4 +1,4 @@
-"""Written checkpoints through lm-eval's own classes for vLLM and for servers that speak the OpenAI completions API."""
+"""Score written checkpoints through lm-eval's classes for vLLM and for servers with the OpenAI completions API."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class WrittenCheckpoint:
 
     Attributes:
         path: Its directory.
-        name: What a server calls it.
-        server: Address of the server, "http://127.0.0.1:8000".
+        name: Its name on the server.
+        server: Address of the server, such as "http://127.0.0.1:8000".
     """
 
     path: Path
@@ -33,14 +33,18 @@ class WrittenCheckpoint:
 
 
 def written_model(plan: ScorePlan, model: WrittenCheckpoint) -> Any:
-    """lm-eval's model for the plan's backend. Errors: packages missing, no server, a server without the model."""
+    """Return lm-eval's model for the plan's backend.
+
+    Raises:
+        WorkbenchError: If packages are missing, or the server is missing or does not serve the model.
+    """
     from lm_eval.api.registry import get_model
 
     if plan.suite.backend == "vllm":
         if find_spec("vllm") is None:
             raise WorkbenchError(
                 f"suite '{plan.suite.suite}': backend vllm needs the package vllm, which is not installed",
-                "pip install 'lm-eval[vllm]' on a machine with a GPU, or `backend: hf` in the suite.",
+                "Run pip install 'lm-eval[vllm]' on a machine with a GPU, or set `backend: hf` in the suite.",
             )
         return get_model("vllm")(
             pretrained=str(model.path), tokenizer=str(plan.tokenizer), dtype=plan.dtype, batch_size="auto", seed=SEED
@@ -51,14 +55,20 @@ def written_model(plan: ScorePlan, model: WrittenCheckpoint) -> Any:
         )
     _check_server(model)
     return get_model("local-completions")(
-        model=model.name, base_url=f"{str(model.server).rstrip('/')}/v1/completions", tokenizer=str(plan.tokenizer),
-        tokenizer_backend="huggingface", batch_size=1, num_concurrent=plan.batch_size, max_retries=3, seed=SEED,
+        model=model.name,
+        base_url=f"{str(model.server).rstrip('/')}/v1/completions",
+        tokenizer=str(plan.tokenizer),
+        tokenizer_backend="huggingface",
+        batch_size=1,
+        num_concurrent=plan.batch_size,
+        max_retries=3,
+        seed=SEED,
         max_length=_length(model.path),
-    )  # fmt: skip
+    )
 
 
 def failures(backend: str) -> tuple[type[Exception], ...]:
-    """What lm-eval raises where a server stops answering."""
+    """Return the exceptions that lm-eval raises if a server stops answering."""
     if backend != "server":
         return ()
     from aiohttp import ClientError
@@ -68,11 +78,11 @@ def failures(backend: str) -> tuple[type[Exception], ...]:
 
 
 def _check_server(model: WrittenCheckpoint) -> None:
-    """The server has to know the configuration by name: nothing else tells which weights it serves."""
+    """Check that the server has the configuration's name; nothing else tells which weights it serves."""
     serve = f"vllm serve {shlex.quote(str(model.path))} --served-model-name {shlex.quote(model.name)}"
     if model.server is None:
         raise WorkbenchError(
-            f"'{model.name}' is scored by a server, and no address was given", f"{serve}; then --server http://HOST:8000"
+            f"'{model.name}' is scored by a server, but no address was given", f"{serve}; then --server http://HOST:8000"
         )
     address = f"{model.server.rstrip('/')}/v1/models"
     if not address.startswith(("http://", "https://")):
@@ -81,12 +91,12 @@ def _check_server(model: WrittenCheckpoint) -> None:
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  http(s) is checked above
             names = [str(found["id"]) for found in json.loads(answer.read())["data"]]
     except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
-        raise WorkbenchError(f"{address}: no list of models there: {error}", serve) from error
+        raise WorkbenchError(f"{address}: cannot read the list of models: {error}", serve) from error
     if model.name not in names:
-        raise WorkbenchError(f"{address} serves {', '.join(names) or 'nothing'}, expected '{model.name}'", serve)
+        raise WorkbenchError(f"{address} serves {', '.join(names) or 'no model'}, expected '{model.name}'", serve)
 
 
 def _length(path: Path) -> int:
-    """Tokens that the model takes."""
+    """Return the largest number of tokens that the model accepts."""
     config = read_config(path, str(path))
     return int(next((config[key] for key in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(key)), 2048))

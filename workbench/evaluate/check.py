@@ -1,4 +1,4 @@
-"""A scorer against lm-eval's own HFLM on a few documents of each task, before its numbers count."""
+"""Compare a scorer with lm-eval's own HFLM on a few documents of each task before its scores count."""
 
 from __future__ import annotations
 
@@ -15,27 +15,33 @@ from workbench.scores.store import Check
 if TYPE_CHECKING:
     from workbench.evaluate.hflm import SafeHFLM
 
-_DOCUMENTS = 4  # of each task
-_NATS = 1e-4  # in float32, for log-likelihoods up to 100 nats; relative beyond, as float32 sums round
+_DOCUMENTS = 4  # documents per task
+_NATS = 1e-4  # float32 tolerance for log-likelihoods up to 100 nats; 1e-6 of the value above that
 
 
 class RefusedError(Exception):
-    """The scorer does not agree with HFLM on this model; the message says by how much, or what it raised."""
+    """Exception for a scorer that does not agree with HFLM on a model; the message gives the difference or the error."""
 
 
 def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str) -> Check:
-    """Compare, on the documents of each task with the longest row and three spread over the rest.
+    """Compare a scorer with HFLM on four documents per task: the one with the longest row, and three spread over the rest.
 
-    In float32 log-likelihoods agree to 1e-4 nats. In narrower dtypes HFLM itself gives other numbers for other batch sizes: there a
-    difference may be twice the largest of those, measured here between its batch size, a quarter of it and 1, and is never
-    asked to be less than the rounding of the log-likelihood itself. HFLM keeps the logits of a whole batch at all positions: where
-    these would take more than 256 MB in float32, the check takes smaller batches.
+    In float32, log-likelihoods agree to 1e-4 nats. In narrower dtypes, HFLM itself gives different numbers for different batch
+    sizes. The tolerance is then twice the largest of those differences, measured between HFLM's batch size, a quarter of it and
+    1, but at least the rounding of the log-likelihood itself. HFLM keeps the logits of a whole batch at all positions; if these
+    exceed 256 MB in float32, the check uses smaller batches.
 
     Args:
-        lm: The referee, on the model that `forward` runs.
-        tasks: Tokenised pairs of each task.
-    Returns: The difference that is largest beside its tolerance.
-    Raises: RefusedError.
+        lm: HFLM on the model that `forward` runs.
+        forward: The scorer's forward passes.
+        tasks: Tokenized pairs of each task.
+        scorer: Name of the scorer.
+
+    Returns:
+        The difference that is largest relative to its tolerance.
+
+    Raises:
+        RefusedError: If a difference exceeds its tolerance, or the model raises an error.
     """
     chosen = [_documents(task) for task in tasks]
     pairs = [task[i] for task, (members, _) in zip(tasks, chosen, strict=True) for i in members]
@@ -46,7 +52,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
             for answer in _answers(lm, forward, task, members, scorer)
         ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError) as error:
-        # A model that takes no such mask, positions or cache raises what it likes; memory is the caller's affair.
+        # A model that does not support such a mask, positions or cache may raise anything; the caller handles lack of memory.
         if type(error).__name__ == "OutOfMemoryError":
             raise
         text = str(error).splitlines()[0][:200] if str(error) else "no message"
@@ -61,13 +67,13 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         spread = max(max(_gaps(a, b)) for a, b in combinations([theirs, *others], 2))
         least, relative = 2 * spread, torch.finfo(dtype).eps
     tolerances = [max(least, relative * abs(value)) for value, _ in theirs]
-    # Where lm-eval's own numbers are not finite the weights are broken: that is said when the task is scored.
-    found = [
+    # If lm-eval's own numbers are not finite, the weights are broken; scoring the task reports that.
+    gaps = [
         (gap, allowed)
         for gap, allowed, (value, _) in zip(_gaps(ours, theirs), tolerances, theirs, strict=True)
         if math.isfinite(value)
     ]
-    difference, tolerance = max(found, key=lambda pair: pair[0] / max(pair[1], 1e-12), default=(0.0, least))
+    difference, tolerance = max(gaps, key=lambda pair: pair[0] / max(pair[1], 1e-12), default=(0.0, least))
     if difference > tolerance:
         raise RefusedError(f"log-likelihoods differ from hflm's by up to {difference:.2g} nats, tolerance {tolerance:.2g}")
     return Check(
@@ -76,12 +82,12 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
 
 
 def rows_at_once(bounds: Bounds, longest: int) -> int:
-    """Return how many rows the check hands to HFLM at once: its batch size, or as many as `LOGITS` holds."""
+    """Return how many rows the check hands to HFLM at once: its batch size, or as many as `LOGITS` allows."""
     return max(1, min(bounds.batch_size, LOGITS // (min(longest, bounds.max_length) * bounds.vocabulary)))
 
 
 def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
-    """Pairs of some contexts, and how many contexts these are."""
+    """Return the indices of the pairs of some contexts, and the number of these contexts."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(tuple(context), []).append(i)
@@ -92,14 +98,14 @@ def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
 
 
 def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], chosen: Sequence[int], scorer: str) -> list[Answer]:
-    """The scorer's answers to some pairs of a task, with the prefix of the whole task."""
+    """Return the scorer's answers to some pairs of a task, with the shared prefix of the whole task."""
     bounds = bounds_of(lm)
-    found = forward.answers(lay_out([task[i] for i in chosen], bounds, start_for(scorer, task, bounds)))
-    return [found[i] for i in range(len(chosen))]
+    answers = forward.answers(lay_out([task[i] for i in chosen], bounds, start_for(scorer, task, bounds)))
+    return [answers[i] for i in range(len(chosen))]
 
 
 def _gaps(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[float]:
-    """Differences in nats; infinite where one side alone is NaN, 0 where both are."""
+    """Return differences in nats: infinite if only one side is NaN, 0 if both are."""
     gaps = (
         0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b) for (a, _), (b, _) in zip(ours, theirs, strict=True)
     )

@@ -1,4 +1,4 @@
-"""lm-eval tasks with their documents as local files, so that they need no hub: the same requests, checked one by one."""
+"""Export lm-eval tasks with their documents as local files that need no hub; the requests are compared one by one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def jsonl(config_source: str, data_files: dict[str, str], **_: Any) -> dict[str,
         for split, name in data_files.items()
     }
 '''
-# What says where documents come from: replaced, since the documents are kept as the task's code has made them.
+# Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
 _SOURCE = {"task", "task_alias", "tag", "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
            "test_split", "fewshot_split", "process_docs", "fewshot_config", "num_fewshot", "metadata", "unsafe_code"}  # fmt: skip
 _SHOTS = (
@@ -59,7 +59,15 @@ _SHOTS = (
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written. `clusters`: whether the documents have a field `cluster`."""
+    """Files that an export has written.
+
+    Attributes:
+        files: Their paths.
+        documents: Number of documents.
+        requests: Number of requests.
+        shots: Number of documents in the pool of few-shot examples.
+        clusters: Whether all documents have a field `cluster`.
+    """
 
     files: tuple[Path, ...]
     documents: int
@@ -69,11 +77,11 @@ class Exported:
 
 
 class _FunctionTag(str):
-    """A function by its dotted name."""
+    """Dotted name of a function."""
 
 
 class _TaskDumper(yaml.SafeDumper):
-    """YAML of lm-eval tasks: `!function` for functions."""
+    """YAML dumper for lm-eval tasks, with `!function` for functions."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -83,15 +91,17 @@ _TaskDumper.add_representer(_FunctionTag, lambda dumper, data: dumper.represent_
 
 
 def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fewshot: int | None = None) -> Exported:
-    """Write a task's documents and a definition that builds the same requests from them.
+    """Write a task's documents, and a definition that builds the same requests from them.
 
     Args:
-        to: Folder of task files: NAME.yaml, data/NAME.jsonl, data/NAME-fewshot.jsonl where prompts hold examples, localdata.py.
-        include_path: Folder with task definitions besides lm-eval's own; default: `to`'s siblings are not looked at.
-        num_fewshot: Examples before each prompt; default: the task's own number.
+        name: Name of the task.
+        to: Folder of task files: NAME.yaml, data/NAME.jsonl, data/NAME-fewshot.jsonl if prompts have examples, and localdata.py.
+        include_path: Folder with task definitions besides lm-eval's own. Default: `evals/tasks`.
+        num_fewshot: Number of examples before each prompt. Default: the task's own number.
 
-    Errors: unknown task, data out of reach, documents that are no JSON, functions that only the task's folder has, a file that exists, requests
-    that differ.
+    Raises:
+        WorkbenchError: If the task is unknown, its data cannot be loaded or is not JSON, it uses functions that only its own
+            folder has, a file already exists, or the requests differ.
     """
     from lm_eval.tasks import TaskManager
 
@@ -99,16 +109,17 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
     taken = [p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()]
     if taken:
         raise WorkbenchError(
-            f"{taken[0]}: exists", "Export into another folder with -o, or remove the file: nothing is overwritten."
+            f"{taken[0]} already exists",
+            "Remove the file, or export to another folder with -o: existing files are not overwritten.",
         )
     with quiet():
         try:
             original = _load(name, include_path)
         except WorkbenchError as error:
-            if not isinstance(error.__cause__, OSError):  # what datasets raises where the hub or a file is out of reach
+            if not isinstance(error.__cause__, OSError):  # datasets raises it if the hub or a file cannot be reached
                 raise
             first = (error.hint or "Check that the data can be reached").partition(", or copy the task")[0].rstrip(".")
-            hint = f"{first}, or export it on a machine that reaches its data, and copy {to} here."
+            hint = f"{first}, or export the task on a machine that can load its data, and copy {to} here."
             raise WorkbenchError(error.message, hint) from error
         shots = int(original.config.num_fewshot or 0) if num_fewshot is None else num_fewshot
         original.set_config(key="num_fewshot", value=shots)
@@ -130,9 +141,11 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
 
 
 def _load(name: str, include_path: Path | None) -> Any:
-    """The task: of the given folder, else of lm-eval's own."""
+    """Return the task from the given folder, else from lm-eval's own tasks."""
     if include_path is not None and not include_path.is_dir():
-        raise WorkbenchError(f"--include-path {include_path}: no such folder", "Name the folder that holds the task's YAML file.")
+        raise WorkbenchError(
+            f"--include-path {include_path}: the folder does not exist", "Give the folder that contains the task's YAML file."
+        )
     folder = include_path or Path("evals") / "tasks"
     if folder.is_dir():
         manager = manager_of(folder, bundled=False)
@@ -143,7 +156,7 @@ def _load(name: str, include_path: Path | None) -> Any:
 
 
 def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The documents, each with an id of its own: theirs, or a hash of their content."""
+    """Return the documents with unique IDs: their own, or hashes of their content."""
     own = [doc.get("id") for doc in docs]
     if None not in own and max(Counter(map(str, own)).values()) == 1:
         return [dict(doc) for doc in docs]
@@ -152,11 +165,13 @@ def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, An
 
 
 def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, Any]:
-    """The local definition: the task's settings, with the local documents in place of its own."""
+    """Return the local definition: the task's settings with local documents."""
     config = task.config
     for key in ("use_prompt", "doc_to_image", "doc_to_audio"):
         if getattr(config, key, None) is not None:
-            raise WorkbenchError(f"task '{name}': {key} cannot be kept in local files", "Export a text task without it.")
+            raise WorkbenchError(
+                f"task '{name}': {key} cannot be stored in local files", "Only text tasks without it can be exported."
+            )
     data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
     made: dict[str, Any] = {
         "task": name,
@@ -164,7 +179,7 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
         "dataset_kwargs": {"data_files": data},
         "test_split": "test",
     }
-    # A task without a pool must not be asked for examples: lm-eval would take them from the test documents.
+    # A task without a pool must not request examples: lm-eval would take them from the test documents.
     made |= {"fewshot_split": fewshot_split} if fewshot_split else {}
     made["num_fewshot"] = shots
     defaults = {f.name: f.default for f in fields(config)}
@@ -172,9 +187,13 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
         value = getattr(config, key)
         if key not in _SOURCE and value is not None and (value != defaults[key] or key in ("output_type", "target_delimiter")):
             made[key] = _kept(value, name, key)
-    examples = {key: _kept(value, name, f"fewshot_config.{key}") for key in _SHOTS
-                if fewshot_split and (value := getattr(task.fewshot_cfg, key, None)) is not None
-                and value != getattr(config, key, "default" if key == "sampler" else None)}  # fmt: skip
+    examples = {
+        key: _kept(value, name, f"fewshot_config.{key}")
+        for key in _SHOTS
+        if fewshot_split
+        and (value := getattr(task.fewshot_cfg, key, None)) is not None
+        and value != getattr(config, key, "default" if key == "sampler" else None)
+    }
     if examples:
         made["fewshot_config"] = examples
     version = (config.metadata or {}).get("version")
@@ -182,7 +201,11 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
 
 
 def _kept(value: Any, task: str, key: str) -> Any:
-    """A setting as YAML holds it. Errors: a function that no installed package has."""
+    """Return a setting as YAML can store it.
+
+    Raises:
+        WorkbenchError: If it is a function that no installed package has.
+    """
     if isinstance(value, Mapping):
         return {k: _kept(v, task, key) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -193,31 +216,37 @@ def _kept(value: Any, task: str, key: str) -> Any:
     if not (function.isidentifier() and all(part.isidentifier() for part in module.split(".")) and _installed(module)):
         raise WorkbenchError(
             f"task '{task}': {key} is the function {Path(module).name}.{function}, which no installed package has",
-            "Only functions that can be imported are kept: put it into an installed package, or copy the task's folder with its code.",
+            "Move it into an installed package, or copy the task's folder with its code: only importable functions can be exported.",
         )
     return _FunctionTag(f"{module}.{function}")
 
 
 def _installed(module: str) -> bool:
-    """Whether a module can be imported from anywhere: not only from the working directory or beside a task's file."""
+    """Return whether a module is importable from anywhere, not only from the working directory or beside a task's file."""
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return False
-    if found is None or found.origin is None:
+    if spec is None or spec.origin is None:
         return False
     here = Path.cwd().resolve()
     roots = [Path(p).resolve() for p in sys.path if p and Path(p).resolve() != here]
     return any(
-        Path(found.origin).resolve() == (root / (module.replace(".", "/") + end)).resolve()
+        Path(spec.origin).resolve() == (root / (module.replace(".", "/") + end)).resolve()
         for root in roots
         for end in (".py", "/__init__.py")
     )
 
 
 def _write(
-    folder: Path, stem: str, config: Mapping[str, Any], docs: Iterable[Mapping[str, Any]], pool: Sequence[Mapping[str, Any]], localdata: Path, name: str
-) -> None:  # fmt: skip
+    folder: Path,
+    stem: str,
+    config: Mapping[str, Any],
+    docs: Iterable[Mapping[str, Any]],
+    pool: Sequence[Mapping[str, Any]],
+    localdata: Path,
+    name: str,
+) -> None:
     (folder / "data").mkdir()
     _write_lines(folder / "data" / f"{stem}.jsonl", docs, name)
     if pool:
@@ -232,40 +261,46 @@ def _write(
 
 
 def _write_lines(path: Path, docs: Iterable[Mapping[str, Any]], name: str) -> None:
-    """JSON lines. Line separators inside texts are escaped: readers may split lines at them."""
+    """Write JSON lines. Line separators within texts are escaped, because readers may split lines at them."""
     try:
         lines = [json.dumps(doc) for doc in docs]
     except TypeError as error:
         raise WorkbenchError(
-            f"task '{name}': its documents hold values that are no JSON ({error})", "Only text tasks can be exported."
+            f"task '{name}': its documents contain values that are not JSON ({error})", "Only text tasks can be exported."
         ) from None
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
 
 
 def _compare(original: Any, local: Any, name: str) -> int:
-    """The number of requests, which both tasks build alike. Errors: the first difference."""
-    pairs = (("metrics", sorted(original.aggregation()), sorted(local.aggregation())),
-             ("filters", [f.name for f in original._filters], [f.name for f in local._filters]))  # fmt: skip
+    """Compare the requests of both tasks and return their number.
+
+    Raises:
+        WorkbenchError: At the first difference.
+    """
+    pairs = (
+        ("metrics", sorted(original.aggregation()), sorted(local.aggregation())),
+        ("filters", [f.name for f in original._filters], [f.name for f in local._filters]),
+    )
     built = []
     for task in (original, local):
         task.set_fewshot_seed(seed=SEED)
         task.build_all_requests()
         built.append([(i.doc_id, i.idx, i.request_type, i.args, i.repeats, task.doc_to_target(i.doc)) for i in task.instances])
-    found: tuple[str, Any, Any] | None = next(((what, a, b) for what, a, b in pairs if a != b), None)
-    found = found or next((("a request", a, b) for a, b in zip(*built, strict=False) if a != b), None)
-    if found is None and len(built[0]) != len(built[1]):
-        found = ("the number of requests", len(built[0]), len(built[1]))
-    if found:
-        what, mine, theirs = found
+    difference: tuple[str, Any, Any] | None = next(((what, a, b) for what, a, b in pairs if a != b), None)
+    difference = difference or next((("a request", a, b) for a, b in zip(*built, strict=False) if a != b), None)
+    if difference is None and len(built[0]) != len(built[1]):
+        difference = ("the number of requests", len(built[0]), len(built[1]))
+    if difference:
+        what, mine, theirs = difference
         raise WorkbenchError(
             f"task '{name}': {what} of the local files differs: {str(theirs)[:200]}, expected {str(mine)[:200]}",
-            "Nothing was written. The task's code depends on more than its documents: keep the task's own folder.",
+            "Nothing was written. The task's code depends on more than its documents; use the task's own folder instead.",
         )
     return len(built[0])
 
 
 def _move(folder: Path, to: Path) -> list[Path]:
-    """The files to their place; a localdata.py that is there stays."""
+    """Move the files to their folder; an existing localdata.py is kept."""
     (to / "data").mkdir(parents=True, exist_ok=True)
     moved = []
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):

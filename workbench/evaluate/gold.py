@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.scores.tasks import metric_name
 
-# Log-likelihoods that the oracle gives to the gold choice and to every other one.
+# Log-likelihoods that the oracle assigns to the gold choice and to the other choices.
 _RIGHT, _WRONG = 0.0, -10.0
 
 
@@ -20,22 +20,22 @@ class _Gold:
 
 
 def _gold(task: Any, doc: Any) -> _Gold:
-    """A document's right answer. Where the choices stand in the contexts, `doc_to_text` gives the index."""
+    """Return a document's correct answer. If the choices are in the contexts, `doc_to_text` gives the index."""
     target = task.doc_to_target(doc)
     if task.config.doc_to_choice is None:
         return _Gold(None, None, target)
     choices = tuple(map(str, task.doc_to_choice(doc)))
     wanted = task.doc_to_text(doc) if task.multiple_input else target
-    found = []
+    indices = []
     for gold in wanted if isinstance(wanted, list) else [wanted]:
         index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-        found.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
-    known = tuple(i for i in found if i is not None)
-    return _Gold(choices, known if found and len(known) == len(found) else None, target)
+        indices.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
+    known = tuple(i for i in indices if i is not None)
+    return _Gold(choices, known if indices and len(known) == len(indices) else None, target)
 
 
 def _response(task: Any, instance: Any, gold: _Gold) -> Any:
-    """What a model that knows the answer would give."""
+    """Return the response of a model that knows the answer."""
     kind = task.OUTPUT_TYPE
     if kind == "generate_until":
         target = gold.choices[gold.indices[0]] if gold.choices is not None and gold.indices else gold.target
@@ -44,14 +44,19 @@ def _response(task: Any, instance: Any, gold: _Gold) -> Any:
         return _RIGHT
     if kind == "loglikelihood":
         return _RIGHT, True
-    # Unconditional requests (acc_mutual_info) follow those of the choices: an empty context prefers nothing.
+    # Unconditional requests (acc_mutual_info) follow those of the choices; an empty context prefers no choice.
     right = instance.idx < len(gold.choices or ()) and instance.idx in (gold.indices or ())
     return (_RIGHT, True) if right else (_WRONG, False)
 
 
 def metrics_of(task: Any, instances: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """(metric, value) of one item, for all of the task's filters; names as in the stored rows. `instances`: its requests, answered and filtered."""
+    """Yield (metric, value) of one item for all of the task's filters; names are those of the stored rows.
+
+    Args:
+        task: lm-eval's task.
+        instances: The item's requests, answered and filtered.
+    """
     filters = list(instances[0].filtered_resps)
     for by in filters:
-        found = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
-        yield from ((metric_name(metric, by, filters), value) for metric, value in found.items())
+        metrics = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
+        yield from ((metric_name(metric, by, filters), value) for metric, value in metrics.items())

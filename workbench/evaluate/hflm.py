@@ -1,4 +1,4 @@
-"""lm-eval's HFLM on weights that stay as they are."""
+"""lm-eval's HFLM on a live model whose weights are not changed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import LogitsProcessorList
 from workbench.evaluate.packed import Answer, Pair
 
 Tokenised = tuple[tuple[str, str], list[int], list[int]]
-"""A request as lm-eval passes it on: its strings, the context's tokens, the continuation's."""
+"""A request as lm-eval passes it on: its strings, the tokens of its context and those of its continuation."""
 
 
 class SafeHFLM(HFLM):  # type: ignore[misc]
-    """HFLM with exact settings, on a live model whose weights it leaves alone: an untied output head is not tied again."""
+    """HFLM with exact settings on a live model. Its weights are not changed: an untied output head is not tied again."""
 
     def __init__(self, pretrained: Any, **settings: Any) -> None:
         live = not isinstance(pretrained, str)
@@ -31,13 +31,22 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
                 del pretrained.tie_weights
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
-        """Facts of a text memory stand in front of a prompt here, where lm-eval takes the length behind which it looks for stop strings."""
+        """Generate text, with NaN logits refused.
+
+        A text memory puts its facts before the prompt here, because lm-eval looks for stop strings after the prompt's length.
+        """
         length, mask = context.shape[1], settings.pop("attention_mask", None)
 
         def together(ids: Any, cover: Any) -> Any:
             return HFLM._model_generate(
-                self, ids, max_length + ids.shape[1] - length, stop, **settings, attention_mask=cover,
-                logits_processor=LogitsProcessorList([_refuse_nan]))  # fmt: skip
+                self,
+                ids,
+                max_length + ids.shape[1] - length,
+                stop,
+                **settings,
+                attention_mask=cover,
+                logits_processor=LogitsProcessorList([_refuse_nan]),
+            )
 
         def made(ids: Any, cover: Any) -> Any:
             if getattr(self.model, "_is_stateful", False):
@@ -51,48 +60,49 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
             return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, made)
 
     def pairs(self, requests: Sequence[Instance]) -> list[list[Pair]]:
-        """Tokens of every request, as lm-eval makes them: one pair each, or the windows of a `loglikelihood_rolling` request."""
-        found: list[Pair] = []
+        """Return each request's tokens as lm-eval splits them: one pair, or the windows of a `loglikelihood_rolling` request."""
+        pairs: list[Pair] = []
 
         def keep(requests: Sequence[Tokenised], **_: Any) -> list[Answer]:
-            found.extend((list(context), list(answer)) for _, context, answer in requests)
+            pairs.extend((list(context), list(answer)) for _, context, answer in requests)
             return [(0.0, False)] * len(requests)
 
-        self.__dict__["_loglikelihood_tokens"] = keep  # for this call: what tokenises in lm-eval also scores
+        self.__dict__["_loglikelihood_tokens"] = keep  # for this call only: in lm-eval the same method tokenizes and scores
         try:
             if all(request.request_type == "loglikelihood" for request in requests):
                 super().loglikelihood(list(requests), disable_tqdm=True)
-                return [[pair] for pair in found]
+                return [[pair] for pair in pairs]
             windows = []
             for request in requests:
-                found.clear()
+                pairs.clear()
                 getattr(super(), request.request_type)([request], disable_tqdm=True)
-                windows.append(list(found))
+                windows.append(list(pairs))
             return windows
         finally:
             del self.__dict__["_loglikelihood_tokens"]
 
     def referee(self, pairs: Sequence[Pair], batch_size: int | None = None) -> list[Answer]:
-        """lm-eval's own log-likelihoods of tokenised pairs."""
+        """Return lm-eval's own log-likelihoods of tokenized pairs."""
         before: Any = self.batch_size
         self.batch_size_per_gpu: Any = batch_size or before
         try:
             with without_recall(self.model):
-                found = HFLM._loglikelihood_tokens(self, [(("", ""), *pair) for pair in pairs], disable_tqdm=True)
+                answers = HFLM._loglikelihood_tokens(self, [(("", ""), *pair) for pair in pairs], disable_tqdm=True)
         finally:
             self.batch_size_per_gpu = before
-        return [(float(value), bool(greedy)) for value, greedy in found]
+        return [(float(value), bool(greedy)) for value, greedy in answers]
 
 
 def unpadded(ids: Any, mask: Any, pad: int, generate: Callable[[Any, Any], Any]) -> Any:
-    """Generate for rows that are padded in front, those of one length together and without their padding.
+    """Generate for left-padded rows without their padding; rows of equal length share a call.
 
-    Some recurrent layers take padding in front of a text into their state (RecurrentGemma, RWKV).
+    Some recurrent layers include padding in their state (RecurrentGemma, RWKV).
 
     Args:
-        ids, mask: [row, time].
-        pad: Token that fills rows up behind what was made.
-        generate: (ids, mask) -> [row, time + made].
+        ids: [row, time].
+        mask: [row, time]; None: no padding.
+        pad: Token that fills up rows after the new tokens.
+        generate: Maps (ids, mask) to [row, time + new tokens].
     """
     lengths = [] if mask is None else mask.sum(1).tolist()
     if len(set(lengths)) < 2 and (not lengths or lengths[0] == ids.shape[1]):
@@ -100,22 +110,22 @@ def unpadded(ids: Any, mask: Any, pad: int, generate: Callable[[Any, Any], Any])
     made: dict[int, Any] = {}
     for length in sorted(set(lengths)):
         rows = [i for i, own in enumerate(lengths) if own == length]
-        found = generate(ids[rows, ids.shape[1] - length :], mask[rows, ids.shape[1] - length :])
-        made.update(zip(rows, found[:, length:], strict=True))
+        texts = generate(ids[rows, ids.shape[1] - length :], mask[rows, ids.shape[1] - length :])
+        made.update(zip(rows, texts[:, length:], strict=True))
     width = max(len(row) for row in made.values())
     rest = [torch.nn.functional.pad(made[i], (0, width - len(made[i])), value=pad) for i in range(len(lengths))]
     return torch.cat((ids, torch.stack(rest)), 1)
 
 
 def recalled(model: Any, pairs: Sequence[Pair]) -> dict[int, Pair]:
-    """Pairs whose contexts a model's text memory has facts for, with the facts in front; by their number. Empty without such a memory."""
+    """Return number -> pair with facts before its context, for pairs whose context a text memory has facts for."""
     recall = getattr(model, "recall", None)
-    found: dict[int, Pair] = recall.pairs(pairs) if recall is not None else {}
-    return found
+    extended: dict[int, Pair] = recall.pairs(pairs) if recall is not None else {}
+    return extended
 
 
 def without_recall(model: Any) -> Any:
-    """The model without its text memory: for contexts that have their facts in front, and for those that no fact applies to."""
+    """Switch the model's text memory off within the block, for contexts that already contain their facts or have none."""
     recall = getattr(model, "recall", None)
     return contextlib.nullcontext() if recall is None else recall.paused()
 
@@ -128,8 +138,11 @@ def _refuse_nan(_ids: Any, logits: Any) -> Any:
 
 @contextlib.contextmanager
 def _contiguous_head(model: Any) -> Iterator[None]:
-    """Hand the output head contiguous rows: `generate` gives it a strided slice of the prompt's last positions, for which torch's
-    CPU matrix product copies the whole head once a row (3.4 s instead of 0.85 s for 16 prompts of 10 tokens, 49,152 words, bf16)."""
+    """Give the output head contiguous rows.
+
+    `generate` gives it a strided slice of the prompt's last positions, for which torch's CPU matrix product copies the whole head
+    once per row (3.4 s instead of 0.85 s for 16 prompts of 10 tokens, 49,152 words, bf16).
+    """
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(),)) if head is not None else None
     try:

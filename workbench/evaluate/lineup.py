@@ -1,4 +1,4 @@
-"""What is scored beside a recipe's result: the base, every brick alone, the bricks' average, the edits that stand before a merge."""
+"""Configurations to score: a recipe's result and its controls (base, single bricks, their average, and edits before a merge)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LineupEntry:
     """A configuration to score.
 
     Attributes:
-        name: How tables call it.
+        name: Name in tables.
         role: base, brick, average or configuration.
-        resolved: The recipe that makes it; controls are recipes like any other, a model is a base without steps.
-        unscored: Names of its bricks under which something else is scored here.
+        resolved: The recipe that makes it. Controls are recipes too; a model is a base without steps.
+        unscored: Names of its bricks that here belong to other scored weights.
     """
 
     name: str
@@ -42,19 +42,19 @@ class LineupEntry:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Bricks that it is made from; a recipe as a brick counts by its name, and so do the bricks that it is made from."""
+        """Names of the bricks that it is made from. A recipe as a brick counts by its name, and so do that recipe's bricks."""
         return tuple(name for name in dict.fromkeys(_ancestors(self.resolved)) if name not in self.unscored)
 
     def digest(self) -> str | None:
-        """The configuration's digest, where an earlier run or evaluation has found it."""
+        """Return the configuration's digest if an earlier run or evaluation has computed it."""
         known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
         return str(known["digest"]) if known else None
 
     def configuration(self, digest: str) -> Configuration:
-        """Return what the score store keeps of it.
+        """Return the configuration as the score store describes it.
 
         Args:
-            digest: Of its weights, as `digest` finds it.
+            digest: Digest of its weights, as `digest` returns it.
         """
         path = self.resolved.recipe.path
         recipe = path.resolve() if path else None
@@ -78,12 +78,12 @@ class LineupEntry:
         )
 
     def key(self, plan: ScorePlan, digest: str | None) -> str | None:
-        """Return what its scores under a plan are stored by (`Configuration.key`); None where the digest of its weights is not known."""
+        """Return the key of its scores under a plan (`Configuration.key`); None if the digest of its weights is not known."""
         return identity(digest, self.resolved.generation) if digest and plan.generates else digest
 
 
 def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
-    """Shapes and dtypes of the configuration as a checkpoint, from headers: edits and merges change no shape, growth says its own."""
+    """Return the shapes and dtypes of the configuration as a checkpoint, from headers: only growth changes shapes."""
     model = resolved.base
     for step in resolved.recipe.steps:
         model = kind_of(step).shapes(step, model, resolved.base)
@@ -91,28 +91,38 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
 
 
 def _first(recipe: Recipe) -> int | None:
-    """How many facts the edit step that does not take all takes."""
+    """Return the number of facts of the edit step that does not use all of them."""
     return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
 
 
 def bytes_of(brick: Brick | Resolved) -> int:
-    """Bytes on disk of a brick's weights; of a recipe as a brick, those of its bricks."""
+    """Return the size on disk of a brick's weights; for a recipe as a brick, that of its bricks."""
     if isinstance(brick, Resolved):
         return sum(bytes_of(brick.bricks[name]) for name in brick.parents)
     return sum(file.stat().st_size for file in brick.files())
 
 
 def lineup(
-    recipes: Iterable[Recipe], controls: bool = True, hub: Hub = FETCH, models: Iterable[tuple[str, Resolved]] = (),
-    sequences: bool = True, left_out: list[LeftOut] | None = None,
-) -> list[LineupEntry]:  # fmt: skip
-    """The configurations of some recipes with their controls first, each weight state once; then models that no recipe makes.
+    recipes: Iterable[Recipe],
+    controls: bool = True,
+    hub: Hub = FETCH,
+    models: Iterable[tuple[str, Resolved]] = (),
+    sequences: bool = True,
+    left_out: list[LeftOut] | None = None,
+) -> list[LineupEntry]:
+    """Return the configurations of some recipes with their controls first, each weight state once; then other models.
 
     Args:
-        sequences: Also the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
-        left_out: Takes the controls that are skipped because another configuration has their name; None: they are errors.
+        recipes: The recipes.
+        controls: Include base, single bricks, edits and averages.
+        hub: Access to the hub.
+        models: Names and models that no recipe makes.
+        sequences: Include the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
+        left_out: List that receives the controls which are skipped because another configuration has their name; None: such
+            controls are errors.
 
-    Errors: two bases, other tokenizers, two recipes, bricks or models of one name that differ.
+    Raises:
+        WorkbenchError: If bases or tokenizers differ, or different recipes, bricks or models have the same name.
     """
     named = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in named}
@@ -120,22 +130,27 @@ def lineup(
     if not named and not others:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
     _check_bases(named)
-    found = _controls(named) if controls and named else []
-    # A recipe that is another one's brick keeps its own place where it is asked for itself.
+    added = _controls(named) if controls and named else []
+    # A recipe that is also a brick of another one stays at its own place in the list.
     before = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in named}
-    entries = [*(e for e in found if e.resolved.recipe.path is None or e.resolved.key not in keys),
-               *(e for entry in named for e in (*before[entry.name], entry)), *others]  # fmt: skip
+    entries = [
+        *(e for e in added if e.resolved.recipe.path is None or e.resolved.key not in keys),
+        *(e for entry in named for e in (*before[entry.name], entry)),
+        *others,
+    ]
     _check_tokenizers(entries[0], others)
     return _one_of_each_name(entries, left_out)
 
 
-RENAME = "Rename one: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
+RENAME = "Rename one of them: `name:` in the recipe, the brick's name under `bricks`, or the model's folder."
 
 
 def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
-    """Keep one configuration of each name: what the call names goes before a brick or an average that is scored beside it.
+    """Keep one configuration per name: those that the call names take precedence over bricks and averages.
 
-    Raises WorkbenchError for two named configurations, or the base and another one. `left_out` None: also for controls.
+    Raises:
+        WorkbenchError: If two named configurations have the same name, or one has the name "base"; for controls too if `left_out`
+            is None.
     """
     by_name: dict[str, LineupEntry] = {}
     skipped: dict[str, LineupEntry] = {}
@@ -151,10 +166,10 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         if control is other:
             del by_name[entry.name]
             by_name[entry.name] = entry
-    found = []
+    kept = []
     for entry in by_name.values():
         hidden = frozenset(_under_another_name(entry.resolved, by_name))
-        found.append(replace(entry, unscored=hidden))
+        kept.append(replace(entry, unscored=hidden))
         if left_out is None or entry.role != "configuration":
             continue
         for name in sorted(hidden & by_name.keys()):
@@ -164,13 +179,13 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
             skipped.pop(name, None)
     for name, entry in skipped.items():
         what = "average of the bricks" if entry.role == "average" else "brick"
-        assert left_out is not None  # else it has been an error
+        assert left_out is not None  # otherwise an error was raised above
         left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
-    return found
+    return kept
 
 
 def _under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
-    """Names of bricks of a recipe under which other weights are scored."""
+    """Yield the names of a recipe's bricks under which other weights are scored."""
     for name in resolved.parents:
         brick = resolved.bricks[name]
         if isinstance(brick, Resolved):
@@ -192,7 +207,7 @@ def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[LineupEntry]:
 
 
 def _check_bases(named: Sequence[LineupEntry]) -> None:
-    """Recipes that are scored together have one base and write one vocabulary."""
+    """Check that recipes that are scored together have the same base and write the same vocabulary."""
     if not named:
         return
     first = named[0].resolved
@@ -206,25 +221,25 @@ def _check_bases(named: Sequence[LineupEntry]) -> None:
         if _vocabulary(entry.resolved) != _vocabulary(first):
             raise WorkbenchError(
                 f"{named[0].name} and {entry.name} write different tokenizers",
-                "Scores compare on one tokenizer: score them in two calls.",
+                "Only scores with the same tokenizer can be compared: score them in two calls.",
             )
 
 
 def _check_tokenizers(first: LineupEntry, models: Sequence[LineupEntry]) -> None:
-    """Models are scored with the first entry's tokenizer: theirs has to give the same tokens."""
+    """Check that the models' tokenizers give the same tokens as the first entry's, which is used for all."""
     for entry in models:
         mine, theirs = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
         sizes = [e.resolved.base.config.get("vocab_size") for e in (first, entry)]
         if (mine != theirs) if mine and theirs else sizes[0] != sizes[1]:
             raise WorkbenchError(
                 f"{first.name} and {entry.name} have different tokenizers",
-                "Scores compare on one tokenizer: score them in two calls.",
+                "Only scores with the same tokenizer can be compared: score them in two calls.",
             )
 
 
 def _controls(named: Sequence[LineupEntry]) -> list[LineupEntry]:
-    """Base, bricks alone, edits alone and averages, as recipes on the same base and in the same output dtype."""
-    found = [LineupEntry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
+    """Return base, single bricks, edits and averages as recipes on the same base, in the same output dtype."""
+    base = [LineupEntry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
     bricks: dict[str, LineupEntry] = {}
     averages: dict[tuple[tuple[str, str], ...], LineupEntry] = {}
     for entry in named:
@@ -244,11 +259,11 @@ def _controls(named: Sequence[LineupEntry]) -> list[LineupEntry]:
             name = "average" if not averages else "average-" + "-".join(parents)
             mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
             averages[contents] = LineupEntry(name, "average", resolve(mean))
-    return [*found, *bricks.values(), *averages.values()]
+    return [*base, *bricks.values(), *averages.values()]
 
 
 def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:
-    """The edits of the base that other steps follow: alone they cost no second solve, and show what the other steps left of them."""
+    """Return the edit steps before all other steps; scored alone, they show how much of them the other steps keep."""
     count = next((i for i, step in enumerate(recipe.steps) if not isinstance(step, EditMethod)), 0)
     return [dump_step(step) for step in recipe.steps[:count]]
 

@@ -1,4 +1,4 @@
-"""lm-eval model classes: HFLM that leaves weights alone, and `workbench`, which scores any configuration and can be used from lm-eval."""
+"""The lm-eval model `workbench`, which scores any configuration and can be used from lm-eval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ log = logging.getLogger("workbench")
 
 
 class WorkbenchLM(SafeHFLM):
-    """lm-eval's model `workbench`: a recipe's configuration, a model directory or a live model, scored with shared contexts forwarded once.
+    """lm-eval's model `workbench`: the configuration of a recipe, a model directory or a live model.
+
+    Shared contexts are forwarded once.
 
     ```python
     import lm_eval, workbench.evaluate
@@ -26,18 +28,26 @@ class WorkbenchLM(SafeHFLM):
     ```
 
     Args:
-        recipe: Path of a recipe, whose configuration is composed in memory in its output dtype.
-        pretrained: Instead of it a model directory, hub id or live model.
+        pretrained: Model directory, hub ID or live model; used instead of `recipe`.
+        recipe: Path of a recipe. Its configuration is composed in memory, in its output dtype.
         device: auto, cpu, cuda or cuda:N.
         scorer: prefix, packed or hflm.
+        batch_size: Requests per forward pass.
         settings: HFLM's other arguments.
-    Errors: neither or both of recipe and pretrained.
+
+    Raises:
+        WorkbenchError: If neither or both of `recipe` and `pretrained` are given.
     """
 
     def __init__(
-        self, pretrained: Any = None, recipe: str | None = None, device: str | None = None, scorer: str = "prefix",
-        batch_size: int | str | None = 32, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        pretrained: Any = None,
+        recipe: str | None = None,
+        device: str | None = None,
+        scorer: str = "prefix",
+        batch_size: int | str | None = 32,
+        **settings: Any,
+    ) -> None:
         if (pretrained is None) == (recipe is None):
             raise WorkbenchError(
                 "model 'workbench': expected recipe=FILE or pretrained=MODEL", "model_args='recipe=recipes/x.yaml'"
@@ -50,15 +60,15 @@ class WorkbenchLM(SafeHFLM):
         super().__init__(pretrained, device=str(place), batch_size=batch_size or 32, **settings)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
-        """Task by task, since the prompts of one task begin alike."""
+        """Score requests task by task, because the prompts of one task share a beginning."""
         groups: dict[Any, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(request.task_name, []).append(i)
-        found: dict[int, Answer] = {}
+        answered: dict[int, Answer] = {}
         for members in groups.values():
             answers = super().loglikelihood([requests[i] for i in members], disable_tqdm=disable_tqdm)
-            found.update(zip(members, answers, strict=True))
-        return [found[i] for i in range(len(requests))]
+            answered.update(zip(members, answers, strict=True))
+        return [answered[i] for i in range(len(requests))]
 
     def _loglikelihood_tokens(
         self, requests: list[Tokenised], disable_tqdm: bool = False, override_bs: Any = None

@@ -1,4 +1,4 @@
-"""What lm-eval asks for the items of a plan, and what it makes of their gold answers. No model is loaded."""
+"""Requests that lm-eval builds for the items of a plan, and the scores of the gold answers. No model is loaded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class Asked:
     """One item as lm-eval builds it.
 
     Attributes:
-        requests: Context and continuation of each request; of generation the continuation is empty.
-        generated: Tokens that may be generated.
-        choices, golds: Of multiple choice: the choices, and the indices of the right ones (None: the target is none of them).
+        id: ID of the item.
+        requests: Context and continuation of each request; for generation the continuation is empty.
+        generated: Largest number of tokens to generate.
+        choices: Choices of a multiple-choice item.
+        golds: Indices of the correct choices; None if the target is none of them.
         target: The target as text.
-        metrics: What the task's own filters and metrics make of the gold answer; means over items only.
+        metrics: Scores of the gold answer by the task's own filters and metrics; only metrics that are means over items.
     """
 
     id: str
@@ -39,7 +41,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class AskedTask:
-    """A task's items in the plan's order, its few-shot documents and test documents as (prompt, target)."""
+    """A task's items in the plan's order.
+
+    Attributes:
+        items: The items.
+        shots: Number of examples per prompt.
+        shot_docs: Documents of the pool of examples, as (prompt, target).
+        test_docs: Test documents, as (prompt, target).
+        lower: Metrics that are better when lower.
+    """
 
     items: list[Asked]
     shots: int
@@ -49,10 +59,17 @@ class AskedTask:
 
 
 def ask(plan: ScorePlan, name: str) -> AskedTask:
-    """Build the requests of a task's items, and score the gold answers: log-likelihood 0 for the gold choice and -10 for the others, the
-    target text as `doc_to_target` gives it for generation, log-likelihood 0 for a given continuation.
+    """Build the requests of a task's items, and score the gold answers.
 
-    Errors: as loading a task; task code that fails on a document.
+    For choices, the gold one gets log-likelihood 0 and the others -10. For generation, the response is the target text of
+    `doc_to_target`. A given continuation gets log-likelihood 0.
+
+    Args:
+        plan: The plan.
+        name: Name of the task.
+
+    Raises:
+        WorkbenchError: If the task cannot be loaded, or its code fails on a document.
     """
     with quiet():
         try:
@@ -60,7 +77,7 @@ def ask(plan: ScorePlan, name: str) -> AskedTask:
             items, shots, pool, tests = _build(plan, name, task)
         except WorkbenchError:
             raise
-        except Exception as error:  # templates and functions of a task raise what they like
+        except Exception as error:  # templates and functions of a task may raise anything
             raise WorkbenchError(
                 f"task '{name}': its definition fails on a document: {type(error).__name__}: {str(error)[:200]}",
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
@@ -76,15 +93,15 @@ def _means(task: Any) -> set[str]:
 
 
 def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
-    """The items with what the gold answers score, the number of examples, their pool and the test documents."""
+    """Return the items with the scores of the gold answers, the number of examples, their pool and the test documents."""
     grouped = by_item(build(plan, name, task, _template(plan) if plan.suite.chat_template else None))
-    gold = {number: _gold(task, found[0].doc) for number, found in grouped.items()}
-    for number, found in grouped.items():
-        for instance in found:
+    gold = {number: _gold(task, instances[0].doc) for number, instances in grouped.items()}
+    for number, instances in grouped.items():
+        for instance in instances:
             instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
     task.apply_filters()
     means = _means(task)
-    items = [_asked(task, plan.items[name][number].id, found, gold[number], means) for number, found in grouped.items()]
+    items = [_asked(task, plan.items[name][number].id, instances, gold[number], means) for number, instances in grouped.items()]
     lower = {m for m in means if not task.higher_is_better().get(m, True)}
     for pattern in _patterns(task) if task.OUTPUT_TYPE == "generate_until" and not _perfect(items, lower) else ():
         items = _in_sentences(task, grouped, gold, items, pattern, means, lower)
@@ -94,7 +111,7 @@ def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set
 
 
 def _patterns(task: Any) -> list[str]:
-    """Regular expressions of the task's filters: they may look for the answer in a sentence, where the target is the answer alone."""
+    """Return the regular expressions of the task's filters. They may expect a sentence, while the target is the bare answer."""
     made = [step() for ensemble in task._filters for step in ensemble.filters]
     return list(dict.fromkeys(str(step.regex_pattern) for step in made if hasattr(step, "regex_pattern")))
 
@@ -116,24 +133,24 @@ def _in_sentences(
     means: set[str],
     lower: set[str],
 ) -> list[Asked]:
-    """Return the items, where metrics without full marks count with the answer in a sentence that a filter's expression matches."""
+    """Return the items, with better scores from answers in a sentence that a filter's expression matches."""
     texts = {}
-    for number, found in grouped.items():
-        target = str(_response(task, found[0], gold[number]))
+    for number, instances in grouped.items():
+        target = str(_response(task, instances[0], gold[number]))
         texts[number] = sentence_for(pattern, target.strip())
-        for instance in found:
+        for instance in instances:
             instance.resps = [texts[number] or target] * max(1, instance.repeats)
     task.apply_filters()
     better = []
-    for item, (number, found) in zip(items, grouped.items(), strict=True):
-        again = _asked(task, item.id, found, gold[number], means).metrics if texts[number] is not None else {}
+    for item, (number, instances) in zip(items, grouped.items(), strict=True):
+        again = _asked(task, item.id, instances, gold[number], means).metrics if texts[number] is not None else {}
         full = {metric: value for metric, value in again.items() if _is_full(metric, value, lower)}
         better.append(replace(item, metrics={**item.metrics, **full}))
     return better
 
 
 def _template(plan: ScorePlan) -> Any:
-    """Prompts in the tokenizer's chat template, as lm-eval's HFLM puts them."""
+    """Return a function that applies the tokenizer's chat template as lm-eval's HFLM does."""
     tokenizer = plan.tokenizer
     if isinstance(tokenizer, (str, Path)):
         from transformers import AutoTokenizer
@@ -141,16 +158,25 @@ def _template(plan: ScorePlan) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
 
     def apply(history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(tokenizer.apply_chat_template(history, tokenize=False, add_generation_prompt=add_generation_prompt,
-                                                 continue_final_message=not add_generation_prompt))  # fmt: skip
+        return str(
+            tokenizer.apply_chat_template(
+                history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
 
     return apply
 
 
 def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> Asked:
     kind = task.OUTPUT_TYPE
-    metrics = {metric: float(value) for metric, value in metrics_of(task, instances)
-               if metric.partition(",")[0] in means and not isinstance(value, (tuple, list))}  # fmt: skip
+    metrics = {
+        metric: float(value)
+        for metric, value in metrics_of(task, instances)
+        if metric.partition(",")[0] in means and not isinstance(value, (tuple, list))
+    }
     requests, generated = [], 0
     for instance in instances:
         context = str(instance.args[0])
@@ -162,6 +188,6 @@ def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, mean
 
 
 def _pair(task: Any, doc: Any, shot: Any = None) -> tuple[str, str]:
-    """Prompt and answer of a document, so that equal ones are found whatever their ids are."""
+    """Return prompt and answer of a document, so that equal documents are found whatever their IDs are."""
     text, target = (shot.doc_to_text, shot.doc_to_target) if shot else (None, None)
     return str(task.doc_to_text(doc, text)), str(task.doc_to_target(doc, target))

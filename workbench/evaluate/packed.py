@@ -1,10 +1,11 @@
-"""Log-likelihoods of continuations with every token of a context forwarded once.
+"""Log-likelihoods of continuations, with every token of a context forwarded once.
 
-`packed`: a context and all its continuations stand in one row. A continuation sees the context and itself (block mask), and its positions
-go on from the context's. `prefix`: what all contexts of a task begin with, such as few-shot examples, is forwarded once and kept as keys and
-values. Both give lm-eval's HFLM numbers up to the rounding of another order of sums; `check` compares them before they count.
+`packed`: a context and all its continuations share a row. Each continuation sees the context and itself (block mask), and its
+positions continue those of the context. `prefix`: the common beginning of a task's contexts, such as few-shot examples, is
+forwarded once and kept as keys and values. Both equal lm-eval's HFLM up to the rounding of a different order of sums; `check`
+compares them before they count.
 
-The output head sees only the positions that predict a continuation's tokens.
+The output head runs only on positions that predict a token of a continuation.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pair = tuple[list[int], list[int]]
-"""Tokens of a context and of a continuation, neither of them empty."""
+"""Tokens of a context and of a continuation; both are nonempty."""
 Answer = tuple[float, bool]
 """Log-likelihood in nats, and whether greedy decoding would give the continuation."""
 
-# A shared start shorter than this saves less than its pass costs.
+# A shared beginning shorter than this saves less than its forward pass costs.
 LEAST_PREFIX = 16
-# Masked attention between continuations costs time too: a row ends at so many tokens of continuations, or twice the context, and
-# a continuation of more than _SHARE contexts stands alone, as running text does, whose context is one token.
+# Masked attention between continuations costs time too. A row holds at most _BRANCHES tokens of continuations, or twice its context. A
+# continuation longer than _SHARE contexts gets its own row, as does running text, whose context is one token.
 _BRANCHES, _SHARE = 512, 8
-# Bounds of one forward pass, in elements: float32 logits (256 MB), the mask, keys and values that follow a prefix.
+# Limits of a forward pass, in elements: float32 logits (256 MB), the mask, and keys and values after a prefix.
 LOGITS, _MASK, _CACHE = 1 << 26, 1 << 26, 1 << 29
 
 
@@ -40,10 +41,11 @@ class PackedRow:
     """One row of a forward pass.
 
     Attributes:
-        tokens, positions: What is forwarded, without the shared prefix.
-        segments: 0 for the context, then the number of the continuation that a token belongs to.
-        answers: (pair, positions in the row whose logits predict it, its tokens).
-        longest: Tokens of the longest pair in it when it is forwarded alone; what memory is reckoned by.
+        tokens: Input tokens after the shared prefix.
+        positions: Position of each token.
+        segments: 0 for tokens of the context, else the number of the token's continuation.
+        answers: For each continuation (pair, positions in the row whose logits predict it, its tokens).
+        longest: Length of the longest pair in tokens when forwarded alone; used to estimate memory.
     """
 
     tokens: list[int]
@@ -54,18 +56,18 @@ class PackedRow:
 
     @property
     def predicted(self) -> int:
-        """Positions that the output head sees."""
+        """Number of positions that the output head runs on."""
         return sum(len(tokens) for *_, tokens in self.answers)
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """How a task's pairs are forwarded: the shared prefix, then batches of rows.
+    """Order in which a task's pairs are forwarded: the shared prefix, then batches of rows.
 
     Attributes:
         prefix: Tokens that all contexts of `whole` begin with.
-        cut: Rows of pairs that are too long, batch by batch; without the prefix.
-        whole: The other rows, batch by batch; after the prefix.
+        cut: Batches of rows with pairs that are too long; without the prefix.
+        whole: Batches of the other rows; after the prefix.
     """
 
     prefix: list[int]
@@ -74,24 +76,24 @@ class PackedLayout:
 
     @property
     def tokens(self) -> int:
-        """Tokens forwarded in all, padding left out."""
+        """Total number of tokens forwarded, without padding."""
         return len(self.prefix) + sum(len(row.tokens) for batch in (*self.cut, *self.whole) for row in batch)
 
     def batches(self) -> Iterator[tuple[list[int], list[PackedRow]]]:
-        """(prefix, rows) of every forward pass."""
+        """Yield (prefix, rows) of every forward pass."""
         yield from (([], rows) for rows in self.cut)
         yield from ((self.prefix, rows) for rows in self.whole)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What bounds a forward pass.
+    """Limits of a forward pass.
 
     Attributes:
-        max_length: Of the model, in tokens.
+        max_length: The model's maximum length in tokens.
         batch_size: Pairs that HFLM would forward together; a batch of rows has at most as many tokens.
         vocabulary: Width of the logits.
-        cached: Elements of keys and values of one token.
+        cached: Elements of keys and values per token.
     """
 
     max_length: int
@@ -101,14 +103,15 @@ class Bounds:
 
 
 def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -> PackedLayout:
-    """Pairs as rows, rows as batches; the same pairs give the same layout.
+    """Pack pairs into rows, and rows into batches; the same pairs always give the same layout.
 
-    A pair longer than the model's length + 1 is cut from the left, as lm-eval does, and stands alone, in front, without the prefix.
+    A pair longer than the model's length + 1 is cut from the left, as in lm-eval. It gets a row of its own, before the others and
+    without the prefix.
 
     Args:
         pairs: Contexts and continuations.
-        bounds: Of a forward pass.
-        shared: What every context that is not cut begins with (`shared_start`); forwarded once.
+        bounds: Limits of a forward pass.
+        shared: Common beginning of all contexts that are not cut (`shared_start`); forwarded once.
     """
     max_length = bounds.max_length
     open_rows: dict[tuple[int, ...], PackedRow] = {}
@@ -132,7 +135,7 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
 
 
 def bounds_of(lm: Any) -> Bounds:
-    """Bounds for lm-eval's model of a live model: its length and batch size, the width of the logits, keys and values of a token."""
+    """Return the limits for lm-eval's wrapper of a live model."""
     config = lm.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -141,22 +144,22 @@ def bounds_of(lm: Any) -> Bounds:
 
 
 def start_for(scorer: str, pairs: Sequence[Pair], bounds: Bounds) -> list[int]:
-    """What a scorer forwards once for all pairs of a task: nothing for `packed`."""
+    """Return the tokens that a scorer forwards once for all pairs of a task; none for `packed`."""
     return shared_start(pairs, bounds.max_length) if scorer == "prefix" else []
 
 
 def shared_start(pairs: Sequence[Pair], max_length: int) -> list[int]:
-    """What the contexts that are not cut begin with, where forwarding it once is worth a pass; else nothing."""
+    """Return the common beginning of the contexts that are not cut; none if forwarding it once does not pay off."""
     contexts = {tuple(c) for c, a in pairs if len(c) + len(a) <= max_length + 1}
-    found = common([list(c) for c in contexts]) if len(contexts) > 1 else []
-    return found if len(found) >= LEAST_PREFIX else []
+    start = common([list(c) for c in contexts]) if len(contexts) > 1 else []
+    return start if len(start) >= LEAST_PREFIX else []
 
 
 def common(contexts: Sequence[list[int]]) -> list[int]:
-    """The tokens that all contexts begin with; each keeps at least one of its own, whose logits are needed."""
+    """Return the tokens that all contexts begin with; each context keeps at least one token, whose logits are needed."""
     if not contexts:
         return []
-    low, high = min(contexts), max(contexts)  # in order of tokens: what these two share all share
+    low, high = min(contexts), max(contexts)  # in lexicographic order: a prefix of both is a prefix of all
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return low[: min(length, min(map(len, contexts)) - 1)]
 
@@ -166,7 +169,7 @@ def _row(context: list[int], shared: int) -> PackedRow:
 
 
 def _append(row: PackedRow, length: int, pair: int, answer: list[int]) -> None:
-    """A continuation behind a context of `length` tokens; its last token is predicted, not forwarded."""
+    """Add a continuation after a context of `length` tokens; its last token is predicted, not forwarded."""
     context_end = row.segments.count(0) - 1
     start = len(row.tokens)
     row.answers.append((pair, [context_end, *range(start, start + len(answer) - 1)], answer))
@@ -177,7 +180,7 @@ def _append(row: PackedRow, length: int, pair: int, answer: list[int]) -> None:
 
 
 def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[list[PackedRow]]:
-    """Rows in order, as many a batch as HFLM's memory for its pairs and the bounds allow."""
+    """Group rows in order into batches, as large as the bounds and HFLM's memory for its own pairs allow."""
     batches: list[list[PackedRow]] = []
     room = 0
     for row in rows:
@@ -199,11 +202,12 @@ def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[lis
 
 
 class Forward:
-    """Forwards batches of a layout through a model.
+    """Run batches of a layout through a model.
+
+    Errors of the model are raised as they are; `check` finds wrong numbers.
 
     Args:
-        model: In evaluation mode; its attention takes a mask of [batch, 1, queries, keys].
-    Errors: whatever the model raises on such a mask; wrong numbers are `check`'s to find.
+        model: Model in evaluation mode, whose attention accepts a mask of [batch, 1, queries, keys].
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -214,22 +218,25 @@ class Forward:
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
     def answers(self, layout: PackedLayout) -> dict[int, Answer]:
-        """Answers of all pairs of a layout."""
-        found: dict[int, Answer] = {}
+        """Return the answers to all pairs of a layout."""
+        answers: dict[int, Answer] = {}
         for prefix, rows in layout.batches():
-            found |= self.batch(prefix, rows)
-        return found
+            answers |= self.batch(prefix, rows)
+        return answers
 
     @torch.inference_mode()
     def batch(self, prefix: list[int], rows: Sequence[PackedRow]) -> dict[int, Answer]:
-        """Answers of a batch's pairs, whose rows follow the prefix."""
+        """Return the answers to a batch's pairs, whose rows follow the prefix."""
         device, n = self.model.device, len(prefix)
         width = max(len(row.tokens) for row in rows)
         ids, positions, segments = (
             torch.tensor([part + [fill] * (width - len(part)) for part in parts], device=device)
             for parts, fill in (
-                ([row.tokens for row in rows], 0), ([row.positions for row in rows], 0), ([row.segments for row in rows], -1))
-        )  # fmt: skip
+                ([row.tokens for row in rows], 0),
+                ([row.positions for row in rows], 0),
+                ([row.segments for row in rows], -1),
+            )
+        )
         branched = any(row.segments[-1] for row in rows)
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": bool(n)}
         if n:
@@ -240,18 +247,18 @@ class Forward:
         targets = torch.tensor([token for row in rows for *_, tokens in row.answers for token in tokens], device=device)
         with head_sees(self.head, torch.tensor(places, device=device)):
             logits = self.model(**inputs).logits[0]
-        # HFLM's own expression: on the CPU it is 1e-5 nats a token off the exact value, and so are these numbers.
+        # The same expression as in HFLM: on the CPU it is off by 1e-5 nats per token, and the numbers here must match it.
         likelihoods = torch.log_softmax(logits, -1, dtype=torch.float32).gather(1, targets[:, None])[:, 0].tolist()
         greedy = (logits.argmax(1) == targets).tolist()
-        found, at = {}, 0
+        answers, at = {}, 0
         for row in rows:
             for pair, own, _ in row.answers:
-                found[pair] = (sum(likelihoods[at : at + len(own)]), all(greedy[at : at + len(own)]))
+                answers[pair] = (sum(likelihoods[at : at + len(own)]), all(greedy[at : at + len(own)]))
                 at += len(own)
-        return found
+        return answers
 
     def _masks(self, positions: Tensor, segments: Tensor, shared: int) -> Tensor | dict[str, Tensor]:
-        """What each token sees: the prefix, and of its row what stands before it in the context or in its own continuation."""
+        """Return the mask: a token sees the prefix, and the earlier tokens of the context and of its own continuation."""
         batch, width = positions.shape
         order = torch.arange(width, device=positions.device)
         inside = (order[None, :, None] >= order) & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
@@ -262,11 +269,13 @@ class Forward:
         return additive_masks(inside, positions, keys, self.windows, self.model.dtype)
 
     def _cache(self, prefix: list[int], rows: int) -> Any:
-        """Keys and values of the prefix for so many rows; computed when the prefix changes."""
+        """Return keys and values of the prefix for a number of rows; computed when the prefix changes."""
         from transformers import DynamicCache
 
         if self._prefix[0] != prefix:
-            cache = DynamicCache()  # without the configuration: sliding layers keep all, the mask hides what they do not see
+            cache = (
+                DynamicCache()
+            )  # without the configuration, sliding layers keep all tokens; the mask hides those outside the window
             with head_sees(self.head, torch.zeros(1, dtype=torch.long, device=self.model.device)):
                 ids = torch.tensor([prefix], device=self.model.device)
                 self.model(input_ids=ids, use_cache=True, **{self.cache_name: cache})

@@ -1,4 +1,4 @@
-"""Plans of suites for the configurations that are scored together."""
+"""Plans of suites for configurations that are scored together."""
 
 from __future__ import annotations
 
@@ -19,14 +19,28 @@ from workbench.scores.suite import Suite
 
 
 def plans(
-    entries: Sequence[LineupEntry], suites: Iterable[Suite | Wanted], *, batch_size: int, limit: int | None, device: Any = None,
-    events: Events = no_events, lenient: bool = False,
-) -> list[ScorePlan]:  # fmt: skip
-    """One plan a suite: tokenizer and dtype are those of the base and the output.
+    entries: Sequence[LineupEntry],
+    suites: Iterable[Suite | Wanted],
+    *,
+    batch_size: int,
+    limit: int | None,
+    device: Any = None,
+    events: Events = no_events,
+    lenient: bool = False,
+) -> list[ScorePlan]:
+    """Return one plan per suite, with the base's tokenizer and the output's dtype.
 
     Args:
-        device: Where the base answers what edits must not change, if that is not known yet; None: it is looked up.
-        lenient: Leave out facts whose tasks are not made yet, instead of an error.
+        entries: Configurations to score.
+        suites: Suites, and facts to build suites from.
+        batch_size: Requests per forward pass.
+        limit: Largest number of items per task.
+        device: Device on which the base answers the prompts that edits must not change; None: use stored answers.
+        events: Receives progress.
+        lenient: Skip facts whose tasks have not been built yet, instead of raising an error.
+
+    Raises:
+        WorkbenchError: If output dtypes or chat templates differ, or a plan cannot be made.
     """
     resolved = entries[0].resolved
     dtypes: dict[str, list[str]] = {}
@@ -35,8 +49,8 @@ def plans(
     if len(dtypes) > 1:
         shown = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
         raise WorkbenchError(
-            f"different dtypes are written ({shown})",
-            "Scores compare within one dtype: give the recipes the same `output: {dtype:}`; for a model, write a recipe with it as base.",
+            f"the configurations have different output dtypes ({shown})",
+            "Give all recipes the same `output: {dtype:}`; for a model, write a recipe with the model as base.",
         )
     made: list[tuple[Suite, Path]] = []
     for suite in suites:
@@ -64,13 +78,13 @@ def plans(
 
 
 def _base(entries: Sequence[LineupEntry]) -> Resolved:
-    """What edits are compared with: the base that is scored, else that of the first configuration."""
+    """Return the base that edits are compared with: the one that is scored, else that of the first configuration."""
     first = next((entry for entry in entries if entry.role == "base"), entries[0]).resolved
     return resolve(first.recipe.derive("base", [])) if first.recipe.steps else first
 
 
 def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) -> None:
-    """Where prompts are put into the chat template, all tokenizers are equal with their templates."""
+    """Check that all tokenizers and their chat templates are equal if a suite uses the template."""
     paths = {entry.resolved.tokenizer_path: entry for entry in entries}
     wrapped = next((suite.suite for suite in suites if suite.chat_template), None)
     if wrapped is None or len(paths) < 2:
@@ -79,11 +93,11 @@ def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) ->
     for path in others:
         if tokenizer_digest(path) != tokenizer_digest(first):
             raise WorkbenchError(
-                f"suite '{wrapped}' uses the chat template, and {paths[first].name} and {paths[path].name} have different ones",
+                f"suite '{wrapped}' uses the chat template, but {paths[first].name} and {paths[path].name} have different ones",
                 "Score them in two calls, or on a suite without `chat_template: true`.",
             )
 
 
 def scored_dtype(resolved: Resolved) -> Any:
-    """The dtype that a configuration is scored in: its output's, else its base's."""
+    """Return the dtype that a configuration is scored in: its output's, else its base's."""
     return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)

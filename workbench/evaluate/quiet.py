@@ -1,4 +1,4 @@
-"""Quiet libraries and fixed seeds while lm-eval works, and everything put back afterwards."""
+"""Silence libraries and fix seeds while lm-eval runs, and restore everything afterwards."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-SEED = 1234  # lm-eval's own, for few-shot examples too
+SEED = 1234  # lm-eval's default, also for few-shot examples
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence lm-eval, transformers, datasets and their progress bars, and put everything back."""
+    """Silence lm-eval, transformers, datasets and their progress bars within the block."""
     import tqdm
     import transformers
     from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
@@ -25,7 +25,7 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     bar, start = tqdm.tqdm, tqdm.tqdm.__init__
 
-    def silent(self: Any, *args: Any, **kwargs: Any) -> None:  # lm-eval passes disable= itself, so a default does not reach it
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:  # lm-eval passes disable= itself, so a default has no effect
         start(self, *args, **{**kwargs, "disable": True})
 
     logger, bars = logging.getLogger("lm_eval"), is_progress_bar_enabled()
@@ -48,7 +48,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """lm-eval's default seeds for one task, so that a resumed evaluation draws the same; the caller's random state is kept."""
+    """Set lm-eval's default seeds within the block, so that resumed tasks draw the same numbers; restore the state after it."""
     import torch
 
     python, numpy_state = random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""A task's requests: built by lm-eval and tokenised once for all configurations of a plan; answers become rows of metrics."""
+"""A task's requests, built by lm-eval and tokenized once for all configurations of a plan; answers become rows of metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GENERATED = "generate_until"
 _KEPT = 16
-_prepared: dict[str, dict[str, Requests]] = {}  # of the plans used last, by their digests: a search scores a few in turn
+_prepared: dict[str, dict[str, Requests]] = {}  # requests of the last plans by digest: a search alternates between a few plans
 
 
 @dataclass
@@ -32,12 +32,13 @@ class Requests:
     """A task's requests on the plan's items.
 
     Attributes:
+        name: Name of the task.
         task: lm-eval's task.
-        items: By the document's number.
+        items: Items by document number.
         instances: lm-eval's requests.
         pairs: Tokens of all log-likelihood requests, one after another.
-        owners: The request that a pair belongs to.
-        layouts: Scorer -> how the pairs are forwarded; made when it is first needed.
+        owners: For each pair, the index of its request.
+        layouts: Scorer -> layout of the pairs, created when it is first needed.
     """
 
     name: str
@@ -50,97 +51,113 @@ class Requests:
 
     @property
     def generated(self) -> list[int]:
-        """Requests that ask for text."""
+        """Indices of requests that generate text."""
         return [i for i, instance in enumerate(self.instances) if instance.request_type == GENERATED]
 
     @property
     def drawn(self) -> bool:
-        """Whether texts are drawn at random."""
+        """Whether texts are sampled at random."""
         settings = (self.instances[i].args[1] for i in self.generated)
         return any(given.get("do_sample", float(given.get("temperature") or 0) > 0) for given in settings)
 
     def likelihoods(self, answers: Mapping[int, tuple[float, bool]]) -> dict[int, Any]:
-        """Answers to pairs as answers to requests: (log-likelihood, greedy), or the sum over the windows of a rolling one."""
-        found: dict[int, Any] = {}
+        """Return request -> (log-likelihood, greedy), or the sum over the windows of a rolling request."""
+        by_request: dict[int, Any] = {}
         for pair, owner in enumerate(self.owners):
             if self.instances[owner].request_type == "loglikelihood_rolling":
-                found[owner] = found.get(owner, 0.0) + answers[pair][0]
+                by_request[owner] = by_request.get(owner, 0.0) + answers[pair][0]
             else:
-                found[owner] = (answers[pair][0], bool(answers[pair][1]))
-        return found
+                by_request[owner] = (answers[pair][0], bool(answers[pair][1]))
+        return by_request
 
 
 def prepared(plan: ScorePlan, lm: Any) -> dict[str, Requests]:
-    """Requests of every task of a plan. Only the tokenizer of `lm` counts, so other configurations of the plan use the same.
+    """Return the requests of every task of a plan, shared by its configurations: of `lm`, only the tokenizer counts.
 
-    Errors: data that changed since the plan was made; continuations without a token.
+    Args:
+        plan: The plan.
+        lm: lm-eval's model.
+
+    Raises:
+        WorkbenchError: If data has changed since the plan was made, or a continuation has no tokens.
     """
     key = f"{plan.suite.backend}-{plan.by('hflm').digest}"
     if key not in _prepared:
         with quiet(), seeded():
-            found = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}
+            requests = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}
         while len(_prepared) >= _KEPT:
             del _prepared[next(iter(_prepared))]
-        _prepared[key] = found
+        _prepared[key] = requests
     return _prepared[key]
 
 
 def build(
     plan: ScorePlan, name: str, task: Any, template: Callable[..., str] | None = None, tokenizer_name: str = ""
 ) -> list[Any]:
-    """lm-eval's requests for the plan's items of a task; a request's `doc_id` is the item's place in `plan.items[name]`.
+    """Build lm-eval's requests for a task's items; `doc_id` of a request is the item's index in `plan.items[name]`.
 
     Args:
-        template: Puts prompts into the chat template, where the suite asks for it.
-    Errors: data that changed since the plan was made; a task whose templates fail on its data.
+        plan: The plan.
+        name: Name of the task.
+        task: lm-eval's task.
+        template: Applies the chat template, if the suite uses it.
+        tokenizer_name: Name of the tokenizer, which lm-eval includes in its cache keys.
+
+    Raises:
+        WorkbenchError: If data has changed since the plan was made, or the task's templates fail on its data.
     """
     items = plan.items[name]
     ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
     wanted = {item.id for item in items}
-    samples = [i for i, identity in enumerate(ids) if identity in wanted]  # sorted: lm-eval mislabels unsorted ones
+    samples = [i for i, identity in enumerate(ids) if identity in wanted]  # sorted, because lm-eval mislabels unsorted samples
     if [ids[i] for i in samples] != [item.id for item in items]:
         raise WorkbenchError(
-            f"task '{name}': lm-eval loads other items than the plan has", "The task's data changed: start again."
+            f"task '{name}': lm-eval loads other items than those of the plan", "The task's data has changed. Start again."
         )
     task.set_fewshot_seed(seed=SEED)
     chat = plan.suite.chat_template
     try:
         task.build_all_requests(
-            samples=samples, rank=0, world_size=1, apply_chat_template=chat, fewshot_as_multiturn=chat,
-            chat_template=template if chat else None, tokenizer_name=tokenizer_name if chat else "",
-        )  # fmt: skip
+            samples=samples,
+            rank=0,
+            world_size=1,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            chat_template=template if chat else None,
+            tokenizer_name=tokenizer_name if chat else "",
+        )
     except (TemplateError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise WorkbenchError(
-            f"task '{name}': its prompts cannot be built: {type(error).__name__}: {str(error)[:300]}",
+            f"task '{name}': cannot build the prompts: {type(error).__name__}: {str(error)[:300]}",
             f"Compare the templates of the task file with the fields of its data: workbench suite check {shell(plan.suite.suite)}",
         ) from error
     return list(task.instances)
 
 
 def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
-    """Requests of each item, in lm-eval's order."""
-    found: dict[int, list[Any]] = {}
+    """Return the requests of each item, in lm-eval's order."""
+    items: dict[int, list[Any]] = {}
     for instance in sorted(instances, key=lambda instance: (instance.doc_id, instance.idx)):
-        found.setdefault(instance.doc_id, []).append(instance)
-    return found
+        items.setdefault(instance.doc_id, []).append(instance)
+    return items
 
 
 def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
     chat = plan.suite.chat_template
     if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
         raise WorkbenchError(
-            f"suite '{plan.suite.suite}' asks for the chat template, and the tokenizer has none",
+            f"suite '{plan.suite.suite}' uses the chat template, but the tokenizer has none",
             "Remove chat_template from the suite, or add the template to the tokenizer.",
         )
     instances = build(plan, name, task, lm.apply_chat_template, lm.tokenizer_name if chat else "")
     requests = Requests(name, task, plan.items[name], instances)
     scored = [i for i, instance in enumerate(requests.instances) if instance.request_type != GENERATED]
     if scored and hasattr(lm, "pairs"):
-        _tokenise(requests, scored, lm)
+        _tokenize(requests, scored, lm)
     return requests
 
 
-def _tokenise(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
+def _tokenize(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
     for kind in dict.fromkeys(requests.instances[i].request_type for i in scored):
         members = [i for i in scored if requests.instances[i].request_type == kind]
         for owner, pairs in zip(members, lm.pairs([requests.instances[i] for i in members]), strict=True):
@@ -148,23 +165,30 @@ def _tokenise(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
                 instance = requests.instances[owner]
                 raise WorkbenchError(
                     f"task '{requests.name}', item '{requests.items[instance.doc_id].id}': "
-                    f"{instance.args[-1]!r} has no token to score", "Give every choice some text.")  # fmt: skip
+                    f"{instance.args[-1]!r} has no tokens to score",
+                    "Give every choice some text.",
+                )
             requests.pairs += pairs
             requests.owners += [owner] * len(pairs)
 
 
 def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> tuple[list[Row], list[Row]]:
-    """(answers with metrics, what was asked), one row an item; lm-eval's filters and metrics.
+    """Apply lm-eval's filters and metrics to the answers.
 
     Args:
-        answers: Request -> (log-likelihood, greedy), log-likelihood, or text (a list of texts where the task asks for repeats).
+        plan: The plan.
+        requests: The task's requests.
+        answers: Request -> (log-likelihood, greedy), log-likelihood, or text (a list of texts if the task asks for repeats).
+
+    Returns:
+        Rows with answers and metrics, and rows with the questions, one per item.
     """
     task, name = requests.task, requests.name
     for i, instance in enumerate(requests.instances):
         repeated = isinstance(answers[i], list)
         instance.resps, instance.filtered_resps = (list(answers[i]) if repeated else [answers[i]]), {}
     task._instances = requests.instances
-    found: list[Row] = []
+    answered: list[Row] = []
     asked: list[Row] = []
     with quiet():
         task.apply_filters()
@@ -174,12 +198,12 @@ def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> 
                 if metric in plan.metrics[name]:
                     answer["metrics"][metric] = _stored(value, plan.ratios.get(name, {}).get(metric))
             asked.append(question)
-            found.append(answer)
-    return found, asked
+            answered.append(answer)
+    return answered, asked
 
 
 def _stored(value: Any, ratio: str | None) -> float | list[float]:
-    """A metric of one item: a number, or numerator and weight of a ratio. A tuple without a ratio is lm-eval's Brier score."""
+    """Return a metric of one item: a number, or numerator and weight of a ratio; other tuples are lm-eval's Brier score."""
     if ratio is None:
         return brier_score(*value) if isinstance(value, tuple) else float(value)
     return [float(value[0]), float(value[1])] if isinstance(value, (tuple, list)) else [float(value), 1.0]
@@ -193,9 +217,13 @@ def _rows(plan: ScorePlan, requests: Requests, item: Item, members: Sequence[Any
     if choices and isinstance(gold, str) and gold in choices:
         gold = choices.index(gold)
     asked = {
-        "task": name, "id": item.id, "cluster": item.cluster, "prompt": str(members[0].args[0]), "choices": choices,
+        "task": name,
+        "id": item.id,
+        "cluster": item.cluster,
+        "prompt": str(members[0].args[0]),
+        "choices": choices,
         "gold": gold if isinstance(gold, (int, str)) else [int(g) for g in gold] if choices else str(gold),
-    }  # fmt: skip
+    }
     answer: Row = {"task": name, "id": item.id, "metrics": {}, "response": None, "loglikelihoods": None}
     if members[0].request_type == GENERATED:
         answer["response"] = str(members[0].resps[0])

@@ -1,4 +1,4 @@
-"""Scores one live model whose weights are exchanged in place: requests, tokenizer, layouts and the check of the scorer are made once."""
+"""Score a live model whose weights are exchanged in place; requests, tokenizer, layouts and the check are made once."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GOLD = "gold"
-"""Metric of an item beside those of its task: log-probability of the right answer in nats, among the choices, or a token of a text."""
+"""Metric besides those of the task: log-probability of the correct answer in nats, among the choices, or per token of a text."""
 
 
 class Resident:
-    """A live model that holds one configuration after the other.
+    """A live model that holds one configuration after another.
 
     Args:
-        model: In the plans' dtype, on its device.
-        store: Where scores are kept, by plan and configuration.
+        model: Model in the plans' dtype, on its device.
+        store: Store of scores, by plan and configuration.
     """
 
     def __init__(self, model: PreTrainedModel, store: ScoreStore) -> None:
@@ -39,10 +39,13 @@ class Resident:
     def scored(
         self, plan: ScorePlan, configuration: Configuration, *, gold: bool = False, progress: Progress | None = None
     ) -> Scores:
-        """Scores of the configuration whose weights the model holds now, and from now on the store.
+        """Score the configuration whose weights the model holds now, and store the scores.
 
         Args:
-            gold: Also the log-probability of the right answers, as the metric GOLD, where a task has right answers.
+            plan: The plan.
+            configuration: The configuration that the model holds.
+            gold: Add the log-probability of the correct answers, as the metric GOLD, for tasks that have them.
+            progress: Called with (task, requests done, requests in total).
         """
         scorer = self._scorer(plan, configuration)
         scorer.configuration = configuration
@@ -59,7 +62,7 @@ class Resident:
         )
 
     def _scorer(self, plan: ScorePlan, configuration: Configuration) -> Scorer:
-        """The plan's scorer, compared with lm-eval's own loop when it is made."""
+        """Return the plan's scorer, checked against lm-eval's own loop when it is created."""
         settled = self.store.settled(plan)
         if settled.digest not in self._scorers:
             self.store.write_plan(settled)
@@ -74,7 +77,7 @@ class Resident:
 
 
 def _gold(scorer: Scorer, requests: Requests, done: Mapping[str, Sequence[Row]]) -> list[float | None]:
-    """GOLD of every item; None where a task has no right answer to look at."""
+    """Return GOLD of every item; None for a task without correct answers."""
     kind = scorer.plan.kinds[requests.name]
     if kind == "multiple_choice":
         return [_among(row, item) for row, item in zip(done["rows"], done["items"], strict=True)]
@@ -94,7 +97,7 @@ def _gold(scorer: Scorer, requests: Requests, done: Mapping[str, Sequence[Row]])
 
 
 def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
-    """Mean log-likelihood of a token of each continuation."""
+    """Return the mean log-likelihood per token of each continuation."""
     if not instances:
         return []
     pairs = [pair for (pair,) in scorer.lm.pairs(instances)]
@@ -109,7 +112,7 @@ def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
 
 
 def _among(row: Row, item: Row) -> float | None:
-    """Log-probability of the right choice, or of all right ones together, among the choices."""
+    """Return the log-probability of the correct choices together, among all choices."""
     values, gold = row["loglikelihoods"], item["gold"]
     right = [g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int) and 0 <= g < len(values)]
     return _log_sum([values[g] for g in right]) - _log_sum(values) if right else None

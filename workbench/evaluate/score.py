@@ -1,4 +1,4 @@
-"""Scores configurations under plans, with one scorer for all that are compared."""
+"""Score configurations under plans, with the same scorer for all that are compared."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from workbench.scores.store import Scores, ScoreStore
 
 
 def score_all(
-    entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, *, device: Any, events: Events = no_events,
-    runs: Path | None = None, server: str | None = None,
-) -> list[Scores]:  # fmt: skip
-    """Scores of every configuration under every plan; what the store has is not computed again.
+    entries: Sequence[LineupEntry],
+    plans: Sequence[ScorePlan],
+    store: ScoreStore,
+    *,
+    device: Any,
+    events: Events = no_events,
+    runs: Path | None = None,
+    server: str | None = None,
+) -> list[Scores]:
+    """Score every configuration under every plan; stored scores are not computed again.
 
-    Where a scorer does not agree with lm-eval's on one configuration, all of this call are scored by hflm. Calls without that configuration
-    go on with the plan's own scorer.
+    If a scorer disagrees with lm-eval's own on one configuration, hflm scores all configurations of this call. Calls without that
+    configuration keep the plan's own scorer.
 
     Args:
-        runs: Where checkpoints are written for the backends vllm and server; beside the store if omitted.
+        entries: The configurations.
+        plans: The plans.
+        store: Store of scores.
+        device: Device for live models.
+        events: Receives progress.
+        runs: Folder for the checkpoints that the backends vllm and server need. Default: beside the store.
         server: Address of the server that serves configurations by name.
     """
     from workbench.evaluate.check import RefusedError
@@ -39,7 +50,7 @@ def score_all(
             events(
                 {
                     "stage": "score",
-                    "text": f"checked against lm-eval's own loop: {error}. All configurations of this call are scored by hflm",
+                    "text": f"check against lm-eval's own loop failed: {error}. All configurations of this call are scored by hflm",
                 }
             )
 
@@ -55,24 +66,25 @@ def _score(
 ) -> list[Scores]:
     from workbench.run.materialize import configuration_digest
 
-    found: list[Scores] = []
+    scores: list[Scores] = []
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
         known = entry.digest()
         before = known and all(store.has(plan, str(entry.key(plan, known))) for plan in plans)
-        events({**head, "text": "scored before" if before else "composing"})
+        events({**head, "text": "scores are stored" if before else "composing"})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
         for plan in plans:
-            found.append(evaluate(plan, store, entry.configuration(digest), partial(model, plan),
-                                  device=str(device), progress=_progress(events, head, plan)))  # fmt: skip
-    return found
+            progress = _progress(events, head, plan)
+            configuration = entry.configuration(digest)
+            scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
+    return scores
 
 
 def _model(
     entry: LineupEntry, device: Any, tensors: Any, events: Events, runs: Path, server: str | None
 ) -> Callable[[ScorePlan], Any]:
-    """The live model, composed once for all plans; for a backend that reads checkpoints the written one."""
+    """Return a function that gives the live model, composed once for all plans, or the written checkpoint for other backends."""
     live: list[Any] = []
 
     def model(plan: ScorePlan) -> Any:
@@ -90,16 +102,17 @@ def _model(
 
 
 def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> Path:
-    """Directory of the configuration's checkpoint: the base's own where nothing was done to it, else a run's.
+    """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run.
 
-    Errors: a memory, which acts on the live model and which no server of checkpoints knows.
+    Raises:
+        WorkbenchError: If the configuration has a memory, which acts on the live model and cannot be written to a checkpoint.
     """
     from workbench.run.execute import execute
 
     resolved = entry.resolved
     if resolved.recipe.memory or resolved.memory:
         raise WorkbenchError(
-            f"{entry.name}: a memory acts on the live model, and the suite's backend serves checkpoints",
+            f"{entry.name}: the suite's backend needs a checkpoint, which cannot contain a memory",
             "Score it on a suite with `backend: hf`.",
         )
     if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:
@@ -110,11 +123,17 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
 def stored(
     entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, baseline: str | None = None
 ) -> tuple[list[Scores], list[str]]:
-    """Scores that the store has, and the names of the configurations that it has none of under some plan.
+    """Return the stored scores, and the names of configurations without scores under some plan.
 
-    A plan under which the baseline, the base if omitted, was not scored is left out: nothing could be compared with it. Where a scorer was
-    refused for some configuration, the plan with that scorer and the plan with hflm are both looked at, and the one that has more of the
-    configurations counts: a refused one hides no others.
+    A plan under which the baseline (default: the base) has no scores is left out, because nothing can be compared with it. If a
+    scorer was refused for some configuration, the plan with that scorer and the plan with hflm are both considered, and the one
+    with more scored configurations is used.
+
+    Args:
+        entries: The configurations.
+        plans: The plans.
+        store: Store of scores.
+        baseline: Name of the baseline.
     """
     digests = {entry.name: entry.digest() for entry in entries}
     bases = [entry.name for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
@@ -126,20 +145,20 @@ def stored(
         way, names = max(have, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
         if all(base in names for base in bases):
             usable.append((way, names))
-    found: list[Scores] = []
+    scores: list[Scores] = []
     missing: list[str] = []
     for entry in entries:
         have_it = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
-        found += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in have_it]
+        scores += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in have_it]
         if not have_it or len(have_it) < len(usable):
             missing.append(entry.name)
-    return found, missing
+    return scores, missing
 
 
 def _keys(
     entries: Sequence[LineupEntry], digests: Mapping[str, str | None], plan: ScorePlan, store: ScoreStore
 ) -> dict[str, str]:
-    """Names of the configurations that have scores under a plan, with what these are stored by."""
+    """Return the names of the configurations that have scores under a plan, with the keys of these scores."""
     keys = {entry.name: entry.key(plan, digests[entry.name]) for entry in entries}
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 

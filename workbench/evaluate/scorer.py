@@ -1,4 +1,4 @@
-"""Scores one configuration under one plan, task by task."""
+"""Score one configuration under one plan, task by task."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from workbench.scores.store import Check, Configuration, Journal
 
 
 class Scorer:
-    """Scores a configuration task by task. A live model's weights, mode and the caller's tokenizer and random state stay as they were.
+    """Scores a configuration task by task.
+
+    The weights and mode of a live model, the caller's tokenizer and the random state are restored.
 
     Args:
-        plan: What is scored; its scorer and backend say how.
-        configuration: Whose scores these are.
-        model: The live model in the plan's dtype; with the backends vllm and server a `backends.Written`.
-        device: Where a live model is moved to.
-        tasks: Tasks that will be asked for, all if omitted; the others are not checked.
-    Errors: a model in another dtype.
+        plan: The plan, with scorer and backend.
+        configuration: Configuration that the model holds.
+        model: The live model in the plan's dtype; for the backends vllm and server a `backends.WrittenCheckpoint`.
+        device: Device to move a live model to.
+        tasks: Tasks that will be scored; the others are not checked. Default: all tasks.
+
+    Raises:
+        WorkbenchError: If the model has another dtype than the plan.
     """
 
     def __init__(
@@ -49,10 +53,10 @@ class Scorer:
                 self.lm = written_model(plan, model)
                 self.requests = prepared(plan, self.lm)
             return
-        found = str(model.dtype).removeprefix("torch.")
-        if found != plan.dtype:
+        dtype = str(model.dtype).removeprefix("torch.")
+        if dtype != plan.dtype:
             raise WorkbenchError(
-                f"configuration '{configuration.name}' is in {found}, the plan scores {plan.dtype}",
+                f"configuration '{configuration.name}' has dtype {dtype}, but the plan scores {plan.dtype}",
                 "Cast the model to the output dtype before scoring.",
             )
         if device:
@@ -66,12 +70,16 @@ class Scorer:
             self.forward = Forward(model)
 
     def sizes(self) -> dict[str, int]:
-        """Answers that each task needs: pairs to score and texts to write."""
+        """Return the number of answers that each task needs: pairs to score and texts to generate."""
         texts = {name: len(found.generated) for name, found in self.requests.items()}
         return {n: (len(found.pairs) or len(found.instances) - texts[n]) + texts[n] for n, found in self.requests.items()}
 
     def check(self) -> Check | None:
-        """Compare the scorer with hflm where it is not hflm. Raises: check.RefusedError."""
+        """Compare the scorer with hflm; return None if it is hflm.
+
+        Raises:
+            check.RefusedError: If they disagree.
+        """
         tasks = [self.requests[name].pairs for name in self.wanted if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
@@ -79,12 +87,18 @@ class Scorer:
             return checked(self.lm, self.forward, tasks, self.plan.scorer)
 
     def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> dict[str, Any]:
-        """Score one task -> {rows, items, seconds, device, scorer, tokens}.
+        """Score one task.
 
         Args:
-            journal: Answers of an interrupted evaluation are taken from it, and new ones kept in it.
-            progress: Told (task, requests done, requests in all).
-        Errors: NaN or infinite log-likelihoods, NaN logits.
+            name: Name of the task.
+            journal: Answers of an interrupted evaluation; new answers are added to it.
+            progress: Called with (task, requests done, requests in total).
+
+        Returns:
+            The fields rows, items, seconds, device, scorer and tokens.
+
+        Raises:
+            WorkbenchError: If log-likelihoods or logits are not finite, or a server fails.
         """
         requests, start = self.requests[name], time.perf_counter()
         answers: dict[int, Any] = {}
@@ -95,14 +109,14 @@ class Scorer:
                     layout = self._layout(requests) if self.forward is not None else None
                     kept = KeptRows(journal, 0, len(requests.pairs))
                     longer = recalled(self.model, requests.pairs)
-                    done = {**kept.answers, **longer}  # a batch of such pairs alone need not be forwarded without their facts
+                    done = {**kept.answers, **longer}  # skip batches that consist of such pairs only
                     work = self._packed(layout, done) if layout else self._hflm(requests, done)
                     found = kept.collect(work, progress, name) | self._recalled(longer)
                     answers |= requests.likelihoods(found)
                 elif len(requests.generated) < len(requests.instances):
                     answers |= self._asked(requests)
                 if requests.generated:
-                    # Texts that are drawn depend on all that was drawn before: such a task is kept whole or not at all.
+                    # Sampled texts depend on all samples before them, so such a task is not resumed.
                     kept = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
                     answers |= kept.collect(self._generate(requests, kept.answers), progress, name)
             rows, items = rows_of(self.plan, requests, answers)
@@ -112,15 +126,17 @@ class Scorer:
             raise self._not_finite(name, str(error)) from None
         except failures(self.plan.suite.backend) as error:
             raise WorkbenchError(
-                f"task '{name}': the server did not answer a request as lm-eval expects: {type(error).__name__}: {str(error)[:200]}",
-                "Look at the server's log; it has to offer /v1/completions with echo and logprobs for tasks with choices.",
+                f"task '{name}': the server gave no valid answer to a request: {type(error).__name__}: {str(error)[:200]}",
+                "Check the server's log. For tasks with choices it must support /v1/completions with echo and logprobs.",
             ) from error
         return {
-            "rows": rows, "items": items, "seconds": round(time.perf_counter() - start, 3),
+            "rows": rows,
+            "items": items,
+            "seconds": round(time.perf_counter() - start, 3),
             "device": getattr(getattr(self.lm, "device", None), "type", self.plan.suite.backend),
             "scorer": self.plan.scorer if requests.pairs or self.plan.suite.backend != "hf" else "generate",
             "tokens": (layout.tokens if layout else sum(len(c) + len(a) - 1 for c, a in requests.pairs)) or None,
-        }  # fmt: skip
+        }
 
     def _layout(self, requests: Requests) -> PackedLayout:
         if self.plan.scorer not in requests.layouts:
@@ -136,7 +152,7 @@ class Scorer:
                 yield self.forward.batch(prefix, rows)
 
     def _recalled(self, longer: Mapping[int, Pair]) -> dict[int, Answer]:
-        """Answers to pairs that a text memory has put facts in front of; batches of their own, so that the others' bits stay."""
+        """Return answers to pairs with facts from a text memory, in separate batches, so that the others do not change."""
         pairs = list(longer.values())
         if not pairs:
             return {}
@@ -146,7 +162,7 @@ class Scorer:
         return {number: found[i] for i, number in enumerate(longer)}
 
     def _hflm(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
-        """lm-eval's batches one by one, in its order."""
+        """Yield the answers of lm-eval's batches one by one, in its order."""
         whole = [context + answer for context, answer in requests.pairs]
         order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i]))
         for chunk in _chunks(order, self.plan.batch_size):
@@ -154,7 +170,7 @@ class Scorer:
                 yield dict(zip(chunk, self.lm.referee([requests.pairs[i] for i in chunk]), strict=True))
 
     def _generate(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
-        """lm-eval's batches one by one, in its order: prompts of one length stand together."""
+        """Yield the texts of lm-eval's batches one by one, in its order: prompts of equal length are together."""
         if self.plan.suite.backend != "hf":
             yield self._texts(requests, requests.generated)
             return
@@ -169,20 +185,20 @@ class Scorer:
                     yield self._texts(requests, chunk)
 
     def _texts(self, requests: Requests, chunk: Sequence[int]) -> dict[int, Any]:
-        """Texts of some requests; a list each where the task asks for repeats."""
+        """Return the texts of some requests; a list each if the task asks for repeats."""
         repeated = [i for i in chunk for _ in range(requests.instances[i].repeats or 1)]
-        found: dict[int, list[str]] = {}
+        by_request: dict[int, list[str]] = {}
         for i, text in zip(repeated, self.lm.generate_until([requests.instances[i] for i in repeated]), strict=True):
-            found.setdefault(i, []).append(text)
-        return {i: texts if len(texts) > 1 else texts[0] for i, texts in found.items()}
+            by_request.setdefault(i, []).append(text)
+        return {i: texts if len(texts) > 1 else texts[0] for i, texts in by_request.items()}
 
     def _asked(self, requests: Requests) -> dict[int, Any]:
-        """Log-likelihoods by a backend that tokenises itself."""
-        found: dict[int, Any] = {}
+        """Return log-likelihoods from a backend that tokenizes itself."""
+        by_request: dict[int, Any] = {}
         for kind in dict.fromkeys(i.request_type for i in requests.instances if i.request_type != "generate_until"):
             members = [i for i, instance in enumerate(requests.instances) if instance.request_type == kind]
-            found |= dict(zip(members, getattr(self.lm, kind)([requests.instances[i] for i in members]), strict=True))
-        return found
+            by_request |= dict(zip(members, getattr(self.lm, kind)([requests.instances[i] for i in members]), strict=True))
+        return by_request
 
     def _scoring(self) -> Any:
         return _evaluating(self.model if self.plan.suite.backend == "hf" else None)
@@ -190,13 +206,13 @@ class Scorer:
     def _not_finite(self, task: str, found: str) -> WorkbenchError:
         return WorkbenchError(
             f"configuration '{self.configuration.name}', task '{task}': {found}",
-            "The weights hold NaN or overflow: look for an over-scaled lambda or a broken brick.",
+            "The weights contain NaN or overflow. Check for a lambda that is too large or a damaged brick.",
         )
 
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Quiet libraries, and the model without dropout; its mode is put back."""
+    """Silence libraries and put the model in evaluation mode within the block."""
     training = model is not None and model.training
     if model is not None:
         model.eval()
@@ -209,7 +225,13 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 class KeptRows:
-    """Answers to `count` pairs or requests, those of an interrupted evaluation among them; in the journal they are numbered from `first` on."""
+    """Answers to `count` pairs or requests, including those of an interrupted evaluation.
+
+    Args:
+        journal: The journal; None: nothing is kept.
+        first: Number in the journal of the first pair or request.
+        count: Number of pairs or requests.
+    """
 
     def __init__(self, journal: Journal | None, first: int, count: int) -> None:
         self.journal, self.first, self.count = journal, first, count
@@ -217,7 +239,7 @@ class KeptRows:
         self.answers = {number - first: answer for number, answer in done.items() if first <= number < first + count}
 
     def collect(self, work: Iterator[dict[int, Any]], progress: Progress | None, name: str) -> dict[int, Any]:
-        """Do what is left of the work, batch by batch -> all answers."""
+        """Do the remaining work batch by batch, and return all answers."""
         for answers in work:
             self.answers |= answers
             if self.journal:
@@ -232,7 +254,7 @@ def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _tokenizer(tokenizer: Any) -> Any:
-    """An own tokenizer: lm-eval sets a pad token on the one it gets."""
+    """Return a tokenizer of the scorer's own, because lm-eval sets a pad token on it."""
     if not isinstance(tokenizer, (str, Path)):
         return copy.deepcopy(tokenizer)
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""A sentence around an answer in which a filter's regular expression finds the answer."""
+"""A sentence around an answer from which a filter's regular expression extracts the answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _ALPHABET = (" ", "a", "0", ".", "A", "(", ")", "-")
 
 
 def sentence_for(pattern: str, answer: str) -> str | None:
-    """Return a text that the pattern matches with the answer as its first group, or as the whole match where it has no group.
+    r"""Return a text in which the pattern matches the answer as its first group, or as the whole match if it has no group.
 
-    >>> sentence_for(r"(?i)the answer is:? \\(?([A-D])\\)?", "B")
+    >>> sentence_for(r"(?i)the answer is:? \(?([A-D])\)?", "B")
     'the answer is B'
 
-    None where no such text is found: the answer itself does not fit the group, or the pattern holds parts that are not followed here.
+    Returns None if no such text is found: the answer does not fit the group, or the pattern has parts that are not supported
+    here.
     """
     try:
         compiled = re.compile(pattern)
@@ -38,14 +39,19 @@ def sentence_for(pattern: str, answer: str) -> str | None:
 
 @dataclass
 class _Place:
-    """Find where the answer goes: a group by its number, or with 0 the first repeat of a set of characters; and whether it is still to come."""
+    """Place of the answer in a pattern.
+
+    Attributes:
+        group: Number of the group, or 0 for the first repeat of a set of characters.
+        open: Whether the place has not been reached yet.
+    """
 
     group: int
     open: bool = True
 
 
 def _of(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterable[str]:
-    """Shortest texts of the pattern's parts, one after another, with the answer in its place."""
+    """Yield the shortest texts of the pattern's parts, one after another, with the answer in its place."""
     for code, given in parsed:
         kind = str(code)
         if kind == "LITERAL":
@@ -80,7 +86,7 @@ def _of(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterab
 
 
 def _letter(code: Any, given: Any) -> str:
-    """Return a character that one part matches."""
+    """Return a character that matches one part."""
     kind = str(code)
     if kind == "ANY":
         return "."

@@ -1,4 +1,4 @@
-"""Suites that recipes and a command ask for: names of suite files, inline tasks, and facts of edits."""
+"""Suites that recipes and commands ask for: names of suite files, inline tasks, and facts of edits."""
 
 from __future__ import annotations
 
@@ -14,37 +14,43 @@ from workbench.scores.suite import Suite, load_suite
 
 
 def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
-    """Return the suites to score: those named, else all that the recipes' `eval` lists, in order; facts as what is wanted of them.
+    """Return the suites to score, in order; facts are returned as `Wanted`.
 
-    Names are those of suites, `facts:FILE`, and `edits`: the facts of all edits that the recipes use.
-    Errors: nothing to score, `edits` without any, two files of facts of one name, one file with different options.
+    Args:
+        recipes: Recipes whose `eval` lists suites; used if `named` is empty.
+        named: Names of suites, `facts:FILE`, or `edits` for the facts of all edits that the recipes use.
+        project: Project folder.
+
+    Raises:
+        WorkbenchError: If there is nothing to score, `edits` is named without edits, two fact suites have the same name, or one
+            file is listed with different options.
     """
-    found: dict[str, Suite | Wanted] = {}
+    suites: dict[str, Suite | Wanted] = {}
     for suite in _asked(recipes, named, project):
         if not isinstance(suite, Wanted):
-            found.setdefault(suite.suite, suite)
+            suites.setdefault(suite.suite, suite)
             continue
-        same_facts = (n for n, other in found.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
+        same_facts = (n for n, other in suites.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
         name = next(same_facts, suite.suite)
-        other = found.setdefault(name, suite)
+        other = suites.setdefault(name, suite)
         if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
             same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
             raise WorkbenchError(
                 f"facts: {suite.source} is listed with different options"
                 if same
-                else f"facts: two suites are called '{suite.suite}'",
-                "Give one file the same options everywhere."
+                else f"facts: two suites have the name '{suite.suite}'",
+                "Use the same options for a file everywhere."
                 if same
                 else f"Rename {suite.source}, or score the two in two calls.",
                 2,
             )
-    if not found:
+    if not suites:
         known = sorted(p.stem for p in (project / "evals" / "suites").glob("*.yaml"))
         listed = f" Suites here: {', '.join(known)}." if known else ""
-        text = "the recipe names" if recipes else "models name"
+        text = "the recipe has no suite to score" if recipes else "no suite to score"
         hint = "Give --suite NAME" + (", or add `eval: [NAME]` to the recipe." if recipes else ".")
-        raise WorkbenchError(f"{text} no suite to score", hint + listed, 2)
-    return list(found.values())
+        raise WorkbenchError(text, hint + listed, 2)
+    return list(suites.values())
 
 
 def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
@@ -74,13 +80,13 @@ def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
     if not found:
         names = ", ".join(recipe.name for recipe in recipes) or "models"
         raise WorkbenchError(
-            f"{EDITS}: {names} use no edit with facts", "Name the facts themselves: facts:recipes/facts/FILE.", 2
+            f"{EDITS}: no edit with facts in {names}", "Give the facts file itself: facts:recipes/facts/FILE.", 2
         )
     yield from found
 
 
 def _identity(facts: Wanted) -> tuple[str, bool]:
-    """Wanted of one file: one suite, and one more for facts one after another."""
+    """Return the facts' digest, and whether they are scored one after another, which is a suite of its own."""
     return facts.digest, bool(facts.cohorts)
 
 
@@ -89,7 +95,7 @@ def _options(facts: Wanted) -> tuple[Any, ...]:
 
 
 def inline_suite(name: str, index: int, item: InlineEval) -> Suite:
-    """Tasks that a recipe names itself, as a suite of their own; documents are their own clusters."""
+    """Return the tasks that a recipe lists itself as a suite; each document is its own cluster."""
     return Suite(
         suite=f"{name}-eval{index}",
         tasks=item.tasks,

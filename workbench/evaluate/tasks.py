@@ -1,4 +1,4 @@
-"""lm-eval's task objects: local files or bundled ones, with the settings that lm-eval's own front end would make."""
+"""lm-eval's task objects, local or bundled, with the settings that lm-eval's own front end applies."""
 
 from __future__ import annotations
 
@@ -21,48 +21,50 @@ from workbench.scores.tasks import TaskFile, TaskSource, listed_metrics, metric_
 
 
 def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> TaskSource:
-    """Return what a task yields: from the memo where no file that decides it has changed, else by building it with lm-eval.
+    """Return a task's content, from the memo if no file that affects it has changed, else from lm-eval.
 
     Args:
-        memo: Folder of the memos of local tasks; None: the task is built.
+        name: Name of the task.
+        suite: The suite.
+        index: Local task files by name.
+        tasks_dir: Folder of local task files.
+        memo: Folder with memos of local tasks; None: build the task.
     """
-    found = index.get(name)
-    if found is None:
+    file = index.get(name)
+    if file is None:
         with quiet(), foreign_code(name, "built"):
             return _from_lm_eval(name, suite, index, tasks_dir)
-    code = code_of(found.files, found.path.parent)
-    place = memo / f"{digest_of(json.dumps([str(found.path), name, suite.num_fewshot]).encode())}.json" if memo else None
-    if place and (kept := recall(place, code, found.files)):
+    code = code_of(file.files, file.path.parent)
+    place = memo / f"{digest_of(json.dumps([str(file.path), name, suite.num_fewshot]).encode())}.json" if memo else None
+    if place and (kept := recall(place, code, file.files)):
         return kept
-    data = found.check(name)
+    data = file.check(name)
     with watched(code) as reads, quiet(), foreign_code(name, "built"):
         task = load_task(manager_of(tasks_dir, bundled=False), name, index)
         if suite.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=suite.num_fewshot)
         docs, yields = [dict(doc) for doc in task.eval_docs], yielded(task)
         score_first(task)
-    seen = {*code.files, *code.named, *reads[0].files} - {
-        path.resolve() for path in (*data, *found.files) if path.suffix != ".py"
-    }
-    parts = [name, found.definition, yields, content(p for p in seen if not _is_cache(p))]
-    metrics, lower, ratios = listed_metrics(found.config) if "class" not in found.config else _metrics(task)
+    seen = {*code.files, *code.named, *reads[0].files} - {path.resolve() for path in (*data, *file.files) if path.suffix != ".py"}
+    parts = [name, file.definition, yields, content(p for p in seen if not _is_cache(p))]
+    metrics, lower, ratios = listed_metrics(file.config) if "class" not in file.config else _metrics(task)
     digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     filters = tuple(f.name for f in task._filters)
     source = TaskSource(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
-    if place and found.config.get("custom_dataset") and not found.config.get("dataset_path"):
-        remember(place, source, code, reads[0], [*found.files, *data])
+    if place and file.config.get("custom_dataset") and not file.config.get("dataset_path"):
+        remember(place, source, code, reads[0], [*file.files, *data])
     return source
 
 
 def _is_cache(path: Path) -> bool:
-    """Return whether a file belongs to the caches of the hub and of datasets, whose content documents stand for."""
+    """Return whether a file belongs to the caches of the hub or of datasets; documents represent their content."""
     from datasets.config import HF_CACHE_HOME
 
     return path.is_relative_to(Path(HF_CACHE_HOME).expanduser().resolve())
 
 
 def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> TaskSource:
-    """Build a task that lm-eval brings along: its version stands for code, and documents are taken as they are loaded."""
+    """Build a task that comes with lm-eval: lm-eval's version represents its code, and documents are used as they are loaded."""
     task = load_task(manager_of(tasks_dir, bundled=True), name, index)
     docs = [dict(doc) for doc in task.eval_docs]
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
@@ -82,7 +84,7 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
 
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
-    """Return what `scores.tasks.listed_metrics` returns, for a task that has no file here."""
+    """Return what `scores.tasks.listed_metrics` returns, for a task without a file in the project."""
     from lm_eval.api.metrics import bits_per_byte, brier_score, mean, perplexity, weighted_perplexity
 
     filters = [f.name for f in task._filters]
@@ -95,25 +97,41 @@ def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]
 
 
 def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
+    """Return lm-eval's task manager for a folder, with lm-eval's own tasks if `bundled`."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(tasks_dir), include_defaults=bundled)  # with defaults: 14,000 files, 4 s
+    return TaskManager(include_path=str(tasks_dir), include_defaults=bundled)  # lm-eval's defaults are 14,000 files and take 4 s
 
 
 def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any]) -> Any:
-    """Load one task. Errors: unknown name, a group, data out of reach."""
+    """Load one task.
+
+    Args:
+        manager: lm-eval's task manager.
+        name: Name of the task.
+        known: Names to suggest if the task is unknown.
+
+    Raises:
+        WorkbenchError: If the name is unknown or a group, or the data cannot be loaded.
+    """
     if name not in manager.all_tasks:
         close = nearest(name, known)
         raise WorkbenchError(
             f"unknown task '{name}'", close if close.startswith("Did") else nearest(name, manager.all_subtasks)[:300]
         )
     if name not in manager.all_subtasks:
-        raise WorkbenchError(f"'{name}' is a group of tasks", "Name it under the suite's `tasks`: it stands for its tasks there.")
+        raise WorkbenchError(
+            f"'{name}' is a group of tasks", "List it under the suite's `tasks`, where a group stands for all its tasks."
+        )
     return _load(manager, name)["tasks"][name]
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
-    """Load a task or a group, with lm-eval's tasks and groups by name. Errors: data out of reach, code that fails."""
+    """Load a task or a group; return lm-eval's tasks and groups by name.
+
+    Raises:
+        WorkbenchError: If the data cannot be loaded, or code of the task fails.
+    """
     with foreign_code(name, "loaded"):
         loaded: dict[str, Any] = manager.load([name])
     return loaded
@@ -121,11 +139,11 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
 
 @contextmanager
 def foreign_code(name: str, done: str) -> Iterator[None]:
-    """Turn what lm-eval, `datasets` or a task's own code raises into a WorkbenchError that names the task.
+    """Turn exceptions of lm-eval, `datasets` or a task's own code into a WorkbenchError that names the task.
 
     Args:
-        name: The task.
-        done: What could not be done with it: "loaded", "built".
+        name: Name of the task.
+        done: Action that failed: "loaded" or "built".
     """
     try:
         yield
@@ -134,7 +152,7 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
-            f"The hub is switched off: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
+            f"The hub is offline: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
             if offline and isinstance(error, (OSError, ValueError, ImportError, RuntimeError))
             else "Check the task's data and code; WORKBENCH_DEBUG=1 shows where it failed."
         )
@@ -142,17 +160,17 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
 
 
 def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> dict[str, list[TaskGroup]]:
-    """Return the groups that a suite lists, each with its subgroups: local ones, and those that lm-eval brings along."""
+    """Return the groups that a suite lists, each with its subgroups, both local groups and those of lm-eval."""
     local = local_groups(tasks_dir, index)
-    found = {name: local[name] for name in suite.tasks if name in local}
+    groups = {name: local[name] for name in suite.tasks if name in local}
     unknown = [name for name in suite.tasks if name not in local and name not in index]
     manager = manager_of(tasks_dir, bundled=True) if unknown else None
     for name in unknown:
         if manager is not None and name in manager.all_groups:
             with quiet():
                 group = _load(manager, name)["groups"][name]
-            found[name] = [_group(one) for one in (group, *group.get_all_groups())]
-    return found
+            groups[name] = [_group(one) for one in (group, *group.get_all_groups())]
+    return groups
 
 
 def _group(group: Any) -> TaskGroup:
@@ -164,15 +182,15 @@ def _group(group: Any) -> TaskGroup:
 
 
 def load_tasks(plan: ScorePlan) -> dict[str, Any]:
-    """lm-eval's task objects of a plan, with the settings that lm-eval's own front end would make."""
+    """Return lm-eval's task objects of a plan, with the settings that lm-eval's own front end applies."""
     managers = {bundled: manager_of(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
     tasks = {name: load_task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
     for task in tasks.values():
         own, asked = task.get_config("num_fewshot"), plan.suite.num_fewshot
-        if own == 0 and asked:  # lm-eval would go on without examples
+        if own == 0 and asked:  # lm-eval would silently use no examples
             raise WorkbenchError(
-                f"task '{task.task_name}' fixes num_fewshot: 0, the suite asks for {asked}",
-                "Leave num_fewshot out of the task's YAML, or out of the suite.",
+                f"task '{task.task_name}' sets num_fewshot: 0, but the suite sets {asked}",
+                "Remove num_fewshot from the task's YAML, or from the suite.",
             )
         task.set_config(key="num_fewshot", value=own or 0 if asked is None else asked)
     return tasks

@@ -1,4 +1,4 @@
-"""Builds a local task while all that its code reads is seen."""
+"""Build a local task and record the files that its code reads."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _LISTED = ("os.listdir", "os.scandir")
 
 
 class _Watch:
-    """What the task's code has read in one build; what lm-eval and other libraries read without it does not count.
+    """Files that the task's code reads in one build, without those that lm-eval and other libraries read on their own.
 
     Attributes:
-        code: Files of the task's code, and the modules that it has imported by computed names.
-        seen: (event, name) of what was opened, listed, or started outside what can be seen.
-        at_import: Module -> what was seen while it was imported.
+        code: Files of the task's code, and modules that it imports by computed names.
+        seen: (event, name) of files opened, folders listed, and actions whose reads cannot be recorded.
+        at_import: Module -> events recorded during its import.
     """
 
     def __init__(self, thread: int, code: Code) -> None:
@@ -47,25 +47,25 @@ class _Watch:
 
 _watch: _Watch | None = None
 _hooked = False
-# Of this process, since modules are imported once: module file -> what was seen while it was imported, and files of a task's code ->
-# modules that they have imported by computed names.
+# State of this process, because modules are imported once: module file -> events recorded during its import, and files of a task's
+# code -> modules that they import by computed names.
 _imports: dict[str, set[tuple[str, str]]] = {}
 _computed: dict[frozenset[Path], set[str]] = {}
-_known: dict[Path, str] = {}  # of this process: module file -> digest of what is loaded
+_known: dict[Path, str] = {}  # state of this process: module file -> digest of the loaded source
 
 
 @contextlib.contextmanager
 def watched(code: Code) -> Iterator[list[Reads]]:
-    """See what the block reads; one `Reads` is in the list at its end, with what the code's modules read when they were imported."""
+    """Record reads within the block; at its end the list holds one `Reads`, including reads during import of the code."""
     global _watch, _hooked
     _forget_changed(code)
     if not _hooked:
-        sys.addaudithook(_hook)  # cannot be taken away: it does nothing while no build is watched
+        sys.addaudithook(_hook)  # audit hooks cannot be removed; this one does nothing outside `watched`
         _hooked = True
-    watch, found = _Watch(threading.get_ident(), code), list[Reads]()
+    watch, reads = _Watch(threading.get_ident(), code), list[Reads]()
     before, _watch = _watch, watch
     try:
-        yield found
+        yield reads
     finally:
         _watch = before
         for module, events in watch.at_import.items():
@@ -76,7 +76,7 @@ def watched(code: Code) -> Iterator[list[Reads]]:
         seen = watch.seen.union({("open", file) for file in computed}, *(_imports.get(file, ()) for file in files))
         own = {path for path in (_source(Path(name)) for event, name in seen if event == "open") if is_own(path)}
         listed = {_source(Path(name)) for event, name in seen if event in _LISTED}
-        found.append(
+        reads.append(
             Reads(
                 frozenset(p for p in own if p.is_file()),
                 frozenset(p for p in own if not p.exists()),
@@ -116,7 +116,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _frames() -> Iterator[tuple[str, str]]:
-    """(file, function) of what is being called, the innermost first."""
+    """Yield (file, function) of the call stack, innermost first."""
     frame: FrameType | None = sys._getframe(2)  # 0 is this generator, 1 the hook
     while frame is not None:
         yield frame.f_code.co_filename, frame.f_code.co_name
@@ -124,7 +124,7 @@ def _frames() -> Iterator[tuple[str, str]]:
 
 
 def _source(path: Path) -> Path:
-    """Return a source file for its compiled one, links followed."""
+    """Return the source file of a compiled one, with links resolved."""
     if path.suffix == ".pyc":
         with contextlib.suppress(ValueError):
             path = Path(importlib.util.source_from_cache(str(path)))
@@ -132,9 +132,10 @@ def _source(path: Path) -> Path:
 
 
 def _forget_changed(code: Code) -> None:
-    """Let modules be imported again where a file of the task's code is not what this process has loaded.
+    """Remove modules from `sys.modules` if a file of the task's code differs from what this process has loaded.
 
-    Compiled files are removed: Python takes one for the source where size and time, in whole seconds, are equal, whatever the content.
+    Compiled files are deleted: Python accepts one if size and time (in whole seconds) of the source are equal, whatever its
+    content.
     """
     digests = {path: digest_of(path.read_bytes()) for path in code.files if path.is_file()}
     for path in filter(is_own, digests):
@@ -150,30 +151,33 @@ def _forget_changed(code: Code) -> None:
 
 
 def yielded(task: Any) -> list[Any]:
-    """Return what a built task makes of its documents: each with its prompt, target and choices, and the pool of examples."""
+    """Return the prompt, target and choices of each document of a task, and of its pool of examples."""
     shots = task.fewshot_docs() if task.config.num_fewshot else ()
     return [[_of(task, doc, None) for doc in task.eval_docs], [_of(task, doc, task.fewshot_cfg) for doc in shots or ()]]
 
 
 def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
-    """Return what one document yields. The error of a template that fails stands for its text; it is told where requests are built."""
+    """Return the content of one document.
+
+    If a template fails, its error takes the place of the text; building the requests reports it.
+    """
     text, target, choices = (shot.doc_to_text, shot.doc_to_target, shot.doc_to_choice) if shot else (None, None, None)
-    found: list[Any] = [doc]
+    content: list[Any] = [doc]
     has_choices = task.config.doc_to_choice is not None or choices is not None
     ways = [(task.doc_to_text, text), (task.doc_to_target, target), *([(task.doc_to_choice, choices)] if has_choices else [])]
     for way, given in ways:
         try:
-            found.append(way(doc, given) if given is not None else way(doc))
-        except Exception as error:  # noqa: BLE001  code of a task raises what it likes
-            found.append(f"{type(error).__name__}: {error}")
-    return found
+            content.append(way(doc, given) if given is not None else way(doc))
+        except Exception as error:  # noqa: BLE001  code of a task may raise anything
+            content.append(f"{type(error).__name__}: {error}")
+    return content
 
 
 def score_first(task: Any) -> None:
-    """Score the gold answer of the first document, so that files and modules that filters and metrics read are seen."""
+    """Score the gold answer of the first document, so that reads of filters and metrics are recorded."""
     from workbench.evaluate.gold import _gold, _response, metrics_of
 
-    with contextlib.suppress(Exception):  # said by `suite check`, or when the task is scored
+    with contextlib.suppress(Exception):  # reported by `suite check`, or when the task is scored
         task.set_fewshot_seed(seed=SEED)
         task.build_all_requests(samples=[0], rank=0, world_size=1)
         gold = _gold(task, task.instances[0].doc)

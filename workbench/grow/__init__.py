@@ -1,1 +1,1 @@
-"""Grow: new parameters from old ones. One method a file; what they share is in folders."""
+"""Growth methods, which add parameters to a model or take experts away. Each file is one method; folders hold shared code."""

@@ -1,4 +1,4 @@
-"""Add experts: a mixture with more of them."""
+"""Add experts to a mixture-of-experts model."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ class AddEntry(BrickEntry):
     """A brick's fields in an `add_expert` step."""
 
     prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """Texts as the expert's tokens are, for `gate: prompts`."""
+    """Example prompts that the router should send to this expert, for `gate: prompts`."""
     negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """Texts as they are not."""
+    """Example prompts that the router should not send to this expert."""
 
 
 @register
 class AddExpert(TextMethod):
-    """Append experts to every layer of a mixture: copies of its own, experts of the recipe's base, or what bricks make of the base's
-    feed-forward layer, where the base is dense (as Sukhbaatar et al. 2024 make experts of fine-tuned models).
+    """Append experts to every layer of a mixture-of-experts model (Sukhbaatar et al. 2024, Branch-Train-MiX).
 
-    Experts of the base bring their rows of the router: what `prune_experts` has left out comes back as it was, with another number.
+    The new experts are copies of the model's own experts, experts of the recipe's base, or the feed-forward layers of a dense
+    base with a brick applied. Experts of the base keep their rows of the router: an expert that `prune_experts` has removed comes
+    back unchanged, under another number.
     """
 
     paper = "Sukhbaatar et al. 2024, Branch-Train-MiX, arXiv 2403.07816"
-    formula = "E_n = E_i, E_i of θ₀, or the FFN of θ₀ + wτ; row of the router: that of i; or −c m/(‖m‖ s), m the mean of what the router reads, s the mean norm"
+    formula = "E_n = E_i, E_i of θ₀, or the FFN of θ₀ + wτ; row of the router: that of i; or −c m/(‖m‖ s), m the mean of the router's inputs, s their mean norm"
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
@@ -48,36 +49,39 @@ class AddExpert(TextMethod):
 
     grow: Literal["add_expert"]
     copy_of: Whole | None = Field(None, ge=0, alias="copy")
-    """An expert of the current model, to have twice, with its row of the router."""
+    """Number of the expert of the current model to copy, together with its row of the router."""
     base: Whole | tuple[Whole, ...] | None = None
-    """Instead: experts of the recipe's base, with their rows: a number or a list."""
+    """Instead of `copy`: a number or a list of numbers of experts of the recipe's base, which are added with their rows of the
+    router."""
     bricks: Bricks[AddEntry] | None = None
-    """Instead: bricks that become an expert each, of a mixture that `grow: experts` has made of a dense base in this recipe. Brick name ->
-    weight, or {weight:, prompts:, negative_prompts:}."""
+    """Instead of `copy`: bricks, each of which becomes an expert. The mixture must come from `grow: experts` on a dense base in
+    this recipe. Mapping of brick name to weight, or to {weight:, prompts:, negative_prompts:}."""
     gate: Literal["never", "prompts", "random"] | None = None
-    """With `bricks`: rows of the router. never (the default): no token of `calibration` takes the expert, until it is trained;
-    prompts: the mean of what the router reads on each expert's prompts; random: drawn."""
+    """With `bricks`: how the rows of the router are made. `never` (the default): the router selects the expert for no token of
+    `calibration`, until it is trained. `prompts`: the mean of the router's inputs on each expert's prompts. `random`: drawn at
+    random."""
     calibration: str | None = None
-    """With `gate: never`: a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
+    """With `gate: never`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
     temperature: Real = Field(0.1, gt=0)
-    """With `gate: prompts`: what cosines to the prompts' means are divided by."""
+    """With `gate: prompts`: divisor of the cosines to the prompts' means. A lower value makes the router more decided."""
 
     _base: Model | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _one(self) -> AddExpert:
-        given = [n for n, v in (("copy", self.copy_of), ("base", self.base), ("bricks", self.bricks)) if v is not None]
-        if len(given) != 1 or (self.bricks is not None and not self.bricks):
+        sources = [n for n, v in (("copy", self.copy_of), ("base", self.base), ("bricks", self.bricks)) if v is not None]
+        if len(sources) != 1 or (self.bricks is not None and not self.bricks):
             raise ValueError(
-                f"expected one of `copy: 0`, `base: [3]` and `bricks: {{math: 1.0}}`; found {' and '.join(given) or 'none'}"
+                f"expected one of `copy: 0`, `base: [3]` and `bricks: {{math: 1.0}}`; found {' and '.join(sources) or 'none'}"
             )
         if self.bricks is None and self.gate:
-            raise ValueError(f"`gate` is of bricks; an expert of `{given[0]}` brings its row of the router")
+            raise ValueError(f"`gate` applies to `bricks` only; an expert from `{sources[0]}` has its own row of the router")
         if isinstance(self.base, tuple) and (not self.base or len(set(self.base)) < len(self.base)):
-            raise ValueError("expected numbers of the base's experts in `base`, each once")
+            raise ValueError(f"expected numbers of the base's experts in `base`, each once; found {list(self.base)}")
         if (self.way == "never") != (self.calibration is not None):
             raise ValueError(
-                "`gate: never` and `calibration`, a jsonl of texts of which no token may take the expert, go together"
+                "`gate: never` needs `calibration`, a JSONL file of texts for which the router must not select the expert; other "
+                "gates do not read it"
             )
         if self.way == "prompts" and (missing := [n for n in self.names() if not self.prompts_of(n)]):
             raise ValueError(f"`gate: prompts` needs `prompts`, a list of texts, for {', '.join(missing)}")
@@ -85,58 +89,72 @@ class AddExpert(TextMethod):
 
     @property
     def way(self) -> str | None:
-        """How rows of the router are made; None where experts bring them."""
+        """Method that makes the rows of the router, or None if the experts have their own."""
         return (self.gate or "never") if self.bricks else None
 
     def prompts_of(self, brick: str, negative: bool = False) -> tuple[str, ...]:
-        """A brick's prompts."""
+        """Return a brick's prompts, or its negative prompts."""
         return getattr(self.entry(brick), "negative_prompts" if negative else "prompts", None) or ()
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[AddExpert, Path]:
-        """The step with the base whose experts, or whose bricks, it adds."""
-        found = self.model_copy()
-        found._base = base
-        return found, tokenizer
+        """Return the step bound to the base whose experts it adds, or whose feed-forward layers the bricks change."""
+        bound = self.model_copy()
+        bound._base = base
+        return bound, tokenizer
 
     def measures(self) -> bool:
-        """Of rows that are made from texts."""
+        """Return whether the rows of the router are made from texts."""
         return self.way in ("never", "prompts")
 
     def measure(self, model: Model, context: GrowContext) -> Measured:
-        """The router's rows, layer by layer, below those that it has."""
+        """Measure the new rows of each layer's router, and append them to its old ones."""
         mixture = Mixture(model, self.name)
         names = list(routers(mixture).values())
         old = {name: load(model.weights, name, torch.float32) for name in names}
         longest = longest_row(model.config, self.max_length)
         if self.way == "prompts":
-            asked = {b: (encode_prompts(self.prompts_of(b), context, longest, b), encode_prompts(self.prompts_of(b, True), context, longest, b))
-                     for b in self.names()}  # fmt: skip
-            found = prompt_gates(
-                context, asked, {brick: {} for brick in asked}, {n: n for n in names}, model, self.temperature, old
+            prompts = {
+                b: (
+                    encode_prompts(self.prompts_of(b), context, longest, b),
+                    encode_prompts(self.prompts_of(b, True), context, longest, b),
+                )
+                for b in self.names()
+            }
+            gates = prompt_gates(
+                context, prompts, {brick: {} for brick in prompts}, {n: n for n in names}, model, self.temperature, old
             )
-            rows = found.rows
+            rows = gates.rows
         else:
             assert self.calibration is not None
             texts = self.rows(self.calibration, model, context)
-            biases = {routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
-                      for layer, of in corrections(mixture).items() for name in of}  # fmt: skip
-            found = never_gates(context, texts, old, biases, model, mixture.top_k)
-            rows = {name: row.expand(len(self.names()), -1) for name, row in found.rows.items()}
-        return Measured({name: torch.cat([old[name], rows[name]]) for name in names}, {"gate": found.record})
+            biases = {
+                routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
+                for layer, of in corrections(mixture).items()
+                for name in of
+            }
+            gates = never_gates(context, texts, old, biases, model, mixture.top_k)
+            rows = {name: row.expand(len(self.names()), -1) for name, row in gates.rows.items()}
+        return Measured({name: torch.cat([old[name], rows[name]]) for name in names}, {"gate": gates.record})
 
     def expand(self, model: Model) -> Growth:
-        """Plan the model with the experts behind its own. Errors: experts that are not there, a base that is no mixture, or, of bricks, one
-        that is not dense, what `Mixture` refuses."""
+        """Plan the model with the new experts after its own.
+
+        Raises:
+            WorkbenchError: If an expert does not exist, `base` is used and the base is no mixture, `bricks` are used and the base
+                is not dense, or `Mixture` refuses the model.
+        """
         mixture = Mixture(model, self.name)
         if self.copy_of is not None:
             chosen = [*range(mixture.count), self.copy_of]
             if self.copy_of >= mixture.count:
                 raise WorkbenchError(
-                    f"grow add_expert: no expert {self.copy_of}: a layer of this model has 0..{mixture.count - 1}", None, 2
+                    f"grow add_expert: `copy: {self.copy_of}`: the model has experts 0..{mixture.count - 1} in each layer",
+                    None,
+                    2,
                 )
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:
-            assert self._base is not None, "the step is bound to the recipe's base first"
+            assert self._base is not None, "`bind` must run before `expand`"
             if numbers := self._numbers():
                 tensors, added = from_base(mixture, self._base, numbers), [f"base {n}" for n in numbers]
             else:
@@ -145,10 +163,10 @@ class AddExpert(TextMethod):
         config = mixture.config(mixture.count + len(added))
         base = self._base or model
         mixture.check(config, {n: g.spec((base if g.base else model).weights.specs[g.source]) for n, g in tensors.items()})
-        known = tuple(routers(mixture).values()) if model.config.get("model_type") in TARGETS else ()
+        router_names = tuple(routers(mixture).values()) if model.config.get("model_type") in TARGETS else ()
         record = {"experts": mixture.count + len(added), "added": added, "layers": mixture.layers}
-        return Growth(tensors, config, record, routers=known)
+        return Growth(tensors, config, record, routers=router_names)
 
     def _numbers(self) -> list[int]:
-        """Experts of the base."""
+        """Return the numbers of the base's experts to add."""
         return [self.base] if isinstance(self.base, int) else list(self.base or ())

@@ -1,4 +1,4 @@
-"""Brick: a new customised brick, trained on the frozen current model."""
+"""Brick: a new brick, trained on the frozen current model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from workbench.train.texts import training_cost, training_texts
 
 @register
 class NewBrick(TrainMethod, TrainSpec):
-    """Train a LoRA adapter, or all weights, on the model that the steps before have made, which stays frozen, and add it.
+    """Train a LoRA adapter, or all weights, on the frozen model of the preceding steps, and add the result to it.
 
-    The brick is kept with a card (data fingerprint, digest of the weights below it, steps, held-out losses) in the run's `bricks/`, and in
-    the cache until the recipe changes below it. `orthogonal_to` keeps its A matrices apart from those of other bricks (Wang et al. 2023,
-    O-LoRA). `workbench brick train` does the same on a base, from a train.yaml.
+    The brick is saved in the run's `bricks/` with a card (data fingerprint, digest of the weights that it was trained on, steps,
+    held-out losses), and cached until an earlier part of the recipe changes. `orthogonal_to` keeps its A matrices orthogonal to
+    those of other bricks (Wang et al. 2023, O-LoRA). `workbench brick train` does the same on a base, from a train.yaml.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -29,47 +29,52 @@ class NewBrick(TrainMethod, TrainSpec):
 
     grow: Literal["brick"]
     data: str | HubData = Field()
-    """Training rows, {"prompt", "completion"} or {"text"} a line, relative to the project; or a data set,
-    {hub:, revision:, config:, split:, prompt:, completion:}. A text is learned whole but for its first token."""
+    """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":} or {"text":} a line; or a data set of
+    the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:}. For a prompt the loss covers the completion;
+    for a text it covers every token but the first."""
     replay: str | None = None
-    """Prompts, {"prompt"} a line, relative to the project, that the brick learns to continue as the model does; what follows each is
-    sampled from the model before training, or stands there: {"prompt", "completion"}, a rehearsal."""
+    """JSONL file of prompts, relative to the project, that the brick learns to continue as the frozen model does. A line
+    {"prompt":} gets a completion sampled from the model before training; a line {"prompt":, "completion":} is used as it is."""
     orthogonal_to: tuple[str, ...] = ()
-    """LoRA bricks of the recipe that the new one is kept orthogonal to (O-LoRA)."""
+    """Names of LoRA bricks of the recipe to which the new brick is kept orthogonal (O-LoRA)."""
     held_out: float | str | None = None
-    """Rows that are never trained on and whose loss is measured: a share of the prompts between 0 and 1, or a jsonl file relative to
-    the project."""
+    """Rows that are not trained on and whose loss is measured: a share of the prompts between 0 and 1, or a JSONL file, relative
+    to the project."""
     seed: int = Field(0, ge=0)
-    """Of initialisation, row order and dropout; 0: made of the recipe's `seed` and the step's id."""
+    """Seed of initialization, row order and dropout. 0 derives it from the recipe's `seed` and the step's id."""
 
     @field_validator("data")
     @classmethod
     def _named(cls, value: str | HubData) -> str | HubData:
         if value == "":
-            raise ValueError('expected a jsonl file of training rows, or {hub: "owner/name"}')
+            raise ValueError('expected a JSONL file of training rows, or {hub: "owner/name"}')
         return value
 
     def names(self) -> list[str]:
-        """Bricks that it is kept orthogonal to."""
+        """Return the bricks to which the new one is kept orthogonal."""
         return list(self.orthogonal_to)
 
     def inputs(self) -> list[str]:
-        """The files of rows and prompts."""
+        """Return the files of rows and prompts."""
         return [f for f in (self.data, self.replay, self.held_out) if isinstance(f, str)]
 
     def check_inputs(self, project: Path) -> None:
-        """Errors: a line that is no row. A data set of the hub is read at `run`."""
+        """Check every line of the files; a data set of the Hub is read only at `run`.
+
+        Raises:
+            WorkbenchError: If a line is not a valid row.
+        """
         if isinstance(self.data, str):
             training_texts(self.settings(0), project / self.data, project)
         if self.replay:
             read_replay(project / self.replay)
 
     def settings(self, seed: int) -> TrainSpec:
-        """The trainer's own settings."""
+        """Return the settings of the trainer; `seed` is used unless the step sets its own."""
         seed = self.seed or seed
         fields = {name: getattr(self, name) for name in TrainSpec.model_fields}
         return TrainSpec.model_validate({**fields, "seed": seed})
 
     def cost(self, project: Path) -> dict[str, Any]:
-        """Steps, and about how many tokens go forward and back."""
+        """Return the number of training steps and an estimate of the tokens in the forward and backward passes."""
         return training_cost(self.settings(0), project)

@@ -1,4 +1,4 @@
-"""Depth: new layers that compute nothing yet, ready to be trained."""
+"""Depth: new layers that do not change the output until they are trained."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from workbench.steps.fields import Whole
 
 @register
 class Depth(GrowMethod):
-    """Copies of layers behind their originals, with all that they write to the residual stream set to zero, so that the
-    model computes exactly what it did (Wu et al. 2024, LLaMA Pro, section 3.2)."""
+    """Insert copies of layers that leave the model's output unchanged (Wu et al. 2024, LLaMA Pro, section 3.2).
+
+    Each copy follows its original. The tensors that write to the residual stream are set to zero in the copy, so that the grown
+    model computes exactly the same function.
+    """
 
     paper = "Wu et al. 2024, LLaMA Pro: Progressive LLaMA with block expansion, arXiv 2401.02415"
-    formula = "layer i ↦ layer i, then a copy of it with W_o = 0 and W_down = 0, biases too"
+    formula = "layer i ↦ layer i, then a copy of it with W_o = 0 and W_down = 0, and their biases 0"
     preserves: ClassVar[Preserves] = "exact"
     learns: ClassVar[Learns] = "after_one_step"
 
     grow: Literal["depth"]
     blocks: Whole | None = Field(None, ge=1)
-    """Number of new layers, spread evenly: the last layer of each of `blocks` groups is copied."""
+    """Number of new layers, spread evenly: the layers are divided into `blocks` groups, and the last layer of each is copied."""
     after: tuple[Whole, ...] | None = None
-    """Instead of `blocks`: the layers to copy, by their current index; negative ones count from the end."""
+    """Instead of `blocks`: current indices of the layers to copy; negative indices count from the end."""
 
     @model_validator(mode="after")
     def _one(self) -> Depth:
@@ -38,28 +41,35 @@ class Depth(GrowMethod):
         return self
 
     def copied(self, depth: int) -> list[int]:
-        """Indices of the layers to copy, ascending. Errors: out of range, more than one copy of a layer."""
+        """Return the indices of the layers to copy, in ascending order.
+
+        Raises:
+            WorkbenchError: If an index is out of range, or `blocks` exceeds the number of layers.
+        """
         if self.after is not None:
             if bad := [i for i in self.after if not -depth <= i < depth]:
-                raise WorkbenchError(f"grow depth: `after` names layer {bad[0]}; the model has 0..{depth - 1}", None, 2)
+                raise WorkbenchError(f"grow depth: `after` names layer {bad[0]}; the model has layers 0..{depth - 1}", None, 2)
             return sorted({i % depth for i in self.after})
         blocks = self.blocks or 0
         if blocks > depth:
             raise WorkbenchError(
-                f"grow depth: {blocks} blocks for {depth} layers, at most one copy a layer",
-                f"Set blocks: {depth}, and add a second grow step for more.",
+                f"grow depth: `blocks: {blocks}` for a model of {depth} layers, expected at most one copy of each layer",
+                f"Set `blocks: {depth}`, and add a second grow step for more.",
                 2,
             )
         return [(i + 1) * depth // blocks - 1 for i in range(blocks)]
 
     def expand(self, model: Model) -> Growth:
-        """Every layer moves up by the number of copies before it; a copy follows its original."""
+        """Plan the grown model: a copy follows its original, and every layer moves up by the number of copies before it."""
         layout = model.layout
         copied = self.copied(layout.depth)
         order = [(i, copy) for i in range(layout.depth) for copy in ((False, True) if i in copied else (False,))]
         zero = {name for i in copied for name in layout.residual_writers(i)}
-        tensors = in_order(layout, [old for old, _ in order],
-                           lambda name, new: Grown(name, new=order[new][1], zero=order[new][1] and name in zero))  # fmt: skip
+        tensors = in_order(
+            layout,
+            [old for old, _ in order],
+            lambda name, new: Grown(name, new=order[new][1], zero=order[new][1] and name in zero),
+        )
         return Growth(
             tensors,
             reordered(model.config, layout.depth, [old for old, _ in order], "depth"),

@@ -1,4 +1,4 @@
-"""Experts: a dense model as a mixture of experts."""
+"""Experts: turn a dense model into a mixture of experts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measu
 from workbench.steps.fields import BrickEntry, Bricks, Real, Whole
 
 _SHARED = 64
-"""Neurons of a shared expert that an architecture cannot do without; its output starts as zero."""
+"""Number of neurons of the shared expert that some architectures require; its output starts as zero."""
 _ALWAYS = ("torch_dtype", "dtype")
 
 
@@ -29,25 +29,26 @@ class ExpertEntry(BrickEntry):
     """A brick's fields in an `experts` step."""
 
     calibration: str | None = None
-    """Texts of the brick's own task, for `gate: ridge`."""
+    """JSONL file of texts from the brick's own task, for `gate: ridge`."""
     prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """Texts as the expert's tokens are, for `gate: prompts`."""
+    """Example prompts that the router should send to this expert, for `gate: prompts`."""
     negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """Texts as they are not."""
+    """Example prompts that the router should not send to this expert."""
 
 
 @register
 class Experts(TextMethod):
-    """Every feed-forward layer becomes a mixture of experts: copies of it (Komatsuzaki et al. 2023, sparse upcycling), or what each brick
-    makes of the base's, beside the layer as it is (Sukhbaatar et al. 2024, Branch-Train-MiX).
+    """Turn every feed-forward layer into a mixture of experts (sparse upcycling, Komatsuzaki et al. 2023).
 
-    Experts that are all alike compute what one of them does, whichever the router takes, because the weights of those it takes add up to
-    one. The first copy, or the anchor, keeps the layer's bricks; the other experts, and the router, are new. What is outside of the
-    feed-forward layers is as the steps before have left it: the base's, or, after a merge with `where: {exclude: ["*.mlp.*"]}`, a mean.
+    The experts are copies of the layer, or the base's layer with each brick applied, next to the current layer as an anchor
+    (Branch-Train-MiX, Sukhbaatar et al. 2024). Identical experts compute what one of them computes, whichever the router selects,
+    because the weights of the selected experts add up to one. The first copy, or the anchor, keeps the layer's bricks; the other
+    experts and the router are new. Tensors outside the feed-forward layers stay as the preceding steps left them: the base's, or,
+    after a merge with `where: {exclude: ["*.mlp.*"]}`, a merge of the bricks.
     """
 
     paper = "Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055; Sukhbaatar et al. 2024, Branch-Train-MiX, arXiv 2403.07816; Nakamura et al. 2025, Drop-Upcycling, arXiv 2502.19261"
-    formula = "FFN(x) ↦ Σ over the top k of softmax(W_r x) renormalised · FFN_e(x), FFN_e = FFN, or that of θ₀ + wτ_e"
+    formula = "FFN(x) ↦ Σ over the top k of softmax(W_r x) renormalized · FFN_e(x), FFN_e = FFN, or that of θ₀ + wτ_e"
     preserves: ClassVar[Preserves] = "approximate"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
@@ -55,35 +56,40 @@ class Experts(TextMethod):
 
     grow: Literal["experts"]
     experts: Whole | None = Field(None, ge=2)
-    """Number of copies of every layer."""
+    """Number of copies of every feed-forward layer, the original included."""
     bricks: Bricks[ExpertEntry] | None = None
-    """Instead of `experts`: bricks that become an expert each. Brick name -> weight, or {weight:, calibration:, prompts:, negative_prompts:}."""
+    """Instead of `experts`: bricks, each of which becomes an expert. Mapping of brick name to weight, or to {weight:,
+    calibration:, prompts:, negative_prompts:}."""
     anchor: bool = True
-    """With `bricks`: the layer as it is becomes the first expert."""
+    """With `bricks`: use the current layer, unchanged, as the first expert."""
     top_k: Whole = Field(2, ge=1)
-    """How many experts a token takes."""
+    """Number of experts that the router selects for each token."""
     into: str | None = None
-    """Architecture of the result: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe, ernie4_5_moe; omitted: the usual one for the model."""
+    """Architecture of the result: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe or ernie4_5_moe; if omitted, the usual one
+    for the model."""
     redraw: Real = Field(0.0, ge=0, le=1)
-    """Of copies: share of the neurons of every expert but the first that are drawn anew, with mean and standard deviation of the old ones:
-    experts then differ, and the function changes (Drop-Upcycling: 0.5)."""
+    """With `experts`: share of the neurons of every expert but the first that are drawn at random, with the mean and standard
+    deviation of the old weights. The experts then differ, and the model computes another function (Drop-Upcycling uses 0.5)."""
     gate: Literal["random", "ridge", "prompts"] = "random"
-    """Rows of the router: drawn at random; solved by ridge regression from what the router reads on each expert's texts; or the mean of what
-    it reads on each expert's prompts."""
+    """How the rows of the router are made: drawn at random (`random`); solved by ridge regression from the router's inputs on
+    each expert's texts (`ridge`); or the mean of the router's inputs on each expert's prompts (`prompts`)."""
     calibration: str | None = None
-    """With `gate: ridge`: texts for the anchor, a jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
+    """With `gate: ridge`: JSONL file of texts for the anchor, relative to the project: {"text":} or {"prompt":, "completion":} a
+    line."""
     prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """With `gate: prompts`: prompts for the anchor."""
+    """With `gate: prompts`: example prompts that the router should send to the anchor."""
     negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """With `gate: prompts`: negative prompts for the anchor."""
+    """With `gate: prompts`: example prompts that the router should not send to the anchor."""
     samples: Whole = Field(256, ge=5)
-    """Texts read of each file, evenly spaced; every fifth is held out, to count how often the router finds the expert."""
+    """Largest number of texts read from each file, evenly spaced over the file. Every fifth text is held out, to measure how
+    often the router selects the right expert."""
     ridge: Real = Field(1e-2, gt=0)
-    """Added to the diagonal of the inputs' second moments, relative to its mean."""
+    """With `gate: ridge`: value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal."""
     temperature: Real = Field(0.1, gt=0)
-    """What the regression's values, about 0 and 1, or the cosines to the prompts' means are divided by: lower is more decided."""
+    """With `gate: ridge` or `prompts`: divisor of the regression's values (about 0 and 1), or of the cosines to the prompts'
+    means. A lower value makes the router more decided."""
     norm_topk_prob: bool = True
-    """Whether the weights of the experts that a token takes add up to one."""
+    """Normalize the weights of a token's selected experts so that they add up to one. Only true is supported."""
 
     @model_validator(mode="after")
     def _fits(self) -> Experts:
@@ -94,52 +100,54 @@ class Experts(TextMethod):
         if self.top_k > len(self.members()):
             raise ValueError(f"expected top_k of at most {len(self.members())}, the number of experts; found {self.top_k}")
         if not self.norm_topk_prob:
-            raise ValueError("norm_topk_prob: false multiplies what the experts give by the sum of the weights of those taken, which is below "
-                             "one, so that the grown model would not compute what the dense one did")  # fmt: skip
+            raise ValueError(
+                "`norm_topk_prob: false` is not supported: the weights of the selected experts would add up to less than one, and "
+                "the grown model would not compute what the dense one does"
+            )
         if self.redraw and self.bricks:
-            raise ValueError("`redraw` is of copies; experts of bricks differ already")
+            raise ValueError("`redraw` applies to `experts` only; experts made from bricks differ already")
         if self.gate != "random":
             if not self.bricks:
-                raise ValueError(f"`gate: {self.gate}` tells bricks apart; copies are all alike")
-            given, field, what = (
-                (self.texts, "calibration", "a jsonl of texts")
+                raise ValueError(f"`gate: {self.gate}` needs `bricks`: copies are all alike, and a router cannot tell them apart")
+            source_of, field, expected = (
+                (self.texts, "calibration", "a JSONL file of texts")
                 if self.gate == "ridge"
                 else (self.prompts_of, "prompts", "a list of texts")
             )
-            if missing := [name or f"the anchor (the step's `{field}`)" for name in self.members() if not given(name)]:
-                raise ValueError(f"`gate: {self.gate}` needs `{field}`, {what}, for {', '.join(missing)}")
+            if missing := [name or f"the anchor (the step's `{field}`)" for name in self.members() if not source_of(name)]:
+                raise ValueError(f"`gate: {self.gate}` needs `{field}`, {expected}, for {', '.join(missing)}")
         return self
 
     def members(self) -> list[str]:
-        """The experts of a layer: names of bricks, "" for the layer as it is."""
+        """Return the experts of a layer: the brick's name for each, or "" for the current layer."""
         if self.experts is not None:
             return [""] * self.experts
         return [*([""] if self.anchor else []), *self.names()]
 
     def texts(self, member: str) -> str | None:
-        """The file of an expert's texts."""
+        """Return the file of an expert's texts."""
         entry = self.entry(member)
         return self.calibration if not member else entry.calibration if isinstance(entry, ExpertEntry) else None
 
     def prompts_of(self, member: str, negative: bool = False) -> tuple[str, ...]:
-        """An expert's prompts."""
+        """Return an expert's prompts, or its negative prompts."""
         entry = self.entry(member) if member else self
         return getattr(entry, "negative_prompts" if negative else "prompts", None) or ()
 
     def inputs(self) -> list[str]:
-        """The files of texts."""
+        """Return the files of texts."""
         return list(dict.fromkeys(f for m in self.members() if self.gate == "ridge" and (f := self.texts(m))))
 
     def promises(self) -> Preserves:
-        """Experts that differ compute something else."""
+        """Return whether the function is preserved: it is not if the experts differ."""
         return "no" if self.redraw or self.bricks else self.preserves
 
     def measures(self) -> bool:
-        """Of a gate that is made from texts."""
+        """Return whether the router is made from texts."""
         return self.gate != "random"
 
     def measure(self, model: Model, context: GrowContext) -> Measured:
-        """The router's rows, layer by layer."""
+        """Measure the rows of each layer's router."""
         target, _ = self._target(model)
         plan = _ExpertsPlan(self, model, target)
         longest = longest_row(model.config, self.max_length)
@@ -147,16 +155,26 @@ class Experts(TextMethod):
         changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in members}
         readers = {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers}
         if self.gate == "prompts":
-            asked = {m: (encode_prompts(self.prompts_of(m), context, longest, m), encode_prompts(self.prompts_of(m, True), context, longest, m))
-                     for m in members}  # fmt: skip
-            found = prompt_gates(context, asked, changes, readers, model, self.temperature)
+            prompts = {
+                m: (
+                    encode_prompts(self.prompts_of(m), context, longest, m),
+                    encode_prompts(self.prompts_of(m, True), context, longest, m),
+                )
+                for m in members
+            }
+            gates = prompt_gates(context, prompts, changes, readers, model, self.temperature)
         else:
             rows = {m: self.rows(f, model, context) for m in members if (f := self.texts(m)) is not None}
-            found = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
-        return Measured(found.rows, {"gate": found.record})
+            gates = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
+        return Measured(gates.rows, {"gate": gates.record})
 
     def expand(self, model: Model) -> Growth:
-        """Plan names, sizes and router. Errors: an architecture without such a twin, layers that differ, parts that the twin does not have."""
+        """Plan the names, shapes and sources of the mixture's tensors.
+
+        Raises:
+            WorkbenchError: If no mixture-of-experts architecture matches the model's, a layer has no gated feed-forward layer, or
+                the target architecture has no place for a tensor.
+        """
         target, config = self._target(model)
         plan = _ExpertsPlan(self, model, target)
         tensors: dict[str, Grown] = {}
@@ -165,32 +183,39 @@ class Experts(TextMethod):
             layer = model.layout.layer(name)
             if layer is None or name not in plan.dense(layer).values():
                 tensors[name] = Grown(name)
-            elif layer not in done:  # the experts stand where the layer's first matrix stood
+            elif layer not in done:  # the experts take the place of the layer's first matrix
                 done.add(layer)
                 tensors |= plan.layer(layer)
         specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
-        check_places(config, specs, "experts", "Another architecture under `into` may have.")
+        check_places(config, specs, "experts", "Try another architecture under `into`.")
         check_shapes(config, specs, "experts")
         routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in sorted(done))
         record = {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
         return Growth(tensors, config, record, routers=routers)
 
     def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
-        """The architecture of the result and its config.json."""
+        """Return the target architecture and the grown config.json."""
         parsed = parse_config(model.config).to_dict()
         kind = str(model.config.get("model_type"))
         pairs = PAIRS.get(kind)
         if pairs is None:
             raise WorkbenchError(
-                f"grow experts: model_type {kind} has no mixture-of-experts twin in transformers that computes the same with experts that are "
-                f"all alike; those that have: {', '.join(PAIRS)}", "`workbench methods experts` says more.", 2)  # fmt: skip
+                f"grow experts: model_type {kind} has no mixture-of-experts counterpart in transformers that computes the same "
+                f"function with identical experts; supported: {', '.join(PAIRS)}",
+                "See `workbench methods experts`.",
+                2,
+            )
         into = self.into or next(iter(pairs))
         if into not in pairs:
-            raise WorkbenchError(f"grow experts: {kind} does not become {into} without a change of the function; it can become {', '.join(pairs)}. "
-                                 f"{nearest(into, TARGETS)}", None, 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow experts: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
+                f"{', '.join(pairs)}. {nearest(into, TARGETS)}",
+                None,
+                2,
+            )
         target = TARGETS[into]
-        known = set(parse_config({"model_type": into}).to_dict())
-        config = {k: v for k, v in parsed.items() if k in known or k in _ALWAYS}
+        target_fields = set(parse_config({"model_type": into}).to_dict())
+        config = {k: v for k, v in parsed.items() if k in target_fields or k in _ALWAYS}
         neurons = int(parsed["intermediate_size"])
         config |= (
             dict.fromkeys(target.sizes, neurons)
@@ -204,7 +229,7 @@ class Experts(TextMethod):
 
 
 class _ExpertsPlan:
-    """The tensors of one layer."""
+    """The tensors of the grown layers."""
 
     def __init__(self, step: Experts, model: Model, target: Target) -> None:
         self.step, self.model, self.target = step, model, target
@@ -213,39 +238,48 @@ class _ExpertsPlan:
         self.count = len(self.members)
 
     def dense(self, layer: int) -> dict[str, str]:
-        """Part -> tensor of the dense layer."""
+        """Return the tensors of a dense feed-forward layer, by part."""
         return {part: f"{self.model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
 
     def layer(self, layer: int) -> dict[str, Grown]:
-        """Experts, router, and what else the architecture has."""
+        """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
         prefix, dense, target = f"{self.model.layout.prefix}{layer}.", self.dense(layer), self.target
         if missing := [n for n in dense.values() if n not in self.model.weights.specs]:
             raise WorkbenchError(
-                f"grow experts: layer {layer} has no {missing[0]}; experts are made of gated layers (gate_proj, up_proj, down_proj)",
+                f"grow experts: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj",
                 None,
                 2,
             )
         experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.count)]
-        found = {
+        tensors = {
             prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
         }
         for name, parts in target.fused.items():
             rows, cols = self._joined(dense, parts)
-            found[prefix + name] = Grown(dense[parts[0]], new=True, parts=tuple(expert[part] for expert in experts for part in parts),
-                                         shape=(len(experts), rows, cols))  # fmt: skip
-        found[prefix + target.router] = self._added(dense[GATE], rows=len(experts), std=self.std)
+            tensors[prefix + name] = Grown(
+                dense[parts[0]],
+                new=True,
+                parts=tuple(expert[part] for expert in experts for part in parts),
+                shape=(len(experts), rows, cols),
+            )
+        tensors[prefix + target.router] = self._added(dense[GATE], rows=len(experts), std=self.std)
         for name in target.zeros:
-            found[prefix + name] = self._added(dense[GATE], rows=1, cols=len(experts))
+            tensors[prefix + name] = self._added(dense[GATE], rows=1, cols=len(experts))
         if target.shared:
             module, gate, _ = target.shared
             size = min(_SHARED, self.model.weights.specs[dense[GATE]].rows)
-            found |= {f"{prefix}{module}.{part}.weight": self._added(dense[part], rows=size, std=self.std) for part in (GATE, UP)}
-            found[f"{prefix}{module}.{DOWN}.weight"] = self._added(dense[DOWN], cols=size)
-            found[prefix + gate] = self._added(dense[GATE], rows=1, std=self.std)
-        return found
+            tensors |= {
+                f"{prefix}{module}.{part}.weight": self._added(dense[part], rows=size, std=self.std) for part in (GATE, UP)
+            }
+            tensors[f"{prefix}{module}.{DOWN}.weight"] = self._added(dense[DOWN], cols=size)
+            tensors[prefix + gate] = self._added(dense[GATE], rows=1, std=self.std)
+        return tensors
 
     def _expert(self, name: str, part: str, layer: int, number: int) -> Grown:
-        """A brick's matrix, or a copy of the dense one; but for the first, with some neurons drawn anew, the same ones in all matrices of an expert."""
+        """Return a matrix of an expert: the brick's, or a copy of the dense one.
+
+        With `redraw`, every copy but the first has some neurons drawn at random, the same ones in all matrices of the expert.
+        """
         member = self.members[number]
         if member or number == 0 or not self.step.redraw:
             return Grown(name, brick=member or None, new=bool(member) or number > 0)
@@ -262,5 +296,11 @@ class _ExpertsPlan:
 
     @staticmethod
     def _added(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:
-        """A tensor of rows and columns that are all new."""
-        return Grown(source, new=True, rows=None if rows is None else Axis(np.full(rows, NEW)), cols=None if cols is None else Axis(np.full(cols, NEW)), std=std)  # fmt: skip
+        """Return a tensor with only new rows or columns."""
+        return Grown(
+            source,
+            new=True,
+            rows=None if rows is None else Axis(np.full(rows, NEW)),
+            cols=None if cols is None else Axis(np.full(cols, NEW)),
+            std=std,
+        )

@@ -1,4 +1,4 @@
-"""Stack: the layers of a model in another order, some of them several times, some left out."""
+"""Stack: reorder, repeat or leave out layers of a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from workbench.steps.fields import Real, Strict, Whole
 
 
 class Slice(Strict):
-    """Some consecutive layers."""
+    """A range of consecutive layers."""
 
     layers: tuple[Whole, Whole]
-    """First layer, and the one behind the last: [8, 32]."""
+    """First layer, and the layer after the last one: [8, 32] is layers 8 to 31."""
     scale: dict[str, Real] = {}
-    """Glob over names within a layer -> factor of the tensors that match it, the first that does: {"self_attn.o_proj.*": 0.5}."""
+    """Factors for tensors of these layers, by glob over the tensor's name within a layer: {"self_attn.o_proj.*": 0.5}. The first
+    glob that matches a tensor applies."""
 
     @field_validator("layers")
     @classmethod
@@ -32,20 +33,21 @@ class Slice(Strict):
 
 @register
 class Stack(GrowMethod):
-    """Slices of layers one upon another, as SOLAR's depth up-scaling and mergekit's `passthrough` do (Kim et al. 2023, SOLAR).
+    """Stack slices of layers, as in SOLAR's depth up-scaling (Kim et al. 2023) and mergekit's `passthrough`.
 
-    Not the same function: the result wants further training. A layer's first place in the new order keeps its bricks, repeats are new.
+    The result computes another function and needs further training. The first occurrence of a layer keeps its bricks; repeated
+    layers count as new.
     """
 
     paper = "Kim et al. 2023, SOLAR 10.7B: Depth Up-Scaling, arXiv 2312.15166"
-    formula = "layers [a, b), [c, d), ... of the model one upon another; tensors times `scale`"
+    formula = "layers [a, b), [c, d), ... of the model in sequence; tensors times `scale`"
     preserves: ClassVar[Preserves] = "no"
 
     grow: Literal["stack"]
     slices: tuple[Slice, ...] | None = Field(None, min_length=1)
-    """The slices, from below: [{layers: [0, 24]}, {layers: [8, 32]}]."""
+    """The slices, from the first layer up: [{layers: [0, 24]}, {layers: [8, 32]}]."""
     order: tuple[Whole, ...] | None = Field(None, min_length=1)
-    """Instead of `slices`: the layers one by one, [0, 1, 2, 1, 2, 3]."""
+    """Instead of `slices`: the layers one by one, such as [0, 1, 2, 1, 2, 3]."""
 
     @model_validator(mode="after")
     def _one(self) -> Stack:
@@ -57,23 +59,34 @@ class Stack(GrowMethod):
         return self
 
     def learning(self) -> Learns:
-        """After one step where a factor is 0, as in LLaMA Pro's files: such tensors get a gradient first, those behind them later."""
+        """Return when all additions have a gradient: after one step if a factor is 0, as in LLaMA Pro.
+
+        The tensors with factor 0 get a gradient first, and pass one on to the others from then on.
+        """
         zero = any(factor == 0 for s in self.slices or () for factor in s.scale.values())
         return "after_one_step" if zero else self.learns
 
     def places(self, depth: int) -> list[tuple[int, dict[str, float]]]:
-        """For each new layer the old one, and its factors. Errors: out of range."""
+        """Return for each new layer the index of the old one, and its factors.
+
+        Raises:
+            WorkbenchError: If a layer is out of range.
+        """
         slices = self.slices or ()
-        # Ends first: a slice up to 2³¹ would be written out as a list.
+        # Check the ends first: a slice up to 2³¹ would become a huge list.
         if far := [s.layers[1] - 1 for s in slices if s.layers[1] > depth]:
-            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has 0..{depth - 1}", None, 2)
-        found = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
-        if bad := [i for i, _ in found if not 0 <= i < depth]:
-            raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has 0..{depth - 1}", None, 2)
-        return found
+            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
+        places = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
+        if bad := [i for i, _ in places if not 0 <= i < depth]:
+            raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
+        return places
 
     def expand(self, model: Model) -> Growth:
-        """Copies of whole layers. Errors: out of range, a factor that no tensor of its slice has."""
+        """Plan the new order of layers.
+
+        Raises:
+            WorkbenchError: If a layer is out of range, or a glob of `scale` matches no tensor of its slice.
+        """
         layout = model.layout
         places = self.places(layout.depth)
         order = [old for old, _ in places]
@@ -91,10 +104,13 @@ class Stack(GrowMethod):
         if unused:
             new, glob = min(unused)
             raise WorkbenchError(
-                f"grow stack: `scale` names {glob}, which no tensor of layer {order[new]} matches",
-                f"In a layer: {', '.join(n.removeprefix(f'{layout.prefix}0.') for n in layout.in_layer(0)[:6])}.",
+                f"grow stack: the glob {glob!r} of `scale` matches no tensor of layer {order[new]}",
+                f"Names in a layer: {', '.join(n.removeprefix(f'{layout.prefix}0.') for n in layout.in_layer(0)[:6])}.",
                 2,
             )
         gone = sorted(set(range(layout.depth)) - set(order))
-        return Growth(tensors, reordered(model.config, layout.depth, order, "stack"),
-                      {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": gone})  # fmt: skip
+        return Growth(
+            tensors,
+            reordered(model.config, layout.depth, order, "stack"),
+            {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": gone},
+        )

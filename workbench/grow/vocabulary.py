@@ -1,4 +1,4 @@
-"""Vocabulary: new tokens, in the model and in its tokenizer."""
+"""Vocabulary: add tokens to the model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ Rows = NDArray[np.int64]
 
 @register
 class Vocabulary(GrowMethod):
-    """New tokens, in the model and in its tokenizer. A token's rows in the embeddings and in the head are means of old rows: of all tokens, of the pieces that its text
-    has been so far, or of the tokens of a description (Hewitt 2021; Gee et al. 2022, fast vocabulary transfer).
+    """Add tokens to the model and its tokenizer (Hewitt 2021; Gee et al. 2022, fast vocabulary transfer).
 
-    The logits of old tokens stay as they are; new tokens take a share of the probability, which the check measures. Rows that the model
-    has beyond its tokenizer's tokens are used first. Tokenizer files and config.json are written with the model.
+    The rows of a new token in the embeddings and the head are means of old rows: of all tokens, of the tokens into which its text
+    splits now, or of the tokens of a description. The logits of old tokens do not change; new tokens take a share of the
+    probability, which the check measures. Rows that the model has beyond its tokenizer's tokens are used first. The tokenizer's
+    files and config.json are written with the model.
     """
 
     paper = "Hewitt 2021, Initializing new word embeddings for pretrained language models; Gee et al. 2022, Fast Vocabulary Transfer for Language Model Compression, arXiv 2402.09977"
@@ -41,15 +42,18 @@ class Vocabulary(GrowMethod):
 
     grow: Literal["vocabulary"]
     tokens: tuple[str, ...] | dict[str, str | None] | None = None
-    """The tokens; or token -> description, a text whose tokens' rows are averaged (null: as `rows` says)."""
+    """The new tokens as a list; or a mapping of token to a description, a text whose tokens' rows are averaged (null means that
+    `rows` decides)."""
     file: str | None = None
-    """Instead of `tokens`: a text file with one token a line, or a .jsonl of {"token":, "description":}, relative to the project."""
+    """Instead of `tokens`: a text file with one token a line, or a .jsonl file with {"token":, "description":} a line, relative
+    to the project."""
     rows: Literal["mean", "pieces"] = "mean"
-    """Of tokens without a description: the mean over all tokens, or over those that the token's own text has been so far."""
+    """Rows of tokens without a description: the mean over all tokens (`mean`), or over the tokens into which the token's own text
+    splits now (`pieces`)."""
     special: bool = False
-    """Special tokens: never split, and left out where text is decoded without them."""
+    """Add the tokens as special tokens, which are never split and can be skipped in decoded text."""
     pad_to_multiple_of: Whole | None = Field(None, ge=1)
-    """Round the number of rows up; rows without a token are means too."""
+    """Round the number of rows up to a multiple of this number; rows without a token are means, too."""
 
     _ids: dict[str, int] = PrivateAttr(default_factory=dict)
     _sources: dict[int, list[int]] = PrivateAttr(default_factory=dict)
@@ -60,43 +64,54 @@ class Vocabulary(GrowMethod):
         if (not self.tokens) == (self.file is None):
             raise ValueError('expected one of `tokens: ["<tool>"]` and `file: words.txt`')
         if any(not token.strip() for token in self.tokens or ()):
-            raise ValueError("an empty token")
+            raise ValueError("`tokens` has an empty token")
         if isinstance(self.tokens, tuple) and (twice := next((t for t in self.tokens if self.tokens.count(t) > 1), None)):
-            raise ValueError(f"{twice!r} is named twice")
+            raise ValueError(f"{twice!r} is listed twice")
         return self
 
     def inputs(self) -> list[str]:
-        """The file of tokens."""
+        """Return the file of tokens, if the step has one."""
         return [self.file] if self.file else []
 
     def check_inputs(self, project: Path) -> None:
-        """Errors in the file of tokens."""
+        """Check the file of tokens."""
         self.wanted(project)
 
     def wanted(self, project: Path) -> dict[str, str | None]:
-        """Token -> description. Errors: a file without tokens, a line that is none, a token named twice."""
+        """Return the new tokens with their descriptions.
+
+        Raises:
+            WorkbenchError: If the file has no tokens, an invalid line, or a token twice.
+        """
         if not self.file:
             return dict(self.tokens) if isinstance(self.tokens, Mapping) else dict.fromkeys(self.tokens or ())
-        found: dict[str, str | None] = {}
+        descriptions: dict[str, str | None] = {}
         for number, line in enumerate(jsondoc.text_of(project / self.file, self.file).split("\n"), 1):
             if not line.strip():
                 continue
             token, description = _entry(line, f"{self.file}:{number}") if self.file.endswith(".jsonl") else (line.strip(), None)
-            if token in found:
-                raise WorkbenchError(f"{self.file}:{number}: {token!r} is named twice", None, 2)
-            found[token] = description
-        if not found:
-            raise WorkbenchError(f"{self.file}: holds no token", "Expected one a line.", 2)
-        return found
+            if token in descriptions:
+                raise WorkbenchError(f"{self.file}:{number}: {token!r} is listed twice", None, 2)
+            descriptions[token] = description
+        if not descriptions:
+            raise WorkbenchError(f"{self.file}: the file has no token", "Write one token a line.", 2)
+        return descriptions
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Vocabulary, Path]:
-        """The step with ids, and its tokenizer, written into the cache. Errors: a token that is there already, a text without tokens."""
+        """Assign ids to the new tokens, and write the grown tokenizer to the cache.
+
+        Returns:
+            The bound step, and the directory of the new tokenizer.
+
+        Raises:
+            WorkbenchError: If the tokenizer already has a token, or cannot tokenize a description.
+        """
         wanted, tokens = self.wanted(project), read_tokens(tokenizer, "grow vocabulary")
-        if there := [token for token in wanted if token in tokens.ids]:
-            more = f" ({len(there)} of {len(wanted)} are there)" if there[1:] else ""
+        if existing := [token for token in wanted if token in tokens.ids]:
+            more = f" ({len(existing)} of {len(wanted)} tokens exist)" if existing[1:] else ""
             raise WorkbenchError(
-                f"grow vocabulary: {there[0]!r} is token {tokens.ids[there[0]]} of the model already{more}",
-                "Leave it out: only new tokens get rows.",
+                f"grow vocabulary: {existing[0]!r} already exists as token {tokens.ids[existing[0]]}{more}",
+                "Remove it from the step: only new tokens get rows.",
                 2,
             )
         first = max(tokens.ids.values(), default=-1) + 1
@@ -105,13 +120,17 @@ class Vocabulary(GrowMethod):
         bound._known = sorted(set(tokens.ids.values()))
         texts = {token: text or (token if self.rows == "pieces" else None) for token, text in wanted.items()}
         if any(texts.values()):
-            read = load_tokenizer(tokenizer, "grow vocabulary")
+            encode = load_tokenizer(tokenizer, "grow vocabulary")
             for token, text in texts.items():
                 if text is None:
                     continue
-                pieces = [int(i) for i in read(text, add_special_tokens=False)["input_ids"] if i != read.unk_token_id]
+                pieces = [int(i) for i in encode(text, add_special_tokens=False)["input_ids"] if i != encode.unk_token_id]
                 if not pieces:
-                    raise WorkbenchError(f"grow vocabulary: the text {text!r} for {token!r} has no known token", "Describe it in other words.", 2)  # fmt: skip
+                    raise WorkbenchError(
+                        f"grow vocabulary: the description {text!r} of {token!r} has no known token",
+                        "Describe it in other words.",
+                        2,
+                    )
                 bound._sources[bound._ids[token]] = pieces
         additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
         generation = jsondoc.optional(tokenizer / GENERATION)
@@ -122,11 +141,15 @@ class Vocabulary(GrowMethod):
         return bound, path
 
     def binding(self) -> Any:
-        """New ids, where their rows come from, and which rows are tokens'."""
+        """Return the new ids, the sources of their rows and a digest of the ids of old tokens."""
         return [self._ids, sorted(self._sources.items()), json_digest(self._known)]
 
     def expand(self, model: Model) -> Growth:
-        """Rows for the new ids. Errors: no embeddings that are known, rows that config.json cannot say."""
+        """Plan the rows of the new ids.
+
+        Raises:
+            WorkbenchError: If the model has no known embeddings, or config.json cannot state the number of rows.
+        """
         names = vocabulary_tensors(model.weights.specs, "grow vocabulary")
         before = model.weights.specs[names[0]].shape[0]
         ids = list(self._ids.values())
@@ -147,7 +170,7 @@ class Vocabulary(GrowMethod):
 
 
 def _entry(line: str, where: str) -> tuple[str, str | None]:
-    """Token and description of a line of JSON."""
+    """Return the token and the description of a line of JSON."""
     row = None
     try:
         row = jsondoc.parse(line, where)

@@ -1,4 +1,4 @@
-"""Width: more neurons, attention heads or channels in every layer."""
+"""Width: add neurons, attention heads or channels to every layer."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preser
 from workbench.steps.fields import Whole
 
 _STD = 0.02
-"""Of drawn weights, where config.json has no initializer_range."""
+"""Standard deviation of random weights if config.json has no initializer_range."""
 
 
 @register
 class Width(GrowMethod):
-    """Wider layers that compute the same function: what reads from new places is drawn at random or copied, what writes from new neurons
-    and heads is zero or shared (Chen et al. 2016, Net2Net; Chen et al. 2022, bert2BERT).
+    """Widen every layer and preserve the function (Chen et al. 2016, Net2Net; Chen et al. 2022, bert2BERT).
 
-    New channels (`hidden`) are zero wherever something writes to the residual stream; the norms, which see more channels with the same
-    sum of squares, are scaled by sqrt(d / D), and their epsilon by d / D. That needs RMS norms.
+    The inputs of new neurons and heads are drawn at random or copied; their outputs are zero, or shared with the originals. New
+    channels (`hidden`) get zeros in every matrix that writes to the residual stream. The norms then have more channels with the
+    same sum of squares, so their weights are scaled by sqrt(d / D) and their epsilon by d / D. This requires RMS norms.
     """
 
     paper = "Chen et al. 2016, Net2Net, arXiv 1511.05641; Chen et al. 2022, bert2BERT, arXiv 2110.07143"
@@ -50,14 +50,14 @@ class Width(GrowMethod):
 
     grow: Literal["width"]
     neurons: Whole | None = Field(None, ge=1)
-    """Neurons of every feed-forward layer, in all (intermediate_size)."""
+    """Total number of neurons of every feed-forward layer after growth (intermediate_size)."""
     how: Literal["random", "copy"] = "random"
-    """New neurons: random inputs and no output yet; or copies of old ones, whose output is shared among the copies in unequal parts,
-    so that they learn apart."""
+    """How new neurons are made. `random`: random inputs, and outputs of zero. `copy`: copies of old neurons that share the output
+    in unequal parts, so that training moves them apart."""
     key_value_heads: Whole | None = Field(None, ge=1)
-    """Key-value heads of every layer, in all; each brings its group of query heads."""
+    """Total number of key-value heads of every layer after growth; each comes with its group of query heads."""
     hidden: Whole | None = Field(None, ge=1)
-    """Channels of the residual stream, in all (hidden_size)."""
+    """Total number of channels of the residual stream after growth (hidden_size)."""
 
     @model_validator(mode="after")
     def _some(self) -> Width:
@@ -66,7 +66,12 @@ class Width(GrowMethod):
         return self
 
     def expand(self, model: Model) -> Growth:
-        """Plan all that is asked for. Errors: a size that is no larger, parts that the architecture does not have, fused heads, other norms."""
+        """Plan the wider model.
+
+        Raises:
+            WorkbenchError: If a size does not exceed the current one, or the architecture does not allow the growth: unknown
+                parts, fused heads, or norms that are no RMS norms.
+        """
         plan = _WidthPlan(DecoderParts(model))
         if self.neurons is not None:
             plan.neurons(self.neurons, self.how == "copy")
@@ -80,7 +85,7 @@ class Width(GrowMethod):
 
 
 class _WidthPlan:
-    """Tensors and sizes as they change."""
+    """The tensors and sizes of the wider model, changed step by step."""
 
     def __init__(self, parts: DecoderParts) -> None:
         self.parts = parts
@@ -90,30 +95,32 @@ class _WidthPlan:
         self.std = float(parts.text.get("initializer_range") or _STD)
 
     def growth(self) -> Growth:
-        """The plan."""
+        """Return the plan."""
         changed = [n for n, g in self.tensors.items() if g.reshaped]
         return Growth(self.tensors, with_text(self.parts.model.config, self.config), {**self.record, "widened": len(changed)})
 
     def neurons(self, count: int, copied: bool) -> None:
-        """Every feed-forward layer has `count` neurons."""
+        """Give every feed-forward layer `count` neurons; new ones are copies of old ones if `copied`."""
         layers = [self.parts.ffn(i) for i in range(self.parts.model.layout.depth)]
         old = {self.parts.sizes(out)[1] for _, out in layers}
         if len(old) > 1:
             raise WorkbenchError(
-                f"grow width: layers have {' and '.join(map(str, sorted(old)))} neurons; `neurons` needs one number", None, 2
+                f"grow width: layers have {' and '.join(map(str, sorted(old)))} neurons; `neurons` needs equal numbers",
+                None,
+                2,
             )
         (before,) = old
         _larger("neurons", before, count)
         key = next((k for k in NEURONS if k in self.parts.text or getattr(self.parts.parsed, k, None) is not None), None)
         if key is None:
             raise WorkbenchError(
-                f"grow width: no field of config.json says how many neurons a layer has ({', '.join(NEURONS)})", None, 2
+                f"grow width: config.json has no field for the number of neurons of a layer ({', '.join(NEURONS)})", None, 2
             )
         self.config[key] = count
         self.record["neurons"] = [before, count]
         if inner := [n for i in range(self.parts.model.layout.depth) for n in self.parts.ffn_norms(i)]:
             raise WorkbenchError(
-                f"grow width: {inner[0]} normalises the neurons: more of them would change those that are there",
+                f"grow width: {inner[0]} normalizes over the neurons, so new neurons would change the old ones",
                 "Grow `hidden` or `depth`.",
                 2,
             )
@@ -125,7 +132,7 @@ class _WidthPlan:
             self._inputs(writer, out)
 
     def heads(self, count: int) -> None:
-        """Every layer has `count` key-value heads and as many groups of query heads."""
+        """Give every layer `count` key-value heads and as many groups of query heads."""
         size = self.parts.size
         queries = int(size("num_attention_heads") or 0)
         if not queries:
@@ -145,7 +152,7 @@ class _WidthPlan:
             self._inputs(out, Axis.padded(head * queries, head * (queries // groups) * count))
         if wide := self.parts.head_norms(head):
             raise WorkbenchError(
-                f"grow width: {wide[0]} normalises all heads together: more heads would change those that are there", None, 2
+                f"grow width: {wide[0]} normalizes over all heads, so new heads would change the old ones", None, 2
             )
         self.config |= {"num_attention_heads": queries // groups * count, "head_dim": head}
         if "num_key_value_heads" in self.parts.text or groups != queries:
@@ -153,7 +160,7 @@ class _WidthPlan:
         self.record["key_value_heads"] = [groups, count]
 
     def hidden(self, count: int) -> None:
-        """The residual stream has `count` channels."""
+        """Give the residual stream `count` channels."""
         parts = self.parts
         before = int(parts.size("hidden_size") or 0)
         head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or 1))
@@ -171,32 +178,32 @@ class _WidthPlan:
             elif leaf in EMBEDDINGS:
                 self._change(name, cols=wider)
             elif leaf in READERS and name.endswith(".weight"):
-                # Norms of queries and keys share the epsilon: what they see is scaled with its root, and they give what they gave.
+                # Norms of queries and keys use the same epsilon: scaling their input by its root keeps their output.
                 scale = math.sqrt(share) if leaf.endswith("_proj") and leaf[0] in normed else 1.0
                 self._inputs(parts.linear(name), wider, std=self.std, scale=scale)
             elif leaf in WRITERS and name.endswith(".weight"):
                 self._outputs(parts.linear(name), wider)
             elif not (name.endswith(".bias") and leaf in (*READERS, *WRITERS)):
-                raise WorkbenchError(f"grow width: {name} is no part that `hidden` knows", "Report this architecture.", 2)
+                raise WorkbenchError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.", 2)
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
         self.record["hidden"] = [before, count]
 
     def _check_norms(self, before: int, count: int, head_dim: int) -> None:
         """Refuse a model whose norms, or factors that depend on the width, do not allow more channels.
 
-        Norms are judged by what they compute on numbers (`expansion/norms.py`): an RMS norm with a weight of its own and config.json's epsilon gives
-        the old channels what they had, once weight and epsilon are rescaled.
+        `expansion/norms.py` runs the norms to find what they compute. An RMS norm with its own weight and the epsilon of
+        config.json gives the old channels the same output once its weight and epsilon are rescaled.
         """
         parts, kind = self.parts, self.parts.parsed.model_type
         eps = parts.size("rms_norm_eps")
 
         def refuse(why: str) -> WorkbenchError:
             return WorkbenchError(
-                f"grow width: `hidden` does not go with model_type {kind}: it {why}", "Grow `neurons` or `depth`.", 2
+                f"grow width: `hidden` does not support model_type {kind}: it {why}", "Grow `neurons` or `depth`.", 2
             )
 
         if eps is None:
-            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels is another one")
+            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels has another value")
         wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": head_dim})
         check_builds(wider, "width")
         if factors := parts.width_factors(wider):
@@ -215,26 +222,26 @@ class _WidthPlan:
                     raise refuse(f"has norms of queries and keys {what} ({name})")
                 continue
             if parts.is_inside(name):
-                raise refuse(f"has a norm inside its layers that does not see the residual stream ({name})")
+                raise refuse(f"has a norm inside its layers that does not read the residual stream ({name})")
             if norm is None:
-                raise refuse(f"has norms that are no RMS norms ({name}), and a mean over more channels is another one")
+                raise refuse(f"has norms that are no RMS norms ({name}), and a mean over more channels has another value")
             if not norm.has_weight:
                 raise refuse(f"has a norm without a weight ({name}), whose output growth cannot rescale")
             if norm.offset or norm.has_bias:
                 raise refuse(
-                    f"has a norm with {'a bias' if norm.has_bias else 'the gain 1 + weight'} ({name}), which growth does not rescale"
+                    f"has a norm with {'a bias' if norm.has_bias else 'the gain 1 + weight'} ({name}), which growth cannot rescale"
                 )
             if not _same_epsilon(norm.eps, eps):
                 raise refuse(f"has a norm with an epsilon of its own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})")
 
     def _outputs(self, linear: LinearPart, axis: Axis, std: float = 0.0) -> None:
-        """Other outputs of a matrix, and of its bias."""
+        """Change the outputs of a matrix, and of its bias."""
         self._change(linear.weight, **{"cols" if linear.transposed else "rows": axis}, std=std)
         if linear.bias is not None:
             self._change(linear.bias, rows=axis)
 
     def _inputs(self, linear: LinearPart, axis: Axis, std: float = 0.0, scale: float = 1.0) -> None:
-        """Other inputs of a matrix; `scale` is of its outputs, and of its bias."""
+        """Change the inputs of a matrix; `scale` multiplies its outputs and its bias."""
         self._change(linear.weight, **{"rows" if linear.transposed else "cols": axis}, std=std, scale=scale)
         if linear.bias is not None and scale != 1:
             self._change(linear.bias, scale=scale)
@@ -244,21 +251,27 @@ class _WidthPlan:
 
 
 def _copies(before: int, count: int) -> tuple[Axis, Axis]:
-    """Net2Net: places of copied neurons, and what each passes on; the shares of a neuron's copies add up to one and differ."""
+    """Return the sources of all neurons for the matrices into them, and for the matrix out of them with their shares.
+
+    As in Net2Net, the shares of a neuron and its copies add up to one; here they differ, so that the copies can learn different
+    things.
+    """
     index = np.concatenate([np.arange(before), np.arange(count - before) % before])
-    number = np.arange(count) // before + 1  # the first place of a neuron has 1, its first copy 2
+    number = np.arange(count) // before + 1  # 1 for the neuron itself, 2 for its first copy
     total = np.bincount(index, weights=number, minlength=before)
     return Axis(index), Axis(index, (number / total[index]).astype(np.float32))
 
 
-def _same_epsilon(found: float, said: float) -> bool:
-    return abs(found - said) <= 0.02 * max(found, said) + 1e-10
+def _same_epsilon(found: float, expected: float) -> bool:
+    return abs(found - expected) <= 0.02 * max(found, expected) + 1e-10
 
 
 def _larger(field: str, before: int, count: int) -> None:
     if count <= before:
         raise WorkbenchError(
-            f"grow width: `{field}: {count}`: the model has {before}, and growth does not take away", f"{field}: {2 * before}", 2
+            f"grow width: `{field}: {count}`: the model has {before}, expected more",
+            f"Set for example `{field}: {2 * before}`.",
+            2,
         )
 
 

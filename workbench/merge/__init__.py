@@ -1,1 +1,1 @@
-"""Merge: bricks' deltas into one delta. One method a file; what they share is in folders."""
+"""Merge methods, which combine the deltas of several bricks into one. Each file is one method; folders hold shared code."""

@@ -10,7 +10,7 @@ from workbench.steps.fields import Space
 
 @register
 class Average(MergeMethod):
-    """The mean of the bricks' weights, the base left out (Wortsman et al. 2022, uniform soup)."""
+    """The mean of the bricks' weights, without the base (Wortsman et al. 2022, uniform soup)."""
 
     paper = "Wortsman et al. 2022, Model soups, arXiv 2203.05482"
     formula = "θ = (1/T) Σ θᵢ"
@@ -25,11 +25,13 @@ class Average(MergeMethod):
 
     merge: Literal["average"]
     bricks: tuple[str, ...] | None = None
-    """Names of the bricks; omitted: all. An average has no weights: use `linear` or `task_arithmetic` for them."""
+    """Names of the bricks; if omitted, all bricks. `average` takes no weights: use `linear` or `task_arithmetic` to weight
+    bricks."""
 
     space: Space = "full"
-    """Merge whole deltas, or the core matrices of adapters (core): the same numbers, kept as factors."""
+    """`full` merges whole deltas. `core` merges the small core matrices of adapters: the same result, kept as low-rank
+    factors."""
 
     def prepare(self, group: Group) -> Combination:
-        """Mean of the deltas: the base's share in the mean of the models is the base itself."""
+        """Return the mean of the deltas: the mean of base + delta is the base plus the mean delta."""
         return Combination([1.0 / len(group.bricks)] * len(group.bricks))

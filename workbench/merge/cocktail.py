@@ -22,8 +22,11 @@ BASE = ""
 
 @register
 class Cocktail(MergeMethod):
-    """The mean of the bricks' models, each weighted by how well it predicts the answers of a few examples of the target task
-    (Xiao et al. 2023, LM-Cocktail). The weights stand in the run's record."""
+    """The mean of the bricks' models, weighted by how well each predicts a few examples (Xiao et al. 2023, LM-Cocktail).
+
+    The examples come from the target task, and the losses are taken on their answers. The run's record lists the losses and the
+    weights.
+    """
 
     paper = "Xiao et al. 2023, LM-Cocktail, arXiv 2311.13534"
     formula = "θ = Σ wᵢθᵢ,  w = softmax(−L / T),  Lᵢ = mean loss of model i on the answers"
@@ -32,56 +35,60 @@ class Cocktail(MergeMethod):
 
     merge: Literal["cocktail"]
     examples: str
-    """A jsonl of {"prompt":, "answer":} (or completion, response, target) or {"text":}, relative to the project; five are usual."""
+    """JSONL file of examples, relative to the project: {"prompt":, "answer":} (or completion, response, target) or {"text":} a
+    line. Five examples are usual."""
     bricks: tuple[str, ...] | None = None
-    """Names of the bricks; omitted: all. The losses give the weights."""
+    """Names of the bricks; if omitted, all bricks. They take no weights here: the losses determine them."""
     temperature: Real = Field(5.0, gt=0)
-    """T: the published 5 is flat (losses of 1 and 2 give weights of 0.55 and 0.45); a small one takes the best brick alone."""
+    """Temperature T of the softmax. The published value 5 gives nearly equal weights (losses of 1 and 2 become weights of 0.55
+    and 0.45); a small value selects the best brick alone."""
     include_base: bool = False
-    """Let the base take part with its own loss."""
+    """Include the base as one of the models, weighted by its own loss."""
     max_length: Whole = Field(512, ge=2)
-    """Tokens of an example at most; longer prompts lose their start."""
+    """Largest number of tokens of an example. Longer texts lose their end; longer prompts lose their start."""
 
     def inputs(self) -> list[str]:
-        """The examples."""
+        """Return the file of examples."""
         return [self.examples]
 
     def check_inputs(self, project: Path) -> None:
-        """Read the examples once."""
+        """Read the examples once, so that errors in the file appear before any work."""
         read_texts(project / self.examples, self.examples)
 
     def measure_bytes(self, model: Model) -> int:
-        """Live float32 weights, and half as much again while they are loaded."""
+        """Return 6 bytes a parameter: the float32 weights, and half as much again while they are loaded."""
         return 6 * sum(spec.numel for spec in model.weights.specs.values())
 
     def measure(self, context: MergeContext) -> Measured:
-        """Each model's loss on the examples, the models one after the other."""
+        """Measure the loss of each model on the examples, one model at a time, and derive the weights."""
         longest = longest_row(context.base.config, self.max_length)
-        with unchanged(context.project / self.examples):  # the examples that are read are those that the key is made of
+        with unchanged(context.project / self.examples):  # the cache key must describe the examples that were read
             rows = encode(read_texts(context.project / self.examples, self.examples), context.tokenizer, longest)
             data = file_digest(context.project / self.examples)
         names = [*context.bricks, *([BASE] if self.include_base else [])]
         losses = {}
         for i, name in enumerate(names):
             context.progress(i, len(names), f"loss of {name or 'the base'} on {len(rows)} examples")
-            known = context.cache / "losses" / f"{json_digest(['loss', 1, context.keys[name], data, longest, 'float32'])}.json"
-            record = read_json(known, loss=(int, float))
+            cache_file = (
+                context.cache / "losses" / f"{json_digest(['loss', 1, context.keys[name], data, longest, 'float32'])}.json"
+            )
+            record = read_json(cache_file, loss=(int, float))
             if record is None:
                 record = {"loss": loss(context, name, rows)}
-                write_json(known, record)
+                write_json(cache_file, record)
             losses[name] = float(record["loss"])
         context.progress(len(names), len(names), "losses")
         weights = softmax(losses, self.temperature)
-        shown = {name or "base": {"loss": losses[name], "weight": weights[name]} for name in names}
-        return Measured(weights, {"examples": len(rows), "cocktail": shown})
+        by_model = {name or "base": {"loss": losses[name], "weight": weights[name]} for name in names}
+        return Measured(weights, {"examples": len(rows), "cocktail": by_model})
 
     def prepare(self, group: Group) -> Combination:
-        """Σ wᵢτᵢ; the base's own share is the base."""
+        """Return Σ wᵢτᵢ. The weight of the base, if it has one, needs no term: its delta is zero."""
         return Combination([group.survey[brick] for brick in group.bricks])
 
 
 def softmax(losses: dict[str, float], temperature: float) -> dict[str, float]:
-    """exp(−Lᵢ/T) / Σ exp(−Lⱼ/T)."""
+    """Return the weights exp(−Lᵢ/T) / Σ exp(−Lⱼ/T), by brick name."""
     lowest = min(losses.values())
     powers = {name: math.exp((lowest - value) / temperature) for name, value in losses.items()}
     total = math.fsum(powers.values())
@@ -89,13 +96,18 @@ def softmax(losses: dict[str, float], temperature: float) -> dict[str, float]:
 
 
 def loss(context: MergeContext, brick: str, rows: list[TextRow]) -> float:
-    """Mean over examples of the mean −log p of an answer's tokens. Errors: one that is not finite."""
+    """Return the mean over examples of the mean −log p of the answer's tokens.
+
+    Raises:
+        WorkbenchError: If the loss is not finite.
+    """
     model = context.live(brick)
     with torch.no_grad():
         losses = [-float(log_likelihood(model, row, context.device)) / row.learned for row in rows]
     value = math.fsum(losses) / len(losses)
     if not math.isfinite(value):
         raise WorkbenchError(
-            f"cocktail: the loss of {brick or 'the base'} is {value}", "Check its weights: `workbench brick show`."
+            f"cocktail: the loss of {brick or 'the base'} on the examples is {value}, expected a finite number",
+            "Check the model's weights: `workbench brick show`.",
         )
     return value

@@ -1,4 +1,4 @@
-"""Fisher: each element averaged by how much each brick's predictions depend on it."""
+"""Fisher: a mean that weights each element by how much each brick's predictions depend on it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ from workbench.weights.saving import save_tensors
 
 @register
 class Fisher(Calibrated):
-    """The mean of the bricks' weights, each element weighted by the diagonal of the brick's empirical Fisher information on
-    calibration texts: mean squared gradient of a text's log-likelihood, given its prompt (Matena & Raffel 2022). Tensors without
-    a counterpart of that shape in the live model are averaged by weight."""
+    """The mean of the bricks' weights, weighted element by element by their Fisher information (Matena & Raffel 2022).
+
+    The weight of an element is the diagonal of the brick's empirical Fisher information on calibration texts: the mean squared
+    gradient of a text's log-likelihood given its prompt. Tensors without a counterpart of the same shape in the live model get
+    the plain weighted mean.
+    """
 
     paper = "Matena & Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832"
     formula = "Δ = Σ wᵢFᵢτᵢ / Σ wᵢFᵢ,  Fᵢ = max(f / mean of f over the model, floor),  f = mean (∇ log p)²"
@@ -37,43 +40,46 @@ class Fisher(Calibrated):
 
     merge: Literal["fisher"]
     floor: Real = Field(1e-6, gt=0)
-    """Least Fisher information of an element, relative to the mean over the brick's model."""
+    """Lower bound on the Fisher information of an element, relative to its mean over the brick's model."""
 
     def measure_bytes(self, model: Model) -> int:
-        """Live float32 weights and half as much again while they are loaded, the sums of squared gradients, gradients on their way:
-        13 bytes a parameter were measured on a model of 135 M parameters."""
+        """Return 13 bytes a parameter, as measured on a model of 135 M parameters.
+
+        They are the float32 weights (half as much again while they are loaded), the sums of squared gradients and a few
+        gradients.
+        """
         return 13 * sum(spec.numel for spec in model.weights.specs.values())
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Every brick's Fisher information of one tensor."""
+        """Return the size of all bricks' Fisher information for one tensor, and of their sum."""
         return 4 * model.weights.specs[tensor].numel * (bricks + 1)
 
     def measure(self, context: MergeContext) -> Measured:
-        """Every brick's Fisher information."""
-        found, record = {}, {}
+        """Measure the Fisher information of each brick, or find it in the cache."""
+        diagonals, record = {}, {}
         for brick in context.bricks:
             rows, key = self.rows(context, brick)
             file = context.cache / "fisher" / f"{key}.safetensors"
             if not file.is_file():
                 _save(information(context, brick, rows), file)
-            found[brick] = Diagonal.of(file)
-            record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(found[brick].names)}
-        return Measured(found, {"calibration": record})
+            diagonals[brick] = Diagonal.of(file)
+            record[brick] = {"file": self.file(brick), "texts": len(rows), "tensors": len(diagonals[brick].names)}
+        return Measured(diagonals, {"calibration": record})
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        """Which tensors were averaged."""
+        """Return which tensors got the plain weighted mean."""
         return {"averaged": norm_report(notes)["averaged"]}
 
     def prepare(self, group: Group) -> Prepared:
-        """Σ wFτ / Σ wF, element by element."""
-        found: list[Diagonal] = [group.survey[brick] for brick in group.bricks]
-        if any(group.tensor not in diagonal.names for diagonal in found):
+        """Return a function that computes Σ wFτ / Σ wF element by element."""
+        diagonals: list[Diagonal] = [group.survey[brick] for brick in group.bricks]
+        if any(group.tensor not in diagonal.names for diagonal in diagonals):
             return average(group, method="fisher")
         weights = checked_weights(group, "fisher")
         used = [(i, w) for i, w in enumerate(weights) if w]
         if len(used) == 1:
             return average(group, method="fisher")
-        shares = [found[i].load(group).clamp_min(self.floor).mul_(w) for i, w in used]
+        shares = [diagonals[i].load(group).clamp_min(self.floor).mul_(w) for i, w in used]
         total = shares[0].clone()
         for share in shares[1:]:
             total.add_(share)
@@ -92,33 +98,37 @@ class Fisher(Calibrated):
 
 @dataclass(frozen=True)
 class Diagonal:
-    """A brick's Fisher information in the cache, relative to its mean over the model."""
+    """A cached file with a brick's Fisher information, relative to its mean over the model."""
 
     file: Path
     names: frozenset[str]
 
     @classmethod
     def of(cls, file: Path) -> Diagonal:
-        """Of a file that `measure` wrote."""
+        """Open a file that `Fisher.measure` wrote."""
         with safe_open(file, "pt") as opened:
             return cls(file, frozenset(opened.keys()))
 
     def load(self, group: Group) -> Tensor:
-        """One tensor's [rows, cols]."""
+        """Return the values of the group's tensor [rows, cols]."""
         with safe_open(self.file, "pt") as opened:
             value: Tensor = opened.get_tensor(group.tensor)
         return value.view(group.spec.rows, group.spec.cols).to(group.device)
 
 
 def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> dict[str, Tensor]:
-    """The mean over texts of the squared gradient of log p(answer | prompt), by tensor name, divided by its mean over the model.
+    """Return the mean over texts of the squared gradient of log p(answer | prompt), divided by its mean over the model.
 
-    Errors: gradients that are zero or not finite.
+    Returns:
+        Tensor name -> values in the shape of the tensor.
+
+    Raises:
+        WorkbenchError: If the gradients are zero or not finite.
     """
     model = context.live(brick)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
 
-    def square(name: str, parameter: Tensor) -> None:  # at once, so that no two gradients are kept
+    def square(name: str, parameter: Tensor) -> None:  # runs as soon as a gradient exists, and frees it
         assert parameter.grad is not None
         sums[name].addcmul_(parameter.grad, parameter.grad)
         parameter.grad = None
@@ -132,33 +142,34 @@ def information(context: MergeContext, brick: str, rows: Sequence[TextRow]) -> d
     mean = sum(float(t.double().sum()) for t in sums.values()) / sum(t.numel() for t in sums.values())
     if not 0 < mean < float("inf"):
         raise WorkbenchError(
-            f"brick '{brick}': the mean squared gradient on its texts is {mean}", "Train or fetch the brick again."
+            f"brick '{brick}': the mean squared gradient on its calibration texts is {mean}, expected a positive number",
+            "Train or fetch the brick again.",
         )
     return _by_tensor(context.base, model, {name: total.div_(mean) for name, total in sums.items()})
 
 
 def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Live parameters' values under the names on disk, split and renamed by transformers as if they were saved weights."""
+    """Return the values under the tensor names on disk, split and renamed by transformers as it does for saved weights."""
     from transformers.core_model_loading import revert_weight_conversion
 
     first = {id(p): name for name, p in model.named_parameters()}
     live = {name: sums[first[id(p)]] for name, p in model.named_parameters(remove_duplicate=False)}
     saved = revert_weight_conversion(model, live)
-    found = {}
+    by_name = {}
     for name, spec in base.weights.specs.items():
         stored = counterpart(name, saved)
         if stored is not None and tuple(saved[stored].shape) == spec.shape:
-            found[name] = saved[stored]
-    return found
+            by_name[name] = saved[stored]
+    return by_name
 
 
-def _save(found: Mapping[str, Tensor], file: Path) -> None:
-    gc.collect()  # the live model hangs in reference cycles, and the file is put together in memory
-    kept: dict[str, Tensor] = {}
+def _save(values: Mapping[str, Tensor], file: Path) -> None:
+    gc.collect()  # free the live model, which is in reference cycles: the file is assembled in memory
+    tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
-    for name, value in found.items():
+    for name, value in values.items():
         plain = value.detach().cpu().contiguous()
         storage = plain.untyped_storage().data_ptr()
-        kept[name] = plain.clone() if storage in storages else plain
+        tensors[name] = plain.clone() if storage in storages else plain
         storages.add(storage)
-    save_tensors(kept, file)
+    save_tensors(tensors, file)

@@ -1,4 +1,4 @@
-"""Iso-C: the sum of the deltas with all its singular values made equal."""
+"""Iso-C: the sum of the deltas, with all singular values replaced by their mean."""
 
 from __future__ import annotations
 
@@ -17,35 +17,43 @@ from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 @register
 class IsoC(MergeMethod):
-    """The summed deltas with a flat spectrum: each singular value becomes their mean (Marczak et al. 2025, Iso-C).
+    """The sum of the deltas with a flat spectrum: all singular values become equal (Marczak et al. 2025, Iso-C).
 
-    Of Σ wτ of a layer's weight matrix every singular value is replaced by the mean of those that are not numerically zero (below
-    1e-6 of the largest). For checkpoints, whose deltas have full rank, this is the paper's formula; for adapters it keeps
-    the result inside their span, where a mean over all min(m, n) values would fill the null space with arbitrary
-    directions. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean,
+    For each weight matrix of a layer, the method computes Σ wτ and replaces every singular value by the mean of those that are
+    not numerically zero (at least 1e-6 of the largest). For checkpoints, whose deltas have full rank, this is the paper's
+    formula. For adapters it keeps the result inside their span; a mean over all min(m, n) values would fill the null space with
+    arbitrary directions. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean
     λ/T Σ wτ. The paper tunes λ on held-out data.
     """
 
     paper = "Marczak et al. 2025, No Task Left Behind: isotropic model merging, arXiv 2502.04959"
     formula = "θ = θ₀ + λ σ̄ UVᵀ,  UΣVᵀ = svd(Σ wᵢτᵢ),  σ̄ = mean of the non-zero σ"
-    laws = Laws(single_is_identity=False, linear_in_weight=True, passes=2, spaces=("full", "core"), rotation_invariant=True,
-                exact_rank=True, memory="tensor")  # fmt: skip
+    laws = Laws(
+        single_is_identity=False,
+        linear_in_weight=True,
+        passes=2,
+        spaces=("full", "core"),
+        rotation_invariant=True,
+        exact_rank=True,
+        memory="tensor",
+    )
 
     merge: Literal["iso_c"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
+    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     space: Space = "full"
-    """Merge whole deltas, or refuse what is not an adapter (core). On adapters both compute the same, from their factors."""
+    """`full` accepts adapters and checkpoints; `core` accepts adapters only. On adapters both compute the same result from the
+    low-rank factors."""
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
+        """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none."""
         shape = model.weights.specs[tensor].shape
         return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=4, square=5)
 
     def prepare(self, group: Group) -> Prepared:
-        """Merge the whole tensor."""
+        """Merge the whole tensor at once, and return its rows block by block."""
         if not is_matrix(group.tensor, group.shape, len(group.bricks)):
             return Combination(mean_weights(group))
         weights = group.values("weight")

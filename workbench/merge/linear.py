@@ -13,7 +13,7 @@ from workbench.steps.fields import BrickEntry, Bricks, Space
 
 @register
 class Linear(MergeMethod):
-    """The weighted mean of the bricks' weights, the base left out (mergekit's `linear`)."""
+    """The weighted mean of the bricks' weights, without the base (mergekit's `linear`)."""
 
     paper = "Wortsman et al. 2022, Model soups, arXiv 2203.05482"
     formula = "θ = Σ wᵢθᵢ / Σ wᵢ"
@@ -21,25 +21,26 @@ class Linear(MergeMethod):
 
     merge: Literal["linear"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
+    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
     normalize: bool = True
-    """Divide by the sum of the weights. Without it the result is Σ wᵢθᵢ, whose scale is Σ wᵢ."""
+    """Divide by the sum of the weights. If false, the result is Σ wᵢθᵢ, which scales the model by Σ wᵢ."""
 
     space: Space = "full"
-    """Merge whole deltas, or the core matrices of adapters (core): the same numbers, kept as factors; needs `normalize: true`."""
+    """`full` merges whole deltas. `core` merges the small core matrices of adapters: the same result, kept as low-rank factors;
+    it requires `normalize: true`."""
 
     @model_validator(mode="after")
     def _span(self) -> Linear:
         if self.space == "core" and not self.normalize:
-            raise ValueError("`normalize: false` scales the base, which the core space does not hold: use `space: full`")
+            raise ValueError("`normalize: false` scales the base, which the core space does not contain: use `space: full`")
         return self
 
     def moves_base(self) -> bool:
-        """Σ wᵢθ₀ is not θ₀."""
+        """Return whether the step scales the base: without normalization Σ wᵢθ₀ is not θ₀."""
         return not self.normalize
 
     def prepare(self, group: Group) -> Combination:
-        """θ − θ0 = Σwτ / Σw, or Σwτ + (Σw − 1) θ0 without normalisation."""
+        """Return the delta Σwτ / Σw, or Σwτ + (Σw − 1) θ₀ without normalization."""
         weights = group.values("weight")
         total = sum(weights)
         if not self.normalize:

@@ -1,4 +1,4 @@
-"""RegMean: the weights that give each brick's outputs on each brick's own inputs, in the least-squares sense."""
+"""RegMean: the weights whose outputs are closest to each brick's outputs on that brick's inputs, in the least-squares sense."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from workbench.steps.fields import Real
 
 @register
 class RegMean(Calibrated):
-    """For each linear layer the weights nearest to every brick's on what that layer reads in the brick's model, over calibration
-    texts of the brick's task (Jin et al. 2023, RegMean). Norms, biases, embeddings, a tied head and fused experts are averaged by weight."""
+    """The least-squares fit of each linear layer to the outputs of every brick's layer (Jin et al. 2023, RegMean).
+
+    The inputs are those that the layer receives in the brick's model on calibration texts of the brick's task. Norms, biases,
+    embeddings, a tied head and fused experts get the weighted mean.
+    """
 
     paper = "Jin et al. 2023, Dataless knowledge fusion by merging weights of language models, arXiv 2212.09849"
     formula = "Δ = (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = shrink(mean of x xᵀ) + ε·I"
@@ -28,14 +31,16 @@ class RegMean(Calibrated):
 
     merge: Literal["regmean"]
     off_diagonal: Real = Field(0.5, ge=0, le=1)
-    """Factor on what a Gram says of pairs of inputs: less than 1 keeps the result near the mean where texts are few. 0 weighs
-    every input by itself."""
+    """Factor on the off-diagonal elements of each Gram matrix. A value below 1 keeps the result close to the mean when there are
+    few texts; 0 uses the diagonal alone."""
     ridge: Real = Field(1e-3, ge=0)
-    """Added to every Gram's diagonal, relative to the mean of their diagonals."""
+    """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals."""
 
     def measure_bytes(self, model: Model) -> int:
-        """The larger of the embeddings and one layer with its Grams, and the hidden states of all samples; a live model where
-        transformers fuses experts."""
+        """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.
+
+        If transformers fuses the experts, the whole model is live: 8 bytes a parameter.
+        """
         layout = model.layout
         if any(".experts." in name for name in model.weights.specs):
             return 8 * sum(spec.numel for spec in model.weights.specs.values())
@@ -48,23 +53,23 @@ class RegMean(Calibrated):
         return max(outside, sum(4 * spec.numel for spec in layer) + 2 * grams) + 4 * rows * width
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """The solver's."""
+        """Return the solver's memory."""
         return solver_bytes(model, tensor, bricks)
 
     def measure(self, context: MergeContext) -> Measured:
-        """Every brick's Grams."""
-        found = {brick: collect(context, brick, *self.rows(context, brick)) for brick in context.bricks}
-        record = {brick: {"file": self.file(brick), **grams.record} for brick, grams in found.items()}
-        return Measured(found, {"calibration": record})
+        """Collect the Grams of each brick, or find them in the cache."""
+        by_brick = {brick: collect(context, brick, *self.rows(context, brick)) for brick in context.bricks}
+        record = {brick: {"file": self.file(brick), **grams.record} for brick, grams in by_brick.items()}
+        return Measured(by_brick, {"calibration": record})
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        """Norms of the result."""
+        """Return the norms of the solved tensors and the number of averaged ones."""
         return norm_report(notes)
 
     def prepare(self, group: Group) -> Prepared:
-        """Solve a linear layer whose inputs were recorded, average anything else."""
-        found: dict[str, Grams] = group.survey
-        if not is_linear(group.model, group.tensor) or any(group.tensor not in found[brick].files for brick in group.bricks):
+        """Solve a linear layer whose inputs were recorded; average any other tensor."""
+        by_brick: dict[str, Grams] = group.survey
+        if not is_linear(group.model, group.tensor) or any(group.tensor not in by_brick[brick].files for brick in group.bricks):
             return average(group, method="regmean")
-        grams = [partial(found[b].gram, group.tensor, group.device, self.off_diagonal) for b in group.bricks]
+        grams = [partial(by_brick[b].gram, group.tensor, group.device, self.off_diagonal) for b in group.bricks]
         return merge_linear(group, linear_deltas(group), grams, self.ridge, method="regmean")

@@ -1,4 +1,4 @@
-"""Slerp: the point between two models on the great circle through them."""
+"""Slerp: a point between two models on the great circle through them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _SUM = "expected weights that add up to 1 (mergekit's t is the second one: 1 - t
 
 @register
 class Slerp(MergeMethod):
-    """Spherical interpolation of two models' weights, tensor by tensor, the base left out (mergekit's `slerp`).
+    """Spherical interpolation of two models' weights, tensor by tensor, without the base (mergekit's `slerp`).
 
-    Direction is interpolated along the arc, not along the chord, so the norm does not shrink between models that differ much. The
-    two weights add up to 1; mergekit's `t` is the second one. Tensors whose cosine is beyond `parallel` are averaged linearly.
+    The direction is interpolated along the arc instead of the chord, so the norm does not shrink between models that differ a
+    lot. The two weights add up to 1; mergekit's `t` is the second one. Tensors whose |cosine| exceeds `parallel` are averaged
+    linearly.
     """
 
     paper = "Shoemake 1985, Animating rotation with quaternion curves; mergekit (Goddard et al. 2024, arXiv 2403.13257)"
@@ -29,9 +30,10 @@ class Slerp(MergeMethod):
 
     merge: Literal["slerp"]
     bricks: Bricks[BrickEntry] | None = None
-    """The two bricks -> their weights; omitted: the recipe's two bricks, halfway. The base itself may be one: `checkpoint: BASE`."""
+    """Mapping of the two bricks to their weights; if omitted, the recipe's two bricks with weight 0.5 each. To interpolate from
+    the base, declare it as a brick: `checkpoint: BASE`."""
     parallel: float = Field(0.9995, ge=0, le=1)
-    """|cosine| above which the result is the linear mean: the arc is a line there."""
+    """Value of |cosine| above which the result is the linear mean, because the arc is nearly a line."""
 
     @model_validator(mode="after")
     def _sum(self) -> Slerp:
@@ -41,7 +43,7 @@ class Slerp(MergeMethod):
         return self
 
     def prepare(self, group: Group) -> Combination:
-        """One pass for the norms and the angle; the result is linear in the two models."""
+        """Measure the norms and the angle in one pass; return a linear combination of the two models."""
         first, second = self._shares(group)
         sums = [0.0, 0.0, 0.0]
         for one, two in group.models():

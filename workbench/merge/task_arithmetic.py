@@ -12,7 +12,7 @@ from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 @register
 class TaskArithmetic(MergeMethod):
-    """The base plus a scaled sum of deltas, never normalised (Ilharco et al. 2023). Negative weights subtract a skill."""
+    """The base plus a scaled sum of deltas, never normalized (Ilharco et al. 2023). A negative weight subtracts a skill."""
 
     paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"
     formula = "θ = θ₀ + λ Σ wᵢτᵢ"
@@ -20,14 +20,15 @@ class TaskArithmetic(MergeMethod):
 
     merge: Literal["task_arithmetic"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1."""
+    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the sum."""
 
     space: Space = "full"
-    """Merge whole deltas, or the core matrices of adapters (core): the same numbers, kept as factors."""
+    """`full` merges whole deltas. `core` merges the small core matrices of adapters: the same result, kept as low-rank
+    factors."""
 
     def prepare(self, group: Group) -> Combination:
-        """λ Σ wτ."""
+        """Return the delta λ Σ wτ."""
         lam = group.value("lam")
         return Combination([lam * w for w in group.values("weight")])

@@ -1,4 +1,4 @@
-"""TIES: trim each delta, elect one sign per element, average the deltas that agree."""
+"""TIES: trim each delta, elect one sign per element, and average the deltas that agree."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class TiesEntry(BrickEntry):
     """A brick's fields in a TIES step."""
 
     density: Share | None = None
-    """Share of this brick's delta kept; omitted: the step's."""
+    """Share of this brick's delta that is kept; if omitted, the step's `density`."""
 
 
 @register
 class Ties(MergeMethod):
-    """Trim, elect sign, disjoint mean (Yadav et al. 2023, TIES-Merging).
+    """Trim each delta, elect one sign per element, and average the deltas that agree (Yadav et al. 2023, TIES-Merging).
 
-    The default is the paper's algorithm with a threshold per tensor, as mergekit and PEFT take it. Variants:
-    paper = {sign: mass, weigh: after, divide: count, threshold: model};
-    mergekit = {sign: mass, weigh: before, divide: weight, threshold: tensor}.
+    The default is the paper's algorithm with one threshold per tensor, as in mergekit and PEFT. The paper's variant is
+    {sign: mass, weigh: after, divide: count, threshold: model}; mergekit's is
+    {sign: mass, weigh: before, divide: weight, threshold: tensor}.
     """
 
     paper = "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708"
@@ -36,45 +36,50 @@ class Ties(MergeMethod):
 
     merge: Literal["ties"]
     bricks: Bricks[TiesEntry] | None = None
-    """Brick name -> weight, or {weight:, density:}; a list of names gives each weight 1; omitted: all with weight 1."""
+    """Mapping of brick name to weight, or to {weight:, density:}. A list of names gives each brick weight 1; if omitted, all
+    bricks get weight 1."""
     density: Share = 0.2
-    """Share of each delta kept, by magnitude. Among equal magnitudes at the threshold, lower indices are kept."""
+    """Share of each delta that is kept: the elements of largest magnitude. Of equal magnitudes at the threshold, those with lower
+    indices are kept."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     sign: Literal["mass", "frequency"] = "mass"
-    """Elect the sign of the sum of the trimmed deltas (mass), or of the sum of their signs (frequency)."""
+    """How the sign of an element is elected: the sign of the sum of the trimmed deltas (`mass`), or of the sum of their signs
+    (`frequency`)."""
     weigh: Literal["before", "after"] = "after"
-    """Whether weights count in the election (before), or only in the mean (after)."""
+    """Whether the bricks' weights count in the election and the mean (`before`), or in the mean only (`after`)."""
     divide: Literal["count", "weight"] = "count"
-    """Divide by the number of agreeing bricks, or by the sum of their weights."""
+    """Whether the mean divides by the number of agreeing bricks (`count`) or by the sum of their weights (`weight`)."""
     threshold: Literal["tensor", "model"] = "tensor"
-    """Trim each tensor to `density`, or the whole delta by one threshold a brick (one more pass over all bricks)."""
+    """`tensor` trims each tensor to `density`. `model` trims a brick's whole delta with one threshold, which reads all bricks
+    once more."""
 
     space: Space = "full"
-    """Merge whole deltas, or the core matrices of adapters (core): trims and votes in the basis that the adapters share, which is another result."""
+    """`full` merges whole deltas. `core` merges the small core matrices of adapters, which trims and votes in the adapters'
+    common basis and gives a different result."""
 
     @model_validator(mode="after")
     def _one_density(self) -> Ties:
-        given = [
+        densities = [
             self.density,
             *(e.density for e in (self.bricks or {}).values() if isinstance(e, TiesEntry) and e.density is not None),
         ]
-        if self.threshold == "model" and not all(isinstance(d, float) for d in given):
-            raise ValueError("`threshold: model` trims by one threshold a brick: expected a number as density, found a schedule")
+        if self.threshold == "model" and not all(isinstance(d, float) for d in densities):
+            raise ValueError("`threshold: model` uses one threshold per brick: expected a number as `density`, found a schedule")
         return self
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Counters and sample of one tensor's thresholds."""
+        """Return the memory for the counters and the sample that find one tensor's thresholds."""
         return selection_bytes(model.weights.specs[tensor].numel, bricks)
 
     def survey(self, groups: Iterable[Group]) -> list[Trim] | None:
-        """Thresholds over the whole model, where the step asks for them."""
+        """Return one threshold per brick over the whole model, or None if the step trims tensor by tensor."""
         if self.threshold == "tensor":
             return None
         return joint_trims(groups, next(iter(groups)).values("density"))
 
     def prepare(self, group: Group) -> Selection:
-        """Find each brick's threshold; then elect and average block by block."""
-        kept = group.survey or trims(group, group.values("density"))
+        """Find each brick's threshold; return a selection that elects and averages block by block."""
+        thresholds = group.survey or trims(group, group.values("density"))
         vote = Vote(self.weigh == "before", self.sign == "frequency", self.divide == "count")
-        return Selection(kept, group.values("weight"), group.value("lam"), vote)
+        return Selection(thresholds, group.values("weight"), group.value("lam"), vote)

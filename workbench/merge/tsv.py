@@ -1,4 +1,4 @@
-"""TSV-M: each delta's leading singular triplets, decorrelated between the bricks."""
+"""TSV-M: the leading singular triplets of each delta, decorrelated between the bricks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 @register
 class Tsv(MergeMethod):
-    """Each brick's share of a matrix's singular triplets, whitened across bricks (Gargiulo et al. 2025, TSV-Merge).
+    """The leading singular triplets of each brick's delta, whitened across bricks (Gargiulo et al. 2025, TSV-Merge).
 
-    Of every weighted delta of a layer's weight matrix [m, n] the k = ⌊min(m, n) / T⌋ triplets of largest singular value are
-    kept, T being the number of the step's bricks. All left vectors side by side, and all right ones, are replaced by the
-    nearest orthonormal sets; the singular values stay. Triplets whose value is numerically zero are left out, so that
-    adapters get nothing outside their span. Fused experts are merged expert by expert. Norms, biases, embeddings and the
-    head get the weighted mean, λ/T Σ wτ.
+    For a weight matrix [m, n] of a layer and T bricks, each weighted delta keeps its k = ⌊min(m, n) / T⌋ triplets of largest
+    singular value. All left vectors together, and all right vectors together, are replaced by the nearest orthonormal set; the
+    singular values stay. Triplets whose singular value is numerically zero are dropped, so that the result of adapters stays
+    inside their span. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean λ/T
+    Σ wτ.
     """
 
     paper = "Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081"
@@ -36,19 +36,21 @@ class Tsv(MergeMethod):
 
     merge: Literal["tsv"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight; a list of names gives each weight 1; omitted: all with weight 1. Every listed brick has its share of the triplets, also with weight 0."""
+    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1. Every
+    listed brick counts toward T, even with weight 0."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     space: Space = "full"
-    """Merge whole deltas, or refuse what is not an adapter (core). On adapters both compute the same, from their factors."""
+    """`full` accepts adapters and checkpoints; `core` accepts adapters only. On adapters both compute the same result from the
+    low-rank factors."""
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Memory of one tensor of checkpoints beside the block buffers, for `plan`; the factors of adapters take next to none."""
+        """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none."""
         shape = model.weights.specs[tensor].shape
         return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=5, square=6)
 
     def prepare(self, group: Group) -> Prepared:
-        """Merge the whole tensor."""
+        """Merge the whole tensor at once, and return its rows block by block."""
         if not is_matrix(group.tensor, group.shape, len(group.bricks)):
             return Combination(mean_weights(group))
         weights = group.values("weight")

@@ -1,4 +1,4 @@
-"""WUDI: the delta that interferes least with every brick's, by the deltas alone."""
+"""WUDI: the delta that interferes least with the bricks' deltas; it needs no data."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from workbench.steps.fields import BrickEntry, Bricks, Number, Real
 
 @register
 class Wudi(MergeMethod):
-    """Least interference with the rows of each brick's own delta, which stand for the inputs that the brick was trained on
-    (Cheng et al. 2025, WUDI-Merging), in closed form: the published optimiser depends on the scale of the deltas. Weights of linear
-    layers are solved; norms, biases, embeddings and a tied head are averaged by weight.
+    """The delta that interferes least with each brick's delta, in closed form (Cheng et al. 2025, WUDI-Merging).
 
-    The closed-form solution can be longer than the sum of the deltas and point in another direction, because it also fits directions in
-    which the deltas have little energy. docs/merging.md states by how much on the starter bricks. Compare the result with
-    `task_arithmetic` before you use it, or raise `ridge`."""
+    The rows of a brick's delta stand for the inputs that the brick was trained on. The published optimizer depends on the scale
+    of the deltas; the closed form does not. The weights of linear layers are solved; norms, biases, embeddings and a tied head
+    get the weighted mean.
+
+    The closed-form solution can be longer than the sum of the deltas and point in another direction, because it also fits
+    directions in which the deltas have little energy. docs/merging.md states by how much on the starter bricks. Compare the
+    result with `task_arithmetic` before you use it, or raise `ridge`.
+    """
 
     paper = "Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099"
     formula = "Δ = λ (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = τᵢᵀτᵢ / ‖τᵢ‖² + ε·I"
@@ -39,12 +42,13 @@ class Wudi(MergeMethod):
 
     merge: Literal["wudi"]
     bricks: Bricks[BrickEntry] | None = None
-    """Brick name -> weight of its interference; a list of names gives each weight 1; omitted: all with weight 1. Only the ratios of weights matter."""
+    """Mapping of brick name to the weight of its interference. A list of names gives each brick weight 1; if omitted, all bricks
+    get weight 1. Weights must be 0 or more, and only their ratios matter."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     ridge: Real = Field(1e-3, ge=0)
-    """Added to every Gram's diagonal, relative to the mean of their diagonals. Where deltas oppose each other in nearly the same rows,
-    a smaller one lets rounding errors tell them apart and inflates the result: see `norm_ratio` in the run's record."""
+    """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals. If it is too small and two deltas
+    are nearly opposite, rounding errors inflate the result: see `norm_ratio` in the run's record."""
 
     @model_validator(mode="after")
     def _weights(self) -> Wudi:
@@ -52,15 +56,15 @@ class Wudi(MergeMethod):
         return self
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """The solver's."""
+        """Return the solver's memory."""
         return solver_bytes(model, tensor, bricks)
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        """Norms of the result."""
+        """Return the norms of the solved tensors and the number of averaged ones."""
         return norm_report(notes)
 
     def prepare(self, group: Group) -> Prepared:
-        """Solve a linear layer, average anything else."""
+        """Solve a linear layer; average any other tensor."""
         lam = group.value("lam")
         if not is_linear(group.model, group.tensor):
             return average(group, lam, method="wudi")
@@ -69,7 +73,7 @@ class Wudi(MergeMethod):
 
 
 def own_gram(delta: Tensor) -> Tensor:
-    """τᵀτ / ‖τ‖² [in, in] of a delta [out, in], float64; zeros where the delta is 0."""
+    """Return τᵀτ / ‖τ‖² [in, in] of a delta [out, in] in float64, or zeros if the delta is zero."""
     wide = delta.double()
     mass = float(wide.square().sum())
     return (wide.T @ wide) / mass if mass else wide.T @ wide

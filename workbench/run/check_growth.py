@@ -185,14 +185,14 @@ def _runs(step: str, what: str) -> Iterator[None]:
     except WorkbenchError as error:
         if error.exit_code == 3:
             raise
-        raise WorkbenchError(f"step {step}: growth cannot be checked: {error.message}", _OFF, 3) from None
+        raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _OFF, 3) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
 
 
-_OFF = "Please report this architecture. To write the model without the check, set `check: off` in the step."
-_REPORT = "Please report this architecture. To write the model anyway, set `check: tensors` or `check: off` in the step."
+_OFF = "Report this architecture. `check: off` in the step writes the model without this check."
+_REPORT = "Report this architecture. `check: tensors` or `check: off` in the step writes the model without this check."
 
 
 def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:

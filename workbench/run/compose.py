@@ -45,6 +45,11 @@ class Composition:
         return {result.id: result.kept for result in self.results if result.kept and result.folder == "edits"}
 
     @property
+    def trained(self) -> dict[str, Path]:
+        """Step id -> directory of the brick that the step trained, in the cache."""
+        return {result.id: result.kept for result in self.results if result.kept and result.folder == "bricks"}
+
+    @property
     def grown(self) -> list[GrownStep]:
         """Results of the grow steps, in order."""
         return [result.grown for result in self.results if result.grown]

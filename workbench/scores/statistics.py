@@ -106,7 +106,7 @@ def ratio_interval(
 
     Clusters are deleted one at a time, and t has K-1 degrees of freedom, K = (sum of weights)^2 / sum of squared weights of
     clusters: one long document among short ones is worth few documents. For equal weights this is the clustered error of a mean.
-    A percentile bootstrap of clusters covers less where clusters are few or differ in weight; tests/test_error_rates.py compares.
+    A percentile bootstrap of clusters covers less where clusters are few or differ in weight; tests/scores/test_error_rates.py compares.
     """
     x = np.asarray(numerators, np.float64)
     (rate,), covariance, df = clustered_rates(-x[None], np.asarray(weights, np.float64), cluster)

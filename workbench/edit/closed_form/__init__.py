@@ -1,1 +1,1 @@
-"""Closed-form editors: values, second moments, and the solve."""
+"""Shared code of the closed-form editors: values, second moments and the solver."""

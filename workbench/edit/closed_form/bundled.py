@@ -1,4 +1,4 @@
-"""Data that comes with the workbench: texts for the statistics of edits, and facts that are well known."""
+"""Data that comes with the workbench: texts for the statistics of edits, and well-known facts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ KNOWN = "known.jsonl"
 
 
 def statistics_texts() -> list[str]:
-    """Paragraphs of English running text, for the second moments of keys where a recipe names no texts.
+    """Return paragraphs of English text for the second moments of keys, used if a recipe names no text.
 
-    Their order is random and the same in every release of the file, so that the first n are a fair sample. Sources and licences:
-    `workbench/edit/data/README.md`.
+    Their order is random but fixed in each release of the file, so that the first n are a fair sample. Sources and licenses are
+    listed in `workbench/edit/closed_form/data/README.md`.
     """
     lines = lzma.decompress((_DATA / STATISTICS).read_bytes()).decode("utf-8").splitlines()
     return [json.loads(line)["text"] for line in lines]
 
 
 def known_facts() -> list[Fact]:
-    """Facts of common knowledge, each with what is true, a counterfactual target, two paraphrases and three neighbours.
+    """Return facts of common knowledge, each with its true answer, a counterfactual target, two paraphrases and three neighbors.
 
-    No subject stands in two facts, and no neighbour asks what a fact edits: all of them can be edited at once. Which of them a
-    base knows is for the caller to ask; small models know a part.
+    No subject occurs in two facts, and no neighbor asks for an edited fact, so all of them can be edited at once. A small model
+    knows only some of them; the caller must check which.
     """
     with as_file(_DATA / KNOWN) as path:
         return read_facts(path, KNOWN)

@@ -1,4 +1,4 @@
-"""The closed-form editors: recipe fields that they share, and the way from facts to factors. A preset says its metric and ridge."""
+"""Base class of the closed-form editors: recipe fields, and the steps from facts to factors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
 
 LONGEST = 512
-"""Tokens of a prompt with its target at most."""
+"""Largest number of tokens of a prompt with its target."""
 
 
 class ClosedForm(Preset):
-    """A closed-form editor: facts become values, values become factors."""
+    """A closed-form editor: computes values from facts, and factors from values."""
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """Tokens of the parts of the work, before anything is cached: values of most facts need a quarter of the steps allowed."""
+        """Estimate the tokens of each part of the work without a cache; values of most facts need a quarter of the steps."""
         facts = self.read(project)
         row, steps = 12, max(1, self.steps // 4)  # tokens of a prompt with its target and half a context
         places = model.layout.mlp_layers()
@@ -32,15 +32,16 @@ class ClosedForm(Preset):
         auto = self.layers == "auto"
         layers = min(LAYERS, len(places)) if auto else len(self.layers)
         work = {
-            "facts": len(facts), "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
+            "facts": len(facts),
+            "statistics": self.tokens_per_input * width if self.needs_statistics else 0,
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": len(facts) * (self.contexts + 1) * row * steps * (1 if auto else layers),
-        }  # fmt: skip
+        }
         sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
         return {"layers": self.layers, **sweep, "work": work, "tokens": sum(work.values()) - work["facts"]}
 
     def solve(self, context: MethodContext) -> Edit:
-        """Values, then factors; the model is left as it was."""
+        """Optimize values and solve for the factors; the model is left unchanged."""
         facts = self.read(context.project)
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
         parts = Parts.of(context)

@@ -1,4 +1,4 @@
-"""Texts in front of prompts, so that a key and a value hold behind more than one beginning."""
+"""Texts before prompts, so that keys and values hold after more than one beginning."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ WORDS = 8
 
 
 def contexts(texts: Sequence[str], count: int) -> list[str]:
-    """The first words of `count` texts, those that second moments are taken on.
+    """Return the first words of `count` texts, taken from those for second moments.
 
-    MEMIT lets the model itself write them; small instruction-tuned models continue a lone "The" with noise, and sampled ones differ
-    from run to run.
+    MEMIT lets the model write them. Small instruction-tuned models continue a lone "The" with noise, and sampled texts differ
+    between runs.
     """
     found: list[str] = []
     for text in texts:

@@ -1,11 +1,11 @@
-"""Second moments of what a feed-forward output projection reads on running text: the metric in which an edit is small.
+"""Second moments of the inputs of a feed-forward output projection on ordinary text: the metric in which an edit is small.
 
-10 vectors for each input suffice for the mean of k kᵀ (FastMEMIT takes 10, ENCORE 5); ROME and MEMIT took 100,000 articles. Sums are
-kept in float64 and saved while they grow, so that an interrupted collection goes on where it was.
+Ten vectors per input suffice for the mean of k kᵀ (FastMEMIT uses 10, ENCORE 5); ROME and MEMIT used 100,000 articles. Sums are
+in float64 and saved periodically, so that an interrupted collection can continue.
 
-At some layers an attention sink (the first token of a row, in some models the first delimiter as well) reads a vector that is hundreds of
-times as long as any other, and a strength relative to tr(C) is then a strength relative to that one token. Such vectors are summed apart.
-Where they carry most of the trace, tr(C) is taken without them; their directions stay in C, so that an edit still leaves them alone.
+At some layers an attention sink (the first token of a row, in some models also the first delimiter) has a vector that is hundreds
+of times as long as any other; a strength relative to tr(C) is then relative to that one token. Such vectors are summed
+separately. If they carry most of the trace, tr(C) excludes them; C still contains their directions, so that edits avoid them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
 
 PER_INPUT = 10
-"""Vectors for each input of the projection."""
+"""Default number of vectors per input of the projection."""
 LENGTH = 256
-"""Tokens of a row of text."""
+"""Number of tokens per row of text."""
 OUTLIER = 100.0
-"""Squared norm, in medians of the layer, above which a vector may be a sink's."""
+"""A vector may belong to a sink if its squared norm is above this multiple of the layer's median."""
 SINKS_A_ROW = 2.0
-"""Sinks are at most so many a row of text on average: a kind of token that is common is not a sink, however long its vectors are."""
+"""Largest average number of sinks per row. Tokens that occur more often are not sinks, however long their vectors are."""
 DOMINATES = 0.5
-"""Share of tr(C) above which sinks are left out of the trace."""
+"""Sinks are excluded from tr(C) if they carry more than this share of it."""
 _SAVE_EVERY = 60.0
 _VERSION = 2
 
@@ -54,8 +54,8 @@ class Moments:
         vectors: [d, d] eigenvectors in columns, float64.
         values: [d] eigenvalues, ascending, float64, not negative.
         tokens: Number of vectors in the mean.
-        record: What cards say: tokens, source, key; what is left out of the trace, if anything is.
-        trace: Mean squared norm of the vectors that are no sinks, where sinks dominate C; None: all of them, the sum of the eigenvalues.
+        record: Entries for the card: tokens, source, key, and the part that is excluded from the trace, if any.
+        trace: Mean squared norm of the vectors that are not sinks, if sinks dominate C; None: the sum of the eigenvalues.
     """
 
     vectors: Tensor
@@ -66,28 +66,29 @@ class Moments:
 
     @property
     def total(self) -> float:
-        """Return the trace that strengths are relative to: tr(C) without dominating sinks."""
+        """Trace that strengths are relative to: tr(C) without dominating sinks."""
         return float(self.values.sum()) if self.trace is None else self.trace
 
     @property
     def scale(self) -> float:
-        """The mean eigenvalue of such a trace: total / d."""
+        """Mean eigenvalue for that trace: total / d."""
         return float(self.values.mean()) if self.trace is None else self.trace / len(self.values)
 
 
 def moments(
     context: MethodContext, parts: Parts, layers: Sequence[int], source: str | None, per_input: int
 ) -> dict[int, Moments]:
-    """Second moments for some layers: from the cache, or collected in one pass over the text.
+    """Return second moments of some layers, from the cache or from one pass over the text.
 
     Args:
-        context: Model, tokenizer, cache, digests of the weights.
-        parts: Where the layers are.
-        layers: For which.
-        source: A jsonl of texts or a plain text file, relative to the project; None for the text that comes with the package.
-        per_input: Tokens for each input of the projection.
+        context: Model, tokenizer, cache and digests of the weights.
+        parts: Parts of the model.
+        layers: The layers.
+        source: JSONL or plain text file, relative to the project; None: the text that comes with the package.
+        per_input: Number of tokens per input of the projection.
 
-    Errors: too little text.
+    Raises:
+        WorkbenchError: If the text is missing or too short.
     """
     texts, digest = statistics_source(context, source)
     places = {layer: _place(context, parts, layer, digest, per_input) for layer in layers}
@@ -98,7 +99,7 @@ def moments(
 
 
 def statistics_source(context: MethodContext, source: str | None) -> tuple[list[str], str]:
-    """Texts that statistics are taken on, and their digest."""
+    """Return the texts for statistics, and their digest."""
     if source is None:
         texts = statistics_texts()
     elif Path(source).suffix == ".jsonl":
@@ -106,13 +107,18 @@ def statistics_source(context: MethodContext, source: str | None) -> tuple[list[
     else:
         path = context.project / source
         if not path.is_file():
-            raise WorkbenchError(f"{source}: no such file of text for statistics", "Paths start at the project folder.")
+            raise WorkbenchError(
+                f"{source}: the text file for statistics does not exist", "Paths are relative to the project folder."
+            )
         texts = [part.strip() for part in jsondoc.text_of(path).split("\n\n") if part.strip()]
     return texts, json_digest(texts)
 
 
 def _place(context: MethodContext, parts: Parts, layer: int, digest: str, per_input: int) -> Path:
-    """Where a layer's moments lie: keyed by the weights that decide its inputs, the text, the tokenizer and the number of tokens."""
+    """Return the cache path of a layer's moments.
+
+    Its key covers the weights that affect the layer's inputs, the text, the tokenizer and the number of tokens.
+    """
     layout = context.layout.layout
     above = {name for name in context.digests if (number := layout.layer(name)) is not None and number > layer}
     weights = sorted((n, d) for n, d in context.digests.items() if n not in above and n != parts.tensors[layer])
@@ -123,7 +129,7 @@ def _place(context: MethodContext, parts: Parts, layer: int, digest: str, per_in
 def _collect(
     context: MethodContext, parts: Parts, places: dict[int, Path], texts: Sequence[str], per_input: int, source: str | None
 ) -> None:
-    """Run text through the layers up to the highest one and add up k kᵀ."""
+    """Run text through the layers up to the highest one and sum k kᵀ."""
     needed = per_input * max(parts.width(layer) for layer in places)
     rows = _enough(list(_rows(context, texts)), needed, per_input, source)
     what = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
@@ -144,7 +150,11 @@ def _collect(
 
 
 def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
-    """The first rows that hold so many tokens. Errors, before any of them is run: too few."""
+    """Return the first rows that hold `needed` tokens.
+
+    Raises:
+        WorkbenchError: If there are too few tokens; nothing has been run yet.
+    """
     total = 0
     for number, row in enumerate(rows, 1):
         total += len(row)
@@ -153,12 +163,12 @@ def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | No
     raise WorkbenchError(
         f"statistics: {source or 'the bundled text'} has {total:,} tokens, expected {needed:,} ({per_input} for each of "
         f"{needed // per_input:,} inputs)",
-        "Name more text in `statistics: FILE` (a jsonl of texts or a plain text), or set `tokens_per_input` lower.",
+        "Set `statistics` to a file with more text (JSONL or plain text), or lower `tokens_per_input`.",
     )
 
 
 def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Rows of at most LENGTH tokens, text after text."""
+    """Yield rows of at most LENGTH tokens, text after text."""
     longest = longest_row(context.layout.config, LENGTH)
     for text in texts:
         tokens: list[int] = context.tokenizer(text)["input_ids"]
@@ -169,12 +179,12 @@ def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
 
 @dataclass
 class MomentSums:
-    """What is added up over the vectors of a layer.
+    """Sums over the vectors of a layer.
 
     Attributes:
-        rest: Σ k kᵀ [d, d] over vectors that are no outliers, float64.
-        outliers: The same over those whose squared norm is above `OUTLIER` medians.
-        counts: Number of vectors, number of outliers, number of outliers at the first position of a row.
+        rest: Σ k kᵀ [d, d] over vectors that are not outliers, float64.
+        outliers: The same over vectors whose squared norm is above `OUTLIER` medians.
+        counts: Number of vectors, number of outliers, and number of outliers at the first position of a row.
         median: Median squared norm in the first batch; 0 before it.
     """
 
@@ -185,7 +195,7 @@ class MomentSums:
 
     @classmethod
     def empty(cls, width: int, device: torch.device) -> MomentSums:
-        """Sums before the first vector."""
+        """Return sums without vectors."""
         rest, outliers = (torch.zeros(width, width, dtype=torch.float64, device=device) for _ in range(2))
         return cls(rest, outliers, [0, 0, 0], 0.0)
 
@@ -194,24 +204,27 @@ class MomentSums:
 
         Args:
             keys: The vectors.
-            first: [n], whether a vector is that of a row's first token.
+            first: [n], whether a vector belongs to the first token of a row.
         """
         norms = keys.double().square().sum(1)
         if not self.counts[0]:
             self.median = float(norms.median())
         far = norms > OUTLIER * self.median
         if bool(far.any()):
-            # Beside vectors so long the products of all others would be lost in float32.
+            # In float32 sums with such long vectors, the products of all other vectors would be lost.
             long, keys = keys[far].double(), keys[~far]
             self.outliers += long.T @ long
         self.rest += (keys.T @ keys).to(self.rest)
         self.counts = [self.counts[0] + len(norms), self.counts[1] + int(far.sum()), self.counts[2] + int((far & first).sum())]
 
     def left_out(self, rows: int) -> dict[str, Any] | None:
-        """Describe what of the trace is left out as that of sinks: their number, how many stand first in a row, their share of tr(C).
+        """Describe the sinks that are excluded from the trace; None if there are none.
 
         Args:
-            rows: Rows of text.
+            rows: Number of rows of text.
+
+        Returns:
+            Number of sinks (`vectors`), those at the start of a row (`first`), and their share of tr(C) (`share`).
         """
         inside, outside = float(self.rest.trace()), float(self.outliers.trace())
         if not outside or self.counts[1] > SINKS_A_ROW * rows or outside <= DOMINATES * (inside + outside):
@@ -220,7 +233,7 @@ class MomentSums:
 
 
 def _add(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]], device: torch.device) -> int:
-    """Add a batch; returns the number of tokens so far."""
+    """Add a batch; return the number of tokens so far."""
     side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
     batch = Padded(side.tokens, side.mask, none, none, none, none)
     real = batch.mask.flatten().bool()
@@ -259,17 +272,17 @@ def _adder(sums: dict[int, MomentSums], layer: int, real: Tensor, first: Tensor)
 
 
 def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tuple[dict[int, MomentSums], int]:
-    """Sums so far, and the next row: from files of an interrupted collection where all layers have the same."""
-    found: dict[int, tuple[MomentSums, int, int]] = {}
+    """Return the sums so far and the next row, from an interrupted collection if all layers are at the same row."""
+    saved: dict[int, tuple[MomentSums, int, int]] = {}
     for layer, place in places.items():
         file = place.with_suffix(".sums.safetensors")
         if file.is_file():
             with safe_open(file, "pt") as stored:
                 row, *counts = stored.get_tensor("progress").tolist()
                 rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))
-                found[layer] = MomentSums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
-    if len(found) == len(places) and len({f[1:] for f in found.values()}) == 1:
-        return {layer: f[0] for layer, f in found.items()}, next(iter(found.values()))[2]
+                saved[layer] = MomentSums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
+    if len(saved) == len(places) and len({f[1:] for f in saved.values()}) == 1:
+        return {layer: f[0] for layer, f in saved.items()}, next(iter(saved.values()))[2]
     return {layer: MomentSums.empty(parts.width(layer), device) for layer in places}, 0
 
 
@@ -286,11 +299,11 @@ def _save_sums(places: dict[int, Path], sums: dict[int, MomentSums], row: int) -
 
 
 def _factor(sums: MomentSums, rows: int, place: Path) -> None:
-    """Eigenvectors and eigenvalues, kept; the sums are no longer needed."""
+    """Save eigenvectors and eigenvalues, and delete the sums."""
     tokens, outliers, _ = sums.counts
     mean = (sums.rest + sums.outliers) / tokens
     if not bool(torch.isfinite(mean).all()):
-        raise WorkbenchError("statistics: what the projection reads is not finite on this text", "Check the base's weights.")
+        raise WorkbenchError("statistics: inputs of the projection are not finite on this text", "Check the base's weights.")
     values, vectors = torch.linalg.eigh(mean)
     tensors = {"vectors": vectors.contiguous().cpu(), "values": values.clamp(min=0).cpu(), "tokens": torch.tensor(tokens)}
     if left_out := sums.left_out(rows):

@@ -1,4 +1,4 @@
-"""Prompts whose answers must not move: their keys join the metric of the solve."""
+"""Prompts whose answers must not change: their keys become part of the metric of the solve."""
 
 from __future__ import annotations
 
@@ -15,25 +15,32 @@ from workbench.facts import Fact
 from workbench.steps import MethodContext
 
 _FIELDS = ("prompt", "text", "subject", "neighbours")
-_EXPECTED = 'Expected {"prompt": "..."}, {"text": "..."} or a fact with neighbours a line.'
+_EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
 
 
 def read_prompts(path: Path, shown: str) -> list[Fact]:
-    """Prompts of a jsonl, as facts without an answer: each with its subject where the line names one.
+    """Read prompts from a JSONL file as facts without an answer, each with its subject if the line has one.
 
-    Errors, with file and line: missing file, not JSON, no prompt.
+    Args:
+        path: The file.
+        shown: Its name in error messages.
+
+    Raises:
+        WorkbenchError: If the file is missing, is not JSON or has no prompt; with file and line.
     """
     if not path.is_file():
-        raise WorkbenchError(f"{shown}: no such file of prompts to preserve", "Paths start at the project folder.")
-    found: dict[tuple[str, str | None], Fact] = {}
+        raise WorkbenchError(
+            f"{shown}: the file of prompts to preserve does not exist", "Paths are relative to the project folder."
+        )
+    prompts: dict[tuple[str, str | None], Fact] = {}
     for number, row in jsondoc.lines(path, shown, _EXPECTED):
         place = f"{shown}:{number}"
         for prompt, subject in _prompts(row, place):
-            fact = Fact(f"preserve-{len(found)}", prompt, subject, ".", place=place)
-            found.setdefault((fact.text, subject), fact)
-    if not found:
-        raise WorkbenchError(f"{shown}: no prompts to preserve", _EXPECTED)
-    return list(found.values())
+            fact = Fact(f"preserve-{len(prompts)}", prompt, subject, ".", place=place)
+            prompts.setdefault((fact.text, subject), fact)
+    if not prompts:
+        raise WorkbenchError(f"{shown}: the file has no prompts to preserve", _EXPECTED)
+    return list(prompts.values())
 
 
 def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
@@ -46,7 +53,7 @@ def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
         return [(_neighbour(entry, place), None) for entry in row["neighbours"]]
     text = row.get("prompt", row.get("text"))
     if not isinstance(text, str) or not text.strip():
-        raise WorkbenchError(f"{place}: no prompt", _EXPECTED)
+        raise WorkbenchError(f"{place}: the line has no prompt", _EXPECTED)
     subject = row.get("subject")
     if not isinstance(subject, str) or "{subject}" in text:
         return [(text, subject if isinstance(subject, str) else None)]
@@ -61,7 +68,7 @@ def _neighbour(entry: object, place: str) -> str:
 
 
 def preserved_keys(context: MethodContext, parts: Parts, layer: int, position: Position, before: list[str], shown: str) -> Tensor:
-    """Keys [prompt, d_in] of the prompts, at the same position as the facts'."""
+    """Return the keys [prompt, d_in] of the prompts in a file, at the same position as those of the facts."""
     prompts = read_prompts(context.project / shown, shown)
     keys, _ = keys_of(context, parts, layer, [(prompt,) for prompt in prompts], position, before)
     return keys

@@ -1,4 +1,4 @@
-"""Recipe fields that the closed-form editors share, and what each editor declares."""
+"""Recipe fields that the closed-form editors share, and the interface that each editor implements."""
 
 from __future__ import annotations
 
@@ -19,48 +19,57 @@ from workbench.steps.fields import Real, Whole
 
 
 class Preset(EditMethod):
-    """Fields that the closed-form editors share, and what each of them declares: its metric and ridge."""
+    """Fields that the closed-form editors share; each editor implements its metric and ridge."""
 
     facts: str
-    """A facts file, or a published set (docs/facts.md), relative to the project."""
+    """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
-    """Only so many facts of the file, from its start."""
+    """Use only the first N facts of the file."""
     layers: Layers = "auto"
-    """Layers whose feed-forward output projection is written, upwards; auto: the one that a sweep on well-known facts finds best."""
+    """Layers whose feed-forward output projection is updated, from the lowest to the highest; `auto`: the layer that works best
+    in a sweep on well-known facts."""
     position: Literal["auto", "subject_last", "prompt_last"] = "auto"
-    """Token at which facts are looked up; auto: measured for each layer, by restoring states of the subject and of the last token."""
+    """Token at which facts are looked up: the subject's last or the prompt's last. `auto` chooses for each layer, by restoring
+    the layer's states at both."""
     mode: Mode = "joint"
-    """joint: one solve for all facts, whatever their order; {sequential: {batch: N}}: N at a time, each on the result of those before."""
+    """`joint`: one solve for all facts, independent of their order. `{sequential: {batch: N}}`: N facts at a time, each batch on
+    the model that the earlier batches have produced."""
     history: bool = True
-    """In sequential mode, keep what the batches before have written."""
+    """In sequential mode, preserve what earlier batches have written."""
     preserve: str | None = None
-    """Prompts whose keys must not move: a jsonl of {"text":} or {"prompt":}, or of facts, whose neighbours are taken."""
+    """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
+    whose neighbours are used."""
     preserve_weight: Real = Field(1.0, gt=0)
-    """Weight of each of them, against 1 for a fact."""
+    """Weight of each preserved prompt; a fact has weight 1."""
     statistics: str | None = None
-    """Text for second moments: a jsonl or a plain text, relative to the project; omitted: the text that comes with the workbench."""
+    """Text for the second moments: JSONL or plain text, relative to the project. Default: the text that comes with the
+    workbench."""
     tokens_per_input: Whole = Field(PER_INPUT, ge=1)
-    """Tokens read for each input of the projection."""
+    """Number of tokens of that text per input of the projection."""
     contexts: Whole = Field(3, ge=0, le=10)
-    """Beginnings, taken from the text for statistics, in front of prompts that key and value hold behind; 0: the plain prompt alone."""
+    """Number of text beginnings put before each prompt, so that key and value hold after other text too; 0: the plain prompt
+    only."""
     steps: Whole = Field(60, ge=1)
-    """Steps of a value's optimisation, at most: it ends when the target is on top behind every beginning."""
+    """Largest number of optimization steps for a value; it stops when the target is the most likely answer after every
+    beginning."""
     learning_rate: Real = Field(0.25, gt=0, le=10)
-    """Length of a step, in multiples of the norm of the projection's output there."""
+    """Length of a step, relative to the norm of the projection's output."""
     clamp: Real = Field(8.0, gt=0)
-    """Largest change of the projection's output, in multiples of its norm there."""
+    """Largest change of the projection's output, relative to its norm."""
     kl: Real = Field(0.0625, ge=0)
-    """Weight of the divergence on "{subject} is a"."""
+    """Weight of the divergence on the prompt "{subject} is a", which should not change."""
     decay: Real = Field(0.0, ge=0)
-    """Weight of the squared change, relative to the output's norm."""
+    """Weight of the squared change, relative to the norm of the output."""
     confidence: Real = Field(0.9, gt=0, lt=1)
-    """Mean probability of the target at which a value is done."""
+    """Mean probability of the target at which the optimization of a value stops."""
     end_of_text: bool = False
-    """Whether a value makes the model end the text behind the target as well, so that what it writes stops there."""
+    """Also make the model end the text after the target, so that generation stops there."""
     unconverged: Literal["refuse", "skip"] = "refuse"
-    """What to do with facts for which no value makes the model say the target: stop before any weight changes, or leave them out."""
+    """What to do with facts for which no value makes the model give the target: `refuse` stops before any weight changes, `skip`
+    leaves them out."""
     refine: Whole = Field(1, ge=0)
-    """Rounds in which facts that the solved model does not say yet get a larger change, with the same keys; joint mode."""
+    """Joint mode: number of rounds in which facts that the edited model does not know yet get a larger change, with the same
+    keys."""
 
     version = 2
     needs_statistics: ClassVar[bool] = True
@@ -68,36 +77,41 @@ class Preset(EditMethod):
     @model_validator(mode="after")
     def _layers(self) -> Self:
         if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"expected auto, or layers that differ, found {list(self.layers)}")
+            raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         return self
 
     def inputs(self) -> list[str]:
-        """Facts, prompts to preserve, text for statistics."""
+        """Return the files of facts, prompts to preserve and text for statistics."""
         return [self.facts, *filter(None, [self.preserve, self.statistics])]
 
     def check_inputs(self, project: Path) -> None:
-        """Read facts and prompts once; facts do not contradict each other."""
+        """Read facts and prompts, and check that facts do not contradict each other."""
         require_consistent(self.read(project))
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
 
     def read(self, project: Path) -> list[Fact]:
-        """The facts: of a joint solve sorted by id, so that the result does not depend on the file's order; else in that order."""
-        found = read_facts(project / self.facts, self.facts)[: self.first]
-        return sorted(found, key=lambda fact: fact.id) if self.mode == "joint" else found
+        """Return the facts, in joint mode sorted by ID so that the result does not depend on the order of the file."""
+        facts = read_facts(project / self.facts, self.facts)[: self.first]
+        return sorted(facts, key=lambda fact: fact.id) if self.mode == "joint" else facts
 
     def settings(self) -> Settings:
-        """How values are optimised."""
+        """Return the settings of the optimization of values."""
         return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence, self.end_of_text)
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
-        """G of the preset. `moments` is there where `needs_statistics`."""
+        """Return the editor's metric G.
+
+        Args:
+            moments: Second moments of the layer; None unless `needs_statistics`.
+            width: Number of inputs of the projection.
+        """
         raise NotImplementedError
 
     def ridge(self, width: int) -> float:
-        """μ of the preset."""
+        """Return the editor's ridge μ."""
         raise NotImplementedError
 
     def spread_ridge(self, width: int) -> float:
-        """μ of what the keys of a fact differ from their mean by."""
+        """Return the ridge μ for the differences of a fact's keys from their mean."""
         return self.ridge(width)

@@ -1,4 +1,4 @@
-"""One run of a closed-form editor: from facts to low-rank updates."""
+"""The run of a closed-form editor, from facts to low-rank updates."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ from workbench.weights.digests import tensor_digest
 
 @dataclass
 class _Solve:
-    """One run of a closed-form editor.
+    """A run of a closed-form editor.
 
     Attributes:
-        method, context, parts, facts, choice: What is solved, on what, where.
-        updates: Layer -> ΔW [out, in] so far, float64.
-        factors: Layer -> columns and rows of the products that its update is the sum of; None once they are wider than the update.
-        tensors: "LAYER.keys" and "LAYER.changes" -> rows by batch, for the brick.
-        outcome: Fact id -> what its record says.
+        method: The editor with its fields.
+        context: Model, tokenizer and cache.
+        parts: Parts of the model.
+        facts: Facts to write.
+        choice: Layers and positions.
+        updates: Layer -> update ΔW [out, in] so far, float64.
+        factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
+        tensors: "LAYER.keys" and "LAYER.changes" -> rows per batch, stored in the brick.
+        outcome: Fact ID -> its entry in the record.
     """
 
     method: Preset
@@ -49,22 +53,24 @@ class _Solve:
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> Edit:
-        """Layer by layer, batch by batch."""
+        """Write all facts, layer by layer and batch by batch."""
         method, context, parts = self.method, self.context, self.parts
         weights_key = context.weights_key
         self.before = contexts(statistics_source(context, method.statistics)[0], method.contexts)
         layers = sorted(self.choice.layers)
-        found = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+        second_moments = (
+            moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+        )
         ratios = {}
         for layer in layers:
             position = self.choice.positions[layer]
             rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
-            self._layer(layer, position, found.get(layer), weights_key)
+            self._layer(layer, position, second_moments.get(layer), weights_key)
         if not self.factors:
             raise WorkbenchError(
-                f"edit {method.name}: none of the {len(self.facts)} facts has a value that makes the model say it",
-                "Name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+                f"edit {method.name}: no value makes the model give the target of any of the {len(self.facts)} facts",
+                "Set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
         factors = {
             f"{self.parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], pairs)
@@ -73,20 +79,23 @@ class _Solve:
         if parts.transposed:
             factors = {name: update.transposed() for name, update in factors.items()}
         record = {
-            **self.choice.record, "order": "free" if method.mode == "joint" and len(layers) == 1 else "dependent",
-            "block_ratio": ratios, "statistics": {str(layer): m.record for layer, m in found.items()},
-            "rank": {name: update.rank for name, update in factors.items()}, "facts": self._facts(),
-        }  # fmt: skip
+            **self.choice.record,
+            "order": "free" if method.mode == "joint" and len(layers) == 1 else "dependent",
+            "block_ratio": ratios,
+            "statistics": {str(layer): m.record for layer, m in second_moments.items()},
+            "rank": {name: update.rank for name, update in factors.items()},
+            "facts": self._facts(),
+        }
         tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
         return Edit(factors, record, parts.transposed, list(self.facts), tensors)
 
     def _facts(self) -> list[dict[str, Any]]:
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
 
-    def _layer(self, layer: int, position: Position, found: Moments | None, weights_key: str) -> None:
-        """Write one layer, with the layers below as they are written already."""
+    def _layer(self, layer: int, position: Position, second_moments: Moments | None, weights_key: str) -> None:
+        """Write one layer on the model with the updates of lower layers."""
         method = self.method
-        metric = method.metric(found, self.parts.width(layer))
+        metric = method.metric(second_moments, self.parts.width(layer))
         if method.preserve:
             keys = preserved_keys(self.context, self.parts, layer, position, self.before, method.preserve)
             metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
@@ -95,27 +104,27 @@ class _Solve:
         width = self.parts.width(layer)
         if method.ridge(width) == 0 and min(size, len(groups)) > width:
             raise WorkbenchError(
-                f"edit {method.name}: {min(size, len(groups))} facts at once, and the projection of layer {layer} has {width} inputs: so many "
-                "values cannot all be written exactly. No weight was changed",
-                "Take `edit: memit`, which writes them as well as they fit beside text, or fewer facts.",
+                f"edit {method.name}: {min(size, len(groups))} facts at once cannot be written exactly, because the projection of layer "
+                f"{layer} has only {width} inputs. No weight was changed",
+                "Use `edit: memit`, which does not need exact values, or fewer facts.",
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
             for start in range(0, len(groups), size):
                 metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
 
     def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: KeyMetric, weights_key: str) -> KeyMetric:
-        """Solve for a batch on the model as it is by now; returns the metric for the batches behind it."""
+        """Write one batch on the model as it is now; return the metric for the next batches."""
         method, width = self.method, self.parts.width(layer)
         mu = method.ridge(width)
         now = json_digest([weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
         with self._written(layer):
-            found = values(self.context, self.parts, layer, groups, position, self.before, method.settings(), now)
-        groups, found = self._converged(groups, found, layer, position)
+            solutions = values(self.context, self.parts, layer, groups, position, self.before, method.settings(), now)
+        groups, solutions = self._converged(groups, solutions, layer, position)
         if not groups:
             return metric
-        keys, changes = found.rows("key"), found.rows("change")
-        # Least squares over the keys behind all contexts: their mean is the key, what they differ by joins the metric.
-        with_spread = metric.after_all(_spreads(found), method.spread_ridge(width))
+        keys, changes = solutions.rows("key"), solutions.rows("change")
+        # Least squares over the keys after all contexts: their mean is the key, and their differences from it go into the metric.
+        with_spread = metric.after_all(_spreads(solutions), method.spread_ridge(width))
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
             changes = self._refined(layer, position, groups, changes, solved, now)
@@ -123,16 +132,19 @@ class _Solve:
         self._add(layer, left, right)
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
-        for group, value, share in zip(groups, found, _reached(left @ right, keys, changes), strict=True):
+        for group, value, share in zip(groups, solutions, _reached(left @ right, keys, changes), strict=True):
             for fact in group:
                 self.outcome[fact.id] = {
-                    "layer": layer, "loss": round(value.loss, 4), "before": round(value.before, 4), "steps": value.steps,
+                    "layer": layer,
+                    "loss": round(value.loss, 4),
+                    "before": round(value.before, 4),
+                    "steps": value.steps,
                     "written": round(share, 4),
-                }  # fmt: skip
+                }
         return with_spread.after_all(_chunks(keys), mu) if method.mode != "joint" and method.history else metric
 
     def _written(self, layer: int) -> Any:
-        """The model with what is written to this layer so far; layers below are written already."""
+        """Add this layer's update so far to the model within the block; lower layers are already updated."""
         return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
 
     def _add(self, layer: int, left: Tensor, right: Tensor) -> None:
@@ -144,15 +156,21 @@ class _Solve:
         self.factors[layer] = None if wide or known is None else [*known, (left, right)]
 
     def _converged(self, groups: Sequence[Group], found: Values, layer: int, position: str) -> tuple[list[Group], Values]:
-        """The groups whose value makes the model say the targets. Errors: others, unless they are to be skipped."""
+        """Return the groups whose value makes the model give the targets.
+
+        Raises:
+            WorkbenchError: If other groups exist and `unconverged` is "refuse".
+        """
         kept = [i for i, value in enumerate(found) if value.top]
         bad = [(groups[i], found[i]) for i in sorted({*range(len(found))} - {*kept})]
         if bad and self.method.unconverged == "refuse":
-            shown = "; ".join(f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats a token)" for group, value in bad[:4])
+            shown = "; ".join(
+                f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats per token)" for group, value in bad[:4]
+            )
             raise WorkbenchError(
-                f"edit {self.method.name}: no value at layer {layer}, {position}, makes the model say the target of {len(bad)} of "
+                f"edit {self.method.name}: at layer {layer}, {position}, no value makes the model give the target of {len(bad)} of "
                 f"{len(groups)} facts: {shown}{' …' if len(bad) > 4 else ''}. No weight was changed",
-                "Leave them out with `unconverged: skip`, name other `layers:` or another `position:`, or raise `steps` or `clamp`.",
+                "Skip them with `unconverged: skip`, set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
         for group, value in bad:
             for fact in group:
@@ -167,7 +185,11 @@ class _Solve:
     def _refined(
         self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str
     ) -> Tensor:
-        """Larger changes [n, d_out] for facts that the solved model does not say yet; keys, and with them A, stay."""
+        """Increase the changes for facts whose target the updated model does not give yet; keys, and therefore A, stay the same.
+
+        Returns:
+            Changes [n, d_out].
+        """
         method = self.method
         for round_ in range(method.refine):
             left, right = solved.update(changes)
@@ -186,26 +208,26 @@ class _Solve:
         return changes
 
     def _said(self, groups: Sequence[Group]) -> list[bool]:
-        """Whether the model as it is says all targets of a group, after the plain prompts."""
+        """Return for each group whether the model gives all its targets after the plain prompts."""
         end = self.method.end_of_text
         rows = [row_of(fact, self.context.tokenizer, "prompt_last", end=end) for group in groups for fact in group]
         top = torch.cat(
             [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
         )
-        found, at = [], 0
+        said, at = [], 0
         for group in groups:
-            found.append(bool(top[at : at + len(group)].all()))
+            said.append(bool(top[at : at + len(group)].all()))
             at += len(group)
-        return found
+        return said
 
 
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
-    """Rows [n, d] as columns [d, ·], a few at a time."""
+    """Yield rows [n, d] as columns [d, ·], `CHUNK` at a time."""
     return (part.T for part in torch.split(rows, CHUNK))
 
 
 def _spreads(found: Values) -> Iterator[Tensor]:
-    """Yield how single keys differ from their means, as columns [d, ·] of a few values at a time; rows of zeros are left out."""
+    """Yield the differences of single keys from their means, as columns [d, ·] of a few values at a time, without zero rows."""
     for start in range(0, len(found), CHUNK):
         rows = torch.cat([value.spread for value in found.some(range(start, min(len(found), start + CHUNK)))])
         if len(rows := rows[rows.any(1)]):
@@ -213,8 +235,8 @@ def _spreads(found: Values) -> Iterator[Tensor]:
 
 
 def _reached(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
-    """‖ΔW k‖ as a share of the wanted change's norm, for keys [n, d_in] and changes [n, d_out]."""
-    found: list[float] = []
+    """Return ‖ΔW k‖ as a share of the norm of the wanted change, for keys [n, d_in] and changes [n, d_out]."""
+    shares: list[float] = []
     for some, wanted in zip(torch.split(keys, CHUNK), torch.split(changes, CHUNK), strict=True):
-        found += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
-    return found
+        shares += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
+    return shares

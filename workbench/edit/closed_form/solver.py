@@ -1,13 +1,18 @@
-"""Solve the one linear system behind the closed-form editors: ΔW = R Aᵀ with A = G K (KᵀG K + μI)⁻¹, in float64.
+"""Solve the linear system of the closed-form editors in float64: ΔW = R Aᵀ with A = G K (KᵀG K + μI)⁻¹.
 
-K [d_in, n] holds the keys, R [d_out, n] the wanted changes of the output; G is an inverse metric and μ a ridge. G = C⁻¹ and μ = 0 give
-ROME (2202.05262, eq. 2); G = (λC)⁻¹ and μ = 1 give MEMIT (2210.07229, eq. 14), with keys that are written already in the metric as
-well; G = C⁻¹ and μ > 0 give EMMET (2403.14236); G = U (L·I)⁻¹ Uᵀ over the directions U that text hardly uses gives AlphaEdit
-(2410.02355); G = (λC + ηI)⁻¹ gives ENCORE (2502.01636); G = I gives UltraEdit (2505.14679).
+K [d_in, n] holds the keys, R [d_out, n] the wanted changes of the output; G is an inverse metric and μ a ridge. The editors
+differ in G and μ:
 
-The system is solved on its smaller side. With fewer keys than inputs that is n × n. With more, the push-through identity
-(X Xᵀ + μI)⁻¹ X = X (XᵀX + μI)⁻¹ for keys X in whitened coordinates gives a system of at most d_in × d_in, and the keys are only needed
-as the sum X Xᵀ, which is taken chunk by chunk. Both sides have the same eigenvalues apart from zeros, so the result is the same.
+- ROME (2202.05262, eq. 2): G = C⁻¹ and μ = 0.
+- MEMIT (2210.07229, eq. 14): G = (λC)⁻¹ and μ = 1, with keys that are already written in the metric.
+- EMMET (2403.14236): G = C⁻¹ and μ > 0.
+- AlphaEdit (2410.02355): G = U (L·I)⁻¹ Uᵀ over the directions U that text hardly uses.
+- ENCORE (2502.01636): G = (λC + ηI)⁻¹.
+- UltraEdit (2505.14679): G = I.
+
+The system is solved on its smaller side. With fewer keys than inputs it is n × n. With more keys, the push-through identity (X Xᵀ
++ μI)⁻¹ X = X (XᵀX + μI)⁻¹ for whitened keys X gives a system of at most d_in × d_in, and the keys are needed only as the sum X
+Xᵀ, which is computed in chunks. Both sides have the same nonzero eigenvalues, so the result is the same.
 """
 
 from __future__ import annotations
@@ -21,23 +26,23 @@ from torch import Tensor
 from workbench.weights.lowrank import Factors
 
 INDEPENDENT = 1e-9
-"""Singular values of an update below this share of the largest are rounding."""
+"""Singular values of an update below this share of the largest one are rounding errors."""
 DEPENDENT = 1e-9
-"""What a key, computed in float32, has of its own beside other keys, as a share of kᵀG k: below this it is rounding."""
+"""A float32 key whose part that is independent of other keys is below this share of kᵀG k is rounding error."""
 ROUNDING = 1e-15
-"""The same in float64, where a ridge holds the system."""
+"""The same for float64, if there is a ridge."""
 CHUNK = 512
-"""Keys that are converted to float64 and whitened at a time."""
+"""Number of keys that are converted to float64 and whitened at a time."""
 
 
 @dataclass(frozen=True)
 class _Written:
-    """A group of written keys that is small enough to be kept as columns.
+    """A group of written keys that is small enough to be stored as columns.
 
     Attributes:
         keys: X [m, p], whitened.
-        right: T X (XᵀT X + μI)⁻¹ [m, p], with the T of before the group.
-        mu: Their ridge; 0 for keys whose outputs may not change at all.
+        right: T X (XᵀT X + μI)⁻¹ [m, p], with T before the group was written.
+        mu: Ridge of the keys; 0 for keys whose outputs must not change at all.
     """
 
     keys: Tensor
@@ -47,17 +52,17 @@ class _Written:
 
 @dataclass(frozen=True)
 class KeyMetric:
-    """G = Q D^(-1/2) T D^(-1/2) Qᵀ, where T is the identity until keys have been written.
+    """Inverse metric G = Q D^(-1/2) T D^(-1/2) Qᵀ; T is the identity until keys are written.
 
-    Written keys P with ridge μ change T to (T⁻¹ + P̃ P̃ᵀ/μ)⁻¹ with P̃ = D^(-1/2) QᵀP. A few are taken out by Woodbury's identity; as soon
-    as they have more columns than T, they are added up in T⁻¹ itself.
+    Writing keys P with ridge μ changes T to (T⁻¹ + P̃ P̃ᵀ/μ)⁻¹ with P̃ = D^(-1/2) QᵀP. Small groups are handled by Woodbury's
+    identity; as soon as they have more columns than T, they are summed in T⁻¹ itself.
 
     Attributes:
-        basis: Q [d, m], orthonormal columns; None stands for the identity.
+        basis: Q [d, m], orthonormal columns; None: the identity.
         diagonal: D [m], positive.
-        free: N [m, f], the whitened directions in which outputs may still change; None stands for all of them.
-        factor: Lower Cholesky factor of T⁻¹ [f, f] within `free`, without the groups in `written`; None stands for the identity.
-        written: Groups of written keys, in the order in which they were added. Keys and right factors are both kept, so that a
+        free: N [m, f], the whitened directions in which outputs may still change; None: all directions.
+        factor: Lower Cholesky factor of T⁻¹ [f, f] within `free`, without the groups in `written`; None: the identity.
+        written: Groups of written keys, in the order in which they were added. Keys and right factors are both stored, so that a
             thousand groups cost a thousand products and not 2¹⁰⁰⁰.
     """
 
@@ -69,7 +74,7 @@ class KeyMetric:
 
     @property
     def size(self) -> int:
-        """Number of directions in which a change may go: no system needs to be larger."""
+        """Number of directions in which a change is possible: an upper bound of the system's size."""
         return len(self.diagonal) if self.free is None else self.free.shape[1]
 
     def apply(self, x: Tensor) -> Tensor:
@@ -77,12 +82,16 @@ class KeyMetric:
         return self._back(self._inner(self.whitened(x)))
 
     def after(self, keys: Tensor, mu: float) -> KeyMetric:
-        """Return the metric once keys [d, n] have been written: a later change of their outputs costs ‖ΔW K‖²/μ. With μ = 0 it keeps
-        ΔW K = 0 exactly."""
+        """Return the metric after keys are written: a later change of their outputs costs ‖ΔW K‖²/μ.
+
+        Args:
+            keys: [d, n].
+            mu: Ridge; 0 keeps ΔW K = 0 exactly.
+        """
         return self.after_all(_columns(keys), mu)
 
     def after_all(self, chunks: Iterable[Tensor], mu: float) -> KeyMetric:
-        """Do the same for keys that come in chunks [d, ·] and are never held together if there are more than inputs."""
+        """Return the metric after keys in chunks [d, ·] are written; more chunks than inputs are never in memory together."""
         held: list[Tensor] = []
         room = self.size - sum(group.keys.shape[1] for group in self.written)
         gram, energy = None, 0.0
@@ -105,19 +114,19 @@ class KeyMetric:
         return replace(self, written=(*self.written, _Written(found, right, mu)))
 
     def whitened(self, x: Tensor) -> Tensor:
-        """Return D^(-1/2) Qᵀx for x [d, ·], float64: there a vector's squared length is xᵀG x as long as nothing is written."""
+        """Return D^(-1/2) Qᵀx for x [d, ·], float64; before keys are written, a column's squared length is xᵀG x."""
         x = x.to(self.diagonal)
         inner = x if self.basis is None else self.basis.T @ x
         return inner / self.diagonal.sqrt()[:, None]
 
     def summed(self) -> KeyMetric:
-        """Return the same metric without groups: what is written is part of `free` and `factor`."""
+        """Return the same metric without groups: written keys become part of `free` and `factor`."""
         return self._summed(None, 1.0, 0.0) if self.written else self
 
     def _summed(self, gram: Tensor | None, mu: float, energy: float) -> KeyMetric:
-        """Add up the groups, and keys with Gram matrix X Xᵀ [m, m] and ridge μ, in T⁻¹.
+        """Add the groups, and keys with Gram matrix X Xᵀ [m, m] and ridge μ, to T⁻¹.
 
-        Keys with μ = 0 take their span out of `free`; what a key has beside others below `DEPENDENT` is rounding.
+        Keys with μ = 0 remove their span from `free`; independent parts below `DEPENDENT` are rounding errors.
         """
         size = len(self.diagonal)
         soft, exact = (self.diagonal.new_zeros(size, size) for _ in range(2))
@@ -136,7 +145,7 @@ class KeyMetric:
         return KeyMetric(self.basis, self.diagonal, free, torch.linalg.cholesky((whole + whole.T) / 2))
 
     def _inner(self, x: Tensor) -> Tensor:
-        """T x for whitened x [m, ·]."""
+        """Return T x for whitened x [m, ·]."""
         found = x if self.free is None else self.free.T @ x
         if self.factor is not None:
             found = torch.cholesky_solve(found, self.factor)
@@ -146,19 +155,19 @@ class KeyMetric:
         return found
 
     def _back(self, x: Tensor) -> Tensor:
-        """Q D^(-1/2) x for whitened x [m, ·]."""
+        """Return Q D^(-1/2) x for whitened x [m, ·]."""
         scaled = x / self.diagonal.sqrt()[:, None]
         return scaled if self.basis is None else self.basis @ scaled
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A of a solve, on its smaller side: changes R [d_out, n] become ΔW = R Aᵀ.
+    """Matrix A of a solve, on its smaller side: changes R [d_out, n] become ΔW = R Aᵀ.
 
     Attributes:
-        rows: Aᵀ [n, d_in] itself; or, where there are more keys than inputs, Z [m, d_in] with Aᵀ = Xᵀ Z.
-        metric: Whose whitening gives X of the keys; None where `rows` are Aᵀ.
-        keys: K as rows [n, d_in], in the dtype in which they came.
+        rows: Aᵀ [n, d_in]; with more keys than inputs, Z [m, d_in] with Aᵀ = Xᵀ Z.
+        metric: Metric that whitens the keys to X; None if `rows` is Aᵀ.
+        keys: K as rows [n, d_in], in their original dtype.
     """
 
     rows: Tensor
@@ -166,7 +175,7 @@ class Solved:
     keys: Tensor
 
     def update(self, changes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ΔW as a product, float64: columns [d_out, ·] and rows [·, d_in].
+        """Return ΔW as a product in float64: columns [d_out, ·] and rows [·, d_in].
 
         Args:
             changes: R as rows [n, d_out], in any floating dtype.
@@ -181,13 +190,13 @@ class Solved:
 
 
 def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
-    """Solve for A without the wanted changes, which may be asked for later and more than once.
+    """Solve for A. The wanted changes are not needed yet, and one solution serves several of them.
 
     Args:
-        keys: K as rows [n, d_in], in any floating dtype; more rows than inputs are read in chunks and never copied together.
+        keys: K as rows [n, d_in], in any floating dtype. More rows than inputs are read in chunks and never copied together.
         metric: G.
-        mu: Ridge; 0 writes every change exactly, as far as the keys are independent of each other and of written ones. Equal keys
-            get the mean of their changes, and written keys are not written again.
+        mu: Ridge. With 0, every change is written exactly, as far as keys are independent of each other and of written ones:
+            equal keys get the mean of their changes, and written keys are not written again.
     """
     if len(keys) <= metric.size:
         found = metric.whitened(keys.T)
@@ -210,13 +219,13 @@ def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
 
 
 def right_factor(keys: Tensor, metric: KeyMetric, mu: float) -> Tensor:
-    """Return A [d_in, n] for keys [d_in, n]: what multiplies the wanted changes. See `solve`."""
+    """Return A [d_in, n] for keys [d_in, n], the factor that multiplies the wanted changes. See `solve`."""
     found = solve(keys.T, metric, mu)
     return found.rows.T if found.metric is None else found.rows.T @ found.metric.whitened(keys)
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
-    """A product as float32 factors of its own rank: dependent keys add none, and no rank exceeds that of the matrix.
+    """Return a product as float32 factors of its numerical rank: dependent keys do not increase it.
 
     Args:
         left: [d_out, n], float64.
@@ -227,18 +236,18 @@ def factors_of(left: Tensor, right: Tensor) -> Factors:
     u, values, v = torch.linalg.svd(r_left @ r_right.T)
     rank = max(1, int((values > INDEPENDENT * values[:1]).sum()))
     root = values[:rank].sqrt()
-    # One sign for each pair, so that equal updates give equal factors.
+    # Fix the sign of each pair, so that equal updates give equal factors.
     first = q_left @ u[:, :rank]
     signs = first.gather(0, first.abs().argmax(0)[None])[0].sign()
     return Factors((first * root * signs).float().contiguous(), ((q_right @ v[:rank].T) * root * signs).T.float().contiguous())
 
 
 def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | None) -> Factors:
-    """Return an update ΔW [d_out, d_in] that several products have made, as factors of its own rank.
+    """Return an update ΔW [d_out, d_in], the sum of several products, as factors of its numerical rank.
 
     Args:
-        update: Their sum, float64; zeros give factors of zeros.
-        pairs: The products; they are used where they have fewer columns together than the matrix has on its shorter side.
+        update: The sum, float64; zeros give factors of zeros.
+        pairs: The products; used if they have fewer columns in total than the shorter side of the matrix.
     """
     size = min(update.shape)
     if pairs and sum(left.shape[1] for left, _ in pairs) < size:
@@ -248,7 +257,7 @@ def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | No
 
 
 def _columns(keys: Tensor) -> Iterator[Tensor]:
-    """Keys [d, n] in chunks of columns."""
+    """Return keys [d, n] in chunks of columns."""
     return iter(torch.split(keys, CHUNK, 1))
 
 
@@ -261,18 +270,18 @@ def _gram(parts: Sequence[Tensor], size: int) -> Tensor:
 
 
 def _energy(whitened: Tensor) -> float:
-    """Return the largest kᵀG k of whitened keys [m, n], as if nothing had been written: what is left of it is measured against this."""
+    """Return the largest kᵀG k of whitened keys [m, n] before keys are written, the reference for rounding errors."""
     return float(whitened.square().sum(0).max()) if whitened.shape[1] else 0.0
 
 
 def _solved(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
-    """(gram + μI)⁻¹ right for a symmetric gram; for μ = 0 the least-norm solution where it is singular.
+    """Return (gram + μI)⁻¹ right for a symmetric gram; with μ = 0 and a singular gram, the least-norm solution.
 
     Args:
         gram: [n, n], KᵀG K or the other side's X Xᵀ.
         mu: Ridge.
         right: [n, ·].
-        energy: The largest kᵀG k before keys were written: shares below `DEPENDENT` of it are rounding of the keys.
+        energy: Largest kᵀG k before keys were written: shares below `DEPENDENT` of it are rounding errors of the keys.
     """
     if not len(gram):
         return right

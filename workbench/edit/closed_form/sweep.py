@@ -1,4 +1,4 @@
-"""Which layer to write, and at which token: measured on facts that the model knows, before the recipe's own are touched."""
+"""Choice of the layer and token to edit, measured on facts that the model knows before the recipe's own facts are written."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 FACTS, LAYERS = 8, 6
 CARRIES = 0.6
-"""Share of an answer that a restored state brings back where it carries the fact."""
+"""A layer carries a fact if restoring its state recovers at least this share of the answer."""
 _VERSION = 2
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where facts are written.
+    """Layers and tokens to edit.
 
     Attributes:
         layers: The layers.
-        positions: Layer -> token at which facts are looked up there.
-        record: How that was found, for the brick's record.
+        positions: Layer -> token at which facts are looked up.
+        record: Measurements behind the choice, for the brick's record.
     """
 
     layers: tuple[int, ...]
@@ -45,13 +45,13 @@ class Choice:
 
 
 def candidates(editable: Sequence[int]) -> list[int]:
-    """At most LAYERS of the layers that can be edited, evenly spaced."""
+    """Return at most LAYERS of the editable layers, evenly spaced."""
     depth, count = len(editable), min(LAYERS, len(editable))
     return [editable[int((2 * i + 1) * depth / (2 * count))] for i in range(count)]
 
 
 def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
-    """The step's layers and positions; what it leaves open is measured, once for a base and the settings that matter."""
+    """Return the step's layers and positions; `auto` is measured once per base and relevant settings."""
     layers = candidates(parts.editable) if method.layers == "auto" else sorted(method.layers)
     if method.position != "auto" and method.layers != "auto":
         return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
@@ -70,7 +70,7 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
 
 
 def _numbers(method: Preset) -> dict[str, Any]:
-    """The preset's own strengths and the optimisation's settings."""
+    """Return the editor's own strengths and the settings of the optimization."""
     data = method.model_dump(mode="json")
     return {
         k: v
@@ -80,7 +80,7 @@ def _numbers(method: Preset) -> dict[str, Any]:
 
 
 def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
-    """Bundled facts that the model knows, of as many relations as possible; where it knows too few of them, facts of the recipe."""
+    """Return bundled facts that the model knows, from as many relations as possible; facts of the recipe if it knows too few."""
     bundled = [f for f in known_facts() if f.target_true]
     asked = [Fact(f.id, f.prompt, f.subject, f.target_true or "", place=f.place) for f in bundled]
     _, top = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in asked], context.device))
@@ -100,20 +100,20 @@ def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[
 def _measure(
     method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
 ) -> dict[str, Any]:
-    """Trace, then edit the pilot facts at each layer."""
-    context.progress(0, len(layers), "where facts are looked up")
-    found = trace(context, parts, pilot, layers)
+    """Trace the pilot facts, then edit them at each layer."""
+    context.progress(0, len(layers), "tracing facts")
+    traced = trace(context, parts, pilot, layers)
     if method.layers == "auto" and method.position == "auto":
-        layers, positions = _carrying(found, layers)
+        layers, positions = _carrying(traced, layers)
     else:
-        positions = {layer: _position(method, found, layer) for layer in layers}
+        positions = {layer: _position(method, traced, layer) for layer in layers}
     record: dict[str, Any] = {
         "layers": list(layers),
         "positions": {str(i): p for i, p in positions.items()},
         "pilot": [f.id for f in pilot],
     }
-    if found is not None:
-        record["trace"] = {str(i): {k: round(v, 3) for k, v in at.items()} for i, at in found.recovered.items()}
+    if traced is not None:
+        record["trace"] = {str(i): {k: round(v, 3) for k, v in at.items()} for i, at in traced.recovered.items()}
     if method.layers != "auto":
         return record
     second = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
@@ -130,23 +130,25 @@ def _measure(
     }
 
 
-def _carrying(found: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
-    """Where the model looks facts up, and the layers that carry them there: at the subject, if restoring it at any of the layers
-    brings back most of the answer; else at the prompt's last token. An edit at the last token holds for one wording, and what
-    follows from a fact does not follow from it."""
-    if found is None:
+def _carrying(traced: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
+    """Return the layers that carry facts, and the token where they do.
+
+    The token is the subject's last one if restoring the subject at any layer recovers most of the answer; else it is the prompt's
+    last token. An edit at the prompt's last token holds for one wording only, and consequences of the fact do not follow from it.
+    """
+    if traced is None:
         return list(layers), dict.fromkeys(layers, "prompt_last")
-    at_subject = [layer for layer in layers if found.recovered[layer]["subject"] >= CARRIES]
-    at_last = [layer for layer in layers if found.recovered[layer]["last"] >= CARRIES]
+    at_subject = [layer for layer in layers if traced.recovered[layer]["subject"] >= CARRIES]
+    at_last = [layer for layer in layers if traced.recovered[layer]["last"] >= CARRIES]
     position: Position = "subject_last" if at_subject else "prompt_last"
     kept = at_subject or at_last or list(layers)
     return kept, dict.fromkeys(kept, position)
 
 
-def _position(method: Preset, found: Trace | None, layer: int) -> Position:
+def _position(method: Preset, traced: Trace | None, layer: int) -> Position:
     if method.position != "auto":
         return method.position
-    return "prompt_last" if found is None else found.position(layer)
+    return "prompt_last" if traced is None else traced.position(layer)
 
 
 def _tried(
@@ -159,18 +161,18 @@ def _tried(
     second: Any,
     weights: str,
 ) -> dict[str, Any]:
-    """Edit the pilot facts at one layer: what they, their paraphrases and their neighbours say then."""
+    """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
     groups = grouped(pilot, position)
-    found = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
-    solved = solve(found.rows("key"), method.metric(second, parts.width(layer)), method.ridge(parts.width(layer)))
-    left, right = solved.update(found.rows("change"))
+    solutions = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
+    solved = solve(solutions.rows("key"), method.metric(second, parts.width(layer)), method.ridge(parts.width(layer)))
+    left, right = solved.update(solutions.rows("change"))
     update = left @ right
     paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
     neighbours = [Fact(f.id, probe.prompt, None, ".", place=f.place) for f in pilot for probe in f.neighbours]
     before = _answers(context, parts, neighbours)
     with parts.changed({layer: update.float()}):
         loss, right = score(parts, padded([row_of(f, context.tokenizer, position) for f in pilot], context.device))
-        shares = {"efficacy": float(right.float().mean()), "converged": sum(v.top for v in found) / len(found)}
+        shares = {"efficacy": float(right.float().mean()), "converged": sum(v.top for v in solutions) / len(solutions)}
         if paraphrases:
             _, other = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in paraphrases], context.device))
             shares["paraphrase"] = float(other.float().mean())
@@ -183,7 +185,7 @@ def _tried(
 
 
 def _answers(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> torch.Tensor:
-    """The next token of each prompt."""
+    """Return the next token of each prompt."""
     if not prompts:
         return torch.zeros(0)
     rows = [row_of(prompt, context.tokenizer, "prompt_last") for prompt in prompts]
@@ -191,5 +193,5 @@ def _answers(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> t
     with torch.no_grad():
         logits = run(parts, batch).logits
     places = torch.tensor([row.start for row in rows], device=logits.device)
-    found: torch.Tensor = logits[torch.arange(len(rows), device=logits.device), places].argmax(-1)
-    return found
+    tokens: torch.Tensor = logits[torch.arange(len(rows), device=logits.device), places].argmax(-1)
+    return tokens

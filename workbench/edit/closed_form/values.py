@@ -1,9 +1,10 @@
-"""Values: the change of a feed-forward output at a fact's lookup that makes the model say the target.
+"""Values: changes of a feed-forward output at a fact's lookup token that make the model give the target.
 
-ROME's optimisation (2202.05262, eq. 4) for many facts at once, by steps of one length along the gradient: Adam moves all coordinates
-alike and ends at 1.5 to 2.3 times the norm for the same probability (16 CounterFact facts on the starter base, layer 7: 1.3 to 1.9 times
-the norm of the projection's output against 2.9), and the norm is what disturbs everything else. δ is added to the output projection itself, not to the block's
-output, so that norms and multipliers behind the projection are part of what is optimised. Finished values are kept in the cache.
+ROME's optimization (arXiv 2202.05262, eq. 4), for many facts at once, with steps of fixed length along the gradient. Adam changes
+all coordinates equally and ends at 1.5 to 2.3 times the norm for the same probability (16 CounterFact facts on the starter base,
+layer 7: 2.9 instead of 1.3 to 1.9 times the norm of the projection's output), and a large norm disturbs other text. δ is added to
+the output of the projection itself, not of the block, so that norms and multipliers after the projection are part of the
+optimization. Finished values are stored in the cache.
 """
 
 from __future__ import annotations
@@ -28,23 +29,24 @@ from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
 
 AT_ONCE = 8
-"""Facts that are optimised together; the saved unit. Each has its own δ, so the number does not change results beyond rounding."""
+"""Number of facts that are optimized and saved together. Each has its own δ, so it changes results by rounding only."""
 _VERSION = 3
 _MOMENTUM = 0.5
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How values are optimised. All strengths are relative, so that one set serves every model.
+    """Settings of the optimization. All strengths are relative, so that the same settings work for every model.
 
     Attributes:
-        steps: At most.
-        rate: Length of a step, as a multiple of the anchor: the norm of the projection's output at the lookup.
+        steps: Largest number of steps.
+        rate: Length of a step, as a multiple of the anchor: the norm of the projection's output at the lookup token.
         clamp: Largest ‖δ‖, as a multiple of the anchor.
         kl: Weight of KL(before ‖ after) on "{subject} is a".
         decay: Weight of (‖δ‖ / anchor)².
-        confidence: A fact is done when every context has all target tokens on top, with this mean probability.
-        end: Whether the end of text belongs to the target.
+        confidence: A fact is done when all target tokens are the most likely ones after every context, with this mean
+            probability.
+        end: Whether the target ends with the end-of-text token.
     """
 
     steps: int
@@ -58,17 +60,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Value:
-    """The key and the wanted change of a group of facts that share a lookup.
+    """Key and wanted change of a group of facts with the same lookup token.
 
     Attributes:
-        key: [d_in], mean over facts and contexts, float32: the one that numerator and denominator of the solve share.
-        spread: [row, d_in], what the keys of the facts behind the contexts differ from it by, each divided by the root of their number.
+        key: [d_in], float32: mean over facts and contexts, used in numerator and denominator of the solve.
+        spread: [row, d_in]: differences of the single keys from the mean, each divided by the square root of their number.
         change: δ [d_out], float32.
-        output: [d_out], what the projection gave before, mean over facts and contexts.
-        loss: −mean log p(target) of the plain prompt with δ, nats a token; of the worst of the facts.
-        before: The same without δ.
-        top: Whether every target token is on top there, for all facts.
-        steps: Taken.
+        output: [d_out]: output of the projection before the edit, mean over facts and contexts.
+        loss: −mean log p(target) after the plain prompt with δ, in nats per token, for the worst fact.
+        before: Same as `loss`, without δ.
+        top: Whether all target tokens of all facts are the most likely ones after the plain prompts.
+        steps: Number of steps taken.
     """
 
     key: Tensor
@@ -82,7 +84,7 @@ class Value:
 
 
 class Values(Sequence[Value]):
-    """Values in the cache, each read when it is asked for: those of ten thousand facts are not held together."""
+    """Values in the cache, read from disk when they are accessed, so that thousands of facts do not fill the memory."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -112,13 +114,13 @@ Group = tuple[Fact, ...]
 
 
 def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
-    """Facts that are looked up at one place share one value: those of one subject, where the subject is the place."""
+    """Group facts that share a value: facts about one subject if the lookup token is the subject's; else each fact alone."""
     if position == "prompt_last":
         return [(fact,) for fact in facts]
-    found: dict[str, list[Fact]] = {}
+    by_subject: dict[str, list[Fact]] = {}
     for fact in facts:
-        found.setdefault(fact.subject or f"\0{fact.id}", []).append(fact)
-    return [tuple(group) for group in found.values()]
+        by_subject.setdefault(fact.subject or f"\0{fact.id}", []).append(fact)
+    return [tuple(group) for group in by_subject.values()]
 
 
 def values(
@@ -132,18 +134,18 @@ def values(
     weights_key: str,
     what: str = "values",
 ) -> Values:
-    """Keys and values of facts at one layer, one a group. What the cache has is not optimised again.
+    """Compute one key and value per group of facts at a layer; values in the cache are not optimized again.
 
     Args:
-        context: Model, tokenizer, cache, progress.
-        parts: Where it writes.
+        context: Model, tokenizer, cache and progress.
+        parts: Parts of the model.
         layer: The layer.
-        groups: The facts.
-        position: Where they are looked up.
-        contexts: Texts in front of prompts; the prompt alone always comes first.
-        settings: Of the optimisation.
-        weights_key: Digest of the weights that the model has now.
-        what: How progress calls it.
+        groups: Groups of facts.
+        position: Token at which facts are looked up.
+        contexts: Texts before prompts; the prompt alone is always the first.
+        settings: Settings of the optimization.
+        weights_key: Digest of the model's current weights.
+        what: Name in progress messages.
     """
     common = [_VERSION, weights_key, layer, position, list(contexts), asdict(settings), vocabulary_key(context)]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
@@ -153,8 +155,8 @@ def values(
     while at < len(order):
         chunk = _chunk(groups, order[at:])
         context.progress(done + at, len(groups), f"{what} at layer {layer}")
-        found = _optimise(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
-        for i, value in zip(chunk, found, strict=True):
+        optimized = _optimize(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
+        for i, value in zip(chunk, optimized, strict=True):
             _save(value, files[i])
         at += len(chunk)
     context.progress(len(groups), len(groups), f"{what} at layer {layer}")
@@ -162,7 +164,7 @@ def values(
 
 
 def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
-    """The next groups that are optimised together: at least one, about AT_ONCE facts."""
+    """Return the next groups to optimize together: at least one group, about AT_ONCE facts."""
     chunk, size = [order[0]], len(groups[order[0]])
     for i in order[1:]:
         if size + len(groups[i]) > AT_ONCE:
@@ -175,21 +177,21 @@ def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
 def keys_of(
     context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Keys [group, d_in] and outputs [group, d_out] of the model as it is: means over facts and contexts."""
-    found = []
+    """Return keys [group, d_in] and outputs [group, d_out] of the current model: means over facts and contexts."""
+    means = []
     order = list(range(len(groups)))
     while order:
         chunk = _chunk(groups, order)
         order = order[len(chunk) :]
         rows, whose = _rows([groups[i] for i in chunk], context, position, contexts)
-        found.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), whose, len(chunk)))
-    return torch.cat([k for k, _ in found]), torch.cat([o for _, o in found])
+        means.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), whose, len(chunk)))
+    return torch.cat([k for k, _ in means]), torch.cat([o for _, o in means])
 
 
 def _rows(
     groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str], end: bool = False
 ) -> tuple[list[EditRow], Tensor]:
-    """All facts of all groups behind all contexts, and the group that each row belongs to."""
+    """Return the rows of all facts after all contexts, and the group that each row belongs to."""
     every = [(fact, before) for group in groups for fact in group for before in ("", *contexts)]
     rows = [row_of(fact, context.tokenizer, position, before, end) for fact, before in every]
     sizes = torch.tensor([len(group) * (len(contexts) + 1) for group in groups])
@@ -204,7 +206,7 @@ def _means(tensors: tuple[Tensor, Tensor], whose: Tensor, groups: int) -> tuple[
     return first, second
 
 
-def _optimise(
+def _optimize(
     context: MethodContext,
     parts: Parts,
     layer: int,
@@ -213,7 +215,7 @@ def _optimise(
     contexts: Sequence[str],
     settings: Settings,
 ) -> list[Value]:
-    """δ for a few groups at once."""
+    """Optimize δ for a few groups at once."""
     rows, whose = _rows(groups, context, position, contexts, settings.end)
     essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
     batch = padded([*rows, *essence], context.device)
@@ -227,7 +229,7 @@ def _optimise(
     plain = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
     try:
         with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
-            found = _Descent(parts, layer, small, owner, len(rows), plain, outputs.norm(dim=1), settings).run()
+            descent = _Descent(parts, layer, small, owner, len(rows), plain, outputs.norm(dim=1), settings).run()
     finally:
         for p in trained:
             p.requires_grad_(True)
@@ -235,20 +237,23 @@ def _optimise(
         Value(
             keys[i].cpu(),
             spread[whose == i].cpu(),
-            found.change[i].cpu(),
+            descent.change[i].cpu(),
             outputs[i].cpu(),
-            float(found.loss[i]),
-            float(found.before[i]),
-            bool(found.top[i]),
-            int(found.steps[i]),
+            float(descent.loss[i]),
+            float(descent.before[i]),
+            bool(descent.top[i]),
+            int(descent.steps[i]),
         )
         for i in range(len(groups))
     ]
 
 
 def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) -> list[EditRow]:
-    """Rows of "{subject} is a": what the subject is must not change. Without a subject, or where facts are looked up at the prompt's
-    last token, the key is another one and nothing would be changed there."""
+    """Return rows of "{subject} is a", whose predictions should not change.
+
+    Without a subject, or if facts are looked up at the prompt's last token, the key differs and δ would not change anything
+    there: no rows are returned.
+    """
     if position != "subject_last" or any(f.subject is None for f in facts):
         return []
     rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), context.tokenizer, position) for f in facts]
@@ -256,7 +261,7 @@ def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) 
 
 
 def _places(batch: Padded, rows: int) -> Tensor:
-    """Places that predict targets; of the rows behind the first `rows`, which have one target token, the prompts' last."""
+    """Return the positions that predict targets; for rows from number `rows` on, the prompt's last position."""
     return torch.cat([batch.places[batch.owner < rows], batch.places[batch.owner >= rows]])
 
 
@@ -270,16 +275,17 @@ class _Found:
 
 
 class _Descent:
-    """Descent on δ of several groups, each stopped by itself.
+    """Gradient descent on δ of several groups; each group stops on its own.
 
     Args:
-        parts, layer: Where δ is added.
-        batch: Rows of the groups' facts; behind them one "{subject} is a" for each group, or none.
-        owner: [row], group.
-        rows: Number of rows before the latter.
+        parts: Parts of the model.
+        layer: Layer where δ is added.
+        batch: Rows of the groups' facts, followed by one "{subject} is a" row per group, or none.
+        owner: [row], index of the group.
+        rows: Number of rows before the "{subject} is a" rows.
         plain: Rows without a context.
         anchor: [group], norm that strengths are relative to.
-        settings: Of the optimisation.
+        settings: Settings of the optimization.
     """
 
     def __init__(
@@ -293,7 +299,7 @@ class _Descent:
         self.narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[real], batch.wanted[real], batch.owner[real])
 
     def run(self) -> _Found:
-        """Descend until every group is sure of its targets, or the steps are used up."""
+        """Descend until all groups are done or the steps are used up."""
         change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
         velocity = torch.zeros_like(change)
         done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
@@ -326,7 +332,7 @@ class _Descent:
         return _Found(kept, steps, before, loss, top)
 
     def _price(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
-        """Weight decay and divergence, for each group."""
+        """Return weight decay plus divergence, per group."""
         price: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
         if not len(reference):
             return price
@@ -334,21 +340,21 @@ class _Descent:
         return price + self.settings.kl * kl_div(now, reference, reduction="none", log_target=True).sum(1)
 
     def _mean(self, rows: Tensor) -> Tensor:
-        """Mean over the rows of each group."""
+        """Return the mean over the rows of each group."""
         owner = self.owner[: self.rows]
         return torch.zeros(self.groups, device=rows.device).index_add(0, owner, rows) / torch.bincount(
             owner, minlength=self.groups
         )
 
     def _worst(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Largest loss over the plain prompts of each group, and whether all of their targets are on top."""
+        """Return each group's largest loss over plain prompts, and whether all its targets are the most likely tokens."""
         owner = self.owner[self.plain]
         worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
 
     def _sure(self, mean: Tensor, right: Tensor) -> Tensor:
-        """Groups whose targets are on top behind every context, with the wanted probability on average."""
+        """Return the groups whose targets are the most likely tokens after every context, with the wanted mean probability."""
         wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
         return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
 

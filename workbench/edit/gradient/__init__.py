@@ -1,1 +1,1 @@
-"""Edits by gradient descent."""
+"""Shared code of edit methods that use gradient descent."""

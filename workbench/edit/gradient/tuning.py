@@ -1,4 +1,4 @@
-"""Training of an update of some weights on tokens that follow prompts: the loss, the update, the epochs."""
+"""Training of weight updates on the tokens that follow prompts: updates, losses and the training loop."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast an update is trained."""
+    """Length and speed of a training."""
 
     epochs: int
     batch_size: int
     learning_rate: float
     stop: float
-    """A batch whose loss is below this is skipped."""
+    """Skip a batch whose loss is below this value."""
 
 
 class TrainedUpdate(Protocol):
-    """A trainable change of one live weight, added to its module's output while it is trained."""
+    """A trainable update of one live weight, added to its module's output during training."""
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimizer changes."""
+        """Tensors that the optimizer changes."""
 
     def project(self) -> None:
-        """Back into what the change is confined to."""
+        """Enforce the bound on the update."""
 
     def largest(self) -> float:
-        """Largest change of an element."""
+        """Return the largest absolute value of an element."""
 
     def remove(self) -> None:
-        """Give the module back its own output."""
+        """Detach the update from the module."""
 
     def factors(self) -> Factors:
-        """The trained change, for the weight as it is stored."""
+        """Return the trained update as factors for the weight as it is stored."""
 
 
 class _Hooked:
-    """What both kinds of update share: the shape [out, in] of a live Linear or Conv1D, and the hook on its output."""
+    """Base of both kinds of update: shape [out, in] of a live Linear or Conv1D, and the hook on its output."""
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
@@ -66,22 +66,22 @@ class _Hooked:
         self._hook = module.register_forward_hook(lambda _, inputs, output: output + self.output(inputs[0]))
 
     def output(self, inputs: Tensor) -> Tensor:
-        """What the update adds to the module's output."""
+        """Return the update's contribution to the module's output."""
         raise NotImplementedError
 
     def remove(self) -> None:
-        """Give the module back its own output."""
+        """Detach the update from the module."""
         self._hook.remove()
 
 
 class LowRankUpdate(_Hooked):
-    """ΔW = left @ right, left starting as zeros and right as noise: LoRA (Hu et al. 2021) with scale 1.
+    """Low-rank update ΔW = left @ right; left starts as zeros, right as noise (LoRA, Hu et al. 2021, with scale 1).
 
     Args:
         module: A live Linear or Conv1D.
-        rank: Columns of left, at most those of the smaller side.
-        max_change: Largest |ΔW| of an element; None: any.
-        generator: Where the noise comes from.
+        rank: Columns of left; at most the shorter side of the weight.
+        max_change: Largest absolute value of an element of ΔW; None: no bound.
+        generator: Random generator of the noise.
     """
 
     def __init__(self, module: nn.Module, rank: int, max_change: float | None, generator: torch.Generator) -> None:
@@ -98,32 +98,32 @@ class LowRankUpdate(_Hooked):
         return [self.left, self.right]
 
     def output(self, inputs: Tensor) -> Tensor:
-        """Through the rank."""
+        """Return the inputs times both factors."""
         update: Tensor = (inputs @ self.right.T) @ self.left.T
         return update
 
     @torch.no_grad()
     def largest(self) -> float:
-        """Of the product."""
+        """Return the largest absolute value of an element of the product."""
         return float((self.left @ self.right).abs().max())
 
     @torch.no_grad()
     def project(self) -> None:
-        """Scaled down, all of it, until no element of the product is above the bound."""
+        """Scale the update down until no element of the product exceeds the bound."""
         while self.bound is not None and (largest := self.largest()) > self.bound:
             self.left.mul_(min(self.bound / largest, 1 - 2**-20))
 
     def factors(self) -> Factors:
-        """The factors themselves."""
+        """Return the factors."""
         factors = Factors(self.left.detach().cpu(), self.right.detach().cpu())
         return factors.transposed() if self.transposed else factors
 
 
 class DenseUpdate(_Hooked):
-    """ΔW with every element free, starting at zero.
+    """Update ΔW with all elements free; it starts at zero.
 
-    The update is trained, not the weight: the same gradients and the same steps of Adam, and what is returned is what was trained,
-    without the rounding of a difference of two weights.
+    The update is trained instead of the weight. Gradients and Adam steps are the same, and the result has no rounding from the
+    difference of two weights.
     """
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
@@ -136,56 +136,62 @@ class DenseUpdate(_Hooked):
         return [self.delta]
 
     def output(self, inputs: Tensor) -> Tensor:
-        """One more product of the module's size."""
+        """Return the inputs times the matrix."""
         return inputs @ self.delta.T
 
     @torch.no_grad()
     def project(self) -> None:
-        """Elements above the bound set to the bound: the nearest matrix within ‖ΔW‖∞ ≤ max_change."""
+        """Clip elements to the bound: the nearest matrix with ‖ΔW‖∞ ≤ max_change."""
         if self.bound is not None:
             self.delta.clamp_(-self.bound, self.bound)
 
     def largest(self) -> float:
-        """Of the matrix."""
+        """Return the largest absolute value of an element of the matrix."""
         return float(self.delta.detach().abs().max())
 
     def factors(self) -> Factors:
-        """The matrix beside an identity."""
+        """Return the matrix and an identity as factors."""
         delta = self.delta.detach().cpu()
         return Factors.of_dense(delta.T.contiguous() if self.transposed else delta)
 
 
 def below(bound: float) -> float:
-    """The largest float32 that is not above `bound`."""
+    """Return the largest float32 that does not exceed `bound`."""
     rounded = torch.tensor(bound, dtype=torch.float32)
     return float(rounded if rounded.item() <= bound else torch.nextafter(rounded, torch.zeros(())))
 
 
 def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[EditRow]:
-    """Facts as tokens, the end of text among their targets where the tokenizer has one.
+    """Tokenize facts; each target ends with the end-of-text token if the tokenizer has one.
 
-    Errors, with file and line: a prompt or target without tokens, more tokens than the model has positions.
+    Args:
+        facts: The facts.
+        tokenizer: The base's tokenizer.
+        limit: Largest number of tokens that the model accepts; None: no limit.
+
+    Raises:
+        WorkbenchError: If a prompt or target has no tokens, or a fact is longer than `limit`; with file and line.
     """
     end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    found = []
+    rows = []
     for fact in facts:
         pair = fact_pair(fact, tokenizer)
         prompt, wanted = pair.prompt, (*pair.continuation, *end)
         if limit is not None and len(prompt) + len(wanted) > limit:
             raise WorkbenchError(
-                f"{fact.place}: prompt and target have {len(prompt)} and {len(wanted)} tokens, end of text included; "
-                f"the model takes {limit} together",
+                f"{fact.place}: prompt and target have {len(prompt)} and {len(wanted)} tokens (with end of text); "
+                f"the model accepts {limit} in total",
                 "Shorten the target, or split it into several facts.",
             )
         last = len(prompt) - 1
-        # The last token is read too, though nobody asks what follows it: attention over one position less rounds differently,
-        # and edits solved by earlier versions would no longer be the same to the bit.
-        found.append(EditRow((*prompt, *wanted), last, last, wanted, (last, last + 1)))
-    return found
+        # The last token is an input too, although its prediction is not used: attention over one position less rounds differently,
+        # and edits would no longer be bit-identical to those of earlier versions.
+        rows.append(EditRow((*prompt, *wanted), last, last, wanted, (last, last + 1)))
+    return rows
 
 
 def token_losses(parts: Parts, batch: Padded) -> Tensor:
-    """Cross-entropy of each target token of a batch, [place]: the vocabulary projection runs on these places alone."""
+    """Return the cross-entropy of each target token of a batch, [place]; the output head runs on these positions only."""
     with logits_at(parts, batch.places):
         logits = run(parts, batch).logits[0]
     return torch.nn.functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
@@ -199,16 +205,21 @@ def fit(
     order: torch.Generator,
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
-    """Epochs over all rows in shuffled batches with Adam, until every batch's loss is below `stop`.
+    """Train updates with Adam on shuffled batches, until the loss of every batch is below `stop`.
 
     Args:
-        parts: Of a frozen model; the updates hang on it.
-        rows: What is learned.
-        order: Draws the order of the rows of every epoch.
-        progress: (epoch, epochs, text)
+        parts: Parts of a frozen model, with the updates attached.
+        rows: Rows to learn.
+        updates: The updates to train.
+        schedule: Epochs, batch size, learning rate and stop.
+        order: Random generator for the order of the rows in every epoch.
+        progress: Called with (epoch, epochs, text).
 
     Returns:
-        Epochs, steps of the optimizer and the last epoch's largest batch loss. Errors: a loss that is no finite number.
+        Number of epochs, number of optimizer steps, and the largest batch loss of the last epoch.
+
+    Raises:
+        WorkbenchError: If the loss is not finite.
     """
     optimizer = torch.optim.Adam([p for update in updates for p in update.parameters], lr=schedule.learning_rate)
     worst, steps, epoch = math.inf, 0, 0
@@ -238,15 +249,15 @@ def fit(
 
 @torch.no_grad()
 def row_losses(parts: Parts, rows: Sequence[EditRow], batch_size: int) -> list[float]:
-    """Mean cross-entropy of each row's target tokens, end of text included."""
-    found: list[float] = []
+    """Return the mean cross-entropy of each row's target tokens, including the end of text."""
+    means: list[float] = []
     for chosen in chunks(rows, batch_size):
         batch = padded(chosen, parts.model.device)
         losses = token_losses(parts, batch)
-        found += [losses[batch.owner == i].mean().item() for i in range(len(chosen))]
-    return found
+        means += [losses[batch.owner == i].mean().item() for i in range(len(chosen))]
+    return means
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive parts of `size` items; the last one may be shorter."""
+    """Return consecutive parts of `size` items; the last one may be shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))

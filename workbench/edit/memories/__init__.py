@@ -1,1 +1,1 @@
-"""Memories: what acts on a live model beside its weights."""
+"""Memories that act on a live model without a change of its weights."""

@@ -1,13 +1,16 @@
-"""A codebook at one decoder block of a live model: inputs near a stored key get the key's value for an output.
+"""A codebook at one decoder block of a live model: for inputs near a stored key, the key's value replaces the block's output.
 
-The rule is applied position by position, so it needs to know nothing of prompts: where the block's input x lies within a key's radius,
+The rule applies to each position on its own. If the block's input x lies within a key's radius,
 
-    y(x) = v_i,   i = argmin_j { |x - k_j| : |x - k_j| <= r_j },   else the block's own output,
+    y(x) = v_i,   i = argmin_j { |x - k_j| : |x - k_j| <= r_j },   else the block's own output.
 
-is the same in a batch, in a packed row, behind a shared prefix and in cached decoding. A position outside all balls keeps the very bits that
-the block gave. The output of a block changes no input of the same block, at this position or a later one: whether a text is in scope does
-not depend on what the codebook does to it. Hidden states of the whole block are taken, not of its feed-forward part, so that norms behind
-that part, multipliers of the residual stream and experts make no difference. (Hartvigsen et al. 2023, GRACE, arXiv 2211.11031.)
+The result is therefore the same in a batch, in a packed row, after a shared prefix and in cached decoding. A position outside all
+balls keeps the block's output bit for bit. The output of a block is not an input of the same block at this or a later position,
+so the codebook's own outputs do not decide whether a text is in scope. Keys and values are hidden states of the whole block
+rather than of its feed-forward part, so that norms after that part, multipliers of the residual stream and experts make no
+difference.
+
+Source: Hartvigsen et al. 2023, GRACE, arXiv 2211.11031.
 """
 
 from __future__ import annotations
@@ -20,37 +23,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Float32 products cancel: |x|² - 2xk + |k|² is off by a share of |x|² + |k|² (TF32 on GPUs included). What is nearer than that is computed exactly.
+# |x|² - 2xk + |k|² suffers from cancellation: its error is up to this share of |x|² + |k|² (with TF32 on GPUs). Pairs that may lie
+# within the radius are computed exactly.
 _CANCELLED = 4e-3
 _ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """Keys [entries, inputs], values [entries, outputs], radii [entries]; float32."""
+    """Keys [entries, inputs], values [entries, outputs] and radii [entries], all float32."""
 
     keys: Tensor
     values: Tensor
     radii: Tensor
 
     def to(self, device: torch.device) -> Codebook:
-        """The same on a device."""
+        """Return the codebook on a device."""
         return Codebook(self.keys.to(device), self.values.to(device), self.radii.to(device))
 
     def lookup(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of `states` [rows, inputs] that lie in a ball, and the nearest entry of each; both [hits]."""
+        """Find the states that lie within a ball.
+
+        Args:
+            states: [rows, inputs].
+
+        Returns:
+            Indices of the rows, and of the nearest entry for each; both [hits].
+        """
         step = max(1, _ELEMENTS // max(1, len(self.keys)))
         parts = [self._near(states[i : i + step].float(), i) for i in range(0, len(states), step)]
         row, entry, distance = (torch.cat(part) for part in zip(*parts, strict=True))
         nearest = torch.full((len(states),), torch.inf, device=states.device).scatter_reduce(0, row, distance, "amin")
-        first = torch.full((len(states),), len(self.keys), device=states.device)  # of entries at one distance
+        first = torch.full((len(states),), len(self.keys), device=states.device)  # ties go to the first entry
         closest = distance == nearest[row]
         first = first.scatter_reduce(0, row[closest], entry[closest], "amin")
         hits = (first < len(self.keys)).nonzero()[:, 0]
         return hits, first[hits]
 
     def _near(self, states: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(row, entry, distance) of every pair that lies within the radius; rows are numbered from `start`."""
+        """Return (row, entry, distance) of every pair within the radius; rows are numbered from `start`."""
         size = states.square().sum(1)[:, None] + self.keys.square().sum(1)
         rough = size - 2 * states @ self.keys.T
         row, entry = (rough <= self.radii.square() + _CANCELLED * size).nonzero(as_tuple=True)
@@ -59,7 +70,7 @@ class Codebook:
         return row[within] + start, entry[within], distance[within]
 
     def attach(self, block: nn.Module) -> Any:
-        """Replace the block's outputs; returns the hook's handle, whose `remove` undoes it."""
+        """Attach the codebook to a block; return the hook's handle, whose `remove` detaches it."""
         held = {"codebook": self}
 
         def replace(states: Tensor, output: Tensor) -> Tensor | None:
@@ -75,18 +86,18 @@ class Codebook:
 
 
 def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Sequence[Tensor], share: float) -> list[Tensor]:
-    """Radius of every entry: a share of the distance to the nearest state that must answer something else.
+    """Return the radius of every entry: a share of the distance to the nearest state that needs another answer.
 
-    Such a state is another fact's key with another rest of the answer, or what the fact itself was measured against (`reach`). With a share of
-    at most one half, balls of different answers do not meet: GRACE's split on a clash. Keys with the same rest of the answer do not bound each
-    other: its expansion on the same label. Every distance is a sum over one pair of keys, so the radii do not depend on the order of facts,
-    and those of a memory without a fact are those of a memory that never had it.
+    Such a state is another fact's key with a different rest of the answer, or a state of the fact's own foreign prompts
+    (`reach`). With a share of at most one half, balls with different answers do not overlap (GRACE splits them on a clash). Keys
+    with the same rest of the answer do not limit each other (GRACE expands them). Every distance depends on one pair of keys
+    only, so radii do not depend on the order of facts, and removing a fact gives the same memory as never adding it.
 
     Args:
-        keys: [entries, inputs] of each fact.
-        answers: Tokens that each fact's entries predict, one an entry.
-        reach: [entries] of each fact: distance to the nearest state of its own foreign prompts.
-        share: Of that distance.
+        keys: For each fact, [entries, inputs].
+        answers: For each fact, the token that each entry predicts.
+        reach: For each fact, [entries]: distance to the nearest state of its own foreign prompts.
+        share: Radius as a share of the distance.
     """
     labels = [tuple(answer[i:]) for answer in answers for i in range(len(answer))]
     owners = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
@@ -108,7 +119,7 @@ def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Seque
 
 @contextmanager
 def reading(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Inputs and outputs of a block while a model runs: after each pass the list is [inputs, outputs], both [positions, width]."""
+    """Record a block's inputs and outputs: after each forward pass the list is [inputs, outputs], both [positions, width]."""
     seen: list[Tensor] = []
 
     def keep(states: Tensor, output: Tensor) -> None:
@@ -123,7 +134,7 @@ def reading(block: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def writing(block: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
-    """Outputs of a block at some positions (of [batch, time], flattened) are `values` [places, width] while a model runs."""
+    """Set the block's outputs at some positions (of [batch, time], flattened) to `values` [places, width]."""
     hook = _hook(block, lambda _, output: output.index_put((places,), values.to(output.dtype)))
     try:
         yield
@@ -132,9 +143,14 @@ def writing(block: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
 
 
 def _hook(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
-    """Hook a decoder block: `change` gets its inputs and outputs, [positions, width], and gives new outputs or None.
+    """Register a forward hook that may replace a decoder block's output.
 
-    Where it gives None the block's own output object goes on. Some families' blocks return a tuple, whose first part is the output.
+    If `change` returns None, the block's own output object is passed on. Blocks of some families return a tuple whose first part
+    is the output.
+
+    Args:
+        block: The decoder block.
+        change: Called with the block's inputs and outputs, [positions, width]; returns new outputs or None.
     """
 
     def act(_block: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:

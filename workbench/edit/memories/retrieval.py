@@ -1,15 +1,16 @@
-"""How alike a prompt is to each fact of a memory, and from which likeness on a fact applies.
+"""Similarity of a prompt to the facts of a memory, and the threshold from which a fact applies.
 
-Without an encoder the model's own input embeddings are matched token by token. A fact's prompt has tokens t with centred embeddings e_t and
-weights w_t; a query has tokens q:
+Without an encoder, the model's own input embeddings are matched token by token. A fact's prompt has tokens t with centered
+embeddings e_t and weights w_t; a query has tokens q:
 
     s(fact, query) = a * M(subject) + (1 - a) * M(rest),   M(part) = sum_{t in part} w_t max_q max(0, cos(e_t, e_q))^3 / sum_{t in part} w_t
 
-with a = SUBJECT, and M over the whole prompt where no subject is named. Only the fact's tokens are summed over, so that words before and
-after, an answer among them, do not lower s; w_t = t / (t + 5000) falls for frequent tokens, whose numbers are low in tokenizers that were
-made by merging (byte-pair encoding) and in those sorted by frequency. (Late interaction: Khattab & Zaharia 2020, ColBERT, arXiv 2004.12832.)
+Here a = SUBJECT; if the fact has no subject, M covers the whole prompt. The sum runs over the fact's tokens only, so that words
+before and after them, such as an answer, do not lower s. The weight w_t = t / (t + 5000) is small for frequent tokens, which have
+low numbers in tokenizers that are built by merging (byte-pair encoding) or sorted by frequency. (Late interaction: Khattab &
+Zaharia 2020, ColBERT, arXiv 2004.12832.)
 
-With an encoder (a directory of transformers' AutoModel) s is the cosine of mean-pooled last hidden states.
+With an encoder (a directory of transformers' AutoModel), s is the cosine of mean-pooled last hidden states.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from workbench.models.prompts import encode_inside
 SUBJECT = 0.8
 FREQUENT = 5000
 POWER = 3
-# Where no fact has a prompt that must not be in scope, and for what is not told apart.
+# Used if no fact has prompts out of scope.
 DEFAULT_THRESHOLD = 0.75
 
 
 class Encoder(Protocol):
-    """Turns facts and queries into tensors, and compares them."""
+    """Encodes facts as tensors and compares queries with them."""
 
     def fact(self, fact: Fact) -> dict[str, Tensor]:
-        """What is kept of a fact."""
+        """Return the tensors that are stored for a fact."""
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
-        """Query -> how like each fact it is, [facts] in 0..1."""
+        """Return a function that maps a query to its similarity with each fact, [facts] in 0..1."""
 
 
 class TokenMatch:
-    """Facts as token numbers, compared through the model's input embeddings."""
+    """Compare token IDs of facts and queries through the model's input embeddings."""
 
     def __init__(self, embeddings: Tensor, tokenizer: Any) -> None:
         table = embeddings.detach()
@@ -51,20 +52,20 @@ class TokenMatch:
         self.table, self.tokenizer = table, tokenizer
 
     def fact(self, fact: Fact) -> dict[str, Tensor]:
-        """Tokens of the prompt, and which of them belong to the subject."""
+        """Return the prompt's token IDs, and a mask of those that belong to the subject."""
         text = fact.text
-        found = encode_inside(self.tokenizer, text)
-        if found.offsets is None:
+        pair = encode_inside(self.tokenizer, text)
+        if pair.offsets is None:
             raise WorkbenchError(
-                f"{type(self.tokenizer).__name__} does not tell which characters a token stands for, by which a memory finds subjects",
-                "Save the base with its fast tokenizer (tokenizer.json), or name an `encoder`.",
+                f"{type(self.tokenizer).__name__} has no character offsets, which a memory needs to find the subject's tokens",
+                "Save the base with its fast tokenizer (tokenizer.json), or set `encoder`.",
             )
         start, stop = fact.span or (0, len(text))
-        inside = [first < stop and last > start for first, last in found.offsets[len(found.prompt) :]]
-        return {"tokens": torch.tensor(found.continuation), "subject": torch.tensor(inside)}
+        inside = [first < stop and last > start for first, last in pair.offsets[len(pair.prompt) :]]
+        return {"tokens": torch.tensor(pair.continuation), "subject": torch.tensor(inside)}
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
-        """Query -> [facts]; see the module."""
+        """Return a function that maps a query to its similarities [facts]; see the module."""
         every = torch.cat([f["tokens"] for f in facts])
         tokens, place = torch.unique(every, return_inverse=True)
         owner = torch.tensor([i for i, f in enumerate(facts) for _ in f["tokens"]])
@@ -87,13 +88,13 @@ class TokenMatch:
         return alike
 
     def _vectors(self, tokens: Tensor) -> Tensor:
-        """Centred embeddings of length 1, [tokens, width], on the CPU."""
+        """Return centered embeddings of length 1, [tokens, width], on the CPU."""
         rows = (self.table[tokens.to(self.table.device)].float() - self.mean).cpu()
         return torch.nn.functional.normalize(rows, dim=1)
 
 
 class SentenceEncoder:
-    """Facts as mean-pooled hidden states of another model."""
+    """Compare facts and queries through mean-pooled hidden states of a sentence encoder."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -102,17 +103,17 @@ class SentenceEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def fact(self, fact: Fact) -> dict[str, Tensor]:
-        """The prompt's vector."""
+        """Return the prompt's vector."""
         return {"vector": self._vector(fact.text)}
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
-        """Query -> cosines [facts], 0 where they are negative."""
+        """Return a function that maps a query to its cosines [facts]; negative ones count as 0."""
         known = torch.stack([f["vector"] for f in facts])
         return lambda query: (known @ self._vector(query)).clamp(0, 1)
 
     @torch.no_grad()
     def _vector(self, text: str) -> Tensor:
-        """[width], of length 1. One text at a time, so that no other text decides its last bits."""
+        """Return a text's vector [width] of length 1; texts are encoded one at a time, so that others do not affect rounding."""
         inputs = self.tokenizer(text, return_tensors="pt", truncation=True)
         if not inputs["input_ids"].numel():
             return torch.zeros(self.model.config.hidden_size)
@@ -121,13 +122,14 @@ class SentenceEncoder:
 
 
 def threshold(inside: Sequence[float], outside: Sequence[float]) -> float:
-    """Likeness that tells prompts in scope from prompts out of scope best: the highest mean of the two shares that it puts right.
+    """Return the similarity that best separates prompts in scope from prompts out of scope.
 
-    Of several the middle of the widest gap between neighbouring likenesses.
+    It maximizes the mean of the shares of both sets that it classifies correctly. Among equally good values it is the middle of
+    the widest gap between neighboring similarities.
 
     Args:
-        inside: Of prompts in scope to their fact.
-        outside: Of prompts out of scope to the fact that is most like them.
+        inside: Similarities of prompts in scope to their own fact.
+        outside: Similarities of prompts out of scope to the most similar fact.
     """
     if not outside:
         return min([DEFAULT_THRESHOLD, *inside])

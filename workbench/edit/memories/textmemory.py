@@ -1,8 +1,8 @@
-"""Facts put in front of prompts on a live model: retrieval by likeness and credibility, then forward and generate with the facts in context.
+"""Text memory of a live model: retrieve facts by similarity and credibility, and forward or generate with the facts in context.
 
-A prompt is looked up by its text. The facts that apply are put in front of its tokens, behind a beginning-of-text token where there is one.
-A row without such a fact is not touched: its logits come from the call that was made, with the whole batch, so that they are the same bits as
-without the memory.
+A prompt is looked up by its text. The facts that apply are put before its tokens, after a beginning-of-text token if there is
+one. Rows without a fact are not changed: their logits come from the original call with the whole batch and are bit-identical to
+those without the memory.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from workbench.steps import Remembered
 
 Pair = tuple[list[int], list[int]]
 FACTS = "{facts}"
-_QUERY = 64  # last tokens of a prompt that are looked up
+_QUERY = 64  # number of tokens at a prompt's end that are looked up
 
 
 @dataclass(frozen=True)
 class FactStore:
-    """Facts that can be recalled.
+    """Facts that can be retrieved.
 
     Attributes:
-        facts: Those that feedback has not dropped.
-        encoder: Compares them with prompts.
-        threshold: Likeness from which a fact applies.
-        most: Facts that are put in front of a prompt, at most.
-        template: What stands in front of a prompt; `{facts}` are the facts as sentences, one blank between them.
+        facts: Facts that feedback has not dropped.
+        encoder: Compares facts with prompts.
+        threshold: Similarity from which a fact applies.
+        most: Largest number of facts that are put before a prompt.
+        template: Text that is put before a prompt; `{facts}` stands for the facts as sentences, separated by spaces.
     """
 
     facts: Sequence[Remembered]
@@ -48,7 +48,7 @@ class FactStore:
         return self.encoder.against([r.tensors for r in self.facts])
 
     def recall(self, query: str) -> list[Remembered]:
-        """Facts that apply to a prompt, best first: those alike enough, by likeness + credibility, then by id."""
+        """Return the facts that apply to a prompt, by similarity plus credibility (highest first), then by ID."""
         if not self.facts or not query.strip():
             return []
         found = self._alike(query).tolist()
@@ -60,19 +60,19 @@ class FactStore:
         return [r for *_, r in sorted(inside, key=lambda entry: (-entry[0], entry[1]))[: self.most]]
 
     def context(self, query: str) -> str:
-        """The text to put in front of a prompt, the best fact last; empty where none applies."""
+        """Return the text to put before a prompt, with the best fact last; empty if no fact applies."""
         found = self.recall(query)
         return self.template.replace(FACTS, " ".join(sentence(r) for r in reversed(found))) if found else ""
 
 
 def sentence(remembered: Remembered) -> str:
-    """A fact as a sentence: prompt and target."""
+    """Return a fact as a sentence: its prompt and target."""
     text = remembered.fact.text + remembered.fact.continuation
     return text if text[-1] in ".!?" else f"{text}."
 
 
 class Recall:
-    """A live model's text memory: `model.recall`. Scoring asks it for contexts, since there the end of the prompt is known."""
+    """Text memory of a live model (`model.recall`). Scoring asks it for contexts, because scoring knows where a prompt ends."""
 
     def __init__(self, model: Any, tokenizer: Any, store: FactStore) -> None:
         self.model, self.tokenizer, self.store = model, tokenizer, store
@@ -82,7 +82,7 @@ class Recall:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The model without its memory."""
+        """Switch the memory off within the block."""
         self._paused += 1
         try:
             yield
@@ -95,11 +95,14 @@ class Recall:
         return not self._paused
 
     def extended(self, prompt: Sequence[int], room: int = 0) -> list[int] | None:
-        """A prompt's tokens with the facts that apply in front; None where none does, or the model's length would be exceeded.
+        """Return a prompt's tokens with the facts that apply before them.
 
         Args:
-            prompt: Its tokens, without padding.
-            room: Tokens that are to follow it.
+            prompt: Tokens without padding.
+            room: Number of tokens that will follow.
+
+        Returns:
+            The tokens; None if no fact applies, or if they would exceed the model's length.
         """
         text = query_of(self.tokenizer, prompt)
         if text not in self._known:
@@ -110,20 +113,21 @@ class Recall:
         return None if self.limit and len(longer) + room > self.limit else longer
 
     def pairs(self, pairs: Sequence[Pair]) -> dict[int, Pair]:
-        """Number of a (context, continuation) -> the same with facts in front of the context, where facts apply to the context."""
+        """Return number -> (context with facts, continuation) for the pairs whose context has facts that apply."""
         found = ((i, self.extended(context, len(answer)), answer) for i, (context, answer) in enumerate(pairs))
         return {i: (context, answer) for i, context, answer in found if context is not None}
 
     def generate(
         self, ids: Tensor, mask: Tensor | None, room: int, pad: int, generate: Callable[[Tensor, Tensor | None], Tensor]
     ) -> Tensor:
-        """Continue rows, those that facts apply to with the facts in front, and give them back without.
+        """Continue rows with the facts that apply to them in context; the facts are not part of the result.
 
         Args:
-            ids, mask: [rows, time], padding anywhere.
-            room: Tokens that may be made.
-            pad: Token that fills rows up.
-            generate: (ids, mask) -> [rows (times returned sequences), time + made].
+            ids: [rows, time], with padding anywhere.
+            mask: [rows, time]; None: no padding.
+            room: Largest number of new tokens.
+            pad: Token that fills up rows.
+            generate: Maps (ids, mask) to [rows (times returned sequences), time + new tokens].
         """
         prompts = [
             row[keep.bool()].tolist() for row, keep in zip(ids, torch.ones_like(ids) if mask is None else mask, strict=True)
@@ -133,7 +137,7 @@ class Recall:
             if not longer:
                 return generate(ids, mask)
             made = {} if len(longer) == len(prompts) else dict(enumerate(_rows(generate(ids, mask), len(prompts), ids.shape[1])))
-            for same in _of_one_length(longer):  # none of them is padded: padding in front moves positions in some models
+            for same in _of_one_length(longer):  # no padding: padding on the left shifts positions in some models
                 wide = torch.tensor([longer[i] for i in same], device=ids.device)
                 texts = generate(wide, torch.ones_like(wide))
                 made |= dict(zip(same, _rows(texts, len(same), wide.shape[1]), strict=True))
@@ -145,7 +149,7 @@ class Recall:
         return torch.cat(whole)
 
     def logits(self, ids: Tensor, mask: Tensor | None) -> dict[int, Tensor]:
-        """Row -> logits [time, vocabulary] at its own positions, of rows that facts apply to; the whole row is looked up."""
+        """Return row -> logits [time, vocabulary] at its own positions, for rows with facts that apply to the whole row."""
         found: dict[int, Tensor] = {}
         for i, row in enumerate(ids):
             own = torch.ones_like(row, dtype=torch.bool) if mask is None else mask[i].bool()
@@ -155,16 +159,25 @@ class Recall:
             with self.paused():
                 made = self.model(input_ids=torch.tensor([longer], device=ids.device)).logits[0]
             first = int(longer[0] == row[own][0] == self.tokenizer.bos_token_id)
-            # Counted from the end: behind the facts a prompt may begin with another token than alone.
+            # Align at the end: after the facts, a prompt may begin with another token than on its own.
             found[i] = made.new_zeros(len(row), made.shape[1])
             found[i][own] = torch.cat((made[:first], made[len(longer) - int(own.sum()) + first :]))
         return found
 
 
 def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
-    """Let a live model's forward and generate recall; returns what `model.recall` then is.
+    """Attach a text memory to a live model's forward and generate.
 
-    `forward` looks rows up where it is given whole texts as tokens: not with a cache, with positions, or with masks of more than two dimensions.
+    `forward` looks up rows that are whole texts as tokens: not calls with a cache, with positions, or with masks of more than two
+    dimensions.
+
+    Args:
+        model: The live model.
+        tokenizer: Its tokenizer.
+        store: The facts.
+
+    Returns:
+        The memory, which is also set as `model.recall`.
     """
     recall = Recall(model, tokenizer, store)
     forward, generate = model.forward, model.generate
@@ -184,7 +197,7 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         output.logits = torch.stack(
             [found[i][chosen].to(row.dtype) if i in found else row for i, row in enumerate(output.logits)]
         )
-        output.past_key_values = None  # holds the texts without the facts
+        output.past_key_values = None  # the cache is that of the texts without facts
         if given.get("labels") is not None:
             output.loss = model.loss_function(output.logits, given["labels"], vocab_size=output.logits.shape[-1])
         return output
@@ -200,14 +213,16 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         pad = given.get("pad_token_id", getattr(generation_config or model.generation_config, "pad_token_id", None))
         pad = tokenizer.eos_token_id or 0 if pad is None else pad
         if mask is None and pad != tokenizer.eos_token_id and bool((ids == pad).any()):
-            mask = (ids != pad).long()  # as transformers takes it
+            mask = (ids != pad).long()  # same rule as in transformers
         room = _room(model, given, generation_config, ids.shape[1])
 
         def more(ids_: Tensor, mask_: Tensor | None) -> Tensor:
             length = {"max_length": given["max_length"] + ids_.shape[1] - ids.shape[1]} if given.get("max_length") else {}
             made = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
             if not isinstance(made, Tensor) and ids_ is not ids:
-                raise WorkbenchError("generate: a text memory gives back tokens alone", "Leave return_dict_in_generate out.")
+                raise WorkbenchError(
+                    "generate: a model with a text memory returns only tokens", "Remove return_dict_in_generate."
+                )
             return made  # type: ignore[no-any-return]
 
         return recall.generate(ids, mask, room, pad, more)
@@ -217,15 +232,16 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
 
 
 def query_of(tokenizer: Any, prompt: Sequence[int]) -> str:
-    """What of a prompt is looked up: its last paragraph, at most so many tokens of it."""
+    """Return the part of a prompt that is looked up: the last paragraph of its last `_QUERY` tokens."""
     text = str(tokenizer.decode(list(prompt)[-_QUERY:], skip_special_tokens=True))
     return text.rstrip().rpartition("\n\n")[2]
 
 
 def in_front(tokenizer: Any, context: str, prompt: Sequence[int]) -> list[int]:
-    """Return the tokens of a context and a prompt as one text, behind the prompt's beginning-of-text token if it has one.
+    """Return the tokens of a context and a prompt as one text, after the prompt's beginning-of-text token if it has one.
 
-    Where the prompt's tokens are not those of their own text (cut off, or made by hand) they stay as they are behind the context's.
+    If the prompt's tokens differ from those of its own text (cut off, or made by hand), they are kept as they are after the
+    context's.
     """
     first = 1 if prompt and prompt[0] == tokenizer.bos_token_id else 0
     rest = list(prompt[first:])
@@ -240,7 +256,7 @@ def in_front(tokenizer: Any, context: str, prompt: Sequence[int]) -> list[int]:
 
 
 def _of_one_length(rows: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Numbers of the rows, those of equally long rows together."""
+    """Group row numbers by the length of their rows."""
     found: dict[int, list[int]] = {}
     for number, row in rows.items():
         found.setdefault(len(row), []).append(number)
@@ -248,7 +264,7 @@ def _of_one_length(rows: Mapping[int, Sequence[int]]) -> list[list[int]]:
 
 
 def _rows(made: Tensor, rows: int, start: int) -> list[Tensor]:
-    """What was made for each row: [returned sequences, tokens]."""
+    """Return the new tokens of each row: [returned sequences, tokens]."""
     return list(made[:, start:].reshape(rows, -1, made.shape[1] - start))
 
 
@@ -264,7 +280,7 @@ def _whole_texts(ids: Any, mask: Any, given: Mapping[str, Any]) -> bool:
 
 
 def _room(model: Any, given: Mapping[str, Any], config: Any, length: int) -> int:
-    """Tokens that a call of generate may make."""
+    """Return the largest number of tokens that a call of generate may add."""
     config = config or model.generation_config
     most = given.get("max_new_tokens") or (None if given.get("max_length") else getattr(config, "max_new_tokens", None))
     return int(most) if most else max(0, int(given.get("max_length") or getattr(config, "max_length", None) or 20) - length)

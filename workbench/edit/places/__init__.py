@@ -1,1 +1,1 @@
-"""Where an edit reads and writes: layers, positions, forward passes."""
+"""Layers, token positions and forward passes that edits use."""

@@ -1,4 +1,4 @@
-"""Where an edit writes: the decoder layers and their feed-forward output projections, discovered on the live model."""
+"""Decoder layers and feed-forward output projections of a live model, which edits write to."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from workbench.steps import MethodContext
 
 _ATTENTION = re.compile(r"att(n|ention)")
-INSTEAD = "`edit: memory` keeps facts beside the weights and works with every architecture."
+INSTEAD = "Use `edit: memory`, which stores facts outside the weights and works with every architecture."
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a live decoder-only model that edits touch.
+    """Parts of a live decoder-only model that edits use.
 
     Attributes:
         model: The live model.
         layers: Its decoder layers.
-        prefix: Their live name: "model.layers".
-        modules: Live name of the feed-forward output projection, by layer. Nemotron-H has one in some of its layers only.
-        tensors: Its weight's name on disk, by layer.
-        transposed: Whether those weights are stored [in, out] (Conv1D).
+        prefix: Live name of the layers: "model.layers".
+        modules: Layer -> live name of the feed-forward output projection. In Nemotron-H only some layers have one.
+        tensors: Layer -> name on disk of that projection's weight.
+        transposed: Whether those weights are stored as [in, out] (Conv1D).
     """
 
     model: PreTrainedModel
@@ -46,10 +46,13 @@ class Parts:
 
     @classmethod
     def of(cls, context: MethodContext) -> Parts:
-        """Discover them: the output projection is the last linear layer outside the attention, as wide as the hidden state, that a
-        one-token forward pass runs in a block.
+        """Find the parts of a context's model.
 
-        Errors: experts, state-space layers, blocks without such a layer.
+        The output projection of a layer is the last linear module outside the attention that a one-token forward pass runs and
+        whose output is as wide as the hidden state.
+
+        Raises:
+            WorkbenchError: If the model has experts, state-space layers, or a layer without such a projection.
         """
         model = context.model
         prefix = stack_prefix(model, context.layout.layout.depth)
@@ -68,22 +71,22 @@ class Parts:
         names = {id(m): name for name, m in model.named_modules()}
         modules: dict[int, str] = {}
         for number in places:
-            found = [
+            projections = [
                 m for m in ran[number] if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
             ]
-            if not found:
+            if not projections:
                 raise WorkbenchError(
-                    f"layer {number} of {type(model).__name__}: no linear layer outside the attention gives {width} outputs",
-                    f"Edits write into the feed-forward output projection. {INSTEAD}",
+                    f"layer {number} of {type(model).__name__} has no linear module outside the attention with {width} outputs",
+                    f"Edits change the feed-forward output projection. {INSTEAD}",
                 )
-            modules[number] = names[id(found[-1])]
+            modules[number] = names[id(projections[-1])]
         on_disk = Places(context.layout.weights.specs, context.layout.config)
         tensors: dict[int, str] = {}
         for number, module in modules.items():
             name = on_disk.whole(f"{module}.weight")
             if name is None:
                 raise WorkbenchError(
-                    f"{module}.weight: transformers fuses or renames this weight, which edits do not follow", INSTEAD
+                    f"{module}.weight: edits do not support a weight that transformers fuses or renames", INSTEAD
                 )
             tensors[number] = name
         first = model.get_submodule(modules[places[0]])
@@ -96,38 +99,46 @@ class Parts:
 
     @property
     def editable(self) -> list[int]:
-        """Layers that have a feed-forward output projection: all, but for models whose layers are one mixer each."""
+        """Layers with a feed-forward output projection: all of them, except in models whose layers are one mixer each."""
         return sorted(self.modules)
 
     def nearest(self, layer: int) -> int:
-        """Return the editable layer nearest to a layer; of two, the earlier one."""
+        """Return the editable layer that is nearest to a layer; of two, the earlier one."""
         return min(self.editable, key=lambda other: (abs(other - layer), other))
 
     def out(self, layer: int) -> nn.Module:
-        """The output projection of a layer."""
+        """Return a layer's feed-forward output projection."""
         found: nn.Module = self.model.get_submodule(self.modules[layer])
         return found
 
     def width(self, layer: int) -> int:
-        """Inputs of the output projection: the length of a key."""
+        """Return the number of inputs of a layer's output projection, which is the length of a key."""
         weight = self.out(layer).weight
         assert isinstance(weight, Tensor)
         return int(weight.shape[0] if self.transposed else weight.shape[1])
 
     def check_layers(self, layers: tuple[int, ...], label: str) -> None:
-        """Errors: a layer that does not exist."""
+        """Check that layers exist and can be edited.
+
+        Args:
+            layers: Layer indices.
+            label: Start of the error message, such as "edit memit".
+
+        Raises:
+            WorkbenchError: If a layer does not exist or has no feed-forward part.
+        """
         if bad := [i for i in layers if not 0 <= i < self.depth]:
-            raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has 0..{self.depth - 1}", None, 2)
+            raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}", None, 2)
         if bad := [i for i in layers if i not in self.modules]:
             raise WorkbenchError(
                 f"{label}: layer {bad[0]} has no feed-forward part to edit",
-                f"Layers that have one: {', '.join(map(str, self.editable))}.",
+                f"Choose from the layers that have one: {', '.join(map(str, self.editable))}.",
                 2,
             )
 
     @contextmanager
     def changed(self, updates: dict[int, Tensor]) -> Iterator[None]:
-        """The model with updates ΔW [out, in] added to output projections, inside the block; its own weights, bit for bit, after."""
+        """Add updates ΔW [out, in] to output projections within the block; the model's own weights are restored after it."""
         saved: dict[int, Tensor] = {}
         try:
             for layer, update in updates.items():
@@ -142,15 +153,15 @@ class Parts:
                 self.out(layer).weight.data = data
 
 
-class Stopped(Exception):  # noqa: N818  not an error: the rest of the pass is not needed
-    """Raised by a hook to end a forward pass early."""
+class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward pass is skipped
+    """Exception that a hook raises to end a forward pass early."""
 
 
 @contextmanager
 def hooked(
     module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """A forward pre-hook, a forward hook, or both, inside the block."""
+    """Register a forward pre-hook, a forward hook, or both, within the block."""
     handles = []
     if before is not None:
         handles.append(module.register_forward_pre_hook(before))
@@ -164,25 +175,26 @@ def hooked(
 
 
 def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
-    """What a linear layer reads or gives as [batch, time, width]: OPT flattens the first two."""
+    """Reshape the input or output of a linear layer to [batch, time, width]; OPT flattens the first two dimensions."""
     return flat.reshape(batch, time, flat.shape[-1])
 
 
 def first_of(output: Any) -> Tensor:
-    """A block's hidden state: some architectures return a tuple."""
+    """Return the hidden state from a block's output, which is a tuple in some architectures."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
 
 
 def with_first(output: Any, hidden: Tensor) -> Any:
-    """A block's output with another hidden state."""
+    """Return a block's output with another hidden state."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
-    """Find the feed-forward layers of a model whose layers are one mixer each (Nemotron-H); none where it has no attention layer.
+    """Find the feed-forward layers of a model whose layers are one mixer each (Nemotron-H).
 
-    Such a layer is an attention, a state-space model, experts, or a feed-forward part. Only the last kind can be edited.
+    Each layer of such a model is an attention, a state-space model, a set of experts or a feed-forward part. Only feed-forward
+    parts can be edited. Returns an empty list for models of other kinds.
     """
     mixers = [getattr(layer, "mixer", None) for layer in layers]
     if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
@@ -198,20 +210,21 @@ def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
             n.endswith("experts") for n, _ in layer.named_modules()
         ):
             raise WorkbenchError(
-                f"{kind} routes tokens to experts (layer {number}): a fact has no one place in its weights", INSTEAD
+                f"layer {number} of {kind} routes tokens to experts: edits of weights need one feed-forward part per layer",
+                INSTEAD,
             )
         attention = any(_ATTENTION.search(n) for n, _ in layer.named_children()) or any(
             _ATTENTION.search(n) for n, _ in layer.named_modules()
         )
         if any(n.endswith("A_log") for n in names) or not attention:
             raise WorkbenchError(
-                f"{kind} has state-space or recurrent layers (layer {number}): edits need attention and a feed-forward part",
+                f"layer {number} of {kind} is a state-space or recurrent layer: edits of weights need attention and a feed-forward part",
                 INSTEAD,
             )
 
 
 def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
-    """The linear layers of every block in the order in which a one-token pass runs them."""
+    """Return the linear modules of every block in the order in which a one-token forward pass runs them."""
     ran: list[list[nn.Module]] = [[] for _ in layers]
     handles = []
     for number, layer in enumerate(layers):
@@ -228,7 +241,7 @@ def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) 
 
 
 def _rows(module: nn.Module) -> int | None:
-    """Outputs of a linear layer; None for other modules."""
+    """Return the number of outputs of a linear module; None for other modules."""
     if isinstance(module, nn.Linear):
         return int(module.weight.shape[0])
     weight = getattr(module, "weight", None)

@@ -1,4 +1,4 @@
-"""Forward passes that an edit needs: what a layer reads and gives, the top of the model alone, logits at a few places."""
+"""Forward passes for edits: inputs and outputs of a layer, added shifts, and logits at selected positions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from workbench.models.attention import head_sees
 
 @torch.no_grad()
 def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Tensor]:
-    """What the output projection of a layer reads [row, d_in] and gives [row, d_out] at the lookup; layers above are not run."""
+    """Return a projection's inputs and outputs at the lookup tokens; layers above it are not run.
+
+    Args:
+        parts: Parts of the model.
+        layer: Layer of the output projection.
+        batch: The rows.
+
+    Returns:
+        Inputs [row, d_in] and outputs [row, d_out].
+    """
     rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
     found: list[Tensor] = []
 
@@ -32,7 +41,7 @@ def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Te
 
 
 def run(parts: Parts, batch: Padded) -> Any:
-    """A forward pass; None where a hook has ended it."""
+    """Run a forward pass; return None if a hook ends it early."""
     inputs = batch.inputs() if batch.inputs else {"attention_mask": batch.mask, "use_cache": False}
     try:
         return parts.model(input_ids=batch.tokens, **inputs)
@@ -41,7 +50,11 @@ def run(parts: Parts, batch: Padded) -> Any:
 
 
 def logits_at(parts: Parts, places: Tensor) -> AbstractContextManager[None]:
-    """The head sees a few places alone: logits are [1, place, vocabulary]. Errors: a model without a head."""
+    """Restrict the output head to some positions within the block: logits are [1, position, vocabulary].
+
+    Raises:
+        WorkbenchError: If the model has no output head.
+    """
     head = parts.model.get_output_embeddings()
     if head is None:
         raise WorkbenchError(f"{type(parts.model).__name__} has no output head", "Edits need a causal language model.")
@@ -50,11 +63,14 @@ def logits_at(parts: Parts, places: Tensor) -> AbstractContextManager[None]:
 
 @contextmanager
 def added(parts: Parts, layer: int, batch: Padded, shift: Tensor, rows: Tensor) -> Iterator[None]:
-    """The output projection of a layer gives `shift` more at the lookup of each row.
+    """Add a shift to a projection's output at the lookup of each row, within the block.
 
     Args:
+        parts: Parts of the model.
+        layer: Layer of the output projection.
+        batch: The rows.
         shift: [fact, d_out]; gradients flow into it.
-        rows: [row], the fact that a row belongs to.
+        rows: [row], the index of the fact that a row belongs to.
     """
     at = torch.arange(len(batch.lookup), device=batch.lookup.device) * batch.tokens.shape[1] + batch.lookup
 
@@ -67,11 +83,15 @@ def added(parts: Parts, layer: int, batch: Padded, shift: Tensor, rows: Tensor) 
 
 
 def target_log_probabilities(logits: Tensor, batch: Padded, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean log-probability of the target's tokens [row], and whether all of them are on top [row].
+    """Return each row's mean log-probability of its target tokens, and whether all of them are the most likely ones.
 
     Args:
-        logits: [1, place, vocabulary], at `batch.places`.
+        logits: [1, position, vocabulary], at `batch.places`.
+        batch: The rows.
         rows: Number of rows.
+
+    Returns:
+        Two tensors [row].
     """
     scores = logits[0].float().log_softmax(-1)
     chosen = scores.gather(1, batch.wanted[:, None])[:, 0]
@@ -84,19 +104,27 @@ def target_log_probabilities(logits: Tensor, batch: Padded, rows: int) -> tuple[
 
 @torch.no_grad()
 def score(parts: Parts, batch: Padded) -> tuple[Tensor, Tensor]:
-    """As `target_log_probabilities`, of the model as it is."""
+    """Return `target_log_probabilities` of the model as it is."""
     with logits_at(parts, batch.places):
         return target_log_probabilities(run(parts, batch).logits, batch, len(batch.lookup))
 
 
 def self_test(parts: Parts, layer: int, batch: Padded) -> float:
-    """Prove on this model that what is added to the output projection at one place arrives in the block's output there and nowhere
-    before it; returns the mean ratio of what arrives to what was added.
+    """Check that a change of the output projection at one position reaches the block's output there, and no earlier position.
 
-    1 in most families; Granite multiplies it; with a norm behind the projection (Gemma 2 and 3, OLMo 2 and 3, GLM 4) it is no
-    constant. Values are optimised at the projection itself, so that edits are right in each case.
+    The ratio is 1 in most families. Granite multiplies the output; if a norm follows the projection (Gemma 2 and 3, OLMo 2 and 3,
+    GLM 4), the ratio is not constant. Values are optimized at the projection itself, so edits are correct in all cases.
 
-    Errors: nothing arrives, or something arrives before.
+    Args:
+        parts: Parts of the model.
+        layer: Layer of the output projection.
+        batch: The rows.
+
+    Returns:
+        The mean ratio of the change at the block's output to the change of the projection's output.
+
+    Raises:
+        WorkbenchError: If the change does not arrive, or if earlier positions change.
     """
     rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
     seen: list[Tensor] = []
@@ -118,8 +146,8 @@ def self_test(parts: Parts, layer: int, batch: Padded) -> float:
     before = max((float(change[i, : int(p)].abs().max()) for i, p in enumerate(batch.lookup) if p), default=0.0)
     if not bool((arrived > 1e-4).all()) or before > 1e-4 * float(shift.abs().max()):
         raise WorkbenchError(
-            f"{parts.modules[layer]}: a change of its output does not arrive in the block's output where it was made (ratio {float(arrived.min()):.2g}, "
-            f"earlier positions {before:.2g})",
-            "This architecture is not what edits expect: please report it with its config.json.",
+            f"{parts.modules[layer]}: a change of its output has no effect on the block's output at the same position (ratio "
+            f"{float(arrived.min()):.2g}), or changes earlier positions (by {before:.2g})",
+            "Edits do not support this architecture. Please report it with its config.json.",
         )
     return float(arrived.mean())

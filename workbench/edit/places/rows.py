@@ -1,4 +1,4 @@
-"""Facts as rows of tokens: contexts before the prompt, the place where a fact is looked up, the target."""
+"""Facts as rows of tokens: context, prompt, the token at which a fact is looked up, and target."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Position = Literal["subject_last", "prompt_last"]
 
 @dataclass(frozen=True)
 class EditRow:
-    """A prompt, or a prompt and its target, as tokens.
+    """Tokens of a prompt, or of a prompt and its target.
 
     Attributes:
-        tokens: All of them; the last target token is left out where no one asks what follows it.
+        tokens: All input tokens. The last target token is left out if its prediction is not needed.
         lookup: Index of the token at which the fact is looked up.
-        start: Index of the first token whose successor is a target token: the prompt's last.
-        target: The target's tokens.
-        span: First token of the subject and the one after its last.
+        start: Index of the prompt's last token, which predicts the first target token.
+        target: Tokens of the target.
+        span: Index of the subject's first token, and the index after its last token.
     """
 
     tokens: tuple[int, ...]
@@ -44,16 +44,16 @@ class EditRow:
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows padded on the right, where a causal model cannot see the padding.
+    """Rows padded on the right, where a causal model does not see the padding.
 
     Attributes:
         tokens: [row, position].
-        mask: [row, position], 1 where a token stands.
+        mask: [row, position], 1 for tokens and 0 for padding.
         lookup: [row], position of the lookup.
         places: Flat indices into [row · position] of all positions that predict a target token, row by row.
-        wanted: The tokens that they should predict.
-        owner: Row of each of them.
-        inputs: What the model is given beside the tokens, where that is not the mask.
+        wanted: The target token at each of these positions.
+        owner: The row of each of these positions.
+        inputs: Model inputs other than the tokens; None for the mask alone.
     """
 
     tokens: Tensor
@@ -66,20 +66,21 @@ class Padded:
 
 
 def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> EditRow:
-    """A fact's prompt and target as tokens.
+    """Tokenize a fact's prompt and target.
 
     Args:
         fact: The fact.
-        tokenizer: A fast one: the subject's tokens are found by their character offsets.
-        position: Where it is looked up; without a subject at the prompt's last token.
-        before: A context in front of the prompt.
-        end: Whether the end of text is one more token of the target, where the tokenizer has one.
+        tokenizer: A fast tokenizer: character offsets tell which tokens belong to the subject.
+        position: Token at which the fact is looked up; always the prompt's last token if the fact has no subject.
+        before: Context before the prompt.
+        end: Whether the target ends with the end-of-text token, if the tokenizer has one.
 
-    Errors: no fast tokenizer, a prompt or target without tokens, a subject without a token of its own.
+    Raises:
+        WorkbenchError: If the tokenizer is not fast, or the prompt, the target or the subject has no tokens.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise WorkbenchError(
-            f"{type(tokenizer).__name__} does not tell which characters a token stands for, by which edits find the subject",
+            f"{type(tokenizer).__name__} has no character offsets, which edits need to find the subject's tokens",
             "Save the base with its fast tokenizer (tokenizer.json).",
         )
     text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
@@ -91,12 +92,12 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
     span = (last, last + 1)
     if fact.span is not None:
         first, stop = fact.span[0] + shift, fact.span[1] + shift
-        offsets = (pair.offsets or [])[: len(prompt)]  # a token that reaches into the target is the target's
+        offsets = (pair.offsets or [])[: len(prompt)]  # a token that extends into the target belongs to the target
         inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
         if not inside:
             raise WorkbenchError(
-                f"{fact.place}: the subject {fact.subject!r} has no token of its own",
-                "Word the subject in what the tokenizer knows.",
+                f"{fact.place}: the subject {fact.subject!r} has no tokens of its own",
+                "Rephrase the subject with words that the tokenizer knows.",
             )
         span = (inside[0], inside[-1] + 1)
     lookup = span[1] - 1 if position == "subject_last" else last
@@ -104,14 +105,15 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
 
 
 def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair:
-    """Tokenize a fact's prompt and target as lm-eval scores them: as one text, white space at the prompt's end with the target.
+    """Tokenize a fact's prompt and target as lm-eval does: as one text, with white space at the prompt's end moved to the target.
 
     Args:
         fact: The fact.
         tokenizer: The base's tokenizer.
-        text: What stands in place of the fact's own prompt.
+        text: Prompt to use in place of the fact's own.
 
-    Errors: a prompt or a target without tokens.
+    Raises:
+        WorkbenchError: If the prompt or the target has no tokens.
     """
     text = fact.text if text is None else text
     pair = encode_pair(tokenizer, text, fact.continuation, "continuation")
@@ -119,29 +121,39 @@ def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair
         shown = fact.continuation if pair.prompt else text
         raise WorkbenchError(
             f"{fact.place or fact.id}: {shown!r} has no tokens in the base's vocabulary",
-            "Word the fact in what the tokenizer knows.",
+            "Rephrase the fact with words that the tokenizer knows.",
         )
     return pair
 
 
 def vocabulary_key(context: MethodContext) -> str:
-    """Digest of the tokenizer's vocabulary and rules."""
+    """Return the digest of the tokenizer's vocabulary and rules."""
     return json_digest(context.tokenizer.backend_tokenizer.to_str())
 
 
 def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
-    """Errors, before any work: facts that `row_of` refuses, or that are longer than `longest` tokens."""
+    """Check that all facts can be tokenized and are not too long.
+
+    Args:
+        facts: The facts.
+        tokenizer: The base's tokenizer.
+        longest: Largest number of tokens of a prompt with its target; a target may have half of them.
+
+    Raises:
+        WorkbenchError: If a fact is too long, or `row_of` rejects it.
+    """
     for fact in facts:
         row = row_of(fact, tokenizer, "subject_last")
         if len(row.target) > longest // 2 or len(row.tokens) > longest:
             raise WorkbenchError(
-                f"{fact.place}: prompt and target are {row.start + 1 + len(row.target)} tokens; {longest} fit, and half as many of a target",
-                "Shorten it, or split it into several facts.",
+                f"{fact.place}: prompt and target have {row.start + 1 + len(row.target)} tokens ({len(row.target)} of them in the target); "
+                f"at most {longest} tokens are allowed, {longest // 2} in the target",
+                "Shorten the fact, or split it into several facts.",
             )
 
 
 def padded(rows: Sequence[EditRow], device: torch.device) -> Padded:
-    """Rows side by side."""
+    """Pad rows to a batch on a device."""
     batch = side_by_side([row.tokens for row in rows], device)
     width = batch.tokens.shape[1]
     places: list[int] = []

@@ -1,7 +1,8 @@
-"""Where a fact is looked up: what restoring one clean state brings back of an answer that another subject has taken away.
+"""Causal tracing: find the layers and tokens at which a model looks a fact up.
 
-Causal tracing (2202.05262, §2) with another subject's tokens as the corruption, and whole subject spans restored: single tokens of a
-subject mislead on models whose layers see few tokens back.
+The subject's tokens are replaced by those of another subject, and the clean states of single layers are restored; the share of
+the answer's probability that returns tells where the fact is carried (Meng et al. 2022, arXiv 2202.05262, section 2). Whole
+subjects are restored, because single tokens of a subject mislead on models whose layers attend to few earlier tokens.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ PLACES: tuple[Place, ...] = ("subject", "subject_last", "last")
 
 @dataclass(frozen=True)
 class TracedFact:
-    """One fact's probabilities of the model's own answer.
+    """Probabilities of the model's own answer to the prompt of one fact.
 
     Attributes:
-        fact: The fact's id.
-        answer: The token that the model gives.
-        clean: Its probability.
-        corrupted: The same with another subject's tokens.
-        restored: Layer -> the same with that layer's states restored at `subject`, `subject_last`, `last`.
+        fact: ID of the fact.
+        answer: Token that the model predicts.
+        clean: Probability of the answer.
+        corrupted: Probability of the answer with another subject's tokens.
+        restored: Layer -> probability with that layer's states restored at `subject`, `subject_last` and `last`.
     """
 
     fact: str
@@ -47,14 +48,14 @@ class TracedFact:
 
 @dataclass(frozen=True)
 class Trace:
-    """Shares of an answer's probability that restored states bring back.
+    """Shares of the answers' probability that restored states recover.
 
     Attributes:
         facts: Number of facts traced.
-        clean: Mean probability of the model's own answer.
-        corrupted: The same with another subject's tokens.
-        recovered: Layer -> share recovered by restoring that layer at `subject`, `subject_last`, `last`.
-        rows: What each fact adds to that.
+        clean: Mean probability of the model's own answers.
+        corrupted: Mean probability with other subjects' tokens.
+        recovered: Layer -> share recovered by restoring that layer at `subject`, `subject_last` and `last`.
+        rows: Probabilities of the single facts.
     """
 
     facts: int
@@ -64,7 +65,7 @@ class Trace:
     rows: tuple[TracedFact, ...] = ()
 
     def position(self, layer: int) -> Position:
-        """Where a layer carries a fact: at the subject where that brings back at least as much as the prompt's last token."""
+        """Return the token where a layer carries facts: the subject's, if it recovers no less than the prompt's last token."""
         at = self.recovered[layer]
         return "subject_last" if at["subject"] >= at["last"] else "prompt_last"
 
@@ -72,15 +73,18 @@ class Trace:
 def trace(
     context: MethodContext, parts: Parts, facts: Sequence[Fact], layers: Sequence[int], what: What = "block"
 ) -> Trace | None:
-    """Trace facts that have a subject; None where there are none.
+    """Trace facts that have a subject.
 
     Args:
         context: Model and tokenizer.
-        parts: Where the layers are.
-        facts: The facts; each one's subject is corrupted with that of the next, a lone one's with one of the bundled facts. The answer
+        parts: Parts of the model.
+        facts: The facts. Each subject is replaced by that of the next fact, or of a bundled fact if there is only one. The answer
             is the model's own next token.
-        layers: Which to restore.
-        what: Restore a block's output, or what its feed-forward part gives.
+        layers: Layers to restore.
+        what: Restore the output of a block, or of its feed-forward part.
+
+    Returns:
+        The shares recovered; None if no fact can be traced.
     """
     chosen = [f for f in facts if f.subject is not None]
     rows = [_prompt(row_of(f, context.tokenizer, "subject_last")) for f in chosen]
@@ -109,22 +113,26 @@ def trace(
     recovered = {
         layer: {place: float((got.sum() - low.sum()) / gap) for place, got in at.items()} for layer, at in restored.items()
     }
-    found = tuple(
+    fact_rows = tuple(
         TracedFact(
-            fact.id, int(answer[i]), float(high[i]), float(low[i]),
-            {layer: {place: float(got[i]) for place, got in at.items()} for layer, at in restored.items()})
+            fact.id,
+            int(answer[i]),
+            float(high[i]),
+            float(low[i]),
+            {layer: {place: float(got[i]) for place, got in at.items()} for layer, at in restored.items()},
+        )
         for i, fact in enumerate(traced)
-    )  # fmt: skip
-    return Trace(len(traced), float(high.mean()), float(low.mean()), recovered, found)
+    )
+    return Trace(len(traced), float(high.mean()), float(low.mean()), recovered, fact_rows)
 
 
 def _prompt(row: EditRow) -> EditRow:
-    """The prompt alone; its "target" stands for the place behind it."""
+    """Return the prompt alone; its `target` marks the position after it."""
     return replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1])
 
 
 def _swapped(row: EditRow, other: EditRow) -> EditRow:
-    """The prompt with as many tokens of another subject, from its end backwards, repeated where it is shorter."""
+    """Replace the subject's tokens with as many of another subject, taken from its end and repeated if it is shorter."""
     start, stop = row.span
     subject = other.tokens[other.span[0] : other.span[1]]
     length = stop - start
@@ -133,7 +141,7 @@ def _swapped(row: EditRow, other: EditRow) -> EditRow:
 
 
 def _next(parts: Parts, batch: Padded) -> Tensor:
-    """Probabilities of the next token [row, vocabulary]."""
+    """Return the probabilities of the next token [row, vocabulary]."""
     with logits_at(parts, batch.places):
         found: Tensor = run(parts, batch).logits[0].float().softmax(-1)
     return found
@@ -162,7 +170,7 @@ def _states(parts: Parts, batch: Padded, layers: Sequence[int], what: What) -> d
 
 
 def _where(rows: Sequence[EditRow], place: str, batch: Padded) -> Tensor:
-    """[row, position], true where a state is restored."""
+    """Return a mask [row, position] of the states to restore."""
     mask = torch.zeros(batch.tokens.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         start, stop = {"subject": row.span, "subject_last": (row.span[1] - 1, row.span[1]), "last": (row.start, row.start + 1)}[

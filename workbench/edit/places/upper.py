@@ -1,7 +1,7 @@
-"""The part of a batch that a change at one place can reach: tokens from the lookup on, layers from the written one up.
+"""Run only the part of a batch that an edit can change: tokens from the lookup on, and layers from the edited one up.
 
-A causal model's earlier tokens and lower layers do not depend on the change. Their keys, values and hidden states are computed once
-for all steps of an optimisation. Where a model does not give the same numbers that way, whole rows are run.
+Earlier tokens and lower layers of a causal model do not depend on the edit. Their keys, values and hidden states are computed
+once for all optimization steps. If a model does not give the same numbers this way, whole rows are run.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Padded
 from workbench.models.attention import additive_masks, cache_name, windows
 
-# Largest difference of a row's mean log-probability, in nats, that another order of sums makes in float32.
+# Largest difference of a row's mean log-probability, in nats, that a different order of float32 sums explains.
 TOLERANCE = 1e-3
 
 
 @contextmanager
 def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Padded]:
-    """The batch to run instead, inside the block; `lookup`, `places`, `wanted` and `owner` are those of its own tokens.
+    """Yield the batch to run within the block; its `lookup`, `places`, `wanted` and `owner` refer to its own tokens.
 
     Args:
-        parts: The model; its weights must not change inside the block.
-        layer: The layer that is written.
+        parts: Parts of the model; its weights must not change within the block.
+        layer: The edited layer.
         batch: Whole rows.
     """
     small = _tail(parts, batch)
@@ -38,25 +38,25 @@ def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Padded]:
 
 
 def _tail(parts: Parts, batch: Padded) -> Padded:
-    """Tokens from each row's lookup on, behind keys and values of those before it; the batch itself where that does not work."""
+    """Return the tokens from each row's lookup on, with a cache of the earlier ones; the whole batch if that is not supported."""
     if int(batch.lookup.max()) < 2:
         return batch
     try:
         small = _cut(parts, batch)
-        expected, found = score(parts, batch)[0], score(parts, small)[0]
+        expected, actual = score(parts, batch)[0], score(parts, small)[0]
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError):
-        return batch  # a model that takes no cache, no positions or no mask of one's own
-    return small if float((expected - found).abs().max()) < TOLERANCE else batch
+        return batch  # the model does not accept a cache, positions or a custom mask
+    return small if float((expected - actual).abs().max()) < TOLERANCE else batch
 
 
 def _cut(parts: Parts, batch: Padded) -> Padded:
-    """The tail as a batch with a cache of its own."""
+    """Return the tail of a batch with a cache of its own."""
     from transformers import DynamicCache
 
     device, rows = batch.tokens.device, len(batch.lookup)
     before, width = int(batch.lookup.max()), int((batch.mask.sum(1) - batch.lookup).max())
     name, kinds, dtype = cache_name(parts.model), windows(parts.model.config), parts.model.dtype
-    full = DynamicCache()  # without the configuration: sliding layers keep all, the mask hides what they do not see
+    full = DynamicCache()  # without the configuration, sliding layers keep all tokens; the mask hides those outside the window
     body = getattr(parts.model, parts.model.base_model_prefix, parts.model)
     with torch.no_grad():
         body(input_ids=batch.tokens[:, :before], attention_mask=batch.mask[:, :before], use_cache=True, **{name: full})
@@ -87,7 +87,7 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
 
 @contextmanager
 def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
-    """Passes over the batch run `layer` and those above it alone; what enters it is computed once."""
+    """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
     entering: list[Tensor] = []
 
     def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Facts as suites of lm-eval tasks: efficacy, paraphrases, neighbours, portability, generated answers, entropy, perplexity."""
+"""Facts as suites of lm-eval tasks: efficacy, paraphrases, neighbors, portability, generated answers, entropy and perplexity."""
 
 from __future__ import annotations
 
@@ -6,5 +6,15 @@ from workbench.evaluate.facts.protocol import checkpoints, sequential
 from workbench.evaluate.facts.suite import build, export_facts
 from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, wanted
 
-__all__ = ["EDITS", "PREFIX", "Wanted", "build", "checkpoints", "edited_for", "export_facts", "facts_of_edits", "sequential",
-           "wanted"]  # fmt: skip
+__all__ = [
+    "EDITS",
+    "PREFIX",
+    "Wanted",
+    "build",
+    "checkpoints",
+    "edited_for",
+    "export_facts",
+    "facts_of_edits",
+    "sequential",
+    "wanted",
+]

@@ -1,4 +1,4 @@
-"""Definitions of the tasks as lm-eval reads them, and the folder that holds them with their data and code."""
+"""Task definitions for lm-eval, and the folder with definitions, data and code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from workbench.evaluate.facts.documents import Doc
 from workbench.facts.kinds import FactKind
 
-# Kind -> metrics, the headline first, and whether lower is better. Shares unless the name says otherwise.
+# Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
 METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
     "efficacy": (("acc", False),),
     "preferred": (("token_mean_preferred", False), ("token_mean_magnitude", False), ("token_mean_margin", False)),
@@ -28,6 +28,7 @@ METRICS: dict[FactKind, tuple[tuple[str, bool], ...]] = {
     "text": (("bits_per_byte", True), ("word_perplexity", True)),
 }
 GENERATED: tuple[FactKind, ...] = ("generated", "generated-paraphrase", "entropy")
+# Comments in the written tasks. They are part of the digest of a suite of facts: do not change them.
 _PROTOCOL: dict[FactKind, str] = {
     "efficacy": "teacher-forced: every token of the target is the most likely one",
     "preferred": "likelihoods compared: mean NLL of a token, target against the true answer",
@@ -45,7 +46,13 @@ _PROTOCOL: dict[FactKind, str] = {
 
 
 def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
-    """NAME.yaml of a task. `settings`: generation_kwargs of answers and of the entropy's continuations, by kind."""
+    """Return the content of a task's YAML file.
+
+    Args:
+        stem: Beginning of the task's name.
+        kind: Kind of the task.
+        settings: Generation settings by kind: "generated" and "entropy".
+    """
     rolling, choice, writes = kind == "text", kind.startswith("preferred"), kind in GENERATED
     output = (
         "loglikelihood_rolling" if rolling else "multiple_choice" if choice else "generate_until" if writes else "loglikelihood"
@@ -80,20 +87,20 @@ def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
 
 
 def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
-    """The tasks with data and code, as lm-eval's --include_path takes them."""
+    """Write the tasks with data and code to a folder for lm-eval's --include_path."""
     from workbench.evaluate.export import LOCALDATA
 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for kind, rows in docs.items():
         (folder / f"{stem}-{kind}.yaml").write_text(definition(stem, kind, settings), "utf-8")
-        # Escaped: readers may split lines at line separators inside texts.
+        # Line separators within texts are escaped, because readers may split lines at them.
         (folder / "data" / f"{stem}-{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "localdata.py").write_text(LOCALDATA, "utf-8")
     (folder / "factscores.py").write_text(code(), "utf-8")
 
 
 def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
-    """The same into a folder that appears whole or not at all."""
+    """Write the tasks to a folder that appears complete or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as scratch:
         write_tasks(Path(scratch) / "tasks", stem, docs, settings)
@@ -102,12 +109,12 @@ def write_whole_folder(place: Path, stem: str, docs: Mapping[FactKind, Sequence[
 
 
 def code() -> str:
-    """The functions that the tasks call."""
+    """Return the source of the functions that the tasks call."""
     return _packaged("factscores.py")
 
 
 def bundled_text() -> str:
-    """The text whose perplexity is scored where none is named."""
+    """Return the default text of the perplexity task."""
     return _packaged("plain.txt")
 
 

@@ -1,4 +1,4 @@
-"""Facts as documents of tasks: one list a kind, each document with `id` and `cluster` (the fact)."""
+"""Facts as documents of tasks: one list per kind; each document has an `id` and a `cluster` (the fact)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from workbench.facts.kinds import FACT_KINDS, FactKind
 
 Doc = dict[str, Any]
 Count = Callable[[str, str], int]
-"""Tokens of a continuation of a prompt, as lm-eval splits the two."""
+"""Returns the number of tokens of a continuation after a prompt, as lm-eval splits the two."""
 
 
 def documents(
     facts: Sequence[Fact], answers: Mapping[str, str], passages: Sequence[str], count: Count, *, chat: bool
 ) -> dict[FactKind, list[Doc]]:
-    """Documents of every kind that the facts have prompts for; kinds without any are left out.
+    """Return the documents of every kind that the facts have prompts for.
 
     Args:
-        answers: Neighbour's prompt -> the base's continuation, with its leading blank. Prompts that the base does not answer are not
-            in it, and not asked.
+        facts: The facts.
+        answers: Neighbor's prompt -> the base's continuation, with its leading space. Prompts without an answer are left out.
         passages: Texts of the perplexity task.
         count: Counts tokens of continuations.
-        chat: Prompts will be put into a chat template: an answer then begins without a blank.
+        chat: Prompts will be put into a chat template, so that answers begin without a space.
     """
 
     def after(prompt: str, answer: str) -> str:
@@ -36,12 +36,12 @@ def documents(
         ]
 
     def compared(rows: Iterable[tuple[str, str, str, str, str]]) -> list[Doc]:
-        found = []
+        docs = []
         for name, fact, prompt, first, second in rows:
             choices = [after(prompt, first), after(prompt, second)]
             tokens = [count(prompt, choice) for choice in choices]
-            found.append({"id": name, "cluster": fact, "prompt": prompt, "choices": choices, "gold": 0, "tokens": tokens})
-        return found
+            docs.append({"id": name, "cluster": fact, "prompt": prompt, "choices": choices, "gold": 0, "tokens": tokens})
+        return docs
 
     def written(rows: Iterable[tuple[str, str, str]]) -> list[Doc]:
         return [{"id": name, "cluster": name, "prompt": prompt, "answer": answer} for name, prompt, answer in rows]
@@ -74,12 +74,12 @@ def documents(
 
 
 def neighbour_prompts(facts: Iterable[Fact]) -> list[str]:
-    """Prompts whose answers must not change, each once."""
+    """Return the prompts whose answers must not change, without duplicates."""
     return list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
 
 
 def targets(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
-    """(prompt, target) of what models are asked to write."""
+    """Yield (prompt, target) of the texts that models generate."""
     for fact in facts:
         yield fact.text, fact.target
         if fact.paraphrases:

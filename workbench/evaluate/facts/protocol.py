@@ -1,4 +1,4 @@
-"""Facts one after another: the checkpoints of an edit, and the facts that are looked at there."""
+"""Facts that are edited one after another: the checkpoints of an edit, and the facts that are scored there."""
 
 from __future__ import annotations
 
@@ -13,46 +13,55 @@ from workbench.recipe.eval_fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.steps import Step
 
-FEWEST = 10  # facts of a cohort, where batches are smaller
+FEWEST = 10  # smallest number of facts in a cohort if batches are smaller
 
 
 def sequential(recipe: Recipe, options: FactsEval) -> Wanted:
-    """What is wanted of an edit's facts at its checkpoints: the facts of all cohorts. Errors: as `checkpoints`."""
-    found = wanted(options, recipe.project)
-    step, total = _step(recipe, found)
+    """Return the facts to score at an edit's checkpoints, with the cohorts of each checkpoint.
+
+    Raises:
+        WorkbenchError: If no edit step has these facts, or the step cannot use the first facts of a file.
+    """
+    facts = wanted(options, recipe.project)
+    step, total = _step(recipe, facts)
     settings = options.sequential or SequentialEval()
     batch = getattr(getattr(getattr(step, "mode", None), "sequential", None), "batch", 1)
     size = settings.cohort or max(batch, FEWEST)
-    return replace(found, cohorts={n: _cohorts(found.everything[:n], size, settings.sample) for n in _numbers(settings, total)})
+    return replace(facts, cohorts={n: _cohorts(facts.everything[:n], size, settings.sample) for n in _numbers(settings, total)})
 
 
 def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recipe]]:
-    """(n, the recipe with the first n facts alone) of every checkpoint but the last, which is the recipe itself.
+    """Yield (n, the recipe with only the first n facts) for every checkpoint except the last, which is the recipe itself.
 
-    Errors: no edit step with these facts, one that cannot take the first facts alone.
+    Raises:
+        WorkbenchError: If no edit step has these facts, or the step cannot use the first facts of a file.
     """
-    found = wanted(options, recipe.project)
-    step, total = _step(recipe, found)
+    facts = wanted(options, recipe.project)
+    step, total = _step(recipe, facts)
     for n in _numbers(options.sequential or SequentialEval(), total)[:-1]:
         steps: list[Mapping[str, Any]] = [{**dump_step(s), **({"first": n} if s is step else {})} for s in recipe.steps]
         yield n, recipe.derive(f"{recipe.name}-first-{n}", steps, recipe.fields.bricks)
 
 
 def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
-    """The edit step that teaches these facts, and how many of them."""
+    """Return the edit step with these facts, and the number of its facts."""
     for step in recipe.steps:
         taught = read_step(step, recipe.project)
-        if [fact.document() for fact in taught] != [fact.document() for fact in facts.everything]:  # cohorts follow their order
+        if [fact.document() for fact in taught] != [
+            fact.document() for fact in facts.everything
+        ]:  # order matters, because cohorts follow it
             continue
         if "first" not in type(step).model_fields:
             raise WorkbenchError(
                 f"recipe {recipe.name}: sequential: edit {step.name} has no field `first`",
-                "Score it without `sequential`, or use a method that takes the first facts of a file.",
+                "Score it without `sequential`, or use a method that has the field `first`.",
                 2,
             )
         return step, int(getattr(step, "first", None) or len(facts.everything))
     raise WorkbenchError(
-        f"recipe {recipe.name}: sequential: no edit step has the facts of {facts.source}", "Name the file of an edit step.", 2
+        f"recipe {recipe.name}: sequential: no edit step uses the facts of {facts.source}",
+        "Give the facts file of an edit step.",
+        2,
     )
 
 
@@ -61,7 +70,7 @@ def _numbers(settings: SequentialEval, total: int) -> list[int]:
 
 
 def _cohorts(facts: Sequence[Fact], size: int, sample: int) -> dict[str, tuple[str, ...]]:
-    """Ids of the first facts, the last ones, and a sample of all so far: those with the smallest hash of their id."""
+    """Return IDs of the first facts, the last ones, and a sample of all: those with the smallest hash of their ID."""
     chosen = ranked(facts, sample)
     return {"first": _ids(facts[:size]), "last": _ids(facts[-size:]), "sample": _ids([f for f in facts if f.id in chosen])}
 

@@ -1,4 +1,4 @@
-"""A suite of facts: its tasks as files in the cache, made once for facts, options and base."""
+"""Suites of facts, whose task files are written to the cache once per facts, options and base."""
 
 from __future__ import annotations
 
@@ -27,18 +27,22 @@ from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 
 FORMAT = "facts-1"
-LONG, TEXTS = 100, 32  # tokens and number of the continuations whose n-grams are counted
+LONG, TEXTS = 100, 32  # length in tokens and number of the continuations for n-gram entropy
 MIN_EFFECT = 0.05
 _SPARED: tuple[FactKind, ...] = ("preferred-paraphrase", "preferred-neighbours")
 
 
 def build(wanted: Wanted, base: Resolved, device: Any = None, events: Events = no_events) -> tuple[Suite, Path]:
-    """The suite of some facts, and the folder of its tasks.
+    """Return the suite of some facts, and the folder of its tasks.
 
     Args:
-        base: Whose answers to neighbours' prompts are the ones to keep, in the dtype that is scored; whose tokenizer counts tokens.
-        device: Where the base answers; None: its answers are looked up.
-    Errors: answers that are not known; a kind of task that the file has no prompts for.
+        wanted: The facts and options.
+        base: Base whose answers to neighbors' prompts must not change, in the dtype that is scored; its tokenizer counts tokens.
+        device: Device on which the base answers; None: use stored answers.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If the base's answers are not stored, or the facts have no prompts for a requested task.
     """
     place = base.cache / "factsuites" / _key(wanted, base) / "tasks"
     if not place.is_dir():
@@ -48,11 +52,17 @@ def build(wanted: Wanted, base: Resolved, device: Any = None, events: Events = n
 
 
 def export_facts(wanted: Wanted, base: Resolved, to: Path, device: Any, events: Events = no_events) -> list[Path]:
-    """The same tasks as files of a folder that lm_eval takes as --include_path. Errors: a file that exists."""
+    """Write the tasks to a folder for lm_eval's --include_path, and return the files.
+
+    Raises:
+        WorkbenchError: If a file already exists.
+    """
     docs, settings = _content(wanted, base, device, events)
     files = [to / f for kind in docs for f in (f"{wanted.stem}-{kind}.yaml", f"data/{wanted.stem}-{kind}.jsonl")]
     if taken := [file for file in files if file.exists()]:
-        raise WorkbenchError(f"{taken[0]}: exists", "Export into another folder with -o, or remove it: nothing is overwritten.")
+        raise WorkbenchError(
+            f"{taken[0]} already exists", "Remove it, or export to another folder with -o: existing files are not overwritten."
+        )
     write_tasks(to, wanted.stem, docs, settings)
     return [*files, to / "factscores.py", to / "localdata.py"]
 
@@ -75,7 +85,7 @@ def _suite(wanted: Wanted, kinds: Sequence[FactKind]) -> Suite:
 
 
 def _key(wanted: Wanted, base: Resolved) -> str:
-    """Of all that the tasks' files depend on."""
+    """Return the digest of everything that the task files depend on."""
     options = wanted.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
     shown = [definition(wanted.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
     return json_digest(
@@ -84,15 +94,15 @@ def _key(wanted: Wanted, base: Resolved) -> str:
 
 
 def _content(wanted: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
-    """Documents by kind, and the settings of generation."""
+    """Return documents by kind, and the generation settings."""
     options = wanted.options
     kinds = _kinds(options.tasks, generate=options.generate)
     tokenizer = _tokenizer(base)
     count = _counter(tokenizer, options.chat_template)
     prompts = neighbour_prompts(wanted.facts) if "neighbours" in kinds else []
     answers = _answers(wanted, prompts, base, device, events) if prompts else {}
-    found = documents(wanted.facts, answers, _passages(wanted), count, chat=options.chat_template)
-    lacking = [kind for kind in options.tasks or () if kind not in found]
+    docs = documents(wanted.facts, answers, _passages(wanted), count, chat=options.chat_template)
+    lacking = [kind for kind in options.tasks or () if kind not in docs]
     if lacking:
         field = {
             "preferred": "target_true",
@@ -100,10 +110,10 @@ def _content(wanted: Wanted, base: Resolved, device: Any, events: Events) -> tup
             "generated-paraphrase": "paraphrases",
         }
         raise WorkbenchError(
-            f"{wanted.source}: no fact has what the task '{lacking[0]}' asks for ({field.get(lacking[0], lacking[0])})",
-            "Leave it out of `tasks`, or add the field to the facts.",
+            f"{wanted.source}: no fact has the field that task '{lacking[0]}' needs ({field.get(lacking[0], lacking[0])})",
+            "Remove the task from `tasks`, or add the field to the facts.",
         )
-    return {kind: rows for kind, rows in found.items() if kind in kinds}, _settings(wanted, base, count)
+    return {kind: rows for kind, rows in docs.items() if kind in kinds}, _settings(wanted, base, count)
 
 
 def _kinds(asked: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
@@ -113,7 +123,10 @@ def _kinds(asked: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind
 
 
 def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
-    """Generation: answers end by themselves, with room for more tokens than any target has; long texts do not end."""
+    """Return the generation settings.
+
+    Answers end on their own, with room for more tokens than any target; the long texts for entropy do not end.
+    """
     longest = max(count(prompt, target) for prompt, target in targets(wanted.facts))
     positions = base.base.config.get("max_position_embeddings") or base.base.config.get("n_positions") or 2 * LONG
     stops = ["\n"] if any("." in fact.target for fact in wanted.facts) else ["\n", "."]
@@ -121,21 +134,21 @@ def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
     long = min(LONG, int(positions) // 2)
     return {
         "generated": {"until": stops, "max_gen_toks": tokens, "do_sample": False},
-        # Without end of text: a model that was taught to stop after an answer would have no n-grams to count.
+        # End of text is not allowed: a model that has learned to stop after an answer would have no n-grams to count.
         "entropy": {"until": [], "max_gen_toks": long, "min_new_tokens": long, "do_sample": False},
     }
 
 
 def _passages(wanted: Wanted) -> list[str]:
     text = jsondoc.text_of(wanted.text) if wanted.text else bundled_text()
-    found = [line.strip() for line in text.split("\n") if line.strip()]
-    if not found:
-        raise WorkbenchError(f"{wanted.options.text}: no passages", "One passage a line.")
-    return found
+    passages = [line.strip() for line in text.split("\n") if line.strip()]
+    if not passages:
+        raise WorkbenchError(f"{wanted.options.text}: the file has no passages", "Write one passage per line.")
+    return passages
 
 
 def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
-    """The base's answers to neighbours' prompts: kept in the cache by the base's weights, dtype and tokenizer."""
+    """Return the base's answers to neighbors' prompts, cached by the base's weights, dtype and tokenizer."""
     chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
     file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
     known: Mapping[str, str] | None = read_json(file)
@@ -143,13 +156,13 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
         if device is None:
             raise WorkbenchError(
                 f"{wanted.source}: the base's answers to the neighbours' prompts are not known yet",
-                "`workbench eval` finds them out, with the same recipes and suites.",
+                "Run `workbench eval` with the same recipes and suites to compute them.",
             )
         from workbench.evaluate.answers import answers_to_keep
         from workbench.run.materialize import materialize
 
         def told(done: int, total: int) -> None:
-            text = f"{wanted.suite}: answers that are to stay"
+            text = f"{wanted.suite}: the base's answers to neighbours"
             events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
 
         model = materialize(base, device, events=events)
@@ -157,7 +170,8 @@ def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any
         write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
     if not known:
         raise WorkbenchError(
-            f"{wanted.source}: the base answers none of the neighbours' prompts", "Word them as the base knows them."
+            f"{wanted.source}: the base gives no answer to any of the neighbours' prompts",
+            "Rephrase the prompts so that the base continues them.",
         )
     return known
 
@@ -169,7 +183,7 @@ def _tokenizer(base: Resolved) -> Any:
 
 
 def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:
-    """Counts a continuation's tokens as lm-eval does: those of the whole text beyond the prompt's, blanks between them with the continuation."""
+    """Return a function that counts a continuation's tokens as lm-eval does: all tokens minus those of the prompt."""
 
     def count(prompt: str, answer: str) -> int:
         context = _wrapped(tokenizer, prompt) if chat else prompt

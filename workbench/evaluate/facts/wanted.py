@@ -1,4 +1,4 @@
-"""Which facts are scored: those of a file, of an edit brick, or of every edit that a recipe uses."""
+"""Selection of the facts to score: those of a file, of an edit brick, or of every edit that a recipe uses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PREFIX = "facts:"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Facts to score. The suite needs the base's answers, so it is made later: `build`.
+    """Facts to score. The suite needs the base's answers, so `build` makes it later.
 
     Attributes:
-        options: As the recipe gives them.
-        source: The file, as people call it.
+        options: Options from the recipe.
+        source: Display name of the file.
         everything: All facts of the file.
-        text: The text file of the perplexity task; None for the bundled one.
-        cohorts: Number of facts taught -> first, last and sample -> ids, where facts are scored one after another.
+        text: Text file of the perplexity task; None: the bundled one.
+        cohorts: Number of facts edited -> "first", "last" and "sample" -> IDs, if facts are scored one after another.
     """
 
     options: FactsEval
@@ -44,19 +44,19 @@ class Wanted:
 
     @cached_property
     def digest(self) -> str:
-        """Of all facts of the file, whatever its format."""
+        """Digest of all facts of the file, independent of its format."""
         return facts_digest(self.everything)
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
-        """Those that are scored."""
+        """The facts that are scored."""
         chosen = {i for groups in self.cohorts.values() for ids in groups.values() for i in ids}
         chosen = chosen or ranked(self.everything, self.options.limit or len(self.everything))
         return tuple(fact for fact in self.everything if fact.id in chosen)
 
     @property
     def stem(self) -> str:
-        """What tasks are called by: the file's stem; of a brick's facts.jsonl the name of its folder."""
+        """Beginning of the tasks' names: the file's stem, or the folder's name for a brick's facts.jsonl."""
         path = Path(self.source)
         name = path.parent.name if path.name == FACTS and path.parent.name else path.stem
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._") or "facts"
@@ -64,29 +64,35 @@ class Wanted:
 
     @property
     def suite(self) -> str:
-        """The suite's name."""
+        """Name of the suite."""
         return self.stem if self.cohorts or self.stem.endswith("facts") else f"{self.stem}-facts"
 
 
 def ranked(facts: Sequence[Fact], count: int) -> set[str]:
-    """Ids of so many facts: those with the smallest hash of their id, a sample that does not depend on the file's order."""
+    """Return the IDs of `count` facts with the smallest hash of their ID, a sample that does not depend on the file's order."""
     return {f.id for f in sorted(facts, key=lambda f: (xxhash.xxh3_64_intdigest(f.id.encode()), f.id))[:count]}
 
 
 def wanted(options: FactsEval, project: Path) -> Wanted:
-    """The facts of a file, or of an edit brick's directory. Errors: as `read_facts`; a text file that is not there."""
+    """Return the facts of a file, or of an edit brick's directory.
+
+    Raises:
+        WorkbenchError: If the facts are invalid, or the text file does not exist.
+    """
     path = project / options.facts
     shown = options.facts
     if path.is_dir():
         path, shown = path / FACTS, f"{shown.rstrip('/')}/{FACTS}"
     text = project / options.text if options.text else None
     if text is not None and not text.is_file():
-        raise WorkbenchError(f"{options.text}: no such text file", "One passage a line, relative to the project.")
+        raise WorkbenchError(
+            f"{options.text}: the text file does not exist", "Give a file with one passage per line, relative to the project."
+        )
     return Wanted(options, shown, tuple(read_facts(path, shown)), text)
 
 
 def facts_of_edits(recipe: Recipe) -> Iterator[Wanted]:
-    """The facts of every edit step of a recipe, then those of its edit bricks, then those of recipes that are its bricks."""
+    """Yield the facts of a recipe's edit steps, then of its edit bricks, then of recipes that are its bricks."""
     for step in recipe.steps:
         if named := facts_file(step):
             yield wanted(FactsEval(facts=named), recipe.project)
@@ -99,7 +105,7 @@ def facts_of_edits(recipe: Recipe) -> Iterator[Wanted]:
 
 
 def edited_for(resolved: Resolved) -> tuple[str, ...]:
-    """Digests of the facts that a configuration was edited for, by its steps or by the bricks that its steps use."""
+    """Return the digests of the facts that a configuration is edited for, by its steps or by the bricks they use."""
     return tuple(dict.fromkeys(_edited_for(resolved)))
 
 
@@ -116,17 +122,17 @@ def _edited_for(resolved: Resolved) -> Iterator[str]:
 
 
 def facts_file(step: Step) -> str | None:
-    """The facts file that an edit step names, of the weights or of a memory."""
+    """Return the facts file of an edit step; None for other steps."""
     named = getattr(step, "facts", None) if step.verb == "edit" else None
     return named if isinstance(named, str) else None
 
 
 def read_step(step: Step, project: Path) -> list[Fact]:
-    """All facts of the file that an edit step names; none where it names none."""
+    """Return all facts of an edit step's file; none for other steps."""
     named = facts_file(step)
     return read_facts(project / named, named) if named else []
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """Of a set of facts as documents: the same for a file and for the copy that a brick keeps, sorted by id."""
+    """Return the digest of a set of facts, equal for a file and for the copy in a brick, which is sorted by ID."""
     return json_digest([fact.document() for fact in sorted(facts, key=lambda fact: fact.id)])

@@ -1,1 +1,1 @@
-"""Dense growth: new layers and wider ones, from names and shapes."""
+"""Shared code for growth: plans of new tensors, the weights that a plan describes, and checks of the result."""

@@ -1,4 +1,7 @@
-"""Which elements of a live model's parameters growth has added, also where transformers keeps several tensors of the files in one."""
+"""Masks of the elements that growth added to a live model's parameters.
+
+transformers may keep several tensors of the files in one parameter.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,21 @@ if TYPE_CHECKING:
 def new_elements(
     model: PreTrainedModel, weights: GrownWeights, config: Mapping[str, Any], names: Collection[str] | None = None
 ) -> dict[str, Tensor | None]:
-    """Parameters with additions.
+    """Return the parameters that have added elements.
 
     Args:
         model: The grown model.
-        weights: Its weights on disk.
-        config: Its config.json.
-        names: Tensors that are looked at; None: all.
+        weights: The grown weights on disk.
+        config: The grown config.json.
+        names: Tensors to look at; None for all.
 
     Returns:
-        Parameter -> bool tensor of its shape, true where growth has added the element; None: everywhere.
+        Parameter name -> bool tensor of its shape, true for added elements; None if all elements are added.
     """
     looked_at = weights.specs if names is None else names
     added = {name: mask for name in looked_at if (mask := weights.added(name)) is not None}
     parameters = dict(model.named_parameters())
-    found: dict[str, Tensor | None] = {}
+    masks: dict[str, Tensor | None] = {}
     for live, runs in live_runs(config, weights.specs).items():
         if live not in parameters or not any(run.name in added for run in runs):
             continue
@@ -45,5 +48,5 @@ def new_elements(
         whole = np.concatenate(rows)
         if whole.any():
             parameter = parameters[live]
-            found[live] = None if whole.all() else torch.from_numpy(whole).reshape(parameter.shape).to(parameter.device)
-    return found
+            masks[live] = None if whole.all() else torch.from_numpy(whole).reshape(parameter.shape).to(parameter.device)
+    return masks

@@ -1,4 +1,4 @@
-"""Experts behind those that a mixture has: from a base that is a mixture too, or made by bricks of a dense base."""
+"""Plans that append experts to a mixture: experts of a base that is a mixture, or bricks applied to a dense base."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from workbench.weights.specs import TensorSpec
 
 
 def from_base(mixture: Mixture, base: Model, numbers: Sequence[int]) -> dict[str, Grown]:
-    """The tensors of a mixture with experts of its base behind its own, their rows of the router too.
+    """Return the tensors of a mixture with experts of its base, and their rows of the router, after its own.
 
-    Errors: a base without experts, numbers that it does not have, layers that are not the base's, other shapes.
+    Args:
+        mixture: The current model.
+        base: The recipe's base.
+        numbers: Numbers of the base's experts.
+
+    Raises:
+        WorkbenchError: If the base has no experts or lacks one of the numbers, or a tensor does not come from the base or has
+            another shape there.
     """
     theirs = Mixture(base, f"{mixture.step}: the base")
     if beyond := [n for n in numbers if not 0 <= n < theirs.count]:
         raise WorkbenchError(
-            f"grow {mixture.step}: no expert {beyond[0]}: a layer of the base has 0..{theirs.count - 1}", None, 2
+            f"grow {mixture.step}: no expert {beyond[0]}: the base has experts 0..{theirs.count - 1} in each layer", None, 2
         )
     origin, old = mixture.model.weights.origin, mixture.count
 
     def own(name: str, i: int) -> Grown:
-        found = next((o for e in range(old) if (o := origin(numbered(name, e)))), None)
-        source = numbered(found, numbers[i]) if found else None
+        like = next((o for e in range(old) if (o := origin(numbered(name, e)))), None)
+        source = numbered(like, numbers[i]) if like else None
         if source not in theirs.places:
             raise _foreign(mixture, name)
         return Grown(source, base=True, new=True)
@@ -45,18 +52,26 @@ def from_base(mixture: Mixture, base: Model, numbers: Sequence[int]) -> dict[str
 
 
 def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float) -> dict[str, Grown]:
-    """The tensors of a mixture with what bricks make of the base's feed-forward layers as experts behind its own.
+    """Return the tensors of a mixture with new experts: the base's feed-forward layers with each brick applied.
 
     Args:
-        std: Of the rows of the router, which are drawn.
+        mixture: The current model.
+        base: The recipe's dense base.
+        names: The bricks.
+        std: Standard deviation of the router's new rows, which are drawn at random.
 
-    Errors: an architecture that `grow: experts` does not make, a base that is not dense, layers that are not the base's, other shapes.
+    Raises:
+        WorkbenchError: If `grow: experts` cannot create this architecture, the base is not dense, or a layer does not come from
+            the base or has another shape there.
     """
     model, count = mixture.model, len(names)
     kind = str(model.config.get("model_type"))
     if kind not in TARGETS:
-        raise WorkbenchError(f"grow {mixture.step}: `bricks` become experts of {', '.join(TARGETS)}, and this model is {kind}",
-                             "`copy` and `base` take every mixture.", 2)  # fmt: skip
+        raise WorkbenchError(
+            f"grow {mixture.step}: `bricks` support the architectures {', '.join(TARGETS)}; this model is {kind}",
+            "`copy` and `base` work with every mixture.",
+            2,
+        )
     target, dense = TARGETS[kind], {layer: _dense(mixture, base, layer) for layer in mixture.layers}
 
     def own(name: str, i: int) -> Grown:
@@ -83,13 +98,13 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
 
 
 def routers(mixture: Mixture) -> dict[int, str]:
-    """Layer -> the router's weight, of an architecture that `grow: experts` makes."""
+    """Return the tensor of each layer's router, for architectures that `grow: experts` can create."""
     target = TARGETS[mixture.model.config["model_type"]]
     return {layer: f"{mixture.model.layout.prefix}{layer}.{target.router}" for layer in mixture.layers}
 
 
 def corrections(mixture: Mixture) -> dict[int, list[str]]:
-    """Layer -> what is added to the router's scores before the choice."""
+    """Return the tensors of each layer that are added to the router's scores before experts are selected."""
     target = TARGETS[mixture.model.config["model_type"]]
     return {layer: [f"{mixture.model.layout.prefix}{layer}.{n}" for n in target.zeros] for layer in mixture.layers}
 
@@ -97,56 +112,66 @@ def corrections(mixture: Mixture) -> dict[int, list[str]]:
 def _appended(
     mixture: Mixture, base: Model, count: int, own: Callable[[str, int], Grown], shared: Callable[[str], Grown]
 ) -> dict[str, Grown]:
-    """A mixture with experts behind its own.
+    """Return the tensors of a mixture with `count` experts after its own.
 
     Args:
-        own: (tensor that the last expert has for itself, i) -> the i-th new expert's.
-        shared: Tensor with a part for every expert -> the same with the new ones' parts behind.
+        mixture: The current model.
+        base: The recipe's base.
+        count: Number of new experts.
+        own: Function from (tensor that belongs to the last expert, i) to the tensor of the i-th new expert.
+        shared: Function from a tensor with a part for every expert to the same tensor with the new experts' parts appended.
     """
-    found: dict[str, Grown] = {}
+    tensors: dict[str, Grown] = {}
     for name in mixture.model.layout.names:
         place = mixture.places.get(name)
-        found[name] = Grown(name) if place is None or place.number is not None else shared(name)
+        tensors[name] = Grown(name) if place is None or place.number is not None else shared(name)
         if place is not None and place.number == mixture.count - 1:
-            found |= {numbered(name, mixture.count + i): own(name, i) for i in range(count)}
-    for name, grown in found.items():
+            tensors |= {numbered(name, mixture.count + i): own(name, i) for i in range(count)}
+    for name, grown in tensors.items():
         _check_shape(mixture, base, name, grown)
-    return found
+    return tensors
 
 
 def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None:
-    """Errors: a part of another shape than those of the model's own experts."""
-    here, there = mixture.model.weights.specs, base.weights.specs
+    """Check that new parts have the shapes of the model's own experts.
+
+    Raises:
+        WorkbenchError: If they do not.
+    """
+    own_specs, base_specs = mixture.model.weights.specs, base.weights.specs
     if grown.base:
-        like = here[numbered(name, 0)]
-        if (spec := grown.spec(there[grown.source])).shape != like.shape:
+        like = own_specs[numbered(name, 0)]
+        if (spec := grown.spec(base_specs[grown.source])).shape != like.shape:
             raise _differs(mixture, grown.source, spec, like)
     for part in grown.parts:
-        spec, like = part.spec((there if part.base else here)[part.source]), here[grown.source]
+        spec, like = part.spec((base_specs if part.base else own_specs)[part.source]), own_specs[grown.source]
         side = mixture.places[grown.source].columns
         if (spec.rows if side else spec.cols) != (like.rows if side else like.cols):
             raise _differs(mixture, part.source, spec, like)
 
 
 def _differs(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
-    return WorkbenchError(f"grow {mixture.step}: the base's {source} is {list(spec.shape)}, and the model has {list(like.shape)} by now",
-                          "Add experts before a step that changes sizes.", 2)  # fmt: skip
+    return WorkbenchError(
+        f"grow {mixture.step}: {source} has the shape {list(spec.shape)} in the base and {list(like.shape)} in the current model",
+        "Add experts before the step that changes sizes.",
+        2,
+    )
 
 
 def _dense(mixture: Mixture, base: Model, layer: int) -> dict[str, str]:
-    """Part -> tensor of the base's dense layer that a layer goes back to."""
+    """Return the tensors, by part, of the base's dense feed-forward layer that a layer comes from."""
     model = mixture.model
     places = (base.layout.layer(o) for n in model.layout.in_layer(layer) if (o := model.weights.origin(n)))
-    there = next((p for p in places if p is not None), None)
-    found = {part: f"{base.layout.prefix}{there}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
-    if missing := [n for n in found.values() if n not in base.weights.specs]:
+    base_layer = next((p for p in places if p is not None), None)
+    parts = {part: f"{base.layout.prefix}{base_layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+    if missing := [n for n in parts.values() if n not in base.weights.specs]:
         raise WorkbenchError(
-            f"grow {mixture.step}: the base has no {missing[0]} for `bricks` to make an expert of: layer {layer} goes back to no dense "
-            "feed-forward layer",
-            "`bricks` follow `grow: experts` in a recipe with a dense base; a mixture as the base has `base: N` and `copy: N`.",
+            f"grow {mixture.step}: the base has no {missing[0]}: `bricks` need a dense feed-forward layer of the "
+            f"base from which layer {layer} was made",
+            "Use `bricks` after `grow: experts` on a dense base. If the base is a mixture, use `base: N` or `copy: N`.",
             2,
         )
-    return found
+    return parts
 
 
 def _prefix(mixture: Mixture, name: str) -> tuple[str, int]:
@@ -155,11 +180,12 @@ def _prefix(mixture: Mixture, name: str) -> tuple[str, int]:
 
 
 def _foreign(mixture: Mixture, name: str) -> WorkbenchError:
-    return WorkbenchError(f"grow {mixture.step}: {name} goes back to no tensor of the base's experts, so that `base` has nothing to add there",
-                          "`copy: N` has an expert of the current model twice.", 2)  # fmt: skip
+    return WorkbenchError(
+        f"grow {mixture.step}: {name} does not come from an expert of the base, so `base` has nothing to add to it",
+        "Use `copy: N` to copy an expert of the current model.",
+        2,
+    )
 
 
 def _unnamed(mixture: Mixture, name: str, target: Target) -> WorkbenchError:
-    return WorkbenchError(
-        f"grow {mixture.step}: {name} is no tensor of {target.model_type} as `grow: experts` names them", None, 2
-    )
+    return WorkbenchError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}", None, 2)

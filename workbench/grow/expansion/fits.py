@@ -1,4 +1,4 @@
-"""Compare a grown model's config.json with its tensors, through the model that transformers builds from that file."""
+"""Check that a grown model's config.json matches its tensors, with the model that transformers builds from the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-_REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
+_REPORT = "Report this architecture. `check: off` in the step writes the model without this check."
 _BUILDING = (
     ValueError,
     RuntimeError,
@@ -32,7 +32,7 @@ _BUILDING = (
     ArithmeticError,
     NotImplementedError,
 )
-# A module's own place among the layers, under the names that architectures give it.
+# Attributes that hold the number of a module's own layer, under the names that architectures use.
 _NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
 
@@ -40,24 +40,24 @@ def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
     """Return the model without weights that transformers builds from a config.json.
 
     Raises:
-        WorkbenchError: transformers builds none (exit code 3).
+        WorkbenchError: If transformers cannot build it (exit code 3).
     """
     try:
         return skeleton(json.dumps(dict(config), sort_keys=True))
     except WorkbenchError as error:
-        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _REPORT, 3) from None
+        raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT, 3) from None
     except _BUILDING as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise WorkbenchError(
-            f"step {step}: transformers builds no model from the grown config.json ({why[:200]})", _REPORT, 3
+            f"step {step}: transformers cannot build a model from the grown config.json: {why[:200]}", _REPORT, 3
         ) from None
 
 
 def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], step: str) -> None:
-    """Check that config.json and the tensors of a grown model say the same: layers, widths, heads, vocabulary.
+    """Check that config.json and the tensors of a grown model agree: layers, widths, heads, vocabulary.
 
-    Every tensor has a place of its shape in the model that transformers builds from the file, and every parameter of that model
-    has a tensor. Tensors that had no place before growth are the base's own affair.
+    Every tensor must match a parameter of the same shape in the model that transformers builds from the file, and every parameter
+    of that model must have a tensor. Tensors that matched no parameter before growth are ignored.
 
     Args:
         before: The model before growth.
@@ -66,7 +66,7 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
         step: Id of the step, for errors.
 
     Raises:
-        WorkbenchError: the two differ (exit code 3).
+        WorkbenchError: If they differ (exit code 3).
     """
     built = built_model(growth.config, step)
     old_places, places = live_names(before.config, before.weights.specs), live_names(growth.config, specs)
@@ -76,29 +76,29 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
         if live or not old_places.get(source, ["unknown"]):
             continue
         raise WorkbenchError(
-            f"step {step}: the model that transformers builds from the grown config.json (model_type {kind}) has no place for "
-            f"{name}{_depths(before, growth, specs)}",
+            f"step {step}: the model that transformers builds from the grown config.json (model_type {kind}) has no parameter "
+            f"for {name}{_depths(before, growth, specs)}",
             _REPORT,
             3,
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     filled = Counter(place for live in places.values() for place in live)
     for name, live in places.items():
-        if len(live) != 1 or filled[live[0]] != 1:  # split or joined with others: transformers' conversion has compared the rows
+        if len(live) != 1 or filled[live[0]] != 1:  # split or joined: transformers' conversion compares the rows
             continue
         (place,) = live
         if len(shapes[place]) == len(specs[name].shape) and shapes[place] != specs[name].shape:
             raise WorkbenchError(
-                f"step {step}: {name} is {list(specs[name].shape)}, and transformers builds {list(shapes[place])} from the grown "
-                f"config.json (model_type {kind})",
+                f"step {step}: {name} has the shape {list(specs[name].shape)}; transformers builds {list(shapes[place])} "
+                f"from the grown config.json (model_type {kind})",
                 _REPORT,
                 3,
             )
-    given = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
-    if absent := sorted(name for name, _ in built.named_parameters() if name not in given):
+    filled_places = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
+    if absent := sorted(name for name, _ in built.named_parameters() if name not in filled_places):
         raise WorkbenchError(
-            f"step {step}: transformers builds {absent[0]} from the grown config.json (model_type {kind}; {len(absent)} such), and no "
-            f"tensor fills it{_depths(before, growth, specs)}",
+            f"step {step}: transformers builds {absent[0]} from the grown config.json (model_type {kind}), and no tensor fills "
+            f"it ({len(absent)} such parameters){_depths(before, growth, specs)}",
             _REPORT,
             3,
         )
@@ -106,9 +106,9 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
 
 
 def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], built: PreTrainedModel, step: str) -> None:
-    """Check that transformers builds each layer as it builds the one that it is made from: windows, rotary patterns, kinds.
+    """Check that transformers builds each layer in the same way as its source layer: windows, rotary patterns, kinds.
 
-    Only layers whose tensors are all taken over in their own shapes are compared. That is what `depth` and `stack` do.
+    Only layers whose tensors all keep their shapes are compared, as after `depth` and `stack`.
     """
     if before.config.get("model_type") != growth.config.get("model_type"):
         return
@@ -126,34 +126,34 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
         if source is None or any(g.reshaped for g in grown):
             continue
         expected = signatures.setdefault(source, _signature(old_layers[1][source]))
-        found = _signature(new_layers[1][number])
-        if different := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+        actual = _signature(new_layers[1][number])
+        if different := sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)):
             key = different[0]
             raise WorkbenchError(
-                f"step {step}: transformers builds layer {number} otherwise than it built layer {source}, which it is made from: "
-                f"{key} is {found.get(key)!r}, not {expected.get(key)!r}; config.json changes what a layer computes",
+                f"step {step}: transformers builds layer {number} differently from its source, layer {source}: {key} is "
+                f"{actual.get(key)!r}, expected {expected.get(key)!r}; config.json changes what a layer computes",
                 _REPORT,
                 3,
             )
 
 
 def _signature(layer: nn.Module) -> dict[str, Any]:
-    """Module classes and plain attributes of a layer, its own number left out."""
-    found: dict[str, Any] = {}
+    """Return the module classes and the plain attributes of a layer, without its own number."""
+    attributes: dict[str, Any] = {}
     for name, module in layer.named_modules():
-        found[name or "(layer)"] = type(module).__name__
+        attributes[name or "(layer)"] = type(module).__name__
         for key, value in vars(module).items():
             if not key.startswith("_") and not _NUMBER.search(key) and isinstance(value, (bool, int, float, str, type(None))):
-                found[f"{name}.{key}".lstrip(".")] = value
-    return found
+                attributes[f"{name}.{key}".lstrip(".")] = value
+    return attributes
 
 
 def _depths(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]) -> str:
-    """Say how many layers config.json and the tensors have, where these differ."""
+    """Return a text with the numbers of layers in config.json and in the tensors if they differ, or an empty text."""
     try:
         prefix = before.layout.prefix
     except WorkbenchError:
         return ""
     numbers = {int(n) for name in specs if name.startswith(prefix) and (n := name[len(prefix) :].partition(".")[0]).isdigit()}
-    said, shown = model_depth(growth.config), len(numbers)
-    return "" if said == shown else f": config.json says {said} layers, the tensors have {shown}"
+    stated, present = model_depth(growth.config), len(numbers)
+    return "" if stated == present else f": config.json states {stated} layers, the tensors have {present}"

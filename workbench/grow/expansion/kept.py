@@ -1,4 +1,4 @@
-"""Which of a grown model's old elements lie unchanged in the files that were written, found row by row."""
+"""Check, row by row, that the written files contain a grown model's old elements unchanged."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ CPU = torch.device("cpu")
 
 
 def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
-    """Compare old rows and columns in the files with those before growth, cast to the files' dtype, one block at a time.
+    """Compare old rows and columns in the files with those before growth, cast to the files' dtype, block by block.
 
     Args:
         growth: The plan.
-        before: The weights before.
-        saved: The files.
-        names: Tensor after the step -> its name in the files, of those that no later step has changed.
+        before: The weights before growth.
+        saved: The weights in the files.
+        names: Tensor after the step -> its name in the files, for tensors that no later step changes.
+        step: Id of the step, for errors.
 
     Returns:
-        Numbers of tensors: `identical`, `with_additions` whose old elements are, `rescaled` by the method, `new`, `changed_later`.
+        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` by the method, `new`, and
+        `changed_later`.
 
-    Errors: an old element that differs (exit code 3).
+    Raises:
+        WorkbenchError: If an old element differs (exit code 3).
     """
     counts = dict.fromkeys(("identical", "with_additions", "rescaled", "new", "changed_later"), 0)
     for name, grown in growth.tensors.items():
@@ -39,12 +42,12 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
         elif grown.rescaled:
             counts["rescaled"] += 1
         else:
-            # Of parts the first is what was there: `Mixture` puts new experts behind the old ones.
+            # The first part is the old tensor: `Mixture` appends new experts to the old ones.
             old = grown.parts[0] if grown.parts else grown
             if (row := _first_difference(old, before, saved, names[name])) is not None:
                 raise WorkbenchError(
                     f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
-                    "Report this architecture; `check: off` in the step writes the model all the same.",
+                    "Report this architecture. `check: off` in the step writes the model without this check.",
                     3,
                 )
             counts["with_additions" if grown.reshaped else "identical"] += 1
@@ -52,26 +55,26 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
 
 
 def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) -> int | None:
-    """The first row with an old element that differs; None: all are the same bits."""
+    """Return the first row with a different old element, or None if all are bit-identical."""
     old, new = before.specs[grown.source], saved.specs[name]
     rows = np.arange(old.rows) if grown.rows is None else grown.rows.index
     cols = np.arange(old.cols) if grown.cols is None else grown.cols.index
     if new.rows < len(rows) or new.cols < len(cols):
         return 0
-    kept, taken = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
-    whole = len(kept) == old.cols == new.cols and grown.cols is None
-    one, two = before.open(grown.source, CPU), saved.open(name, CPU)
+    places, taken = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
+    whole = len(places) == old.cols == new.cols and grown.cols is None
+    old_source, new_source = before.open(grown.source, CPU), saved.open(name, CPU)
     step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
     for start in range(0, len(rows), step):
         index = rows[start : start + step]
-        written = _read(two, new, start, len(index))
+        written = _read(new_source, new, start, len(index))
         for place, length in runs(index):
             if index[place] == NEW:
                 continue
-            expected, found = _read(one, old, int(index[place]), length), written[place : place + length]
+            expected, actual = _read(old_source, old, int(index[place]), length), written[place : place + length]
             if not whole:
-                expected, found = expected[:, taken], found[:, kept]
-            same = (expected.to(new.dtype) == found.to(new.dtype)).all(1)
+                expected, actual = expected[:, taken], actual[:, places]
+            same = (expected.to(new.dtype) == actual.to(new.dtype)).all(1)
             if not bool(same.all()):
                 return start + place + int((~same).nonzero()[0])
     return None
@@ -84,11 +87,19 @@ def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Ten
 
 
 def told(check: Mapping[str, Any]) -> str:
-    """What the check of a growth found, in a line: "259 old tensors are the same bits, 54 new; logits differ by 0, cached generation agrees; loads"."""
-    kept = check.get("kept", {})
-    words = {"identical": "old tensors are the same bits", "with_additions": "with additions keep theirs", "rescaled": "rescaled",
-             "new": "new", "changed_later": "changed by later steps"}  # fmt: skip
-    parts = [", ".join(f"{kept[key]} {text}" for key, text in words.items() if kept.get(key))]
+    """Return the result of a growth check in one line.
+
+    Example: "259 old tensors are bit-identical, 54 new; logits differ by 0, cached generation agrees; transformers loads it".
+    """
+    counts = check.get("kept", {})
+    words = {
+        "identical": "old tensors are bit-identical",
+        "with_additions": "with additions keep their old elements",
+        "rescaled": "rescaled",
+        "new": "new",
+        "changed_later": "changed by later steps",
+    }
+    parts = [", ".join(f"{counts[key]} {text}" for key, text in words.items() if counts.get(key))]
     if "max_logit_difference" in check:
         parts.append(
             f"logits differ by {check['max_logit_difference']:.2g}"
@@ -98,7 +109,7 @@ def told(check: Mapping[str, Any]) -> str:
         parts.append("logits are finite")
     if waiting := check.get("at_first_without"):
         parts.append(
-            f"{len(waiting)} of the new tensors have no gradient at first ({waiting[0]}), until the zeros behind them have learned"
+            f"{len(waiting)} of the new tensors ({waiting[0]}) have no gradient until the zeros that follow them are trained"
         )
     if share := check.get("new_token_probability"):
         parts.append(f"new tokens take {100 * share:.2g} % of the probability")

@@ -1,4 +1,4 @@
-"""Rows of a router that no token of some texts takes."""
+"""Rows of a router that select the new expert for no token of some texts."""
 
 from __future__ import annotations
 
@@ -14,36 +14,46 @@ from workbench.models.texts import TextRow
 from workbench.steps import GrowContext
 
 STRENGTH = 10.0
-"""The logit of a token that points where the mean does is minus this, if nothing asks for more or less."""
+"""Default negative logit of the new expert, for a token in the direction of the mean."""
 
 
 @torch.no_grad()
 def never_gates(
-    context: GrowContext, rows: Sequence[TextRow], routers: Mapping[str, Tensor], corrections: Mapping[str, Tensor], model: Model, top_k: int
-) -> Gates:  # fmt: skip
-    """One row a layer, -c m / (|m| s): m the mean of what the router reads, s the mean norm, c chosen so that no token takes the expert.
+    context: GrowContext,
+    rows: Sequence[TextRow],
+    routers: Mapping[str, Tensor],
+    corrections: Mapping[str, Tensor],
+    model: Model,
+    top_k: int,
+) -> Gates:
+    """Return a router row per layer, -c m / (|m| s), with which no token selects the new expert.
+
+    m is the mean of the router's inputs, s their mean norm, and c is chosen so that no token selects the expert.
 
     Args:
-        rows: Texts to read: two passes.
-        routers: Router's tensor -> its rows so far, [experts, hidden].
-        corrections: Router's tensor -> what is added to the softmax of the logits before the choice, [experts]; none: logits decide.
-        model: With these routers.
-        top_k: How many experts a token takes.
+        context: Live model, cache and progress.
+        rows: Texts as tokens, read in two passes.
+        routers: Router's tensor name -> its current rows [experts, hidden].
+        corrections: Router's tensor name -> bias [experts] that is added to the softmax before the selection; a router without
+            one selects by logits.
+        model: Model with these routers.
+        top_k: Number of experts that the router selects for each token.
 
     Returns:
-        Router's tensor -> [1, hidden]; the record says how many tokens take the new expert, 0.
+        Router's tensor name -> [1, hidden]; the record states the number of tokens that select the new expert, 0.
 
-    Errors: a layer where no c does: some tokens point away from the mean, and others nowhere near an expert.
+    Raises:
+        WorkbenchError: If no c works in a layer, because tokens point away from the mean.
     """
-    if (kept := kept_gates(context)) is not None:
-        return kept
+    if (cached := kept_gates(context)) is not None:
+        return cached
     live, place = context.live({}), live_modules(model, routers)
     total, norms, tokens = (
         {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()},
         dict.fromkeys(routers, 0.0),
         0,
     )
-    context.progress(0, 2, "the mean of what the router reads")
+    context.progress(0, 2, "mean of the router's inputs")
     for inputs in read_inputs(live, place, rows, context.device):
         for name, x in inputs.items():
             total[name] += x.sum(0).double().cpu()
@@ -51,34 +61,37 @@ def never_gates(
         tokens += len(next(iter(inputs.values())))
     unit = {name: (torch.nn.functional.normalize(t, dim=0) / (norms[name] / tokens)).float() for name, t in total.items()}
     logits: dict[str, list[Tensor]] = {name: [] for name in routers}
-    context.progress(1, 2, "tokens that would take a new expert")
+    context.progress(1, 2, "tokens that would select the new expert")
     for inputs in read_inputs(live, place, rows, context.device):
         for name, x in inputs.items():
             logits[name].append((x @ torch.cat([routers[name], unit[name][None]]).to(x.device).T).cpu())
-    strengths, found = {}, {}
+    strengths, new_rows = {}, {}
     for name, parts in logits.items():
         values = torch.cat(parts)
         strengths[name] = _strength(values[:, :-1].topk(top_k).values[:, -1], values[:, -1])
         values[:, -1] *= -strengths[name]
         if name in corrections:
             values = values.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
-        taken = int((values.topk(top_k).indices == values.shape[1] - 1).any(1).sum())
-        if taken:
+        selected = int((values.topk(top_k).indices == values.shape[1] - 1).any(1).sum())
+        if selected:
             raise WorkbenchError(
-                f"gate: never: {taken} of {tokens} tokens take the new expert all the same ({name}): they point away from the mean of what "
-                "the router reads", "Other texts, or `gate: prompts` or `gate: random`.", 2)  # fmt: skip
-        found[name] = -strengths[name] * unit[name][None]
+                f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
+                "of the router",
+                "Use other texts, `gate: prompts` or `gate: random`.",
+                2,
+            )
+        new_rows[name] = -strengths[name] * unit[name][None]
     context.progress(2, 2, "routers")
     record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}
-    return keep_gates(context, found, record)
+    return keep_gates(context, new_rows, record)
 
 
 def _strength(threshold: Tensor, along: Tensor) -> float:
-    """The c for which -c `along` stays below `threshold` for every token, as near to `STRENGTH` as the middle of what does allows.
+    """Return a c for which -c `along` stays below `threshold` for every token, close to `STRENGTH` if the valid range allows.
 
     Args:
-        threshold: [tokens], the lowest logit among the experts that a token takes.
-        along: [tokens], the logit that the mean's direction itself would have.
+        threshold: [tokens], the lowest logit among the experts that a token selects.
+        along: [tokens], the logit of a row in the direction of the mean.
     """
     with_mean, away = along > 0, along < 0
     low = max(0.0, float((-threshold / along)[with_mean].max())) if with_mean.any() else 0.0

@@ -1,4 +1,4 @@
-"""What the norms of a model compute, found by running them on numbers: their class names say little about it."""
+"""Detection of norms and of what they compute, by running the modules: class names are no reliable guide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 _ROWS = 4
 _TOLERANCE = 1e-3
-# Inputs are so large that the largest epsilon in use (below 1) is no part of what a norm gives, and so small that tanh is not yet a sign.
+# Inputs are large enough that an epsilon (below 1) does not affect a norm's output, and small enough that tanh is not saturated.
 _LARGE = 30.0
 _BUILDING = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
@@ -20,10 +20,10 @@ class Norm:
     """A norm that divides by the root mean square of its input: y = x / sqrt(mean(x²) + eps) * (offset + weight) + bias.
 
     Attributes:
-        offset: What is added to the stored weight: 0, or 1 where the weight is stored as the difference from 1.
-        eps: The epsilon that the module uses.
-        has_weight: Whether it has a weight at all; without one there is no gain that growth could rescale.
-        has_bias: Whether it adds a bias.
+        offset: Number added to the stored weight: 0, or 1 if the weight is stored as the difference from 1.
+        eps: Epsilon of the module.
+        has_weight: Whether the norm has a weight; without one, growth cannot rescale its output.
+        has_bias: Whether the norm adds a bias.
     """
 
     offset: int
@@ -33,9 +33,9 @@ class Norm:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether a module looks like a norm: it has no submodules, at most vectors, and divides its input by its size.
+    """Return whether a module looks like a norm: no submodules, only vectors as parameters, and an output without scale.
 
-    The module is run on random numbers and on a multiple of them: a norm gives nearly the same for both.
+    The module is run on random numbers and on a multiple of them: a norm gives nearly the same output for both.
     """
     if any(True for _ in module.children()) or any(p.dim() != 1 for p in module.parameters()):
         return False
@@ -51,7 +51,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def rms_norm(module: nn.Module) -> Norm | None:
-    """Return what a norm computes, or None if it is no RMS norm: it subtracts a mean, or does something else."""
+    """Return what a norm computes, or None if it is no RMS norm."""
     size = _size(module)
     if size is None:
         return None
@@ -73,7 +73,7 @@ def rms_norm(module: nn.Module) -> Norm | None:
 
 
 def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
-    """Return the epsilon, from an input so small that it counts: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
+    """Return the epsilon, from an input so small that it matters: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
     x = torch.full((1, len(gain)), 1e-4)
     y = _run(module, x)
     assert y is not None, "the module has just been run"
@@ -82,7 +82,7 @@ def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
 
 
 def _size(module: nn.Module) -> int | None:
-    """Return how many channels a norm sees, or None if it does not say so."""
+    """Return the number of channels of a norm, or None if it is unknown."""
     for parameter in module.parameters():
         return int(parameter.numel())
     for key in ("hidden_size", "normalized_shape", "dim", "size"):
@@ -94,18 +94,18 @@ def _size(module: nn.Module) -> int | None:
 
 
 def _values(name: str, size: int) -> Tensor:
-    """Return values for a weight or a bias that no norm has by itself, none of them near 0 or 1 on the whole."""
+    """Return values for a weight or a bias that differ from the usual initial values 0 and 1."""
     return torch.linspace(0.3, 0.9, size) if name == "weight" else torch.linspace(-0.2, 0.4, size)
 
 
 @torch.no_grad()
 def _run(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Return a copy's output on x, with known weights; None if it does not take such an input."""
+    """Return the output of a copy of the module on x, with known weights, or None if it does not accept such an input."""
     try:
         probe = copy.deepcopy(module).to_empty(device="cpu").float().eval()
         for name, parameter in probe.named_parameters():
             parameter.copy_(_values(name.rpartition(".")[2], parameter.numel()))
-        found = probe(x)
+        output = probe(x)
     except _BUILDING:
         return None
-    return found.float() if isinstance(found, Tensor) and found.is_floating_point() else None
+    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else None

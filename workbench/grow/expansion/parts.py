@@ -1,7 +1,7 @@
-"""Where a decoder keeps what can be widened: one table of module names, checked against the model that transformers builds.
+"""The parts of a decoder that can be widened: a table of module names, checked against the model that transformers builds.
 
-Names are discovered where that can be proven: a matrix's orientation, the kind of a norm and every shape come from the model without
-weights that config.json describes. What the table does not know is refused by name.
+The orientation of a matrix, the kind of a norm and all shapes come from the model without weights that config.json describes. A
+module that is not in the table is refused by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-# Leaf of a module -> how many matrices of that kind lie in it, one upon another.
+# Leaf of a module's name -> number of matrices stacked in it.
 FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
 QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
 READERS = (*QUERIES, *KEYS, "qkv_proj", "lm_head", *FFN_IN)
@@ -31,7 +31,7 @@ WRITERS = ("o_proj", "dense", "down_proj", "fc2")
 EMBEDDINGS = ("embed_tokens",)
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-_HINT = "Supported: decoders whose parts workbench/grow/expansion/parts.py names. Report this architecture, or grow `depth`, which needs no such table."
+_HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names. `grow: depth` needs no such table."
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class LinearPart:
     """A matrix on disk.
 
     Attributes:
-        weight: Its name.
-        bias: Of its bias; None where there is none.
-        transposed: Whether it is stored [in, out] (Conv1D).
-        parts: How many matrices of a kind lie in it, one upon another along its outputs.
+        weight: Tensor name of the matrix.
+        bias: Tensor name of its bias; None if there is none.
+        transposed: Whether the matrix is stored as [in, out] (Conv1D).
+        parts: Number of matrices stacked in it along its outputs.
     """
 
     weight: str
@@ -57,7 +57,11 @@ class LinearPart:
 
 
 class DecoderParts:
-    """The parts of a model that `width` changes. Errors: an architecture that transformers cannot build, parts that the table lacks."""
+    """The parts of a model that `width` changes.
+
+    Raises:
+        WorkbenchError: If transformers cannot build the architecture, or a part is not in the table.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model, self.specs = model, model.weights.specs
@@ -71,26 +75,26 @@ class DecoderParts:
         """Return a field of the text decoder's configuration as transformers reads it, or None.
 
         Raises:
-            WorkbenchError: the field differs from layer to layer.
+            WorkbenchError: If the field differs from layer to layer.
         """
         try:
             return getattr(self.parsed, field, None)
-        except RuntimeError as error:  # transformers has a class of its own for fields that stand for several layers
+        except RuntimeError as error:  # transformers raises it for fields with one value per layer
             why = " ".join(str(error).split())
             raise WorkbenchError(
-                f"grow width: {field} is no single number in this config.json ({why[:120]})", "Grow `depth`.", 2
+                f"grow width: {field} is not a single number in config.json ({why[:120]})", "Grow `depth`.", 2
             ) from None
 
     def kind(self, name: str) -> str:
-        """Class of the live module that a tensor belongs to."""
+        """Return the class name of the live module that a tensor belongs to, or an empty text."""
         live = self._names[name]
         return type(self._modules[live[0].rpartition(".")[0]]).__name__ if live else ""
 
     @cached_property
     def norms(self) -> dict[str, nn.Module]:
-        """Live name -> module, of everything that normalises its input. Found by running the modules, whatever their classes are called."""
+        """Modules that normalize their input, by live name. They are found by running them, not by their class names."""
         kinds: dict[tuple[str, tuple[int, ...]], bool] = {}
-        found: dict[str, nn.Module] = {}
+        norms: dict[str, nn.Module] = {}
         for name, module in self._modules.items():
             if next(module.children(), None) is not None:
                 continue
@@ -98,42 +102,49 @@ class DecoderParts:
             if key not in kinds:
                 kinds[key] = is_norm(module)
             if kinds[key]:
-                found[name] = module
-        return found
+                norms[name] = module
+        return norms
 
     def is_inside(self, norm: str) -> bool:
-        """Return whether a norm lies inside attention or a feed-forward layer, beside their matrices: it does not see the residual stream."""
+        """Return whether a norm is inside attention or a feed-forward layer, so that it does not read the residual stream."""
         parent = self._modules[norm.rpartition(".")[0]]
         return any(
             leaf in (*QUERIES, *KEYS, *FFN_IN, *WRITERS, "qkv_proj", "query_key_value") for leaf, _ in parent.named_children()
         )
 
     def norm_of(self, name: str) -> str | None:
-        """Live name of the norm that a tensor on disk belongs to; None if it belongs to something else."""
+        """Return the live name of the norm that a tensor on disk belongs to, or None if it belongs to another module."""
         live = self._names[name]
         owner = live[0].rpartition(".")[0] if live else ""
         return owner if owner in self.norms else None
 
     def width_factors(self, wider: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-        """Numbers that the model multiplies with and that change with the width: (module and attribute, now, with the wider config.json)."""
+        """Return the model's numeric attributes that change with the width, such as a factor on the embeddings.
+
+        Args:
+            wider: The config.json of the wider model.
+
+        Returns:
+            (Module and attribute, value now, value in the wider model) for each.
+        """
         other = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
-        found = []
+        factors = []
         for name, module in self._modules.items():
             theirs = vars(other[name]) if name in other else {}
             for key, value in vars(module).items():
                 now, then = value, theirs.get(key, value)
                 if isinstance(now, float) and isinstance(then, float) and now != then and "eps" not in key:
-                    found.append((f"{name}.{key}".lstrip("."), now, then))
-        return found
+                    factors.append((f"{name}.{key}".lstrip("."), now, then))
+        return factors
 
     def linear(self, weight: str) -> LinearPart:
-        """A matrix by its weight's name."""
+        """Return a matrix by the tensor name of its weight."""
         bias = f"{weight.removesuffix('.weight')}.bias"
-        found = LinearPart(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
-        return LinearPart(found.weight, found.bias, found.transposed, FFN_IN.get(found.leaf, 1))
+        part = LinearPart(weight, bias if bias in self.specs else None, self.kind(weight) == "Conv1D")
+        return LinearPart(part.weight, part.bias, part.transposed, FFN_IN.get(part.leaf, 1))
 
     def ffn(self, layer: int) -> tuple[list[LinearPart], LinearPart]:
-        """A layer's matrices into its neurons, and the one out of them."""
+        """Return a layer's matrices into its neurons, and the matrix out of them."""
         out = self.model.layout.mlp_out(layer)
         parent = out.removesuffix(".weight").rpartition(".")[0]
         inside = [
@@ -141,23 +152,23 @@ class DecoderParts:
             for n in self.model.layout.in_layer(layer)
             if n.endswith(".weight") and n.rpartition(".")[0].rpartition(".")[0] == parent
         ]
-        found = [self.linear(n) for n in inside if n != out and self.linear(n).leaf in FFN_IN]
-        strange = [n for n in inside if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
-        if not found or (strange and not parent.endswith(str(layer))):
+        readers = [self.linear(n) for n in inside if n != out and self.linear(n).leaf in FFN_IN]
+        unknown = [n for n in inside if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
+        if not readers or (unknown and not parent.endswith(str(layer))):
             raise WorkbenchError(
-                f"grow width: layer {layer}: no known matrix into the neurons beside {', '.join(strange) or out}", _HINT, 2
+                f"grow width: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}", _HINT, 2
             )
-        return found, self.linear(out)
+        return readers, self.linear(out)
 
     def ffn_norms(self, layer: int) -> list[str]:
-        """Tensors of norms between a layer's neurons and the matrix out of them."""
+        """Return the tensors of norms between a layer's neurons and the matrix out of them."""
         parent = self.model.layout.mlp_out(layer).removesuffix(".weight").rpartition(".")[0]
         own = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
         inside = [n for n in own if n.rpartition(".")[0].rpartition(".")[0] == parent]
         return sorted(n for n in inside if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer)))
 
     def head_norms(self, head: int) -> list[str]:
-        """Tensors of norms inside attention that see more than one head of `head` channels."""
+        """Return the tensors of norms inside attention that cover more than one head of `head` channels."""
         outs = [
             self.model.layout.attention_out(i).removesuffix(".weight").rpartition(".")[0] for i in range(self.model.layout.depth)
         ]
@@ -169,34 +180,38 @@ class DecoderParts:
         ]
 
     def attention(self, layer: int) -> tuple[dict[str, LinearPart], LinearPart]:
-        """A layer's separate matrices of queries, keys and values, and the one behind them."""
+        """Return a layer's separate matrices of queries, keys and values, and its output matrix."""
         out = self.linear(self.model.layout.attention_out(layer))
         parent = out.weight.removesuffix(".weight").rpartition(".")[0]
-        found = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
-        if len(found) < 3:
-            raise WorkbenchError(f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(found) or 'none'} "
-                                 f"beside {out.weight}", _HINT, 2)  # fmt: skip
-        return found, out
+        inner = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
+        if len(inner) < 3:
+            raise WorkbenchError(
+                f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(inner) or 'none'} "
+                f"beside {out.weight}",
+                _HINT,
+                2,
+            )
+        return inner, out
 
     def sizes(self, linear: LinearPart) -> tuple[int, int]:
-        """Outputs and inputs of a matrix."""
+        """Return the numbers of outputs and inputs of a matrix."""
         rows, cols = self.specs[linear.weight].shape
         return (cols, rows) if linear.transposed else (rows, cols)
 
 
 def _leaf(name: str) -> str:
-    """Last part of the name of the module that a tensor belongs to."""
+    """Return the last part of the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of config.json that describes the text decoder."""
+    """Return the part of config.json that describes the text decoder."""
     nested = config.get("text_config")
     return dict(nested) if isinstance(nested, Mapping) and "hidden_size" in nested else dict(config)
 
 
 def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with other values of the text decoder."""
+    """Return config.json with changed values of the text decoder."""
     nested = config.get("text_config")
     if isinstance(nested, Mapping) and "hidden_size" in nested:
         return {**config, "text_config": {**nested, **changes}}
@@ -204,7 +219,11 @@ def with_text(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 
 def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
-    """Return the model without weights of a config.json. Raises WorkbenchError: transformers builds none of these sizes."""
+    """Return the model without weights of a config.json.
+
+    Raises:
+        WorkbenchError: If transformers cannot build a model of these sizes.
+    """
     try:
         return skeleton(json.dumps(dict(config), sort_keys=True))
     except (
@@ -219,31 +238,42 @@ def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
     ) as error:
         why = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
         raise WorkbenchError(
-            f"grow {step}: transformers builds no model of these sizes ({why[:300]})", "Choose sizes that it takes.", 2
+            f"grow {step}: transformers cannot build a model of these sizes: {why[:300]}", "Choose other sizes.", 2
         ) from None
 
 
 def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str) -> None:
-    """Errors: a tensor that transformers would build in another shape from this config.json."""
+    """Check that transformers builds every tensor in this shape from config.json.
+
+    Raises:
+        WorkbenchError: If it builds another shape.
+    """
     model = check_builds(config, step)
     live = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name, places in live_names(config, specs).items():
         for place in places:
             if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
                 raise WorkbenchError(
-                    f"grow {step}: {name} would be {list(specs[name].shape)}, and transformers builds {list(live[place])} for model_type "
-                    f"{config.get('model_type')}: its config.json cannot say this size", _HINT, 2)  # fmt: skip
+                    f"grow {step}: {name} would have the shape {list(specs[name].shape)}, but transformers builds "
+                    f"{list(live[place])} for model_type {config.get('model_type')}: config.json cannot express this size",
+                    _HINT,
+                    2,
+                )
 
 
 def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
-    """Errors: tensors that the architecture of a config.json has no place for (with `hint`), and those that it needs and nothing gives."""
+    """Check that the tensors are exactly those that the architecture of a config.json needs.
+
+    Raises:
+        WorkbenchError: If the architecture has no parameter for a tensor (with `hint`), or needs one that is missing.
+    """
     places = live_names(config, specs)
     kind = config.get("model_type")
-    if lost := [n for n, live in places.items() if not live]:
-        raise WorkbenchError(f"grow {step}: {kind} has no place for {lost[0]} ({len(lost)} such)", hint, 2)
+    if unplaced := [n for n, live in places.items() if not live]:
+        raise WorkbenchError(f"grow {step}: {kind} has no parameter for {unplaced[0]} ({len(unplaced)} such tensors)", hint, 2)
     built = skeleton(json.dumps(config, sort_keys=True))
-    given = {live for found in places.values() for live in found} | set(built.all_tied_weights_keys)
-    if absent := sorted(n for n, _ in built.named_parameters() if n not in given):
+    filled = {live for names in places.values() for live in names} | set(built.all_tied_weights_keys)
+    if absent := sorted(n for n, _ in built.named_parameters() if n not in filled):
         raise WorkbenchError(
-            f"grow {step}: {kind} also needs {absent[0]} ({len(absent)} such), which the model does not have", None, 2
+            f"grow {step}: {kind} needs {absent[0]}, which the model does not have ({len(absent)} such tensors)", None, 2
         )

@@ -1,4 +1,4 @@
-"""Does a grown model compute what it did, and can all that was added learn? Found on the live models, cached generation included."""
+"""Checks on live models: a grown model computes the same function, cached generation included, and its additions can learn."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 TOKENS = 24
 NEW_TOKENS = 12
 TOLERANCES = {"exact": 1e-6, "approximate": 1e-5}
-"""Largest difference of two logits in float32, as a share of the largest logit if that is above 1."""
-_REPORT = "Report this architecture; `check: off` in the step writes the model all the same."
+"""Largest allowed difference of two logits in float32, relative to the largest logit if that is above 1."""
+_REPORT = "Report this architecture. `check: off` in the step writes the model without this check."
 _STEP = 0.05
-"""Of the gradient step after which everything that was added has to have a gradient; the first one may stop at a factor of zeros."""
+"""Size of the gradient step after which all additions must have a gradient; the first gradient may stop at a factor of zeros."""
 
 
 def check_growth_on(
@@ -32,72 +32,85 @@ def check_growth_on(
     weights: GrownWeights,
     step: str,
 ) -> dict[str, Any]:
-    """Check what a growth method declares of itself.
+    """Check that a growth method keeps its promises.
 
     Args:
-        before, after: Live models in float32; `after` is changed by it.
-        weights: Of `after`, untrained.
+        before: Live model before growth, in float32.
+        after: Live model after growth, in float32. The check changes it.
+        method: The growth method.
+        weights: Untrained weights of `after`.
+        step: Id of the step, for errors.
 
     Returns:
-        What `preserved` and `gradients` found.
+        The results of `preserved` and `gradients`.
 
-    Errors: a promise that is not kept (exit code 3).
+    Raises:
+        WorkbenchError: If a promise is not kept (exit code 3).
     """
     promise = method.promises()
-    found = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step, weights.growth.tokens)
-    return {**found, **gradients(after, method, weights, step)}
+    preservation = {} if promise == "no" else preserved(before, after, TOLERANCES[promise], step, weights.growth.tokens)
+    return {**preservation, **gradients(after, method, weights, step)}
 
 
 @torch.no_grad()
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
-) -> dict[str, Any]:  # fmt: skip
-    """Compare logits of the old vocabulary on random tokens, and greedy generation with a KV cache, which a wrong layer index would spoil.
+) -> dict[str, Any]:
+    """Compare the logits of the old vocabulary on random tokens, and greedy generation with a KV cache.
+
+    Generation also depends on the layer indices of the cache, which the logits do not show.
 
     Args:
+        before: Live model before growth.
+        after: Live model after growth.
+        tolerance: Largest allowed difference of logits, see `TOLERANCES`.
+        step: Id of the step, for errors.
         new_tokens: Rows of the grown vocabulary that are not compared.
+        seed: Seed of the random tokens.
 
     Returns:
-        `{"max_logit_difference": float, "same_generation": True}`; with new tokens also `new_token_probability`, the mean share of the
-        probability that they take.
+        `{"max_logit_difference": float, "same_generation": True}`; with new tokens also `new_token_probability`, their mean share
+        of the probability.
 
-    Errors: logits differ by more than the tolerance, or a generated token does (exit code 3).
+    Raises:
+        WorkbenchError: If logits differ by more than the tolerance, or generated tokens differ (exit code 3).
     """
     tokens = prompts(before, seed, new_tokens)
     vocabulary, added = before.config.get_text_config().vocab_size, list(new_tokens)
     old, new = before(tokens).logits.float(), after(tokens).logits.float()
     same = torch.equal(_generated(before, tokens, [i for i in added if i < vocabulary]), _generated(after, tokens, added))
-    found = same_logits(old, new, tolerance, step, new_tokens, f", generation {'agrees' if same else 'differs'}", same)
-    return {"max_logit_difference": found.pop("max_logit_difference"), "same_generation": same, **found}
+    result = same_logits(old, new, tolerance, step, new_tokens, f", generation {'agrees' if same else 'differs'}", same)
+    return {"max_logit_difference": result.pop("max_logit_difference"), "same_generation": same, **result}
 
 
 def same_logits(
     old: Tensor, new: Tensor, tolerance: float, step: str, new_tokens: Sequence[int] = (), told: str = "", agrees: bool = True
 ) -> dict[str, Any]:
-    """Compare logits of the old vocabulary before growth with those after it.
+    """Compare the logits of the old vocabulary before and after growth.
 
     Args:
-        old, new: [rows, tokens, vocabulary] in float32.
-        tolerance: Largest difference, as a share of the largest old logit if that is above 1.
+        old: Logits before growth [rows, tokens, vocabulary] in float32.
+        new: Logits after growth [rows, tokens, vocabulary] in float32.
+        tolerance: Largest allowed difference, relative to the largest old logit if that is above 1.
         step: Id of the step, for errors.
         new_tokens: Rows of the grown vocabulary that are not compared.
-        told: What else an error says.
-        agrees: Whether everything else that was compared agrees.
+        told: Additional text of an error.
+        agrees: Whether the caller's other comparisons agree.
 
     Returns:
         `{"max_logit_difference": float}`; with new tokens also `new_token_probability`.
 
     Raises:
-        WorkbenchError: the logits differ by more, or something else does (exit code 3).
+        WorkbenchError: If the logits differ by more, or `agrees` is false (exit code 3).
     """
     vocabulary, added = old.shape[-1], list(new_tokens)
-    kept = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
-    kept[[i for i in added if i < vocabulary]] = False
+    compared = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
+    compared[[i for i in added if i < vocabulary]] = False
     if new.shape[-1] < vocabulary:
         raise WorkbenchError(
-            f"step {step}: the grown model has {new.shape[-1]} logits, the one before growth {vocabulary}", _REPORT, 3
+            f"step {step}: the grown model has {new.shape[-1]} logits, the model before growth {vocabulary}", _REPORT, 3
         )
-    one, other = old[..., kept], new[..., :vocabulary][..., kept]
+    one, other = old[..., compared], new[..., :vocabulary][..., compared]
     difference = float((one - other).abs().max())
     if not difference <= tolerance * max(1.0, float(one.abs().max())) or not agrees:
         raise WorkbenchError(
@@ -107,14 +120,18 @@ def same_logits(
     return {"max_logit_difference": difference, **share}
 
 
-def finite_logits(found: Tensor, step: str) -> None:
-    """Check the logits of a model that does not promise those of the one before it. Raises WorkbenchError: NaN or Inf (exit code 3)."""
-    if not bool(torch.isfinite(found).all()):
+def finite_logits(logits: Tensor, step: str) -> None:
+    """Check that logits are finite, for a model that does not promise the logits of the model before growth.
+
+    Raises:
+        WorkbenchError: If a logit is NaN or infinite (exit code 3).
+    """
+    if not bool(torch.isfinite(logits).all()):
         raise WorkbenchError(f"step {step}: the grown model gives NaN or infinite logits", _REPORT, 3)
 
 
 def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) -> Tensor:
-    """Random tokens [2, TOKENS] of the vocabulary."""
+    """Return random tokens [2, TOKENS] of the model's vocabulary, without the tokens in `without`."""
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(0, vocabulary, (2, TOKENS), generator=generator)
@@ -126,31 +143,43 @@ def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
 
 @torch.no_grad()
 def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Logits of random tokens, and tokens generated greedily with a KV cache."""
+    """Return the logits of random tokens, and tokens generated greedily with a KV cache."""
     tokens = prompts(model)
     return model(tokens).logits, _generated(model, tokens, [])
 
 
 def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
-    found: Tensor = model.generate(
-        tokens[:1], attention_mask=torch.ones_like(tokens[:1]), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
-        use_cache=True, pad_token_id=0, suppress_tokens=suppressed or None,
-    )  # fmt: skip
-    return found
+    generated: Tensor = model.generate(
+        tokens[:1],
+        attention_mask=torch.ones_like(tokens[:1]),
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=0,
+        suppress_tokens=suppressed or None,
+    )
+    return generated
 
 
 def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights, step: str) -> dict[str, Any]:
-    """Check that everything that growth has added can learn: it has a gradient at once, or after one step, as the method says.
+    """Check that all additions can learn: they have a gradient at once, or after one step, as the method declares.
 
-    A tensor behind a factor of zeros (`W_o = 0`) has no gradient at the start. The zeros get one first, are moved by it, and pass a
-    gradient on from then on. Where both factors are zeros, nothing moves, and that is an error.
+    A tensor whose output is multiplied by zeros (`W_o = 0`) has no gradient at the start. The zeros get a gradient first, change,
+    and pass a gradient on from then on. If both factors are zeros, nothing changes, and that is an error.
+
+    Args:
+        model: Live grown model.
+        method: The growth method.
+        weights: Weights of `model`.
+        step: Id of the step, for errors.
 
     Returns:
-        `{"gradient": {"now": N, "after_one_step": M}}`: tensors with additions that have one; where some have none at the start, their
-        names as `at_first_without`. `{}` where nothing was added.
+        `{"gradient": {"now": N, "after_one_step": M}}`, the numbers of tensors with additions that have a gradient. If some have
+        none at the start, `at_first_without` lists their names. `{}` if nothing was added.
 
     Raises:
-        WorkbenchError: a tensor has no gradient when the method says that it has one (exit code 3).
+        WorkbenchError: If a tensor has no gradient although the method declares one (exit code 3).
     """
     growth = weights.growth
     learns = method.learning()
@@ -158,8 +187,8 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
         return {}
     parameters = dict(model.named_parameters())
     tokens = prompts(model, 1, growth.tokens)
-    if shown := list(growth.tokens[: TOKENS // 2]):  # embeddings learn from texts that have the token
-        tokens[:, : len(shown)] = torch.tensor(shown)
+    if new_tokens := list(growth.tokens[: TOKENS // 2]):  # embeddings learn only from texts that contain the token
+        tokens[:, : len(new_tokens)] = torch.tensor(new_tokens)
     counts: dict[str, int] = {}
     waiting: list[str] = []
     dead: list[str] = []
@@ -178,7 +207,7 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
     if dead:
         raise WorkbenchError(
             f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), "
-            f"{'also after one step of the others, ' if waiting else ''}and could not be trained",
+            f"{'even after one gradient step on the others, ' if waiting else ''}and cannot be trained",
             _REPORT,
             3,
         )
@@ -191,7 +220,7 @@ def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:
 
 @torch.no_grad()
 def _learn(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
-    """One gradient step of what was added, scaled so that it moves."""
+    """Take one gradient step on the additions, scaled so that they change noticeably."""
     for name, mask in added.items():
         parameter, gradient = parameters[name], parameters[name].grad
         if gradient is not None:

@@ -1,4 +1,4 @@
-"""The weights of a grown model, read from those that it grew from."""
+"""Weights of a grown model, computed lazily from the weights before growth."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights,
 
 
 class GrownWeights:
-    """New names over the current tensors. Bricks reach the tensors that were there before, under their old names.
+    """The weights of a grown model. Bricks address the old tensors by their old names.
 
     Args:
         current: The weights before growth.
-        growth: What the method plans.
-        seed: Of what is drawn.
-        bricks: What each brick makes of the base.
-        measured: Tensors that the method has measured, in place of what it plans.
-        base: The recipe's base, for what is read from there.
+        growth: The method's plan.
+        seed: Seed of random values.
+        bricks: The base with each brick applied, by brick name.
+        measured: Tensors that the method measured, which replace those of the plan.
+        base: The recipe's base, for tensors that come from it.
     """
 
     def __init__(
-        self, current: Weights, growth: Growth, seed: int = 0, bricks: Mapping[str, Weights] | None = None,
-        measured: Mapping[str, Tensor] | None = None, base: Weights | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        current: Weights,
+        growth: Growth,
+        seed: int = 0,
+        bricks: Mapping[str, Weights] | None = None,
+        measured: Mapping[str, Tensor] | None = None,
+        base: Weights | None = None,
+    ) -> None:
         self._current = current
         self.growth = growth
         self._seed = seed
@@ -41,45 +46,45 @@ class GrownWeights:
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Shapes under the grown names."""
+        """Specs by the grown names."""
         return {name: self._spec(grown) for name, grown in self.growth.tensors.items()}
 
     def _source(self, grown: Grown) -> Weights:
-        """The weights that `source` is a name in."""
+        """Return the weights to which the source tensor belongs."""
         if not grown.base:
             return self._current
-        assert self._base is not None, "a step that reads the base is given it"
+        assert self._base is not None, "a plan that reads the base needs `base`"
         return self._base
 
     def _spec(self, grown: Grown) -> TensorSpec:
         return grown.spec(self._source(grown).specs[grown.source])
 
     def added(self, name: str) -> NDArray[np.bool_] | None:
-        """Which of a tensor's elements growth adds, [rows, cols] of its row view; None: none of them."""
+        """Return a mask [rows, cols] of the elements that growth adds to a tensor, or None if it adds none."""
         grown, spec = self.growth.tensors[name], self.specs[name]
         if grown.parts and not grown.new:
             parts = [self._added(part) for part in grown.parts]
-            found = np.concatenate(parts, axis=int(self._beside(grown)))
+            mask = np.concatenate(parts, axis=int(self._beside(grown)))
         else:
-            found = self._added(grown)
-        return found.reshape(spec.rows, spec.cols) if found.any() else None
+            mask = self._added(grown)
+        return mask.reshape(spec.rows, spec.cols) if mask.any() else None
 
     def _added(self, grown: Grown) -> NDArray[np.bool_]:
         spec = self._spec(grown)
-        found = grown.added(self._source(grown).specs[grown.source])
-        return np.zeros((spec.rows, spec.cols), bool) if found is None else found.reshape(spec.rows, spec.cols)
+        mask = grown.added(self._source(grown).specs[grown.source])
+        return np.zeros((spec.rows, spec.cols), bool) if mask is None else mask.reshape(spec.rows, spec.cols)
 
     def _beside(self, grown: Grown) -> bool:
-        """Whether parts lie side by side: they have more rows than the whole."""
+        """Return whether the parts are joined by columns: then together they have more rows than the whole."""
         return sum(self._spec(part).rows for part in grown.parts) > self._spec(grown).rows
 
     def origin(self, name: str) -> str | None:
-        """The base's tensor for what was there before, None for what growth added."""
+        """Return the base's tensor for an old tensor, or None for a new one."""
         grown = self.growth.tensors[name]
         return None if grown.new else self._current.origin(grown.source)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The source tensor, as growth changes it."""
+        """Open a tensor of the grown model."""
         grown = self.growth.tensors[name]
         if name in self._measured:
             return _Given(self._measured[name])
@@ -96,7 +101,7 @@ class GrownWeights:
             return _Zeros()
         weights = self._source(grown)
         origin = weights.origin(grown.source)
-        from_brick = grown.brick is not None and origin is not None  # a layer that growth has added is no brick's
+        from_brick = grown.brick is not None and origin is not None  # no brick covers a layer that growth added
         source = self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else weights.open(grown.source, device)
         if not grown.reshaped and grown.scale == 1:
             return source
@@ -117,7 +122,7 @@ class _Given:
 
 
 class _Joined:
-    """Tensors one upon another."""
+    """Tensors joined by rows."""
 
     def __init__(self, parts: Sequence[Source], rows: Sequence[int]) -> None:
         self._parts = parts
@@ -133,7 +138,7 @@ class _Joined:
 
 
 class _Beside:
-    """Tensors side by side."""
+    """Tensors joined by columns."""
 
     def __init__(self, parts: Sequence[Source], cols: Sequence[int]) -> None:
         self._parts, self._cols = parts, cols
@@ -148,12 +153,15 @@ class _Beside:
 
 
 class GrownSource:
-    """A tensor whose rows and columns come from another's. What is drawn depends on seed and row alone, not on blocks or device.
+    """A tensor whose rows and columns come from another tensor, or are new.
+
+    Random values depend only on the seed and the row, not on blocks or the device.
 
     Args:
-        source, spec: What it is made from.
-        grown: How.
-        seed: Of the tensor.
+        source: Source of the original tensor.
+        spec: Shape and dtype of the original tensor.
+        grown: Plan of the new tensor.
+        seed: Seed of the tensor's random values.
     """
 
     def __init__(self, source: Source, spec: TensorSpec, grown: Grown, seed: int) -> None:
@@ -167,7 +175,7 @@ class GrownSource:
             self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        """Rows start..stop in float32, or the tensor's own dtype for integers."""
+        """Fill `out` [stop - start, cols] with rows start..stop in float32, or in the tensor's own dtype for integers."""
         index = self._rows.index[start:stop]
         for at, count in runs(index):
             part = out[at : at + count]
@@ -181,7 +189,7 @@ class GrownSource:
                 out.mul_(torch.from_numpy(rows).to(out.device).view(shape))
 
     def _copy(self, first: int, part: Tensor, row: int) -> None:
-        """Rows from the source, and what is added to them."""
+        """Copy rows from the source, and fill their new columns."""
         if self._kept is None:
             self._source.read(first, first + len(part), part)
         else:
@@ -207,10 +215,10 @@ class GrownSource:
                 line.add_(torch.randn(line.shape, generator=generator).to(line.device), alpha=std)
 
     def _mean(self, rows: NDArray[np.int64]) -> Tensor:
-        """Mean of rows of the source, summed in float64; most rows share the mean over all tokens."""
-        known = self._means.get(id(rows))
-        if known is not None:
-            return known
+        """Return the mean of some rows of the source, summed in float64; it is cached, as most rows share one mean."""
+        cached = self._means.get(id(rows))
+        if cached is not None:
+            return cached
         total = torch.zeros(self._spec.cols, dtype=torch.float64)
         step = max(1, BLOCK_ELEMENTS // self._spec.cols)
         for start, length in runs(rows):
@@ -218,12 +226,12 @@ class GrownSource:
                 block = torch.empty(min(step, int(rows[start]) + length - first), self._spec.cols)
                 self._source.read(first, first + len(block), block)
                 total += block.sum(0, dtype=torch.float64)
-        found = self._means[id(rows)] = (total / len(rows)).float()
-        return found
+        mean = self._means[id(rows)] = (total / len(rows)).float()
+        return mean
 
     @cached_property
     def _drawn(self) -> tuple[float, float]:
-        """Mean and standard deviation of what is added."""
+        """Mean and standard deviation of new elements."""
         if not self._grown.like:
             return self._grown.value, self._grown.std
         total = squares = torch.zeros((), dtype=torch.float64)
@@ -237,7 +245,7 @@ class GrownSource:
 
 
 def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """(start, length) of stretches that are added, or consecutive in the source."""
+    """Yield (start, length) of ranges that are all new, or consecutive in the source."""
     if not len(index):
         return
     added = index == NEW

@@ -1,4 +1,4 @@
-"""Logits of a model whose weights stay on disk: beside the embeddings, one decoder layer or the head is in memory at a time."""
+"""Logits of a model whose weights stay on disk: memory holds the embeddings, and one decoder layer or the head at a time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 class NotStreamedError(RuntimeError):
-    """The model looks at weights outside the module that they belong to, so that it cannot run without all of them."""
+    """Raised when a model reads weights outside of their module, so that it cannot run without all of them in memory."""
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A model without weights, and where each of its tensors lies on disk.
+    """A model without weights, and the places of its tensors on disk.
 
     Attributes:
-        model: Its parameters are on the meta device, its buffers hold what transformers computes.
+        model: The model, with parameters on the meta device and buffers computed by transformers.
         weights: The tensors on disk.
-        pieces: Live tensor -> the parts on disk that fill it; tied names included.
-        device: Where tensors are loaded to.
+        pieces: Live tensor -> the parts on disk that fill it, also for tied names.
+        device: Device to which tensors are loaded.
     """
 
     model: PreTrainedModel
@@ -41,29 +41,29 @@ class Streamed:
 
     @classmethod
     def of(cls, model: Model, built: PreTrainedModel, device: torch.device) -> Streamed | None:
-        """Return the streamed model, or None if transformers computes one of its tensors from the files instead of moving it."""
+        """Return the streamed model, or None if transformers computes a tensor from the files instead of copying it."""
         layout = live_layout(model.weights.specs, model.config)
         if layout is None:
             return None
-        known = dict(layout.pieces)
+        pieces = dict(layout.pieces)
         tied: dict[int, tuple[Piece, ...]] = {}
         names = [(n, p) for n, p in built.named_parameters(remove_duplicate=False)]
         for name, parameter in names:
-            if name in known:
-                tied.setdefault(id(parameter), known[name])
+            if name in pieces:
+                tied.setdefault(id(parameter), pieces[name])
         for name, parameter in names:
-            if name not in known:
+            if name not in pieces:
                 if id(parameter) not in tied:
                     return None
-                known[name] = tied[id(parameter)]
-        return cls(built, model.weights, known, device)
+                pieces[name] = tied[id(parameter)]
+        return cls(built, model.weights, pieces, device)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, tokens, vocabulary] in float32.
 
         Raises:
-            NotStreamedError: the model looks at weights that are not loaded.
+            NotStreamedError: If the model reads weights that are not loaded.
         """
         model = self.model
         layers = decoder_layers(model)
@@ -75,11 +75,11 @@ class Streamed:
             stack.enter_context(self._loaded(around))
             for name, module in lazy:
                 stack.enter_context(self._loaded_when_called(name, module))
-            found: Tensor = model(input_ids=tokens, use_cache=False).logits.float()
-        return found
+            logits: Tensor = model(input_ids=tokens, use_cache=False).logits.float()
+        return logits
 
     def _tensors(self, prefix: str, module: nn.Module) -> list[str]:
-        """Live names of a module's parameters and buffers that lie on disk."""
+        """Return the live names of a module's parameters and buffers that are on disk."""
         start = f"{prefix}." if prefix else ""
         names = [n for n, _ in module.named_parameters(remove_duplicate=False)] + [n for n, _ in module.named_buffers()]
         return [start + n for n in names if start + n in self.pieces]
@@ -103,13 +103,13 @@ class Streamed:
 
     @contextmanager
     def _loaded_when_called(self, name: str, module: nn.Module) -> Iterator[None]:
-        """Load a module's tensors in front of its forward, and drop them behind it."""
+        """Load a module's tensors before its forward, and free them after it."""
         names = self._tensors(name, module)
         open_now = ExitStack()
 
         def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
-                raise NotStreamedError(f"{name} is given a tensor without numbers")
+                raise NotStreamedError(f"an argument of {name} is on the meta device")
             open_now.enter_context(self._loaded(names))
 
         def drop_them(*_: Any) -> None:
@@ -147,14 +147,17 @@ class Streamed:
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """Return the list of decoder layers with its live name: the longest list of modules nearest to the root. None: there is none."""
+    """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return min(lists, key=lambda found: (found[0].count("."), -len(found[1])), default=None)
+    return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
 
 
 def streamed_bytes(model: Model) -> int:
-    """Return about how much memory `Streamed.logits` takes: the embeddings and what else lies around the layers, the largest layer or the
-    head, and one tensor while it is read. Where no layers are found, the whole model."""
+    """Return an estimate of the memory of `Streamed.logits` in bytes.
+
+    It counts the embeddings and other tensors outside the layers, the largest layer or the head, and one tensor while it is read.
+    If the model has no layers, it counts the whole model.
+    """
     sizes = {name: spec.numel for name, spec in model.weights.specs.items()}
     try:
         layout = model.layout

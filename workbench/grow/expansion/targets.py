@@ -1,7 +1,7 @@
-"""Mixture-of-experts architectures that transformers has, and which dense ones become one of them without a change of the function.
+"""Mixture-of-experts architectures of transformers, and the dense architectures that can become one with the same function.
 
-One row each: names on disk as `save_pretrained` writes them, the fields of config.json that say sizes, and what has to hold so that
-experts which are all alike compute what one of them does (notes of the operators: docs/growing.md).
+Each row has the tensor names that `save_pretrained` writes, the fields of config.json with sizes, and the settings with which
+identical experts compute what one of them computes (see docs/growing.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 GATE, UP, DOWN = "gate_proj", "up_proj", "down_proj"
-"""Of a dense gated feed-forward layer: `mlp.gate_proj` and so on."""
+"""Matrices of a dense gated feed-forward layer: `mlp.gate_proj` and so on."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,18 @@ class Target:
     """A mixture-of-experts architecture.
 
     Attributes:
-        model_type, architecture: As config.json says them.
-        router: The router's weight [experts, hidden] within a layer.
-        expert: Part -> name of an expert's matrix within a layer, `{e}` its number; empty where experts lie in one tensor.
-        fused: Name -> parts that lie in it one upon another, [experts, rows, cols].
-        experts, top_k: Fields of config.json.
-        sizes: Fields that hold the number of neurons of an expert.
-        fixed: Fields that have to have a value.
-        shared: Name of a shared expert's modules within a layer, whose output starts as zero; its size's field.
-        zeros: Further tensors [1, experts] that start as zeros.
+        model_type: Value of `model_type` in config.json.
+        architecture: Value of `architectures` in config.json.
+        router: Name of the router's weight [experts, hidden] within a layer.
+        experts: Field of config.json for the number of experts.
+        top_k: Field of config.json for the number of experts per token.
+        expert: Part -> name of an expert's matrix within a layer, with `{e}` for its number; empty if all experts are in one
+            tensor.
+        fused: Name of a tensor [experts, rows, cols] -> parts that are stacked in it by rows.
+        sizes: Fields of config.json for the number of neurons of an expert.
+        fixed: Fields of config.json with a required value.
+        shared: Names within a layer of a shared expert and of its gate, and the field for its size. Its output starts as zero.
+        zeros: Names of further tensors [1, experts] that start as zeros.
     """
 
     model_type: str
@@ -81,4 +84,4 @@ PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "granite": {"granitemoe": lambda c: {}},
     "ernie4_5": {"ernie4_5_moe": lambda c: {"moe_layer_end_index": c["num_hidden_layers"] - 1}},
 }
-"""Dense architecture -> those that it can become, the usual one first, with the fields that the dense one decides."""
+"""Dense architecture -> mixtures that it can become, the usual one first, with fields derived from the dense config.json."""

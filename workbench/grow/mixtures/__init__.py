@@ -1,1 +1,1 @@
-"""Growth of mixtures of experts."""
+"""Shared code for growing mixture-of-experts models."""

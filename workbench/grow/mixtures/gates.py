@@ -1,4 +1,4 @@
-"""Routers made from what the router itself reads on texts: by ridge regression, or from the mean on prompts."""
+"""Routers made from the router's own inputs on texts: by ridge regression, or from the mean over prompts."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from workbench.steps import GrowContext, Grown
 from workbench.weights.saving import save_tensors
 
 HELD_OUT = 5
-"""Every fifth text is not solved on."""
+"""Every fifth text is held out."""
 SAME = 0.9999
-"""Cosine of two rows above which a router does not tell the experts apart."""
+"""Cosine of two rows above which a router cannot tell the experts apart."""
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Routers.
+    """Router weights, with a record of how they were made.
 
     Attributes:
         rows: Router's tensor name -> [experts, hidden].
-        record: Tokens they were made from, how often the router puts the right expert first, of each expert (the mean over layers) and of
-            each layer (the mean over experts), and of `ridge_gates` how often it chooses which.
+        record: Number of tokens; how often the router ranks the right expert first, for each expert (mean over layers) and each
+            layer (mean over experts); and, from `ridge_gates`, how often each expert ranks first.
     """
 
     rows: dict[str, Tensor]
@@ -43,7 +43,7 @@ class Gates:
 
 @dataclass
 class _Moments:
-    """Of one layer's inputs on one expert's texts: Σ x xᵀ, Σ x, their number, and held-out inputs."""
+    """Moments of one layer's inputs on one expert's texts: Σ x xᵀ, Σ x, the number of inputs, and the held-out inputs."""
 
     gram: Tensor
     total: Tensor
@@ -52,72 +52,88 @@ class _Moments:
 
 
 def ridge_gates(
-    context: GrowContext, rows: Mapping[str, Sequence[TextRow]], changes: Mapping[str, Mapping[str, Grown]], readers: Mapping[str, str],
-    model: Model, ridge: float, temperature: float,
-) -> Gates:  # fmt: skip
-    """Solve every layer's router: W = Y' X (Σ over experts of mean x x' + λ I)^-1 / temperature, Y one-hot (DUME, arXiv 2603.29765).
+    context: GrowContext,
+    rows: Mapping[str, Sequence[TextRow]],
+    changes: Mapping[str, Mapping[str, Grown]],
+    readers: Mapping[str, str],
+    model: Model,
+    ridge: float,
+    temperature: float,
+) -> Gates:
+    """Solve every layer's router by ridge regression (DUME, arXiv 2603.29765).
 
-    Each expert's texts go through the model with that expert's feed-forward layers, so that the inputs are those of a router that routes
-    as it should. Experts count alike, however many tokens they have.
+    W = Y' X (Σ over experts of mean x x' + λ I)^-1 / temperature, with one-hot Y. Each expert's texts run through the model with
+    that expert's feed-forward layers, so that the inputs are those of a router without errors. All experts have the same weight,
+    however many tokens they have.
 
     Args:
+        context: Live models, cache and progress.
         rows: Expert -> its texts, in the router's order.
         changes: Expert -> its tensors in the model before growth.
-        readers: Dense matrix that reads what the router will read -> name of the router's rows.
-        model: Before growth.
+        readers: Dense matrix with the same inputs as the router -> tensor name of the router.
+        model: Model before growth.
         ridge: λ, relative to the mean of the diagonal.
+        temperature: Divisor of the solution.
     """
-    if (kept := kept_gates(context)) is not None:
-        return kept
+    if (cached := kept_gates(context)) is not None:
+        return cached
     place = live_modules(model, readers)
-    found: dict[str, dict[str, _Moments]] = {}
+    moments: dict[str, dict[str, _Moments]] = {}
     for number, (expert, texts) in enumerate(rows.items()):
-        context.progress(number, len(rows), f"{expert or 'anchor'}: what the router reads")
-        found[expert] = _moments(context, changes[expert], texts, place)
-    solved = {reader: _solve([found[e][reader] for e in rows], ridge) / temperature for reader in readers}
-    shares = {reader: [_chosen(solved[reader], found[e][reader].held) for e in rows] for reader in readers}
+        context.progress(number, len(rows), f"{expert or 'anchor'}: inputs of the router")
+        moments[expert] = _moments(context, changes[expert], texts, place)
+    solved = {reader: _solve([moments[e][reader] for e in rows], ridge) / temperature for reader in readers}
+    shares = {reader: [_chosen(solved[reader], moments[e][reader].held) for e in rows] for reader in readers}
     hits = {reader: [float(share[i]) for i, share in enumerate(of)] for reader, of in shares.items()}
-    used = torch.stack([torch.stack(of).mean(0) for of in shares.values()]).mean(0)
+    selected = torch.stack([torch.stack(of).mean(0) for of in shares.values()]).mean(0)
     record = {
-        "tokens": {e or "anchor": next(iter(found[e].values())).count for e in rows},
+        "tokens": {e or "anchor": next(iter(moments[e].values())).count for e in rows},
         "found": {e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(rows)},
         "found_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
-        "used": {e or "anchor": round(float(used[i]), 4) for i, e in enumerate(rows)},
+        "used": {e or "anchor": round(float(selected[i]), 4) for i, e in enumerate(rows)},
     }
     context.progress(len(rows), len(rows), "routers")
     return keep_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
 
 
 def prompt_gates(
-    context: GrowContext, prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]], changes: Mapping[str, Mapping[str, Grown]],
-    readers: Mapping[str, str], model: Model, temperature: float, beside: Mapping[str, Tensor] | None = None,
-) -> Gates:  # fmt: skip
-    """A row for every expert from the mean m of what the router reads on prompts: (m/|m| - m'/|m'|) / (s temperature), m' that on
-    negative prompts, where there are any (mergekit-moe's `hidden`, on the router's own input).
+    context: GrowContext,
+    prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]],
+    changes: Mapping[str, Mapping[str, Grown]],
+    readers: Mapping[str, str],
+    model: Model,
+    temperature: float,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Gates:
+    """Make a row for every expert from the mean of the router's inputs on its prompts.
 
-    s is the mean norm of what the router reads on all prompts of the layer, about the root of the width behind an RMS norm, so that logits
-    are cosines divided by the temperature.
+    The row is (m/|m| - m'/|m'|) / (s temperature), where m is the mean on the prompts and m' that on the negative prompts, if
+    there are any (mergekit-moe's `hidden`, but on the router's own input). s is the mean norm of the router's inputs on all
+    prompts, about the square root of the width after an RMS norm, so that logits are cosines divided by the temperature.
 
     Args:
+        context: Live models, cache and progress.
         prompts: Expert -> its prompts and negative prompts, in the router's order.
-        changes: Expert -> its tensors in the model before growth, while its prompts are read.
-        readers: Matrix that reads what the router reads -> name of the router's rows.
-        model: Before growth.
-        beside: Matrix that reads -> rows that the router has already, [experts, hidden], for the record.
+        changes: Expert -> its tensors in the model before growth, for its own prompts.
+        readers: Matrix with the same inputs as the router -> tensor name of the router.
+        model: Model before growth.
+        temperature: Divisor of the cosines.
+        beside: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
 
     Returns:
-        Name of the router's rows -> [experts of `prompts`, hidden]. The record says how often the rows find the expert on the prompts
-        themselves, which is what they were made from.
+        Router's tensor name -> [experts of `prompts`, hidden]. The record states how often the router ranks the right expert
+        first on the prompts from which the rows were made.
 
-    Errors: two experts whose rows point the same way (cosine above 0.9999).
+    Raises:
+        WorkbenchError: If the rows of two experts have the same direction (cosine above 0.9999).
     """
-    if (kept := kept_gates(context)) is not None:
-        return kept
+    if (cached := kept_gates(context)) is not None:
+        return cached
     place = live_modules(model, readers)
     read: dict[str, dict[str, Tensor]] = {}
     rows: dict[str, list[Tensor]] = {reader: [] for reader in readers}
     for number, (expert, (positive, negative)) in enumerate(prompts.items()):
-        context.progress(number, len(prompts), f"{expert or 'anchor'}: what the router reads on prompts")
+        context.progress(number, len(prompts), f"{expert or 'anchor'}: inputs of the router on prompts")
         live = context.live(changes[expert])
         read[expert] = read_whole(live, place, positive, context)
         against = read_whole(live, place, negative, context) if negative else {}
@@ -142,36 +158,51 @@ def prompt_gates(
 
 
 def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
-    """Errors: two experts that a router could not tell apart."""
+    """Check that a router can tell all experts apart.
+
+    Raises:
+        WorkbenchError: If an expert has no row left, or two rows have the same direction.
+    """
     for reader, w in rows.items():
         if (nothing := w.norm(dim=1) < 1 - SAME).any():
-            raise WorkbenchError(f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
-                                 f"same ({reader}), and leave no row", "Give it other `negative_prompts`.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
+                f"same ({reader}), and leave no row",
+                "Give it other `negative_prompts`.",
+                2,
+            )
         units = torch.nn.functional.normalize(w, dim=1)
         for a, b in combinations(range(len(experts)), 2):
             if units[a] @ units[b] > SAME:
                 one, two = (experts[i] or "the anchor" for i in (a, b))
-                raise WorkbenchError(f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}: cosine above {SAME})",
-                                     "Give each its own `prompts`, or `negative_prompts`.", 2)  # fmt: skip
+                raise WorkbenchError(
+                    f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}, cosine > {SAME})",
+                    "Give each its own `prompts`, or `negative_prompts`.",
+                    2,
+                )
 
 
 def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[TextRow]:
-    """Prompts as tokens, their ends left out beyond `longest`. Errors: one without a token."""
+    """Tokenize prompts, and truncate them to `longest` tokens.
+
+    Raises:
+        WorkbenchError: If a prompt has no token.
+    """
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
-            raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: no token in {text!r}", None, 2)
+            raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: the prompt {text!r} has no token", None, 2)
     return rows
 
 
 def kept_gates(context: GrowContext) -> Gates | None:
-    """What an earlier call has measured."""
-    known = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
-    return None if known is None else Gates(load_file(context.cache), known)
+    """Return the cached gates of an earlier call, or None."""
+    record = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
+    return None if record is None else Gates(load_file(context.cache), record)
 
 
 def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
-    """Keep what was measured for the next call."""
+    """Write gates to the cache for the next call, and return them."""
     gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
     context.check_inputs()
     context.cache.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +212,7 @@ def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[st
 
 
 def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
-    """Tensor on disk -> the live module whose weight it is."""
+    """Return the live module of each weight, by its tensor name on disk."""
     names = live_names(model.config, model.weights.specs)
     return {name: names[name][0].removesuffix(".weight") for name in tensors}
 
@@ -190,10 +221,10 @@ def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
 def _moments(
     context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[TextRow], place: Mapping[str, str]
 ) -> dict[str, _Moments]:
-    """One expert's moments, layer by layer, in one pass over its texts."""
+    """Measure one expert's moments in every layer, in one pass over its texts."""
     live = context.live(changes)
     sizes = {reader: live.get_submodule(module).weight.shape[1] for reader, module in place.items()}
-    found = {
+    by_reader = {
         r: _Moments(torch.zeros(d, d, device=context.device), torch.zeros(d, device=context.device), 0, [])
         for r, d in sizes.items()
     }
@@ -201,21 +232,21 @@ def _moments(
     for held, half in enumerate(halves):
         for inputs in read_inputs(live, place, half, context.device):
             for reader, x in inputs.items():
-                moments = found[reader]
+                moments = by_reader[reader]
                 if held:
                     moments.held.append(x.cpu())
                 else:
                     moments.gram += x.T @ x
                     moments.total += x.sum(0)
                     moments.count += len(x)
-    return found
+    return by_reader
 
 
 @torch.no_grad()
 def read_inputs(
     live: Any, place: Mapping[str, str], texts: Sequence[TextRow], device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
-    """What modules read on texts, batch by batch: [tokens, hidden] in float32, padding left out."""
+    """Yield the inputs of modules on texts, batch by batch: [tokens, hidden] in float32, without padding."""
     for batch in batches(texts, device):
         with _reading(live, place) as seen:
             live(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
@@ -224,32 +255,32 @@ def read_inputs(
 
 
 def read_whole(live: Any, place: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
-    """The same of all texts at once, on the CPU."""
+    """Return the inputs of modules on all texts [tokens, hidden], on the CPU."""
     parts = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, place, texts, context.device)]
     return {reader: torch.cat([part[reader] for part in parts]) for reader in place}
 
 
 @contextmanager
 def _reading(live: Any, place: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """What modules read while this is open."""
-    seen: dict[str, Tensor] = {}
+    """Record the inputs of modules inside the block."""
+    inputs: dict[str, Tensor] = {}
 
     def see(reader: str) -> Any:
         def hook(_module: Any, args: tuple[Any, ...]) -> None:
-            seen[reader] = args[0]
+            inputs[reader] = args[0]
 
         return hook
 
     hooks = [live.get_submodule(module).register_forward_pre_hook(see(reader)) for reader, module in place.items()]
     try:
-        yield seen
+        yield inputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
-    """[experts, hidden], in float64."""
+    """Solve the ridge regression; return [experts, hidden] in float64."""
     gram = sum((m.gram.double() / m.count for m in moments), torch.zeros_like(moments[0].gram, dtype=torch.float64))
     means = torch.stack([m.total.double() / m.count for m in moments])
     gram.diagonal().add_(ridge * gram.diagonal().mean())
@@ -258,7 +289,7 @@ def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
 
 
 def _chosen(router: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-    """[experts]: share of tokens for which each has the largest value."""
+    """Return [experts], the share of tokens for which each expert has the largest value."""
     x = torch.cat(list(inputs)).double().to(router.device)
     first = (x @ router.double().T).argmax(1)
     return torch.bincount(first, minlength=len(router)).double().cpu() / max(1, len(x))

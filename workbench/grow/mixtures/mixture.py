@@ -1,8 +1,8 @@
-"""Where a mixture-of-experts model keeps what belongs to one expert, proven against the model that transformers builds.
+"""The parts of a mixture-of-experts model's tensors that belong to one expert, derived from the model that transformers builds.
 
-No table of names: transformers builds the model without weights twice, with as many experts as config.json says and with one more.
-Parameters that differ in shape are the experts', and the axis that differs says along which they lie. What is on disk follows from the
-names that transformers gives the tensors in that model.
+This needs no table of names. transformers builds the model without weights twice: with the number of experts in config.json, and
+with one more. Parameters whose shapes differ belong to the experts, and the axis that differs is the axis of experts. The tensors
+on disk follow from the names that transformers gives them in that model.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from workbench.steps import Axis, Grown
 from workbench.weights.specs import TensorSpec
 
 COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts")
-"""Fields of config.json that say how many experts a layer has."""
+"""Fields of config.json for the number of experts of a layer."""
 TAKEN = ("num_experts_per_tok", "moe_k", "moe_top_k", "num_experts_per_token", "top_k_experts")
-"""Fields that say how many of them a token takes."""
+"""Fields for the number of experts that the router selects for each token."""
 GROUPS = ("n_group", "num_expert_group")
-"""Fields that split the experts into groups of which the router first chooses some."""
+"""Fields for the number of groups of experts, from which the router first selects some."""
 _NUMBER = re.compile(r"(?<=\.experts\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class ExpertPlace:
-    """What of a tensor belongs to which expert.
+    """The part of a tensor that belongs to each expert.
 
     Attributes:
-        layer: The layer that it is in.
-        number: The expert that has it for itself; None: it has a part for every expert, in order.
-        columns: Whether those parts are columns; else they are rows of the row view.
-        size: Rows, or columns, of one expert.
+        layer: Layer of the tensor.
+        number: Expert that owns the whole tensor; None if the tensor has a part for every expert, in order.
+        columns: Whether the parts are columns; otherwise they are rows of the row view.
+        size: Number of rows, or columns, of one expert.
     """
 
     layer: int
@@ -50,11 +50,11 @@ class ExpertPlace:
     size: int = 1
 
     def index(self, experts: Sequence[int]) -> NDArray[np.int64]:
-        """Its rows, or columns, of some experts."""
+        """Return the indices of the rows, or columns, of some experts."""
         return np.concatenate([np.arange(e * self.size, (e + 1) * self.size) for e in experts])
 
     def shape(self, spec: TensorSpec, count: int, old: int) -> tuple[int, ...]:
-        """A shared tensor's shape with another number of experts."""
+        """Return the shape of a shared tensor with `count` experts in place of `old`."""
         axis = -1 if self.columns else 0
         shape = list(spec.shape)
         shape[axis] = shape[axis] // old * count
@@ -62,15 +62,17 @@ class ExpertPlace:
 
 
 class Mixture:
-    """The experts of a model.
+    """The experts of a mixture-of-experts model.
 
     Attributes:
-        count: How many a layer has.
-        top_k: How many a token takes, as config.json says.
-        places: Tensor on disk -> what of it belongs to experts; the other tensors depend on no expert.
-        layers: Layers with experts, ascending.
+        count: Number of experts of a layer.
+        top_k: Number of experts that the router selects for each token, from config.json.
+        places: Tensor on disk -> the parts that belong to experts. Other tensors do not depend on experts.
+        layers: Layers with experts, in ascending order.
 
-    Errors: a model without experts, groups of experts, tensors whose dependence on the number of experts is not understood.
+    Raises:
+        WorkbenchError: If the model has no experts, has groups of experts, or has a tensor that depends on the number of experts
+            in an unknown way.
     """
 
     def __init__(self, model: Model, step: str) -> None:
@@ -79,23 +81,33 @@ class Mixture:
         kind = model.config.get("model_type")
         self.field = next((f for f in COUNTS if self.parsed.get(f)), None)
         if self.field is None:
-            raise WorkbenchError(f"grow {step}: model_type {kind} has no experts: its config.json has none of {', '.join(COUNTS)}",
-                                 "`grow: experts` makes a dense model a mixture.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: model_type {kind} has no experts: config.json has none of the fields {', '.join(COUNTS)}",
+                "`grow: experts` turns a dense model into a mixture.",
+                2,
+            )
         self.count = int(self.parsed[self.field])
         if groups := [f for f in GROUPS if (self.parsed.get(f) or 1) != 1]:
-            raise WorkbenchError(f"grow {step}: {groups[0]} is {self.parsed[groups[0]]}: the router chooses groups of equal size before experts, "
-                                 "which another number of experts would cut differently", "Models with one group are supported.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: {groups[0]} is {self.parsed[groups[0]]}: the router first selects groups of experts, and "
+                "another number of experts would change the groups",
+                "Models with one group are supported.",
+                2,
+            )
         self.taken = next((f for f in TAKEN if self.parsed.get(f)), None)
         self.top_k = int(self.parsed[self.taken]) if self.taken else 0
         self.places = self._find()
         self.layers = sorted({p.layer for p in self.places.values()})
         if not self.layers:
-            raise WorkbenchError(f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
-                                 "`grow: experts` makes a dense model a mixture.", 2)  # fmt: skip
+            raise WorkbenchError(
+                f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
+                "`grow: experts` turns a dense model into a mixture.",
+                2,
+            )
         self._check_numbers()
 
     def config(self, count: int, top_k: int | None = None) -> dict[str, Any]:
-        """config.json with another number of experts, under every name that it has for it."""
+        """Return config.json with another number of experts, in every field that states it."""
         text = text_config(self.model.config)
         changes: dict[str, Any] = {}
         for fields, own, value in ((COUNTS, self.field, count), (TAKEN, self.taken, top_k)):
@@ -104,13 +116,13 @@ class Mixture:
         return with_text(self.model.config, changes)
 
     def _find(self) -> dict[str, ExpertPlace]:
-        """The tensors that depend on experts."""
+        """Return the places of the tensors that depend on experts."""
         specs, names = self.model.weights.specs, live_names(self.model.config, self.model.weights.specs)
         now, more = (
             {n: tuple(t.shape) for n, t in skeleton(json.dumps(c, sort_keys=True)).state_dict().items()}
             for c in (self.model.config, self.config(self.count + 1))
         )
-        found: dict[str, ExpertPlace] = {}
+        places: dict[str, ExpertPlace] = {}
         for name, live in names.items():
             grows = [n for n in live if more.get(n) != now[n]]
             number = _NUMBER.search(name)
@@ -118,22 +130,22 @@ class Mixture:
                 continue
             layer = self.model.layout.layer(name)
             if layer is None:
-                raise self._unknown(name, "it stands in no layer")
+                raise self._unknown(name, "it is in no layer")
             if number:
-                found[name] = ExpertPlace(layer, int(number[0]))
+                places[name] = ExpertPlace(layer, int(number[0]))
             else:
-                found[name] = self._shared(name, layer, specs[name], now[grows[0]], more.get(grows[0]))
-        layers = {p.layer for p in found.values()}
+                places[name] = self._shared(name, layer, specs[name], now[grows[0]], more.get(grows[0]))
+        layers = {p.layer for p in places.values()}
         for name, spec in specs.items():
-            if not spec.is_float and self.model.layout.layer(name) in layers and name not in found:
-                raise self._unknown(name, f"it is of {spec.dtype}, and may hold numbers of experts")
-        return found
+            if not spec.is_float and self.model.layout.layer(name) in layers and name not in places:
+                raise self._unknown(name, f"its dtype is {spec.dtype}, so it may hold numbers of experts")
+        return places
 
     def _shared(self, name: str, layer: int, spec: TensorSpec, now: tuple[int, ...], more: tuple[int, ...] | None) -> ExpertPlace:
-        """The place of a tensor that has a part for every expert."""
+        """Return the place of a tensor that has a part for every expert."""
         if more is None or len(more) != len(now) or spec.shape != now:
             raise self._unknown(
-                name, f"transformers builds {list(now)} with {self.count} experts, and this is {list(spec.shape)}"
+                name, f"transformers builds {list(now)} with {self.count} experts, and its shape is {list(spec.shape)}"
             )
         axes = [i for i, (a, b) in enumerate(zip(now, more, strict=True)) if a != b]
         size = now[axes[0]] // self.count
@@ -147,41 +159,42 @@ class Mixture:
         return ExpertPlace(layer, size=spec.rows // self.count)
 
     def _check_numbers(self) -> None:
-        """Experts with tensors of their own: each of them is there."""
+        """Check that no expert is missing, for experts with tensors of their own."""
         kinds: dict[str, set[int]] = {}
         for name, place in self.places.items():
             if place.number is not None:
                 kinds.setdefault(_NUMBER.sub("*", name), set()).add(place.number)
         for kind, numbers in kinds.items():
             if numbers != set(range(self.count)):
-                raise self._unknown(kind, f"experts {sorted(numbers)}, and {self.field} is {self.count}")
+                raise self._unknown(kind, f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}")
 
     def _unknown(self, name: str, why: str) -> WorkbenchError:
-        return WorkbenchError(f"grow {self.step}: {name}: not understood which part of it is which expert's ({why})",
-                              "Report this architecture.", 2)  # fmt: skip
+        return WorkbenchError(
+            f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {why}", "Report this architecture.", 2
+        )
 
     def regrown(self, experts: Callable[[int], Sequence[int]]) -> dict[str, Grown]:
-        """The tensors of a model whose experts are some of these, renumbered; an expert that is named twice is copied.
+        """Return the tensors of a model with some of these experts, renumbered; an expert that is listed twice is copied.
 
         Args:
-            experts: Layer -> the old numbers of its experts, in their new order. The same number for every layer.
+            experts: Function from a layer to the old numbers of its experts in their new order, as many in every layer.
         """
-        found: dict[str, Grown] = {}
+        tensors: dict[str, Grown] = {}
         for name in self.model.layout.names:
             place = self.places.get(name)
             if place is None:
-                found[name] = Grown(name)
+                tensors[name] = Grown(name)
                 continue
             chosen = list(experts(place.layer))
             if place.number is None:
-                found[name] = self.part(name, chosen)
+                tensors[name] = self.part(name, chosen)
                 continue
             for i, position in enumerate(p for p, old in enumerate(chosen) if old == place.number):
-                found[_NUMBER.sub(str(position), name)] = Grown(name, new=i > 0)
-        return found
+                tensors[_NUMBER.sub(str(position), name)] = Grown(name, new=i > 0)
+        return tensors
 
     def part(self, name: str, experts: Sequence[int], base: bool = False) -> Grown:
-        """Some experts' parts of a tensor that all share, in the order given."""
+        """Return the parts of some experts, in the given order, from a tensor that all experts share."""
         place, spec = self.places[name], self.model.weights.specs[name]
         axis = Axis(place.index(experts))
         shape = place.shape(spec, len(experts), self.count)
@@ -190,19 +203,23 @@ class Mixture:
         )
 
     def of_expert(self, layer: int, number: int) -> list[str]:
-        """The tensors that an expert has for itself."""
+        """Return the tensors that belong to one expert alone."""
         return [n for n, p in self.places.items() if p.layer == layer and p.number == number]
 
     def shared(self, layer: int) -> list[str]:
-        """The tensors that have a part for every expert of a layer: its router, and experts that lie in one tensor."""
+        """Return the tensors that have a part for every expert of a layer: the router, and experts stored in one tensor."""
         return [n for n, p in self.places.items() if p.layer == layer and p.number is None]
 
     def check(self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
-        """Errors: tensors that do not make the model that transformers builds from a config.json."""
+        """Check that the tensors match the model that transformers builds from a config.json.
+
+        Raises:
+            WorkbenchError: If they do not.
+        """
         check_places(config, specs, self.step)
         check_shapes(config, specs, self.step)
 
 
 def numbered(name: str, number: int) -> str:
-    """An expert's tensor under another expert's number."""
+    """Return the tensor name of an expert with another expert's number."""
     return _NUMBER.sub(str(number), name)

@@ -1,4 +1,4 @@
-"""Grow methods that read texts."""
+"""Base class of growth methods that read texts."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from workbench.steps.fields import Whole
 
 
 class TextMethod(GrowMethod):
-    """A growth that runs texts through the model: fields and files that such methods share."""
+    """A growth method that runs texts through the model: the shared fields and checks."""
 
     version = 2  # prompt and answer are tokenized as one text
 
     calibration: str | None = None
-    """A jsonl of {"text":} or {"prompt":, "completion":}, relative to the project."""
+    """JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
     samples: Whole = Field(256, ge=1)
-    """Texts read of a file, evenly spaced."""
+    """Largest number of texts read from a file, evenly spaced over the file."""
     max_length: Whole = Field(512, ge=2)
-    """Tokens of a text at most."""
+    """Largest number of tokens of a text. Longer texts lose their end; longer prompts lose their start."""
 
     def inputs(self) -> list[str]:
-        """The files of texts."""
+        """Return the files of texts."""
         return [self.calibration] if self.calibration else []
 
     def check_inputs(self, project: Path) -> None:
-        """Errors: a line that is no text."""
+        """Check every line of the files.
+
+        Raises:
+            WorkbenchError: If a line is not a valid text.
+        """
         for file in self.inputs():
             read_texts(project / file, file)
 
     def rows(self, file: str, model: Model, context: GrowContext) -> list[TextRow]:
-        """The texts of a file as tokens."""
+        """Return the texts of a file as tokens."""
         texts = read_texts(context.project / file, file, self.samples)
         return encode(texts, context.tokenizer, longest_row(model.config, self.max_length))

@@ -1,1 +1,1 @@
-"""What merge methods measure before the first tensor: Grams, losses, spectra."""
+"""Measurements that merge methods share: Gram matrices, calibration texts, least squares, singular values."""

@@ -1,4 +1,4 @@
-"""Calibration texts: what data-driven merge methods read, as users write it, and as batches of tokens."""
+"""Calibration texts of data-driven merge methods: their recipe fields, and their texts as tokens."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ if TYPE_CHECKING:
 
 
 class CalibrationEntry(BrickEntry):
-    """A brick's fields in a step with calibration texts."""
+    """A brick's fields in a step that reads calibration texts."""
 
     calibration: str | None = None
-    """Texts of the brick's own task; omitted: the step's."""
+    """JSONL file of texts from the brick's own task; if omitted, the step's `calibration`."""
 
 
 class Calibrated(MergeMethod):
-    """A merge method that reads texts for each brick: their fields, and the checks that come before any work."""
+    """Base class of merge methods that read texts for each brick: the fields, and the checks before any work."""
 
     version = 3  # prompt and answer are tokenized as one text
 
     bricks: Bricks[CalibrationEntry] | None = None
-    """Brick name -> weight, or {weight:, calibration:}; a list of names gives each weight 1; omitted: all with weight 1. Weights are 0 or more, and only their ratios matter."""
+    """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
+    bricks get weight 1. Weights must be 0 or more, and only their ratios matter."""
     calibration: str | None = None
-    """A jsonl of {"prompt":, "completion":} (or response, answer, target) or of {"text":}, relative to the project, for bricks
-    that name none of their own."""
+    """JSONL file of texts, relative to the project, for bricks without a file of their own: {"prompt":, "completion":} (or
+    response, answer, target) or {"text":} a line."""
     samples: Whole = Field(256, ge=1)
-    """Texts read of each file, evenly spaced."""
+    """Largest number of texts read from each file, evenly spaced over the file."""
     max_length: Whole = Field(512, ge=2)
-    """Tokens of a text at most."""
+    """Largest number of tokens of a text. Longer texts lose their end; longer prompts lose their start."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         not_negative(self.bricks)
         missing = [b for b in self.bricks or () if self.file(b) is None] if self.bricks is not None else ["every brick"]
         if self.calibration is None and missing:
-            raise ValueError(f"expected `calibration`, a jsonl of texts, for {', '.join(missing)} or for the step")
+            raise ValueError(f"expected `calibration`, a JSONL file of texts, for {', '.join(missing)} or for the step")
         return self
 
     def file(self, brick: str) -> str | None:
-        """The file of a brick's texts."""
+        """Return the file of a brick's texts: the brick's own, or the step's."""
         entry = self.entry(brick)
         return (entry.calibration if isinstance(entry, CalibrationEntry) else None) or self.calibration
 
     def inputs(self) -> list[str]:
-        """The files of texts."""
+        """Return the files of texts."""
         named = {self.calibration} if self.bricks is None else {self.file(brick) for brick in self.bricks}
         return sorted(file for file in named if file)
 
     def check_inputs(self, project: Path) -> None:
-        """Read every file once."""
+        """Read every file once, so that errors in it appear before any work."""
         for file in self.inputs():
             read_texts(project / file, file)
 
     def rows(self, context: MergeContext, brick: str) -> tuple[list[TextRow], str]:
-        """A brick's texts as tokens, and the key of what is measured on them with the brick's model."""
+        """Return a brick's texts as tokens, and the cache key of what the brick's model measures on them."""
         file = self.file(brick)
         assert file is not None
         longest = longest_row(context.base.config, self.max_length)
-        with unchanged(context.project / file):  # the texts that are read are those that the key is made of
+        with unchanged(context.project / file):  # the cache key must describe the texts that were read
             rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)
             content = file_digest(context.project / file)
         return rows, json_digest([type(self).version, context.keys[brick], content, self.samples, longest])

@@ -1,4 +1,4 @@
-"""Grams: second moments of what every linear layer reads on calibration texts, collected one decoder layer at a time."""
+"""Gram matrices: second moments of the inputs of every linear layer on calibration texts, one decoder layer at a time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Grams:
-    """One brick's Grams, in the cache: one file for each distinct input, shared by the linear layers that read it.
+    """One brick's Gram matrices in the cache: one file per distinct input, shared by the linear layers that read that input.
 
     Attributes:
-        folder: Where they lie.
-        files: Tensor name of a linear layer's weight -> file.
-        record: `tokens` read, and whether the model was `streamed`.
+        folder: Directory of the files.
+        files: Tensor name of a linear layer's weight -> file name.
+        record: Number of `tokens` read, and whether the model was `streamed`.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Grams:
     record: dict[str, Any]
 
     def gram(self, tensor: str, device: torch.device, off_diagonal: float = 1.0) -> Tensor:
-        """The mean of x xᵀ over all tokens [in, in], float32, its off-diagonal elements scaled."""
+        """Return the mean of x xᵀ over all tokens [in, in] in float32, with its off-diagonal elements scaled by a factor."""
         with safe_open(self.folder / self.files[tensor], "pt") as file:
             full = unpack(file.get_tensor("gram")).to(device)
         diagonal = full.diagonal().clone()
@@ -47,18 +47,19 @@ class Grams:
 
 
 def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str) -> Grams:
-    """One brick's Grams: from the cache, or collected and put there.
+    """Return one brick's Grams from the cache, or collect them and cache them.
 
-    In memory at a time: one layer of the brick's model, the hidden states of all rows, the Grams of one layer; before and
-    after the layers, the embeddings.
+    Memory holds one layer of the brick's model, the hidden states of all rows and the Grams of one layer; before and after the
+    layers, it holds the embeddings.
 
     Args:
-        context: Gives the model.
-        brick: Its name.
+        context: Source of the model.
+        brick: Name of the brick.
         rows: Calibration texts.
-        key: Of the model and the texts.
+        key: Cache key of the model and the texts.
 
-    Errors: inputs that are not finite.
+    Raises:
+            WorkbenchError: If the inputs of a layer are not finite, or the cached index is damaged.
     """
     place = context.cache / "grams" / key
     if read_json(place / _INDEX, files=dict, record=dict) is None:
@@ -71,7 +72,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
             publish(partial, place)
     index = read_json(place / _INDEX, files=dict, record=dict)
     if index is None:
-        raise WorkbenchError(f"{place / _INDEX}: damaged", f"Delete {place}: it is measured again.")
+        raise WorkbenchError(f"{place / _INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
     return Grams(place, index["files"], index["record"])
 
 
@@ -94,8 +95,8 @@ def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Pa
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if stack.head is not None:
         with stack.loaded():
-            found = [stack.leave(batch, states)[batch.mask.bool()] for batch, states in zip(data, hidden, strict=True)]
-        _save(sum_of_squares(found), tokens, stack.head, brick, out)
+            outputs = [stack.leave(batch, states)[batch.mask.bool()] for batch, states in zip(data, hidden, strict=True)]
+        _save(sum_of_squares(outputs), tokens, stack.head, brick, out)
         files[stack.head] = f"{stack.head}.safetensors"
     context.progress(depth, depth, f"{brick}: inputs")
     write_json(out / _INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
@@ -104,17 +105,18 @@ def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Pa
 def _save(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
     if not bool(torch.isfinite(gram).all()):
         raise WorkbenchError(
-            f"brick '{brick}': what {name} reads on the calibration texts is not finite", "Train or fetch it again."
+            f"brick '{brick}': the inputs of {name} on the calibration texts are NaN or infinite",
+            "Train or fetch the brick again.",
         )
     save_tensors({"gram": pack(gram.div_(tokens).cpu())}, out / f"{name}.safetensors")
 
 
 class LayerInputs:
-    """Hooks that sum up x xᵀ of what linear layers read, while they are open.
+    """Hooks that sum up x xᵀ over the inputs of linear layers while the context is open.
 
     Attributes:
-        grams: First reader's tensor name -> (Σ x xᵀ [in, in], tensor names of all that read the same input).
-        tokens: Counted by `add`.
+        grams: Tensor name of an input's first reader -> (Σ x xᵀ [in, in], tensor names of all readers of that input).
+        tokens: Number of tokens, counted by `add`.
     """
 
     def __init__(self, readers: Mapping[str, nn.Module]) -> None:
@@ -142,7 +144,10 @@ class LayerInputs:
         return see
 
     def add(self, mask: Tensor) -> None:
-        """Take in what was read since the last call, without padding. What is not one row a token (routed experts) is left out."""
+        """Add the inputs read since the last call, without padding.
+
+        Inputs that do not have one row per token (those of routed experts) are ignored.
+        """
         self.tokens += int(mask.sum())
         for tensor, readers in self._seen:
             rows = tensor.reshape(-1, tensor.shape[-1])
@@ -156,7 +161,7 @@ class LayerInputs:
 
 
 def sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
-    """Σ x xᵀ [in, in] over rows x [row, in], float32."""
+    """Return Σ x xᵀ [in, in] over all rows x of the parts [row, in], in float32."""
     total = torch.zeros(parts[0].shape[1], parts[0].shape[1], device=parts[0].device)
     for part in parts:
         total.addmm_(part.float().T, part.float())
@@ -164,12 +169,12 @@ def sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
 
 
 def pack(gram: Tensor) -> Tensor:
-    """The upper triangle of a symmetric matrix, row by row."""
+    """Return the upper triangle of a symmetric matrix, row by row."""
     return torch.cat([gram[i, i:] for i in range(gram.shape[0])])
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The symmetric matrix of an upper triangle: the inverse of `pack`."""
+    """Return the symmetric matrix of an upper triangle, the inverse of `pack`."""
     size = int((2 * packed.numel() + 0.25) ** 0.5)
     full = torch.empty(size, size, dtype=packed.dtype)
     start = 0

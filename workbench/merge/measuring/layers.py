@@ -1,7 +1,7 @@
-"""A model run one decoder layer at a time over all texts, so that no more than one layer of it is in memory.
+"""Run a model over all texts one decoder layer at a time, so that only one layer is in memory.
 
-The layers are first replaced by recorders, which keep the arguments that the model passes to each of them for every batch
-(masks, rotary positions) and the hidden states that enter the first. Then each layer is loaded, run over all batches and dropped.
+First, recorders replace the layers. They keep the arguments that the model passes to each layer for every batch (masks, rotary
+positions) and the hidden states that enter the first layer. Then each layer is loaded, run over all batches and freed.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a model passes to one layer beside the hidden states."""
+"""Positional and keyword arguments that a model passes to a layer, without the hidden states."""
 
 
 @dataclass
 class LayerStack:
-    """A causal model whose parameters come and go.
+    """A causal model whose parameters are loaded and freed layer by layer.
 
     Attributes:
-        model: Its parameters are on the meta device; all there where `tensor` is None.
+        model: The model, with its parameters on the meta device, or fully loaded if `tensor` is None.
         layers: The decoder layers.
-        prefix: Their live name: "model.layers".
+        prefix: Live name of the layers: "model.layers".
         disk: Live parameter name -> tensor name.
         around: Live names of the parameters outside the layers, an untied head excluded.
         head: Tensor name of an untied head.
-        tensor: Loads a tensor by name; None where the whole model is live.
+        tensor: Function that loads a tensor by name; None if the whole model is loaded.
     """
 
     model: PreTrainedModel
@@ -56,20 +56,23 @@ class LayerStack:
 
     @classmethod
     def of(cls, context: MergeContext, brick: str) -> LayerStack:
-        """A brick's model. It is streamed where every parameter stands under its own name on disk; where transformers fuses
-        weights (experts), one whole live model is taken instead.
+        """Return a brick's model, ready to run layer by layer.
 
-        Errors: no stack of decoder layers.
+        If every parameter has its own tensor on disk, the model is streamed. If transformers fuses weights (experts), the whole
+        model is loaded instead.
+
+        Raises:
+            WorkbenchError: If the model has no stack of decoder layers.
         """
         weights, model = context.weights(brick), context.skeleton()
-        known = dict(model.named_parameters(remove_duplicate=False))
-        disk = {live: name for name in weights.specs if (live := counterpart(name, known))}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        disk = {live: name for name in weights.specs if (live := counterpart(name, parameters))}
         output = getattr(model.get_output_embeddings(), "weight", None)
-        live_head = next((name for name, p in known.items() if p is output), None)
+        live_head = next((name for name, p in parameters.items() if p is output), None)
         if live_head is None or output is model.get_input_embeddings().weight:
             live_head = None
             head = None
-        else:  # gpt_neox's embed_out is lm_head when it is live
+        else:  # gpt_neox's embed_out is called lm_head in the live model
             head = disk.get(live_head) or next(
                 (n for n in weights.specs if n.split(".")[-2:-1] in (["lm_head"], ["embed_out"])), None
             )
@@ -85,7 +88,7 @@ class LayerStack:
 
     @contextmanager
     def loaded(self, layer: int | None = None) -> Iterator[None]:
-        """Parameters of a layer, or with None those around the layers, are there inside the block."""
+        """Load the parameters of a layer, or with None those outside the layers, for the duration of the block."""
         names = self.around if layer is None else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
         if self.tensor is None:
             yield
@@ -101,13 +104,21 @@ class LayerStack:
                 module._parameters[leaf] = absent[name]
 
     def readers(self, layer: int) -> dict[str, nn.Module]:
-        """Tensor name -> linear layer inside a decoder layer whose weight it is."""
+        """Return the linear layers inside a decoder layer, by the tensor name of their weight."""
         inner = self.layers[layer].named_modules(prefix=f"{self.prefix}.{layer}")
         linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"}
         return {self.disk[f"{name}.weight"]: m for name, m in linear.items() if f"{name}.weight" in self.disk}
 
     def enter(self, data: Iterable[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
-        """What enters the first layer, a batch; and what the model passes to each layer beside it: [batch][layer]."""
+        """Run the model up to its layers, and record what it passes to them.
+
+        Returns:
+            The hidden states that enter the first layer, one tensor per batch; and the other arguments of each layer,
+            [batch][layer].
+
+        Raises:
+            WorkbenchError: If a forward pass does not call every decoder layer once.
+        """
         self._entering, self._calls = [], []
         with self.loaded(), self._replaced(self._record):
             for batch in data:
@@ -115,19 +126,19 @@ class LayerStack:
                 self._forward(batch)
                 if len(self._calls[-1]) != len(self.layers):
                     raise WorkbenchError(
-                        f"a forward pass called {len(self._calls[-1])} of {len(self.layers)} decoder layers",
-                        "This architecture does not run its layers one after the other: use a method without calibration texts.",
+                        f"a forward pass made {len(self._calls[-1])} layer calls, expected one per layer ({len(self.layers)})",
+                        "This architecture does not run its layers in sequence: use a method without calibration texts.",
                     )
         return self._entering, self._calls
 
     def run(self, layer: int, hidden: Tensor, call: Call) -> Tensor:
-        """One layer's output."""
+        """Return the output of one layer."""
         output = self.layers[layer](hidden, *call[0], **call[1])
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
     def leave(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """What the head reads, given what leaves the last layer."""
+        """Return the input of the head, given the output of the last layer."""
         with self._replaced(lambda _layer, *_args, **_kwargs: self._shaped(hidden)):
             return self._forward(batch)
 
@@ -138,7 +149,7 @@ class LayerStack:
 
     @contextmanager
     def _replaced(self, forward: Callable[..., Any]) -> Iterator[None]:
-        """The layers, their attributes kept, with another forward: called with the layer's index first."""
+        """Replace the forward of every layer by a function whose first argument is the layer's index; other attributes stay."""
         try:
             for i, layer in enumerate(self.layers):
                 layer.forward = partial(forward, i)
@@ -158,5 +169,5 @@ class LayerStack:
         return self._shaped(hidden)
 
     def _shaped(self, hidden: Tensor) -> Any:
-        """A layer's output as this architecture gives it: some return a tuple."""
+        """Return hidden states in the form of this architecture's layer output: some layers return a tuple."""
         return (hidden, None, None) if self._tuples else hidden

@@ -1,4 +1,4 @@
-"""Weighted least squares over one linear layer: the solver behind RegMean and WUDI, and what it reports."""
+"""Weighted least squares for one linear layer: the solver of RegMean and WUDI, and its report."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ _CONV1D = ("gpt2", "openai-gpt", "decision_transformer", "imagegpt")
 
 
 def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weights: Sequence[float], ridge: float) -> Tensor:
-    """The delta that is nearest to all bricks' on their inputs: min over Δ of Σ wᵢ tr((Δ − τᵢ) Gᵢ' (Δ − τᵢ)ᵀ).
+    """Return the delta that is closest to all bricks' deltas on their inputs.
 
-    Δ = (Σ wᵢ τᵢ Gᵢ') (Σ wᵢ Gᵢ')⁻¹ with Gᵢ' = Gᵢ + ε·I, ε = ridge · mean of the diagonal of Σ wᵢGᵢ / Σ wᵢ. The ridge stands on every
-    Gram, so that it pulls to the bricks' weighted mean, not to the base: equal Grams give that mean for any ridge, and so
-    does every direction of the inputs that no Gram has seen (Jin et al. 2023, RegMean, arXiv 2212.09849, eq. 2).
+    It minimizes Σ wᵢ tr((Δ − τᵢ) Gᵢ' (Δ − τᵢ)ᵀ): Δ = (Σ wᵢ τᵢ Gᵢ') (Σ wᵢ Gᵢ')⁻¹ with Gᵢ' = Gᵢ + ε·I and ε = ridge · mean of the
+    diagonal of Σ wᵢGᵢ / Σ wᵢ (Jin et al. 2023, RegMean, arXiv 2212.09849, eq. 2). The ridge is added to every Gram, so it pulls
+    toward the bricks' weighted mean instead of the base: the result is that mean, for any
+    ridge, if all Grams are equal, and in every input direction in which all Grams are zero.
 
     Args:
-        deltas: τᵢ [out, in], one a brick.
-        grams: Give Gᵢ [in, in], symmetric and positive semidefinite; called one after the other, one in memory at a time.
+        deltas: τᵢ [out, in], one per brick.
+        grams: Functions that return Gᵢ [in, in], symmetric and positive semidefinite; only one Gram is in memory at a time.
         weights: wᵢ ≥ 0, not all 0.
-        ridge: Relative to the mean diagonal.
+        ridge: Ridge relative to the mean diagonal.
 
     Returns:
-        Δ [out, in], float32; solved in float64. Errors: a singular system.
+        Δ [out, in] in float32, solved in float64.
+
+    Raises:
+        WorkbenchError: If the system is singular.
     """
     used = [(tau, gram, w) for tau, gram, w in zip(deltas, grams, weights, strict=True) if w]
     if len(used) == 1:
@@ -48,7 +52,7 @@ def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weigh
         right.addmm_(tau.double(), weighted)
         del weighted
     trace = float(left.trace())
-    if trace == 0:  # no brick changes what this layer reads: all directions are alike
+    if trace == 0:  # all Grams are zero: weight all directions equally
         left.fill_diagonal_(total)
         ridge, trace = 0.0, 1.0
         right = sum((tau.double() * w for tau, _, w in used), torch.zeros_like(right))
@@ -63,7 +67,7 @@ def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weigh
 
 
 def linear_deltas(group: Group) -> list[Tensor]:
-    """Every brick's delta of a linear layer as [out, in], whichever way it is stored."""
+    """Return every brick's delta of a linear layer as [out, in], also if it is stored as [in, out]."""
     deltas = group.whole().deltas
     return [delta.T for delta in deltas] if is_conv1d(group.model, group.tensor) else deltas
 
@@ -77,15 +81,18 @@ def merge_linear(
     *,
     method: str,
 ) -> Prepared:
-    """Solve one linear layer's weight; notes the norm of the result against the bricks' (`norm_report`).
+    """Solve the weight of one linear layer, and note the norm of the result relative to the bricks' norms (`norm_report`).
 
     Args:
         group: The tensor.
-        deltas: As `linear_deltas` gives them.
-        grams: As `solve`.
-        ridge: As `solve`.
-        scale: What the result is multiplied with.
-        method: How errors call the step.
+        deltas: Deltas [out, in] from `linear_deltas`.
+        grams: Functions that return the Grams, see `solve`.
+        ridge: Ridge, see `solve`.
+        scale: Factor on the result.
+        method: Name of the method, for errors.
+
+    Returns:
+        Function from a block to its rows of the result.
     """
     weights = checked_weights(group, method)
     try:
@@ -104,7 +111,7 @@ def merge_linear(
 
 
 def average(group: Group, scale: float = 1.0, *, method: str) -> Combination:
-    """The weighted mean, for tensors that are not a linear layer's weight or have no Gram; noted as such."""
+    """Return the weighted mean, for tensors that are no linear layer or have no Gram, and note that the tensor was averaged."""
     weights = checked_weights(group, method)
     total = sum(weights)
     group.notes[group.tensor] = {"averaged": True}
@@ -112,26 +119,34 @@ def average(group: Group, scale: float = 1.0, *, method: str) -> Combination:
 
 
 def checked_weights(group: Group, method: str) -> list[float]:
-    """The bricks' weights at a tensor. Errors: one below 0, or all 0."""
+    """Return the bricks' weights at a tensor.
+
+    Raises:
+        WorkbenchError: If a weight is negative or all weights are 0.
+    """
     weights = group.values("weight")
     if min(weights) < 0 or sum(weights) == 0:
         raise WorkbenchError(
-            f"{method}: the weights at {group.tensor} are {', '.join(f'{w:g}' for w in weights)}",
-            "They weigh squared errors: give each brick 0 or more and one more than 0; to forget a skill use `merge: task_arithmetic`.",
+            f"{method}: the weights at {group.tensor} are {', '.join(f'{w:g}' for w in weights)}, expected 0 or more, not all 0",
+            "The weights multiply squared errors. To subtract a skill, use `merge: task_arithmetic`.",
         )
     return weights
 
 
 def not_negative(bricks: Mapping[str, Any] | None) -> None:
-    """For validators of `bricks`: weights of squared errors. Errors (ValueError): one below 0."""
+    """Check, in a validator of `bricks`, that no weight is negative: the weights multiply squared errors.
+
+    Raises:
+        ValueError: If a weight is negative.
+    """
     for name, entry in (bricks or {}).items():
         weight = entry.weight if isinstance(entry, BrickEntry) else entry
         if lowest(weight) < 0:
-            raise ValueError(f"the weight of '{name}' is {lowest(weight):g}: it weighs squared errors, expected 0 or more")
+            raise ValueError(f"the weight of '{name}' is {lowest(weight):g}: it multiplies squared errors, expected 0 or more")
 
 
 def is_linear(model: Model, tensor: str) -> bool:
-    """Whether a tensor is the weight of a linear layer inside the layer stack, or of an untied head."""
+    """Return whether a tensor is the weight of a linear layer inside the layer stack, or of an untied head."""
     if len(model.weights.specs[tensor].shape) != 2 or not tensor.endswith(".weight"):
         return False
     if model.layout.layer(tensor) is not None:
@@ -141,13 +156,16 @@ def is_linear(model: Model, tensor: str) -> bool:
 
 
 def is_conv1d(model: Model, tensor: str) -> bool:
-    """Whether the weight of a linear layer is stored [in, out]."""
+    """Return whether the weight of a linear layer is stored as [in, out]."""
     return model.config.get("model_type") in _CONV1D and model.layout.layer(tensor) is not None
 
 
 def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
-    """Memory of one solve: base and deltas in float32 and the float64 right side; beside them a delta in float64, with its square or with
-    the sum of Grams, a product of the delta with itself and its scaled copy."""
+    """Return the memory of one solve in bytes.
+
+    It counts the base and the deltas in float32 and the right-hand side in float64; and one delta in float64, either with its
+    square or with the sum of the Grams, one Gram and its scaled copy.
+    """
     if not is_linear(model, tensor):
         return 0
     spec = model.weights.specs[tensor]
@@ -156,9 +174,10 @@ def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
 
 
 def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """‖Δ‖ / mean ‖τᵢ‖ of the solved tensors, and how many were averaged, by name with numbers as `*`, for the step's record.
+    """Return ‖Δ‖ / mean ‖τᵢ‖ of the solved tensors and the number of averaged tensors, for the step's record.
 
-    Ratios far above 1 say that the system was near singular: raise `ridge`.
+    Averaged tensors are counted by name, with layer numbers replaced by `*`. A ratio far above 1 means that the system was nearly
+    singular: raise `ridge`.
     """
     ratios = {name: note["norm_ratio"] for name, note in sorted(notes.items()) if "norm_ratio" in note}
     averaged = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, note in sorted(notes.items()) if "averaged" in note)

@@ -1,4 +1,4 @@
-"""Singular triplets of deltas in float64, and which tensors spectral methods treat as matrices."""
+"""Singular triplets of deltas in float64, and the choice of tensors that spectral methods decompose."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from workbench.steps import Block, Group
 
-# A singular value below this share of the largest counts as zero: a float32 delta of low rank holds rounding errors of 1e-7.
+# Singular values below this share of the largest count as zero: a low-rank delta in float32 has rounding errors of about 1e-7.
 RESOLUTION = 1e-6
-# Embeddings and head: one row a token, looked up or scored one by one.
+# Embeddings and head have one row per token, and are not decomposed.
 _TABLES = re.compile(r"(embed|wte\b|wpe\b|lm_head)")
 
 
 class Triplets(NamedTuple):
-    """A matrix as left · diag(values) · rightᵀ, largest value first, without its null space."""
+    """Singular value decomposition left · diag(values) · rightᵀ of a matrix, largest value first, without its null space."""
 
     left: Tensor
-    """[rows, rank], float64, orthonormal columns."""
+    """[rows, rank], float64, with orthonormal columns."""
     values: Tensor
     """[rank]"""
     right: Tensor
@@ -30,17 +30,18 @@ class Triplets(NamedTuple):
 
 
 def singular(matrix: Tensor, most: int | None = None) -> Triplets:
-    """The singular triplets of a matrix [rows, cols] whose values are not numerically zero; at most the `most` largest.
+    """Return the singular triplets of a matrix [rows, cols] whose values are not numerically zero; at most the `most` largest.
 
-    By the eigenvectors of the smaller Gram matrix: float64 resolves values down to 1e-8 of the largest, float32 input holds 1e-7.
+    They come from the eigenvectors of the smaller Gram matrix. In float64 this resolves values down to 1e-8 of the largest; the
+    float32 input has a precision of 1e-7.
     """
     a = matrix.double()
     tall = a.shape[0] >= a.shape[1]
     squares, vectors = torch.linalg.eigh(a.T @ a if tall else a @ a.T)
     roots = squares.clamp_min(0).sqrt().flip(0)
-    kept = int((roots > RESOLUTION * roots[:1]).sum())
-    kept = kept if most is None else min(kept, most)
-    near = vectors[:, len(squares) - kept :].flip(1)
+    rank = int((roots > RESOLUTION * roots[:1]).sum())
+    rank = rank if most is None else min(rank, most)
+    near = vectors[:, len(squares) - rank :].flip(1)
     far = a @ near if tall else a.T @ near
     values = far.norm(dim=0)
     far = far / values
@@ -48,38 +49,40 @@ def singular(matrix: Tensor, most: int | None = None) -> Triplets:
 
 
 def nearest_orthogonal(columns: Tensor) -> Tensor:
-    """The orthonormal columns nearest to the given ones [size, count]: X (XᵀX)^(-1/2), the polar factor of X.
+    """Return the orthonormal columns nearest to the given columns X [size, count]: the polar factor X (XᵀX)^(-1/2).
 
-    Where columns depend on each other the nearest ones are not unique; this is the partial isometry, which adds nothing
-    outside their span.
+    If the columns are linearly dependent, the nearest orthonormal columns are not unique; the function then returns the partial
+    isometry, which adds nothing outside their span.
     """
     squares, vectors = torch.linalg.eigh(columns.T @ columns)
-    kept = squares > RESOLUTION**2 * squares[-1:]
-    vectors = vectors[:, kept]
-    nearest: Tensor = columns @ (vectors * squares[kept].rsqrt()) @ vectors.T
+    nonzero = squares > RESOLUTION**2 * squares[-1:]
+    vectors = vectors[:, nonzero]
+    nearest: Tensor = columns @ (vectors * squares[nonzero].rsqrt()) @ vectors.T
     return nearest
 
 
 def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
-    """Whether a tensor is decomposed: 2-D, or 3-D as one matrix an expert, with a singular triplet for each brick at least.
+    """Return whether a tensor is decomposed.
 
-    Norms, biases, narrow kernels, embeddings and the head are not: the papers' code averages what is no weight matrix of a
-    layer, and has no vocabularies.
+    It must be 2-D, or 3-D with one matrix per expert, and large enough for one singular triplet per brick. Norms, biases, narrow
+    kernels, embeddings and the head are not decomposed: the papers' code averages every tensor that is no weight matrix of a
+    layer, and does not cover vocabularies.
     """
     return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not _TABLES.search(tensor)
 
 
 def mean_weights(group: Group) -> list[float]:
-    """λwᵢ/T: what the methods do with a tensor that is not decomposed."""
+    """Return λwᵢ/T, the weights for tensors that are not decomposed."""
     lam = group.value("lam")
     return [lam * w / len(group.bricks) for w in group.values("weight")]
 
 
 def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int, wide: int, square: int) -> int:
-    """Memory that a tensor takes whole: base and deltas in float32, `wide` matrices and `square` Grams in float64 beside them.
+    """Return the memory in bytes to merge a whole tensor.
 
-    What is freed in between is kept by the allocator and reused for matrices of the same size (`parallel.each`), so `wide` and `square`
-    count the places that a merge needs at once. The base, which is freed first, is too small for a place.
+    It counts the base and the deltas in float32, and `wide` matrices and `square` Grams in float64. The allocator keeps freed
+    buffers and reuses them for matrices of the same size (`parallel.each`), so `wide` and `square` count the buffers that a merge
+    needs at the same time. The base is freed first, but is too small for reuse.
     """
     if not is_matrix(tensor, shape, bricks):
         return 0
@@ -87,15 +90,15 @@ def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int, wide: int, squ
 
 
 def by_matrix(group: Group, merge: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Block], Tensor]:
-    """Merge a tensor matrix by matrix, at once; the result is handed out in blocks.
+    """Merge a tensor matrix by matrix, and return a function that gives the result block by block.
 
     Args:
-        group: The tensor; read whole, so that one float32 copy a brick is held, and some in float64 while it is decomposed.
-        merge: One [rows, cols] a brick -> [rows, cols].
+        group: The tensor. It is read whole: one float32 copy per brick, and some float64 copies while a matrix is decomposed.
+        merge: Function from one matrix [rows, cols] per brick to the merged matrix [rows, cols].
     """
     deltas = group.whole().deltas
     stacks = [d.view(-1, *group.spec.shape[-2:]) for d in deltas]
-    merged = deltas[0]  # overwritten matrix by matrix, each after it was read
+    merged = deltas[0]  # each matrix is overwritten after it was read
     for i in range(len(stacks[0])):
         stacks[0][i] = merge([stack[i] for stack in stacks])
     return lambda block: merged[block.start : block.start + len(block.deltas[0])]

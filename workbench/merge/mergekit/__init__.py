@@ -1,1 +1,1 @@
-"""mergekit's methods as `merge: mergekit/NAME`."""
+"""The merge methods of mergekit, available as `merge: mergekit/NAME`."""

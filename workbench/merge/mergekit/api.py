@@ -1,4 +1,4 @@
-"""mergekit through its public API: specifications of its methods, and the call. The only module that imports mergekit, on use only."""
+"""Access to mergekit through its public API. Only this module imports mergekit, and only when a recipe uses it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ INSTALL = "pip install 'mergekit>=0.1.5,<0.2'"
 
 
 class Parameter(NamedTuple):
-    """A parameter as mergekit's own specification states it."""
+    """A parameter of a method, as mergekit's specification states it."""
 
     name: str
     kind: str
-    """float, int or bool."""
+    """"float", "int" or "bool"."""
     per_brick: bool
     required: bool
     default: Any
@@ -29,53 +29,58 @@ class Parameter(NamedTuple):
 
 @cache
 def method(name: str) -> Any:
-    """mergekit's method object. Errors: not installed, another version, unknown there."""
+    """Return mergekit's method object.
+
+    Raises:
+        WorkbenchError: If mergekit is missing, has an unsupported version or cannot be imported, or has no such method.
+    """
     try:
-        found = version("mergekit")
+        installed = version("mergekit")
     except PackageNotFoundError:
         raise WorkbenchError(f"mergekit/{name} needs mergekit, which is not installed", INSTALL) from None
-    if not found.startswith("0.1.") or _numbers(found) < (0, 1, 5):
-        raise WorkbenchError(f"mergekit/{name} needs mergekit 0.1.5 or a later 0.1, found {found}", INSTALL)
+    if not installed.startswith("0.1.") or _numbers(installed) < (0, 1, 5):
+        raise WorkbenchError(f"mergekit/{name} needs mergekit >=0.1.5,<0.2; found {installed}", INSTALL)
     try:
         from mergekit import merge_methods
     except ImportError as error:
-        raise WorkbenchError(f"mergekit/{name}: mergekit {found} cannot be imported ({error})", INSTALL) from error
+        raise WorkbenchError(f"mergekit/{name}: mergekit {installed} cannot be imported ({error})", INSTALL) from error
     try:
         return merge_methods.get(name)
     except RuntimeError:
-        raise WorkbenchError(f"mergekit {found} has no method {name}", INSTALL) from None
+        raise WorkbenchError(f"mergekit {installed} has no method {name}", INSTALL) from None
 
 
 @cache
 def parameters(name: str) -> dict[str, Parameter]:
-    """A method's parameters, from mergekit's specification."""
-    found = {}
+    """Return a method's parameters by name, from mergekit's specification."""
+    by_name = {}
     for spec in method(name).spec.parameters:
         text = str(spec.value_type)
         kind = next(k for k in ("bool", "int", "float") if k in text)
         default = None if spec.required else spec.default
-        found[spec.name] = Parameter(spec.name, kind, spec.scope.value != "shared", spec.required, default, spec.validate)
-    return found
+        by_name[spec.name] = Parameter(spec.name, kind, spec.scope.value != "shared", spec.required, default, spec.validate)
+    return by_name
 
 
 def base_policy(name: str) -> str:
-    """required, optional or ignored."""
+    """Return whether the base is "required", "optional" or "ignored" as an input of a method."""
     return str(method(name).spec.contract.base.value)
 
 
 def brick_counts(name: str) -> tuple[int, int | None]:
-    """Smallest and largest number of bricks, the base not counted."""
+    """Return the smallest and the largest number of bricks of a method, without the base; None means no limit."""
     contract = method(name).spec.contract
     base = 1 if contract.base.value == "required" else 0
-    least = max(contract.min_inputs - base, contract.min_non_base or 0, 1)
-    most = [
+    smallest = max(contract.min_inputs - base, contract.min_non_base or 0, 1)
+    limits = [
         n for n in (None if contract.max_inputs is None else contract.max_inputs - base, contract.max_non_base) if n is not None
     ]
-    return least, min(most) if most else None
+    return smallest, min(limits) if limits else None
 
 
 @cache
 def merge_tensors() -> Callable[..., Tensor]:
+    """Return mergekit's function that merges the tensors of several models."""
     from mergekit.merge_methods.api import merge_tensors
 
     return merge_tensors  # type: ignore[no-any-return]
@@ -86,7 +91,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def version_number() -> int:
-    """Part of every cache key: the bridge's own version, then mergekit's, so that another mergekit computes again."""
+    """Return the version number for cache keys: the bridge's version and mergekit's, so that a new mergekit computes again."""
     try:
         numbers = (*_numbers(version("mergekit")), 0, 0, 0)[:3]
     except PackageNotFoundError:
@@ -95,5 +100,5 @@ def version_number() -> int:
 
 
 def seed_of(seed: int, tensor: str, keys: Sequence[str]) -> int:
-    """Seed of a tensor's random numbers: 60 bits of the digest of the recipe's seed, the tensor's name and the bricks' keys."""
+    """Return a 60-bit seed for a tensor's random numbers, from the recipe's seed, the tensor's name and the bricks' keys."""
     return int(json_digest([seed, tensor, list(keys)])[:15], 16)

@@ -1,4 +1,4 @@
-"""mergekit's methods as `merge: mergekit/NAME`. mergekit is imported when a recipe uses one (`api.py`)."""
+"""Step classes for mergekit's methods, `merge: mergekit/NAME`. mergekit is imported only when a recipe uses one (`api.py`)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_
 
 PREFIX = "mergekit/"
 _LOCK = threading.Lock()
-"""mergekit draws from torch's global generator: one draw at a time."""
+"""Held during random methods, because mergekit draws from torch's global generator."""
 
 Setting = Annotated[
     Annotated[StrictBool, Tag("flag")] | Annotated[Number, Tag("schedule")],
     Discriminator(lambda value: "flag" if isinstance(value, bool) else "schedule"),
 ]
-"""A parameter of mergekit: true or false, a number, or a schedule."""
+"""The value of a mergekit parameter: true or false, a number, or a schedule."""
 
 
 class Problem(NamedTuple):
-    """What is wrong with a step, and where in it."""
+    """An error in a step's fields, and its place in the step."""
 
     path: tuple[str, ...]
     text: str
@@ -38,16 +38,16 @@ class Problem(NamedTuple):
 
 
 class BridgeEntry(BrickEntry):
-    """A brick's parameters in a mergekit step: those that mergekit takes per model."""
+    """A brick's parameters in a mergekit step: those that mergekit accepts per model."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Setting]
 
     weight: Number | None = None  # type: ignore[assignment]
-    """The brick's weight, where the method has one; omitted: that of `parameters`."""
+    """The brick's weight, if the method has one; if omitted, the weight under `parameters`."""
 
     def given(self) -> dict[str, Any]:
-        """Parameters that are set."""
+        """Return the parameters that the recipe sets for this brick."""
         return {**({} if self.weight is None else {"weight": self.weight}), **(self.__pydantic_extra__ or {})}
 
 
@@ -56,10 +56,10 @@ def _form(value: Any) -> str:
 
 
 class Bridge(MergeMethod):
-    """What all mergekit methods share. Tensors are handed over whole, in float32; result minus base is the delta.
+    """Base class of the mergekit methods. mergekit gets whole tensors in float32; its result minus the base is the delta.
 
-    Methods that draw random numbers run on the CPU, with torch's generator seeded from the recipe's seed, the tensor's name
-    and the bricks' content, and put back afterwards: results depend neither on threads, nor on the order of tensors or bricks.
+    Random methods run on the CPU. torch's generator is seeded from the recipe's seed, the tensor's name and the bricks' content,
+    and restored afterwards, so results depend neither on threads nor on the order of tensors or bricks.
     """
 
     method: ClassVar[str]
@@ -69,17 +69,19 @@ class Bridge(MergeMethod):
         Annotated[Annotated[tuple[str, ...], Tag("list")] | Annotated[Bricks[BridgeEntry], Tag("mapping")], Discriminator(_form)]
         | None
     ) = None
-    """Brick name -> weight, or its parameters by mergekit's names; a list where none are needed; omitted: all."""
+    """Mapping of brick name to weight, or to the brick's parameters under mergekit's names. A list of names is enough if no
+    parameters are needed; if omitted, all bricks."""
     parameters: dict[str, Setting] = {}
-    """Parameters by mergekit's names, for all bricks. Numbers may be schedules."""
+    """Parameters for all bricks, under mergekit's names. Numbers may be schedules."""
     with_base: bool | None = Field(None, strict=True)
-    """nuslerp and multislerp only: merge the bricks' deltas from the base (true, the default) or their weights (false)."""
+    """For `nuslerp` and `multislerp` only: merge the bricks' deltas from the base (true, the default) or their weights
+    (false)."""
 
     def entry(self, brick: str) -> BridgeEntry:
-        """The brick's parameters."""
-        found = super().entry(brick)
-        assert isinstance(found, BridgeEntry)
-        return found
+        """Return the parameters that the recipe sets for a brick."""
+        entry = super().entry(brick)
+        assert isinstance(entry, BridgeEntry)
+        return entry
 
     @model_validator(mode="after")
     def _check(self) -> Bridge:
@@ -87,29 +89,31 @@ class Bridge(MergeMethod):
         if problems:
             details = [
                 InitErrorDetails(
-                    type=PydanticCustomError("extra_forbidden", "unknown", {"known": list(p.known)}) if p.known
+                    type=PydanticCustomError("extra_forbidden", "unknown", {"known": list(p.known)})
+                    if p.known
                     else PydanticCustomError("value_error", "{text}", {"text": p.text}),
-                    loc=p.path, input=self.parameters,
+                    loc=p.path,
+                    input=self.parameters,
                 )
                 for p in problems
-            ]  # fmt: skip
+            ]
             raise ValidationError.from_exception_data(type(self).__name__, details)
         return self
 
     def _problems(self) -> Iterator[Problem]:
-        """Everything that mergekit's specification, or the meaning of its parameters, refuses."""
+        """Yield every error of the step's parameters against mergekit's specification and their valid ranges."""
         try:
-            known = parameters(self.method)
+            specs = parameters(self.method)
         except WorkbenchError as error:
             yield Problem(("merge",), f"{error.message}: {error.hint}")
             return
         if self.with_base is not None and base_policy(self.method) != "optional":
-            yield Problem(("with_base",), f"{self.name} has no such choice: the base is {base_policy(self.method)}")
-        yield from _checked(self.known, known, ("parameters",), self.parameters, per_brick=False)
+            yield Problem(("with_base",), f"`with_base` does not apply to {self.name}, whose base is {base_policy(self.method)}")
+        yield from _checked(self.known, specs, ("parameters",), self.parameters, per_brick=False)
         entries = {brick: self.entry(brick) for brick in self.bricks or ()}
         for brick, entry in entries.items():
-            yield from _checked(self.known, known, ("bricks", brick), entry.given(), per_brick=True)
-        for parameter in known.values():
+            yield from _checked(self.known, specs, ("bricks", brick), entry.given(), per_brick=True)
+        for parameter in specs.values():
             if parameter.required and parameter.name not in self.parameters:
                 yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
         yield from self._della(entries)
@@ -128,7 +132,7 @@ class Bridge(MergeMethod):
             )
 
     def _della(self, entries: dict[str, BridgeEntry]) -> Iterator[Problem]:
-        """density ± epsilon are probabilities; checked here for plain numbers, for schedules at each tensor."""
+        """Check that density ± epsilon are probabilities, for plain numbers; schedules are checked at each tensor."""
         if "della" not in self.method:
             return
         for path, given in [((), {}), *((("bricks", b), e.given()) for b, e in entries.items())]:
@@ -137,7 +141,10 @@ class Bridge(MergeMethod):
                 yield Problem(path or ("parameters",), text)
 
     def moves_base(self) -> bool:
-        """Where the base is not an input and a scale is left: mergekit scales tensors that an adapter leaves alone, too."""
+        """Return whether the step rescales the base: the base is not an input, and the bricks' weights may not sum to one.
+
+        mergekit also scales tensors that an adapter does not change.
+        """
         if self._takes_base:
             return False
         if self.method == "passthrough":
@@ -151,7 +158,7 @@ class Bridge(MergeMethod):
         return policy == "required" or (policy == "optional" and self.with_base is not False)
 
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
-        """Merge the whole tensor; hand out its rows."""
+        """Merge the whole tensor at once, and return its rows block by block."""
         delta = self._delta(group)
 
         def rows(block: Block) -> Tensor:
@@ -166,7 +173,7 @@ class Bridge(MergeMethod):
             return block.base
         takes_base = self._takes_base
         if takes_base and not any(bool(delta.any()) for delta in block.deltas):
-            return torch.zeros_like(block.base)  # a tensor that no brick changes; multislerp would find no direction
+            return torch.zeros_like(block.base)  # no brick changes the tensor: multislerp would have no direction
         shape = self._shape(group.spec.shape)
         tensors = [delta.add_(block.base).view(shape) for delta in block.deltas]
         if takes_base:
@@ -176,8 +183,14 @@ class Bridge(MergeMethod):
         ids = [*(["base"] if takes_base else []), *(f"brick {name}" for name in group.bricks)]
         try:
             with _seeded(group if self.laws.random else None):
-                merged = merge_tensors()(tensors, self.method, parameters=self._values(group), ids=ids,
-                                          base_index=0 if takes_base else None, name=group.tensor)  # fmt: skip
+                merged = merge_tensors()(
+                    tensors,
+                    self.method,
+                    parameters=self._values(group),
+                    ids=ids,
+                    base_index=0 if takes_base else None,
+                    name=group.tensor,
+                )
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError, TypeError) as error:
@@ -185,46 +198,49 @@ class Bridge(MergeMethod):
         merged = merged.to(block.base.device).reshape(block.base.shape)
         if not bool(torch.isfinite(merged).all()):
             raise WorkbenchError(
-                f"{self.name}: the result has NaN or infinity at {group.tensor}",
-                "Weights that sum to 0 divide by zero; leave the tensor out with `where`, or change the parameters.",
+                f"{self.name}: the result contains NaN or infinity at {group.tensor}",
+                "Weights that sum to 0 cause a division by zero: exclude the tensor with `where`, or change the parameters.",
             )
         return merged - block.base
 
     def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """DELLA ranks along the second axis: where that has length 1 (mergekit divides 0 by 0), the tensor is one row."""
+        """Return the shape that mergekit gets.
+
+        DELLA ranks along the second axis. If that axis has length 1, mergekit would divide 0 by 0, so the tensor becomes one row.
+        """
         if not shape or ("della" in self.method and len(shape) > 1 and shape[1] == 1):
             return (-1,)
         return shape
 
     def _values(self, group: Group) -> dict[str, Any]:
-        """Every parameter at one tensor, as `merge_tensors` takes it."""
-        found: dict[str, Any] = {}
+        """Return the values of all parameters at one tensor, in the form that `merge_tensors` expects."""
+        values_by_name: dict[str, Any] = {}
         for parameter in parameters(self.method).values():
             shared = self.parameters.get(parameter.name)
             if not parameter.per_brick:
                 if shared is not None:
-                    found[parameter.name] = self._at(group, parameter, shared, parameter.default)
+                    values_by_name[parameter.name] = self._at(group, parameter, shared, parameter.default)
                 continue
             default = parameter.default if shared is None else self._at(group, parameter, shared, parameter.default)
             values = {}
             for brick in group.bricks:
-                given = self.entry(brick).given().get(parameter.name)
-                values[f"brick {brick}"] = default if given is None else self._at(group, parameter, given, default)
-            found[parameter.name] = values
+                own = self.entry(brick).given().get(parameter.name)
+                values[f"brick {brick}"] = default if own is None else self._at(group, parameter, own, default)
+            values_by_name[parameter.name] = values
             if missing := [b for b, v in values.items() if v is None and parameter.required]:
                 raise WorkbenchError(
-                    f"{self.name}: no {parameter.name} of {missing[0]} at {group.tensor}: none of its rules matches",
-                    "Start the list with a rule for all tensors: {where: {}, value: 1.0}.",
+                    f"{self.name}: {missing[0]} has no {parameter.name} at {group.tensor}: no rule of its schedule matches",
+                    "Add a first rule that matches all tensors: {where: {}, value: 1.0}.",
                 )
         if "della" in self.method:
-            self._check_probabilities(group, found)
-        return found
+            self._check_probabilities(group, values_by_name)
+        return values_by_name
 
-    def _check_probabilities(self, group: Group, found: dict[str, Any]) -> None:
-        for brick, density in found["density"].items():
+    def _check_probabilities(self, group: Group, values_by_name: dict[str, Any]) -> None:
+        for brick, density in values_by_name["density"].items():
             if group.spec.numel == 1:
-                found["density"][brick] = 1.0  # one value has no rank: it is kept
-            elif text := _no_probability(density, found["epsilon"][brick]):
+                values_by_name["density"][brick] = 1.0  # a single value has no rank, and is kept
+            elif text := _no_probability(density, values_by_name["epsilon"][brick]):
                 raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
 
     @staticmethod
@@ -235,16 +251,18 @@ class Bridge(MergeMethod):
         return default if number != number else parameter.validate(number)
 
 
-def _checked(known: Known, specs: dict[str, Parameter], path: tuple[str, ...], given: dict[str, Any], *, per_brick: bool) -> Iterator[Problem]:  # fmt: skip
-    """Names, types and ranges of parameters in one place of the step."""
+def _checked(
+    known: Known, specs: dict[str, Parameter], path: tuple[str, ...], settings: dict[str, Any], *, per_brick: bool
+) -> Iterator[Problem]:
+    """Check the names, types and ranges of the parameters in one place of the step."""
     usable = [p.name for p in specs.values() if p.per_brick or not per_brick]
-    for name, setting in given.items():
+    for name, setting in settings.items():
         at = (*path, name)
         if name not in specs:
             yield Problem(at, "", tuple(usable) or ("none",))
             continue
         if name not in usable:
-            yield Problem(at, f"{name} is one for all bricks: write it under `parameters`")
+            yield Problem(at, f"{name} applies to all bricks: write it under `parameters`")
             continue
         low, high = known.ranges.get(name, (float("-inf"), float("inf")))
         kind = specs[name].kind
@@ -264,12 +282,12 @@ def _brief(setting: Any) -> str:
 def _no_probability(density: float, epsilon: float) -> str | None:
     if density in (0.0, 1.0) or (density + epsilon < 1 and density - epsilon > 0):
         return None
-    return f"density ± epsilon must lie between 0 and 1, found {density:g} ± {epsilon:g}; a density of 1 drops nothing"
+    return f"expected density ± epsilon between 0 and 1, found {density:g} ± {epsilon:g}; a density of 1 drops nothing"
 
 
 @contextmanager
 def _seeded(group: Group | None) -> Iterator[None]:
-    """torch's global CPU generator, seeded for one tensor and put back; nothing for methods that draw nothing."""
+    """Seed torch's global CPU generator for one tensor, and restore it afterwards; do nothing if `group` is None."""
     if group is None:
         yield
         return
@@ -283,12 +301,12 @@ def _seeded(group: Group | None) -> Iterator[None]:
 
 
 def _make(name: str, known: Known) -> type[Bridge]:
-    doc = f"{known.text} (mergekit's `{name}`).\n\nParameters (* also per brick): {known.parameters}."
+    doc = f"{known.text} (mergekit's `{name}`).\n\nParameters (* means that bricks may have their own): {known.parameters}."
     title = "Mergekit" + name.title().replace("_", "")
     tag: Any = Literal[f"{PREFIX}{name}"]
     cls: type[Bridge] = create_model(title, __base__=Bridge, __module__=__name__, __doc__=doc, merge=(tag, ...))
     cls.method, cls.known, cls.laws = name, known, known.laws
-    # Seeds of random methods depend on the whole content of the bricks since 2 million.
+    # Version 2 million: seeds of random methods depend on the whole content of the bricks.
     cls.version = version_number() + (1_000_000 if known.laws.random else 0)
     cls.formula, cls.paper = known.formula, known.paper
     return register(cls)

@@ -1,1 +1,1 @@
-"""A merge tensor by tensor, in blocks of rows."""
+"""Execution of a merge: one tensor at a time, in blocks of rows."""

@@ -1,4 +1,4 @@
-"""Reads a `Combination` in one pass: stored blocks are summed as they are, low-rank deltas as one product of stacked factors."""
+"""Source of a `Combination`: one pass that sums stored blocks, and adds low-rank deltas as one product of stacked factors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class CombinedSource:
-    """One tensor of θ₀ + Σ wᵢτᵢ + base·θ₀, or of that delta on other weights.
+    """One tensor of θ₀ + Σ wᵢτᵢ + base·θ₀, or of the same delta on other weights.
 
-    Where the sum does not depend on θ₀ (means of checkpoints), the base is not read: the first model stands in for it.
+    If the sum does not depend on θ₀ (means of checkpoints), the base is not read, and the first model takes its place.
 
     Args:
         group: The tensor's inputs.
-        combination: What to compute.
-        current: The weights that the delta is added to; None: the base's.
+        combination: Weights of the deltas and of the base.
+        current: Weights that the delta is added to; None for the base's.
     """
 
     def __init__(self, group: TensorGroup, combination: Combination, current: Source | None) -> None:
@@ -47,7 +47,7 @@ class CombinedSource:
         self._scratch = buffer(group.spec, group.device) if current or self._deltas else None
 
     def _choose_anchor(self, combination: Combination) -> None:
-        """out = scale · anchor + Σ w (model − anchor): the anchor is the base, or the first model where θ₀ cancels."""
+        """Choose the anchor of out = scale · anchor + Σ w (model − anchor): the base, or the first model if θ₀ cancels out."""
         weights = [weight for _, weight in self._models]
         rest = 1 + combination.base - sum(weights)
         if self._current is None and self._models and not self._deltas and abs(rest) < 1e-9:

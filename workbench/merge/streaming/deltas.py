@@ -1,4 +1,4 @@
-"""A brick as a merge reads it: the protocol of a delta."""
+"""Protocols through which a merge reads a brick."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from workbench.weights.specs import Source
 
 
 class DeltaSource(Protocol):
-    """One tensor's delta, readable in row blocks."""
+    """The delta of one tensor, readable in blocks of rows."""
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the base's same rows."""
+        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the same rows of the base."""
 
 
 class Deltas(Protocol):
-    """A brick as a merge sees it: fine-tuned minus base."""
+    """A brick's deltas: fine-tuned weights minus base."""
 
     def touches(self, name: str) -> bool:
-        """Whether the brick may differ from the base at this tensor of the base."""
+        """Return whether the brick may differ from the base at this tensor."""
 
     def open_delta(self, name: str, device: torch.device) -> DeltaSource:
-        """Prepare the delta of one tensor that the brick touches."""
+        """Open the delta of one tensor that the brick touches."""
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
-        """The delta of one tensor as a low-rank product, exactly; None where it is not one."""
+        """Return the delta of one tensor as an exact low-rank product, or None if it is not one."""
 
     def open_model(self, name: str, device: torch.device) -> Source | None:
-        """The fine-tuned tensor itself, where the brick holds it; None where it holds an update."""
+        """Open the fine-tuned tensor itself, or return None if the brick stores an update instead."""

@@ -1,4 +1,4 @@
-"""Whole weights as a brick: their difference from the base."""
+"""Deltas of a brick that is a full set of weights: its difference from the base."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from workbench.weights.specs import Source, StoredSource, Weights
 
 
 class WeightsDelta:
-    """Whole weights (a checkpoint, another recipe's result) as a brick: their difference from the base."""
+    """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base."""
 
     def __init__(self, weights: Weights, base: Weights) -> None:
         self._weights = weights
         self._base = base
 
     def touches(self, name: str) -> bool:
-        """Every tensor may differ."""
+        """Return True: every tensor may differ."""
         return True
 
     def open_delta(self, name: str, device: torch.device) -> DeltaSource:
-        """θ − θ0 of one tensor."""
+        """Open θ − θ₀ of one tensor."""
         return _Difference(self._weights.open(name, device))
 
     def open_model(self, name: str, device: torch.device) -> Source:
-        """θ of one tensor."""
+        """Open θ of one tensor."""
         return self._weights.open(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
-        """A difference of checkpoints has full rank."""
+        """Return None: a difference of checkpoints has full rank."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""One tensor of a merge: its base, the bricks' deltas and the values of the step's fields."""
+"""Inputs of a merge for one tensor: the base, the bricks' deltas and the values of the step's fields."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class Once(Generic[T]):
-    """`functools.cached_property` without its lock.
+    """A `functools.cached_property` without a lock.
 
-    Python 3.11 shares that lock among all instances, so that two threads which open tensors of a recipe inside a recipe would
-    each wait for the other. A group belongs to one thread.
+    Python 3.11 shares that lock among all instances. Two threads that open tensors of a recipe inside a recipe would then wait
+    for each other. A group belongs to one thread, and needs no lock.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -40,7 +40,7 @@ class Once(Generic[T]):
 
 @dataclass
 class TensorGroup:
-    """One tensor: its base, every brick's delta and the values of the step's fields. Implements `registry.Group`."""
+    """One tensor: its base, every brick's delta and the values of the step's fields. Implements the protocol `Group`."""
 
     tensor: str
     spec: TensorSpec
@@ -56,7 +56,7 @@ class TensorGroup:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return self.spec.shape
 
     @property
@@ -66,36 +66,40 @@ class TensorGroup:
 
     @Once
     def keys(self) -> list[str]:
-        """Digest of each brick's content; the first call of a run may read whole bricks."""
+        """Return the digest of each brick's content; the first call of a run may read whole bricks."""
         return self.digests()
 
     @Once
     def base(self) -> Source:
-        """The base's tensor, opened when it is asked for: a mean of models does not read it."""
+        """Open the base's tensor. This is lazy, because a mean of models does not read the base."""
         return self.model.weights.open(self.tensor, self.device)
 
     @Once
     def deltas(self) -> list[DeltaSource | None]:
-        """One open delta a brick; None where it does not touch the tensor."""
+        """Open each brick's delta; None for a brick that does not touch the tensor."""
         return [
             brick.open_delta(self.tensor, self.device) if brick.touches(self.tensor) else None for brick in self.sources.values()
         ]
 
     def value(self, field: str) -> float:
-        """The step's field at this tensor; a list of rules without a match gives the field's default."""
+        """Return the value of a step's field at this tensor; if no rule of a schedule matches, the field's default."""
         default = type(self.method).model_fields[field].default
         return value_at(getattr(self.method, field), self.tensor, self.model, default)
 
     def values(self, field: str) -> list[float]:
-        """A per-brick field at this tensor; the step's where a brick says nothing, the entry's default where there is none."""
+        """Return the values of a per-brick field at this tensor, one per brick.
+
+        A brick without a value gets that of the step's field of the same name or, if there is none, the default of the brick's
+        field.
+        """
         entries = [self.method.entry(brick) for brick in self.bricks]
         shared = field in type(self.method).model_fields
-        own = self.value(field) if shared else type(entries[0]).model_fields[field].default
-        given = [getattr(entry, field) for entry in entries]
-        return [own if g is None else value_at(g, self.tensor, self.model, own) for g in given]
+        fallback = self.value(field) if shared else type(entries[0]).model_fields[field].default
+        own_values = [getattr(entry, field) for entry in entries]
+        return [fallback if g is None else value_at(g, self.tensor, self.model, fallback) for g in own_values]
 
     def factors(self) -> list[Factors | None]:
-        """Every brick's low-rank update; one of rank 0 where the brick does not touch the tensor."""
+        """Return every brick's low-rank update, or None if it has none; of rank 0 if the brick does not touch the tensor."""
         none = Factors.zero(self.spec, self.device)
         return [b.factors(self.tensor, self.device) if b.touches(self.tensor) else none for b in self.sources.values()]
 
@@ -104,7 +108,7 @@ class TensorGroup:
         return [buffer(self.spec, self.device) for _ in range(len(self.deltas) + 1)]
 
     def block(self, start: int, stop: int) -> Block:
-        """Read rows start..stop; the next call overwrites them."""
+        """Read rows start..stop into buffers that the next call overwrites."""
         base, *deltas = (matrix(flat, start, stop, self.spec.cols) for flat in self._buffers)
         return self._fill(start, stop, base, deltas)
 
@@ -118,7 +122,7 @@ class TensorGroup:
         return Block(base, deltas, start)
 
     def models(self) -> Iterator[list[Tensor]]:
-        """Every brick's θ, block by block."""
+        """Yield every brick's θ block by block."""
         opened = [Operand(self._open_model(brick), self.spec, self.device) for brick in self.sources.values()]
         for start, stop in self.spec.blocks(block_elements(self.device)):
             yield [model.rows(start, stop) for model in opened]
@@ -126,13 +130,13 @@ class TensorGroup:
     def _open_model(self, brick: Deltas) -> Source:
         if not brick.touches(self.tensor):
             return self.model.weights.open(self.tensor, self.device)
-        found = brick.open_model(self.tensor, self.device)
-        return found or UpdatedSource(
+        model = brick.open_model(self.tensor, self.device)
+        return model or UpdatedSource(
             self.model.weights.open(self.tensor, self.device), brick.open_delta(self.tensor, self.device), self
         )
 
     def whole(self) -> Block:
-        """The tensor as one block, in memory of its own."""
+        """Return the tensor as one block, in newly allocated memory."""
         rows, cols = self.spec.rows, self.spec.cols
         base, *deltas = (torch.empty(rows, cols, device=self.device) for _ in range(len(self.deltas) + 1))
         for start, stop in self.spec.blocks(block_elements(self.device)):
@@ -141,32 +145,32 @@ class TensorGroup:
 
     @Once
     def _reader(self) -> RowReader:
-        # Not the group itself, which holds the reader: buffers in a cycle wait for the collector.
+        # The reader must not refer to the group: a cycle would keep the buffers until garbage collection.
         return RowReader(self.tensor, self.spec, self.base, self.sources.values(), self.device)
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start..stop as they lie, unchecked; the next call overwrites them."""
+        """Return rows start..stop as stored, unchecked; the next call overwrites them."""
         return self._reader.read(start, stop)
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        """Raise an error that names the first NaN or infinity in rows start..stop, if there is one."""
         self._reader.refuse_non_finite(start, stop)
 
     def blocks(self) -> Iterator[Block]:
-        """Read the tensor from its start."""
+        """Yield the tensor from its start, block by block."""
         for start, stop in self.spec.blocks(block_elements(self.device)):
             yield self.block(start, stop)
 
 
 class UpdatedSource:
-    """A brick's own tensor where it holds an update: base plus delta."""
+    """The tensor of a brick that stores an update: base plus delta."""
 
     def __init__(self, base: Source, delta: DeltaSource, group: TensorGroup) -> None:
         self._base, self._delta, self._cols = base, delta, group.spec.cols
         self._scratch = buffer(group.spec, group.device)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
-        """Rows start..stop in float32."""
+        """Fill `out` [stop - start, cols] with rows start..stop in float32."""
         update = matrix(self._scratch, start, stop, self._cols)
         self._base.read(start, stop, out)
         self._delta.read_delta(start, stop, out, update)

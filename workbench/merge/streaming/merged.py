@@ -1,4 +1,4 @@
-"""Runs a merge method over lazy weights: opens a tensor's inputs, reads them block by block, adds the delta."""
+"""Weights that apply a merge method lazily: each tensor's inputs are read block by block when the tensor is read."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from workbench.weights.specs import Source, TensorSpec, Weights
 
 
 class MergedWeights:
-    """current + (method(base, bricks) − base), lazily.
+    """The weights current + (method(base, bricks) − base), computed lazily.
 
     Args:
-        current: What the steps before have made of the base.
-        base: What deltas refer to.
+        current: Model after the preceding steps.
+        base: Model that deltas refer to.
         method: The step.
-        bricks: The step's bricks.
-        keys: Sort keys of the bricks. Where the method does not mind, bricks are taken in the order of their keys, so
-            that the sums' last bits depend neither on their names nor on how the recipe lists them.
-        seed: The recipe's, for methods that draw random numbers.
-        measured: What the method's `measure` found, where it needs more than tensors.
-        memo: What compositions before this one have found of the same bricks.
-        contents: Gives the digest of each brick's content, for random masks and the memo; called when a method first asks, because
-            it may read whole bricks. Omitted: `keys`, else the names.
+        bricks: The step's bricks, by name.
+        keys: Sort keys of the bricks. If the method is permutation invariant, bricks are processed in the order of these keys, so
+            that the last bits of sums depend neither on the bricks' names nor on their order in the recipe.
+        seed: The recipe's seed, for random methods.
+        measured: Value from the method's `measure`, if it has one.
+        memo: Values that earlier compositions computed from the same bricks.
+        contents: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole
+            bricks, so it is called only when a method needs it. Default: `keys`, else the names.
 
     Attributes:
-        notes: What the method has noted of the tensors computed so far.
+        notes: The method's notes on the tensors computed so far.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class MergedWeights:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """As before: a merge changes no shape."""
+        """Specs of the current weights: a merge changes no shape."""
         return self._current.weights.specs
 
     def origin(self, name: str) -> str | None:
-        """As before."""
+        """Return the base's tensor for a current tensor: a merge renames nothing."""
         return self._current.weights.origin(name)
 
     @cached_property
     def merged(self) -> list[str]:
-        """Tensors, by their current names, that the step may change."""
+        """Current names of the tensors that the step may change."""
         return [name for name, spec in self.specs.items() if spec.is_float and self._reaches(name)]
 
     def _reaches(self, name: str) -> bool:
@@ -96,7 +96,10 @@ class MergedWeights:
         return frozenset(self.merged)
 
     def open(self, name: str, device: torch.device) -> Source:
-        """The current tensor where no brick reaches; else prepare the method, which may read the tensor's deltas."""
+        """Open the merged tensor, or the current one if the step does not change it.
+
+        Opening prepares the method, which may read the tensor's deltas.
+        """
         if name not in self._merged_set:
             return self._current.weights.open(name, device)
         group = self.group(name, device)
@@ -113,13 +116,14 @@ class MergedWeights:
 
     @property
     def current(self) -> Weights:
-        """The weights before this step."""
+        """Weights before this step."""
         return self._current.weights
 
     def update(self, name: str, device: torch.device) -> Factors | None:
-        """What the step adds to a tensor as a product of two factors, exactly; None where it is not one.
+        """Return the update of a tensor as an exact product of two factors, or None if it is not one.
 
-        It is one for adapters merged by a method that is linear in them, or in the core space; of rank 0 where no brick reaches.
+        The update is a product for adapters that are merged by a linear method or in the core space. It has rank 0 if the step
+        does not change the tensor.
         """
         if name not in self._merged_set:
             return Factors.zero(self.specs[name], device)
@@ -134,7 +138,7 @@ class MergedWeights:
         return summed(list(zip(prepared.weights, factors, strict=True)))
 
     def whole(self, device: torch.device) -> list[str]:
-        """Tensors that a step with `space: core` merges whole, for its record."""
+        """Return the tensors that a step with `space: core` merges whole, for the step's record."""
         return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
 
     @property
@@ -142,7 +146,7 @@ class MergedWeights:
         return self._current.weights is self._base.weights
 
     def group(self, name: str, device: torch.device) -> TensorGroup:
-        """One tensor's inputs, opened."""
+        """Return the inputs of one tensor."""
         origin = self.origin(name)
         assert origin is not None
         spec = self.specs[name]
@@ -161,8 +165,8 @@ class MergedWeights:
 
     def _brick_digests(self) -> list[str]:
         with self._content_lock:
-            found = self._contents()
-        return [found[name] for name in self._bricks]
+            digests = self._contents()
+        return [digests[name] for name in self._bricks]
 
     def _survey(self, device: torch.device) -> Any:
         if not self._surveyed and type(self._method).survey is MergeMethod.survey:
@@ -175,7 +179,7 @@ class MergedWeights:
 
 @dataclass(frozen=True)
 class _Groups:
-    """The tensors of a step, opened anew, with their buffers, at every iteration."""
+    """Iterable of the tensors of a step; each iteration opens them again and allocates new buffers."""
 
     weights: MergedWeights
     device: torch.device
@@ -190,7 +194,7 @@ class _MergedSource:
     def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
         self._group = group
         self._delta = prepared
-        self._current = current  # None: the current tensor is the base's, which the block holds already
+        self._current = current  # None: the current tensor is the base's, which the block already has
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         block = self._group.block(start, stop)

@@ -1,4 +1,4 @@
-"""Readers of stored rows: a model's own numbers where it has them, the delta in float32 where it has not."""
+"""Readers of rows: a model's stored values if it has them, otherwise its delta in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Operand:
-    """Blocks of one model's tensor: as stored where it lies in a file, in float32 where it is computed."""
+    """Row blocks of one model's tensor, in the stored dtype if it is in a file, or in float32 if it is computed."""
 
     def __init__(self, source: Source, spec: TensorSpec, device: torch.device) -> None:
         self._source = source
@@ -25,7 +25,7 @@ class Operand:
         self._computed = buffer(spec, device) if self._stored is None else None
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows start..stop, unchecked if stored."""
+        """Return rows start..stop; stored rows are not checked for NaN and infinity."""
         if self._computed is None:
             assert self._stored is not None
             return self._stored.raw(start, stop)
@@ -34,13 +34,13 @@ class Operand:
         return block
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Name the first NaN or infinity of a stored tensor."""
+        """Raise an error that names the first NaN or infinity of a stored tensor in rows start..stop."""
         if self._stored is not None:
             self._stored.refuse_non_finite(start, stop)
 
 
 class RowReader:
-    """A tensor's base and bricks as they lie: a model's own rows where it has them, the delta in float32 where it has not."""
+    """Reader of a tensor's base and bricks: a model's stored rows if it has them, otherwise its delta in float32."""
 
     def __init__(self, tensor: str, spec: TensorSpec, base: Source, bricks: Iterable[Deltas], device: torch.device) -> None:
         self._cols = spec.cols
@@ -56,24 +56,24 @@ class RowReader:
         self._wide = buffer(spec, device) if any(isinstance(b, tuple) for b in self._bricks) else None
 
     def read(self, start: int, stop: int) -> Rows:
-        """Rows start..stop; the next call overwrites them."""
+        """Return rows start..stop in buffers that the next call overwrites."""
         cols = self._cols
         base = self._base.rows(start, stop)
         if self._wide is not None:
             base = matrix(self._wide, start, stop, cols).copy_(base)
-        found: list[Tensor | None] = []
+        bricks: list[Tensor | None] = []
         for brick in self._bricks:
             if isinstance(brick, tuple):
                 source, room = brick
                 delta = matrix(room, start, stop, cols)
                 source.read_delta(start, stop, base, delta)
-                found.append(delta)
+                bricks.append(delta)
             else:
-                found.append(brick.rows(start, stop) if brick else None)
-        return Rows(base, found, [isinstance(brick, tuple) for brick in self._bricks])
+                bricks.append(brick.rows(start, stop) if brick else None)
+        return Rows(base, bricks, [isinstance(brick, tuple) for brick in self._bricks])
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Name the first NaN or infinity of a stored tensor."""
+        """Raise an error that names the first NaN or infinity of a stored tensor in rows start..stop."""
         for operand in (self._base, *self._bricks):
             if isinstance(operand, Operand):
                 operand.refuse_non_finite(start, stop)

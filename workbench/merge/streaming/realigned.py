@@ -1,4 +1,4 @@
-"""An adapter's deltas in another vocabulary."""
+"""Deltas of an adapter, mapped to another vocabulary."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class AlignedDeltas:
-    """Deltas of the base's rows as deltas of the output's; zero in rows that the base does not have.
+    """Deltas with rows moved from the base's vocabulary to the output's; zero in rows that the base does not have.
 
     Args:
-        inner: Deltas on the base as it is on disk.
-        index: [rows of the output]: the base's row, or -1.
-        tensors: Names of the tensors that have one row a token.
+        inner: Deltas on the base as stored on disk.
+        index: [rows of the output], the base's row or -1.
+        tensors: Names of the tensors that have one row per token.
     """
 
     def __init__(self, inner: Deltas, index: Index, tensors: Collection[str]) -> None:
@@ -33,20 +33,20 @@ class AlignedDeltas:
         self._tensors = tensors
 
     def touches(self, name: str) -> bool:
-        """As on the base."""
+        """Return whether the adapter may differ from the base at this tensor."""
         return self._inner.touches(name)
 
     def open_delta(self, name: str, device: torch.device) -> DeltaSource:
-        """One tensor's delta."""
+        """Open the delta of one tensor."""
         source = self._inner.open_delta(name, device)
         return _AlignedDelta(source, self._index) if name in self._tensors else source
 
     def open_model(self, name: str, device: torch.device) -> Source | None:
-        """As on the base where rows stay; else it holds an update."""
+        """Open the fine-tuned tensor if its rows do not move; otherwise return None."""
         return None if name in self._tensors else self._inner.open_model(name, device)
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
-        """The product's left factor with its rows moved."""
+        """Return the factors, with the rows of the left factor moved."""
         factors = self._inner.factors(name, device)
         if factors is None or name not in self._tensors:
             return factors

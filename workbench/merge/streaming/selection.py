@@ -1,4 +1,4 @@
-"""Reads a `Selection`: deltas that are thinned out, then summed or elected, in one pass over the rows as they lie."""
+"""Source of a `Selection`: sparsified deltas that are summed or elected, in one pass over the stored rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SelectionSource:
-    """One tensor of θ₀ + selection, or of the selection on other weights. To be read from its start, in order."""
+    """One tensor of θ₀ + selection, or of the selection on other weights. Must be read in order, from the start."""
 
     def __init__(self, group: TensorGroup, selection: Selection, current: Source | None) -> None:
         self._group, self._selection, self._current = group, selection, current
@@ -37,12 +37,12 @@ class SelectionSource:
 
 
 def ties_of(selection: Selection) -> list[int]:
-    """Every trim's ties, before the first block."""
+    """Return the number of ties of every trim, before the first block."""
     return [thin.ties if isinstance(thin, Trim) else 0 for thin in selection.thin]
 
 
 def selected(selection: Selection, deltas: list[Tensor]) -> Tensor:
-    """The selection of whole deltas in memory [rows, cols]; float32."""
+    """Apply a selection to whole deltas in memory [rows, cols], in float32."""
     out = torch.empty_like(deltas[0])
     select(Rows(None, list(deltas), [True] * len(deltas)), selection, ties_of(selection), 0, False, out)
     return out

@@ -1,0 +1,130 @@
+"""Every flavour of adapter that is read: one adapter with weight 1 is PEFT's own forward and PEFT's own merge, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from worlds.flavours import BOUND, Flavour, logits, reference, relative, resolved, save_base, save_flavour
+from worlds.project import CPU
+from worlds.tiny import edit_json, tensors_of
+
+from workbench.adapters.bind import bind
+from workbench.models.live import compute, live_model
+from workbench.run.compose import compose
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+FLAVOURS = {
+    "plain": Flavour("llama", {"target_modules": [*ATTENTION, "gate_proj", "down_proj"]}),
+    "rslora": Flavour("qwen2", {"target_modules": ATTENTION, "use_rslora": True, "r": 8}),
+    "patterns": Flavour("llama", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 6},
+                                  "alpha_pattern": {r".*\.1\.self_attn\.q_proj": 3, "v_proj": 11}}),
+    "conv1d": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    # PEFT leaves the flag of the layer that it wrapped last: here of a Linear, though Conv1D layers are wrapped too.
+    "wrong_flag": Flavour("gpt2", {"target_modules": ["c_proj", "c_attn", "lm_head"]}, unties=True, says="updates the head alone"),
+    "fused_qkv": Flavour("gpt_neox", {"target_modules": ["query_key_value", "dense", "dense_4h_to_h"]}),
+    "renamed_head": Flavour("gpt_neox", {"target_modules": ["query_key_value", "lm_head", "embed_in"]}),
+    "embedding": Flavour("llama", {"target_modules": ["embed_tokens", "q_proj"]}, unties=True, says="updates the embeddings alone"),
+    "head": Flavour("qwen2", {"target_modules": ["lm_head", "q_proj"]}, unties=True, says="updates the head alone"),
+    "tied_head": Flavour("qwen2", {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}, merges=False),
+    "untied_ends": Flavour("llama_untied", {"target_modules": ["embed_tokens", "lm_head"]}),
+    "modules_to_save": Flavour("llama_untied", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head", "input_layernorm"]},
+                               says="brings whole tensors"),
+    "saved_head": Flavour("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, unties=True, says="updates the head alone"),
+    "saved_tied": Flavour("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, says="brings whole tensors"),
+    "bias_all": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "bias": "all"}, says="brings whole tensors"),
+    "bias_lora_only": Flavour("opt", {"target_modules": ["q_proj", "fc2"], "bias": "lora_only"}, says="brings whole tensors"),
+    "lora_bias": Flavour("gpt_neox", {"target_modules": ["query_key_value", "dense"], "lora_bias": True}, says="lora_bias on 8"),
+    "dora": Flavour("qwen2", {"target_modules": ATTENTION, "use_dora": True}, dense=True, says="DoRA on 16 tensors"),
+    "dora_conv1d": Flavour("gpt2", {"target_modules": ["c_attn", "c_fc", "c_proj"], "use_dora": True}, dense=True, says="DoRA on 16 tensors"),
+    "dora_embedding": Flavour("llama_untied", {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}, dense=True, says="DoRA on 2"),
+    "dora_tied": Flavour("llama", {"target_modules": ["embed_tokens"], "ensure_weight_tying": True, "use_dora": True}, dense=True, unties=True,
+                         says="DoRA on 2"),
+    "token_rows": Flavour("qwen2", {"token_indices": [2, 30]}, dense=True, says="trainable_token_indices on 1", peft="TrainableTokensConfig"),
+    "tokens": Flavour("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [9, 3, 40]}, says="trainable_token_indices on 1"),
+    "experts_mixtral": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+    "experts_qwen3_moe": Flavour("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj", "experts.gate_up_proj"],
+                                               "rank_pattern": {r".*experts\.gate_up_proj": 2}, "use_rslora": True}),
+    "router": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
+    "adalora": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "init_r": 5, "target_r": 3, "lora_alpha": 7, "total_step": 9},
+                       peft="AdaLoraConfig"),
+    "oft": Flavour("llama", {"target_modules": ["down_proj"], "oft_block_size": 4, "num_cayley_neumann_terms": 3}, dense=True, says="OFT on 4", peft="OFTConfig"),
+    "oft_exact": Flavour("gpt_neox", {"target_modules": ["dense", "query_key_value"], "oft_block_size": 4, "block_share": True,
+                                      "use_cayley_neumann": False, "bias": "all"}, dense=True, says="OFT on 8", peft="OFTConfig"),
+    "loha": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "alpha": 6, "rank_pattern": {"down_proj": 2}}, dense=True,
+                    says="LoHa on 8 tensors", peft="LoHaConfig"),
+    "lokr": Flavour("llama", {"target_modules": ["q_proj", "down_proj"], "alpha": 6, "r": 2}, dense=True, says="LoKr on 8", peft="LoKrConfig"),
+    "lokr_both": Flavour("qwen2", {"target_modules": ["k_proj", "down_proj"], "alpha": 3, "r": 1, "decompose_both": True}, dense=True,
+                         says="LoKr on 8", peft="LoKrConfig"),
+    "ia3": Flavour("gpt_neox", {"target_modules": ["query_key_value", "dense_4h_to_h"], "feedforward_modules": ["dense_4h_to_h"]}, dense=True,
+                   says="(IA)³ on", peft="IA3Config"),
+    "ia3_conv1d": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "feedforward_modules": ["c_proj"], "fan_in_fan_out": True},
+                          dense=True, says="(IA)³ on", peft="IA3Config"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = save_base(tmp_path_factory.mktemp("bases") / family, family)
+        return made[family]
+
+    return get
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_flavour(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    flavour = FLAVOURS[name]
+    base = base_of(flavour.family)
+    adapter = save_flavour(flavour, base, tmp_path / "adapter")
+    recipe = resolved(base, adapter, tmp_path)
+    model = compose(recipe, CPU).model
+    tensors = compute(model, torch.float32, CPU)
+    peft = reference(base, adapter)
+    merged = (
+        {}
+        if flavour.unties or not flavour.merges
+        else {k: v.clone() for k, v in reference(base, adapter).merge_and_unload().state_dict().items()}
+    )
+    live = live_model(model.config, tensors, base, CPU)
+    errors = {key: relative(live.state_dict()[key], value) for key, value in merged.items()}
+    assert max(errors.values(), default=0) <= BOUND
+    ours = logits(live)
+    error = relative(ours, logits(peft))
+    assert error <= BOUND
+    with peft.disable_adapter():
+        change = relative(ours, logits(peft))
+        assert change > 1e-3, "the adapter does nothing"
+    assert flavour.unties == (set(tensors) != set(tensors_of(base)))
+    assert flavour.says in "\n".join(recipe.warnings)
+    assert bool(flavour.says) == bool(recipe.warnings)
+    bound = bind(recipe.bricks["one"].adapter, recipe.base.weights.specs, recipe.base)
+    products = [bound.factors(n, CPU) for n in bound.places]
+    assert all(f is None for f in products) if flavour.dense else any(f is not None for f in products)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pruned_ranks_of_adalora(base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """AdaLoRA stores what its pruning has left, and scales it by the rank before."""
+    base = base_of("gpt2")
+    adapter = save_flavour(FLAVOURS["adalora"], base, tmp_path / "adapter")
+    kept = [True, False, True, True, False]
+    tensors = tensors_of(adapter)
+    module = "base_model.model.transformer.h.0.attn.c_attn"
+    for name in ("lora_A", "lora_E", "lora_B"):
+        tensor = tensors[f"{module}.{name}"]
+        tensors[f"{module}.{name}"] = (tensor[:, kept] if name == "lora_B" else tensor[kept]).contiguous()
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    edit_json(adapter / "adapter_config.json", rank_pattern={"transformer.h.0.attn.c_attn.lora_E": kept})
+    model = compose(resolved(base, adapter, tmp_path), CPU).model
+    live = live_model(model.config, compute(model, torch.float32, CPU), base, CPU)
+    error = relative(logits(live), logits(reference(base, adapter)))
+    assert error <= BOUND

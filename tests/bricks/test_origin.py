@@ -1,0 +1,254 @@
+"""Bricks that were made on another base, that change nothing, or that hold other kinds of numbers than the base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from worlds.project import Project
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
+
+from workbench.errors import WorkbenchError
+from workbench.run.plan import plan
+
+SHOWN = "nothing shows that it was made on base"
+
+
+def recipe(brick: Path, **settings: Any) -> str:
+    fields = {"adapter": str(brick), **settings}
+    return f"bricks: {{brick: {json.dumps(fields)}}}\nsteps: [{{merge: task_arithmetic}}]\n"
+
+
+def warnings(project: Project, text: str) -> str:
+    return "\n".join(plan(project.resolve(text), project.path / "runs").warnings)
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA of a Qwen2 with 3 layers, whose widths equal the llama's; the Qwen2 itself is gone."""
+    place = tmp_path_factory.mktemp("foreign")
+    adapter = save_adapter(save_model(place / "qwen2", "qwen2", layers=3), place / "lora", seed=1, family="qwen2")
+    shutil.move(place / "qwen2", place / "gone")
+    return adapter
+
+
+@pytest.fixture
+def own(project: Project, tmp_path: Path) -> Path:
+    """A LoRA of the project's base."""
+    return Path(shutil.copytree(project.path / "bricks/one", tmp_path / "own"))
+
+
+def test_an_adapter_of_fewer_layers_is_refused(project: Project, foreign: Path) -> None:
+    with pytest.raises(WorkbenchError) as caught:
+        project.resolve(recipe(foreign))
+    assert "brick 'brick' was made on another base than base" in caught.value.message
+    assert "it updates layers 0 to 2, and its target_modules name modules of the base's 4 layers" in caught.value.message
+    assert "any_base: true" in (caught.value.hint or "")
+
+
+def test_an_adapter_that_peft_restricted_to_layers_is_not(project: Project, llama: Path, tmp_path: Path) -> None:
+    some = save_adapter(llama, tmp_path / "some", seed=2, layers_to_transform=[0, 1])
+    edit_json(some / "adapter_config.json", base_model_name_or_path="base")
+    assert "another base" not in warnings(project, recipe(some))
+    assert "nothing shows" not in warnings(project, recipe(some))
+
+
+def test_any_base_accepts_it_with_a_warning_in_plan_record_and_card(project: Project, foreign: Path) -> None:
+    text = recipe(foreign, any_base=True)
+    assert project.resolve(text).recipe.fields.bricks["brick"].data() == {"adapter": str(foreign), "any_base": True}
+    assert "it updates layers 0 to 2" in warnings(project, text)
+    run = Path(project.run(text)["run"])
+    assert "it updates layers 0 to 2" in "\n".join(json.loads((run / "run.json").read_text("utf-8"))["warnings"])
+    assert "it updates layers 0 to 2" in (run / "model/README.md").read_text("utf-8")
+    assert '"any_base": true' in (run / "recipe.yaml").read_text("utf-8")
+
+
+def test_the_model_type_of_the_base_that_it_names(project: Project, own: Path, foreign: Path) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
+    with pytest.raises(WorkbenchError, match=r"the base that it names, is of a qwen2 model, the base is a llama model"):
+        project.resolve(recipe(own))
+
+
+def test_the_depth_of_the_config_beside_it(project: Project, own: Path, llama: Path) -> None:
+    shutil.copy(llama / "config.json", own / "config.json")
+    edit_json(own / "config.json", num_hidden_layers=6)
+    with pytest.raises(WorkbenchError, match=r"the config.json beside it is of a model with 6 layers, the base has 4"):
+        project.resolve(recipe(own))
+
+
+@pytest.mark.parametrize(("module", "refused"), [("qwen2", True), ("llama", False)])
+def test_the_class_that_peft_records(project: Project, own: Path, module: str, refused: bool) -> None:
+    mapping = {"base_model_class": "ForCausalLM", "parent_library": f"transformers.models.{module}.modeling_{module}"}
+    edit_json(own / "adapter_config.json", auto_mapping=mapping, task_type=None)
+    if refused:
+        with pytest.raises(WorkbenchError, match="records the class ForCausalLM, the base is a llama model"):
+            project.resolve(recipe(own))
+    else:
+        assert "another base" not in warnings(project, recipe(own))
+
+
+@pytest.mark.parametrize("name", ["unsloth/llama-bnb-4bit", "/other/machine/base", "", None])
+def test_a_name_that_shows_nothing_is_a_warning(project: Project, own: Path, name: str | None) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=name)
+    said = warnings(project, recipe(own))
+    assert SHOWN in said
+    assert (f"adapter_config.json names {name}" if name else "adapter_config.json names no base") in said
+    assert SHOWN not in warnings(project, recipe(own, any_base=True))
+
+
+@pytest.mark.parametrize("name", ["base", "./base", "base/", "absolute"])
+def test_a_name_of_the_base_is_not(project: Project, own: Path, llama: Path, name: str) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=str(llama) if name == "absolute" else name)
+    assert SHOWN not in warnings(project, recipe(own))
+
+
+def card(brick: Path, **base: Any) -> None:
+    data = {"version": 1, "name": "own", "kind": "adapter", "base": {"id": "org/gone", **base}}
+    (brick / "brick.yaml").write_text(yaml.safe_dump(data), "utf-8")
+
+
+def test_an_alias_on_the_card(project: Project, own: Path) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path="org/gone")
+    card(own)
+    assert f"{SHOWN} (brick.yaml names org/gone)" in warnings(project, recipe(own))
+    card(own, aliases=["org/other", "base"])
+    assert SHOWN not in warnings(project, recipe(own))
+
+
+def test_the_digest_decides_before_all_else(project: Project, own: Path, foreign: Path) -> None:
+    digest = project.resolve(recipe(own)).base_digest
+    edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
+    card(own, digest=digest)
+    assert "base" not in warnings(project, recipe(own)).replace("license of base", "")
+    card(own, digest="0" * 32, aliases=[digest])
+    assert "another base" not in warnings(project, recipe(own))
+    card(own, digest="0" * 32)
+    edit_json(own / "adapter_config.json", base_model_name_or_path="base")
+    with pytest.raises(WorkbenchError, match=r"its brick.yaml records other weights \(0000000000, here"):
+        project.resolve(recipe(own))
+
+
+def test_a_checkpoint_of_another_model_type(project: Project, tmp_path: Path) -> None:
+    """Mistral's tensors have the names and shapes of a llama's."""
+    full = Path(shutil.copytree(project.path / "bricks/full", tmp_path / "full"))
+    text = f"bricks: {{full: {full}}}\nsteps: [{{merge: average}}]\n"
+    edit_json(full / "config.json", model_type="mistral")
+    with pytest.raises(WorkbenchError, match=r"its config\.json is of a mistral model, the base is a llama model"):
+        project.resolve(text)
+
+
+# -- bricks that change nothing
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_untrained_adapter_is_a_warning(project: Project, llama: Path, tmp_path: Path, dora: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=dora, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), config)
+    model.save_pretrained(tmp_path / "new")
+    said = "brick 'brick' changes nothing"
+    assert said in warnings(project, recipe(tmp_path / "new"))
+    tensors = load_file(tmp_path / "new/adapter_model.safetensors")
+    last = [name for name in tensors if "lora_B" in name][-1]
+    tensors[last][0, 0] = 1e-3
+    save_file(tensors, tmp_path / "new/adapter_model.safetensors")
+    assert said not in warnings(project, recipe(tmp_path / "new"))
+
+
+def test_a_copy_of_the_base_is_a_warning(project: Project, llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "copy"))
+    text = f"bricks: {{copy: {copy}}}\nsteps: [{{merge: average}}]\n"
+    assert "brick 'copy' changes nothing" in warnings(project, text)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][-1] += 1
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert "brick 'copy' changes nothing" not in warnings(project, text)
+
+
+# -- kinds of numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_a_checkpoint_of_integers_is_refused(project: Project, tmp_path: Path, dtype: torch.dtype) -> None:
+    full = Path(shutil.copytree(project.path / "bricks/full", tmp_path / "full"))
+    tensors = load_file(full / "model.safetensors")
+    name = "model.layers.2.mlp.down_proj.weight"
+    save_file({**tensors, name: (tensors[name] * 1000).to(dtype)}, full / "model.safetensors", metadata={"format": "pt"})
+    kind = "boolean" if dtype == torch.bool else "integer"
+    with pytest.raises(WorkbenchError, match=rf"brick 'full': {name} holds {kind} numbers .*the base has floating-point numbers"):
+        project.resolve(f"bricks: {{full: {full}}}\nsteps: [{{merge: average}}]\n")
+
+
+def test_an_adapter_of_integers_is_refused(project: Project, own: Path) -> None:
+    tensors = load_file(own / "adapter_model.safetensors")
+    key = next(key for key in tensors if "lora_B" in key)
+    save_file({**tensors, key: (tensors[key] * 1000).to(torch.int8)}, own / "adapter_model.safetensors")
+    with pytest.raises(WorkbenchError, match=r"lora_B\.weight holds integer numbers"):
+        project.resolve(recipe(own))
+
+
+# -- counters
+
+
+@pytest.fixture(scope="module")
+def resnets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet and two fine-tunes of it, which have seen 2 and 5 batches."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    place = tmp_path_factory.mktemp("resnets")
+    config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    for name, batches in (("base", 0), ("one", 2), ("two", 5)):
+        torch.manual_seed(7)
+        model = ResNetForImageClassification(config).train()
+        torch.manual_seed(batches)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(batches):
+            loss = model(pixel_values=torch.randn(4, 3, 32, 32), labels=torch.randint(0, 3, (4,))).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(place / name)
+    return place
+
+
+def test_finetuned_resnets_merge(project: Project, resnets: Path) -> None:
+    text = f"base: {resnets / 'base'}\nbricks: {{one: {resnets / 'one'}, two: {resnets / 'two'}}}\nsteps: [{{merge: task_arithmetic}}]\n"
+    counters = [name for name in tensors_of(resnets / "base") if name.endswith("num_batches_tracked")]
+    note = f"brick 'two': {len(counters)} training counters differ ({counters[0]}, …): the result takes the base's values"
+    assert note in warnings(project, text)
+    result = project.run(text)
+    assert note in json.loads((Path(result["run"]) / "run.json").read_text("utf-8"))["warnings"]
+    base, one, two, merged = (tensors_of(p) for p in (resnets / "base", resnets / "one", resnets / "two", Path(result["model"])))
+    assert {int(base[n]) for n in counters} == {0}
+    assert {int(two[n]) for n in counters} == {5}
+    assert {int(merged[n]) for n in counters} == {0}
+    for name in base.keys() - set(counters):
+        torch.testing.assert_close(
+            merged[name], base[name] + (one[name] - base[name]) + (two[name] - base[name]), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_other_integers_that_differ_are_refused(project: Project, resnets: Path, tmp_path: Path) -> None:
+    for name in ("base", "one"):
+        made = Path(shutil.copytree(resnets / name, tmp_path / f"resnet-{name}"))
+        tensors = {**load_file(made / "model.safetensors"), "resnet.table": torch.tensor([len(name)])}
+        save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError, match=r"the integer tensor resnet\.table differs"):
+        project.resolve(
+            f"base: {tmp_path / 'resnet-base'}\nbricks: {{one: {tmp_path / 'resnet-one'}}}\nsteps: [{{merge: linear}}]\n"
+        )
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a/" + "b" * 300, "~nobody-here/model", "a\0b"])
+def test_a_name_that_no_file_system_takes_is_a_name_of_nothing(name: str, project: Project, own: Path) -> None:
+    edit_json(own / "adapter_config.json", base_model_name_or_path=name)
+    assert SHOWN in warnings(project, recipe(own))

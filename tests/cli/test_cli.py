@@ -1,0 +1,85 @@
+"""The command line: which commands and flags there are, and what bad input gets told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import typer.main
+from typer.testing import CliRunner
+
+from workbench.cli import app
+
+# A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
+COMMANDS = {
+    "brick bake": "--base --device --dtype --json --out --quiet --threads",
+    "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
+    "brick fetch": "--from --hub",
+    "brick ls": "--json",
+    "brick show": "--base --card --device --html --json --metric --quiet",
+    "brick train": "--base --data --device --held-out --no-score --orthogonal-to --rank --score --steps",
+    "brick verify": "--base",
+    "chat": "--device --max-new-tokens --plain --runs-dir",
+    "compare": "--baseline --batch-size --json --limit --require-safe --runs-dir --set --suite",
+    "doctor": "--json --runs-dir",
+    "edit rebase": "--device --json --onto --out --quiet --remeasure --set",
+    "edit trace": "--count --device --html --json --layers --quiet",
+    "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --verbose",
+    "experts": "--device --json --quiet --runs-dir --samples --texts",
+    "facts check": "--device --json --model --quiet --recipe",
+    "facts import": "--json --limit --out --rebuild-neighbours",
+    "memory add": "--device --quiet --runs-dir",
+    "memory feedback": "--reward --runs-dir --similarity",
+    "memory log": "--json --runs-dir",
+    "memory ls": "--json --runs-dir --version",
+    "memory rm": "--runs-dir",
+    "memory update": "--device --quiet --runs-dir --target",
+    "methods": "--json",
+    "plan": "--device --json --runs-dir --set --threads",
+    "recipe check": "--set",
+    "recipe import": "--out",
+    "recipe new": "--base --brick --project --suite",
+    "recipe schema": "",
+    "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite",
+    "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --verbose --wait",
+    "runs ls": "--json --runs-dir",
+    "runs rm": "--runs-dir --yes",
+    "runs show": "--json --runs-dir",
+    "runs verify": "--runs-dir --sha256",
+    "scores export": "--base --device --include-path --num-fewshot --out",
+    "scores import": "--cluster --json --name --quiet --runs-dir --suite",
+    "scores ls": "--json --runs-dir",
+    "search": "--batch-size --budget --device --engine --json --limit --out --quiet --runs-dir --set --storage --trials --verbose --workers",
+    "suite check": "--base --json --limit --verbose",
+    "suite ls": "--json",
+    "suite show": "--base --json",
+}
+
+
+def test_commands_and_flags_are_those_listed() -> None:
+    found: dict[str, str] = {}
+
+    def walk(command: object, name: str) -> None:
+        inner = getattr(command, "commands", None)
+        if inner:
+            for key, child in inner.items():
+                walk(child, f"{name} {key}".strip())
+            return
+        flags = [o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("--") and o != "--help"]  # type: ignore[attr-defined]
+        found[name] = " ".join(sorted(flags))
+
+    walk(typer.main.get_command(app), "")
+    assert found == COMMANDS
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; from workbench.cli import app, main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, "--help"], check=True, capture_output=True)
+
+
+def test_schema_is_json() -> None:
+    result = CliRunner().invoke(app, ["recipe", "schema"])
+    assert json.loads(result.stdout)["properties"]["version"]["const"] == 1

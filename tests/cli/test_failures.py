@@ -1,0 +1,178 @@
+"""What the operating system refuses: one line that names the file and what to do, and the same command goes on afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from worlds.project import Project
+from worlds.tiny import files_of
+
+from workbench.cli._failures import explained
+from workbench.errors import size
+from workbench.files import whole, write_text
+from workbench.weights.saving import save_tensors
+
+RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
+
+
+def workbench(
+    *args: str, cwd: Path, limit: int | None = None, stdout: int = subprocess.PIPE, env: dict[str, str] | None = None, before: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """The command line in a process of its own, with a limit on the size of files where one is given."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [*before, sys.executable, "-m", "workbench", *args]
+    return subprocess.run(
+        command, cwd=cwd, text=True, check=False, preexec_fn=limited if limit else None, env=env, stdout=stdout, stderr=subprocess.PIPE
+    )  # fmt: skip
+
+
+def only_an_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit 1, an error with a hint, no traceback."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert result.stderr.count("error:") == 1
+    assert "hint:" in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+def test_a_write_that_ends_in_the_middle_goes_on(project: Project) -> None:
+    """A file that may not grow further stops the run in the middle of a tensor; the same command then ends with the same bytes."""
+    project.write(RECIPE)
+    whole_size = sum(f.stat().st_size for f in (project.path / "base").glob("*.safetensors"))
+    result = workbench("run", "recipes/test.yaml", "--threads", "1", cwd=project.path, limit=whole_size)
+    only_an_error(result, "model.safetensors: the file is larger than this process or file system allows", "ulimit -f unlimited")
+    assert '"started"' in next((project.path / "runs").glob("*/run.json")).read_text(), "interrupted, not failed"
+    assert workbench("run", "recipes/test.yaml", cwd=project.path).returncode == 0
+    found = files_of(next((project.path / "runs").glob("*/model")))
+    shutil.rmtree(project.path / "runs")
+    assert workbench("run", "recipes/test.yaml", cwd=project.path).returncode == 0
+    again = files_of(next((project.path / "runs").glob("*/model")))
+    assert {n: b for n, b in found.items() if n != "README.md"} == {n: b for n, b in again.items() if n != "README.md"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(project: Project, small_disk: Path) -> None:
+    """Full from the start, full in the middle of a write, read-only; with space again the command ends."""
+    project.write(RECIPE)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(3_100_000))
+    command = ("run", "recipes/test.yaml", "--threads", "1", "--runs-dir", str(small_disk / "runs"))
+    only_an_error(workbench(*command, cwd=project.path), f"{small_disk}/runs/test-", " kB free")
+    filler.unlink()
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(small_disk / "text", "x" * 4_000_000)
+    assert caught.value.filename == str(small_disk / "text")
+    import torch
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        save_tensors({"x": torch.zeros(2_000_000)}, small_disk / "x.safetensors")
+    assert caught.value.filename == str(small_disk / "x.safetensors")
+    assert [p.name for p in small_disk.iterdir()] == ["runs"], "what could not be written whole leaves nothing"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    only_an_error(workbench(*command, cwd=project.path), f"{small_disk}/runs", "the file system is read-only", "--runs-dir DIR")
+    subprocess.run(["mount", "-o", "remount,rw,size=64m", str(small_disk)], check=True)
+    assert workbench(*command, cwd=project.path).returncode == 0
+
+
+def test_places_that_are_something_else(project: Project) -> None:
+    project.write(RECIPE)
+    (project.path / "taken").write_text("")
+    run = ("run", "recipes/test.yaml", "--runs-dir")
+    only_an_error(workbench(*run, "taken", cwd=project.path), "expected a folder, and", "taken is a file")
+    only_an_error(workbench(*run, "taken/below", cwd=project.path), "expected a folder, and", "taken is a file")
+    long = "x" * 300
+    only_an_error(workbench(*run, long, cwd=project.path), f"{long}", "the name is too long (300 bytes")
+    only_an_error(workbench(*run, "/proc/none", cwd=project.path), "/proc/none")
+    (project.path / ".workbench").mkdir(exist_ok=True)
+    shutil.rmtree(project.path / ".workbench")
+    (project.path / ".workbench").write_text("")
+    only_an_error(workbench("run", "recipes/test.yaml", cwd=project.path), "expected a folder, and", ".workbench is a file")
+
+
+NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+"""A user namespace, where permissions bind and the user has no entry in the list of users."""
+
+
+@pytest.fixture
+def nobody() -> list[str]:
+    if not shutil.which("unshare") or subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a user namespace")
+    return NOBODY
+
+
+def test_permissions_and_no_home(project: Project, nobody: list[str]) -> None:
+    """Without HOME and without an entry among the users everything works; a folder that may not be written is named."""
+    project.write(RECIPE)
+    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    assert workbench("run", "recipes/test.yaml", cwd=project.path, env=env, before=nobody).returncode == 0
+    locked = project.path / "locked"
+    locked.mkdir(mode=0o555)
+    run = ("run", "recipes/test.yaml", "--runs-dir")
+    only_an_error(workbench(*run, "locked/runs", cwd=project.path, env=env, before=nobody), "locked/runs: permission denied")
+    project.write("base: ~/base\n" + RECIPE, "home.yaml")
+    only_an_error(
+        workbench("run", "recipes/home.yaml", cwd=project.path, env=env, before=nobody),
+        "this user has no home folder",
+        "Set HOME",
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [("methods",), ("methods", "--json"), ("--help",), ("--version",)], ids=" ".join)
+def test_a_full_standard_output(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = workbench(*arguments, cwd=tmp_path, stdout=full.fileno())
+    only_an_error(result, "standard output: no space is left on the disk")
+
+
+def test_messages() -> None:
+    for number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EISDIR, errno.EMFILE, errno.EIO, errno.ENOENT, errno.EXDEV):
+        error = explained(OSError(number, os.strerror(number), "/some/file"))
+        assert error.message.startswith("/some/file: ")
+        assert error.hint
+        assert error.exit_code == 1
+    copied = explained(shutil.Error([("/a", "/b", "[Errno 28] No space left on device: '/b'")]))
+    assert copied.message.startswith("/b: cannot be written: [Errno 28]")
+    assert explained(OSError("Can't load the tokenizer\nmore")).message == "Can't load the tokenizer"
+    assert explained(OSError(errno.ENOTDIR, "x", f"{__file__}/below")).message.endswith(f"{__file__} is a file")
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (0, 512, 1500, 269_000_000, 4.2e9, 3e12, 4e15)] == [
+        "0 B", "512 B", "1.5 kB", "269 MB", "4.2 GB", "3.0 TB", "4000 TB",
+    ]  # fmt: skip
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_text(file, "old")
+    with pytest.raises(RuntimeError), whole(file) as temporary:
+        temporary.write_text("new, cut sh")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,137 @@
+"""Recipes by their names, and printed commands that can be typed as they are."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from worlds.commands import call, document
+from worlds.project import Project
+from worlds.search_world import lay_out, searched
+from worlds.suites import clustered_suite
+
+from workbench.cli import app
+from workbench.errors import WorkbenchError
+
+TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
+COMMANDS = {
+    "plan": ["plan", "mena"],
+    "run": ["run", "mena"],
+    "search": ["search", "mena"],
+    "eval": ["eval", "mena"],
+    "compare": ["compare", "mena"],
+    "report": ["report", "mena"],
+    "recipe check": ["recipe", "check", "mena"],
+    "chat": ["chat", "mena"],
+    "experts": ["experts", "mena", "--texts", "facts.jsonl"],
+    "edit rebase": ["edit", "rebase", "bricks/one", "--onto", "mena", "-o", "bricks/new"],
+    "facts check --recipe": ["facts", "check", "facts.jsonl", "--recipe", "mena"],
+    "facts check --model": ["facts", "check", "facts.jsonl", "--model", "mena"],
+}
+
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    project.write(TWO + "steps: [{merge: average}]\n", "mean.yaml")
+    (project.path / "facts.jsonl").write_text('{"prompt": "w1 w2", "target": "w3"}\n')
+    return project
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_misspelt_recipe_is_recognised(name: str, world: Project) -> None:
+    """By every command that takes a recipe, before any work."""
+    result = CliRunner().invoke(app, COMMANDS[name])
+    error = result.exception
+    said = error.message if isinstance(error, WorkbenchError) else result.stderr
+    assert "mena" in said
+    assert "Did you mean 'mean'?" in said
+    assert (error.exit_code if isinstance(error, WorkbenchError) else result.exit_code) == 2
+
+
+def test_commands_take_a_recipe_s_name(world: Project) -> None:
+    lay_out(world)
+    world.write(searched("{mix.lambda: [0.2, 1.6]}", ", trials: 2, sampler: random, controls: false"), "find.yaml")
+    (world.path / "recipes" / "short.yml").write_text((world.path / "recipes" / "mean.yaml").read_text())
+    found = document("search", "find")
+    assert found["name"] == "find"
+    assert found["command"] == "workbench search recipes/find.yaml"
+    assert document("plan", "short")["problems"] == []
+    assert document("run", "short")["status"] == "done"
+    assert "find: ok, 1 step" in call("recipe", "check", "find").stdout
+
+
+# -- what is printed after `run`
+
+
+def printed(stderr: str, label: str) -> list[str]:
+    """The words of a printed command, as a shell splits them."""
+    (line,) = (line for line in stderr.splitlines() if line.startswith(label))
+    return shlex.split(line.removeprefix(label))
+
+
+def test_the_score_line_works(world: Project, tmp_path: Path) -> None:
+    """In a project whose path has spaces, and with what `--set` changed: the printed command scores what was written."""
+    place = tmp_path / "my project's folder"
+    shutil.copytree(world.path, place, symlinks=True)
+    project = Project(place)
+    clustered_suite(project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        project.write(TWO + "steps: [{id: mix, merge: linear}]\neval: [mini]\n", "my merge.yaml")
+        ran = call("run", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}")
+        words = printed(ran.stderr, "score:  ")
+        assert words == ["workbench", "eval", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}"]
+        call(*words[1:])
+        model = next((place / "runs").glob("my merge-*/model"))
+        assert printed(ran.stderr, "serve:  ") == ["vllm", "serve", str(model.relative_to(place))]
+        words = printed(ran.stderr, "        lm_eval")
+        assert words[words.index("--include_path") + 1] == "evals/tasks"
+        assert words[words.index("--model_args") + 1].split(",")[0] == f"pretrained={model.relative_to(place)}"
+        command = call("compare", "recipes/my merge.yaml", "--set", "mix.bricks={one: 2, two: 1}", "--json", code=0)
+        assert "left_out" not in command.stdout
+
+
+def test_there_is_no_score_line_where_nothing_can_be_scored(world: Project) -> None:
+    """Without a suite in recipe or project, `eval` would refuse; with one in the project, the line names it."""
+    said = call("run", "mean").stderr
+    assert "load:" in said
+    assert "score:" not in said
+    assert "lm_eval" not in said
+    clustered_suite(world)
+    said = call("run", "mean").stderr
+    assert printed(said, "score:  ") == ["workbench", "eval", "mean", "--suite", "mini"]
+    call(*printed(said, "score:  ")[1:])
+    assert "TASK" not in said
+    assert "lm_eval" not in said
+
+
+def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) -> None:
+    """`eval` refuses an encoder; a recipe without steps and merges by tensor name write one all the same."""
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    clustered_suite(world)
+    sizes = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32}
+    DistilBertForMaskedLM(DistilBertConfig(**sizes)).save_pretrained(world.path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(world.path / "base" / name, world.path / "encoder" / name)
+    world.write("base: encoder\nsteps: []\neval: [mini]\n", "encoder.yaml")
+    said = call("run", "encoder").stderr
+    assert "load:" in said
+    assert "score:" not in said
+    with pytest.raises(WorkbenchError, match="not a decoder-only language model"):
+        call("eval", "encoder")
+
+
+def test_hints_quote_paths(world: Project) -> None:
+    clustered_suite(world)
+    world.write(TWO + "steps: [{merge: average}]\neval: [mini]\n", "a b.yaml")
+    with pytest.raises(WorkbenchError) as caught:
+        call("compare", "recipes/a b.yaml", "--suite", "mini")
+    assert shlex.split(caught.value.hint or "") == ["workbench", "eval", "recipes/a b.yaml", "--suite", "mini"]
+    said = call("recipe", "new", "recipes/x y.yaml").stderr
+    assert "check it: workbench recipe check 'recipes/x y.yaml'" in said
+    assert Path("recipes/x y.yaml").read_text().startswith("# workbench run 'recipes/x y.yaml'\n")

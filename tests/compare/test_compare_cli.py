@@ -1,0 +1,149 @@
+"""`compare` as a gate: what ends with exit status 3, the lines that say why, the marks of guarded tasks, and where no verdict can fall."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from worlds.toy_scores import BASE, MERGE, SUITE, stored
+
+from workbench.cli import app
+from workbench.cli._comparison import gate_lines, rows_table, scores_table
+from workbench.compare.compare import compare
+from workbench.report.scorecard import with_scores
+from workbench.scores.store import Configuration, ScoreStore
+from workbench.scores.suite import Suite
+
+OTHER = Configuration("5" * 32, "other", "configuration", ("add", "sort"), "recipes/other.yaml")
+N = 240
+
+
+def right(lost: int, gained: int = 0) -> list[float]:
+    """Items of a task whose first half the base gets right: one more lost, or gained, in every cluster in turn."""
+    values = np.repeat([1.0, 0.0], N // 2)
+    values[:lost] = 0.0
+    values[N // 2 : N // 2 + gained] = 1.0
+    return values.tolist()
+
+
+def run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[Configuration, list[float]],
+    *options: str,
+    code: int,
+    suite: Suite = SUITE,
+    clusters: int = 30,
+) -> Result:
+    """Run `compare` over stored scores: `facts` are the items of the guarded task, and nothing else changes."""
+    store = ScoreStore(tmp_path / "scores")
+    values = {c: [right(0), right(0), line] for c, line in {BASE: right(0), **facts}.items()}
+    scores = stored(store, values, suite=suite, clusters=clusters)
+    monkeypatch.setattr("workbench.cli.evals.imported_scores", lambda *_: (scores, store, tmp_path))
+    result = CliRunner().invoke(app, ["compare", *(c.name for c in values), *options], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_loss_on_a_guarded_task_ends_with_3_and_the_last_line_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(tmp_path, monkeypatch, {MERGE: right(60), OTHER: right(0)}, code=3)
+    assert found.stderr.splitlines()[-1] == "exit status 3: merge is worse than base on facts"
+    assert "On facts (tolerance 2.0 points), merge is worse than base; no item changed for other." in found.stderr
+    assert "worse (tolerance 2.0)" in found.stdout
+
+
+def test_require_safe_refuses_what_is_not_shown_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {MERGE: right(12, 10)}
+    found = run(tmp_path / "plain", monkeypatch, facts, code=0)
+    assert "exit status" not in found.stderr
+    assert "not shown safe (tolerance 2.0" in found.stdout
+    assert "merge (losses up to " in found.stderr
+    found = run(tmp_path / "strict", monkeypatch, facts, "--require-safe", code=3)
+    assert found.stderr.splitlines()[-1] == "exit status 3: merge is not shown safe (--require-safe) on facts"
+    found = run(tmp_path / "json", monkeypatch, facts, "--require-safe", "--json", code=3)
+    (row,) = [r for r in json.loads(found.stdout)["rows"] if r["task"] == "facts"]
+    assert row["verdict"] == "not shown safe"
+
+
+def test_what_is_safe_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = SUITE.model_copy(update={"tolerance": 0.2})
+    found = run(tmp_path, monkeypatch, {MERGE: right(12, 10)}, "--require-safe", code=0, suite=wide)
+    assert "safe (tolerance 20.0)" in found.stdout
+    assert "On facts (tolerance 20.0 points), merge is safe." in found.stderr
+
+
+def test_without_a_tolerance_nothing_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guarded metric in its own unit for which the suite gives no tolerance is a gate too."""
+    own = SUITE.model_copy(update={"primary": {**SUITE.primary, "facts": "points"}})
+    raw = {c: [10 * v for v in line] for c, line in {BASE: right(0), MERGE: right(12, 10)}.items()}
+    found = run(tmp_path, monkeypatch, raw, "--require-safe", code=3, suite=own)
+    assert "is worse than base" not in found.stderr
+    assert found.stderr.splitlines()[-1] == "exit status 3: merge is not shown safe (--require-safe) on facts"
+    assert "merge (the suite gives no tolerance)" in found.stderr
+
+
+def test_both_reasons_are_said_and_named_once(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    scores = stored(
+        store,
+        {
+            c: [right(0), a, f]
+            for c, a, f in ((BASE, right(0), right(0)), (MERGE, right(60), right(60)), (OTHER, right(0), right(12, 10)))
+        },
+    )
+    result = compare(store, scores)
+    assert gate_lines(result.worse, result.not_safe, "base") == [
+        "exit status 3: merge is worse than base on sort, facts",
+        "exit status 3: other is not shown safe (--require-safe) on facts",
+    ]
+    assert gate_lines([], [], "base") == []
+
+
+def test_a_model_card_names_the_tolerance(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    scores = stored(store, {BASE: [right(0)] * 3, MERGE: [right(0), right(0), right(60)]})
+    document = compare(store, scores).document()
+    card = with_scores("# merge\n", "merge", scores[1:], document)
+    (line,) = [line for line in card.splitlines() if line.startswith("| facts")]
+    assert line.endswith("| worse (tolerance 0.02) |")
+    assert "| add | em | 240 |" in card
+    assert "Holm" not in card
+    assert f"which decide the verdict (step-down max-T at 0.05; {document['family']['text']})." in card
+    assert "Safe: no loss as large as the tolerance is left" in card
+
+
+def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    store = ScoreStore(tmp_path)
+    third = Configuration("6" * 32, "third", "configuration")
+    facts = {BASE: right(0), MERGE: right(60), OTHER: right(12, 10), third: right(0, 40)}
+    scores_table(compare(store, stored(store, {c: [right(0), right(0), line] for c, line in facts.items()})), [])
+    found = capsys.readouterr()
+    lines = {line.split()[0]: line for line in found.out.splitlines()[1:]}
+    assert "] -" in lines["merge"]
+    assert "] !" in lines["other"]
+    assert "] ~" in lines["third"]
+    assert not any(mark in lines["base"] for mark in ("] -", "] !", "] ~", "] +"))
+    assert "~ safe, ! not shown safe (guarded tasks)" in found.err
+
+
+def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The document's own words decide: whatever finds that no verdict can fall, the terminal says what would help."""
+    store = ScoreStore(tmp_path)
+    document = compare(store, stored(store, {BASE: [right(0)] * 3, MERGE: [right(2, 1), right(0), right(0)]})).document()
+    for row in document["rows"]:
+        if row["task"] == "add":
+            row |= {"verdict": "cannot tell", "needs": None, "mde": 0.1, "clusters": 10}
+            row["reason"] = (
+                "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"
+            )
+    rows_table(document)
+    found = capsys.readouterr()
+    (line,) = [line for line in found.out.splitlines() if line.split()[:2] == ["merge", "add"]]
+    assert line.rstrip().endswith("cannot tell (no verdict can fall: more clusters or fewer rows are needed)")
+    assert "No verdict can fall in 1 comparison, on add (10 clusters)" in found.err
+    assert "More clusters or fewer rows are needed." in found.err

@@ -1,0 +1,178 @@
+"""The tables of edits in the documents have the numbers of the results files, and say when nothing is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
+NAMES = ("edit-methods", "edit-fixture", "edit-merge", "edit-speed")
+
+
+def share(value: float, n: int = 20) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
+
+
+def filled(build: ModuleType, project: Path, name: str, document: dict[str, Any] | None = None) -> str:
+    """The block of a document that names it, with a results file or without."""
+    if document is not None:
+        file = project / "benchmarks" / "results" / f"{'edit' if name == 'edit-speed' else name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**HEAD, **document}), "utf-8")
+    text = build.fill(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\nafter\n", project)
+    assert text.startswith("before\n")
+    assert text.endswith(f"<!-- {name}:end -->\nafter\n")
+    assert "old" not in text
+    return str(text)
+
+
+def rows_of(text: str) -> list[list[list[str]]]:
+    """Tables as rows of cells, the heads first, without the rule."""
+    found = []
+    for part in text.split("\n\n"):
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("|")]
+        if rows:
+            assert len({len(row) for row in rows}) == 1
+            found.append([rows[0], *rows[2:]])
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_measured(build: ModuleType, tmp_path: Path, name: str) -> None:
+    assert build.MISSING in filled(build, tmp_path, name)
+
+
+def methods_document() -> dict[str, Any]:
+    base = {"row": "base", "scores": {"efficacy": share(0.1), "neighbours": share(0.9), "preferred": share(0.2), "entropy": {"value": 5.5}},
+            "retention": {"score": share(0.6)}, "perplexity": {"value": 30.0}, "seconds": {}}  # fmt: skip
+    memit = {
+        "row": "memit", "scores": {"efficacy": share(0.8), "neighbours": share(0.7), "preferred": share(0.9), "entropy": {"value": 5.25}},
+        "retention": {"score": share(0.5), "diff": -0.1, "low": -0.2, "high": -0.02, "low_adj": -0.25, "high_adj": -0.01, "verdict": "worse"},
+        "perplexity": {"value": 33.0, "change": {"value": 0.1, "low": 0.05, "high": None}}, "layers": [7], "positions": {"7": "subject_last"},
+        "skipped": 2, "updates": [{"tensor": "t", "rank": 20, "relative": 0.1234}],
+        "seconds": {"load": 9.0, "statistics": 4.0, "trace": 1.0, "sweep": 2.0, "values at layer 7": 10.0, "refining": 3.0, "solve": 0.5},
+        "shared": {"statistics": "rome"},
+    }  # fmt: skip
+    grace = {"row": "grace", "scores": {"efficacy": share(0.9), "neighbours": share(0.9)}, "retention": {"score": share(0.6)}, "layers": 20,
+             "seconds": {"training": 7.0}}  # fmt: skip
+    prompts = {"paraphrases": 20, "neighbours": 20, "portability": 0}
+    return {"facts": 20, "file": "cf.json", "prompts": prompts, "limit": None, "dtype": "bfloat16",
+            "rows": [base, memit, grace, {"row": "rome", "error": "no value at layer 7"}]}  # fmt: skip
+
+
+def test_methods(build: ModuleType, tmp_path: Path) -> None:
+    text = filled(build, tmp_path, "edit-methods", methods_document())
+    strict, soft, cost = rows_of(text)
+    assert strict[0] == ["edit", "efficacy", "neighbours unchanged", "retention, difference"]
+    assert strict[1] == ["base, not edited", "10 [0, 20]", "90 [80, 100]", ""]
+    assert strict[2] == ["`memit`", "80 [70, 90]", "70 [60, 80]", "−10.0 [−25.0, −1.0] −"]
+    assert strict[3][0] == "`grace`"
+    assert [row[-2:] for row in soft[1:]] == [["5.50", "30.0"], ["5.25", "+10.0 %"], ["", ""]]
+    assert cost[1] == ["`memit`", "7", "20", "0.123", "2", "4.0", "13.0", "3.0", "0.5"]
+    assert cost[2] == ["`grace`", "20", "", "", "", "", "7.0", "", ""]
+    assert "Refused: `rome`: no value at layer 7." in text
+    assert "Measured by `python benchmarks/x.py` on 2 cores, commit 0123456789ab." in text
+    assert "took where they were computed" in text
+
+
+def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:
+    scores = {"efficacy": share(0.5), "neighbours": share(0.4)}
+    single = {"rows": {"rome": {"facts": 20, "seconds": 50.0, "failed": 1, "scores": scores}}, "before": {"efficacy": share(0.1)}}
+    curve = [
+        {"row": "base", "fields": {}, "scores": scores},
+        {"row": "memit", "fields": {"lambda": 0.3}, "preserved": 0, "scores": scores},
+        {"row": "memit", "fields": {"preserve": "preserve.jsonl", "preserve_weight": 10.0}, "preserved": 40, "scores": scores},
+    ]
+    alone, traded = rows_of(filled(build, tmp_path, "edit-methods", {**methods_document(), "single": single, "curve": curve}))[3:]
+    assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", ""]
+    assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1"]
+    assert [row[:2] for row in traded[1:]] == [
+        ["base, not edited", ""],
+        ["`memit`", "`lambda: 0.3`"],
+        ["`memit`", "`preserve_weight: 10.0`, 40 other prompts preserved"],
+    ]
+
+
+def test_fixture_has_a_column_for_each_number_of_facts(build: ModuleType, tmp_path: Path) -> None:
+    few = {
+        "facts": 1,
+        "rows": [{"row": "base", "scores": {"efficacy": share(0.0)}}, {"row": "rome", "scores": {"efficacy": share(0.9)}}],
+    }
+    many = {"facts": 1000, "rows": [{"row": "rome", "error": "refused"}, {"row": "memit", "scores": {"efficacy": share(0.7)}}]}
+    (efficacy,) = rows_of(filled(build, tmp_path, "edit-fixture", {"numbers": [few, many]}))
+    assert efficacy == [
+        ["efficacy", "1 fact", "1000 facts"],
+        ["base, not edited", "0 [−10, 10]", ""],
+        ["`rome`", "90 [80, 100]", "–"],
+        ["`memit`", "", "70 [60, 80]"],
+    ]
+
+
+def test_merge(build: ModuleType, tmp_path: Path) -> None:
+    def one(said: float, kept: int) -> dict[str, Any]:
+        survival = {"efficacy": {"kept": kept, "of": 40, **share(kept / 40)}}
+        return {"efficacy": share(said), "neighbours": share(0.8), "skills": {"add": share(0.75)}, "survival": survival}
+
+    found = {"control": one(0.02, 1), "merged": one(0.6, 30), "rebased": one(0.8, 39)}
+    row = {"method": "memit", "alone": one(0.8, 40), "merges": {"ties": found}}
+    document = {
+        "facts": 50,
+        "file": "cf.json",
+        "skills": ["add"],
+        "merges": {"ties": {"merge": "ties", "density": 0.2}},
+        "rows": [row],
+    }
+    text = filled(build, tmp_path, "edit-merge", document)
+    ((heads, line),) = rows_of(text)
+    named = dict(zip(heads, line, strict=False))
+    assert line[:5] == ["`memit`", "TIES", "2 [−8, 12]", "30 of 40 (75 [65, 85])", "39 of 40 (98 [88, 108])"]
+    assert named["add"] == "75 (75)"
+    assert "right alone: `memit` 80 [70, 90] %" in text
+    assert "TIES (`density: 0.2`)" in text
+
+
+def test_speed(build: ModuleType, tmp_path: Path) -> None:
+    def part(values: float) -> dict[str, Any]:
+        return {"values": values, "solve": 0.5, "values_peak": 3_000_000, "solve_peak": 2_000_000}
+
+    linear = {
+        "rome": {
+            "values": 1.02,
+            "solve": 0.3,
+            "both": 0.97,
+            "values_bytes_a_fact": 10,
+            "solve_bytes_a_fact": 12_300,
+            "at_most": 1.1,
+        }
+    }
+    starter = {"layer": 7, "inputs": 1536, "covariance_bytes": 18_874_368, "statistics": 25.0, "linear": linear,
+               "rows": [{"facts": 10, "rome": part(8.0)}, {"facts": 100, "rome": part(80.0)}]}  # fmt: skip
+    block = {
+        "facts": 2,
+        "values": [4.0, 40.0],
+        "steps": [9, 9],
+        "top": [2, 2],
+        "solve": 0.0,
+        "rome": 2.0,
+        "memit_one_by_one": 4.0,
+        "memit_joint": 2.0,
+    }
+    ratio = {name: {"value": 10.0, "low": 9.0, "high": 11.0} for name in ("values", "rome", "memit")}
+    peer = {"layer": 7, "facts": 2, "blocks": [block], "ratio": ratio, "cosine": {"least": 0.99, "median": 0.999}}
+    text = filled(build, tmp_path, "edit-speed", {"starter": starter, "peer": peer})
+    times, ratios = rows_of(text)
+    assert times[1:] == [
+        ["`rome`", "starter base", "10", "8.00", "0.50", "3.0", "2.0"],
+        ["`rome`", "starter base", "100", "80.00", "0.50", "3.0", "2.0"],
+    ]
+    assert ratios[1:] == [
+        ["values", "2.00", "20.00", "10.0 [9.0, 11.0]"],
+        ["values and ROME's solve", "2.00", "21.00", "10.0 [9.0, 11.0]"],
+        ["values and MEMIT's solve", "2.00", "22.00", "10.0 [9.0, 11.0]"],
+    ]
+    assert "100 facts take 0.97 times what 10 take" in text
+    assert "grows by 12.3 kB a fact" in text

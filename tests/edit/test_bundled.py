@@ -1,0 +1,109 @@
+"""The data that comes with the edit methods."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from worlds.places import STARTER
+
+from workbench.edit.closed_form.bundled import known_facts, statistics_texts
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return statistics_texts()
+
+
+def test_texts_are_many_and_of_a_paragraphs_length(texts: list[str]) -> None:
+    assert len(texts) >= 1000
+    assert 600_000 <= sum(map(len, texts)) <= 900_000
+    words = [len(text.split()) for text in texts]
+    assert min(words) >= 40
+    assert max(words) <= 400
+
+
+def test_no_text_stands_there_twice(texts: list[str]) -> None:
+    assert len(set(texts)) == len(texts)
+    # Repeated wordings would weigh in the moments like a text of their own.
+    runs = Counter(tuple(w[i : i + 12]) for w in (text.lower().split() for text in texts) for i in range(len(w) - 11))
+    assert sum(count for count in runs.values() if count > 1) < len(runs) / 100
+
+
+def test_texts_are_clean_prose(texts: list[str]) -> None:
+    whole = "\n".join(texts)
+    assert all(text == " ".join(text.split()) for text in texts)
+    assert not any(mark in whole for mark in ("<p>", "<br", "</", "&nbsp;", "&amp;", "\ufffd", "(Applause"))
+    assert sum(c.isascii() for c in whole) > 0.995 * len(whole)
+    assert sum(c.isalpha() or c.isspace() for c in whole) > 0.9 * len(whole)
+
+
+def test_any_head_is_a_fair_sample(texts: list[str]) -> None:
+    """Every kind of text has the share in the first eighth that it has in the whole, within four standard deviations."""
+    head = texts[: len(texts) // 8]
+    for word in ("SQLite", "economy", "is a ", "Congress", "Mrs."):
+        share = sum(word in text for text in texts) / len(texts)
+        assert share > 0.01, word
+        spread = (share * (1 - share) * len(head)) ** 0.5
+        assert abs(sum(word in text for text in head) - share * len(head)) <= 4 * spread, word
+
+
+def test_known_facts_are_complete() -> None:
+    facts = known_facts()
+    assert 60 <= len(facts) <= 90
+    assert len({fact.id for fact in facts}) == len(facts)
+    assert len({fact.relation for fact in facts}) >= 8
+    for fact in facts:
+        assert fact.subject is not None, fact.id
+        assert fact.span is not None, fact.id
+        start, stop = fact.span
+        assert fact.text[start:stop] == fact.subject
+        assert fact.target_true, fact.id
+        assert fact.target != fact.target_true, fact.id
+        assert len(set(fact.paraphrases)) == 2, fact.id
+        assert all(fact.subject in text and text != fact.text and "{" not in text for text in fact.paraphrases), fact.id
+        assert len({probe.prompt for probe in fact.neighbours}) == 3, fact.id
+
+
+def test_facts_of_one_relation_ask_one_thing() -> None:
+    """One prompt a relation; its targets are of one kind: none is empty, padded, or the subject itself."""
+    prompts: dict[str, set[str]] = {}
+    for fact in known_facts():
+        prompts.setdefault(fact.relation, set()).add(fact.prompt)
+        for answer in (fact.target, fact.target_true or ""):
+            assert answer == answer.strip()
+            assert answer.lower() != (fact.subject or "").lower()
+    assert all(len(found) == 1 for found in prompts.values())
+
+
+def test_all_known_facts_can_be_edited_at_once() -> None:
+    facts = known_facts()
+    assert len({fact.subject for fact in facts}) == len(facts)
+    edited = {fact.text for fact in facts} | {text for fact in facts for text in fact.paraphrases}
+    for fact in facts:
+        for probe in fact.neighbours:
+            assert probe.prompt not in edited, fact.id
+            assert probe.target, fact.id
+            assert probe.target != fact.target, f"{fact.id}: a neighbour whose answer is the target cannot tell damage from luck"
+
+
+@pytest.mark.starter
+@pytest.mark.slow
+@pytest.mark.skipif(not (STARTER / "config.json").is_file(), reason="starter base not fetched: workbench brick fetch starter")
+def test_the_starter_base_knows_most_facts() -> None:
+    """The greedy continuation of the prompt is the true answer, token by token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(STARTER), AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+
+    def is_known(prompt: str, answer: str) -> bool:
+        given, wanted = tokenizer(prompt)["input_ids"], tokenizer(f" {answer}")["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([given + wanted])).logits[0, len(given) - 1 : -1]
+        return logits.argmax(-1).tolist() == wanted
+
+    known = Counter(fact.relation for fact in known_facts() if is_known(fact.text, fact.target_true or ""))
+    assert known.total() >= 60
+    assert sum(count >= 3 for count in known.values()) >= 8

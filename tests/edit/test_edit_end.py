@@ -1,0 +1,40 @@
+"""Edits that teach where an answer ends, and exact edits of more facts than a projection has inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from worlds.dense import context_of, write_facts_file
+from worlds.edit_steps import step
+from worlds.project import Project
+from worlds.tiny import live
+
+from workbench.errors import WorkbenchError
+from workbench.facts import read_facts
+
+
+def test_the_end_of_text_can_be_taught(facts: Project) -> None:
+    """With `end_of_text` the model ends the text behind the target; without it, it goes on."""
+    for end in (True, False):
+        document = facts.run(step("rome", first=1, end_of_text=end, contexts=0, clamp=40.0, steps=200), f"end-{end}.yaml")
+        model, tokenizer = live(Path(document["model"])), context_of(facts).tokenizer
+        (fact,) = read_facts(facts.path / "facts.jsonl", "facts.jsonl")[:1]
+        ids = torch.tensor([tokenizer(fact.text)["input_ids"]])
+        made = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        wanted = tokenizer(fact.continuation)["input_ids"]
+        assert made[: len(wanted)] == wanted
+        assert (made == [*wanted, tokenizer.eos_token_id]) == end
+
+
+def test_exact_values_need_an_input_each(facts: Project) -> None:
+    """48 inputs: 49 facts cannot all have their values exactly, a few at a time can."""
+    write_facts_file(facts.path / "facts.jsonl", 49)
+    with pytest.raises(
+        WorkbenchError, match="49 facts at once cannot be written exactly, because the projection of layer 1 has only 48 inputs"
+    ) as error:
+        facts.run(step("rome", contexts=0))
+    assert "edit: memit" in str(error.value.hint)
+    facts.resolve(step("rome", mode={"sequential": {"batch": 4}}, first=5))

@@ -1,0 +1,256 @@
+"""Suites, plans, scoring and the store, on tiny models and tasks made here."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
+
+from workbench.evaluate import build_plan, evaluate, score
+from workbench.evaluate.scorer import Scorer
+from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.scores.plan import Item, subset
+from workbench.scores.store import Configuration, ScoreStore
+
+# Parity
+
+
+def test_scores_equal_lm_eval_on_the_written_checkpoint(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = tiny()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    scores, rows = score(plan_of(tasks_dir, tmp_path / "model"), A, model)
+
+    lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
+    manager = TaskManager(include_path=str(tasks_dir), include_defaults=False)
+    expected = lm_eval.simple_evaluate(lm, tasks=["copy", "pick"], task_manager=manager, bootstrap_iters=0, log_samples=True)
+
+    for task, metric in (("copy", "exact_match,strip"), ("pick", "acc,none"), ("pick", "acc_norm,none")):
+        assert scores.tasks[task].metrics[metric.split(",")[0]].value == pytest.approx(
+            expected["results"][task][metric], abs=1e-12
+        )
+    for row, sample in zip(rows["pick"], expected["samples"]["pick"], strict=True):
+        assert row["id"] == sample["doc"]["id"]
+        assert row["loglikelihoods"] == pytest.approx([r[0][0] for r in sample["resps"]], abs=1e-5)
+    assert [r["response"] for r in rows["copy"]] == [s["resps"][0][0] for s in expected["samples"]["copy"]]
+
+
+def test_a_model_that_copies_scores_on_generation(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = Scorer(plan_of(tasks_dir, tokenizer), A, tiny())
+    monkeypatch.setattr(scorer.lm, "generate_until", lambda requests: [" " + r.doc["answer"] for r in requests])
+    assert [row["metrics"]["exact_match"] for row in scorer.task("copy")["rows"]] == [1.0] * 24
+
+
+def test_untied_head_is_not_tied_again(tasks_dir: Path, tokenizer: Any) -> None:
+    import torch
+
+    model = tiny(tie_word_embeddings=True)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)  # an edited head; the config still says tied
+    head = model.lm_head.weight.detach().clone()
+    model.train()
+    score(plan_of(tasks_dir, tokenizer, limit=2), A, model)
+    assert torch.equal(model.lm_head.weight, head)
+    assert not torch.equal(model.get_input_embeddings().weight, head)
+    assert "tie_weights" not in vars(model)
+    assert model.training
+
+
+def test_tokenizer_of_the_caller_stays_as_it_was(tasks_dir: Path, tokenizer: Any) -> None:
+    assert tokenizer.pad_token is None
+    score(plan_of(tasks_dir, tokenizer, limit=2), A, tiny())
+    assert tokenizer.pad_token is None
+
+
+def test_a_second_configuration_in_the_same_process_gets_its_own_scores(tasks_dir: Path, tokenizer: Any) -> None:
+    plan = plan_of(tasks_dir, tokenizer)
+    first, other, again = (score(plan, A, tiny(seed))[1] for seed in (0, 1, 0))
+    assert first == again
+    assert first != other
+
+
+# Plans
+
+
+def test_a_known_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tok")
+    memo = tmp_path / "memo"
+    known = build_plan(suite(chance={}), tmp_path / "tok", tasks_dir=tasks_dir, memo=memo)
+    code = (
+        "import sys; from pathlib import Path; from workbench.evaluate import build_plan; from workbench.scores.suite import Suite; "
+        f"p = build_plan(Suite(suite='toy', tasks=('copy', 'pick')), Path({str(tmp_path / 'tok')!r}), tasks_dir=Path({str(tasks_dir)!r}), memo=Path({str(memo)!r})); "
+        "print(p.digest, [m for m in ('torch', 'lm_eval.tasks', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    assert out[0] == known.digest
+    assert out[1].strip() == "[]"
+
+
+def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tok")
+    digests = [plan_of(tasks_dir, tmp_path / "tok").digest]
+    assert plan_of(tasks_dir, tmp_path / "tok", alpha=0.01, min_effect=0.1, description="analysis only").digest == digests[0]
+    for path, before, after in (
+        ("data/copy.jsonl", b"Say aa0", b"Say aa1"),
+        ("localdata.py", b"\n\n", b"\n"),
+        ("copy.yaml", b"toks: 4", b"toks: 5"),
+    ):
+        text = (tasks_dir / path).read_bytes()
+        assert before in text
+        (tasks_dir / path).write_bytes(text.replace(before, after, 1))
+        digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
+    (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages }}")
+    digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
+    digests.append(plan_of(tasks_dir, tmp_path / "tok", chat_template=True).digest)
+    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="bfloat16", batch_size=4).digest)
+    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="float32", batch_size=8).digest)
+    assert len(set(digests)) == len(digests)
+
+
+def test_included_files_count(tasks_dir: Path, tokenizer: Any) -> None:
+    (tasks_dir / "_common").write_text("test_split: test\n")
+    (tasks_dir / "copy.yaml").write_text(GENERATE.replace("test_split: test", "include: _common"))
+    before = plan_of(tasks_dir, tokenizer).digest
+    (tasks_dir / "_common").write_text("test_split: test\n# another comment\n")
+    assert plan_of(tasks_dir, tokenizer).digest == before
+    (tasks_dir / "_common").write_text("test_split: test\ndescription: Say it.\n")
+    assert plan_of(tasks_dir, tokenizer).digest != before
+
+
+def test_tokenizer_digest_ignores_padding_state(tokenizer: Any) -> None:
+    before = tokenizer_digest(tokenizer)
+    tokenizer(["a", "bcd"], truncation=True, max_length=2)
+    assert tokenizer_digest(tokenizer) == before
+
+
+def test_limit_is_a_fixed_hashed_subset(tasks_dir: Path, tokenizer: Any) -> None:
+    items = [Item(f"i{n}", "c") for n in range(100)]
+    chosen = subset(items, 30)
+    assert len(chosen) == 30
+    assert chosen != tuple(items[:30])
+    assert set(subset(items[::-1], 30)) == set(chosen)
+    assert set(subset(items, 10)) < set(chosen)
+    assert list(chosen) == sorted(chosen, key=items.index)
+
+    plan = plan_of(tasks_dir, tokenizer, limit={"copy": 6})
+    assert [len(plan.items[t]) for t in ("copy", "pick")] == [6, 24]
+    assert not plan.partial
+    _, rows = score(plan, A, tiny())
+    assert [r["id"] for r in rows["copy"]] == [i.id for i in plan.items["copy"]]
+
+
+def test_limit_from_the_command_line_is_partial(tasks_dir: Path, tokenizer: Any) -> None:
+    whole, cut = (
+        plan_of(tasks_dir, tokenizer),
+        build_plan(suite(), tokenizer, tasks_dir=tasks_dir, dtype="float32", batch_size=4, limit=5),
+    )
+    assert cut.partial
+    assert cut.digest != whole.digest
+    roomy = build_plan(suite(), tokenizer, tasks_dir=tasks_dir, dtype="float32", batch_size=4, limit=500)
+    assert not roomy.partial
+    assert roomy.digest == whole.digest
+    assert score(cut, A, tiny())[0].partial
+
+
+def test_task_that_only_lm_eval_can_load(tasks_dir: Path, tokenizer: Any) -> None:
+    (tasks_dir / "localdata.py").write_text(LOCALDATA + "\ndef last(docs):\n    return docs.select(range(4, len(docs)))\n")
+    (tasks_dir / "pick.yaml").write_text(CHOICE + "process_docs: !function localdata.last\n")
+    plan = plan_of(tasks_dir, tokenizer, limit={"pick": 5})
+    assert plan.metrics["pick"] == ("acc", "acc_norm")
+    assert not {"copy-000", "copy-001", "copy-002", "copy-003"} & {i.id for i in plan.items["pick"]}
+    _, rows = score(plan, A, tiny())
+    assert [r["id"] for r in rows["pick"]] == [i.id for i in plan.items["pick"]]
+
+
+# Store
+
+
+def counted(seed: int, calls: list[int]) -> Any:
+    def materialize() -> Any:
+        calls.append(seed)
+        return tiny(seed)
+
+    return materialize
+
+
+def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
+    first = evaluate(plan, store, A, counted(0, calls))
+    again = evaluate(plan, store, Configuration(A.digest, "twin", "average", ("x", "y")), counted(1, calls))
+    assert calls == [0]
+    assert again.tasks == first.tasks
+    assert again.configuration.name == "twin"
+    assert again.names == ["twin", "a"]
+    assert store.read(plan, A.digest).names == ["a", "twin"]
+    evaluate(plan, store, A, counted(2, calls))
+    assert store.read(plan, A.digest).names == ["a", "twin"]
+
+    evaluate(plan, store, Configuration("b" * 32, "b"), counted(1, calls))
+    assert calls == [0, 1]
+    assert [s.configuration.name for s in store.list(plan)] == ["a", "b"]
+    folder = store.folder("toy", plan.digest)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        ["plan.json", "items.jsonl.gz", *(f"{c * 12}{end}" for c in "ab" for end in (".json", ".jsonl.gz"))]
+    )
+    item = json.loads(gzip.decompress((folder / "items.jsonl.gz").read_bytes()).splitlines()[-1])
+    assert item == {
+        "task": "pick",
+        "id": "copy-023",
+        "cluster": "t7",
+        "prompt": documents()[-1]["prompt"],
+        "choices": documents()[-1]["choices"],
+        "gold": 0,
+    }
+
+
+def test_changed_data_are_scored_anew(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    store, calls = ScoreStore(tmp_path / "scores"), list[int]()
+    evaluate(plan_of(tasks_dir, tokenizer), store, A, counted(0, calls))
+    docs = documents()
+    docs[0]["answer"] += "x"
+    write_data(tasks_dir, docs)
+    evaluate(plan_of(tasks_dir, tokenizer), store, A, counted(0, calls))
+    assert calls == [0, 0]
+
+
+def test_interrupted_evaluation_scores_only_the_rest(
+    tasks_dir: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
+    whole = evaluate(plan, ScoreStore(tmp_path / "other"), A, counted(0, calls))
+    real, scored = Scorer.task, list[str]()
+
+    def killed(self: Scorer, name: str, *rest: Any) -> dict[str, Any]:
+        if name == "pick" and not scored.count("pick"):
+            scored.append(name)
+            raise KeyboardInterrupt
+        scored.append(name)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(Scorer, "task", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, store, A, counted(0, calls))
+    assert not store.has(plan, A.digest)
+    scores = evaluate(plan, store, A, counted(0, calls))
+    assert scored == ["copy", "pick", "pick"]
+    assert {t: s.metrics for t, s in scores.tasks.items()} == {t: s.metrics for t, s in whole.tasks.items()}
+    assert not list(store.folder("toy", plan.digest).glob("*.partial"))
+
+
+def test_finished_tasks_need_no_model(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
+    scorer = Scorer(plan, A, tiny())
+    for task in plan.suite.tasks:
+        store.keep_task(plan, A.digest, task, scorer.task(task))
+    evaluate(plan, store, A, counted(0, calls))
+    assert not calls

@@ -1,0 +1,278 @@
+"""Facts as lm-eval tasks: what each task asks, its numbers against independent computations, and against plain lm_eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.commands import call, document
+from worlds.fact_world import EDIT, F32, Reference, docs, expected, lay_out, live, plan_of
+from worlds.project import Project
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate import score
+from workbench.evaluate.facts import Wanted
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.recipe import load_recipe
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Configuration, Scores
+from workbench.scores.suite import Suite
+
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    return lay_out(project)
+
+
+def scored(plan: ScorePlan, model: Any) -> tuple[Scores, dict[str, Any]]:
+    return score(plan, Configuration("0" * 32, "x"), model, device="cpu")
+
+
+def test_every_number_is_that_of_an_independent_computation(world: Project) -> None:
+    plan = plan_of(world)
+    assert plan.suite.facts
+    seen: dict[str, set[float]] = {}
+    for name in ("base", "edit"):
+        model = live(world, name)
+        scores, rows = scored(plan, model)
+        assert scores.check
+        assert scores.check.documents > 10, "the scorer was compared with lm-eval's own loop"
+        own = Reference(model, world.path / "base")
+        for kind, task in plan.suite.facts.tasks.items():
+            found = docs(plan, kind)
+            assert [row["id"] for row in rows[task]] == [doc["id"] for doc in found]
+            for doc, row in zip(found, rows[task], strict=True):
+                for metric, value in expected(kind, doc, own).items():
+                    assert row["metrics"][metric] == pytest.approx(value, abs=2e-4), (name, task, doc, metric, row)
+                first = row["metrics"][plan.primary(task)]
+                seen.setdefault(kind, set()).add(first if isinstance(first, float) else first[0])
+    assert all(len(seen[kind]) > 1 for kind in ("efficacy", "neighbours", "preferred", "generated", "entropy", "text")), seen
+
+
+def test_documents(world: Project) -> None:
+    plan = plan_of(world)
+    assert plan.suite.facts
+    assert list(plan.suite.facts.tasks) == ["efficacy", "preferred", "paraphrase", "neighbours", "neighbours-right", "portability", "generated",
+                                            "generated-paraphrase", "entropy", "text"]  # fmt: skip
+    assert plan.suite.suite == "facts"
+    assert docs(plan, "efficacy")[:2] == [
+        {"id": "one", "cluster": "one", "prompt": "w1 w2 w3 is", "answer": " w4 w5"},
+        {"id": "two", "cluster": "two", "prompt": "w20 w21 is", "answer": " w22"},
+    ]
+    assert [(d["id"], d["cluster"], d["prompt"]) for d in docs(plan, "paraphrase")] == [
+        ("one.1", "one", "w7 w3 of"), ("one.2", "one", "w8 w9 of"), ("two.1", "two", "w26 w27 is")]  # fmt: skip
+    assert docs(plan, "preferred")[1] == {"id": "two", "cluster": "two", "prompt": "w20 w21 is", "choices": [" w22", " w23 w24 w25"], "gold": 0, "tokens": [1, 3]}  # fmt: skip
+    assert [(d["id"], d["answer"]) for d in docs(plan, "neighbours-right")] == [("one.2", " w12"), ("two.1", " w30")]
+    assert docs(plan, "portability") == [{"id": "one.1", "cluster": "one", "prompt": "w13 of", "answer": " w14"}]
+    assert [d["prompt"] for d in docs(plan, "generated-paraphrase")] == ["w7 w3 of", "w26 w27 is"]
+    base = Reference(live(world, "base"), world.path / "base")
+    found = {d["prompt"]: d["answer"].split() for d in docs(plan, "neighbours")}
+    assert found == {p: base.answered(p) for p in ("w10 w2 is", "w11 w2 is", "w28 w29")}
+    assert sorted(map(len, found.values())) == [3, 8, 8]
+    assert len(docs(plan, "neighbours")) == 4
+
+
+def test_plain_lm_eval_gives_the_same_numbers(world: Project) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    models = {name: world.run(text + F32, f"{name}.yaml")["model"] for name, text in (("base32", "steps: []\n"), ("edit", EDIT))}
+    said = call("scores", "export", "facts:facts.jsonl", "--base", models["base32"], "-o", "tasks").stderr
+    assert "--include_path tasks --tasks facts-efficacy,facts-entropy" in " ".join(said.split())
+    mine = {c["name"]: c["tasks"] for c in document("eval", "edit", "--suite", "facts:facts.jsonl")["configurations"]}
+    manager = TaskManager(include_path="tasks", include_defaults=False)
+    for name, folder in (("base", models["base32"]), ("edit", models["edit"])):
+        model = {"pretrained": folder, "dtype": "float32", "logits_cache": False, "softmax_dtype": "float32"}
+        found = simple_evaluate(
+            "hf", model_args=model, tasks=list(mine[name]), task_manager=manager, batch_size=32, device="cpu", bootstrap_iters=0
+        )
+        for task, metrics in mine[name].items():
+            assert found["n-samples"][task]["effective"] == metrics["n"]
+            for metric, value in metrics.items():
+                if metric not in ("n", "margin"):
+                    assert found["results"][task][f"{metric},none"] == pytest.approx(value["value"], rel=1e-4, abs=1e-6), (
+                        name,
+                        task,
+                        metric,
+                    )
+
+
+@pytest.mark.parametrize("scorer", ["prefix", "packed", "hflm"])
+def test_scorers_agree(scorer: str, world: Project) -> None:
+    plan = plan_of(world)
+    model = live(world, "edit")
+    _, expected = scored(plan, model)
+    _, rows = scored(plan.by(scorer), model)
+    for task in plan.suite.tasks:
+        for a, b in zip(rows[task], expected[task], strict=True):
+            assert a["metrics"] == pytest.approx(b["metrics"], abs=1e-4) if plan.kinds[task] != "loglikelihood_rolling" else True
+
+
+def test_the_base_keeps_its_own_answers(world: Project) -> None:
+    found = document("eval", "edit")["configurations"]
+    scores = {c["name"]: c["tasks"]["facts-neighbours"]["acc"]["value"] for c in found}
+    assert scores["base"] == 1.0
+    assert scores["edit"] < 1.0
+
+
+def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        WorkbenchError, match=r"facts.jsonl: the base's answers to the neighbours' prompts are not known yet"
+    ) as error:
+        plan_of(world, device=None)
+    assert "workbench eval" in str(error.value.hint)
+    with pytest.raises(WorkbenchError, match="not known yet"):
+        call("compare", "edit")
+    assert "nothing is scored yet" in str(refusal(lambda: call("report")).message)
+    call("eval", "edit")
+
+    def never(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("no model is loaded")
+
+    monkeypatch.setattr("workbench.run.materialize.materialize", never)
+    monkeypatch.setattr("workbench.evaluate.answers.answers_to_keep", never)
+    monkeypatch.setattr("workbench.evaluate.facts.suite._tokenizer", never)
+    assert plan_of(world, device=None).digest == plan_of(world).digest
+    rows = document("compare", "edit")["rows"]
+    assert {row["task"] for row in rows} == set(plan_of(world).suite.tasks)
+    assert {row["verdict"] for row in rows} <= {"cannot tell", "no item changed"}, "three facts decide nothing"
+
+
+def test_the_suite_is_shared_by_recipes_with_the_same_facts(world: Project) -> None:
+    world.write(EDIT.replace("0.01", "0.005") + F32 + "eval: [edits]\n", "other.yaml")
+    world.write(EDIT + F32 + "eval: [edits]\n", "edit.yaml")
+    found = document("eval", "edit", "other")
+    assert [c["name"] for c in found["configurations"]] == ["base", "edit", "other"]
+    merged = document("eval", "mean", "--suite", "facts:facts.jsonl")
+    assert merged["plan"] == found["plan"], "a merge on the edit's facts: the same plan"
+    assert [c["name"] for c in merged["configurations"]] == ["base", "one", "two", "average", "mean"]
+    assert document("eval", "mean", "edit", "--suite", "edits")["plan"] == found["plan"]
+    (alone,) = document("eval", "base", "--suite", "facts:facts.jsonl")["configurations"]
+    assert alone["tasks"]["facts-neighbours"]["acc"]["value"] == 1.0, "a model that no recipe makes keeps its own answers"
+
+
+def test_facts_come_along_with_an_edit_brick(world: Project) -> None:
+    ran = world.run((world.path / "recipes" / "edit.yaml").read_text(), "edit.yaml")
+    brick = Path(ran["run"]) / "edits" / "edit-finetune"
+    assert (brick / "facts.jsonl").is_file()
+    (world.path / "bricks-here").mkdir()
+    (world.path / "bricks-here" / "towns").symlink_to(brick)
+    text = "bricks: {towns: bricks-here/towns, two: bricks/two}\nsteps: [{merge: average}]\neval: [edits]\n" + F32
+    world.write(text, "kept.yaml")
+    (suite,) = suites_of([load_recipe(world.path / "recipes" / "kept.yaml")], [], world.path)
+    assert isinstance(suite, Wanted)
+    assert (suite.suite, suite.stem) == ("towns-facts", "towns")
+    (both,) = suites_of([load_recipe(world.path / "recipes" / f"{n}.yaml") for n in ("edit", "kept")], ["edits"], world.path)
+    assert isinstance(both, Wanted)
+    assert both.source == "facts.jsonl", "the same facts once"
+    entries = {e.name: e for e in lineup([load_recipe(world.path / "recipes" / "kept.yaml")])}
+    edits = {name: entry.configuration("0" * 32).edits for name, entry in entries.items()}
+    assert edits == {"base": (), "towns": (both.digest,), "two": (), "average": (both.digest,), "kept": (both.digest,)}
+
+
+def test_a_memory_is_scored_as_an_edit(world: Project) -> None:
+    world.write("steps: [{edit: grace, facts: facts.jsonl, layer: 2, steps: 30}]\n" + F32 + "eval: [edits]\n", "memory.yaml")
+    found = document("eval", "memory")
+    scores = {c["name"]: c["tasks"] for c in found["configurations"]}
+    assert scores["memory"]["facts-efficacy"]["acc"]["value"] > scores["base"]["facts-efficacy"]["acc"]["value"] == 0
+    assert scores["memory"]["facts-neighbours"]["acc"]["value"] == 1.0
+    (entry,) = [e for e in lineup([load_recipe(world.path / "recipes" / "memory.yaml")]) if e.name == "memory"]
+    assert len(entry.configuration("0" * 32).edits) == 1
+
+
+def test_edits_before_a_merge_are_scored_alone(world: Project) -> None:
+    step = EDIT.removeprefix("steps: [").removesuffix("]\n")
+    world.write(
+        f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}, {{merge: linear, bricks: {{one: 1, two: 1}}}}]\neval: [edits]\n"
+        + F32,
+        "both.yaml",
+    )
+    entries = {e.name: e for e in lineup([load_recipe(world.path / "recipes" / "both.yaml")])}
+    assert list(entries) == ["base", "one", "two", "both-edited", "average", "both"]
+    assert (entries["both-edited"].role, entries["both-edited"].parents) == ("brick", ())
+    assert entries["both-edited"].resolved.keys == entries["both"].resolved.keys[:1], "solved once"
+    assert entries["both-edited"].configuration("0" * 32).edits == entries["both"].configuration("0" * 32).edits != ()
+
+
+def wanted_of(world: Project, options: str) -> ScorePlan:
+    world.write(EDIT + F32 + f"eval: [{{facts: facts.jsonl, {options}}}]\n", "options.yaml")
+    return plan_of(world, "options.yaml")
+
+
+def test_options(world: Project) -> None:
+    plan = wanted_of(world, "limit: 2, generate: false")
+    assert plan.suite.facts
+    assert "generated" not in plan.suite.facts.tasks
+    assert len(docs(plan, "efficacy")) == 2
+    assert len({d["cluster"] for kind in ("efficacy", "paraphrase") for d in docs(plan, kind)}) == 2, (
+        "all tasks have the same facts"
+    )
+    assert not plan.partial
+    plan = wanted_of(world, "tasks: [efficacy, preferred-paraphrase, preferred-neighbours]")
+    assert set(plan.items) == {"facts-efficacy", "facts-preferred-paraphrase", "facts-preferred-neighbours"}
+    assert docs(plan, "preferred-neighbours")[0] == {"id": "one.2", "cluster": "one", "prompt": "w11 w2 is", "choices": [" w12", " w4 w5"], "gold": 0, "tokens": [1, 2]}  # fmt: skip
+    assert docs(plan, "preferred-paraphrase")[2]["choices"] == [" w22", " w23 w24 w25"]
+    plan = wanted_of(world, "max_tokens: 5, neighbour_tokens: 1, tasks: [generated, neighbours]")
+    assert '"max_gen_toks": 5' in (plan.tasks_dir / "facts-generated.yaml").read_text()
+    assert {len(d["answer"].split()) for d in docs(plan, "neighbours")} == {1}
+
+
+def test_chat_template(world: Project) -> None:
+    plan = wanted_of(world, "chat_template: true, tasks: [efficacy, preferred, neighbours, generated]")
+    assert plan.suite.chat_template
+    assert docs(plan, "efficacy")[0]["answer"] == "w4 w5"
+    assert docs(plan, "preferred")[1]["tokens"] == [1, 3]
+    model = live(world, "base")
+    _, rows = scored(plan, model)
+    assert {row["metrics"]["acc"] for row in rows["facts-neighbours"]} == {1.0}
+    own = Reference(model, world.path / "base")  # the template adds a blank, which is no token
+    for doc, row in zip(docs(plan, "preferred"), rows["facts-preferred"], strict=True):
+        assert row["metrics"]["token_mean_margin"] == pytest.approx(
+            expected("preferred", doc, own)["token_mean_margin"], abs=2e-4
+        )
+
+
+def test_a_stop_within_a_target(world: Project) -> None:
+    (world.path / "facts.jsonl").write_text('{"prompt": "w1", "target": "St. w2"}\n')
+    plan = plan_of(world)
+    assert '{"until": ["\\n"], "max_gen_toks": 16' in (plan.tasks_dir / "facts-generated.yaml").read_text()
+
+
+def refusal(action: Callable[[], Any]) -> WorkbenchError:
+    with pytest.raises(WorkbenchError) as error:
+        action()
+    return error.value
+
+
+def asked(world: Project, text: str) -> list[Suite | Wanted]:
+    world.write(text + F32, "asked.yaml")
+    return suites_of([load_recipe(world.path / "recipes" / "asked.yaml")], [], world.path)
+
+
+def test_refusals(world: Project) -> None:
+    assert "nope.jsonl: no such facts file" in refusal(lambda: asked(world, "eval: [{facts: nope.jsonl}]\n")).message
+    assert (
+        "unknown field. Did you mean 'limit'?" in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, limt: 3}]\n")).message
+    )
+    message = refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, tasks: [efficacy, rephrased]}]\n")).message
+    assert "eval.0.tasks.1: expected 'efficacy', 'preferred'" in message
+    assert "edits: no edit with facts in asked" in refusal(lambda: asked(world, "eval: [edits]\n")).message
+    text = "eval: [{facts: facts.jsonl}, {facts: facts.jsonl, limit: 1}]\n"
+    assert "facts: facts.jsonl is listed with different options" in refusal(lambda: asked(world, text)).message
+    (world.path / "other").mkdir()
+    (world.path / "other" / "facts.yaml").write_text("- {prompt: w1 w2, target: w3}\n")
+    text = "eval: [{facts: facts.jsonl}, {facts: other/facts.yaml}]\n"
+    assert "facts: two suites have the name 'facts'" in refusal(lambda: asked(world, text)).message
+    assert (
+        "none.txt: the text file does not exist"
+        in refusal(lambda: asked(world, "eval: [{facts: facts.jsonl, text: none.txt}]\n")).message
+    )
+    world.write("eval: [{facts: other/facts.yaml, tasks: [paraphrase]}]\n" + F32, "asked.yaml")
+    assert (
+        "other/facts.yaml: no fact has the field that task 'paraphrase' needs"
+        in refusal(lambda: plan_of(world, "asked.yaml")).message
+    )

@@ -1,0 +1,341 @@
+"""Scorers against lm-eval's own: every request type, several architectures, windows, cuts, fallbacks, and lm-eval's Python API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from worlds.local_tasks import A, documents, suite, tiny
+
+from workbench.evaluate import build_plan, evaluate, score
+from workbench.evaluate.check import RefusedError
+from workbench.evaluate.packed import Bounds, Forward, lay_out, shared_start
+from workbench.evaluate.scorer import KeptRows, Scorer
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Journal, ScoreStore
+
+HEAD = "custom_dataset: !function localdata.jsonl\ntest_split: test\nmetadata: {version: 1.0}\n"
+# Long contexts and several choices of several tokens; letters after five examples; one continuation; running text; text to write.
+TASKS = {
+    "long": HEAD + "task: long\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: multiple_choice\n"
+    "doc_to_text: prompt\ndoc_to_choice: choices\ndoc_to_target: gold\n",
+    "letters": HEAD + "task: letters\ndataset_kwargs: {data_files: {test: data/copy.jsonl, shots: data/shots.jsonl}}\n"
+    "output_type: multiple_choice\nfewshot_split: shots\nnum_fewshot: 5\nfewshot_config: {sampler: first_n}\n"
+    "doc_to_text: 'Question: {{prompt}} A, B or C?'\ndoc_to_choice: [A, B, C]\ndoc_to_target: gold\n",
+    "single": HEAD + "task: single\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: loglikelihood\n"
+    "doc_to_text: prompt\ndoc_to_target: answer\n",
+    "rolling": HEAD + "task: rolling\ndataset_kwargs: {data_files: {test: data/copy.jsonl}}\noutput_type: loglikelihood_rolling\n"
+    "doc_to_text: ''\ndoc_to_target: '{{prompt}} {{choices}} {{prompt}} {{choices}}'\n",
+}
+METRICS = {
+    "long": ["acc,none", "acc_norm,none"],
+    "letters": ["acc,none", "acc_norm,none"],
+    "single": ["perplexity,none", "acc,none"],
+    "rolling": ["word_perplexity,none", "byte_perplexity,none", "bits_per_byte,none"],
+    "copy": ["exact_match,strip"],
+}
+SMALL = {"vocab_size": 264, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+WIDE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 96,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {**WIDE, "num_key_value_heads": 1},
+    "qwen2": {**WIDE, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 96},
+    "gpt_neox": {**WIDE, "rotary_pct": 0.5},
+    "gemma2": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 24, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {**WIDE, "num_key_value_heads": 1, "sliding_window": 32},
+    "opt": {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 96,
+            "word_embed_proj_dim": 32},
+    "granite": {**WIDE, "num_key_value_heads": 1, "logits_scaling": 4.0},
+    "mixtral": {**WIDE, "num_key_value_heads": 1, "num_local_experts": 4, "sliding_window": None},
+}  # fmt: skip
+
+
+def model_of(family: str) -> Any:
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0)  # away from uniform predictions, so that a wrong mask shows
+    return model
+
+
+@pytest.fixture
+def task_files(tasks_dir: Path) -> Path:
+    """Five kinds of task on the same documents; few-shot examples are others."""
+    for name, text in TASKS.items():
+        (tasks_dir / f"{name}.yaml").write_text(text)
+    shots = [{**doc, "id": f"shot-{i}", "prompt": f"Shot {i} of five"} for i, doc in enumerate(documents()[:5])]
+    (tasks_dir / "data" / "shots.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in shots))
+    return tasks_dir
+
+
+def plan_for(tasks: Path, tokenizer: Any, names: list[str], **fields: Any) -> ScorePlan:
+    return build_plan(suite(tasks=names, chance={}, **fields), tokenizer, tasks_dir=tasks, dtype="float32", batch_size=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_request_type_equals_lm_eval(family: str, task_files: Path, tokenizer: Any, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model = model_of(family)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    names = [*TASKS, "copy"]
+    plan = plan_for(task_files, tmp_path / "model", names)
+    scores, rows = score(plan, A, model)
+    assert scores.plan == plan.digest, "the packed scorer was refused"
+    assert scores.check is not None
+    assert scores.check.max_difference < 2e-4
+
+    lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
+    manager = TaskManager(include_path=str(task_files), include_defaults=False)
+    expected = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=True)
+    for task in names:
+        for metric in METRICS[task]:
+            assert scores.tasks[task].metrics[metric.split(",")[0]].value == pytest.approx(
+                expected["results"][task][metric], rel=1e-5
+            )
+        for row, sample in zip(rows[task], expected["samples"][task], strict=True):
+            assert row["id"] == sample["doc"]["id"]
+            if task == "copy":
+                assert row["response"] == sample["resps"][0][0]
+            else:
+                values = [r[0][0] if isinstance(r[0], tuple) else r[0] for r in sample["resps"]]
+                assert row["loglikelihoods"] == pytest.approx(values, abs=1e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("scorer", ["packed", "prefix"])
+def test_tokens_are_forwarded_once(scorer: str, task_files: Path, tokenizer: Any) -> None:
+    plan = plan_for(task_files, tokenizer, ["long", "letters"], scorer=scorer)
+    scores, _ = score(plan, A, tiny())
+    referee, _ = score(plan.by("hflm"), A, tiny())
+    requests = Scorer(plan, A, tiny()).requests
+    contexts = {name: {tuple(c) for c, _ in found.pairs} for name, found in requests.items()}
+    letters = 3 * len(contexts["letters"])  # a byte tokenizer: each letter has a blank before it
+    unique = sum(map(len, contexts["letters"])) + letters
+    if scorer == "prefix":
+        shared = len(shared_start(requests["letters"].pairs, 256))
+        assert shared > 100
+        unique -= shared * (len(contexts["letters"]) - 1)
+    assert scores.tasks["letters"].tokens == unique
+    branches = sum(len(a) - 1 for _, a in requests["long"].pairs)
+    assert scores.tasks["long"].tokens <= sum(map(len, contexts["long"])) + branches
+    assert referee.tasks["letters"].tokens == 3 * sum(map(len, contexts["letters"])) + letters
+    for task in ("long", "letters"):
+        assert scores.tasks[task].metrics["margin"].value == pytest.approx(referee.tasks[task].metrics["margin"].value, abs=1e-5)
+
+
+tokens = st.lists(st.integers(1, 5), min_size=1, max_size=9)
+
+
+@given(st.lists(st.tuples(tokens, st.lists(st.integers(1, 5), min_size=1, max_size=4)), min_size=1, max_size=12), st.lists(st.integers(1, 3), max_size=20), st.integers(10, 40))  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_any_pairs_any_prefix_any_length(pairs: list[Any], start: list[int], longest: int) -> None:
+    """Contexts that are prefixes of others, equal pairs, cut pairs: the answers of single forward passes."""
+    pairs = [(start + context, answer) for context, answer in pairs]
+    model = _CACHED.setdefault("model", tiny().eval())
+    layout = lay_out(pairs, Bounds(longest, 3, 257), shared_start(pairs, longest))
+    forward, found = Forward(model), {}
+    for prefix, rows in layout.batches():
+        found.update(forward.batch(prefix, rows))
+    assert sorted(found) == list(range(len(pairs)))
+    for i, (context, answer) in enumerate(pairs):
+        whole = (context + answer)[-(longest + 1) :]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([whole[:-1]])).logits[0, -len(answer) :].log_softmax(-1)
+        expected = sum(float(logits[j, token]) for j, token in enumerate(answer))
+        assert found[i][0] == pytest.approx(expected, abs=2e-5)
+        assert found[i][1] == (logits.argmax(-1).tolist() == answer)
+
+
+_CACHED: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_a_model_that_the_mask_does_not_reach_is_scored_by_hflm(
+    family: str, task_files: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Positions from the mask (ALiBi), no attention at all (state space): refused, remembered, and one scorer for all."""
+    torch.manual_seed(0)
+    own = {
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+        "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    }
+    config = AutoConfig.for_model(family, **SMALL, **own[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    plan, store = plan_for(task_files, tokenizer, ["long"]), ScoreStore(tmp_path / "scores")
+    with pytest.raises(RefusedError, match=r"differ from hflm's by up to|Error"):
+        evaluate(plan, store, A, lambda: model)
+    settled = store.settled(plan)
+    assert settled.scorer == "hflm"
+    assert settled.digest != plan.digest
+    assert evaluate(settled, store, A, lambda: model).tasks["long"].scorer == "hflm"
+    scores, _ = score(plan, A, model)
+    assert scores.plan == settled.digest
+
+
+def test_half_precision_is_accepted_within_hflms_own_spread(task_files: Path, tokenizer: Any) -> None:
+    model = tiny().to(torch.bfloat16)
+    plan = build_plan(
+        suite(tasks=["long", "letters"], chance={}), tokenizer, tasks_dir=task_files, dtype="bfloat16", batch_size=4
+    )
+    scores, _ = score(plan, A, model)
+    assert scores.check is not None
+    assert scores.check.spread is not None
+    assert scores.check.max_difference <= scores.check.tolerance
+    assert scores.check.documents == 8
+
+
+def test_a_killed_task_goes_on_with_the_next_batch(
+    task_files: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store = plan_for(task_files, tokenizer, ["long", "copy"]), ScoreStore(tmp_path / "scores")
+    whole, expected = score(plan, A, tiny())
+    calls: list[int] = []
+    real = Forward.batch
+
+    def killed(self: Forward, prefix: list[int], rows: Any) -> Any:
+        calls.append(len(rows))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, prefix, rows)
+
+    monkeypatch.setattr(Scorer, "check", lambda self: None)
+    monkeypatch.setattr(Forward, "batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, store, A, tiny)
+    journal = next(store.folder("toy", plan.digest).glob("*.partial/long.jsonl"))
+    journal.write_text(journal.read_text("utf-8") + "[3, [-1.", "utf-8")  # cut in the middle of a line
+    calls[:] = [0] * 10
+    scores = evaluate(plan, store, A, tiny)
+    batches = sum(1 for _ in Scorer(plan, A, tiny())._layout(Scorer(plan, A, tiny()).requests["long"]).batches())
+    assert len(calls) - 10 == batches - 3
+    assert {t: s.metrics for t, s in scores.tasks.items()} == {t: s.metrics for t, s in whole.tasks.items()}
+    assert store.rows(scores) == expected
+
+
+def test_lm_evals_python_api_scores_a_recipe(project: Any, task_files: Path) -> None:
+    """`workbench` is a model of lm-eval: the same numbers as its own `hf` on the written checkpoint."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    import workbench.evaluate  # noqa: F401  registers the model
+
+    recipe = project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\noutput: {dtype: float32}\n")
+    path = project.run(recipe.read_text("utf-8"))["model"]
+    manager = TaskManager(include_path=str(task_files), include_defaults=False)
+    shared: dict[str, Any] = {
+        "tasks": ["long", "letters", "copy"],
+        "task_manager": manager,
+        "bootstrap_iters": 0,
+        "log_samples": True,
+    }
+    ours = lm_eval.simple_evaluate("workbench", model_args=f"recipe={recipe},device=cpu", batch_size=4, **shared)
+    theirs = lm_eval.simple_evaluate(
+        "hf", model_args={"pretrained": path, "dtype": "float32", "logits_cache": False}, batch_size=4, device="cpu", **shared
+    )
+    for task in shared["tasks"]:
+        for a, b in zip(ours["samples"][task], theirs["samples"][task], strict=True):
+            if task == "copy":
+                assert a["resps"] == b["resps"]
+            else:
+                assert [r[0][0] for r in a["resps"]] == pytest.approx([r[0][0] for r in b["resps"]], abs=1e-4)
+    with pytest.raises(Exception, match="expected recipe=FILE or pretrained=MODEL"):
+        lm_eval.simple_evaluate("workbench", **shared)
+
+
+def test_a_batch_keeps_its_bounds() -> None:
+    """Many pairs of one length: tokens as HFLM would forward, the mask, the logits, and keys and values behind a prefix."""
+    pairs = [([9] * 40 + [i], [1, 2, 3]) for i in range(64)]
+
+    def most(bounds: Bounds, shared: list[int] | None = None) -> int:
+        return max(len(rows) for _, rows in lay_out(pairs, bounds, shared or []).batches())
+
+    assert most(Bounds(100, 64, 100)) == 64
+    assert most(Bounds(100, 7, 100)) == 7
+    assert most(Bounds(100, 64, (1 << 26) // 30)) == 10  # three positions a row
+    assert most(Bounds(100, 64, 100, (1 << 29) // (44 * 5)), [9] * 40) == 5  # 43 tokens a row with the prefix
+    long = [([9] * 8000 + [i], [1, 2]) for i in range(4)]
+    assert max(len(rows) for _, rows in lay_out(long, Bounds(9000, 32, 100)).batches()) == 1
+
+
+def test_running_text_does_not_become_one_long_row() -> None:
+    """Documents share their only context token; many choices share a context: rows stay short, and pairs whole."""
+
+    def answers(pairs: list[Any]) -> list[int]:
+        return [len(row.answers) for _, rows in lay_out(pairs, Bounds(1000, 16, 100)).batches() for row in rows]
+
+    assert answers([([0], [7] * 100) for _ in range(10)]) == [1] * 10
+    assert sorted(answers([([0] * 20, [7] * 100) for _ in range(12)])) == [2, 5, 5]
+    assert answers([([0] * 400, [7] * 100) for _ in range(8)]) == [8]
+
+
+def test_a_long_document_does_not_excuse_a_short_one(task_files: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running text of hundreds of nats has a relative tolerance; a choice of ten nats beside it has not."""
+    plan = plan_for(task_files, tokenizer, ["long", "rolling"])
+    model, real = tiny(), Forward.batch
+    assert min(row["loglikelihoods"][0] for row in score(plan, A, model)[1]["rolling"]) < -500
+
+    def shifted(self: Forward, prefix: list[int], rows: Any) -> Any:
+        return {i: (value + 4e-4 * (value > -50), greedy) for i, (value, greedy) in real(self, prefix, rows).items()}
+
+    monkeypatch.setattr(Forward, "batch", shifted)
+    with pytest.raises(RefusedError, match=r"up to 0.0004 nats, tolerance 0.0001"):
+        Scorer(plan, A, model).check()
+
+
+def test_texts_and_pairs_of_one_task_do_not_mix_in_its_journal(tmp_path: Path) -> None:
+    pairs, texts = (KeptRows(Journal(tmp_path / "t.jsonl", "d"), first, count) for first, count in ((0, 3), (3, 2)))
+    pairs.collect(iter([{0: [-1.0, True]}, {2: [-2.0, False]}]), None, "t")
+    texts.collect(iter([{0: "zero"}]), None, "t")
+    again = Journal(tmp_path / "t.jsonl", "d")
+    assert KeptRows(again, 0, 3).answers == {0: [-1.0, True], 2: [-2.0, False]}
+    assert KeptRows(again, 3, 2).answers == {0: "zero"}
+    told: list[tuple[str, int, int]] = []
+    assert KeptRows(again, 3, 2).collect(iter([{1: "one"}]), lambda *about: told.append(about), "t") == {0: "zero", 1: "one"}
+    assert told == [("t", 2, 2)]
+
+
+def test_texts_that_are_drawn_are_the_same_after_a_kill(
+    task_files: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (task_files / "copy.yaml").read_text("utf-8").replace("do_sample: false", "do_sample: true, temperature: 1.0")
+    (task_files / "copy.yaml").write_text(text)
+    plan, store = plan_for(task_files, tokenizer, ["copy"]), ScoreStore(tmp_path / "scores")
+    _, expected = score(plan, A, tiny())
+    assert len({row["response"] for row in expected["copy"]}) > 12
+    real, calls = Scorer._texts, list[int]()
+
+    def killed(self: Scorer, requests: Any, chunk: Any) -> Any:
+        calls.append(len(chunk))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, requests, chunk)
+
+    monkeypatch.setattr(Scorer, "_texts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(plan, store, A, tiny)
+    told: list[tuple[int, int]] = []
+    scores = evaluate(plan, store, A, tiny, progress=lambda _, done, total: told.append((done, total)))
+    assert store.rows(scores) == expected
+    assert told[-2:] == [(24, 25), (1, 1)]

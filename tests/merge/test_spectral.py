@@ -1,0 +1,133 @@
+"""TSV-M and Iso-C: worked examples, the papers' formulas in numpy, what is decomposed, adapters beside checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worlds.factored import METHODS, SPECTRAL, delta, iso_formula, relative, tsv_formula
+from worlds.merging import InMemory
+from worlds.project import Project
+
+from workbench.models.layout import Model
+
+# -- worked examples
+
+
+def test_iso_c_by_hand() -> None:
+    """3 and 1 become 2 and 2; a third, zero singular value would make them 4/3 if it counted."""
+    one, two = torch.zeros(3, 4), torch.zeros(3, 4)
+    one[0, 0], two[1, 2] = 3.0, -1.0
+    expected = torch.zeros(3, 4)
+    expected[0, 0], expected[1, 2] = 2.0, -2.0
+    torch.testing.assert_close(delta("iso_c", [one, two]), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta("iso_c", [one, two], **{"lambda": 0.5}), expected / 2, atol=1e-6, rtol=0)
+    # weights: 3 and −5 give 4; a spectrum that is flat already stays
+    torch.testing.assert_close(delta("iso_c", [one, two], bricks={"b0": 1, "b1": 5}), expected * 2, atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta("iso_c", [expected]), expected, atol=1e-6, rtol=0)
+
+
+def test_tsv_by_hand() -> None:
+    """2×3, two bricks, one triplet each. Left vectors at 0° and 60° become −15° and 75°, right ones are orthogonal."""
+    one = torch.tensor([[2.0, 0, 0], [0, 0.5, 0]])  # the second triplet, 0.5, goes: k = 2 / 2
+    two = torch.tensor([[0, 0, 0.5], [0, 0, math.sqrt(3) / 2]])
+    low, high = math.cos(math.radians(75)), math.sin(math.radians(75))
+    expected = torch.tensor([[2 * high, 0, low], [-2 * low, 0, high]])
+    torch.testing.assert_close(delta("tsv", [one, two]), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(delta("tsv", [one, two], **{"lambda": 3}), expected * 3, atol=1e-6, rtol=0)
+    # a weight scales the singular value, a negative one turns the brick around
+    weighted = torch.stack([expected[:, 0] * -0.5, expected[:, 1], expected[:, 2] * 4], 1)
+    torch.testing.assert_close(delta("tsv", [one, two], bricks={"b0": -0.5, "b1": 4}), weighted, atol=1e-6, rtol=0)
+
+
+def test_tsv_of_one_direction_is_its_mean() -> None:
+    """Two bricks with one direction: the nearest orthonormal pair is not unique; nothing leaves their span."""
+    same = torch.tensor([[1.0, 2, 2], [0, 0, 0]])
+    torch.testing.assert_close(delta("tsv", [same * 3, same * 4]), same * 3.5, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (30, 21), (21, 30), (16, 16)])
+@pytest.mark.parametrize(("method", "formula"), [("tsv", tsv_formula), ("iso_c", iso_formula)])
+def test_the_papers_formula_on_full_rank(method: str, formula: Any, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    deltas = [torch.randn(shape, generator=generator) for _ in range(2 if shape == (2, 3) else 3)]
+    assert relative(delta(method, deltas), formula([d.double().numpy() for d in deltas])) < 1e-6
+
+
+# -- what is decomposed
+
+
+@pytest.mark.parametrize("method", SPECTRAL)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("norm", (9,)), ("model.embed_tokens.weight", (12, 6)), ("wte.weight", (12, 6)), ("lm_head.weight", (12, 6)),
+     ("conv.weight", (12, 1, 4)), ("narrow", (2, 30))],
+)  # fmt: skip
+def test_the_rest_is_averaged(method: str, name: str, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    one, two, three = (torch.randn(shape, generator=generator) for _ in range(3))
+    found = delta(method, [one, two, three], name, **{"lambda": 0.6, "bricks": {"b0": 1, "b1": 2, "b2": 3}})
+    torch.testing.assert_close(found, 0.6 * (one + 2 * two + 3 * three) / 3, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("method", SPECTRAL)
+def test_experts_are_merged_one_by_one(method: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    stacks = [torch.randn(3, 8, 6, generator=generator) for _ in range(2)]
+    found = delta(method, stacks, "experts.down_proj")
+    for i in range(3):
+        torch.testing.assert_close(found[i], delta(method, [s[i] for s in stacks]), atol=1e-6, rtol=0)
+    assert relative(found[0], np.asarray(delta(method, [s[1] for s in stacks]))) > 0.5
+
+
+@pytest.mark.parametrize("method", SPECTRAL)
+def test_adapters_and_a_checkpoint_in_full_space(project: Project, method: str) -> None:
+    """Every matrix at once with the deltas that a merge of each brick alone shows."""
+    text = f"bricks: {{one: bricks/one, full: bricks/full}}\nsteps: [{{merge: {method}}}]\n"
+    merged = project.tensors(text)
+    alone = {b: project.tensors(f"bricks: {{b: bricks/{b}}}\nsteps: [{{merge: average}}]\n") for b in ("one", "full")}
+    base = project.tensors("steps: []\n")
+    formula = tsv_formula if method == "tsv" else iso_formula
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.2.mlp.gate_proj.weight"):
+        deltas = [(alone[b][name] - base[name]).double().numpy() for b in ("one", "full")]
+        if method == "tsv" and "gate_proj" in name:
+            u, s, v = np.linalg.svd(deltas[1], full_matrices=False)
+            expected = u[:, :16] @ np.diag(s[:16]) @ v[:16]  # the adapter does not reach it; half of 32 triplets stay
+        elif method == "tsv":
+            expected = low_rank_tsv(deltas, (8, 16))
+        else:
+            expected = formula(deltas)
+        assert relative(merged[name] - base[name], expected) < 1e-4, name
+
+
+def low_rank_tsv(deltas: list[np.ndarray], ranks: tuple[int, ...]) -> np.ndarray:
+    """TSV-M with so many triplets of each."""
+    parts = [
+        [m[..., :r] if i < 2 else m[:r] for i, m in enumerate(np.linalg.svd(d, full_matrices=False))]
+        for d, r in zip(deltas, ranks, strict=True)
+    ]
+    u1, _, v1 = np.linalg.svd(np.concatenate([p[0] for p in parts], 1), full_matrices=False)
+    u2, _, v2 = np.linalg.svd(np.concatenate([p[2] for p in parts], 0), full_matrices=False)
+    return (u1 @ v1) @ np.diag(np.concatenate([p[1] for p in parts])) @ (u2 @ v2)
+
+
+def test_memory_of_a_tensor_for_plan() -> None:
+    """Base and three deltas in float32, and the places for what is decomposed in float64; averaged tensors and the core space hold no whole one."""
+    specs = {
+        "w": torch.zeros(10, 8),
+        "norm": torch.zeros(8),
+        "lm_head.weight": torch.zeros(10, 8),
+        "experts": torch.zeros(2, 10, 8),
+    }
+    model = Model(InMemory(specs), {})
+    for method, wide, square in (("tsv", 5, 6), ("iso_c", 4, 5)):
+        step: Any = METHODS[method].model_validate({"merge": method})
+        found = {name: step.tensor_bytes(model, name, 3) for name in specs}
+        work = 8 * (wide * 80 + square * 64)
+        assert found == {"w": 4 * 4 * 80 + work, "norm": 0, "lm_head.weight": 0, "experts": 4 * 4 * 160 + work}
+        core: Any = METHODS[method].model_validate({"merge": method, "space": "core"})
+        assert core.tensor_bytes(model, "w", 3) == 0

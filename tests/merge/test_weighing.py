@@ -1,0 +1,154 @@
+"""What counts how much: tokens in a router's Gram and in a merge's, tokens of a right text in what a search looks at."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worlds.local_tasks import CHOICE, GENERATE, A, documents, plan_of, tiny, write_data
+from worlds.project import CPU, Project
+from worlds.tiny import WORDS, tensors_of
+
+from workbench.evaluate.resident import GOLD, Resident
+from workbench.evaluate.scorer import Scorer
+from workbench.merge.measuring.grams import LayerInputs
+from workbench.models.texts import TextRow, batches
+from workbench.scores.store import ScoreStore
+
+BRICKS = "bricks: {one: bricks/one, two: bricks/two}\n"
+RIDGE, TEMPERATURE = 0.02, 0.7
+
+
+# -- routers
+
+
+def texts_of_unequal_length(project: Project) -> dict[str, list[list[int]]]:
+    """Texts of disjoint words: 40 long ones, 10 short ones, 15 of all lengths. Expert -> rows of tokens."""
+    draw, found = random.Random(1), {}
+    for i, (name, count, lengths) in enumerate((("anchor", 40, (20, 30)), ("one", 10, (3, 4)), ("two", 15, (2, 30)))):
+        rows = [draw.choices(WORDS[2 + 6 * i : 10 + 6 * i], k=draw.randint(*lengths)) for _ in range(count)]
+        (project.path / f"{name}.jsonl").write_text("".join(json.dumps({"text": " ".join(row)}) + "\n" for row in rows), "utf-8")
+        found[name] = [[WORDS.index(word) for word in row] for row in rows]
+    return found
+
+
+@torch.no_grad()
+def read_by_layers(path: Path, rows: list[list[int]]) -> list[Tensor]:
+    """What each layer's feed-forward part reads on rows, one row at a time: [tokens, hidden] in float64."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    seen: list[list[Tensor]] = [[] for _ in model.model.layers]
+    for layer, kept in zip(model.model.layers, seen, strict=True):
+        layer.mlp.register_forward_pre_hook(lambda _module, given, kept=kept: kept.append(given[0][0].double()))
+    for row in rows:
+        model(torch.tensor([row]))
+    return [torch.cat(kept) for kept in seen]
+
+
+def test_experts_count_alike_in_the_routers_gram(project: Project) -> None:
+    """W = Y' X (Σ over experts of their mean x x' + λ I)⁻¹ / T, x read from dense models, row by row; an expert with twenty
+    times the tokens counts no more, and a fifth of its texts is held out."""
+    texts = texts_of_unequal_length(project)
+    bricks = "{one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}"
+    gate = f"gate: ridge, ridge: {RIDGE}, temperature: {TEMPERATURE}, calibration: anchor.jsonl"
+    document = project.run(f"{BRICKS}steps: [{{grow: experts, bricks: {bricks}, {gate}}}]\noutput: {{dtype: float32}}\n")
+    only = "{{merge: task_arithmetic, bricks: {{{}: 1}}, where: {{include: ['*.mlp.*']}}}}"
+    dense = {"anchor": project.run("steps: []\noutput: {dtype: float32}\n", "anchor.yaml")["model"]}
+    for name in ("one", "two"):
+        dense[name] = project.run(f"{BRICKS}steps: [{only.format(name)}]\noutput: {{dtype: float32}}\n", f"{name}.yaml")["model"]
+    solved_on = {name: [row for i, row in enumerate(rows) if i % 5] for name, rows in texts.items()}
+    counts = {name: sum(map(len, rows)) for name, rows in solved_on.items()}
+    assert document["steps"][0]["gate"]["tokens"] == counts
+    assert counts["anchor"] > 20 * counts["one"]
+    read = {name: read_by_layers(Path(dense[name]), solved_on[name]) for name in dense}
+    made = tensors_of(Path(document["model"]))
+    for layer in range(4):
+        x = [read[name][layer] for name in ("anchor", "one", "two")]
+        gram = sum(of.T @ of / len(of) for of in x)
+        gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        expected = torch.stack([of.mean(0) for of in x]) @ torch.linalg.inv(gram) / TEMPERATURE
+        found = made[f"model.layers.{layer}.block_sparse_moe.gate.weight"].double()
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_a_mean_is_over_tokens_not_over_padding() -> None:
+    """Of rows from one token to nine in one batch."""
+    torch.manual_seed(0)
+    linear, embed = torch.nn.Linear(5, 3), torch.nn.Embedding(20, 5)
+    rows = [TextRow(list(range(1, 2 + n)), 0) for n in (0, 3, 8)]
+    inputs = LayerInputs({"w": linear})
+    with inputs, torch.no_grad():
+        for batch in batches(rows, CPU):
+            linear(embed(batch.tokens))
+            inputs.add(batch.mask)
+    x = torch.cat([embed(torch.tensor(row.tokens)) for row in rows]).detach()
+    assert inputs.tokens == len(x) == 1 + 4 + 9
+    torch.testing.assert_close(inputs.grams["w"][0], x.T @ x)
+
+
+# -- right texts
+
+
+def alone(model: Any, tokenizer: Any, prompt: str, answer: str) -> float:
+    """Mean log-likelihood of a token of an answer behind its prompt, tokenized as one text."""
+    start, ids = len(tokenizer(prompt)["input_ids"]), tokenizer(prompt + answer)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, start - 1 : -1].double().log_softmax(-1)
+    return float(logits.gather(1, torch.tensor(ids[start:])[:, None]).mean())
+
+
+def gold_rows(tasks_dir: Path, tokenizer: Any, model: Any, tmp_path: Path, task: str) -> list[dict[str, Any]]:
+    store = ScoreStore(tmp_path / "scores")
+    scores = Resident(model, store).scored(plan_of(tasks_dir, tokenizer), A, gold=True)
+    return list(store.rows(scores)[task])
+
+
+def test_gold_of_a_text_is_the_mean_over_its_tokens(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Behind the task's delimiter, unless the text brings a space."""
+    docs = documents(12)
+    for i, doc in enumerate(docs):
+        doc["answer"] = ["a", " b", "a much longer answer", doc["answer"]][i % 4]
+    write_data(tasks_dir, docs)
+    (tasks_dir / "copy.yaml").write_text(
+        GENERATE.replace("doc_to_target: answer", "doc_to_target: answer\ntarget_delimiter: ' = '")
+    )
+    model = tiny(seed=3, initializer_range=0.3)
+    rows = gold_rows(tasks_dir, tokenizer, model, tmp_path, "copy")
+    expected = [
+        alone(model, tokenizer, doc["prompt"], doc["answer"] if doc["answer"].startswith(" ") else " = " + doc["answer"])
+        for doc in docs
+    ]
+    assert [row["metrics"][GOLD] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert max(expected) - min(expected) > 0.5
+
+
+def test_gold_of_choices_is_the_share_of_the_right_one(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny(seed=3, initializer_range=0.3)
+    rows = gold_rows(tasks_dir, tokenizer, model, tmp_path, "pick")
+    for row, doc in zip(rows, documents(), strict=True):
+        values = torch.tensor([alone(model, tokenizer, doc["prompt"], f" {c}") * len(f" {c}") for c in doc["choices"]])
+        assert row["metrics"][GOLD] == pytest.approx(float(values.log_softmax(0)[0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("gold", ["text", "index"])
+def test_a_right_choice_given_as_text_is_its_index(tasks_dir: Path, tokenizer: Any, gold: str) -> None:
+    """The stored item, the lead of the right choice, and accuracy do not depend on how the data names it."""
+    docs = documents(8)
+    for i, doc in enumerate(docs):
+        doc["gold"] = doc["choices"][i % 3] if gold == "text" else i % 3
+    write_data(tasks_dir, docs)
+    (tasks_dir / "pick.yaml").write_text(CHOICE)
+    found = Scorer(plan_of(tasks_dir, tokenizer), A, tiny(seed=3, initializer_range=0.3)).task("pick")
+    assert [item["gold"] for item in found["items"]] == [i % 3 for i in range(8)]
+    for i, row in enumerate(found["rows"]):
+        values = row["loglikelihoods"]
+        lead = values[i % 3] - max(v for j, v in enumerate(values) if j != i % 3)
+        assert row["metrics"]["margin"] == pytest.approx(lead, abs=1e-5)
+        assert row["metrics"]["acc"] == float(lead > 0)

@@ -1,0 +1,26 @@
+"""Synthetic documents of a comparison and of a search."""
+
+from __future__ import annotations
+
+import pytest
+
+from worlds.report_document import make_document
+from worlds.report_page import Document
+from worlds.search_document import make_search
+
+from workbench.report import render
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return make_document()
+
+
+@pytest.fixture(scope="module")
+def text(document: Document, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render(document, tmp_path_factory.mktemp("report") / "starter")[0].read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def one() -> Document:
+    return make_search(40, random=20)

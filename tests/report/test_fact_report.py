@@ -1,0 +1,197 @@
+"""What survives of an edit, and the report's view of facts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from worlds.commands import call
+from worlds.fact_world import EDIT, F32, lay_out
+from worlds.project import Project
+from worlds.report_document import make_document
+from worlds.report_page import Page
+
+from workbench.compare.survival import facts_of
+from workbench.compare.tables import Table
+from workbench.report import render
+from workbench.scores.statistics import codes
+from workbench.scores.store import Configuration, Scores
+from workbench.scores.suite import FactTasks, Suite
+
+FACTS = "f" * 32
+SUITE = Suite(
+    suite="towns-facts", tasks=("towns-efficacy", "towns-paraphrase"),
+    facts=FactTasks(tasks={"efficacy": "towns-efficacy", "paraphrase": "towns-paraphrase"}, source="facts/towns.jsonl", digest=FACTS))  # fmt: skip
+# name -> role, parents, edits, answers to ten facts and to two paraphrases of each of the first three
+LINEUP: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str, str]] = {
+    "base": ("base", (), (), "1000000000", "000000"),
+    "towns": ("brick", ("towns",), (FACTS,), "1111111100", "110111"),
+    "add": ("brick", ("add",), (), "0000000001", "000000"),
+    "merged": ("configuration", ("towns", "add"), (FACTS,), "1111110011", "100110"),
+    "other": ("configuration", ("add",), ("e" * 32,), "0000000000", "000000"),
+}
+
+
+@pytest.fixture
+def world(project: Project, cwd: Path) -> Project:
+    return lay_out(project)
+
+
+def digits(name: str) -> str:
+    return (name[0] * 32)[:32]
+
+
+def entry(name: str, **changes: Any) -> list[Scores]:
+    role, parents, edits, *_ = LINEUP[name]
+    c = Configuration(**{"digest": digits(name), "name": name, "role": role, "parents": parents, "edits": edits, **changes})
+    return [Scores(suite="towns-facts", plan="p", configuration=c, seconds=0, device="cpu", created="", versions={}, tasks={})]
+
+
+def table(task: str, column: int, per_fact: int) -> Table:
+    values = {digits(name): np.array([float(x) for x in row[column]]) for name, row in LINEUP.items()}
+    clusters = [str(i // per_fact) for i in range(values[digits("base")].size)]
+    items = [{"id": str(i), "cluster": c} for i, c in enumerate(clusters)]
+    return Table(
+        name=task,
+        metric="acc",
+        suite=SUITE,
+        plan="p",
+        items=items,
+        cluster=codes(clusters),
+        values=values,
+        rows={},
+        kind="loglikelihood",
+    )
+
+
+TABLES = [table("towns-efficacy", 3, 1), table("towns-paraphrase", 4, 2)]
+
+
+def wilson(share: float, n: float, clusters: int) -> tuple[float, float]:
+    """Wilson's interval with a t quantile, written as the roots of (p - share)^2 = t^2 p (1 - p) / n."""
+    t = stats.t.ppf(0.975, clusters - 1)
+    roots = np.roots([1 + t**2 / n, -(2 * share + t**2 / n), share**2])
+    return float(min(roots)), float(max(roots))
+
+
+def test_survival_by_hand() -> None:
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in LINEUP])
+    assert (found["suite"], found["source"], found["facts"]) == ("towns-facts", "facts/towns.jsonl", 10)
+    (left,) = found["survival"]
+    assert left["alone"] == "towns"
+    assert list(left["rows"]) == ["base", "add", "merged", "other"]
+    assert left["without"] == ["base", "add", "other"]
+    merged = left["rows"]["merged"]
+    assert {k: merged["efficacy"][k] for k in ("kept", "of", "value")} == {"kept": 6, "of": 8, "value": 0.75}
+    assert (merged["efficacy"]["low"], merged["efficacy"]["high"]) == pytest.approx(wilson(0.75, 8 * 7 / 8, 8)), (
+        "the variance over clusters has the factor k/(k-1)"
+    )
+    assert left["rows"]["base"]["efficacy"]["kept"] == 1, "what was known without the edit"
+    assert left["rows"]["add"]["efficacy"]["kept"] == 0, "the facts that the edit alone has wrong do not count"
+    # Paraphrases: five are right with the edit alone, of three facts; the merge has the first of fact 0, and both of fact 1's two: 1 of 2, 1 of 1, 1 of 2.
+    assert {k: merged["paraphrase"][k] for k in ("kept", "of")} == {"kept": 3, "of": 5}
+
+
+def test_nothing_survives_where_the_edit_was_not_scored_alone() -> None:
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "add", "merged")])
+    assert (found["survival"], found["control_missing"]) == ([], True)
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "towns")])
+    assert (found["survival"], found["control_missing"]) == ([], False), "nothing else holds the edit"
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry(name) for name in ("base", "other")])
+    assert (found["survival"], found["control_missing"]) == ([], False), "nothing holds it"
+    assert facts_of(TABLES, {"towns-facts": SUITE.model_copy(update={"facts": None})}, [entry("base")]) == []
+
+
+def test_each_merge_is_held_against_its_own_edit() -> None:
+    LINEUP["rival"] = ("configuration", (), (FACTS,), "1110000000", "000000")
+    try:
+        tables = [table("towns-efficacy", 3, 1)]
+        (found,) = facts_of(tables, {"towns-facts": SUITE}, [entry(name) for name in LINEUP])
+    finally:
+        del LINEUP["rival"]
+    rows = {left["alone"]: list(left["rows"]) for left in found["survival"]}
+    assert rows == {"towns": ["base", "add", "merged", "other"]}, "nothing holds the rival"
+
+
+def test_an_edit_with_fewer_facts_is_the_one_that_is_alone() -> None:
+    both = entry("other", digest=digits("other"), parents=(), edits=("e" * 32, FACTS))
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), entry("towns"), both])
+    (left,) = found["survival"]
+    assert (left["alone"], list(left["rows"]), left["without"]) == ("towns", ["base", "other"], ["base"])
+
+
+def test_a_recipe_of_the_edit_bricks_weights_is_the_edit_alone() -> None:
+    """The recipe's name is shown; that its weights are those of the brick alone stands in the alias."""
+    recipe = [entry("towns")[0].called(Configuration(digits("towns"), "just-towns", "configuration", ("towns",), edits=(FACTS,)))]
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, [entry("base"), recipe, entry("merged")])
+    (left,) = found["survival"]
+    assert (left["alone"], list(left["rows"])) == ("just-towns", ["base", "merged"])
+
+
+def with_facts(document: dict[str, Any]) -> dict[str, Any]:
+    """The synthetic comparison, as if `add` were an edit whose facts `add` and `reverse` ask for."""
+    share = {"value": 0.75, "low": 0.55, "high": 0.9}
+    rows = {"base": {"efficacy": {"kept": 1, "of": 20, "value": 0.05, "low": 0.0, "high": 0.2}},
+            "starter-ties": {"efficacy": {"kept": 15, "of": 20, **share}}, "<b>odd</b>": {"efficacy": {"kept": 1, "of": 2, **share}}}  # fmt: skip
+    document["facts"] = [{"suite": "towns-facts", "source": "facts/towns|<i>.jsonl", "facts": 24, "tasks": {"paraphrase": "reverse", "efficacy": "add"},
+                          "survival": [{"alone": "add", "rows": rows, "without": ["base"]}]}]  # fmt: skip
+    return document
+
+
+def test_report(tmp_path: Path) -> None:
+    document = with_facts(make_document())
+    html, markdown, data = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
+    page = Page(html)
+    assert "edited" in page.ids
+    head, *rows = page.tables["facts-towns-facts"]
+    assert head == ["Configuration", "Efficacyteacher-forced", "Paraphraseteacher-forced"]
+    assert len(rows) == len(document["configurations"])
+    ties = next(row for row in rows if row[0].startswith("starter-ties"))
+    score = next(c for c in document["configurations"] if c["name"] == "starter-ties")["scores"]["add"]
+    assert ties[1].split("[")[0].strip() == f"{100 * score['value']:.1f}"
+    head, *rows = page.tables["survival-towns-facts-1"]
+    assert [row[:2] for row in rows] == [
+        ["starter-tiesadd + reverse + triage", "15 of 2075 % [55, 90]"],
+        ["basewithout the edit", "1 of 205 % [0, 20]"],
+    ]
+    assert "Of these answer right: starter-ties 15 (75 % [55, 90])." in html
+    assert "<i>" not in html.split('id="edited"')[1].split("</section>")[0], "texts are escaped"
+    assert "### facts/towns\\|&lt;i&gt;.jsonl: 24 facts" in markdown
+    assert "| starter-ties | 15 of 20 (75 % \\[55, 90\\]) |" in markdown
+    assert json.loads(data)["facts"][0]["survival"][0]["rows"]["base"]["efficacy"]["kept"] == 1
+    plain, short, _ = (p.read_text("utf-8") for p in render(make_document(), tmp_path / "plain"))
+    assert "edited" not in Page(plain).ids
+    assert "## Facts" not in short
+
+
+def test_facts_that_survive_a_merge(world: Project) -> None:
+    ran = world.run((world.path / "recipes" / "edit.yaml").read_text(), "edit.yaml")
+    (world.path / "here").mkdir()
+    (world.path / "here" / "towns").symlink_to(Path(ran["run"]) / "edits" / "edit-finetune")
+    text = "bricks: {towns: here/towns, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\neval: [edits]\n" + F32
+    world.write(text, "kept.yaml")
+    call("eval", "kept")
+    call("report", "kept", "-o", "report.html")
+    document = json.loads((world.path / "report.json").read_text("utf-8"))
+    (entry,) = document["facts"]
+    (left,) = entry["survival"]
+    assert left["alone"] == "towns"
+    assert set(left["rows"]) == {"base", "two", "average", "kept"}
+    scores = {c["name"]: c["scores"] for c in document["configurations"]}
+    right = scores["towns"]["towns-efficacy"]["value"] * 3
+    assert right >= 1
+    assert left["rows"]["kept"]["efficacy"]["of"] == math.floor(right + 0.5)
+    assert "What is left of towns" in (world.path / "report.html").read_text("utf-8")
+    world.write(EDIT + F32 + "eval: [edits]\n", "edit.yaml")
+    call("eval", "edit", "kept")
+    call("report", "edit", "kept", "-o", "report.html")
+    (entry,) = json.loads((world.path / "report.json").read_text("utf-8"))["facts"]
+    assert [left["alone"] for left in entry["survival"]] == ["edit"], (
+        "the brick alone and its recipe are the same weights: one row"
+    )

@@ -1,0 +1,242 @@
+"""The report's verdicts of guarded tasks, its families, and rows on which no verdict can fall."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.report_additions import add_own_units
+from worlds.report_document import TASKS, TOLERANCE, make_document
+from worlds.report_page import Document, Page, rendered
+
+from workbench.report import guard
+from workbench.report.glossary import glossary
+from workbench.report.marks import CLASSES
+from workbench.report.numbers import MINUS, POINTS, fixed, signed
+from workbench.report.reading import view_of
+from workbench.report.view import GUARD_WORDS, VERDICTS
+from workbench.report.wording import headline, summary
+
+REASON = (
+    "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"
+)
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def row_of(document: Document, name: str, task: str = "retention") -> dict[str, Any]:
+    found: dict[str, Any] = next(d for d in document["rows"] if (d["configuration"], d["task"]) == (name, task))
+    return found
+
+
+def closed(document: Document, task: str = "dates-us") -> Document:
+    """The document where no verdict can fall on one task's open rows."""
+    found = copy.deepcopy(document)
+    for row in found["rows"]:
+        if row["task"] == task and row["verdict"] == "cannot tell":
+            row |= {"reason": REASON, "needs": None, "clusters": 10}
+    return found
+
+
+def test_the_document_has_every_verdict_of_guarded_tasks(document: Document) -> None:
+    assert {d["verdict"] for d in document["rows"] if d["family"] == "guarded"} == {"safe", "worse", "not shown safe"}
+
+
+def test_a_loss_is_said_first_with_its_plain_interval(document: Document, text: str, tmp_path: Path) -> None:
+    d = row_of(document, "over-scaled")
+    d_text = f"over-scaled loses {fixed(-100 * d['diff'], 1)} points of retention"
+    (told,) = guard.harm(view_of(document))
+    assert told == f"{d_text} [{signed(100 * d['low'], 1)},{SPACE}{signed(100 * d['high'], 1)}]: worse than base."
+    assert text.index(d_text) < text.index("has the highest mean over skills")
+    markdown = rendered(document, tmp_path)[1]
+    assert markdown.index(d_text) < markdown.index("has the highest mean over skills")
+
+
+def test_losses_are_ranked_and_all_are_named(document: Document) -> None:
+    many = copy.deepcopy(document)
+    names = [c["name"] for c in many["configurations"] if c["role"] == "configuration"]
+    for i, name in enumerate(names):
+        row_of(many, name).update(verdict="worse", diff=-0.05 * (i + 1))
+    told = guard.harm(view_of(many))
+    assert [line.split()[0] for line in told] == [*reversed(names)][:3] + names[:1]
+    assert told[3] == f"{names[0]} is worse than base on retention too."
+
+
+def test_a_control_that_lost_is_no_headline(document: Document) -> None:
+    other = copy.deepcopy(document)
+    row_of(other, "reverse")["verdict"] = "worse"
+    assert [line.split()[0] for line in guard.harm(view_of(other))] == ["over-scaled"]
+
+
+def test_a_loss_where_lower_is_better(document: Document) -> None:
+    other = copy.deepcopy(document)
+    add_own_units(other)
+    for t in other["tasks"]:
+        if t["task"] == "prose":
+            t |= {"role": "guarded", "tolerance": 0.01}
+    for d in other["rows"]:
+        if d["task"] == "prose":
+            d |= {"family": "guarded", "tolerance": 0.01}
+    view = view_of(other)
+    told = " ".join(guard.harm(view))
+    d = row_of(other, "dates-conflict", "prose")
+    assert f"dates-conflict is {fixed(d['diff'], 3)} bits per byte above base on prose [" in told
+    assert "], where lower is better: worse than base." in told
+    row = next(r for r in view.rows if (r.configuration, r.task) == ("dates-conflict", "prose"))
+    assert row.worst == d["high_adj"]
+
+
+def test_on_a_guarded_task_the_summary_says_who_is_safe_and_what_would_help(document: Document) -> None:
+    view = view_of(document)
+    first = summary(view)[0]
+    assert first.startswith("On retention (tolerance 5.0 points), over-scaled is worse than base; ")
+    safe = [d["configuration"] for d in document["rows"] if d["verdict"] == "safe" and d["role"] == "configuration"]
+    assert f"{' and '.join(safe)} are safe" in first
+    d = row_of(document, "dates-conflict")
+    assert (
+        f"dates-conflict (losses up to {fixed(-100 * d['low_adj'], 1)} are left; needs{SPACE}n{SPACE}≈{SPACE}{d['needs']}) is not shown safe"
+        in first
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"reason": "too few clusters: 6, at least 8 needed", "needs": 900},
+            f"too few clusters: 6, the tolerance is 5.0; needs{SPACE}n{SPACE}≈{SPACE}900",
+        ),
+        (
+            {"reason": "the suite gives no tolerance for this metric", "tolerance": None, "needs": None},
+            "the suite gives no tolerance",
+        ),
+        ({"low_adj": -0.07, "needs": 200}, "losses up to 7.0 are left, the tolerance is 5.0"),
+        ({"low_adj": None, "needs": None}, "no loss is excluded, the tolerance is 5.0"),
+    ],
+)
+def test_why_a_row_is_not_shown_safe(change: dict[str, Any], said: str, document: Document) -> None:
+    other = copy.deepcopy(document)
+    row_of(other, "dates-conflict").update(change)
+    view = view_of(other)
+    (found,) = [d for d in view.rows if (d.configuration, d.task) == ("dates-conflict", "retention")]
+    assert guard.lacking(view, found) == said
+
+
+def test_every_verdict_has_a_mark_of_its_own(text: str) -> None:
+    assert set(CLASSES) == set(VERDICTS)
+    shapes = {name: re.search(rf'id="m-{name}"[^>]*>?(?:<path[^>]*>)*', text) for name in CLASSES.values()}
+    assert all(shapes.values())
+    drawn = [re.sub(r'id="[^"]*"', "", found[0]) for found in shapes.values() if found]
+    assert len(set(drawn)) == len(VERDICTS)
+    css = text[: text.index("</style>")]
+    assert all(f".v-{name} {{ --c: var(--{name});" in css for name in CLASSES.values())
+
+
+def test_legend_tally_and_matrix_show_the_words(text: str) -> None:
+    legend = text[text.index('<section id="summary">') : text.index('id="summary-table"')]
+    assert all(f"</svg> {word}</li>" in legend for word in VERDICTS)
+    assert 'title="not shown safe: retention"' in text
+    matrix = text[text.index('aria-label="Differences by configuration and task"') :]
+    matrix = matrix[: matrix.index("</table>")]
+    cells = re.findall(
+        r'<td class="v-(\w+)[^>]*title="([\w-]+) on retention[^"]*"><b>[^<]*<svg class="glyph v-(\w+) gap"', matrix
+    )
+    assert len(cells) == 10
+    assert all(cell == mark for cell, _, mark in cells)
+    assert {mark for *_, mark in cells} == {"safe", "worse", "unshown"}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_tolerance_is_a_line_on_the_side_of_losses(lower: bool, document: Document, tmp_path: Path) -> None:
+    other = copy.deepcopy(document)
+    for t in other["tasks"]:
+        t["lower"] = lower and t["task"] == "retention"
+    page = rendered(other, tmp_path)[0]
+    lines = re.findall(r'<line class="tolerance" x1="([\d.]+)%"', page)
+    assert len(lines) == 1  # of one guarded task
+    plot = page[page.rindex("<svg", 0, page.index('class="tolerance" x1="' + lines[0])) :]
+    plot = plot[: plot.index("</svg>")]
+    zero = float(re.findall(r'<line class="zero" x1="([\d.]+)%"', plot)[0])
+    ticks = [float(x) for x in re.findall(r'<text class="tick" x="([\d.]+)%"', plot)]
+    assert len(ticks) >= 2
+    assert (float(lines[0]) > zero) == lower
+    values = [float(v.replace(MINUS, "-")) for v in re.findall(r'<text class="tick"[^>]*>([^<]+)<', plot)]
+    share = (ticks[-1] - ticks[0]) / (values[-1] - values[0])
+    if not lower:  # a share where lower is better is drawn in its own unit
+        assert (zero - float(lines[0])) / share == pytest.approx(POINTS.scale * TOLERANCE, abs=0.01)
+    assert "tolerance of a guarded task" in page
+
+
+def test_families_are_told_and_controls_are_apart(document: Document, text: str) -> None:
+    family = document["family"]
+    told = f"{family['compared']} rows compared, {family['guarded']} guarded, {family['controls']} of controls, which are tested apart"
+    assert f"({told}); step-down max-T over sign flips of clusters at 5 % for each family" in text
+    assert "Holm" not in text
+    page = Page(text)
+    head, *rows = page.tables["rows-table"]
+    column = head.index("Family")
+    words = {(r[0], r[1]): r[column] for r in rows}
+    assert words["starter-ties", "add"] == "compared"
+    assert words["starter-ties", "retention"] == "guarded"
+    assert words["add", "retention"] == "guarded, control"
+    assert words["add", "reverse"] == "control"
+    apart = [t for t in page.titles if "A control: tested apart" in t]
+    assert len(apart) == sum(d["role"] != "configuration" for d in document["rows"])
+
+
+def test_glossary_explains_the_words(document: Document) -> None:
+    terms = dict(glossary(view_of(document)))
+    assert {"Safe", "Not shown safe", "Tolerance", "Family", "Adjusted interval"} <= set(terms)
+    assert "retention 5.0 points" in terms["Tolerance"]
+    assert "step-down max-T" in terms["Adjusted interval"]
+    assert "flips the signs of whole clusters" in terms["Adjusted interval"]
+    assert not any("Holm" in text for text in terms.values())
+    document = copy.deepcopy(document)
+    document["family"]["correction"] = "none"
+    assert dict(glossary(view_of(document)))["Adjusted interval"].startswith("Not adjusted")
+
+
+def test_an_older_document_has_none_of_it(tmp_path: Path) -> None:
+    older = make_document(older=True)
+    page, markdown = rendered(older, tmp_path)
+    body = page[page.index("</style>") :]
+    for word in ("not shown safe", "safe</li>", "tested apart", 'class="tolerance"', "Tolerance</dt>"):
+        assert word not in body, word
+    assert not set(GUARD_WORDS) & set(view_of(older).words)
+    assert page.count('class="plot"') == len(TASKS)
+    assert f"Holm correction gives it in the family ({older['family']['size']} comparisons)" in page
+    assert "Family" not in Page(page).tables["rows-table"][0]
+    assert "| Family |" not in markdown
+    assert "these items cannot tell" in " ".join(headline(view_of(older)))
+
+
+def test_where_no_verdict_can_fall_is_in_the_summary(document: Document, tmp_path: Path) -> None:
+    other = closed(document)
+    rows = [d for d in other["rows"] if d.get("reason") == REASON]
+    named = [d for d in rows if d["role"] == "configuration"]
+    assert 0 < len(named) < len(rows)
+    view = view_of(other)
+    told = summary(view)
+    assert f"No verdict can fall in {len(named)} comparisons, on dates-us (10 clusters): " in told[-2]
+    assert f"No verdict can fall in {len(rows) - len(named)} comparisons of controls, on dates-us (10 clusters): " in told[-1]
+    assert all(line.endswith("More clusters or fewer rows are needed.") for line in told[-2:])
+    assert "no verdict can fall on dates-us" in headline(view)[1]
+    page, markdown = rendered(other, tmp_path)
+    for where in (page, markdown):
+        assert "No verdict can fall in" in where
+    undecided = {(r[0], r[1]): r for r in Page(page).tables["undecided-table"]}
+    for d in named:
+        row = undecided[d["configuration"], "dates-us"]
+        assert [row[4], row[6]] == ["–", "more clusters or fewer rows"]
+        assert f"dates-us ({signed(100 * d['diff'], 1)}; no verdict can fall)" in page
+
+
+def test_only_controls_are_named_where_nothing_else_is_compared(document: Document) -> None:
+    other = closed(document)
+    other["configurations"] = [c for c in other["configurations"] if c["role"] != "configuration"]
+    other["rows"] = [d for d in other["rows"] if d["role"] != "configuration"]
+    (told,) = summary(view_of(other))
+    assert "of controls" in told

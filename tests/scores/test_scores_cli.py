@@ -1,0 +1,240 @@
+"""`scores ls` and `scores import`: lm-eval's own sample files as comparable scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.commands import call, refused, run
+from worlds.local_tasks import documents, tiny
+
+from workbench.errors import WorkbenchError
+from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.paired import paired
+from workbench.scores.samples import read_samples
+from workbench.scores.store import ScoreStore
+
+TASKS = ("copy", "pick", "roll", "last")
+
+
+@pytest.fixture(scope="module")
+def outside(tasks: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What lm-eval leaves of two models, by the calls that its command line makes: out/MODEL/samples_TASK_DATE.jsonl and results_DATE.json."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    place = tmp_path_factory.mktemp("outside")
+    for name, seed in (("a", 0), ("b", 1)):
+        tiny(seed).save_pretrained(place / name)
+        tokenizer.save_pretrained(place / name)
+        tracker = EvaluationTracker(output_path=str(place / "out"))
+        manager = TaskManager(include_path=str(tasks), include_defaults=False)
+        results = simple_evaluate(
+            "hf", model_args={"pretrained": str(place / name), "dtype": "float32"}, tasks=list(TASKS), task_manager=manager, batch_size=4, device="cpu",
+            log_samples=True, bootstrap_iters=0, evaluation_tracker=tracker)  # fmt: skip
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        (made,) = (p for p in (place / "out").iterdir() if p.name.endswith(f"__{name}"))
+        made.rename(place / "out" / name)  # its name holds the whole path
+    return place / "out"
+
+
+def lines(folder: Path, task: str) -> list[dict[str, Any]]:
+    (file,) = folder.glob(f"samples_{task}_*.jsonl")
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def table(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob("results_*.json")
+    found: dict[str, Any] = json.loads(file.read_text("utf-8"))["results"]
+    return found
+
+
+def test_imported_scores_are_lm_evals(outside: Path, project: Path) -> None:
+    store = ScoreStore(project / "runs" / "scores")
+    (one,) = import_samples([outside / "a"], store)
+    assert one.new
+    assert (one.scores.suite, one.scores.configuration.name, one.scores.configuration.role) == ("imported", "a", "configuration")
+    expected = table(outside / "a")
+    names = {"exact_match": "exact_match,plain", "exact_match,strip": "exact_match,strip"}
+    for task, scores in one.scores.tasks.items():
+        assert scores.n == 24
+        for metric, found in scores.metrics.items():
+            if metric != "margin":
+                assert found.value == pytest.approx(expected[task][names.get(metric, f"{metric},none")], rel=1e-9), (task, metric)
+                assert found.low <= found.value <= found.high
+    assert list(one.scores.tasks["copy"].metrics) == ["exact_match", "exact_match,strip"]
+    assert list(one.scores.tasks["pick"].metrics) == ["acc", "acc_norm", "margin"]
+
+    rows, items = store.rows(one.scores), store.items(one.scores)
+    docs = documents()
+    assert [i["id"] for i in items["pick"]] == [d["id"] for d in docs]
+    assert [i["cluster"] for i in items["pick"]] == [d["cluster"] for d in docs]
+    assert items["pick"][3]["choices"] == docs[3]["choices"]
+    assert {i["gold"] for i in items["pick"]} == {0}
+    for row, line in zip(rows["pick"], lines(outside / "a", "pick"), strict=True):
+        values = [float(r[0][0]) for r in line["resps"]]
+        assert row["loglikelihoods"] == values
+        assert row["metrics"]["margin"] == values[0] - max(values[1:])
+    assert [r["response"] for r in rows["copy"]] == [
+        x["resps"][0][0] for x in lines(outside / "a", "copy") if x["filter"] == "plain"
+    ]
+    plan = store.record(one.scores)
+    assert plan["imported"] is True
+    assert plan["tasks"]["roll"]["ratios"] == {
+        "word_perplexity": "weighted_perplexity", "byte_perplexity": "weighted_perplexity", "bits_per_byte": "bits_per_byte"}  # fmt: skip
+    assert plan["tasks"]["last"]["lower"] == ["perplexity"]
+    assert plan["tasks"]["last"]["primary"] == "acc"
+    weight = [r["metrics"]["bits_per_byte"] for r in rows["roll"]]
+    assert -sum(n for n, _ in weight) / sum(w for _, w in weight) / math.log(2) == pytest.approx(
+        expected["roll"]["bits_per_byte,none"]
+    )
+    assert rows["last"][0]["metrics"]["perplexity"] == [lines(outside / "a", "last")[0]["perplexity"], 1.0]
+
+
+def test_two_outside_runs_are_compared_item_by_item(outside: Path, project: Path) -> None:
+    files = [str(p) for n in ("a", "b") for p in sorted((outside / n).glob("samples_*.jsonl"))]
+    said = call("scores", "import", *files, "--suite", "outside")
+    assert "compare: workbench compare a b --suite outside" in said.stderr
+    found = json.loads(call("compare", "a", "b", "--suite", "outside", "--json", code=(0, 3)).stdout)
+    assert found["baseline"] == "a"
+    (row,) = [r for r in found["rows"] if r["task"] == "pick"]
+    values = [[line["acc"] for line in lines(outside / n, "pick")] for n in ("a", "b")]
+    expected = paired(*values, [d["cluster"] for d in documents()])
+    assert (row["diff"], row["p"], row["clusters"]) == (expected.diff, expected.p, 8)
+    (row,) = [r for r in found["rows"] if r["task"] == "roll"]
+    values = [table(outside / n)["roll"]["word_perplexity,none"] for n in ("a", "b")]
+    assert row["ratio"] is row["lower"] is True
+    assert [row["baseline_value"], row["value"]] == pytest.approx(values)
+    turned = json.loads(call("compare", "a", "b", "--suite", "outside", "--baseline", "b", "--json", code=(0, 3)).stdout)
+    assert turned["baseline"] == "b"
+    call("report", "--suite", "outside")
+    shown = json.loads(Path("reports/report.json").read_text("utf-8"))
+    assert [c["name"] for c in shown["configurations"]] == ["a", "b"]
+    assert {t["n"] for t in shown["tasks"]} == {24}
+
+
+def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(outside: Path, project: Path) -> None:
+    call("scores", "import", str(outside / "a"))
+    before = {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()}
+    assert "held already" in call("scores", "import", str(outside / "a")).stdout
+    assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
+    error = refused("scores", "import", str(outside / "b"), "--name", "a")
+    assert "suite 'imported' holds other numbers of 'a' on the same items" in error.message
+    assert "--name a-2" in str(error.hint)
+    call("scores", "import", str(outside / "b"), "--name", "a-2")
+
+
+def changed(outside: Path, project: Path, name: str, edit: Any, task: str = "pick") -> Path:
+    """A copy of b's samples of one task, with lines changed."""
+    place = project / "copies" / name
+    place.mkdir(parents=True)
+    found = lines(outside / "b", task)
+    edit(found)
+    (place / f"samples_{task}_2026-01-01T00-00-00.000000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in found))
+    return place
+
+
+def test_other_documents_prompts_or_filters_are_another_plan(outside: Path, project: Path) -> None:
+    store = ScoreStore(project / "runs" / "scores")
+    edits = {
+        "same": lambda found: None,
+        "document": lambda found: found[2]["doc"].update(note="changed"),
+        "prompt": lambda found: found[2]["arguments"]["gen_args_0"].update(arg_0="Tell aa0 ->"),
+        "target": lambda found: found[2].update(target="1"),
+        "fewer": lambda found: found.pop(),
+        "filter": lambda found: [line.update(filter="loose") for line in found],
+        "numbers": lambda found: [line.update(acc=1.0) for line in found],
+    }
+    plans = {}
+    for name, edit in edits.items():
+        (one,) = import_samples([changed(outside, project, name, edit)], store, suite="x")
+        plans[name] = one.scores.plan
+    assert plans["numbers"] == plans["same"]
+    assert len({plans[n] for n in edits if n != "numbers"}) == 6
+    error = refused("compare", "same", "prompt", "--suite", "x")
+    assert "same and prompt saw different documents, prompts, clusters or filters in pick" in error.message
+    call("scores", "import", *(str(p) for p in (outside / "a").glob("samples_*") if "copy" in p.name), "--suite", "x")
+    assert "have different tasks (pick; copy)" in refused("compare", "same", "a", "--suite", "x").message
+    assert "no imported run 'smae'. Did you mean 'same'" in refused("compare", "smae", "same", "--suite", "x").message
+    assert [s.configuration.name for s in find_imported(store, "x", ["numbers", "same"])] == ["numbers", "same"]
+
+
+def test_ids_and_clusters(outside: Path, project: Path) -> None:
+    def strip(found: list[dict[str, Any]]) -> None:
+        for line in found:
+            del line["doc"]["id"], line["doc"]["cluster"]
+        found[1].update(doc=found[0]["doc"], arguments=found[0]["arguments"])
+
+    (file,) = changed(outside, project, "bare", strip).iterdir()
+    samples = read_samples("pick", file)
+    ids = [item["id"] for item in samples.items]
+    assert len(set(ids)) == 24
+    assert ids[1] == f"{ids[0]}-2"
+    assert [item["cluster"] for item in samples.items] == ids, "every item stands alone"
+    assert {item["cluster"] for item in read_samples("pick", file, "answer").items} == {
+        d["answer"] for d in documents()[:1] + documents()[2:]
+    }
+    with pytest.raises(WorkbenchError, match=r"document 0 has no field 'answr'. Did you mean 'answer'"):
+        read_samples("pick", file, "answr")
+
+
+def test_bad_samples(outside: Path, project: Path) -> None:
+    file = project / "samples_pick_2026-01-01T00-00-00.000000.jsonl"
+    good = next((outside / "a").glob("samples_pick_*.jsonl")).read_text("utf-8")
+
+    def fails(text: str | None, message: str) -> None:
+        if text is not None:
+            file.write_text(text)
+        error = refused("scores", "import", str(file))
+        assert message in error.message, error.message
+        assert error.hint
+
+    fails(None, "no such file")
+    fails("", "no lines")
+    fails(good + "{", ":25: not JSON")
+    fails('{"doc_id": 0}\n', ":1: no doc, target, arguments, resps, filter, metrics")
+    fails(good + good.splitlines()[0] + "\n", "a document occurs twice")
+    fails(
+        good.replace('"acc": 0.0', '"acc": null').replace('"acc_norm": ', '"acc_nrm": '),
+        "no metric has a number for every item (found acc, acc_norm)",
+    )
+    fails(good.replace('"resps": [[["', '"resps": [[["x'), "are not those of multiple_choice")
+    other = project / "results.jsonl"
+    other.write_text(good)
+    assert "expected a file samples_TASK_DATE.jsonl" in refused("scores", "import", str(other)).message
+    (project / "empty").mkdir()
+    assert "no samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
+    both = refused("scores", "import", str(outside / "a"), str(outside / "b"), "--name", "x")
+    assert "which are 2 configurations" in both.message
+    file.write_text(good)
+    shutil.copy(file, project / "samples_pick_2026-01-02T00-00-00.000000.jsonl")
+    twice = refused("scores", "import", *map(str, sorted(project.glob("samples_*"))))
+    assert "are both of task 'pick'" in twice.message
+    assert not (project / "runs").exists()
+    call("scores", "import", str(project), "--name", "newest")
+
+
+def test_ls(outside: Path, project: Path) -> None:
+    assert "no scores in" in run("scores", "ls").stderr
+    assert json.loads(run("scores", "ls", "--json").stdout) == []
+    call("scores", "import", str(outside / "a"), "--suite", "z")
+    call("scores", "import", str(outside / "b"), "--suite", "y")
+    (first, second) = json.loads(run("scores", "ls", "--json").stdout)
+    assert (first["suite"], second["suite"]) == ("y", "z")
+    assert [c["name"] for c in second["configurations"]] == ["a"]
+    assert second["tasks"] == dict.fromkeys(sorted(TASKS), 24)
+    assert (second["scorer"], second["partial"], second["imported"], second["unfinished"]) == ("lm_eval", False, True, 0)
+    folder = project / "runs" / "scores" / second["folder"]
+    assert second["bytes"] == sum(p.stat().st_size for p in folder.iterdir())
+    (folder / "abc.partial").mkdir()
+    assert "imported, 1 unfinished" in run("scores", "ls").stdout
+    assert stored_plans(ScoreStore(project / "nowhere")) == []

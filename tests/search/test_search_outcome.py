@@ -1,0 +1,92 @@
+"""How searches end on a tiny model: with a winner that is a control, with a control that no candidate beats, without any score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worlds.commands import call, document
+from worlds.project import Project
+from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
+
+from workbench.errors import WorkbenchError
+from workbench.search.winner import conclude
+
+
+def test_what_the_test_cannot_tell_is_said_first(project: Project, cwd: Path) -> None:
+    """Ten clusters make two halves of five, and below eight no verdict is given."""
+    world = lay_out(project, clusters=10)
+    world.write(searched(SPACE, ", trials: 3, sampler: random, controls: false"))
+    called = call("search", "recipes/test.yaml")
+    warning = "task 'pick' has 5 of its 10 clusters in the test half, and below 8 no verdict is given: the test of 'words' says"
+    assert warning in called.stderr
+    assert called.stderr.index(warning) < called.stderr.index("control 1/1")
+    found = json.loads((folder_of(world) / "search.json").read_text())
+    assert [text.startswith(warning) for text in found["warnings"]] == [True]
+    ((line,),) = found["test"]["against"].values()
+    assert line["verdict"] == "no item changed" or line["reason"] == "too few clusters: 5, at least 8 needed"
+
+
+def test_one_item_is_too_few(project: Project) -> None:
+    world = lay_out(project, items=1)
+    with pytest.raises(
+        WorkbenchError, match=r"search.objective: task 'pick' has 1 item, and a search needs one to search and one to test"
+    ):
+        search_of(world)
+
+
+def test_a_winner_that_is_a_control(world: Project) -> None:
+    """The only candidate is the recipe as it stands, which is a control."""
+    world.write(searched(SPACE, ", trials: 1, sampler: random"))
+    called = call("search", "recipes/test.yaml")
+    assert "trial-0 is the control test under another name: its weights are equal" in called.stdout
+    found = json.loads((folder_of(world) / "search.json").read_text())
+    rows = {row["name"]: row for row in found["test"]["rows"]}
+    assert rows["trial-0"]["same_as"] == "test"
+    assert rows["trial-0"]["digest"] == rows["test"]["digest"]
+    assert {row["same_as"] for name, row in rows.items() if name != "trial-0"} == {None}
+    ((line,),) = found["test"]["against"].values()
+    assert (line["verdict"] == "no item changed") == (line["test"]["diff"] == 0 and line["test"]["p"] == 1)
+
+
+BAD = RECIPE.replace("lambda: 1.0", "lambda: 3.5e+4")
+
+
+def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate falls behind the best control and is given up: a finding, with document and page, and no winner."""
+    monkeypatch.setattr("workbench.search.run.beaten_by", lambda answers, known, *rest: known[0])
+    world.write(searched(SPACE, ", trials: 4, sampler: random, random: 1"))
+    called = call("search", "recipes/test.yaml", "-o", "best.yaml")
+    found = json.loads((folder_of(world) / "search.json").read_text())
+    assert all(t["stopped"] for t in found["trials"])
+    assert len(found["trials"]) == 5
+    assert (found["winner"], found["recipes"], found["test"]["against"]) == (None, {}, {})
+    (best,) = found["unbeaten"]
+    control = max(found["controls"], key=lambda c: c["scores"][0])
+    assert (best["name"], best["role"], best["search"]) == (control["name"], control["role"], control["scores"])
+    assert best["test"] == next(r["test"] for r in found["test"]["rows"] if r["name"] == best["name"])
+    assert {c["name"]: c["role"] for c in found["controls"]}["one"] == "brick"
+    assert (
+        f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): all that were scored fell"
+        in called.stdout
+    )
+    assert "no candidate beats " in called.stdout
+    assert "best.yaml is not written: there is no winner" in called.stderr
+    assert not (world.path / "best.yaml").exists()
+    call("report", "test")
+    assert f"{best['name']}, which has" in (world.path / "reports" / "report-search.html").read_text("utf-8")
+    again = document("search", "recipes/test.yaml")
+    assert again["unbeaten"] == found["unbeaten"]
+
+
+def test_nothing_scored_is_an_error(world: Project) -> None:
+    """No candidate has a score: all failed, or none was begun."""
+    failing = searched("{mix.lambda: {choices: [8.0e+29, 9.0e+29]}}", ", trials: 2, sampler: random, controls: false", BAD)
+    world.write(failing)
+    with pytest.raises(WorkbenchError, match="no candidate could be scored, 2 failed; trial-0: "):
+        call("search", "recipes/test.yaml")
+    search = search_of(world, rest=", trials: 2, controls: false", name="other.yaml")
+    with pytest.raises(WorkbenchError, match="no candidate has been scored: none was finished in time"):
+        conclude(search)

@@ -1,0 +1,232 @@
+"""Exact float32 on every device, staged copies, and results of one kind of device that never mix with those of another."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from worlds.project import CPU, Project
+
+from workbench.run.materialize import configuration_digest
+from workbench.weights import writer
+from workbench.weights.device import Landing, Staging, exact, prepare
+from workbench.weights.specs import TensorSpec
+from workbench.weights.writer import Shard, layout_digest, write_checkpoint
+
+CUDA = torch.device("cuda")
+OPERATORS = {
+    "cuda.matmul": torch.backends.cuda.matmul, "cudnn.conv": torch.backends.cudnn.conv, "cudnn.rnn": torch.backends.cudnn.rnn,
+    "mkldnn.matmul": torch.backends.mkldnn.matmul, "mkldnn.conv": torch.backends.mkldnn.conv,
+}  # fmt: skip
+
+
+def precisions() -> dict[str, str]:
+    return {name: operator.fp32_precision for name, operator in OPERATORS.items()}
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """A test may change torch's settings; they are global."""
+    before, everywhere = precisions(), torch.backends.fp32_precision
+    yield
+    torch.backends.fp32_precision = everywhere
+    for name, value in before.items():
+        OPERATORS[name].fp32_precision = value
+
+
+@pytest.mark.parametrize("way", ["set_float32_matmul_precision", "fp32_precision"])
+def test_exact_wins_over_what_the_program_asked_for(way: str) -> None:
+    """A program can ask torch for TF32 and bfloat16 inside float32 products in two ways. Convolutions use TF32 by default."""
+    if way == "fp32_precision":
+        torch.backends.fp32_precision = "tf32"
+    else:
+        torch.set_float32_matmul_precision("medium")
+    before = precisions()
+    assert before["cuda.matmul"] == "tf32"
+    with exact():
+        assert set(precisions().values()) == {"ieee"}
+    assert precisions() == before
+
+
+def test_exact_restores_after_an_error() -> None:
+    before = precisions()
+    with pytest.raises(KeyError), exact():
+        raise KeyError
+    assert precisions() == before
+
+
+def test_a_program_that_uses_torchs_newer_settings_can_run_a_recipe(project: Project) -> None:
+    """The older `allow_tf32` raises there."""
+    project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
+    code = (
+        "import torch; torch.backends.fp32_precision = 'tf32'\n"
+        "import workbench; print(workbench.load_recipe('recipes/test.yaml').run(device='cpu')['status'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "done", done.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8")])
+def test_products_on_cuda_get_a_fixed_workspace(given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    prepare(CPU)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == given
+    prepare(CUDA)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
+
+
+def test_operators_that_repeat_are_asked_for_on_cuda_alone() -> None:
+    with exact(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with exact(CUDA):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+# -- results of two kinds of device
+
+
+class Ones:
+    """Weights whose tensors are all ones; remembers what was opened."""
+
+    def __init__(self) -> None:
+        self.specs = {name: TensorSpec((4, 4), torch.float32) for name in "abc"}
+        self.opened: list[str] = []
+
+    def origin(self, name: str) -> str:
+        return name
+
+    def open(self, name: str, device: torch.device) -> Ones:
+        self.opened.append(name)
+        return self
+
+    def read(self, start: int, stop: int, out: torch.Tensor) -> None:
+        if self.opened == ["a", "b"]:
+            raise KeyboardInterrupt
+        out.fill_(1)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_write_is_not_resumed_on_another_kind_of_device(other: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(weights: Ones) -> None:
+        write_checkpoint(weights, tmp_path, dtype=None, shard_size=1 << 20, device=CPU, threads=1)  # type: ignore[arg-type]
+
+    if other:  # the first attempt leaves the journal that a CUDA device would leave
+        monkeypatch.setattr(writer, "layout_digest", lambda shards, _device: layout_digest(shards, CUDA))
+    with pytest.raises(KeyboardInterrupt):
+        write(Ones())
+    monkeypatch.undo()
+    weights = Ones()
+    weights.opened.append("resumed")
+    write(weights)
+    assert ("a" in weights.opened) == other
+    assert "b" in weights.opened
+
+
+def test_layouts_differ_by_device_and_by_header() -> None:
+    shards = [Shard("x", {"a": TensorSpec((2,), torch.float32)})]
+    others = [Shard("x", {"a": TensorSpec((2,), torch.bfloat16)})]
+    assert len({layout_digest(shards, CPU), layout_digest(shards, CUDA), layout_digest(others, CPU)}) == 3
+    assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
+
+
+def test_a_digest_found_on_another_kind_of_device_is_not_taken(project: Project) -> None:
+    resolved = project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
+    digest, _ = configuration_digest(resolved, CPU)
+    memo = resolved.cache / "configurations" / f"{resolved.key}.json"
+    assert json.loads(memo.read_text("utf-8")) == {"digest": digest, "device": "cpu"}
+    memo.write_text(json.dumps({"digest": "of cuda", "device": "cuda"}), "utf-8")
+    assert configuration_digest(resolved, CPU)[0] == digest
+    memo.write_text(json.dumps({"digest": "kept"}), "utf-8")  # from before the device was noted: all were the CPU's
+    assert configuration_digest(resolved, CPU)[0] == "kept"
+
+
+# -- copies
+
+
+def test_staging_on_the_cpu_keeps_one_piece() -> None:
+    staging = Staging(CPU)
+    first = staging.room(8)
+    first.fill_(1)
+    assert staging.send(first).data_ptr() == first.data_ptr()
+    assert staging.room(4).data_ptr() == first.data_ptr()
+
+
+def test_landing_rounds_and_gives_the_bytes() -> None:
+    landing = Landing(6, torch.bfloat16, CPU)
+    block = torch.tensor([[1.0, 1.00390625, 2.0]])
+    room = landing.rounded(block)
+    room.copy_(block)
+    assert bytes(landing.bytes_of(room)) == bytes(block.bfloat16().view(-1).view(torch.uint8).numpy().data)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_staged_blocks_are_not_overwritten_while_they_are_copied() -> None:
+    staging, size = Staging(CUDA), 1 << 26
+    sent = []
+    for value in range(8):
+        room = staging.room(size)
+        room.fill_(value)
+        sent.append(staging.send(room))
+    assert [int(block.max()) for block in sent] == [int(block.min()) for block in sent] == list(range(8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_threads_see_what_the_main_thread_has_queued() -> None:
+    """Factors of an edit are made on the main thread and read by all."""
+    from workbench.weights.parallel import each
+
+    matrix = torch.randn(4096, 4096, device=CUDA)
+    product = matrix
+    for _ in range(20):
+        product = torch.nn.functional.normalize(product @ matrix)
+    seen: dict[str, torch.Tensor] = {}
+    each(lambda name: seen.__setitem__(name, product.clone()), [str(i) for i in range(16)], 8, CUDA)
+    assert all(torch.equal(value, product) for value in seen.values())
+
+
+# -- plan
+
+
+def test_a_plan_for_cuda_counts_buffers_on_the_device_and_staged_blocks(project: Project) -> None:
+    """By hand: the largest tensor of the tiny model is one block; float32 buffers, and two stored blocks of each input."""
+    from workbench.run.plan import plan
+
+    resolved = project.resolve("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
+    on_cpu, on_cuda = (plan(resolved, project.path / "runs", 3, cuda=cuda) for cuda in (False, True))
+    elements = max(spec.numel for spec in resolved.base.weights.specs.values())
+    stored = 2 * elements  # bf16
+    assert on_cuda.device_bytes == 3 * ((1 + 6) * 4 * elements + 2 * 2 * stored)
+    assert on_cuda.peak_bytes - 250_000_000 == 3 * (2 * 2 * stored + stored)
+    assert on_cpu.device_bytes == 0
+    assert on_cpu.peak_bytes != on_cuda.peak_bytes
+
+
+@pytest.mark.parametrize(("device", "shown"), [("cuda:1", True), ("cpu", False)])
+def test_plan_says_what_the_device_holds(project: Project, device: str, shown: bool) -> None:
+    project.write("bricks: {one: bricks/full}\nsteps: [{merge: task_arithmetic}]\n")
+    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", device]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=True)
+    assert (" on the device, " in done.stdout) == shown
+
+
+def test_plan_refuses_a_device_that_does_not_exist(project: Project) -> None:
+    project.write("steps: []\n")
+    command = [sys.executable, "-m", "workbench", "plan", "recipes/test.yaml", "--device", "gpu"]
+    done = subprocess.run(command, cwd=project.path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--device gpu: expected auto, cpu, cuda or cuda:N" in done.stderr

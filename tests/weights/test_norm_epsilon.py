@@ -1,0 +1,65 @@
+"""The epsilon of norms: where it decides what weights compute, changing it is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from worlds.places import STARTER
+from worlds.project import Project
+from worlds.tiny import edit_json
+
+from workbench.library.starter import CONFIG, DIGEST
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.digests import tensor_digests, weights_digest
+from workbench.weights.writer import output_specs
+
+BASE = STARTER
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2"])
+def test_growth_scales_a_large_epsilon_with_the_width(family: str, project: Project, dense_of: Callable[[str], Path]) -> None:
+    """With an epsilon like the norms' own squares a wrong share of it is no rounding: queries and keys that are normed included."""
+    from transformers import AutoModelForCausalLM
+
+    base = project.path / "large"
+    shutil.copytree(dense_of(family), base)
+    edit_json(base / "config.json", rms_norm_eps=0.5)
+    document = project.run(f"base: {base}\nsteps: [{{grow: width, hidden: 40, check: off}}]\noutput: {{dtype: float32}}\n")
+    before, after = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32).eval() for p in (base, document["model"]))
+    assert after.config.hidden_size == 40 != before.config.hidden_size == 32
+    assert after.config.rms_norm_eps == pytest.approx(0.5 * 32 / 40, rel=1e-12)
+    tokens = torch.arange(24).view(2, 12)
+    with torch.no_grad():
+        old, new = before(tokens).logits, after(tokens).logits
+    assert float((old - new).abs().max()) < 1e-4 * float(old.abs().max())
+
+
+@pytest.mark.parametrize("field", ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"])
+def test_a_brick_with_another_epsilon_is_named(field: str, project: Project) -> None:
+    """Equal weights compute something else with it, under each of its names."""
+    base, brick = project.path / "own", project.path / "other"
+    for place, value in ((base, 1e-6), (brick, 1e-3)):
+        shutil.copytree((project.path / "base").resolve(), place)
+        edit_json(place / "config.json", **{field: value})
+    text = "base: {}\nbricks: {{other: {}}}\nsteps: [{{merge: average}}]\n"
+    message = f"brick 'other': config.json differs from the base's in {field}; the result has the base's values"
+    assert message in project.resolve(text.format(base, brick)).warnings
+    assert not [w for w in project.resolve(text.format(base, base)).warnings if "config.json differs" in w]
+
+
+@pytest.mark.starter
+def test_the_starter_base_has_the_configuration_that_its_digest_counts() -> None:
+    """What `brick fetch starter` writes, and what lies on disk: each field of it is part of the digest that bricks name."""
+    if not (BASE / "config.json").is_file():
+        pytest.skip("workbench brick fetch starter")
+    checkpoint = Checkpoint(BASE, "base")
+    digests = tensor_digests(checkpoint.entries, None)
+    assert weights_digest(output_specs(checkpoint.specs, None), digests, CONFIG) == DIGEST
+    stored = json.loads((BASE / "config.json").read_text("utf-8"))
+    assert {key: stored[key] for key in CONFIG} == CONFIG

@@ -1,0 +1,1 @@
+"""Models, projects and documents that several tests use."""

@@ -1,0 +1,53 @@
+"""Closed-form edits as steps of a recipe on the project's base, and by their method alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from worlds.project import CPU
+
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import keys_and_values, score
+from workbench.edit.places.rows import padded, row_of
+from workbench.facts import Fact
+from workbench.recipe.methods import methods
+from workbench.steps import MethodContext
+
+FIELDS = {
+    "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 1, "statistics": "text.txt", "clamp": 20.0,
+    "confidence": 0.3,
+}  # fmt: skip
+PROJECTION = "model.layers.1.mlp.down_proj.weight"
+
+
+def step(name: str = "memit", **fields: Any) -> str:
+    """A recipe of one edit, as text: JSON is YAML."""
+    return f"steps: [{json.dumps({'edit': name, **FIELDS, **fields})}]\noutput: {{dtype: float32}}\n"
+
+
+def solve(context: MethodContext, name: str = "memit", **fields: Any) -> Any:
+    return methods()[f"edit:{name}"].model_validate({"edit": name, **FIELDS, **fields}).solve(context)  # type: ignore[attr-defined]
+
+
+def projected(context: MethodContext, facts: list[Fact], update: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the projection of layer 1 reads and gives at the facts' lookups, and whether the model says their targets."""
+    parts = Parts.of(context)
+    batch = padded([row_of(f, context.tokenizer, "subject_last") for f in facts], CPU)
+    with parts.changed({} if update is None else {1: update}):
+        return *keys_and_values(parts, 1, batch), score(parts, batch)[1]
+
+
+class Interrupt(Exception):
+    """As a key press would."""
+
+
+def stopping(what: str, at: int) -> Callable[[int, int, str], None]:
+    def progress(done: int, _total: int, text: str) -> None:
+        if text.startswith(what) and done >= at:
+            raise Interrupt
+
+    return progress

@@ -1,0 +1,206 @@
+"""Checks of one task of a suite: data, clusters, choices, gold answers, length, examples and prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.scores.plan import ScorePlan
+from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
+
+if TYPE_CHECKING:
+    from workbench.evaluate.oracle import Asked, AskedTask
+
+
+@dataclass(frozen=True)
+class SuiteCheck:
+    """One check of one task.
+
+    Attributes:
+        task: Name of the task.
+        check: Name of the check.
+        status: ok, warning or failed.
+        found: Result in words.
+        hint: Repair.
+    """
+
+    task: str
+    check: str
+    status: str
+    found: str
+    hint: str | None = None
+
+
+def checks_of(
+    plan: ScorePlan, whole: ScorePlan, name: str, task: AskedTask, positions: int, count: Callable[[Sequence[str]], list[int]]
+) -> Iterator[SuiteCheck]:
+    """Yield all checks of a task that can be read.
+
+    Args:
+        plan: Plan of the checked items.
+        whole: Plan of all items.
+        name: Name of the task.
+        task: The task's requests and gold answers.
+        positions: Number of tokens that the base accepts.
+        count: Returns the number of tokens of each text.
+    """
+    items = task.items
+    number = f"{len(items)} items" if plan is whole else f"{len(items)} of {len(whole.items[name])} items"
+    yield SuiteCheck(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
+    yield _clusters(whole, name)
+    if items[0].choices is not None:
+        yield _choices(name, items)
+    yield _oracle(plan, name, task)
+    yield _length(name, plan.kinds[name], items, positions, count)
+    yield _shots(name, task)
+    yield from _prompts(name, items, plan.kinds[name])
+
+
+def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
+    k = len({item.cluster for item in plan.items[name]})
+    found = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
+    hint = f"Create items from more templates or passages, or set `cluster: {{{name}: id}}` if all items are independent."
+    if k < FEW_CLUSTERS:
+        return SuiteCheck(name, "clusters", "failed", f"{found}: with fewer than {FEW_CLUSTERS} there is no verdict", hint)
+    if k < MANY_CLUSTERS:
+        return SuiteCheck(
+            name, "clusters", "warning", f"{found}: with fewer than {MANY_CLUSTERS} only large differences are detected", hint
+        )
+    return SuiteCheck(name, "clusters", "ok", found)
+
+
+def _choices(name: str, items: Sequence[Asked]) -> SuiteCheck:
+    outside = [item.id for item in items if item.golds is None]
+    equal = [item.id for item in items if len(set(item.choices or ())) < len(item.choices or ())]
+    if outside:
+        return SuiteCheck(
+            name,
+            "choices",
+            "failed",
+            f"the gold answer is none of the choices in {some(outside)}",
+            "Correct these items: doc_to_target must give an index from 0, or the text of one choice.",
+        )
+    if equal:
+        return SuiteCheck(
+            name, "choices", "failed", f"two choices are equal in {some(equal)}", "Make the choices of these items distinct."
+        )
+    sizes = sorted({len(item.choices or ()) for item in items})
+    return SuiteCheck(name, "choices", "ok", f"{' or '.join(map(str, sizes))} distinct choices, with the gold answer")
+
+
+def _oracle(plan: ScorePlan, name: str, task: AskedTask) -> SuiteCheck:
+    """Check that gold answers score 1, or 0 if lower is better: required for the headline metric, a warning for others."""
+    head = plan.primary(name)
+    wrong: dict[str, list[Asked]] = {}
+    seen: set[str] = set()
+    for item in task.items:
+        for metric in plan.metrics[name]:
+            if metric in item.metrics:
+                seen.add(metric)
+                if abs(item.metrics[metric] - (0.0 if metric.partition(",")[0] in task.lower else 1.0)) > 1e-6:
+                    wrong.setdefault(metric, []).append(item)
+    if not seen:
+        return SuiteCheck(name, "gold answers", "ok", "no metric has a perfect score (log-likelihood of a text)")
+    hint = "The filters or metrics reject the answer of doc_to_target: compare filter_list, until and metric_list with the data's answers."
+    if head in wrong:
+        item = wrong[head][0]
+        best = 0 if head.partition(",")[0] in task.lower else 1
+        found = (
+            f"{head} of the gold answer is not {best} in {some([i.id for i in wrong[head]])}: "
+            f"target {item.target[:60]!r} scores {item.metrics[head]:g}"
+        )
+        return SuiteCheck(name, "gold answers", "failed", found, hint)
+    if wrong:
+        listed = ", ".join(f"{metric} in {len(members)} items" for metric, members in wrong.items())
+        return SuiteCheck(name, "gold answers", "warning", f"{head} ok; no perfect score: {listed}", hint)
+    return SuiteCheck(name, "gold answers", "ok", f"perfect score in {', '.join(m for m in plan.metrics[name] if m in seen)}")
+
+
+def _length(
+    name: str, kind: str, items: Sequence[Asked], positions: int, count: Callable[[Sequence[str]], list[int]]
+) -> SuiteCheck:
+    """Check the longest input: context with continuation or with all generated tokens. Rolling requests are cut into windows."""
+    if kind == "loglikelihood_rolling":
+        return SuiteCheck(name, "length", "ok", f"texts are scored in windows of {positions} tokens")
+    texts = [context + continuation for item in items for context, continuation in item.requests]
+    owners = [item for item in items for _ in item.requests]
+    # The last token of a continuation is predicted, not an input.
+    sizes = [n + (item.generated if kind == "generate_until" else -1) for n, item in zip(count(texts), owners, strict=True)]
+    longest = max(range(len(sizes)), key=sizes.__getitem__)
+    parts = f" ({items[0].generated} of them generated)" if kind == "generate_until" else ""
+    found = f"longest input {sizes[longest]} of {positions} tokens{parts}"
+    if sizes[longest] > positions:
+        over = [item.id for n, item in zip(sizes, owners, strict=True) if n > positions]
+        return SuiteCheck(
+            name,
+            "length",
+            "failed",
+            f"{found}: {some(list(dict.fromkeys(over)))} would be cut from the left",
+            "Shorten these items, lower num_fewshot or max_gen_toks, or use a base with more positions.",
+        )
+    return SuiteCheck(name, "length", "ok", found)
+
+
+def _shots(name: str, task: AskedTask) -> SuiteCheck:
+    if not task.shots:
+        return SuiteCheck(name, "few-shot", "ok", "no examples in the prompts")
+    both = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]
+    if both:
+        return SuiteCheck(
+            name,
+            "few-shot",
+            "failed",
+            f"{len(both)} test documents are in the pool of {len(task.shot_docs)} examples, the first is {both[0][0][:60]!r}",
+            "Give the task a `fewshot_split` of its own, without test documents.",
+        )
+    return SuiteCheck(
+        name, "few-shot", "ok", f"{task.shots} examples from {len(task.shot_docs)} documents, none of them a test document"
+    )
+
+
+def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[SuiteCheck]:
+    """Check for contexts that end in a space, and for prompts that occur twice."""
+    if kind == "loglikelihood_rolling":
+        return
+    blank = [item.id for item in items if any(context != context.rstrip() and context.strip() for context, _ in item.requests)]
+    if blank:
+        yield SuiteCheck(
+            name,
+            "blanks",
+            "warning",
+            f"contexts end in a space in {some(blank)}",
+            "Tokenizers join the space with the next word: remove it from doc_to_text and use target_delimiter.",
+        )
+    else:
+        yield SuiteCheck(name, "blanks", "ok", "no context ends in a space")
+    times = Counter(item.requests for item in items)
+    twice = [item.id for item in items if times[item.requests] > 1]
+    if twice:
+        yield SuiteCheck(
+            name,
+            "duplicates",
+            "warning",
+            f"the same prompt and choices in {some(twice)}",
+            "Each copy counts as an item: remove the copies, or put them into one cluster.",
+        )
+    else:
+        yield SuiteCheck(name, "duplicates", "ok", "no prompt occurs twice")
+
+
+def some(ids: Sequence[str]) -> str:
+    """Return the number of items with the first IDs: "5 items (a, b, c, …)"."""
+    shown = ", ".join(ids[:3])
+    return f"{len(ids)} item{'s' if len(ids) > 1 else ''} ({shown}{', …' if len(ids) > 3 else ''})"
+
+
+def example(item: Asked) -> dict[str, Any]:
+    """Return an item as an example prompt of the report."""
+    return {
+        "id": item.id,
+        "prompt": item.requests[0][0],
+        "choices": list(item.choices) if item.choices is not None else None,
+        "continuation": item.requests[0][1] or None,
+        "target": item.target,
+    }
