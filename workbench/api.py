@@ -1,11 +1,12 @@
-"""The Python API: a recipe that can be planned, run and loaded.
+"""The Python API: load, plan and run recipes, and load their results.
 
-import workbench
-recipe = workbench.load_recipe("recipes/starter-ties.yaml")
-print(recipe.plan())
-recipe.run(device="auto")
-model = recipe.model()
-model = workbench.load("runs/NAME-KEY/configuration")
+Example:
+    import workbench
+    recipe = workbench.load_recipe("recipes/starter-ties.yaml")
+    print(recipe.plan())
+    recipe.run(device="auto")
+    model = recipe.model()
+    model = workbench.load("runs/NAME-KEY/configuration")
 """
 
 from __future__ import annotations
@@ -29,38 +30,71 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A valid recipe. Its inputs are looked up when they are first needed."""
+    """A valid recipe. Its inputs are located and checked when they are first needed."""
 
     recipe: recipes.Recipe
 
     @cached_property
     def resolved(self) -> Resolved:
-        """Inputs and keys. Errors: missing or unfit inputs."""
+        """The recipe with its inputs and keys.
+
+        Raises:
+            WorkbenchError: If an input is missing or does not fit the base.
+        """
         return resolve(self.recipe)
 
     def plan(self) -> RunPlan:
-        """What `run` would do, from headers alone."""
+        """Predict what `run` would do: steps, bytes, memory, time and problems. Reads only file headers.
+
+        Raises:
+            WorkbenchError: If an input is missing or does not fit the base.
+        """
         from workbench.bricks.hub import HEADERS
         from workbench.run.plan import plan
 
         return plan(resolve(self.recipe, HEADERS), self._runs)
 
     def run(self, device: str = "auto", out: str | Path | None = None) -> dict[str, Any]:
-        """Write the configuration into its run directory, and into `out`; returns the `run --json` document."""
+        """Run the recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
+
+        Args:
+            device: auto, cpu, cuda or cuda:N.
+            out: A new or empty directory that gets a copy of the result.
+
+        Returns:
+            The document that `workbench run --json` prints.
+
+        Raises:
+            WorkbenchError: If an input is missing or does not fit, or a check of the result fails.
+        """
         from workbench.models.device import pick_device
         from workbench.run.execute import execute
 
         return execute(self.resolved, self._runs, device=pick_device(device), out=Path(out) if out else None)
 
     def model(self, device: str = "auto") -> PreTrainedModel:
-        """The configuration as a live transformers model in its output dtype, without the disk."""
+        """Compose the configuration in memory and return it as a transformers model in the output dtype.
+
+        Args:
+            device: auto, cpu, cuda or cuda:N.
+
+        Raises:
+            WorkbenchError: If an input is missing or does not fit the base.
+        """
         from workbench.models.device import pick_device
         from workbench.run.materialize import materialize
 
         return materialize(self.resolved, pick_device(device))
 
     def swap(self, model: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
-        """Turn a live model of the same shapes into this configuration for a `with` block; exactly undone afterwards."""
+        """Return a context manager that puts this configuration's weights into a live model and restores its own on exit.
+
+        Args:
+            model: A transformers model with the same parameter names and shapes, such as one from `model()`.
+
+        Raises:
+            WorkbenchError: If the recipe ends in a memory, or parameter names or shapes differ.
+        """
         from workbench.run.materialize import swap
 
         return swap(model, self.resolved)
@@ -71,19 +105,30 @@ class LoadedRecipe:
 
 
 def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:
-    """Read and validate a recipe; `settings` override fields, as `--set` does: "mix.density=0.3"."""
+    """Read and validate a recipe.
+
+    Args:
+        path: The recipe file.
+        settings: Overrides of fields as in `--set`, such as "mix.density=0.3".
+
+    Raises:
+        WorkbenchError: If the file cannot be read, a field is invalid, or an override names an unknown step or field.
+    """
     return LoadedRecipe(recipes.load_recipe(path, settings))
 
 
 def load(path: str | Path, version: int | None = None, device: str = "auto") -> PreTrainedModel:
-    """A configuration on disk as a live transformers model, its memory attached: `forward` and `generate` answer with the memory's facts.
+    """Load a configuration from disk as a transformers model with its memory attached.
+
+    `forward` and `generate` of the model use the facts of the memory.
 
     Args:
         path: A configuration directory, a run directory, or a model directory.
-        version: Of the memory; the newest if omitted.
+        version: Version of the memory; the newest if omitted.
         device: auto, cpu, cuda or cuda:N.
 
-    Errors: nothing of that kind there, a base that is gone or has changed, a version that does not exist.
+    Raises:
+        WorkbenchError: If the directory is none of these, its base is missing or has changed, or the version does not exist.
     """
     from workbench.models.device import pick_device
     from workbench.run.materialize import materialize
@@ -92,7 +137,14 @@ def load(path: str | Path, version: int | None = None, device: str = "auto") -> 
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a configuration, run or model directory."""
+    """Load the tokenizer of a configuration, run or model directory.
+
+    Args:
+        path: A configuration directory, a run directory, or a model directory.
+
+    Raises:
+        WorkbenchError: If the directory is none of these, or its base is missing or has changed.
+    """
     from workbench.models import tokenizer
 
     return tokenizer.load_tokenizer(_opened(path, None).tokenizer_path)
@@ -102,5 +154,5 @@ def _opened(path: str | Path, version: int | None) -> Resolved:
     from workbench.project import find_project
     from workbench.run.opened import resolve_model
 
-    place = Path(path)
-    return resolve_model(str(place), find_project(place.resolve() / "here"), version=version)[1]
+    directory = Path(path)
+    return resolve_model(str(directory), find_project(directory.resolve() / "here"), version=version)[1]

@@ -240,10 +240,10 @@ def test_plan_predicts_the_file(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("bricks: {one: bricks/one}\nsteps: [{merge: ties}]\noutput: {form: adapter}", r"merge-ties: the result of ties is no sum of the adapters' updates", "rank: 16"),
+        ("bricks: {one: bricks/one}\nsteps: [{merge: ties}]\noutput: {form: adapter}", r"merge-ties: `rank: exact` needs a sum of the adapters' updates, but the result of ties is not one", "rank: 16"),
         ("bricks: {full: bricks/full}\nsteps: [{merge: average}]\noutput: {form: adapter, rank: exact}", r"brick 'full' is a checkpoint, whose delta has full rank", "rank: 16"),
         ("bricks: {one: bricks/one}\nsteps: [{merge: average}, {grow: depth, blocks: 2}]\noutput: {form: adapter}", r"grow-depth adds tensors", "form: checkpoint"),
-        ("bricks: {full: bricks/full}\nsteps: []\ntokenizer: {source: union}\noutput: {form: adapter, rank: 4}", r"another vocabulary changes the embeddings' size", "form: checkpoint"),
+        ("bricks: {full: bricks/full}\nsteps: []\ntokenizer: {source: union}\noutput: {form: adapter, rank: 4}", r"another vocabulary changes the size of the embeddings", "form: checkpoint"),
         ("bricks: {one: bricks/one}\nsteps: [{merge: ties, space: core}, {merge: linear}]\noutput: {form: adapter}", r"merge-linear: the result of linear is no sum", "space: core"),
         ("steps: []\noutput: {form: adapter, rank: 0}", r"expected exact or a whole number from 1, found 0", ""),
         ("steps: []\noutput: {form: adapter, rank: true}", r"expected exact or a whole number from 1, found True", ""),

@@ -209,7 +209,7 @@ def test_integer_tensors_and_cards_wait_for_the_data(
     code, out, err = workbench(project.path, "plan", recipe, "--json")
     assert code == 0, err
     assert json.loads(out)["checked_at_run"] == [
-        "brick 'full': its integer tensors are the base's", "brick 'card': made on the weights of this base, as its card says",
+        "brick 'full': its integer tensors equal the base's", "brick 'card': the base has the weights that the brick's card records",
     ]  # fmt: skip
     code, _, err = workbench(project.path, "run", recipe, "--device", "cpu")
     assert code == 1
@@ -233,7 +233,7 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
         code, out, err = workbench(project.path, "plan", str(project.write(text, f"{name}.yaml")), "--json")
         assert code == 0, err
         plans[name] = json.loads(out)
-    assert plans["grown"]["checked_at_run"] == ["brick 'inner': base and org/grown are one base"]
+    assert plans["grown"]["checked_at_run"] == ["brick 'inner': base and org/grown are the same base"]
     assert plans["grown"]["write_bytes"] > sum(d.stat().st_size for d in llama.glob("*.safetensors"))
     code, out, err = workbench(project.path, "run", str(project.path / "recipes" / "union.yaml"), "--json", "--device", "cpu")
     assert code == 0, err

@@ -126,7 +126,7 @@ def test_the_digest_decides_before_all_else(project: Project, own: Path, foreign
     digest = project.resolve(recipe(own)).base_digest
     edit_json(own / "adapter_config.json", base_model_name_or_path=str(foreign.parent / "gone"))
     card(own, digest=digest)
-    assert "base" not in warnings(project, recipe(own)).replace("licence of base", "")
+    assert "base" not in warnings(project, recipe(own)).replace("license of base", "")
     card(own, digest="0" * 32, aliases=[digest])
     assert "another base" not in warnings(project, recipe(own))
     card(own, digest="0" * 32)

@@ -96,15 +96,15 @@ def test_text_memory_scope(taught: Project) -> None:
         (
             "steps:\n  - {edit: grace, facts: facts.jsonl}\n  - {grow: depth, blocks: 1}\n",
             ":5:5",
-            "a step after `edit: grace`, whose memory acts on the live model",
+            "no step can follow `edit: grace`, whose memory acts on the live model",
         ),
         (
             f"{MEMORY}output:\n  form: checkpoint\n",
             ":5:3",
-            "ends in `edit: memory`, and a memory does not fit into a checkpoint",
+            "ends in `edit: memory`, but a checkpoint cannot hold a memory",
         ),
-        (f"{GRACE}output: {{form: adapter}}\n", ":4:10", "a memory does not fit into an adapter"),
-        ("output: {form: configuration}\n", ":3:10", "a configuration holds a memory, and no step makes one"),
+        (f"{GRACE}output: {{form: adapter}}\n", ":4:10", "an adapter cannot hold a memory"),
+        ("output: {form: configuration}\n", ":3:10", "`form: configuration` needs a memory, but no step makes one"),
         ("steps: [{edit: memory, facts: facts.jsonl, template: hello}]\n", ":3:44", "expected a text that contains {facts}"),
         ("steps: [{edit: grace, facts: none.jsonl}]\n", "", "none.jsonl does not exist"),
         ("steps: [{edit: memory, facts: facts.jsonl, encoder: enc}]\n", "", "enc/config.json does not exist"),
@@ -120,7 +120,7 @@ def test_recipe_errors(text: str, place: str, message: str, taught: Project) -> 
 
 def test_a_memory_is_no_brick(taught: Project) -> None:
     taught.write(GRACE, "inner.yaml")
-    with pytest.raises(WorkbenchError, match="ends in `edit: grace`, whose memory is no delta"):
+    with pytest.raises(WorkbenchError, match="ends in `edit: grace`, but a memory does not change weights"):
         taught.resolve("bricks: {m: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")
 
 

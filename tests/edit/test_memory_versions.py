@@ -186,7 +186,7 @@ def test_errors(taught: Project) -> None:
     memory = saved(place)
     before = memory.digest()
     for arguments, message in (
-        (("add", place, str(taught.path / "facts.jsonl")), "holds a fact 'f0' ('w0 of w10 is')"),
+        (("add", place, str(taught.path / "facts.jsonl")), "already has a fact 'f0' ('w0 of w10 is')"),
         (("rm", place, "f9"), "no fact 'f9' in this memory. Known: f0, f1"),
         (("update", place, "g", "--target", "w1"), "no fact 'g'"),
         (("feedback", place, "nope", "--reward", "1"), "no fact 'nope'"),
@@ -197,10 +197,10 @@ def test_errors(taught: Project) -> None:
             CliRunner().invoke(app, ["memory", *arguments], catch_exceptions=False)
         assert message in caught.value.message
     assert SavedMemory(memory.path).digest() == before, "a refused change leaves nothing"
-    with pytest.raises(WorkbenchError, match="holds no memory, and so no version 2"):
+    with pytest.raises(WorkbenchError, match="has no memory, so it has no version 2"):
         workbench.load(taught.path / "base", version=2, device="cpu")
     record = json.loads((Path(place) / "configuration.json").read_text("utf-8"))
     record["base"]["digest"] = "0" * 32
     (Path(place) / "configuration.json").write_text(json.dumps(record), "utf-8")
-    with pytest.raises(WorkbenchError, match="its base base has other weights now"):
+    with pytest.raises(WorkbenchError, match="the weights of its base base have changed"):
         workbench.load(place, device="cpu")

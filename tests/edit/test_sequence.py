@@ -133,5 +133,5 @@ def test_refusals(world: Project) -> None:
     with pytest.raises(WorkbenchError, match=r"sequential: no edit step uses the facts of others.jsonl"):
         lineup([recipe])
     world.write(RECIPE.replace("text: text.txt,", "limit: 3,"), "both.yaml")
-    with pytest.raises(WorkbenchError, match=r"`limit` and `sequential` both choose facts"):
+    with pytest.raises(WorkbenchError, match=r"`limit` and `sequential` both select facts"):
         load_recipe(world.path / "recipes" / "both.yaml")

@@ -124,10 +124,10 @@ def test_bad_models(world: Project) -> None:
     shutil.copy(models / "Tuned-B" / "model.safetensors", models / "again" / "Tuned-A" / "model.safetensors")
 
     cases: dict[tuple[str, ...], tuple[str, str]] = {
-        ("bricks/one",): (r"model bricks/one: a PEFT adapter", r"--brick one=bricks/one"),
+        ("bricks/one",): (r"model bricks/one: expected a complete model, found a PEFT adapter", r"--brick one=bricks/one"),
         ("models/pickled",): (r"model models/pickled: .* has pickle files only", r"save_pretrained"),
         ("models/quantised",): (r"model models/quantised: quantized weights \(gptq\)", r""),
-        ("models/empty",): (r"model models/empty: holds no checkpoint", r"model directory, a hub id"),
+        ("models/empty",): (r"model models/empty: has no checkpoint", r"model directory, a hub id"),
         ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer version of transformers"),
         ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("maen",): (r"'maen': expected a recipe, a model directory or a hub id .*Did you mean 'mean'", r"scores ls"),
@@ -180,6 +180,6 @@ def test_a_hub_id_is_fetched_and_scored(world: Project, tmp_path_factory: pytest
     local = document("eval", "models/Tuned-A", "--suite", "mini")["configurations"][0]
     assert scored[0] == local
     assert lora[0] == 1
-    assert "model org/lora: a PEFT adapter" in lora[2]
+    assert "model org/lora: expected a complete model, found a PEFT adapter" in lora[2]
     adapter = world.path / "bricks" / "one" / "adapter_model.safetensors"
     assert server.sent["org/lora/adapter_model.safetensors"] < adapter.stat().st_size, "refused from headers"

@@ -202,7 +202,7 @@ def test_a_recipe_may_name_a_published_file(place: Project) -> None:
         (["check", "facts.jsonl", "--recipe", "nope.yaml"], 2, "nope.yaml: no such file"),
         (["check", "facts.jsonl", "--recipe", "nope"], 2, "nope"),
         (["check", "facts.jsonl", "--model", "nowhere"], 2, "'nowhere': expected a recipe, a model directory or a hub id"),
-        (["check", "facts.jsonl", "--model", "bricks/one"], 1, "model bricks/one: a PEFT adapter"),
+        (["check", "facts.jsonl", "--model", "bricks/one"], 1, "model bricks/one: expected a complete model, found a PEFT adapter"),
         (["check", "facts.jsonl", "--model", "base", "--device", "tpu"], 2, "--device tpu: expected auto, cpu, cuda"),
         (["import", "facts.jsonl", "-o", "facts.jsonl"], 1, "facts.jsonl: already exists"),
         (["import", "odd.json"], 1, "odd.json:1: expected a text in 'prompt', found question, answer"),

@@ -168,7 +168,9 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
 
     wrong = {
         r"layer 0 differently from its source, layer 0.*variance_epsilon is 0.1, expected 1e-06": {"rms_norm_eps": 0.1},
-        "computes something else once it is loaded": {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}},
+        "the reloaded model gives other outputs than the composed tensors": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 3.0}
+        },
     }
     for message, fields in wrong.items():
         monkeypatch.setattr(
@@ -253,7 +255,7 @@ def test_bricks_after_a_stack(project: Project) -> None:
     assert all(torch.equal(after[name.format(i)], merged[name.format(i)]) for i in range(4))
     assert torch.equal(after[name.format(4)], base[name.format(1)])
     with pytest.raises(
-        WorkbenchError, match=r"brick 'one' changes \d+ tensors that grow-stack has left out \(model.layers.3."
+        WorkbenchError, match=r"brick 'one' changes \d+ tensors that step grow-stack has removed, such as model.layers.3."
     ) as caught:
         project.tensors(head + f"steps: [{{grow: stack, order: [0, 1, 2]}}, {mix}]\n")
     assert "where" in (caught.value.hint or "")
@@ -329,7 +331,7 @@ def test_merges_after_width(project: Project) -> None:
     after, merged = (project.tensors(head + f"steps: [{steps}]\n") for steps in (f"{wide}, {attention}", attention))
     assert torch.equal(after[name], merged[name])
     with pytest.raises(
-        WorkbenchError, match=r"grow-width has changed the shape of \d+ tensors that bricks reach \(model.layers.0.mlp"
+        WorkbenchError, match=r"bricks change \d+ tensors whose shape step grow-width has changed, such as model.layers.0.mlp"
     ):
         project.tensors(head + f"steps: [{wide}, {{merge: task_arithmetic}}]\n")
 

@@ -192,7 +192,8 @@ def test_bricks_after_a_mixture(mixed: Project) -> None:
     assert torch.equal(after["model.layers.2.block_sparse_moe.experts.0.w2.weight"], three[name])
     alone = MIX.replace("calibration: anchor.jsonl", "anchor: off")
     with pytest.raises(
-        WorkbenchError, match=r"brick 'three' changes \d+ tensors that grow-experts has left out \(model.layers.0.mlp.down_proj"
+        WorkbenchError,
+        match=r"brick 'three' changes \d+ tensors that step grow-experts has removed, such as model.layers.0.mlp.down_proj",
     ):
         mixed.tensors(f"{head}steps: [{alone}, {later}]\n")
 

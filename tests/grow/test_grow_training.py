@@ -243,17 +243,17 @@ BAD = [
     ("{grow: brick}", "data"),
     ("{grow: brick, data: bad.jsonl}", r"bad.jsonl:1"),
     ("{grow: brick, data: rows.jsonl, orthogonal_to: [nine]}", "nine"),
-    ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, and has no A matrices"),
+    ("{grow: brick, data: rows.jsonl, orthogonal_to: [full]}", "'full' is a checkpoint, which has no LoRA A matrices"),
     ("{grow: brick, data: rows.jsonl, method: full, orthogonal_to: [one]}", "expected method lora, found full"),
     ("{grow: brick, data: rows.jsonl, patience: 2}", "requires held_out"),
     ("{grow: depth, blocks: 1, train: {data: none.jsonl}}", "none.jsonl does not exist"),
     ("{grow: depth, blocks: 1, train: {data: bad.jsonl}}", r"bad.jsonl:1"),
     (
         "{grow: depth, blocks: 1, train: {data: rows.jsonl, parameters: routers}}",
-        "`parameters: routers` is of routers, and it has none",
+        "`parameters: routers` needs routers, but the step adds none",
     ),
-    ("{grow: depth, blocks: 1, train: {data: rows.jsonl, balance: 0.1}}", "`balance` is of routers, and it has none"),
-    ("{grow: stack, order: [0, 1, 2, 3], train: {data: rows.jsonl}}", "the step adds nothing that could be trained"),
+    ("{grow: depth, blocks: 1, train: {data: rows.jsonl, balance: 0.1}}", "`balance` needs routers, but the step adds none"),
+    ("{grow: stack, order: [0, 1, 2, 3], train: {data: rows.jsonl}}", "the step adds no parameters to train"),
     ("{grow: depth, blocks: 1, train: {data: rows.jsonl, held_out: 2.0}}", "expected a share between 0 and 1"),
 ]
 

@@ -106,7 +106,7 @@ def test_steps_meet_the_tokenizer_of_their_place(project: Project) -> None:
     mean = embeddings[[VOCABULARY, WORDS.index("w1")]].mean(0)
     assert torch.allclose(embeddings[VOCABULARY + 1], mean, atol=1e-2)
     assert read_json(Path(document["model"]) / "config.json")["vocab_size"] == VOCABULARY + 2  # type: ignore[index]
-    with pytest.raises(WorkbenchError, match="changed the shape of 1 tensors that bricks reach") as caught:
+    with pytest.raises(WorkbenchError, match=r"bricks change 1 tensors whose shape step .* has changed") as caught:
         project.run(
             'bricks: {full: bricks/full}\nsteps: [{grow: vocabulary, tokens: ["<a>"]}, {merge: task_arithmetic}]\n',
             "dense.yaml",
@@ -155,5 +155,5 @@ def test_refused(fields: str, message: str, project: Project) -> None:
 def test_a_recipe_with_other_tokens_is_no_brick(project: Project) -> None:
     inner: dict[str, Any] = {"name": "inner.yaml"}
     project.write('steps: [{grow: vocabulary, tokens: ["<a>"]}]\n', **inner)
-    with pytest.raises(WorkbenchError, match="inner grows the base"):
+    with pytest.raises(WorkbenchError, match="recipe inner cannot be a brick: it grows the base"):
         project.run("bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")

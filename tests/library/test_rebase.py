@@ -107,7 +107,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
         torch.testing.assert_close(here[name], tensor, atol=1e-6, rtol=0)
     (warning,) = edited.resolve(both % "facts" + f"steps: [{MIX}, {top}]\n").warnings
     assert warning.startswith(
-        "brick 'facts': an edit, solved on other weights of this base than step 'merge-task_arithmetic-1' adds it to."
+        "brick 'facts': an edit, which was not solved on the weights that step 'merge-task_arithmetic-1' adds it to."
     )
 
 
@@ -126,11 +126,11 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     [
         ("{merge: task_arithmetic, bricks: {facts: 1.0}}", None),
         ("{merge: average, bricks: [facts]}", None),
-        ("{merge: task_arithmetic, bricks: {facts: 0.5}}", "which step 'merge-task_arithmetic' (task_arithmetic) does not add as it is"),
-        ("{merge: task_arithmetic, bricks: {facts: 1.0}, lambda: 2.0}", "which step 'merge-task_arithmetic' (task_arithmetic) does not add as it is"),
-        ("{merge: ties, bricks: {facts: 1.0}}", "which step 'merge-ties' (ties) does not add as it is"),
+        ("{merge: task_arithmetic, bricks: {facts: 0.5}}", "which step 'merge-task_arithmetic' (task_arithmetic) changes before adding it"),
+        ("{merge: task_arithmetic, bricks: {facts: 1.0}, lambda: 2.0}", "which step 'merge-task_arithmetic' (task_arithmetic) changes before adding it"),
+        ("{merge: ties, bricks: {facts: 1.0}}", "which step 'merge-ties' (ties) changes before adding it"),
         ("{id: all, merge: ties}", "which step 'all' (ties) merges with one"),
-        ("{merge: average, bricks: [one]}, {merge: average, bricks: [facts]}", "solved on other weights of this base than step 'merge-average-1' adds it to"),
+        ("{merge: average, bricks: [one]}, {merge: average, bricks: [facts]}", "which was not solved on the weights that step 'merge-average-1' adds it to"),
     ],
 )  # fmt: skip
 def test_warnings(edited: Project, steps: str, reason: str | None) -> None:
@@ -141,8 +141,8 @@ def test_warnings(edited: Project, steps: str, reason: str | None) -> None:
         return
     recipe = edited.path / "recipes" / "test.yaml"
     assert warnings == [
-        f"brick 'facts': an edit, {reason}. As a delta it may lose facts: `workbench eval {recipe} --suite facts:bricks/facts/facts.jsonl` "
-        f"measures how many survive; solve it again on the result, as a last step of its own: "
+        f"brick 'facts': an edit, {reason}. The result may lose facts: `workbench eval {recipe} --suite facts:bricks/facts/facts.jsonl` "
+        f"measures how many survive. To keep them, solve the edit again on the result and add it in a last step: "
         f"`workbench edit rebase bricks/facts --onto {recipe} -o bricks/facts-rebased`"
     ]
 
@@ -218,7 +218,7 @@ def test_rebase_onto_a_model(edited: Project, cwd: Path) -> None:
     """With a model directory the base is that model, and the refusal of another base names the command that ends it."""
     edited.run(HEAD + f"steps: [{MIX}]\n", "mix.yaml", out=edited.path / "mixed")
     recipe = "base: mixed\nbricks: {facts: %s}\nsteps: [{merge: task_arithmetic}]\n"
-    with pytest.raises(WorkbenchError, match="brick 'facts': an edit of another base") as caught:
+    with pytest.raises(WorkbenchError, match="brick 'facts': this edit was solved on another base") as caught:
         edited.resolve(recipe % "bricks/facts")
     assert caught.value.hint is not None
     command = caught.value.hint.split("`")[1].split()

@@ -261,7 +261,7 @@ def test_run_with_two_adapters_in_both_spaces(project: Project, method: str) -> 
 
 def test_core_refuses_checkpoints_before_work(project: Project) -> None:
     text = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: tsv, space: core}]\n"
-    with pytest.raises(WorkbenchError, match=r"brick 'full' is a checkpoint: `space: core` merges the factors") as caught:
+    with pytest.raises(WorkbenchError, match=r"brick 'full' is a checkpoint, but `space: core` merges the factors") as caught:
         project.resolve(text)
     assert "space: full" in (caught.value.hint or "")
     assert "brick extract" in (caught.value.hint or "")

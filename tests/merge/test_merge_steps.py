@@ -123,7 +123,7 @@ def test_recipes_inside_recipes_on_several_threads(project: Project) -> None:
 
 def test_brick_that_grows_is_refused(project: Project) -> None:
     project.write("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
-    with pytest.raises(WorkbenchError, match="recipe grown grows the base"):
+    with pytest.raises(WorkbenchError, match="recipe grown cannot be a brick: it grows the base"):
         project.tensors("bricks: {g: {recipe: recipes/grown.yaml}}\nsteps: [{merge: average}]\n")
 
 
@@ -207,4 +207,4 @@ def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
         (place / "config.json").write_text(json.dumps(config))
     assert project.resolve("bricks: {same: same}\nsteps: [{merge: average}]\n").warnings == []
     (warning,) = project.resolve("bricks: {other: other}\nsteps: [{merge: average}]\n").warnings
-    assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the base's is written"
+    assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the result has the base's values"

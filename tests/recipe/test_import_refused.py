@@ -27,39 +27,39 @@ ONE = "models: [{model: one, parameters: {weight: 1}}]\n"
         ("merge_method: passthrough\nslices:\n- sources: []\n", "1:1 names no model to start from"),
         ("experts: []\nbase_model: base\n", "1:1 experts: expected a list of at least two experts, found 0"),
         (MOE.replace("random", "best"), "gate_mode: found 'best'; expected one of hidden,"),
-        (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` has no shared expert"),
+        (MOE + "shared_experts: [{source_model: one}]\n", "shared_experts: `grow: experts` cannot make shared experts"),
         (MOE + "architecture: deepseek\n", "architecture: found 'deepseek'; expected one of auto, mixtral, qwen, qwen3"),
-        (MOE.replace("one", "two"), "experts.1: two stands twice among the experts"),
-        (MOE.replace("one}", "one, noise_scale: 0.1}"), "experts.0.noise_scale: noise is not added"),
-        (MOE.replace("one}", "one, residual_scale: 0.5}"), "experts.0.residual_scale: an expert's output is not scaled"),
-        (MOE.replace("random", "hidden"), "experts.0.positive_prompts: gate_mode hidden needs some"),
+        (MOE.replace("one", "two"), "experts.1: two is listed twice among the experts"),
+        (MOE.replace("one}", "one, noise_scale: 0.1}"), "experts.0.noise_scale: `grow: experts` cannot add noise"),
+        (MOE.replace("one}", "one, residual_scale: 0.5}"), "experts.0.residual_scale: `grow: experts` cannot scale an expert's output"),
+        (MOE.replace("random", "hidden"), "experts.0.positive_prompts: gate_mode hidden needs prompts"),
         ("merge_method: tie\n" + ONE, "1:1 merge_method: unknown method 'tie'. Did you mean 'ties'?"),
         (HEAD + ONE + "slices: [{sources: []}]\n", "expected exactly one of models, slices, modules; found models, slices"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, 2]}\n      - {model: one, layer_range: [0, 2], parameters: {weight: 1}}\n",
-         "3:1 slices: layer_range ends at 2, the base has 4 layers"),
-        (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [1, 4]}\n", "5:23 slices.0.sources.0.layer_range: found [1, 4]: of a merge only [0, number of layers]"),
+         "3:1 slices: layer_range ends at 2, but the base has 4 layers"),
+        (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [1, 4]}\n", "5:23 slices.0.sources.0.layer_range: found [1, 4]: a merge takes only [0, number of layers]"),
         (HEAD + "slices:\n  - sources:\n      - {model: base, layer_range: [0, -1]}\n", "slices.0.sources.0.layer_range: found [0, -1]"),
         (HEAD + "slices:\n  - sources:\n      - {model: one, layer_range: [0, 4], parameters: {weight: 1}}\n", "2:1 base_model: base is not among the sources"),
         (HEAD + "slices:\n  - base_model: two\n    sources:\n      - {model: base, layer_range: [0, 4]}\n", "4:5 slices.0.base_model: differs from base_model base"),
-        (HEAD + "modules:\n  text_decoder: {" + ONE.strip() + "}\n", "modules: only a model with one module, `default`, carries over; found text_decoder"),
+        (HEAD + "modules:\n  text_decoder: {" + ONE.strip() + "}\n", "modules: expected one module named `default`, found text_decoder"),
         ("merge_method: ties\n" + ONE, "merge_method: ties needs a base_model"),
-        ("merge_method: ties\nbase_model: base+lora\n" + ONE, "2:1 base_model: base+lora: a recipe's base is one checkpoint"),
+        ("merge_method: ties\nbase_model: base+lora\n" + ONE, "2:1 base_model: base+lora: a recipe's base must be one checkpoint"),
         (HEAD + "models: [{model: {model: {path: one}, override_architecture: X}, parameters: {weight: 1}}]\n", "3:39 models.0.model.override_architecture"),
         (HEAD + "models: [{model: one@a@b}]\n", "models.0.model: expected path[@revision], found 'one@a@b'"),
         (HEAD + "models: [{model: a+b+c}]\n", "models.0.model: expected path[@revision][+lora[@revision]]"),
         (HEAD + "models: [{model: lora, parameters: {weight: 1}}]\n", "models.0.model: lora is an adapter; mergekit reads it as BASE+lora"),
-        (HEAD + "models: [{model: two+lora-two, parameters: {weight: 1}}]\n", "models.0.model: two+lora-two is an adapter on another model than the base"),
-        (HEAD + "models: [{model: one, parameters: {weight: 1}}, {model: one, parameters: {weight: 1}}]\n", "models.1.model: one stands twice among the inputs"),
-        (HEAD + "models: [{model: one}]\n", "models.0.model: ties requires a weight here; mergekit stops there too"),
+        (HEAD + "models: [{model: two+lora-two, parameters: {weight: 1}}]\n", "models.0.model: two+lora-two is an adapter on a model other than the base"),
+        (HEAD + "models: [{model: one, parameters: {weight: 1}}, {model: one, parameters: {weight: 1}}]\n", "models.1.model: one is listed twice among the inputs"),
+        (HEAD + "models: [{model: one}]\n", "models.0.model: ties requires a weight here; mergekit rejects this too"),
         (HEAD + "models: [{model: one, parameters: {weight: [{filter: mlp, value: 1}]}}]\n", "parameters.weight.0: no value for tensors that no filter matches"),
         (HEAD + "models: [{model: one, parameters: {weight: heavy}}]\n", "parameters.weight: expected float, found 'heavy'"),
         (HEAD + "models: [{model: one, parameters: {weight: [1, {value: 1}]}}]\n", "parameters.weight: expected a value, a list of values or a list of"),
         (HEAD + ONE + "parameters: {normalize: [{filter: mlp, value: false}, {value: true}]}\n", "4:26 parameters.normalize.0: normalize differs between tensors"),
         (HEAD + ONE + "dtype: bf16\n", "4:1 dtype: found 'bf16'; expected one of float32, float16, bfloat16"),
-        (HEAD + ONE + "dtype: float64\n", "4:1 dtype: float64 outputs are not written"),
-        (HEAD + ONE + "tokenizer: {source: gone/away}\n", "4:13 tokenizer.source: gone/away is not the base and not a checkpoint among the inputs"),
-        (HEAD + ONE + "tokenizer_source: base\ntokenizer: {source: union}\n", "tokenizer: stands beside tokenizer_source"),
-        (HEAD + "models: [{model: base+lora, parameters: {weight: 1}}]\ntokenizer_source: base+lora\n", "4:1 tokenizer_source: base+lora is not the base and not a checkpoint"),
+        (HEAD + ONE + "dtype: float64\n", "4:1 dtype: float64 outputs are not supported"),
+        (HEAD + ONE + "tokenizer: {source: gone/away}\n", "4:13 tokenizer.source: gone/away is neither the base nor a checkpoint among the inputs"),
+        (HEAD + ONE + "tokenizer_source: base\ntokenizer: {source: union}\n", "tokenizer: cannot be used together with tokenizer_source"),
+        (HEAD + "models: [{model: base+lora, parameters: {weight: 1}}]\ntokenizer_source: base+lora\n", "4:1 tokenizer_source: base+lora is neither the base nor a checkpoint"),
         ("merge_method: slerp\nbase_model: base\nmodels: [{model: one}, {model: two}]\nparameters: {t: 0.5}\n", "merge_method: slerp takes exactly 1 model beside the base, found 2"),
         ("merge_method: slerp\nbase_model: base\nmodels: [{model: one}]\n", "merge_method: slerp requires the parameter t"),
         ("merge_method: nearswap\nbase_model: base\nmodels: [{model: one}]\n", "merge_method: nearswap requires the parameter t"),
@@ -105,15 +105,15 @@ dtype: float32
     ours, recipe, notes = imported(text, mergekit_project)
     assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
     expected = [
-        "line 3, name: mergekit has no such field and ignores it: left out",
-        "line 10, slices.0.sources.1.weigth: mergekit has no such field and ignores it: left out",
-        "line 5, slices.0.residual_weight: mergekit reads and never uses it: left out",
+        "line 3, name: mergekit has no such field and ignores it, so it is omitted",
+        "line 10, slices.0.sources.1.weigth: mergekit has no such field and ignores it, so it is omitted",
+        "line 5, slices.0.residual_weight: mergekit does not use it, so it is omitted",
         "line 17, chat_template: chatml: not carried over, the output keeps the template of its tokenizer; the weights are the same",
-        "line 12, slices.0.sources.1.parameters.weight.0: filter 'lm_head' matches no tensor of the base: left out",
-        "line 13, slices.0.sources.1.parameters.lambda: one for all inputs, which mergekit ignores beside a single one: left out",
-        "line 14, slices.0.sources.1.parameters.density: has no effect on the result of task_arithmetic: left out",
-        "line 15, parameters.lamda: task_arithmetic has no such parameter and mergekit ignores it (Did you mean 'lambda'?): left out",
-        "line 15, parameters.int8_mask: has no effect on the result of task_arithmetic: left out",
+        "line 12, slices.0.sources.1.parameters.weight.0: filter 'lm_head' matches no tensor of the base, so it is omitted",
+        "line 13, slices.0.sources.1.parameters.lambda: applies to all inputs, so mergekit ignores it for one input, and it is omitted",
+        "line 14, slices.0.sources.1.parameters.density: has no effect on the result of task_arithmetic, so it is omitted",
+        "line 15, parameters.lamda: task_arithmetic has no such parameter and mergekit ignores it (Did you mean 'lambda'?), so it is omitted",
+        "line 15, parameters.int8_mask: has no effect on the result of task_arithmetic, so it is omitted",
     ]
     line = text.splitlines().index("chat_template: chatml") + 1
     assert sorted(notes) == sorted(note.replace("line 17, chat", f"line {line}, chat") for note in expected)
@@ -125,7 +125,7 @@ def test_the_base_that_mergekit_adds_is_a_brick(mergekit_project: Path, tmp_path
     ours, recipe, notes = imported(text, mergekit_project)
     assert difference(ours, run_mergekit(yaml.safe_load(text), tmp_path / "out")) <= 1e-6
     assert "    bricks: [one, two, base]\n" in recipe
-    assert notes == ["line 2, base_model: mergekit adds it to the models that karcher merges, and so it is one of the bricks"]
+    assert notes == ["line 2, base_model: mergekit adds it to the models that karcher merges, so it is one of the bricks"]
 
 
 def test_models_that_are_not_at_hand(tmp_path: Path, cwd: Path) -> None:
@@ -150,8 +150,11 @@ steps:
         - {where: {include: ['*mlp*'], layers: ':'}, value: {knots: [0.3, 0.6]}}
 output: {dtype: bfloat16}
 """)
-    assert "# - line 8, dtype: mergekit computes in bfloat16; here in float32, rounded once at the end\n" in text
-    assert "# - della_linear: random numbers come from this recipe's seed, whatever the order of models or tensors\n" in text
+    assert "# - line 8, dtype: mergekit computes in bfloat16, the recipe in float32, rounded once at the end\n" in text
+    assert (
+        "# - della_linear: random numbers come from the recipe's seed and do not depend on the order of models or tensors\n"
+        in text
+    )
 
 
 # -- paths, files, command
@@ -167,7 +170,7 @@ def test_paths_start_where_mergekit_looks_or_beside_the_file(
     monkeypatch.chdir(elsewhere)
     inside = import_recipe(mergekit_project / "paths.yml", mergekit_project / "recipes" / "paths.yaml")
     assert "base: one\nbricks:\n  one: one\n  two: org/two@abc\n  gone: ./gone\n" in inside.text
-    assert "line 3, models.2.model: ./gone is not there" in " ".join(inside.notes)
+    assert "line 3, models.2.model: ./gone does not exist" in " ".join(inside.notes)
     outside = import_recipe(mergekit_project / "paths.yml", elsewhere / "paths.yaml")
     assert f"base: {mergekit_project / 'one'}\n" in outside.text
     (elsewhere / "one").mkdir()
@@ -196,4 +199,4 @@ def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path,
     assert checked.stdout == "recipes/cli.yaml: ok, 1 step\n"
     again = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])
     assert isinstance(again.exception, WorkbenchError)
-    assert again.exception.message == "recipes/cli.yaml: exists"
+    assert again.exception.message == "recipes/cli.yaml already exists"

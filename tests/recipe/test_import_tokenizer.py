@@ -99,7 +99,7 @@ def test_one_vocabulary_needs_no_block(folder: Path) -> None:
     text = HEAD.replace(", {model: two, parameters: {weight: 0.3}}", "") + "tokenizer: {source: union}\n"
     ours, recipe, notes = imported(text, folder)
     assert difference(ours, run_mergekit(yaml.safe_load(text), folder / "theirs")) <= 1e-6
-    assert "line 5, tokenizer: all inputs have the same vocabulary: no row moves, left out" in notes
+    assert "line 5, tokenizer: all inputs have the same vocabulary, so no row moves and it is omitted" in notes
     assert "\ntokenizer:" not in recipe
 
 
@@ -113,7 +113,7 @@ def test_rows_beyond_the_tokens_are_kept(folder: Path) -> None:
     ours, _, notes = imported(text, folder)
     theirs = run_mergekit(yaml.safe_load(text), folder / "theirs")
     assert difference({**ours, EMBED: ours[EMBED][:64]}, theirs) <= 1e-6
-    assert "line 5, tokenizer_source: mergekit cuts the 8 rows beyond the tokenizer's tokens, which are kept here" in notes
+    assert "line 5, tokenizer_source: mergekit cuts the 8 rows beyond the tokenizer's tokens, but the recipe keeps them" in notes
 
 
 def test_a_chat_template_in_full_goes_along(folder: Path) -> None:

@@ -57,7 +57,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "infinite weight": (TIES + "    bricks: {math: .inf}\n", (), ":7:14 steps.0.bricks.math: expected a finite number, found inf"),
     "average with weights": ("  - merge: average\n    bricks: {math: 1.0}\n", (), ":6:5 steps.0.bricks: expected a list, found {'math': 1.0}"),
     "twice the same brick": ("  - merge: average\n    bricks: [math, math]\n", (), ":6:5 steps.0.bricks: a brick is listed twice"),
-    "no bricks": (TIES + "    bricks: {}\n", (), ":7:5 steps.0.bricks: ties merges bricks, found none"),
+    "no bricks": (TIES + "    bricks: {}\n", (), ":7:5 steps.0.bricks: ties merges bricks, but the recipe has none"),
     "bad slice": (TIES + "    where: {layers: 4-20}\n", (), ":7:13 steps.0.where.layers: expected a slice of layers such as '4:20', '-4:' or '7', found '4-20'"),
     "slice read as a time": (TIES + "    where: {layers: 4:20}\n", (), ":7:21 YAML reads 4:20 as 260 (base 60)"),
     "glob without list": (TIES + "    where: {include: '*.mlp.*'}\n", (), ":7:13 steps.0.where.include: expected a list, found '*.mlp.*'"),
@@ -78,7 +78,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "brick of two kinds": ("version: 1\nbase: base\nbricks: {m: {adapter: a, checkpoint: b}}\n", (),
                            ":3:10 bricks.m: expected exactly one of adapter, checkpoint, brick, recipe; found adapter, checkpoint"),
     "brick name with a path": ("version: 1\nbase: base\nbricks: {'../m': a}\n", (), ":3:10 bricks.../m: expected lower-case letters, digits"),
-    "merge without bricks": ("version: 1\nbase: base\nsteps: [{merge: ties}]\n", (), ":3:9 steps.0.bricks: ties merges bricks, found none"),
+    "merge without bricks": ("version: 1\nbase: base\nsteps: [{merge: ties}]\n", (), ":3:9 steps.0.bricks: ties merges bricks, but the recipe has none"),
     "unknown dtype": ("version: 1\nbase: base\noutput: {dtype: bf16}\n", (), ":3:10 output.dtype: expected 'float32', 'float16' or 'bfloat16', found 'bf16'"),
     "no size": ("version: 1\nbase: base\noutput: {shard_size: big}\n", (), ":3:10 output.shard_size: expected a size such as 2GB or 500MB, found 'big'"),
     "boolean seed": ("version: 1\nbase: base\nseed: true\n", (), ":3:1 seed: expected a valid integer, found True"),
@@ -167,7 +167,7 @@ def test_inputs_are_named_together(project: Project) -> None:
     assert lines[0] == "brick 'a': no such directory: bricks/on"
     assert lines[1] == "brick 'b': bricks/one is an adapter, but the recipe says checkpoint"
     assert lines[2] == "brick 'c': no such directory: base/../nothing"
-    assert lines[3] == "brick 'd': recipes/other.yaml has the base bricks/full, this recipe base"
+    assert lines[3] == "brick 'd': recipes/other.yaml has the base bricks/full, but this recipe has base"
     assert lines[4] == "brick 'e': no brick.yaml in bricks/two"
     assert lines[5].endswith("steps.0: facts.jsonl does not exist")
     assert "Did you mean 'one'?" in (caught.value.hint or "")
@@ -177,7 +177,7 @@ def test_inputs_are_named_together(project: Project) -> None:
 def test_recipe_that_needs_itself(project: Project, chain: list[str]) -> None:
     for name, following in zip(chain, [*chain[1:], chain[0]], strict=True):
         project.write(f"bricks: {{x: {{recipe: recipes/{following}.yaml}}}}\nsteps: [{{merge: average}}]\n", f"{name}.yaml")
-    with pytest.raises(WorkbenchError, match="needs itself: " + " -> ".join(f"{n}.yaml" for n in [*chain, "a"])) as caught:
+    with pytest.raises(WorkbenchError, match="uses itself: " + " -> ".join(f"{n}.yaml" for n in [*chain, "a"])) as caught:
         resolve(load_recipe(project.path / "recipes" / "a.yaml"))
     assert caught.value.exit_code == 2
 

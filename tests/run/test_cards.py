@@ -134,11 +134,11 @@ def test_require_license_names_what_is_missing(project: Project, cwd: Path) -> N
     error = refused("run", recipe("free", "plain", "closed", "fed", base="base"), "--require-license")
     assert error.exit_code == 1
     assert error.message.removeprefix("--require-license: ").split("; ") == [
-        "base: unknown licence (unknown)",
-        "brick 'plain': unknown licence (unknown)",
-        "brick 'closed': restricted licence (cc-by-nc-4.0)",
-        "brick 'fed', data org/forum: restricted licence (cc-by-nc-sa-4.0)",
-        "brick 'fed', data org/web: unknown licence (unknown)",
+        "base: unknown license (unknown)",
+        "brick 'plain': unknown license (unknown)",
+        "brick 'closed': restricted license (cc-by-nc-4.0)",
+        "brick 'fed', data org/forum: restricted license (cc-by-nc-sa-4.0)",
+        "brick 'fed', data org/web: unknown license (unknown)",
     ]
     assert not (project.path / "runs").exists()
     project.write("base: licensed-base\nbricks: {free: mine/free}\nsteps: [{merge: average}]\n", "inner.yaml")

@@ -150,7 +150,7 @@ def test_disk_full(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9 - 1000, 1000))
     resolved = project.resolve(TIES)
     assert any("1.0 kB free" in problem for problem in plan(resolved, project.path / "runs").problems)
-    with pytest.raises(WorkbenchError, match=r"needs \d+(\.\d)? kB, 1\.0 kB free"):
+    with pytest.raises(WorkbenchError, match=r"needs \d+(\.\d)? kB of disk space, 1\.0 kB free"):
         execute(resolved, project.path / "runs", device=CPU)
     assert not list((project.path / "runs").rglob("*.safetensors"))
     assert not list((project.path / "runs").rglob("run.json"))
@@ -193,8 +193,8 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
     warnings = "\n".join(plan(resolved, project.path / "runs").warnings)
     assert "brick 'carded' was made on another base than base: its brick.yaml records other weights (0000000000" in warnings
     assert "brick 'full': its vocabulary differs from the base's" in warnings
-    assert "licence of carded: cc-by-nc-4.0" in warnings
-    assert "licence of base: unknown (none stated)" in warnings
+    assert "license of carded: cc-by-nc-4.0" in warnings
+    assert "license of base: unknown (none stated)" in warnings
 
 
 # -- interruptions
@@ -283,7 +283,7 @@ def test_swap_and_back(project: Project) -> None:
         assert before[name][0] == parameter.data_ptr()
         assert torch.equal(before[name][1], parameter)
     grown = project.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
-    with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters are not the live model's"), swap(model, grown):
+    with pytest.raises(WorkbenchError, match=r"recipe grown: its parameters differ from the live model's"), swap(model, grown):
         pass
 
 
@@ -298,7 +298,7 @@ def test_find_and_remove(project: Project) -> None:
     assert find_run(runs, first.name) == first
     assert find_run(runs, second.name[:15]) == second
     assert find_run(runs, str(first.path)).path == first.path.resolve()
-    with pytest.raises(WorkbenchError, match="'first' fits 2 runs"):
+    with pytest.raises(WorkbenchError, match="'first' matches 2 runs"):
         find_run(runs, "first")
     with pytest.raises(WorkbenchError, match="no run 'frist-average"):
         find_run(runs, "frist-average")

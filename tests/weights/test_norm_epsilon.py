@@ -48,7 +48,7 @@ def test_a_brick_with_another_epsilon_is_named(field: str, project: Project) -> 
         shutil.copytree((project.path / "base").resolve(), place)
         edit_json(place / "config.json", **{field: value})
     text = "base: {}\nbricks: {{other: {}}}\nsteps: [{{merge: average}}]\n"
-    message = f"brick 'other': config.json differs from the base's in {field}; the base's is written"
+    message = f"brick 'other': config.json differs from the base's in {field}; the result has the base's values"
     assert message in project.resolve(text.format(base, brick)).warnings
     assert not [w for w in project.resolve(text.format(base, base)).warnings if "config.json differs" in w]
 

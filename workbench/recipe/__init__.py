@@ -1,1 +1,1 @@
-"""Recipes: what users write, validated."""
+"""Recipes: fields, validation and loading."""

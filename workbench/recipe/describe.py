@@ -1,4 +1,4 @@
-"""What methods and recipes say of themselves: for `workbench methods` and the generated pages in docs/."""
+"""Descriptions of methods and recipe fields, for `workbench methods` and the generated pages in docs/."""
 
 from __future__ import annotations
 
@@ -25,34 +25,58 @@ _NEEDS = {
 _VALUES = [
     "## How values are read",
     "",
-    "Recipes, suites, facts, `brick.yaml`, `train.yaml` and `--set` read values in one way.",
+    "Recipes, suites, facts, `brick.yaml`, `train.yaml` and `--set` read values in the same way.",
     "",
-    "| written | read as |",
+    "| value in the file | meaning |",
     "| --- | --- |",
-    "| `1e-3`, `1.5e3`, `.5`, `1_000`, `0x1F` | numbers; `1e-3` and the like stay texts where a field wants a text |",
-    "| `010`, `1:30` | refused: YAML 1.1 reads them in base 8 and base 60. Write the decimal number, or the text in quotes |",
-    "| `yes`, `no`, `on`, `off`, `true`, `false` | truth values; refused where a number or a text is wanted |",
-    "| `2026-01-01` | a text |",
-    "| `.inf`, `.nan`, `1e400` | refused |",
+    "| `1e-3`, `1.5e3`, `.5`, `1_000`, `0x1F` | A number. In a field that takes text, `1e-3` and similar values are text. |",
+    "| `010`, `1:30` | An error, because YAML 1.1 reads them in base 8 and base 60. Write the decimal number, or the text in quotes. |",
+    "| `yes`, `no`, `on`, `off`, `true`, `false` | A Boolean. An error in a field that takes a number or text. |",
+    "| `2026-01-01` | Text. |",
+    "| `.inf`, `.nan`, `1e400` | An error. |",
     "",
-    "A file has at most 1 MB, 100,000 values and 40 levels. A key stands once.",
+    "A file can have at most 1 MB, 100,000 values and 40 levels. Duplicate keys are errors.",
+    "",
+]
+
+
+_SCHEDULES = [
+    "## Values over depth",
+    "",
+    "Every number that a method takes per tensor (weight, lambda, density) can be a schedule:",
+    "",
+    "| form | meaning |",
+    "| --- | --- |",
+    "| `0.5` | The same value for all tensors. |",
+    "| `{first: 0, last: 1}` | Linear from the first layer to the last layer. |",
+    "| `{knots: [0, 1, 0.5]}` | Linear between evenly spaced depths. |",
+    '| `[{where: {include: ["*.mlp.*"]}, value: 0.3}]` | The value of the last rule that matches, or the field\'s default if none matches. |',
+    "",
+    "Embeddings take the first knot. The final norm and the head take the last knot.",
     "",
 ]
 
 
 def summary(method: type[Step]) -> str:
-    """The method's first sentence, without its reference."""
+    """Return the first sentence of a method's docstring, without its reference."""
     text = " ".join((inspect.getdoc(method) or "").split())
     first = text.split(". ")[0].rstrip(".")
     return first.split(" (")[0]
 
 
 def describe(method: type[Step]) -> dict[str, Any]:
-    """A method as plain data: text, formula, paper, laws, fields."""
+    """Return a method as plain data: text, formula, paper, laws and fields."""
     laws = {f.name: getattr(method.laws, f.name) for f in dataclass_fields(Laws)} if issubclass(method, MergeMethod) else {}
-    return {"verb": method.verb, "name": method.name, "text": " ".join((inspect.getdoc(method) or "").split()), "formula": method.formula,
-            "paper": method.paper, "laws": laws, "fields": list(_fields(method)),
-            **({"plugin": asdict(method.plugin)} if method.plugin else {})}  # fmt: skip
+    return {
+        "verb": method.verb,
+        "name": method.name,
+        "text": " ".join((inspect.getdoc(method) or "").split()),
+        "formula": method.formula,
+        "paper": method.paper,
+        "laws": laws,
+        "fields": list(_fields(method)),
+        **({"plugin": asdict(method.plugin)} if method.plugin else {}),
+    }
 
 
 def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:
@@ -72,24 +96,35 @@ def _default(field: FieldInfo) -> str:
     return json.dumps(value) if isinstance(value, (str, bool, int, float)) else "-"
 
 
+def _shown_default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    return "-" if default is None else json.dumps(default)
+
+
 def methods_page() -> str:
-    """docs/methods.md."""
-    lines = ["# Methods", "", "Generated from the code by `make docs`; `workbench methods NAME` prints the same.", ""]
+    """Return the text of docs/methods.md."""
+    lines = [
+        "# Methods",
+        "",
+        "Generated from the code by `make docs`. `workbench methods NAME` prints the description of one method.",
+        "",
+    ]
     for method in methods().values():
-        found = describe(method)
-        lines += [f"## {found['verb']}: {found['name']}", "", found["text"], ""]
-        lines += [f"- {key}: {found[key]}" for key in ("formula", "paper") if found[key]]
-        if found["laws"]:
-            holds = [name.replace("_", " ") for name, value in found["laws"].items() if value is True]
-            lines += [f"- holds (checked by a test): {', '.join(holds)}", f"- passes over every delta: {found['laws']['passes']}"]
-            if found["laws"]["needs"] != "tensor":
-                lines.append(f"- needs beside the weights: {_NEEDS[found['laws']['needs']]}")
-        lines += ["", *_table(found["fields"]), ""]
+        described = describe(method)
+        laws = described["laws"]
+        lines += [f"## {described['verb']}: {described['name']}", "", described["text"], ""]
+        lines += [f"- {key}: {described[key]}" for key in ("formula", "paper") if described[key]]
+        if laws:
+            holds = [name.replace("_", " ") for name, value in laws.items() if value is True]
+            lines += [f"- properties (checked by a test): {', '.join(holds)}", f"- passes over every delta: {laws['passes']}"]
+            if laws["needs"] != "tensor":
+                lines.append(f"- needs besides the weights: {_NEEDS[laws['needs']]}")
+        lines += ["", *_table(described["fields"]), ""]
     return "\n".join(lines)
 
 
 def recipe_page() -> str:
-    """docs/recipe.md's field reference."""
+    """Return the text of docs/recipe.md, the reference of all recipe fields."""
     lines = [
         "# Recipe reference",
         "",
@@ -116,19 +151,14 @@ def recipe_page() -> str:
         ("bricks.NAME", "BrickRef"),
         ("where", "Where"),
     ):
-        found = recipe_schema()["$defs"][name]
-        needed = found.get("required", ())
-        rows = [{"name": key, "text": value.get("description", ""),
-                 "default": "required" if key in needed else json.dumps(value["default"]) if value.get("default") is not None else "-"}
-                for key, value in found["properties"].items()]  # fmt: skip
-        lines += [f"## {title}", "", found.get("description", ""), "", *_table(rows), ""]
-    lines += ["## Values over depth", "", "Every number that a method takes per tensor (weight, lambda, density) may be a schedule:", "",
-              "| form | meaning |", "| --- | --- |", "| `0.5` | the same everywhere |",
-              "| `{first: 0, last: 1}` | linear from the first layer to the last |",
-              "| `{knots: [0, 1, 0.5]}` | linear between evenly spaced depths |",
-              '| `[{where: {include: ["*.mlp.*"]}, value: 0.3}]` | the last rule that matches; the default where none does |', "",
-              "Embeddings take the first knot, the final norm and the head the last.", "",
-              "## Steps", "", "Each step is one of:", ""]  # fmt: skip
+        definition = recipe_schema()["$defs"][name]
+        required = definition.get("required", ())
+        rows = [
+            {"name": key, "text": part.get("description", ""), "default": "required" if key in required else _shown_default(part)}
+            for key, part in definition["properties"].items()
+        ]
+        lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
+    lines += [*_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
     lines += [
         f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{m.verb}-{m.name.replace('/', '')}))"
         for m in methods().values()
@@ -137,17 +167,17 @@ def recipe_page() -> str:
 
 
 def schema_text() -> str:
-    """docs/recipe.schema.json."""
+    """Return the text of docs/recipe.schema.json."""
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def pages() -> dict[str, str]:
-    """File in docs/ -> content: everything that is generated from the code."""
+    """Return the generated files of docs/: name -> content."""
     return {"methods.md": methods_page(), "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
 
 
 def _cell(text: str) -> str:
-    """Text for a Markdown table: one line, bars and globs' stars escaped."""
+    """Convert text to a cell of a Markdown table: one line, with bars and stars escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")
 
 

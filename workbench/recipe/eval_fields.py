@@ -1,4 +1,4 @@
-"""What a recipe's `eval` may hold beside the names of suites: tasks, and facts."""
+"""Entries of a recipe's `eval` other than names of suites: lm-eval tasks and facts."""
 
 from __future__ import annotations
 
@@ -12,57 +12,62 @@ from workbench.steps.fields import Strict, Whole
 
 
 class InlineEval(Strict):
-    """lm-eval tasks named in the recipe itself instead of a suite."""
+    """A list of lm-eval tasks in the recipe, instead of the name of a suite."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
-    """lm-eval task names: of `evals/tasks`, or lm-eval's own, for which it fetches data from the hub."""
+    """Names of lm-eval tasks: tasks defined in `evals/tasks`, or tasks that come with lm-eval, which downloads their data from
+    the hub."""
     num_fewshot: Whole | None = Field(None, ge=0)
-    """Examples in the prompt; omitted: the task's own number."""
+    """Number of examples in each prompt. If omitted, the number that the task defines."""
     limit: Whole | None = Field(None, ge=1)
-    """A fixed subset of so many items a task."""
+    """Score a fixed subset of at most this many items per task."""
     chat_template: bool = False
-    """Put every prompt into the tokenizer's chat template."""
+    """Apply the tokenizer's chat template to every prompt."""
     backend: Literal["hf", "vllm", "server"] = "hf"
-    """What scores: the live model, or vLLM or a completions server on the written checkpoint."""
+    """Backend that scores. `hf`: the live model. `vllm` or `server`: vLLM or a completions server, which load the written
+    checkpoint."""
 
 
 class SequentialEval(Strict):
-    """Checkpoints of an edit that takes facts one after another."""
+    """Scores of an edit after a growing number of facts."""
 
     checkpoints: tuple[Annotated[int, Field(strict=True, ge=1)], ...] = (1, 10, 100, 1000)
-    """Numbers of facts, from the start of the file, after which the edit is scored; those below the edit's own, which is the last."""
+    """Numbers of facts, counted from the start of the file, after which to score the edit. Numbers that are not below the edit's
+    number of facts are ignored; the complete edit is always scored last."""
     cohort: Whole | None = Field(None, ge=1)
-    """Facts of the first and of the last cohort; omitted: a batch of the edit, at least ten."""
+    """Number of facts in the first cohort and in the last cohort. If omitted, the batch size of the edit, but at least 10."""
     sample: Whole = Field(50, ge=1)
-    """Facts of the uniform sample of all facts so far."""
+    """Size of the uniform sample of all facts edited so far."""
 
 
 class FactsEval(Strict):
-    """The facts of a file as lm-eval tasks."""
+    """Scores the facts of a file as lm-eval tasks."""
 
     facts: str = Field(min_length=1)
     """A facts file, relative to the project, or the directory of an edit brick."""
     tasks: tuple[FactKind, ...] | None = Field(None, min_length=1)
-    """What is scored; omitted: all that the file has prompts for, but for `preferred-paraphrase` and `preferred-neighbours`."""
+    """Kinds of tasks to score. If omitted, all kinds that the file has prompts for, except `preferred-paraphrase` and
+    `preferred-neighbours`."""
     limit: Whole | None = Field(None, ge=1)
-    """At most so many facts: those with the smallest hash of their id."""
+    """Score at most this many facts: those with the smallest hash of their id."""
     generate: bool = True
-    """Also score text that the model writes: generated answers and the n-gram entropy."""
+    """Also score generated text: free answers and n-gram entropy."""
     max_tokens: Whole | None = Field(None, ge=1, le=512)
-    """Tokens of a generated answer; omitted: eight more than the longest target has, at least 16."""
+    """Maximum number of tokens of a generated answer. If omitted, the length of the longest target plus 8, but at least 16."""
     neighbour_tokens: Whole = Field(8, ge=1, le=512)
-    """Most tokens of the base's answer to a neighbour's prompt, all of which have to stay."""
+    """Maximum number of tokens of the base's answer to a neighbor prompt. The edited model must give the same tokens."""
     text: str | None = None
-    """A text file, one passage a line, whose perplexity is scored; omitted: one that comes with the workbench."""
+    """A text file with one passage per line, whose perplexity is scored. If omitted, a file that comes with the workbench."""
     chat_template: bool = False
-    """Put every prompt into the tokenizer's chat template."""
+    """Apply the tokenizer's chat template to every prompt."""
     sequential: SequentialEval | None = None
-    """Score the edit after its first 1, 10, 100, 1000 facts too: `{}`, or with the fields below."""
+    """Also score the edit after its first 1, 10, 100 and 1000 facts. Write `{}` for these defaults, or set the fields of
+    `sequential`."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> FactsEval:
         if self.sequential is not None and self.limit is not None:
-            raise ValueError("`limit` and `sequential` both choose facts: give one")
+            raise ValueError("`limit` and `sequential` both select facts: set only one of them")
         return self
 
 
@@ -76,4 +81,4 @@ EvalEntry = Annotated[
     Annotated[str, Tag("name")] | Annotated[InlineEval, Tag("inlineeval")] | Annotated[FactsEval, Tag("factseval")],
     Discriminator(_kind),
 ]
-"""A suite's name, `edits`, or one of the two above."""
+"""The name of a suite, the word `edits`, a list of tasks, or a file of facts."""

@@ -1,4 +1,4 @@
-"""Find the methods that steps name: the files of the folders `merge`, `edit` and `grow`, and a `methods.py` in a folder below them."""
+"""Discovery of methods: files in the folders `merge`, `edit` and `grow`, and `methods.py` in their subfolders."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ K = TypeVar("K", bound=Step)
 
 @cache
 def methods() -> dict[str, type[Step]]:
-    """Return all methods, "verb:name" -> class; methods of other tools come last within their verb.
+    """Return all methods as "verb:name" -> class. Within a verb, methods of other tools such as `mergekit/...` come last.
 
-    Imports every file of `workbench/steps`, where kinds of step are declared, and every method file in the folders that their verbs name.
+    Imports every file of `workbench/steps`, which declare the kinds of step, and every method file in the folders named after
+    their verbs.
     """
     for module in pkgutil.iter_modules(steps.__path__, "workbench.steps."):
         importlib.import_module(module.name)
@@ -38,11 +39,11 @@ def method(kind: type[K], name: str) -> type[K]:
     """Return the class of a method.
 
     Args:
-        kind: The kind of step that it has to be: `MergeMethod`, `EditMethod`, ...
-        name: Its name in recipes.
+        kind: Base class that the method must have, such as `MergeMethod` or `EditMethod`.
+        name: Name of the method in recipes.
 
     Raises:
-        WorkbenchError: If there is no such method; the message has the nearest name.
+        WorkbenchError: If there is no such method; the message suggests the nearest name.
     """
     known = {cls.name: cls for cls in methods().values() if issubclass(cls, kind)}
     if name not in known:

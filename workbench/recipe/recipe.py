@@ -1,4 +1,4 @@
-"""Recipes: what users write, validated strictly, and the project that they belong to."""
+"""Recipes: loading, strict validation, and the project that they belong to."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from workbench.vocabulary.fields import TokenRow
 
 @dataclass(frozen=True)
 class Recipe:
-    """A valid recipe and where it comes from.
+    """A valid recipe and its origin.
 
     Attributes:
-        fields: What the file says.
-        steps: Its steps.
-        path: The file; None for one made in code.
-        settings: What `--set` changed.
-        project: Folder that relative paths start from, and below which runs and cache are written.
-        document: The file's marks, for errors found later than validation.
+        fields: The fields of the file.
+        steps: The steps.
+        project: Folder that relative paths start from. Runs and the cache are written below it.
+        path: The file; None for a recipe made in code.
+        document: The parsed file with line numbers, for errors that are found after validation.
+        settings: The overrides of `--set`.
     """
 
     fields: RecipeFields
@@ -48,50 +48,66 @@ class Recipe:
 
     @property
     def memory(self) -> Step | None:
-        """The step of a memory that the recipe ends in, if it does."""
+        """The memory step at the end of the recipe; None if it has none."""
         last = self.steps[-1] if self.steps else None
         return last if last and last.ends_recipe else None
 
     @cached_property
     def step_ids(self) -> list[str]:
-        """One name a step: its id, or verb and method, numbered where that is not unique."""
+        """Unique name of each step: its id, or its verb and method, with the step's index if that is not unique."""
         taken = {step.id for step in self.steps if step.id}
         plain = [f"{step.verb}-{step.name}" for step in self.steps]
-        found: list[str] = []
+        names: list[str] = []
         for i, (step, name) in enumerate(zip(self.steps, plain, strict=True)):
-            number = name if plain.count(name) == 1 and name not in taken else f"{name}-{i}"
-            while number in taken and not step.id:
-                number += "-"
-            found.append(step.id or number)
-            taken.add(found[-1])
-        return found
+            unique = name if plain.count(name) == 1 and name not in taken else f"{name}-{i}"
+            while unique in taken and not step.id:
+                unique += "-"
+            names.append(step.id or unique)
+            taken.add(names[-1])
+        return names
 
     def used_bricks(self, step: Step) -> list[str]:
-        """Return the bricks that a step takes, in order: those that it lists, or, for a merge that lists none, all of the recipe."""
+        """Return the bricks that a step uses, in order. A merge that lists no bricks uses all bricks of the recipe."""
         names = step.names()
         return list(self.fields.bricks) if names is None else names
 
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
-        """An error at a place of the recipe."""
+        """Return an error that points to a field of the recipe.
+
+        Args:
+            path: Path of keys to the field.
+            message: Description of the error.
+            hint: Command or edit that fixes it.
+        """
         if self.document:
             return self.document.error(path, message, hint)
         return WorkbenchError(f"recipe {self.name}: {message}", hint, 2)
 
     def without_search(self) -> Recipe:
-        """The same recipe as it stands, for everything but the search."""
+        """Return the same recipe without its `search`."""
         return replace(self, fields=self.fields.model_copy(update={"search": None}))
 
     def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
-        """A recipe on the same base with other steps, for controls: the base, a brick alone, their average."""
-        block = self.fields.tokenizer
-        # The vocabulary depends on all bricks: without some, rows would stand for other tokens.
+        """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average.
+
+        Args:
+            name: Name of the new recipe.
+            steps: Its steps, as plain data.
+            bricks: The bricks that it uses.
+        """
+        block, output = self.fields.tokenizer, self.fields.output
+        # A union vocabulary depends on all bricks: if one were left out, rows would belong to other tokens.
         keep = set(self.fields.bricks) if block else set(bricks)
         data = {
-            "version": 1, "name": name, "base": self.fields.base, "steps": list(steps), "seed": self.fields.seed,
+            "version": 1,
+            "name": name,
+            "base": self.fields.base,
+            "steps": list(steps),
+            "seed": self.fields.seed,
             "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
-            "output": self.fields.output.model_dump(exclude_none=True, exclude={"form"}) if self.fields.output.form != "adapter" else {},
+            "output": output.model_dump(exclude_none=True, exclude={"form"}) if output.form != "adapter" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
-        }  # fmt: skip
+        }
         return from_data(data, self.project)
 
 
@@ -100,14 +116,17 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     Args:
         path: The file.
-        settings: Overrides "field=value" or "step.field=value" (`--set`); a step by its id or index.
+        settings: Overrides as in `--set`: "FIELD=VALUE" or "STEP.FIELD=VALUE", with the id or index of a step.
+
+    Raises:
+        WorkbenchError: If the file cannot be read, a field is invalid, or an override names an unknown step or field.
     """
     path = Path(path)
     document = yamldoc.load(path)
     if not isinstance(document.data, dict):
         raise WorkbenchError(
             f"{document.path}: expected a mapping with version, base, bricks and steps",
-            "`workbench recipe new recipes/NAME.yaml` writes one to start from.",
+            "`workbench recipe new recipes/NAME.yaml` writes a recipe to start from.",
             2,
         )
     settings = tuple(settings)
@@ -117,7 +136,7 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
 
 def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
-    """A recipe from plain data, as if it stood in the project's `recipes/`."""
+    """Validate plain data as a recipe of a project."""
     return _from_document(yamldoc.Document(json.loads(json.dumps(data)), {}, f"recipe {data.get('name', '')}"), project, None)
 
 
@@ -143,7 +162,7 @@ def _plugins(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...
 
 
 def _with_form(fields: RecipeFields) -> RecipeFields:
-    """A recipe that ends in a memory writes a configuration, unless it says something else, which `_check_memories` refuses."""
+    """Set `form: configuration` for a recipe that ends in a memory and has no `form`."""
     steps, output = fields.steps, fields.output  # type: ignore[attr-defined]
     if "form" in output.model_fields_set or not (steps and steps[-1].ends_recipe):
         return fields
@@ -151,31 +170,31 @@ def _with_form(fields: RecipeFields) -> RecipeFields:
 
 
 def _check_memories(recipe: Recipe) -> None:
-    """A memory ends a recipe, and its result is a configuration."""
+    """Raise WorkbenchError if a step follows a memory, or `form` does not fit a recipe with or without a memory."""
     form = recipe.fields.output.form
     for i, step in enumerate(recipe.steps[:-1]):
         if step.ends_recipe:
             raise recipe.error(
                 ("steps", i + 1),
-                f"a step after `edit: {step.name}`, whose memory acts on the live model and leaves no weights to work on",
-                f"Put `edit: {step.name}` last.",
+                f"no step can follow `edit: {step.name}`, whose memory acts on the live model and does not change weights",
+                f"Make `edit: {step.name}` the last step.",
             )
     if recipe.memory and form != "configuration":
         raise recipe.error(
             ("output", "form"),
-            f"the recipe ends in `edit: {recipe.memory.name}`, and a memory does not fit into {'a checkpoint' if form == 'checkpoint' else 'an adapter'}",
-            "Leave `form` out: `run` writes a configuration directory, and `workbench.load(DIR)` gives its model.",
+            f"the recipe ends in `edit: {recipe.memory.name}`, but {'a checkpoint' if form == 'checkpoint' else 'an adapter'} cannot hold a memory",
+            "Remove `form`: `run` then writes a configuration directory, and `workbench.load(DIR)` loads its model.",
         )
     if form == "configuration" and not recipe.memory:
         raise recipe.error(
             ("output", "form"),
-            "a configuration holds a memory, and no step makes one",
-            "End the recipe in one, or write `form: checkpoint`.",
+            "`form: configuration` needs a memory, but no step makes one",
+            "Add a memory such as `edit: memory` as the last step, or write `form: checkpoint`.",
         )
 
 
 def _check_references(recipe: Recipe) -> None:
-    """What one field says of another: bricks that exist, at least one a merge, ids that differ."""
+    """Raise WorkbenchError if fields contradict each other: unknown bricks, a merge without bricks, duplicate ids."""
     _check_tokenizer(recipe)
     _check_memories(recipe)
     for i, step in enumerate(recipe.steps):
@@ -184,16 +203,17 @@ def _check_references(recipe: Recipe) -> None:
     ids = [step.id for step in recipe.steps if step.id]
     for i, step in enumerate(recipe.steps):
         if step.id and ids.count(step.id) > 1:
-            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'")
+            raise recipe.error(("steps", i, "id"), f"two steps have the id '{step.id}'", "Give each step an id of its own.")
 
 
 def _check_tokenizer(recipe: Recipe) -> None:
-    """The `tokenizer` block names base, union or bricks that have a tokenizer and rows."""
+    """Raise WorkbenchError if the `tokenizer` block names anything but `base`, `union` or bricks with their own tokenizer."""
     block = recipe.fields.tokenizer
     if block is None:
         return
     if taken := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
-        raise recipe.error(("bricks", taken[0]), f"with a `tokenizer` block no brick can be called {taken[0]}", "Rename it.")
+        text = f"a brick cannot be named '{taken[0]}' in a recipe with a `tokenizer` block, where this word has a meaning"
+        raise recipe.error(("bricks", taken[0]), text, "Rename the brick.")
     bricks = {name for name, ref in recipe.fields.bricks.items() if ref.kind != "recipe"}
     named: list[tuple[tuple[str | int, ...], str, tuple[str, ...]]] = [(("source",), block.source, ("base", "union"))]
     for token, rule in block.tokens.items():
@@ -203,16 +223,16 @@ def _check_tokenizer(recipe: Recipe) -> None:
             named.append((("tokens", token, "source"), rule.source, ("base", "zero", "mean")))
     for path, name, words in named:
         if name not in words and name not in bricks:
-            text = f"expected {', '.join(words)} or a brick with a tokenizer of its own; found '{name}'. "
+            text = f"expected {', '.join(words)} or a brick with its own tokenizer, found '{name}'. "
             raise recipe.error(("tokenizer", *path), text + nearest(name, [*words, *bricks]))
 
 
 def _override(document: yamldoc.Document, setting: str) -> None:
-    """Apply one `--set`: "mix.density=0.3", "0.lambda=1", "output.dtype=float32", "seed=1"."""
+    """Apply one override of `--set`, such as "mix.density=0.3", "0.lambda=1", "output.dtype=float32" or "seed=1"."""
     key, equals, text = setting.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "--set mix.density=0.3", 2)
+        raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "Example: --set mix.density=0.3", 2)
     listed = document.data.get("steps")
     places = [i for i, step in enumerate(listed) if isinstance(step, dict)] if isinstance(listed, list) else []
     ids = {_written_id(listed[i]): i for i in places}
@@ -224,13 +244,14 @@ def _override(document: yamldoc.Document, setting: str) -> None:
         target, path = listed[at], ("steps", at)
         parts = parts[1:]
         if not parts:
-            raise WorkbenchError(f"--set {setting}: '{key}' is a step; name one of its fields", f"--set {key}.FIELD={text}", 2)
+            message = f"--set {setting}: '{key}' is a step, expected one of its fields"
+            raise WorkbenchError(message, f"Write --set {key}.FIELD={text}.", 2)
     elif parts[0] not in fields:
         raise WorkbenchError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}", None, 2)
     for part in parts[:-1]:
         inner = target.setdefault(part, {})
         if part == "bricks" and isinstance(inner, list) and all(isinstance(name, str) for name in inner):
-            inner = target[part] = dict.fromkeys(inner, 1.0)  # a list of names stands for weights of 1
+            inner = target[part] = dict.fromkeys(inner, 1.0)  # a list of names means weights of 1
         target = inner
         if not isinstance(target, dict):
             raise WorkbenchError(f"--set {setting}: '{part}' has no fields", None, 2)
@@ -240,19 +261,31 @@ def _override(document: yamldoc.Document, setting: str) -> None:
 
 
 def _written_id(step: Mapping[str, Any]) -> str:
-    """A step's id as far as unvalidated data tell it."""
+    """Return the id of a step in unvalidated data, or its verb and method."""
     return str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in verbs() if verb in step))
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:
-    """Return a step as plain data with every default filled in, for keys and records: all fields that decide its numbers."""
+    """Return the fields that determine a step's result as plain data, defaults included, for keys and records."""
     return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ())})
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
-    """All steps as plain data."""
+    """Return all steps of a recipe as plain data."""
     return [dump_step(step) for step in recipe.steps]
 
 
-__all__ = ["FactsEval", "InlineEval", "Output", "Recipe", "RecipeFields", "dump_step", "dump_steps", "find_project", "from_data",
-           "load_recipe", "recipe_model", "recipe_schema"]  # fmt: skip
+__all__ = [
+    "FactsEval",
+    "InlineEval",
+    "Output",
+    "Recipe",
+    "RecipeFields",
+    "dump_step",
+    "dump_steps",
+    "find_project",
+    "from_data",
+    "load_recipe",
+    "recipe_model",
+    "recipe_schema",
+]

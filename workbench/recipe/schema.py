@@ -21,17 +21,18 @@ DType = Literal["float32", "float16", "bfloat16"]
 
 
 class Output(Strict):
-    """What `run` writes."""
+    """The files that `run` writes."""
 
     form: Literal["checkpoint", "adapter", "configuration"] = "checkpoint"
-    """A Hugging Face checkpoint directory, or a PEFT adapter of the base; of a recipe that ends in a memory always a configuration
-    directory, the memory beside the weights."""
+    """`checkpoint`: a Hugging Face checkpoint directory. `adapter`: a PEFT adapter of the base. `configuration`: a directory with
+    a memory and its model; the default, and the only choice, for a recipe that ends in a memory."""
     rank: Whole | Literal["exact"] | None = None
-    """Of an adapter: "exact" (the default) joins the bricks' factors without loss, a number cuts every update to that rank."""
+    """Rank of an adapter. `exact` (the default) joins the bricks' factors without loss. A number truncates every update to that
+    rank."""
     dtype: DType | None = None
-    """Dtype of the written tensors; omitted: each tensor keeps the base's, an adapter's factors are float32."""
+    """Dtype of the written tensors. If omitted, each tensor has the base's dtype, and the factors of an adapter are float32."""
     shard_size: str = "4GB"
-    """Largest safetensors file of a checkpoint; an adapter is one file."""
+    """Maximum size of each safetensors file of a checkpoint. An adapter is always one file."""
 
     @field_validator("rank", mode="before")
     @classmethod
@@ -57,28 +58,31 @@ class Output(Strict):
 
 
 class RecipeFields(Strict):
-    """A recipe without its steps; `recipe_model()` adds them, from the registered methods."""
+    """All fields of a recipe except `steps`, which `recipe_model()` adds from the registered methods."""
 
     version: Literal[1]
-    """Version of the recipe format."""
+    """Version of the recipe format; always 1."""
     name: str | None = Field(None, pattern=NAME)
-    """Name of the configuration; omitted: the file's stem."""
+    """Name of the configuration, used for run directories and tables. If omitted, the file's name without its suffix."""
     description: str | None = None
-    """A line for people."""
+    """A short description, which is copied to the README.md of the result."""
     base: str = Field(min_length=1)
-    """What deltas refer to: a directory, relative to the project, or a hub id with an optional @revision."""
+    """The base model: a directory, relative to the project, or a hub id with an optional @revision. The deltas of all bricks are
+    taken against it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
-    """The bricks that steps name."""
+    """Name -> location of each brick that steps can use: an adapter, a fine-tuned checkpoint, or another recipe."""
     tokenizer: TokenizerFields | None = None
-    """The vocabulary to write, for bricks whose tokenizer is not the base's: rows of embeddings and head are aligned to it by token."""
+    """The vocabulary of the result, for bricks whose tokenizer differs from the base's. Embedding and head rows are aligned by
+    token."""
     output: Output = Output()
-    """What `run` writes."""
+    """The files that `run` writes."""
     eval: tuple[EvalEntry, ...] = ()
-    """What `eval` scores: suites of evals/suites, tasks, facts of a file; `edits`: the facts of every edit that the recipe uses."""
+    """Evaluations that `workbench eval` runs: names of suites in `evals/suites`, lists of tasks, files of facts, or the word
+    `edits` for the facts of every edit in the recipe."""
     search: SearchFields | None = None
-    """Which fields `workbench search` tries, and what for; no other command looks at it."""
+    """Fields that `workbench search` varies, and its objective. Other commands ignore it."""
     seed: int = Field(0, ge=0, strict=True)
-    """Seed of everything random in the steps, and of a search."""
+    """Seed for all random numbers in steps and in a search."""
 
 
 def _check_verb(value: Any, plugins: tuple[type[Step], ...]) -> Any:
@@ -120,7 +124,7 @@ def recipe_model(plugins: tuple[type[Step], ...] = ()) -> type[RecipeFields]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, for editors."""
+    """Return the JSON schema of a recipe, for editors."""
     schema = recipe_model().model_json_schema(by_alias=True)
     kinds = {kind.__name__: kind for kind in _subclasses(Strict)}
     for name, part in {**schema.get("$defs", {}), RecipeFields.__name__: schema}.items():

@@ -1,4 +1,4 @@
-"""What a recipe's `search` may hold: dimensions, objectives, how long, and how candidates are scored."""
+"""Fields of a recipe's `search`: dimensions, objectives, budget, and how candidates are scored."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from workbench.steps.fields import Real, Strict, Whole
 
 Value = bool | int | float | str
 SEPARATOR = "/"
-"""Between the parts of an objective's name: SUITE, SUITE/TASK, SUITE/TASK/METRIC."""
+"""Separates the parts of an objective's name: SUITE, SUITE/TASK or SUITE/TASK/METRIC."""
 
 
 class Range(Strict):
     """Numbers from `low` to `high`, both included."""
 
     low: Real
+    """Smallest value."""
     high: Real
+    """Largest value."""
     log: bool = False
-    """Draw on a logarithmic scale."""
+    """Sample on a logarithmic scale. Needs `low` above 0 and no `step`."""
     step: Real | None = Field(None, gt=0)
-    """Only low, low + step, low + 2 step and so on."""
+    """Sample only low, low + step, low + 2 step and so on. If omitted, all numbers in the range."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Range:
@@ -36,9 +38,10 @@ class Range(Strict):
 
 
 class Choices(Strict):
-    """One of some values."""
+    """A list of values to choose from."""
 
     choices: tuple[Value, ...] = Field(min_length=2)
+    """At least two different values."""
 
     @field_validator("choices")
     @classmethod
@@ -49,7 +52,7 @@ class Choices(Strict):
 
 
 def _expand(value: Any) -> Any:
-    """[low, high] of two numbers is a range, any other list is one of choices."""
+    """Convert a list of two numbers to a range, and any other list to choices."""
     if not isinstance(value, (list, tuple)):
         return value
     numbers = len(value) == 2 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
@@ -69,11 +72,11 @@ class _Listed(Strict):
 
 
 class ListedRange(_Listed, Range):
-    """A range, or `[low, high]`."""
+    """A range of numbers. `[low, high]` is a short form."""
 
 
 class ListedChoices(_Listed, Choices):
-    """Choices, or a list of them."""
+    """A list of values to choose from. A plain list is a short form, except for two numbers, which are a range."""
 
 
 Dimension = Annotated[
@@ -82,48 +85,59 @@ Dimension = Annotated[
     | Annotated[tuple[Value, ...], Field(min_length=2), Tag("list")],  # for the schema: a list becomes one of the two above
     Discriminator(_kind),
 ]
-"""`[low, high]` of two numbers, `{low:, high:, log:, step:}`, a list of choices, or `{choices: [...]}`, which two numbers need."""
+"""`[low, high]`, `{low:, high:, log:, step:}`, a list of choices, or `{choices: [...]}`, which is needed if the choices are two
+numbers."""
 
 
 class Fidelity(Strict):
-    """How much of the search items a candidate sees before it is given up."""
+    """Settings for stopping the scoring of a poor candidate early."""
 
     items: tuple[Whole, ...] = (25, 75, 225)
-    """Items of each task after which a candidate is compared with the best so far, item by item; after the last number, or all that there are, it is scored in full."""
+    """Numbers of items per task after which a candidate is compared, item by item, with the best candidate so far. A candidate
+    that is not stopped at any of them is scored on all items."""
     gold: bool = True
-    """On the first items also compare the log-probability of the right answers, which tells candidates apart with fewer items."""
+    """At the first comparison, also compare the log-probability of the correct answers, which separates candidates with fewer
+    items."""
     level: Real = Field(0.05, gt=0, lt=1)
-    """A candidate is given up where an interval of this error rate lies below the best so far."""
+    """Error rate of the interval in a comparison. A candidate is stopped if the whole interval lies below the best candidate so
+    far."""
 
     @field_validator("items")
     @classmethod
     def _rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or value[0] < 2 or any(a >= b for a, b in pairwise(value)):
-            raise ValueError(f"expected numbers that rise, from 2 on, found {list(value)}")
+            raise ValueError(f"expected increasing numbers of at least 2, found {list(value)}")
         return value
 
 
 class SearchFields(Strict):
-    """A search over fields of the recipe. `workbench search RECIPE` runs it; `run` and `eval` take the recipe as it stands."""
+    """A search over fields of the recipe, which `workbench search RECIPE` runs. `run` and `eval` use the recipe without it."""
 
     space: dict[str, Dimension] = Field(min_length=1)
-    """STEP.FIELD, a step by its id or index, -> what it may be: "mix.lambda", "mix.bricks.math", "mix.merge", "mix.lambda.knots.0"."""
+    """Fields to vary: STEP.FIELD -> range or choices, with the id or index of a step. Examples: "mix.lambda", "mix.bricks.math",
+    "mix.merge", "mix.lambda.knots.0"."""
     objective: str | tuple[str, ...] | None = None
-    """What is to be best: SUITE (the mean over its skills), SUITE/TASK or SUITE/TASK/METRIC, or several; omitted: the first suite of `eval`."""
+    """One score or a list of scores to maximize: SUITE (the mean over its skills), SUITE/TASK or SUITE/TASK/METRIC. If omitted,
+    the first suite of `eval`."""
     trials: Whole | None = Field(None, ge=1)
-    """Candidates, controls not counted; omitted: 40, or as many as fit into `budget`."""
+    """Number of candidates, without controls. If omitted, as many as fit into `budget`, or 40 without a budget."""
     budget: str | None = None
-    """Time: "90s", "30m", "2h". No candidate is begun after it; time before an interruption counts."""
+    """Time limit such as "90s", "30m" or "2h". No candidate starts after it. A resumed search counts the time before its
+    interruption."""
     sampler: Literal["auto", "gp", "tpe", "cmaes", "nsga2", "random", "grid"] = "auto"
-    """auto: a Gaussian process for up to 6 dimensions, TPE up to 20, CMA-ES beyond; of several objectives a Gaussian process up to 3
-    objectives, else NSGA-II; TPE where a dimension belongs to one method alone."""
+    """Sampler that proposes candidates. `auto` with one objective: a Gaussian process for up to 6 dimensions, TPE for up to 20,
+    else CMA-ES. `auto` with several objectives: a Gaussian process for up to 3 objectives, else NSGA-II. In both cases TPE if a
+    dimension applies to only one method."""
     fidelity: Fidelity = Fidelity()
+    """Settings for stopping the scoring of poor candidates early."""
     controls: bool = True
-    """Score first what needs no search: the base, each brick, their average, task arithmetic, a mean weighted as LM-Cocktail weighs."""
+    """First score controls that need no search: the base, each brick, their average, task arithmetic, and an LM-Cocktail weighted
+    mean."""
     random: Whole = Field(0, ge=0)
-    """So many candidates more, drawn at random: an arm to compare the sampler with."""
+    """Number of additional random candidates, as a comparison for the sampler."""
     test: Real = Field(0.5, gt=0, lt=1)
-    """Share of the items that no candidate sees: on them the winner is tested. Clusters stay whole, so the share is met about."""
+    """Share of the items reserved for testing the winner; no candidate is scored on them. Clusters are not split, so the actual
+    share can differ slightly."""
 
     @field_validator("budget")
     @classmethod
@@ -134,18 +148,22 @@ class SearchFields(Strict):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Names of the objectives; none where the first suite is meant."""
+        """Names of the objectives; empty if the objective is the first suite."""
         return (self.objective,) if isinstance(self.objective, str) else self.objective or ()
 
     @property
     def number(self) -> int | None:
-        """Candidates to try; None: as many as the budget allows."""
+        """Number of candidates to try; None for as many as the budget allows."""
         return self.trials if self.trials or self.budget else 40
 
 
 def seconds(text: str) -> float:
-    """Seconds of "90s", "30m", "2h"."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
-    if not found or float(found[1]) <= 0:
+    """Convert a time such as "90s", "30m" or "2h" to seconds.
+
+    Raises:
+        ValueError: If the text is not a positive time.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", text)
+    if not match or float(match[1]) <= 0:
         raise ValueError(f"expected a time such as 90s, 30m or 2h, found {text!r}")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

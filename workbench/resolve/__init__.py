@@ -1,1 +1,1 @@
-"""A recipe with its inputs: files, checks and keys."""
+"""Resolving of recipes: locate the inputs, check them, and compute keys."""

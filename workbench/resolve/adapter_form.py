@@ -1,4 +1,4 @@
-"""Whether an adapter can hold a recipe's result, and what it holds."""
+"""Results of recipes as adapters: checks, conversion and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from workbench.recipe.schema import Output
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
-    """A recipe's result as its `output: {form: adapter}` asks for it."""
+    """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes.
+
+    Args:
+        result: The model after the last step.
+        base: The recipe's base.
+        output: The recipe's `output`.
+    """
     if isinstance(result.weights, AdaptedWeights):
         return result.weights
     dtype: torch.dtype = getattr(torch, output.dtype or "float32")
@@ -24,27 +30,27 @@ def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
 
 
 def changes_result(output: Output) -> bool:
-    """Whether the adapter is not the result itself but an approximation, by a cut rank or by rounded factors.
+    """Return True if the adapter only approximates the result, because its rank is truncated or its factors are rounded.
 
-    Then base and adapter together are what the recipe produces: that is scored, and has a key of its own.
+    The configuration is then the base with this adapter, which is scored and has its own key.
     """
     return output.form == "adapter" and (isinstance(output.rank, int) or output.dtype not in (None, "float32"))
 
 
 def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dense: bool, whole_too: bool) -> int:
-    """Bytes of a recipe's adapter, from headers.
+    """Predict the size of a recipe's adapter in bytes, from headers.
 
     Args:
-        base: The base.
-        output: The recipe's.
+        base: The recipe's base.
+        output: The recipe's `output`.
         adapters: The adapters that its steps merge.
         dense: Whether a step's result has full rank.
-        whole_too: Whether bricks change more than linear weights: checkpoints, recipes.
+        whole_too: Whether bricks (checkpoints, recipes) also change tensors that are not linear weights.
     """
     size: int = getattr(torch, output.dtype or "float32").itemsize
     if not dense:
         return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size
-    assert isinstance(output.rank, int), "check_form refuses an exact rank of a dense result"
+    assert isinstance(output.rank, int), "check_form rejects an exact rank for a dense result"
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     cut = sum(output.rank * (s.rows + s.cols) for s in linear.values())
     whole = sum(s.nbytes for n, s in base.weights.specs.items() if n not in linear) if whole_too else 0
@@ -52,7 +58,7 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
 
 
 def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
-    """Elements of adapters' factors side by side, cut to a rank and padded to one rank as `_Files` does."""
+    """Count the elements of the adapters' concatenated factors, truncated to a rank and padded to one rank as `_Files` does."""
     ranks: dict[str, int] = {}
     lengths: dict[str, int] = {}
     others = 0
@@ -70,7 +76,7 @@ def _joined(adapters: Sequence[Adapter], limit: int | None) -> int:
 
 
 def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]:
-    """Steps whose result the recipe's `output: {form: adapter}` cannot hold.
+    """Return an error for each part of the recipe whose result `output: {form: adapter}` cannot hold.
 
     Args:
         recipe: The recipe.
@@ -84,13 +90,13 @@ def check_form(recipe: Recipe, kinds: Mapping[str, str]) -> list[WorkbenchError]
         problems.append(
             recipe.error(
                 ("tokenizer",),
-                "another vocabulary changes the embeddings' size, and an adapter holds updates of the base's own tensors",
+                "another vocabulary changes the size of the embeddings, but an adapter can only update tensors of the base",
                 "Write `output: {form: checkpoint}`.",
             )
         )
     exact = recipe.fields.output.rank in (None, "exact")
     for i, step in enumerate(recipe.steps):
         used = {name: kinds.get(name, "adapter") for name in recipe.used_bricks(step)}
-        found = step.check_adapter(used, exact, recipe.step_ids[i])
-        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in found]
+        misfits = step.check_adapter(used, exact, recipe.step_ids[i])
+        problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in misfits]
     return problems

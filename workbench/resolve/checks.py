@@ -1,4 +1,4 @@
-"""Whether bricks fit the base and steps name what is there: checks from headers, before any work."""
+"""Checks from file headers, before any computation: bricks fit the base, and steps name existing files and tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from workbench.weights.foreign import is_stand_in
 if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
-# Fields of config.json that change what equal weights compute.
+# Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
     "model_type", "hidden_act", "activation_function", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
     "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types", "attention_bias",
@@ -38,24 +38,41 @@ _SHARED = frozenset({
 
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
-    """Return what is wrong with the steps: missing files, `where` that matches nothing, bricks of a kind that a step cannot take."""
+    """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
     return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks)]
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
-    """Whether a recipe's result as a brick has rows that are known here: the base's, or those of an equal `tokenizer` block."""
+    """Check that a recipe used as a brick has the same vocabulary as the recipe that uses it.
+
+    Args:
+        name: The brick's name.
+        inner: The recipe that is the brick.
+        resolved: The recipe that uses it.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        WorkbenchError: If the brick recipe has a different `tokenizer` block.
+    """
     mine, theirs = (r.vocabulary.digest if r.vocabulary else None for r in (resolved, inner))
     if theirs is not None and mine != theirs:
         raise WorkbenchError(
-            f"brick '{name}': {inner.recipe.name} has a `tokenizer` block of its own, so its rows are not this recipe's",
-            "Leave the block out there (rows are aligned here), or put its steps into this recipe.",
+            f"brick '{name}': the `tokenizer` block of recipe {inner.recipe.name} differs from this recipe's, so their vocabularies differ",
+            "Remove the block from that recipe (this recipe aligns its rows), or move its steps into this recipe.",
         )
     return [] if inner.recipe.steps else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
 @contextmanager
 def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
-    """Put off a check that needs tensors which are not here."""
+    """Defer a check to `run` if it needs tensors that are not local, and list it in `resolved.deferred`.
+
+    Args:
+        resolved: The recipe.
+        what: The statement that the check confirms.
+    """
     try:
         yield
     except HeadersOnlyError:
@@ -63,20 +80,28 @@ def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
 
 
 def _read_digest(resolved: Resolved, hub: Hub) -> str:
-    """The base's digest. Errors: `HeadersOnlyError` where headers have to do and it has not been read before."""
+    """Return the base's digest.
+
+    Raises:
+        HeadersOnlyError: If only headers may be read and the digest is not cached.
+    """
     if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
         raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
     return resolved.base_digest
 
 
 def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
-    """Whether a brick fits; returns what is worth a warning."""
+    """Check that an adapter or a checkpoint fits the base, and return warnings.
+
+    Raises:
+        WorkbenchError: If its tensors, vocabulary or recorded base do not fit.
+    """
     warnings: list[str] = []
     plain, vocabulary = resolved.checkpoint, resolved.vocabulary
     if brick.kind == "adapter":
-        seen = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
+        base = resolved.plain if brick.name in resolved.parents else base_for([brick], plain)
         try:
-            bound = bind(brick.adapter, seen.weights.specs, seen)
+            bound = bind(brick.adapter, base.weights.specs, base)
         except HeadersOnlyError:
             raise
         except WorkbenchError as error:
@@ -89,22 +114,22 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     else:
         if vocabulary is None:
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
-        seen = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
-        weights = fitted(brick, seen, vocabulary.view(brick.name) if vocabulary else None)
+        base = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
+        weights = fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None)
         warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
-        with or_at_run(resolved, f"{brick.label}: its integer tensors are the base's"):
+        with or_at_run(resolved, f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
     warnings += _check_origin(brick, resolved, hub)
-    if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, seen, resolved.cache):
+    if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, base, resolved.cache):
         warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
     return warnings
 
 
 def _check_origin(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
-    """Return warnings about the base that a brick was made on. Raises WorkbenchError if evidence contradicts the recipe's base."""
+    """Return warnings about the base that a brick was made on. Raises WorkbenchError if it was made on another base."""
     digest = None
     if recorded_digests(brick):
-        with or_at_run(resolved, f"{brick.label}: made on the weights of this base, as its card says"):
+        with or_at_run(resolved, f"{brick.label}: the base has the weights that the brick's card records"):
             digest = _read_digest(resolved, hub)
     recipe = resolved.recipe
     base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
@@ -112,49 +137,51 @@ def _check_origin(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
 
 
 def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
-    """A word on stored buffers."""
+    """Return a warning if a checkpoint contains buffers, which are not copied."""
     names = checkpoint.left_out
-    text = f"{checkpoint.label}: {len(names)} stored buffers are left out ({', '.join(names[:1])}, …): transformers makes them itself"
+    text = (
+        f"{checkpoint.label}: skips {len(names)} stored buffers ({', '.join(names[:1])}, …), which transformers computes itself"
+    )
     return [text] if names else []
 
 
 def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
-    return (
-        [f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the base's is written"] if changed else []
-    )
+    text = f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the result has the base's values"
+    return [text] if changed else []
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of the fields in `_SHARED`; rotary settings in one form, whichever transformers wrote them."""
+    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
-    found = {key: config[key] for key in _SHARED if key in config}
+    fields = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("rope_theta") is not None:
-        found["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
-    return found
+        fields["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+    return fields
 
 
 def edit_record(brick: Brick | Resolved) -> dict[str, Any] | None:
-    """What an edit brick's record says of how it was solved; None for other bricks."""
+    """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
     record = read_json(brick.path / "edit.json") if isinstance(brick, Brick) else None
     return record if isinstance(record, dict) and "solved_on" in record else None
 
 
 def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
-    """Errors: an edit of another base."""
+    """Raise WorkbenchError if an edit was solved on another base."""
     record = edit_record(brick)
     if record is not None and record.get("base") != _read_digest(resolved, hub):
         raise WorkbenchError(
-            f"{brick.label}: an edit of another base ({str(record.get('base'))[:10]}, here {resolved.base_digest[:10]})",
+            f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
+            f"this base has {resolved.base_digest[:10]})",
             f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base)}`.",
         )
 
 
 def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
-    """Edit bricks that steps add to other weights than those they were solved on, or not alone and whole: there, facts may get lost."""
+    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on."""
     warnings: list[str] = []
     recipe = resolved.recipe
     for name, brick in resolved.bricks.items():
@@ -172,17 +199,21 @@ def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
 
 
 def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
-    """Why an edit is a plain delta in a merge step; None where the step adds it, whole, to the weights that it was solved on."""
+    """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
     step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
     if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
         return altered
     if _read_state(resolved, number, hub) != record.get("solved_after"):
-        return f"solved on other weights of this base than step '{step_id}' adds it to"
+        return f"which was not solved on the weights that step '{step_id}' adds it to"
     return None
 
 
 def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
-    """`Resolved.state`. Errors: `HeadersOnlyError` where headers have to do and something has not been read before."""
+    """Return `Resolved.state`.
+
+    Raises:
+        HeadersOnlyError: If only headers may be read and a digest is not cached.
+    """
     _read_digest(resolved, hub)
     for name, brick in resolved.bricks.items():
         if hub.headers_only and not (brick.known(resolved.cache) if isinstance(brick, Brick) else brick.known):
@@ -191,12 +222,12 @@ def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
 
 
 def _survival(brick: Brick, resolved: Resolved) -> str:
-    """How many facts survive, and how they are solved again."""
+    """Return advice on measuring how many facts survive, and on solving the edit again."""
     recipe, target = str(resolved.recipe.path or "RECIPE"), resolved.recipe.fields.bricks[brick.name].target
-    text = "As a delta it may lose facts"
+    text = "The result may lose facts"
     if (brick.path / "facts.jsonl").is_file():
         text += f": `{shell('workbench', 'eval', recipe, '--suite', f'facts:{target}/facts.jsonl')}` measures how many survive"
-    return f"{text}; solve it again on the result, as a last step of its own: `{_rebase(brick, resolved, recipe)}`"
+    return f"{text}. To keep them, solve the edit again on the result and add it in a last step: `{_rebase(brick, resolved, recipe)}`"
 
 
 def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
@@ -205,7 +236,7 @@ def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
 
 
 def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
-    """Every `where` of every step names something: each glob a tensor, each slice a layer."""
+    """Return an error for each `where` with a glob that matches no tensor or a slice that contains no layer."""
     problems = []
     for i, step in enumerate(recipe.steps):
         for path, where in _places(step):
@@ -214,14 +245,14 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
                     recipe.error(
                         ("steps", i, *path),
                         f"{unmatched} matches no tensor of the base",
-                        "`workbench brick show` and config.json name tensors and layers.",
+                        "`workbench brick show` lists tensor names; config.json has the number of layers.",
                     )
                 )
     return problems
 
 
 def _check_kinds(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
-    """Return the steps that take bricks of a kind that they cannot use."""
+    """Return an error for each brick whose kind its step cannot use."""
     kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in bricks.items()}
     problems = []
     for i, step in enumerate(recipe.steps):
@@ -231,7 +262,7 @@ def _check_kinds(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list
 
 
 def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Where]]:
-    """Every `where` below a step's field, with its path."""
+    """Yield every `where` in a value, with its path."""
     if isinstance(value, Where):
         yield path, value
     elif isinstance(value, BaseModel):
@@ -244,7 +275,7 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 
 
 def _check_files(recipe: Recipe) -> list[WorkbenchError]:
-    """Return the files of steps that are missing or that cannot be used."""
+    """Return an error for each file of a step that is missing or invalid."""
     problems = []
     for i, step in enumerate(recipe.steps):
         missing = [file for file in step.files() if not (recipe.project / file).is_file()]

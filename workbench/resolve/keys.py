@@ -1,4 +1,4 @@
-"""Keys of a recipe's steps: all that the numbers after a step depend on."""
+"""Keys of a recipe's steps, made from everything that determines the weights after a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.recipe.recipe import Recipe, dump_step
 
 
 class KeyInputs(Protocol):
-    """What keys are made of beside the digests of bricks."""
+    """Inputs of keys besides the digests of bricks."""
 
     @property
     def recipe(self) -> Recipe:
@@ -26,12 +26,12 @@ class KeyInputs(Protocol):
 
 @dataclass(frozen=True)
 class StepKey:
-    """What one step may make its key of; implements `steps.KeyContext`.
+    """Inputs of the key of one step; implements `steps.KeyContext`.
 
     Attributes:
         inputs: The recipe, and the digests of its files and vocabularies.
         digests: Brick -> digest, or another key.
-        number: The step's number, counted from 0.
+        number: The step's index, from 0.
     """
 
     inputs: KeyInputs
@@ -44,7 +44,7 @@ class StepKey:
         return self.inputs.recipe.fields.seed
 
     def bricks(self, names: Sequence[str] | None) -> list[list[str]]:
-        """Return [name, digest] of bricks; None stands for all bricks of the recipe."""
+        """Return [name, digest] of each named brick; None stands for all bricks of the recipe."""
         return [[name, self.digests[name]] for name in (self.inputs.recipe.fields.bricks if names is None else names)]
 
     def files(self, names: Sequence[str]) -> list[str]:
@@ -57,13 +57,13 @@ class StepKey:
 
 
 def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:
-    """Return the keys of the states before the first step and after each.
+    """Return the key before the first step and the key after each step.
 
     Args:
         inputs: The recipe, and the digests of its files and vocabularies.
-        base: What the base's numbers depend on.
-        bricks: Digest, or another key, of every brick.
-        listed: Give the same keys for a step that takes all bricks and for one that names them.
+        base: Everything that determines the base's weights.
+        bricks: Brick -> digest, or another key.
+        listed: Give a step that uses all bricks the same key whether or not it lists them.
     """
     keys = [json_digest(base)]
     recipe = inputs.recipe

@@ -1,4 +1,4 @@
-"""A recipe with every reference resolved: files, digests, and the keys that name what each step computes."""
+"""Resolving of a recipe: locate every input, check it, and download what is missing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from workbench.vocabulary.align import AlignedVocabulary, Member, align
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
-    """Find and check every input of a recipe, from headers. All problems are listed at once.
+    """Locate and check every input of a recipe from file headers.
 
     Args:
         recipe: The recipe.
-        hub: Whether to fetch what is not here from the hub, after all headers have been found to fit, or headers alone.
+        hub: Access to the hub. By default, missing files are downloaded once all headers have passed the checks.
+        _above: Files of the recipes that use this recipe as a brick.
 
-    Errors: missing or unfit inputs, a recipe that needs itself, a brick recipe on another base, no room for the downloads.
+    Raises:
+        WorkbenchError: If inputs are missing or do not fit, a recipe uses itself, a recipe used as a brick has another base, or
+            the disk is too full for the downloads. The message lists all problems.
     """
     if not hub.headers_only and not _above:
         ahead = resolve(recipe, replace(hub, headers_only=True))
@@ -33,50 +36,50 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
             return ahead
         hub.check_space(ahead.downloads)
     checkpoint, revision = resolve_base(recipe.fields.base, recipe.project, hub)
-    found = Resolved(recipe, checkpoint, {}, revision)
-    found.warnings.extend(buffers_left_out(checkpoint))
+    resolved = Resolved(recipe, checkpoint, {}, revision)
+    resolved.warnings.extend(buffers_left_out(checkpoint))
     problems: list[WorkbenchError] = []
     for name, ref in recipe.fields.bricks.items():
         try:
             if ref.kind == "recipe":
-                found.bricks[name] = _inner(found, name, ref.target, hub, _above)
+                resolved.bricks[name] = _inner(resolved, name, ref.target, hub, _above)
             else:
-                found.bricks[name] = resolve_brick(name, ref, recipe.project, hub)
+                resolved.bricks[name] = resolve_brick(name, ref, recipe.project, hub)
         except WorkbenchError as error:
             problems.append(error)
-    reasons, unread = find_ties(found.bricks, checkpoint, found.deferred)
+    reasons, unread = find_ties(resolved.bricks, checkpoint, resolved.deferred)
     problems += unread.values()
-    found.unties.extend(reason for name, reason in reasons.items() if name in found.parents)
-    found.warnings.extend(found.unties)
+    resolved.unties.extend(reason for name, reason in reasons.items() if name in resolved.parents)
+    resolved.warnings.extend(resolved.unties)
     if recipe.fields.tokenizer and not problems:
-        found = replace(found, vocabulary=_aligned(found))
-    for name, there in found.bricks.items():
+        resolved = replace(resolved, vocabulary=_aligned(resolved))
+    for name, brick in resolved.bricks.items():
         try:
             if name in unread:
                 continue
-            with or_at_run(found, f"brick '{name}': fits the base"):
-                found.warnings.extend(
-                    check_brick(there, found, hub) if isinstance(there, Brick) else check_recipe(name, there, found)
+            with or_at_run(resolved, f"brick '{name}': fits the base"):
+                resolved.warnings.extend(
+                    check_brick(brick, resolved, hub) if isinstance(brick, Brick) else check_recipe(name, brick, resolved)
                 )
         except WorkbenchError as error:
             problems.append(error)
-    kinds = {name: there.kind if isinstance(there, Brick) else "recipe" for name, there in found.bricks.items()}
-    problems += [*check_steps(recipe, found.base, found.bricks), *check_form(recipe, kinds)]
+    kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in resolved.bricks.items()}
+    problems += [*check_steps(recipe, resolved.base, resolved.bricks), *check_form(recipe, kinds)]
     if problems:
         raise _all(problems)
-    found = _bound(found)
-    found.warnings.extend(edit_warnings(found, hub))
-    for there in found.bricks.values():
-        if isinstance(there, Resolved):
-            found.deferred.extend(there.deferred)
-        elif there.kind == "checkpoint":
-            found.deferred.extend(there.checkpoint.deferred)
-    found.deferred[:0] = checkpoint.deferred
-    return found
+    resolved = _bound(resolved)
+    resolved.warnings.extend(edit_warnings(resolved, hub))
+    for brick in resolved.bricks.values():
+        if isinstance(brick, Resolved):
+            resolved.deferred.extend(brick.deferred)
+        elif brick.kind == "checkpoint":
+            resolved.deferred.extend(brick.checkpoint.deferred)
+    resolved.deferred[:0] = checkpoint.deferred
+    return resolved
 
 
 def _aligned(resolved: Resolved) -> AlignedVocabulary:
-    """The output's vocabulary, as the recipe's `tokenizer` block says."""
+    """Return the vocabulary that the recipe's `tokenizer` block describes."""
     block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
     assert block is not None
     bricks = {n: b for n, b in resolved.bricks.items() if isinstance(b, Brick)}
@@ -93,7 +96,11 @@ def _aligned(resolved: Resolved) -> AlignedVocabulary:
 
 
 def _bound(resolved: Resolved) -> Resolved:
-    """Bind each step to the tokenizer in effect before it. Raises WorkbenchError if the tokenizer cannot do what the step asks."""
+    """Bind each step to the tokenizer in effect before it.
+
+    Raises:
+        WorkbenchError: If the tokenizer cannot do what the step asks.
+    """
     steps: list[Step] = []
     tokenizers: list[Path] = []
     for step in resolved.recipe.steps:
@@ -117,21 +124,21 @@ def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path,
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
     if path in chain:
         raise WorkbenchError(
-            f"brick '{name}': {target} needs itself: " + " -> ".join(p.name for p in (*chain, path)),
-            "A recipe cannot be its own brick.",
+            f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
+            "Remove this brick from one of these recipes.",
             2,
         )
     inner = resolve(load_recipe(path), hub, chain)
     if memory := inner.recipe.memory:
         raise WorkbenchError(
-            f"brick '{name}': {target} ends in `edit: {memory.name}`, whose memory is no delta of the base's weights",
-            "Merge its other steps, and put the memory last in this recipe.",
+            f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
+            "Remove the memory step from that recipe, and add it as the last step of this recipe.",
             2,
         )
-    with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are one base"):
+    with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
         if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
             raise WorkbenchError(
-                f"brick '{name}': {target} has the base {inner.recipe.fields.base}, this recipe {recipe.fields.base}",
-                "A brick's delta refers to the recipe's base: use the same one.",
+                f"brick '{name}': {target} has the base {inner.recipe.fields.base}, but this recipe has {recipe.fields.base}",
+                "Use the same base in both recipes: a brick's delta is taken against the recipe's base.",
             )
     return inner

@@ -1,4 +1,4 @@
-"""A recipe with its inputs: files, digests and keys."""
+"""A resolved recipe: its inputs, digests and keys."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from workbench.weights.foreign import is_stand_in
 
 @dataclass(frozen=True)
 class MemoryAt:
-    """A memory directory at a version, and the digest of what it does there."""
+    """A memory directory at a version, with the digest of its content at that version."""
 
     path: Path
     version: int
@@ -41,21 +41,22 @@ class MemoryAt:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe whose inputs are there and fit.
+    """A recipe whose inputs exist and fit.
 
     Attributes:
-        recipe: As written.
-        checkpoint: The base as it lies on disk.
-        bricks: Name -> files, or another resolved recipe.
-        base_revision: Its commit, if it comes from the hub.
-        warnings: What the user should know, and the run records.
-        unties: What makes the output's head a tensor of its own though the base ties it, brick by brick.
-        vocabulary: What the recipe's `tokenizer` block means; `base` and checkpoint bricks then have its rows.
-        deferred: Checks that need tensors of which only headers are here; `run` makes them.
-        memory: A saved memory that acts on the result, of a configuration that was opened and not made by a step.
-        tokenizers: Directory with the tokenizer after each step, where steps change it; empty: as the base's or the `tokenizer` block's.
-        memo: What compositions of the same base and bricks keep for each other, in a search.
-        watched: The small input files whose digests are part of the keys.
+        recipe: The recipe, with its steps bound to their tokenizers.
+        checkpoint: The base on disk.
+        bricks: Name -> a brick's files, or another resolved recipe.
+        base_revision: Commit of a base from the hub.
+        warnings: Warnings for the user, which the run records.
+        unties: For each brick that needs it, why the output's head is a separate tensor although the base ties it to the
+            embeddings.
+        vocabulary: The vocabulary of the recipe's `tokenizer` block, to which `base` and checkpoint bricks are then aligned.
+        deferred: Checks that `run` makes, because they need tensors of which only headers are local.
+        memory: A saved memory that acts on the result, for a configuration that was loaded from disk.
+        tokenizers: Directory of the tokenizer after each step; empty if no step changes the tokenizer.
+        memo: Values shared by compositions of the same base and bricks in a search.
+        watched: Small input files whose digests are part of the keys.
     """
 
     recipe: Recipe
@@ -73,36 +74,36 @@ class Resolved:
 
     @cached_property
     def downloads(self) -> list[Download]:
-        """What `run` fetches from the hub first: base and bricks of which only headers are here, each repository once."""
-        found = [download_of(self.base_path)]
+        """Downloads that `run` makes first: base and bricks of which only headers are local, each repository once."""
+        downloads = [download_of(self.base_path)]
         for brick in self.bricks.values():
-            found += brick.downloads if isinstance(brick, Resolved) else [download_of(brick.path)]
-        return list(dict.fromkeys(filter(None, found)))
+            downloads += brick.downloads if isinstance(brick, Resolved) else [download_of(brick.path)]
+        return list(dict.fromkeys(filter(None, downloads)))
 
     @property
     def headers_only(self) -> bool:
-        """Whether it can be planned but not run: tensors of some input are not here."""
+        """True if tensors of an input are not local, so that the recipe can be planned but not run."""
         return is_stand_in(self.base_path) or any(b.headers_only for b in self.bricks.values())
 
     @property
     def tokenizer_path(self) -> Path:
-        """Directory with the tokenizer and generation_config.json of the configuration."""
+        """Directory of the configuration's tokenizer and generation_config.json."""
         return self.tokenizer_at(len(self.recipe.steps))
 
     def tokenizer_at(self, steps: int) -> Path:
-        """The tokenizer's directory after the first steps."""
+        """Return the directory of the tokenizer after the first `steps` steps."""
         if steps and self.tokenizers:
             return self.tokenizers[steps - 1]
         return self.vocabulary.path if self.vocabulary else self.base_path
 
     @cached_property
     def plain(self) -> Model:
-        """The base in its own vocabulary, with a head of its own where a brick unties it."""
+        """The base with its own vocabulary, and with a separate head if a brick unties it."""
         return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
 
     @cached_property
     def base(self) -> Model:
-        """The base's lazy weights and configuration: what deltas refer to."""
+        """Lazy weights and configuration of the base, against which deltas are taken."""
         return self.vocabulary.base if self.vocabulary else self.plain
 
     @property
@@ -117,17 +118,17 @@ class Resolved:
 
     @cached_property
     def base_digest(self) -> str:
-        """Digest of the base's weights and configuration. Reads what no one has read before."""
+        """Digest of the base's weights and configuration. Reads only tensors whose digest is not cached."""
         return checkpoint_digest(self.checkpoint, self.cache)
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Brick name -> digest of its content, or the other recipe's key. Reads what no one has read before."""
+        """Brick name -> digest of its content, or the key of a recipe. Reads only tensors whose digest is not cached."""
         return {n: _content(b, self.cache) for n, b in self.bricks.items()}
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Brick name -> the key that bricks are sorted by. It costs a sample; bricks with equal samples are told apart by their content."""
+        """Brick name -> sort key from a sample of its content, or from the whole content for bricks with equal samples."""
         return told_apart(
             {
                 n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)])
@@ -140,44 +141,48 @@ class Resolved:
 
     @property
     def known(self) -> bool:
-        """Whether every key and digest is at hand without reading the inputs' tensors."""
+        """True if every key and digest is cached, so that no tensor must be read for them."""
         return digests_known(self.checkpoint.entries, self.cache) and all(
             b.known if isinstance(b, Resolved) else b.known(self.cache) for b in self.bricks.values()
         )
 
     @cached_property
     def stamp(self) -> str:
-        """What stands for `run_key` until the inputs have been read: files by path, size and time of modification."""
+        """Substitute for `run_key` until the inputs have been read, from the paths, sizes and modification times of files."""
         bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         return chain(self, [stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
-        """What the base's rows depend on with a `tokenizer` block: all vocabularies, and bricks that rows are taken from."""
+        """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
         return (
             [self.vocabulary.digest, [[m.name, bricks[m.name]] for m in self.vocabulary.members[1:]]] if self.vocabulary else []
         )
 
     @cached_property
     def keys(self) -> list[str]:
-        """Key of the state after each step: all that its numbers depend on."""
+        """Key of the weights after each step, made from everything that determines them."""
         return chain(self, self._start, self.digests)[1:]
 
     @property
     def _start(self) -> list[Any]:
-        """What the base's numbers depend on."""
+        """Everything that determines the base's weights."""
         return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
 
     def input_digest(self, name: str) -> str:
-        """Digest of an input file of a step, which is watched from then on."""
+        """Return the digest of a step's input file, and watch the file for changes."""
         return bytes_digest(self.watched.read(self.recipe.project / name))
 
     def vocabulary_at(self, steps: int) -> str | None:
-        """Digest of the vocabulary after the first steps; its file is watched from then on."""
+        """Return the digest of the vocabulary after the first `steps` steps, and watch its file for changes."""
         return vocabulary_digest(self.tokenizer_at(steps), self.watched)
 
     def check_inputs(self) -> None:
-        """Raise InputChangedError if an input is no longer the one that the keys were made from: to be called before results are kept."""
+        """Check that no input has changed since its key was made. Call this before results are stored.
+
+        Raises:
+            InputChangedError: If an input has changed.
+        """
         self.watched.check()
         files = {entry.file: entry.identity for entry in self.checkpoint.entries.values()}
         for brick in self.bricks.values():
@@ -191,8 +196,10 @@ class Resolved:
             check_unchanged(file, identity, file)
 
     def state(self, steps: int) -> str:
-        """Key of the weights after the first steps, whichever bricks and steps the recipe has beside: how an edit brick knows the
-        weights that it was solved on. Reads the bricks of those steps."""
+        """Return a key of the weights after the first `steps` steps that does not depend on other bricks and steps of the recipe.
+
+        An edit brick records it to identify the weights that it was solved on. Reads the bricks of these steps.
+        """
         before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
         names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
@@ -202,7 +209,7 @@ class Resolved:
 
     @cached_property
     def key(self) -> str:
-        """Key of the configuration: the last step's, and the dtype of the output."""
+        """Key of the configuration, made from the key of the last step and the form and dtype of the output."""
         last = chain(self, self._start, self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
@@ -212,21 +219,20 @@ class Resolved:
 
     @cached_property
     def generation(self) -> dict[str, Any]:
-        """Settings of the generation_config.json that is written with the output, where they decide texts; mostly empty."""
+        """Settings of the output's generation_config.json that change generated text; usually empty."""
         return generation_settings(self.tokenizer_path, self.base.config)
 
     @property
     def gates(self) -> dict[str, float]:
-        """Step id, or "BRICK/STEP" of a recipe among the bricks -> share of its facts that has to be said for a run to succeed."""
+        """Smallest share of facts that the model must say: step id, or "BRICK/STEP" for a recipe used as a brick -> share."""
         steps = zip(self.recipe.steps, self.recipe.step_ids, strict=True)
-        found = {name: step.efficacy_gate for step, name in steps if step.efficacy_gate is not None}
+        gates = {name: step.efficacy_gate for step, name in steps if step.efficacy_gate is not None}
         inner = {name: brick for name in self.parents if isinstance(brick := self.bricks[name], Resolved)}
-        return {**found, **{f"{name}/{step}": share for name, brick in inner.items() for step, share in brick.gates.items()}}
+        return {**gates, **{f"{name}/{step}": share for name, brick in inner.items() for step, share in brick.gates.items()}}
 
     @property
     def run_key(self) -> str:
-        """Key of the run directory: the configuration's, the layout of its files, generation settings that decide texts, and what has
-        to hold for the run to succeed."""
+        """Key of the run directory, from the configuration's key, file layout, generation settings and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
             return json_digest([self.key, output.model_dump(exclude={"shard_size"}), *gates])
@@ -235,23 +241,28 @@ class Resolved:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Dtype of the configuration's floats; None keeps the base's, which an adapter's `dtype` leaves alone."""
+        """Dtype of the configuration's floating-point tensors; None keeps the base's, also for adapters with a `dtype`."""
         name = self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
         return getattr(torch, name) if name else None
 
     @property
     def parents(self) -> list[str]:
-        """Bricks that merge and grow steps use, in the recipe's order."""
+        """Names of the bricks that steps use, in the recipe's order."""
         used = {n for s in self.recipe.steps for n in self.recipe.used_bricks(s)}
         return [name for name in self.recipe.fields.bricks if name in used]
 
 
 def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
-    """Sort keys with the digest of the content appended where several bricks have the same key."""
+    """Make sort keys unique: append the digest of the content to keys that several bricks share.
+
+    Args:
+        keys: Brick name -> sort key.
+        content: Returns the digest of a brick's content.
+    """
     counts = Counter(keys.values())
     return {name: key if counts[key] == 1 else f"{key}-{content(name)}" for name, key in keys.items()}
 
 
 def _content(brick: Brick | Resolved, cache: Path) -> str:
-    """Digest of a brick's content, or the other recipe's key."""
+    """Return the digest of a brick's content, or the key of a recipe."""
     return brick.key if isinstance(brick, Resolved) else brick.digest(cache)

@@ -1,1 +1,1 @@
-"""From a resolved recipe to a plan, a live model or files."""
+"""Planning and running of resolved recipes: plans, live models and files."""

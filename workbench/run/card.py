@@ -1,4 +1,4 @@
-"""README.md of a result: lineage, recipe and licences, with the hub's metadata."""
+"""README.md of a result: inputs, recipe and licenses, with metadata for the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title, data_licences, licences
 from workbench.resolve.resolved import Resolved
 
-# transformers' class -> the hub's task, which decides the lines that the hub shows for loading.
+# Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForImageTextToText": "image-text-to-text",
@@ -26,10 +26,16 @@ _TASKS = {
 
 
 def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> str:
-    """README.md with YAML metadata (`base_model`, `base_model_relation`, tags) and the recipe."""
+    """Return the README.md of a result, with the recipe and with YAML metadata for the hub.
+
+    Args:
+        resolved: The recipe.
+        record: The run's record.
+        recipe_text: Text of the recipe file.
+    """
     recipe = resolved.recipe
-    found = licences(resolved)
-    known = sorted({value for value in found.values() if value != "unknown"})
+    stated = licences(resolved)
+    known = sorted({value for value in stated.values() if value != "unknown"})
     verbs = sorted({step.verb for step in recipe.steps})
     adapter = recipe.fields.output.form == "adapter"
     loader = "AutoModelForCausalLM" if adapter else loading_class(resolved.checkpoint.config)
@@ -39,25 +45,25 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "base_model": [base_title(resolved), *(_reference(resolved.bricks[n]) for n in resolved.parents)],
         "base_model_relation": "merge" if "merge" in verbs else "finetune",
         "tags": [*verbs, "brick-workbench"],
-    }  # fmt: skip
+    }
     if known:
-        metadata["license"] = known[0] if len(known) == 1 and "unknown" not in found.values() else "other"
+        metadata["license"] = known[0] if len(known) == 1 and "unknown" not in stated.values() else "other"
     lines = ["---", yamldoc.dump(metadata).strip(), "---", "", f"# {recipe.name}", ""]
     if recipe.fields.description:
         lines += [recipe.fields.description, ""]
     lines += [
         "## Inputs",
         "",
-        "| role | what | digest | licence |",
+        "| role | model | digest | license |",
         "| --- | --- | --- | --- |",
-        f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(found['base'])} |",
+        f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(stated['base'])} |",
     ]
     lines += [
-        f"| brick `{n}` | {as_markdown(_reference(resolved.bricks[n]))} | `{resolved.digests[n][:12]}` | {as_markdown(found[n])} |"
+        f"| brick `{n}` | {as_markdown(_reference(resolved.bricks[n]))} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
         for n in resolved.parents
     ]
     if data := data_licences(resolved):
-        lines += ["", "| brick | trained on | licence |", "| --- | --- | --- |"]
+        lines += ["", "| brick | trained on | license |", "| --- | --- | --- |"]
         lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
     if resolved.warnings:
         lines += ["", *(f"- {_line(w)}" for w in resolved.warnings)]
@@ -77,19 +83,23 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if said := record.get("said"):
         lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(said_in_words(row))}" for name, row in said.items())]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
-    lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", "",
-              f"{'Adapter' if adapter else 'Configuration'} digest `{record['output']['digest']}`, recipe key `{resolved.key}`, made with brick-workbench "
-              f"{record['versions']['brick-workbench']} on torch {record['versions']['torch']}.", ""]  # fmt: skip
+    versions, digest = record["versions"], record["output"]["digest"]
+    lines += ["", "## Recipe", "", f"{fence}yaml", recipe_text.strip(), fence, "", "## Provenance", ""]
+    lines += [
+        f"{'Adapter' if adapter else 'Configuration'} digest `{digest}`, recipe key `{resolved.key}`, made with brick-workbench "
+        f"{versions['brick-workbench']} on torch {versions['torch']}.",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def _line(warning: str) -> str:
-    """Return a warning of ours, with names from foreign files in it, as one line that holds no HTML."""
+    """Return a warning as one line without HTML, because it can contain names from other people's files."""
     return " ".join(printable(warning).split()).replace("<", "\\<")
 
 
 def _reference(brick: Brick | Resolved) -> str:
-    """A brick without local paths: its recipe's name, its hub id, or its folder's name."""
+    """Return a name for a brick without local paths: its recipe's name, its hub id, or its folder's name."""
     if isinstance(brick, Resolved):
         return f"recipe {brick.recipe.name}"
     if brick.card:

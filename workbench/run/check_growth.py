@@ -1,4 +1,4 @@
-"""Checks of what growth promises: on live models before anything is written, and on the files before they get their name."""
+"""Checks of grown models: on live models before anything is written, and on the written files before they are published."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
 
 def compare(context: StepContext, grown: GrownStep, current: Model, model: Model) -> dict[str, Any]:
-    """Compare a grown model with the model that it grew from, before anything is written.
+    """Compare a grown model with the model before growth, before anything is written.
 
-    config.json is compared with the tensors. Then `check: full` compares live models in float32 with what the step promises, and
-    `check: tensors` compares logits of two short prompts, with the weights streamed from the files.
+    config.json is compared with the tensors. Then `check: full` compares live models in float32, and `check: tensors` compares
+    logits of two short prompts with the weights streamed from the files.
 
     Args:
         context: The step in its recipe.
-        grown: What it did.
-        current: The model before it.
-        model: The model after it.
+        grown: The result of the step.
+        current: The model before the step.
+        model: The model after the step.
 
     Returns:
-        What was measured.
+        The measurements, as plain data.
 
     Raises:
-        WorkbenchError: If they differ from what the step promises (exit code 3).
+        WorkbenchError: If the models differ more than the step promises (exit code 3).
     """
     resolved, device = context.resolved, context.device
     check_fits(current, grown.weights.growth, model.weights.specs, context.id)
@@ -61,44 +61,54 @@ def compare(context: StepContext, grown: GrownStep, current: Model, model: Model
 
 def check_written(
     resolved: Resolved, grown: Sequence[GrownStep], model: Model, place: Path, device: torch.device, events: Events = no_events
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Compare the files of a result with the models that it grew from: old tensors bit for bit, streaming; and, where a step asks for
-    the full check, that transformers loads them and computes what the composed tensors compute.
+) -> dict[str, dict[str, Any]]:
+    """Check the written files of a grown model.
+
+    Every old tensor must have the same bits as before. With `check: full`, transformers must also load the files and compute the
+    same logits as the composed tensors.
 
     Args:
+        resolved: The recipe.
         grown: The composition's grow steps.
         model: The composition's result.
-        place: The directory, config.json included.
+        place: Directory of the files, with config.json.
+        device: Device that the reloaded model runs on.
+        events: Receives progress.
 
     Returns:
-        Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded": True}`.
+        Step id -> `{"kept": {"identical": N, "with_additions": N, "rescaled": N, "new": N, "changed_later": N}, "reloaded":
+        True}`.
 
-    Errors: an old tensor that changed, a file that transformers does not load, other logits (exit code 3).
+    Raises:
+        WorkbenchError: If an old tensor has changed, transformers cannot load the files, or logits differ (exit code 3).
     """
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     checked = [g for g in grown if g.step.check != "off"]
     if not checked:
-        return found
+        return measured
     saved = Checkpoint(place, "result")
     if grown[-1] is checked[-1]:
         last = checked[-1]
         check_fits(last.before, replace(last.weights.growth, config=saved.config), saved.specs, last.id)
     for step in checked:
-        events({"stage": "check", "step": step.id, "text": "old tensors bit for bit, in the files"})
+        events({"stage": "check", "step": step.id, "text": "comparing old tensors in the files bit for bit"})
         with one_thread():
-            found[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
+            measured[step.id] = {"kept": old_elements(step.weights.growth, step.before.weights, saved, step.kept, step.id)}
     if full := [g for g in checked if g.step.check == "full"]:
-        events({"stage": "check", "step": full[-1].id, "text": "the files, loaded by transformers"})
+        events({"stage": "check", "step": full[-1].id, "text": "loading the files with transformers"})
         _check_reload(resolved, model, place, full, device)
         for step in full:
-            found[step.id]["reloaded"] = True
-    return found
+            measured[step.id]["reloaded"] = True
+    return measured
 
 
 def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence[GrownStep], device: torch.device) -> None:
-    """Errors: names that do not fit, or other logits or generated tokens than those of the tensors in memory, in one dtype.
+    """Load the written files with transformers and compare the model with the composed tensors, in the same dtype.
 
-    Tensors that the architecture has no use for are the base's own affair, unless a step has added them.
+    Tensors that the architecture does not use are accepted if they come from the base, but not if a step has added them.
+
+    Raises:
+        WorkbenchError: If transformers reports missing or unexpected tensors, or logits or generated tokens differ (exit code 3).
     """
     from transformers import AutoModelForCausalLM
 
@@ -111,26 +121,28 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
         loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WorkbenchError(
-            f"step {step}: transformers does not load what was written ({str(error).strip()[:200]})", _REPORT, 3
+            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _REPORT, 3
         ) from None
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
     unused = added & set(info.pop("unexpected_keys"))
-    # A pair is a mismatch: its name, the shape found, the shape expected.
+    # A mismatch is a tuple: name, shape in the file, expected shape.
     wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
     if wrong:
         raise WorkbenchError(
-            f"step {step}: transformers finds no place or no weight for {min(wrong)} ({len(wrong)} such)", _REPORT, 3
+            f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
+            _REPORT,
+            3,
         )
-    got = answers(loaded.to(device).eval())
-    if not all(torch.equal(one, other) for one, other in zip(expected, got, strict=True)):
-        raise WorkbenchError(f"step {step}: the model that was written computes something else once it is loaded", _REPORT, 3)
+    reloaded = answers(loaded.to(device).eval())
+    if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):
+        raise WorkbenchError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT, 3)
 
 
 def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, Any]:
-    """Compare logits of two short prompts before and after growth where the method promises them; elsewhere check that they are finite.
+    """Compare logits of two short prompts before and after growth, or check that they are finite if the method promises nothing.
 
     Returns:
-        `{"max_logit_difference": float}`, or `{"finite_logits": True}`; with `loaded_whole` where the model cannot be streamed.
+        `{"max_logit_difference": float}` or `{"finite_logits": True}`, with `loaded_whole` if the model cannot be streamed.
     """
     promise, tokens_added = grown.step.promises(), grown.weights.growth.tokens
     whole = False
@@ -145,12 +157,12 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError:
-                    # NotStreamedError, or what torch says of weights that are not loaded: nothing about the growth, so load it whole.
+                    # NotStreamedError, or an error of torch about weights that are not loaded: load the whole model instead.
                     pass
             whole = True
             with torch.no_grad():
-                found: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()
-            return found
+                output: torch.Tensor = _live(resolved, of, device)(tokens.to(device)).logits.float()
+            return output
 
     with _runs(grown.id, "the model before growth"):
         tokens = prompts(causal_skeleton(current.config, device), without=tokens_added)
@@ -165,7 +177,7 @@ def _check_logits(resolved: Resolved, current: Model, model: Model, grown: Grown
 
 @contextmanager
 def _runs(step: str, what: str) -> Iterator[None]:
-    """Tell what transformers cannot build or run as an error of the step. Memory that is used up stays what it is."""
+    """Convert errors of transformers to a WorkbenchError of the step. Out-of-memory errors are not converted."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -173,16 +185,16 @@ def _runs(step: str, what: str) -> Iterator[None]:
     except WorkbenchError as error:
         if error.exit_code == 3:
             raise
-        raise WorkbenchError(f"step {step}: {error.message}, so that growth cannot be checked", _OFF, 3) from None
+        raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _OFF, 3) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
 
 
-_OFF = "Report this architecture; `check: off` in the step writes the model all the same."
-_REPORT = "Report this architecture; `check: tensors` or `check: off` in the step writes the model all the same."
+_OFF = "Report this architecture. `check: off` in the step writes the model without this check."
+_REPORT = "Report this architecture. `check: tensors` or `check: off` in the step writes the model without this check."
 
 
 def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
-    """Weights as a live float32 model."""
+    """Load weights as a live float32 model."""
     return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)

@@ -1,4 +1,4 @@
-"""Steps applied to lazy weights: what a resolved recipe means, before anything is computed."""
+"""Composition of a recipe: its steps applied to lazy weights, before any tensor is computed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from workbench.vocabulary.align import AlignedVocabulary
 
 @dataclass(frozen=True)
 class Composition:
-    """A configuration as lazy weights, and what its steps did.
+    """A configuration as lazy weights, with the results of its steps.
 
     Attributes:
         model: Weights and configuration after the last step.
-        results: What each step has made, in order.
-        memory: What acts on the live model beside the weights.
+        results: Results of the steps, in order.
+        memory: Memory that acts on the live model.
     """
 
     model: Model
@@ -41,7 +41,7 @@ class Composition:
 
     @property
     def edits(self) -> dict[str, Path]:
-        """Step id -> directory of the edit's adapter, in the cache."""
+        """Step id -> directory of the edit's adapter in the cache."""
         return {result.id: result.kept for result in self.results if result.kept and result.folder == "edits"}
 
     @property
@@ -51,16 +51,16 @@ class Composition:
 
     @property
     def grown(self) -> list[GrownStep]:
-        """What growth steps did, in order."""
+        """Results of the grow steps, in order."""
         return [result.grown for result in self.results if result.grown]
 
     @property
     def taught(self) -> list[Taught]:
-        """What each step has taught, in order."""
+        """Facts that steps have taught, in order."""
         return [result.taught for result in self.results if result.taught]
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the steps' records with the methods' reports: to be asked for when the weights have been written."""
+        """Return the steps' records with the methods' reports. Call this after the weights have been written."""
         return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 
 
@@ -71,7 +71,18 @@ def deltas(
     events: Events = no_events,
     vocabulary: AlignedVocabulary | None = None,
 ) -> Deltas:
-    """A brick's deltas on a base, in the output's vocabulary. Errors: a recipe whose result no longer has the base's tensors."""
+    """Return a brick's deltas on a base, in the output's vocabulary.
+
+    Args:
+        brick: A brick, or a recipe used as a brick.
+        base: The recipe's base.
+        device: Device that a recipe's edits and trainings run on.
+        events: Receives progress of a recipe.
+        vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
+
+    Raises:
+        WorkbenchError: If a recipe used as a brick grows the base, so that its tensors have other shapes or tokens.
+    """
     if isinstance(brick, Resolved):
         composed = compose(brick, device, events).model
         inner = with_head_of(composed.weights, base.weights, composed.config)
@@ -80,8 +91,8 @@ def deltas(
         other_tokens = brick.tokenizer_path != brick.tokenizer_at(0)
         if other_tokens or {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
             raise WorkbenchError(
-                f"recipe {brick.recipe.name} grows the base: its tensors have no counterpart to take a delta from",
-                "Put its grow step into this recipe instead.",
+                f"recipe {brick.recipe.name} cannot be a brick: it grows the base, so its tensors have no delta to the base's tensors",
+                "Move its grow step into this recipe.",
             )
         return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter" and vocabulary is not None:
@@ -93,7 +104,13 @@ def deltas(
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
-    """Wrap the base in the recipe's steps. Edits are solved and bricks are trained here, unless the cache has them."""
+    """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them.
+
+    Args:
+        resolved: The recipe.
+        device: Device to compute on.
+        events: Receives progress.
+    """
     current, results, memory = resolved.base, list[StepResult](), resolved.memory
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         made = kind_of(step).apply(step, step_context(resolved, number, device, events), current, results)
@@ -110,7 +127,7 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
 
 
 def step_context(resolved: Resolved, number: int, device: torch.device, events: Events = no_events) -> StepContext:
-    """Return one step of a recipe with what it may ask for."""
+    """Return the context of one step of a recipe."""
 
     def brick_deltas(name: str) -> Deltas:
         return deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)

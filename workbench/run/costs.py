@@ -10,34 +10,36 @@ from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.peaks import adapter_bytes, largest
 
-# More once transformers has built a model on the meta device, which names its modules: measured 0.16 GB.
+# Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000
 
 
-# Of a live float32 model that reads text, at 2 FLOP a parameter and token: one core, SmolLM2-135M, rows of 256 tokens, 5.0 ms a token.
-# A token of an edit's values (three times that for forward and back, on the layers above the edited one and behind the lookup alone) takes
-# about as long as one that is read: measured 5.2 ms looked up at the subject, 2.4 ms at the prompt's end.
+# Speed of a live float32 model that reads text, at 2 FLOP per parameter and token: one core, SmolLM2-135M, rows of 256 tokens,
+# 5.0 ms per token. Computing an edit's values takes about the same time per token, because its forward and backward passes cover
+# only the layers above the edited one and the tokens after the lookup: measured 5.2 ms for lookups at the subject, 2.4 ms at the
+# end of the prompt.
 FLOPS_PER_SECOND = 5e10
 
 
-# Tokens that the check of a growth runs through a model: two rows of logits and one of generation; two steps of gradients, three passes each.
+# Tokens that the check of a growth runs through a model. CHECKED: two rows of logits and one row of generation. LEARNED: two
+# steps of gradients with three passes each.
 CHECKED, LEARNED = 84, 288
 
 
 @dataclass
 class Needs:
-    """What the steps of a plan add up to.
+    """Resources that the steps of a plan need in total.
 
     Attributes:
         read: Bytes read.
-        threads: Tensors that are computed at a time.
-        live: Most memory of live models, in bytes.
-        whole: Bytes of the largest tensors that a step holds whole, one a thread.
-        tensors: Tensor -> most bytes that a merge step takes for it.
-        ranks: Tensor -> rank of what the merge steps add to it; None where that is no product of factors.
-        width: Most bricks of a merge.
-        seconds: Of work that is not reading and writing.
-        cached: Steps whose result is kept.
+        threads: Number of tensors computed at the same time.
+        live: Peak memory of live models, in bytes.
+        whole: Bytes of the largest tensors that a step holds whole, one per thread.
+        tensors: Tensor -> largest number of bytes that a merge step needs for it.
+        ranks: Tensor -> rank of the sum of the merge steps' updates; None if an update is not a product of factors.
+        width: Largest number of bricks in a merge step.
+        seconds: Seconds of computation, without reading and writing.
+        cached: Ids of the steps whose result is cached.
     """
 
     read: int
@@ -57,12 +59,12 @@ def numel(model: Model) -> int:
 
 
 def with_seconds(cost: dict[str, Any], parameters: int, passes: int) -> dict[str, Any]:
-    """Return a cost with the seconds that its tokens take, where they are known.
+    """Return the plan's entries for a cost, with an estimate of seconds if the number of tokens is known.
 
     Args:
-        cost: What a method says of its work.
-        parameters: Of the live model.
-        passes: Forward passes that a token takes: 1, or 3 where it goes forward and back.
+        cost: Cost of a method, as plain data.
+        parameters: Number of parameters of the live model.
+        passes: Computation per token in forward passes: 1, or 3 for forward and backward.
     """
     if "tokens" not in cost:
         return {"cost": cost} if cost else {}
@@ -70,19 +72,25 @@ def with_seconds(cost: dict[str, Any], parameters: int, passes: int) -> dict[str
 
 
 def kind_name(brick: Brick | Resolved) -> str:
-    """Return adapter, checkpoint or recipe."""
+    """Return the kind of a brick: adapter, checkpoint or recipe."""
     return brick.kind if isinstance(brick, Brick) else "recipe"
 
 
 def brick_bytes(brick: Brick | Resolved) -> int:
-    """Return the bytes that a brick's files have, or those that a recipe reads."""
+    """Return the size of a brick's files in bytes, or of all files that a recipe reads."""
     if isinstance(brick, Resolved):
         return sum(brick_bytes(b) for b in brick.bricks.values()) + sum(s.nbytes for s in brick.base.weights.specs.values())
     return sum(file.stat().st_size for file in brick.files())
 
 
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
-    """Bytes that an adapter's updates take: of the largest tensors while they are brought to their rank, and of all that are held."""
+    """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes.
+
+    Args:
+        resolved: The recipe.
+        needs: The needs of its steps.
+        dense: Whether updates have full rank.
+    """
     base, rank = resolved.base, resolved.recipe.fields.output.rank
     linear = {n: s for n, s in base.weights.specs.items() if len(s.shape) == 2 and base.layout.layer(n) is not None}
     reached = {n: s for n, s in (linear if dense else base.weights.specs).items() if n in needs.ranks and len(s.shape) == 2}
@@ -91,5 +99,5 @@ def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
 
 
 def factor_bytes(brick: Brick) -> int:
-    """What an adapter's largest update takes while it is merged: two factors as read, in float32, and stacked with others."""
+    """Return the memory for an adapter's largest update while it is merged: factors as read, in float32 and stacked, in bytes."""
     return 24 * max((entry.spec.numel for entry in brick.adapter.entries.values()), default=0)

@@ -1,13 +1,13 @@
-"""Run directories: one a recipe key, written whole or not at all, resumed where it was interrupted.
+"""Run directories: one per recipe key. Results are written completely or not at all, and interrupted runs resume.
 
-runs/<name>-<key10>/    (until all inputs have been read for the first time: <name>-<stamp10>)
-    recipe.yaml      the recipe as it was
-    run.json         status, resolved inputs, steps, digests, versions: written last with status "done"
+runs/<name>-<key10>/    (<name>-<stamp10> until all inputs have been read once)
+    recipe.yaml      the recipe
+    run.json         status, resolved inputs, steps, digests and versions; status "done" is written last
     log.jsonl        events
     model/           the checkpoint (model.partial/ while it is written)
-    adapter/         or, with `form: adapter`, the PEFT adapter
-    configuration/   or, of a recipe that ends in a memory, the memory with the model or the name of its base
-    edits/<step>/    every edit's result, a PEFT adapter
+    adapter/         with `form: adapter`, the PEFT adapter instead
+    configuration/   for a recipe that ends in a memory, the memory with the model or a reference to the base instead
+    edits/<step>/    the result of each edit, a PEFT adapter
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ RECORD = "run.json"
 OURS = frozenset(
     {RECORD, "recipe.yaml", "log.jsonl", "model", "model.partial", "adapter", "configuration", "edits", ".lock", ".holder"}
 )
-"""What a run directory can hold."""
+"""Names of files and folders in a run directory."""
 _KEYED = re.compile(r".+-[0-9a-f]{10}")
 _NUMBER = (int, float)
-# Fields of run.json that are read: field -> type, shape of an object, or a list of one of them. Others may stand beside them.
+# Fields of run.json that other commands read: field -> type, shape of an object, or a list with the shape of its items. Other
+# fields are allowed.
 _SHAPE: dict[str, Any] = {
     "status": str,
     "created": str,
@@ -61,7 +62,7 @@ _SHAPE: dict[str, Any] = {
 
 
 def _fits(value: Any, shape: Any) -> bool:
-    """Return whether plain data have a shape; a field that is missing or null fits."""
+    """Return True if plain data have a given shape. Missing fields and null are allowed."""
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
     if isinstance(shape, dict):
@@ -98,12 +99,12 @@ class RunDirectory:
 
     @property
     def adapter(self) -> Path:
-        """The finished adapter, where the recipe's output is one."""
+        """The finished adapter, if the recipe's output is one."""
         return self.path / "adapter"
 
     @property
     def configuration(self) -> Path:
-        """The finished configuration directory, where the recipe ends in a memory."""
+        """The finished configuration directory, if the recipe ends in a memory."""
         return self.path / "configuration"
 
     @property
@@ -113,13 +114,13 @@ class RunDirectory:
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json; empty where it is missing or damaged."""
-        found = read_json(self.path / RECORD)
-        return found if found is not None and _fits(found, _SHAPE) else {}
+        """Content of run.json; empty if the file is missing or damaged."""
+        content = read_json(self.path / RECORD)
+        return content if content is not None and _fits(content, _SHAPE) else {}
 
     @property
     def done(self) -> bool:
-        """Whether the run has ended well: the only state in which its model is an input for anything."""
+        """True if the run has finished successfully, so that its model can be used."""
         record = self.record
         return record.get("status") == "done" and "digest" in (record.get("output") or {}) and self.result.is_dir()
 
@@ -134,7 +135,11 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory. Raises BusyError if another process holds it; the message names that process and its age."""
+        """Lock the directory for a `with` block.
+
+        Raises:
+            BusyError: If another process holds the lock; the message names the process and the age of its lock.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / ".lock"
         lock = FileLock(str(file))
@@ -145,7 +150,7 @@ class RunDirectory:
             age = f", for {time.time() - holder['since']:.0f} s" if "since" in holder else ""
             raise BusyError(
                 f"{self.path}: another process (pid {holder.get('pid', 'unknown')}) writes this run{age}",
-                "Wait for it (`workbench run --wait`), or stop it: the same command then resumes.",
+                "Wait for it with `workbench run --wait`, or stop it: the same command then resumes the run.",
             ) from None
         try:
             write_json(self.path / ".holder", {"pid": os.getpid(), "since": time.time()})
@@ -155,7 +160,7 @@ class RunDirectory:
             lock.release()
 
     def wait(self) -> None:
-        """Block until no other process holds the directory. The directory may have another name afterwards, or be gone."""
+        """Block until no other process holds the lock. The directory may be renamed or removed in the meantime."""
         try:
             file = (self.path / ".lock").open("rb")
         except FileNotFoundError:
@@ -163,25 +168,28 @@ class RunDirectory:
         with file:
             try:
                 from fcntl import LOCK_SH, flock
-            except ImportError:  # Windows: look again and again
+            except ImportError:  # Windows: poll
                 with FileLock(str(self.path / ".lock")):
                     pass
             else:
                 flock(file, LOCK_SH)
 
     def size(self) -> int:
-        """Bytes on disk; files behind links belong to others."""
+        """Return the size of the directory in bytes, without the targets of links."""
         return sum(f.lstat().st_size for f in self.path.rglob("*") if f.is_file() and not f.is_symlink())
 
 
 @contextmanager
 def hold(find: Callable[[], RunDirectory], wait: bool, events: Callable[[dict[str, Any]], None]) -> Iterator[RunDirectory]:
-    """Hold a run directory. Raises BusyError if another process does, unless `wait` is set.
+    """Lock a run directory for a `with` block.
 
     Args:
-        find: Names the directory. It is asked again after each wait, because a run that is done renames its directory.
-        wait: Wait until the other process ends, however it ends.
-        events: Told that there is something to wait for.
+        find: Returns the directory. It is called again after each wait, because a finished run renames its directory.
+        wait: Wait until the other process ends, whether or not it succeeds.
+        events: Receives an event if there is a process to wait for.
+
+    Raises:
+        BusyError: If another process holds the directory and `wait` is not set.
     """
     with ExitStack() as stack:
         while True:
@@ -198,12 +206,12 @@ def hold(find: Callable[[], RunDirectory], wait: bool, events: Callable[[dict[st
 
 
 def run_for(runs: Path, name: str, key: str) -> RunDirectory:
-    """The directory of a recipe key."""
+    """Return the run directory of a recipe's name and key."""
     return RunDirectory(runs / f"{name}-{key[:10]}")
 
 
 def move_run(run: RunDirectory, to: RunDirectory) -> RunDirectory:
-    """Give a run directory its final name; a run that is there and done is kept instead."""
+    """Rename a run directory to its final name. If that name has a finished run, keep it and delete this one."""
     if to.path == run.path:
         return run
     if to.done:
@@ -216,47 +224,60 @@ def move_run(run: RunDirectory, to: RunDirectory) -> RunDirectory:
 
 
 def list_runs(runs: Path) -> list[RunDirectory]:
-    """All run directories, newest first."""
-    found = [RunDirectory(p.parent) for p in runs.glob(f"*/{RECORD}")]
-    return sorted(found, key=lambda run: run.record.get("created") or "", reverse=True)
+    """Return all run directories, newest first."""
+    every = [RunDirectory(p.parent) for p in runs.glob(f"*/{RECORD}")]
+    return sorted(every, key=lambda run: run.record.get("created") or "", reverse=True)
 
 
 def find_run(runs: Path, name: str) -> RunDirectory:
-    """A run by its directory, its name, or the start of either. Errors: none, several."""
+    """Find a run by its directory, its name, or the start of its name.
+
+    Args:
+        runs: Folder of run directories.
+        name: A directory, a name, or the start of a name.
+
+    Raises:
+        WorkbenchError: If no run or several runs match.
+    """
     direct = Path(name)
     if (direct / RECORD).is_file():
         return RunDirectory(direct.resolve())
     every = list_runs(runs)
     exact = [run for run in every if run.name == name]
-    found = exact or [run for run in every if run.name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = exact or [run for run in every if run.name.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise WorkbenchError(
-            f"'{name}' fits {len(found)} runs: {', '.join(run.name for run in found[:4])}", "Give more of the name."
+            f"'{name}' matches {len(matches)} runs: {', '.join(run.name for run in matches[:4])}", "Give more of the name."
         )
     raise WorkbenchError(
-        f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all."
+        f"no run '{name}' in {runs}. {nearest(name, [run.name for run in every])}", "`workbench runs ls` lists all runs."
     )
 
 
 def removable(runs: Path, name: str) -> RunDirectory:
-    """Return the run that a name, the start of one or a directory means, once it is certain that it may be deleted.
+    """Find a run by name, start of a name, or directory, and check that it can be deleted.
+
+    Args:
+        runs: Folder of run directories.
+        name: A directory, a name, or the start of a name.
 
     Raises:
-        WorkbenchError: No run has this name, the directory is a link or lies anywhere but directly in `runs`, or it is no run directory
-            that `workbench run` has written.
+        WorkbenchError: If there is no such run, the directory is a link or not directly in `runs`, or `workbench run` has not
+            written it.
     """
     run = find_run(runs, name)
     for path in (Path(name), runs / name, run.path):
         if path.is_symlink():
             raise WorkbenchError(
-                f"{path}: a link to {path.readlink()}, and `runs rm` removes run directories only", f"rm {shlex.quote(str(path))}"
+                f"{path} is a link to {path.readlink()}, but `runs rm` removes only run directories",
+                f"rm {shlex.quote(str(path))}",
             )
     if run.path.resolve().parent != runs.resolve():
         raise WorkbenchError(
             f"{name}: not a directory directly in the runs folder {runs}",
-            f"If it is a run in another runs folder, name that folder: "
+            f"If it is a run in another runs folder, give that folder: "
             f"workbench runs rm {shlex.quote(run.name)} --runs-dir {shlex.quote(str(run.path.parent))}",
         )
     _check_ours(run)
@@ -264,8 +285,8 @@ def removable(runs: Path, name: str) -> RunDirectory:
 
 
 def _check_ours(run: RunDirectory) -> None:
-    """Raises WorkbenchError if `workbench run` has not written this directory, or if it holds files that no run has."""
-    keep = "Nothing was removed. If the directory may go, remove it yourself."
+    """Raise WorkbenchError if `workbench run` has not written this directory, or if it contains other files."""
+    keep = "Nothing was removed. To delete the directory anyway, use `rm -r`."
     record = run.record
     written = record.get("version") == 1 and {"status", "name", "recipe", "inputs"} <= set(record)
     damaged = record == {} and _KEYED.fullmatch(run.name) is not None and (run.path / "recipe.yaml").is_file()
@@ -273,16 +294,20 @@ def _check_ours(run: RunDirectory) -> None:
         raise WorkbenchError(f"{run.path}: its {RECORD} is not the record of a run", keep)
     if others := sorted(child.name for child in run.path.iterdir() if not _is_ours(child)):
         shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-        raise WorkbenchError(f"{run.path}: holds files that are not part of a run: {shown}", keep)
+        raise WorkbenchError(f"{run.path}: contains files that are not part of a run: {shown}", keep)
 
 
 def _is_ours(child: Path) -> bool:
-    """Return whether a name in a run directory is one that a run writes, temporary names of RECORD and .holder included."""
+    """Return True if a run writes files of this name, including temporary names of RECORD and .holder."""
     return child.name in OURS or any(child.name.startswith(f".{name}.") for name in (RECORD, ".holder"))
 
 
 def remove_run(run: RunDirectory) -> int:
-    """Delete a run directory and return the bytes freed. Raises WorkbenchError if it is not one of ours or a process holds it."""
+    """Delete a run directory and return the freed bytes.
+
+    Raises:
+        WorkbenchError: If `workbench run` has not written the directory, or a process holds its lock.
+    """
     _check_ours(run)
     size = run.size()
     with run.lock():
@@ -295,7 +320,7 @@ def remove_run(run: RunDirectory) -> int:
 
 
 def run_of(resolved: Resolved, runs: Path) -> RunDirectory:
-    """The run directory of a recipe; named after the files' stamp until their content has been read."""
+    """Return the run directory of a recipe. Its name has the stamp of the files until the inputs have been read once."""
     stamped = run_for(runs, resolved.recipe.name, resolved.stamp)
     if not resolved.known:
         return stamped
@@ -304,8 +329,15 @@ def run_of(resolved: Resolved, runs: Path) -> RunDirectory:
 
 
 def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
+    """Return an error message if the disk is too full for a run.
+
+    Args:
+        runs: Folder of run directories.
+        needed: Bytes that the run writes.
+        run: The run's directory, whose present files will be replaced.
+    """
     place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
     free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
     if not run.done and needed * 1.05 > free:
-        return [f"{run.path}: needs {size(needed * 1.05)}, {size(free)} free"]
+        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, {size(free)} free"]
     return []

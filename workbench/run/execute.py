@@ -1,4 +1,4 @@
-"""plan(recipe) says what would happen; execute(recipe) makes it happen; materialize(recipe) gives a live model."""
+"""Execution of recipes: run a resolved recipe and write its result into a run directory."""
 
 from __future__ import annotations
 
@@ -54,19 +54,22 @@ def execute(
     events: Events = no_events,
     wait: bool = False,
 ) -> dict[str, Any]:
-    """Run a recipe into its run directory; a finished run is kept, an interrupted one resumed.
+    """Run a recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
 
     Args:
         resolved: The recipe.
-        runs: Where run directories stand.
-        device: Where tensors are computed.
-        threads: Tensors computed at a time; omitted: one a core, at most 8.
-        out: Also leave a copy of the model's files here.
-        events: Told what happens.
-        wait: Wait for another process that writes the same run, instead of an error; then go on with what it left.
+        runs: Folder of run directories.
+        device: Device to compute on.
+        threads: Number of tensors computed at the same time; if None, one per core, at most 8.
+        out: A new or empty directory that gets a copy of the result.
+        events: Receives progress.
+        wait: If another process writes the same run, wait for it instead of raising an error, then reuse or resume its run.
 
     Returns:
-        The `run --json` document.
+        The document that `workbench run --json` prints.
+
+    Raises:
+        WorkbenchError: If the disk is too full, an input has changed, or a check of the result fails.
     """
     started = time.time()
     form = resolved.recipe.fields.output.form
@@ -129,7 +132,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
 
 
 def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> dict[str, dict[str, Any]]:
-    """Check what the steps promise before anything is written; return step id -> what was measured."""
+    """Check the promises of the steps before anything is written; return step id -> measurements."""
     measured = {
         step_id: kind_of(step).check(step, step_context(resolved, number, device, events))
         for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True))
@@ -140,7 +143,7 @@ def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> di
 def _check_written(
     resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, events: Events
 ) -> dict[str, dict[str, Any]]:
-    """What grow steps promise of the files, which still have their temporary name; they are removed where it does not hold."""
+    """Check the promises of grow steps on the written files, before they are published. Remove the files if a check fails."""
     place = run.partial if resolved.recipe.fields.output.form == "checkpoint" else run.partial / MODEL
     try:
         return check_written(resolved, composition.grown, composition.model, place, device, events)
@@ -163,7 +166,7 @@ def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[
 
 
 def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
-    """Digests of the inputs, which are known once they have been read; reads what the merge has not."""
+    """Add the digests of the inputs to the record. Reads only tensors that the run has not read."""
     record["key"] = resolved.key
     record["inputs"]["base"]["digest"] = resolved.base_digest
     for name, brick in record["inputs"]["bricks"].items():
@@ -179,7 +182,7 @@ def _write_model(
     events: Events,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The result as a checkpoint that transformers loads; returns the record's "output"."""
+    """Write the result as a Hugging Face checkpoint; return the record's "output"."""
     out = out or run.partial
     digests = write_checkpoint(
         composition.model.weights, out, dtype=resolved.dtype,
@@ -194,7 +197,7 @@ def _write_model(
 def _write_configuration(
     resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
 ) -> dict[str, Any]:
-    """The memory, and the checkpoint unless that is the base as it is; returns the record's "output"."""
+    """Write the memory, and the checkpoint unless it equals the base; return the record's "output"."""
     assert composition.memory is not None
     specs = output_specs(composition.model.weights.specs, resolved.dtype)
     output: dict[str, Any] = {
@@ -216,7 +219,7 @@ def _write_configuration(
 def _write_adapter(
     resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
 ) -> dict[str, Any]:
-    """The result as a PEFT adapter of the base; returns the record's "output"."""
+    """Write the result as a PEFT adapter of the base; return the record's "output"."""
     shutil.rmtree(run.partial, ignore_errors=True)
     output = resolved.recipe.fields.output
     return write_result(
@@ -245,7 +248,7 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
 
 
 def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, record: dict[str, Any], target: Path) -> None:
-    """Everything beside the model, then the rename that makes the model or adapter visible."""
+    """Write all other files, then publish the result by renaming its directory."""
     for step, result in zip(resolved.recipe.steps, composition.results, strict=True):
         kind_of(step).keep(result, run.path, record["said"].get(result.id))
     write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
@@ -253,7 +256,13 @@ def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, rec
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
-    """config.json, generation config, tokenizer and chat template, so that the directory loads in transformers."""
+    """Write config.json, generation_config.json, tokenizer and chat template, so that transformers loads the directory.
+
+    Args:
+        config: The model's configuration.
+        resolved: The recipe, whose tokenizer is copied.
+        out: Directory of the checkpoint.
+    """
     shown = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
     if resolved.dtype:
         shown["dtype"] = str(resolved.dtype).removeprefix("torch.")
@@ -266,7 +275,7 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
 
 
 def recipe_text(resolved: Resolved) -> str:
-    """The recipe as a file shows it."""
+    """Return the text of the recipe file, or a text with all overrides if `--set` changed the recipe."""
     recipe = resolved.recipe
     if recipe.path and recipe.path.is_file() and not recipe.settings:
         return recipe.path.read_text("utf-8")
@@ -284,13 +293,13 @@ def recipe_text(resolved: Resolved) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides numbers."""
+    """Return the versions of Python and of the libraries that determine results."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -301,7 +310,7 @@ def _check_out(out: Path) -> None:
 
 
 def _leave(model: Path, out: Path) -> None:
-    """A copy of the model's files in `out`, whole or not at all. No links: changing the copy must not change the run."""
+    """Copy the result to `out`, completely or not at all. Files are not linked: changing the copy must not change the run."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(model, partial)

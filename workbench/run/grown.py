@@ -1,4 +1,4 @@
-"""A growth step of a composition, and which of its tensors later steps leave alone."""
+"""Result of a grow step in a composition, with the tensors that later steps have not changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workbench.steps import GrowMethod, Growth
 
 @dataclass
 class GrownStep:
-    """A grow step of a composition.
+    """Result of a grow step in a composition.
 
     Attributes:
-        id: The step's.
-        step: Its method, settled.
-        before: The model that it grew from.
-        weights: What it made of that.
-        kept: Tensor after the step -> its name now, of those that no later step has changed.
+        id: The step's id.
+        step: The step, after `GrowMethod.settled`.
+        before: The model before growth.
+        weights: The grown weights.
+        kept: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
     """
 
     id: str
@@ -29,12 +29,12 @@ class GrownStep:
     kept: dict[str, str]
 
     def changed(self, names: Iterable[str]) -> None:
-        """A later step changes tensors, by their names now."""
+        """Record that a later step changes tensors, given by their current names."""
         lost = set(names)
         self.kept = {old: now for old, now in self.kept.items() if now not in lost}
 
     def renamed(self, growth: Growth) -> None:
-        """A later step grows: tensors that it takes over as they are have other names."""
+        """Record that a later grow step renames tensors that it copies unchanged."""
         places: dict[str, str] = {}
         for name, grown in growth.tensors.items():
             if grown.verbatim:

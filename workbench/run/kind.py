@@ -1,4 +1,4 @@
-"""What each kind of step does in a run: the contract of the files in `run/kinds`."""
+"""Interface of the files in `run/kinds`, which plan, check and apply each kind of step."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class StepContext:
-    """One step of a recipe that is being composed.
+    """Context of one step while its recipe is composed.
 
     Attributes:
         resolved: The recipe.
-        number: The step's number, counted from 0.
-        device: Where tensors are computed.
-        events: Told of progress.
-        deltas: Gives the deltas of one of the recipe's bricks on its base.
-        model_before: Composes the model that the steps before this one make.
+        number: The step's index, from 0.
+        device: Device to compute on.
+        events: Receives progress.
+        deltas: Returns the deltas of a brick, by name.
+        model_before: Composes the model before this step.
     """
 
     resolved: Resolved
@@ -47,7 +47,7 @@ class StepContext:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as written."""
+        """The recipe."""
         return self.resolved.recipe
 
     @property
@@ -57,7 +57,7 @@ class StepContext:
 
     @property
     def key(self) -> str:
-        """Key of the state after the step."""
+        """Key of the weights after the step."""
         return self.resolved.keys[self.number]
 
     @property
@@ -70,7 +70,7 @@ class StepContext:
         self.events({"stage": stage, "step": self.id, "text": text})
 
     def progress(self, stage: str) -> Callable[[int, int, str], None]:
-        """Return a function (done, total, text) that sends events of the step."""
+        """Return a callback (done, total, text) that sends progress events of the step."""
         return progress(self.events, stage, self.id)
 
 
@@ -80,10 +80,10 @@ class Taught:
 
     Attributes:
         step: The step's id.
-        number: Its number, counted from 0.
-        model: Weights and configuration after it.
+        number: The step's index, from 0.
+        model: Weights and configuration after the step.
         facts: The facts.
-        memory: Directory of the memory that holds them, where the step made one.
+        memory: Directory of the memory that stores them, if the step made one.
     """
 
     step: str
@@ -95,18 +95,19 @@ class Taught:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step has made.
+    """Result of a step.
 
     Attributes:
         model: Weights and configuration after the step.
-        record: What the run says of the step.
-        changed: Tensors, by their names before the step, whose numbers it changes.
-        grown: What a growth step did.
-        report: Gives what the method has to say once the tensors have been computed.
-        kept: Directory in the cache that the run keeps a copy of.
-        folder: Folder of the run that the copy goes into.
+        record: Entries for the step's record in run.json.
+        changed: Names, before the step, of the tensors that it changes.
+        grown: Result of a grow step.
+        report: Returns additional record entries once all tensors have been computed.
+        kept: Directory in the cache that is copied into the run directory.
+        folder: Folder of the run directory for this copy.
         taught: Facts that the step has taught.
-        memory: What acts on the live model beside the weights from now on.
+        memory: Memory that the step adds to the live model.
+        id: The step's id.
     """
 
     model: Model
@@ -122,63 +123,63 @@ class StepResult:
 
 
 class Kind(ABC, Generic[S]):
-    """How steps of one kind are planned, checked, applied and kept."""
+    """Plans, checks and applies the steps of one kind."""
 
     @abstractmethod
     def plan_row(self, step: S, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
-        """Add what a step needs, from headers alone.
+        """Predict the resources of a step from headers.
 
         Args:
             step: The step.
             resolved: The recipe.
-            number: The step's number.
+            number: The step's index, from 0.
             model: Names, shapes and configuration before the step.
-            needs: What the steps before it need; changed in place.
+            needs: Resources of the steps before it; those of this step are added in place.
 
         Returns:
-            What the plan says of the step, and the model after it.
+            The plan's row for the step, and the model after the step.
         """
 
     @abstractmethod
     def apply(self, step: S, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Wrap the current weights in the step.
+        """Apply a step to the current weights lazily.
 
         Args:
             step: The step.
-            context: Its place in the recipe, and what it may ask for.
-            current: Weights and configuration before it.
+            context: The context of the step.
+            current: Weights and configuration before the step.
             earlier: Results of the steps before it.
         """
 
     def shapes(self, step: S, model: Model, base: Model) -> Model:
-        """Return names, shapes and configuration after a step, from headers alone. Most steps change none."""
+        """Return names, shapes and configuration after a step, from headers. Most steps do not change them."""
         return model
 
     def check(self, step: S, context: StepContext) -> dict[str, Any] | None:
-        """Check what the step promises before anything is written; return what was measured, None where nothing is checked."""
+        """Check the step's promises before anything is written. Return the measurements, or None if there is no check."""
         return None
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return whether the cache has what the step solves or trains."""
+        """Return True if the cache has the result that the step solves or trains."""
         return False
 
     def solving(self, step: S, resolved: Resolved, number: int, model: Model) -> dict[str, Any] | None:
-        """Return what solving the step costs, in a recipe that is a brick; None where it solves nothing."""
+        """Return the cost of solving a step in a recipe used as a brick; None if the step solves nothing."""
         return None
 
     def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
-        """Copy what the step has made into the run directory.
+        """Copy cached files of a step's result into the run directory.
 
         Args:
             result: The step's result.
             run: The run directory.
-            said: How many of the step's facts the model says.
+            said: Counts of the step's facts that the model says.
         """
         if result.kept is not None:
             shutil.copytree(result.kept, run / result.folder / result.id, dirs_exist_ok=True)
 
 
 def kind_of(step: Step) -> Kind[Any]:
-    """Return what applies a step: the `KIND` of the file in `run/kinds` that the step's `kind` names."""
+    """Return the object that applies a step: `KIND` in the file of `run/kinds` named by the step's `kind`."""
     kind: Kind[Any] = importlib.import_module(f"workbench.run.kinds.{step.kind}").KIND
     return kind

@@ -1,4 +1,4 @@
-"""Configurations in memory: their digest, a live model, and one model put in another's place."""
+"""Configurations in memory: digests, live models, and swapping of weights in a live model."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 
 def with_memory(digest: str, composition: Composition) -> str:
-    """A configuration's digest: its weights', and its memory's where it has one."""
+    """Combine the digest of a configuration's weights with that of its memory, if it has one."""
     return json_digest([digest, composition.memory.digest]) if composition.memory else digest
 
 
 def configuration_digest(
     resolved: Resolved, device: torch.device, events: Events = no_events
 ) -> tuple[str, dict[str, torch.Tensor] | None]:
-    """Digest of the configuration that a recipe produces, and its tensors where they had to be computed for it.
+    """Return the digest of the configuration that a recipe produces, and its tensors if they were computed for it.
 
-    Computed once a recipe key and kind of device: in memory, with the bytes that a run on the device would write.
+    The digest is cached by recipe key and type of device. It is computed in memory, from the bytes that a run on the device would
+    write.
     """
     known = read_json(_digest_memo(resolved), digest=str)
     if known and known.get("device", "cpu") == device.type:
@@ -51,7 +52,7 @@ def configuration_digest(
 
 
 def remember_digest(resolved: Resolved, digest: str, device: torch.device) -> None:
-    """Keep which configuration a recipe key produces on a kind of device: CPU and CUDA differ in the last bits."""
+    """Cache the digest of a recipe's configuration for a type of device, because CPU and CUDA results differ in the last bits."""
     write_json(_digest_memo(resolved), {"digest": digest, "device": device.type})
 
 
@@ -62,7 +63,14 @@ def _digest_memo(resolved: Resolved) -> Path:
 def materialize(
     resolved: Resolved, device: torch.device, tensors: dict[str, torch.Tensor] | None = None, events: Events = no_events
 ) -> PreTrainedModel:
-    """The configuration as a live transformers model in the dtype that would be written, its memory attached, without touching the disk."""
+    """Return a configuration as a live transformers model in the output dtype, with its memory attached.
+
+    Args:
+        resolved: The recipe.
+        device: Device of the model.
+        tensors: Tensors of the configuration, if they are already computed.
+        events: Receives progress.
+    """
     with exact(device):
         composition = compose(resolved, device, events)
         model, memory = composition.model, composition.memory
@@ -72,18 +80,21 @@ def materialize(
 
 @contextmanager
 def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Tensor] | None = None) -> Iterator[PreTrainedModel]:
-    """Turn a live model into another configuration in place, for a `with` block; then it has its own weights again, bit for bit.
+    """Give a live model the weights of another configuration for a `with` block, and restore its own weights bit for bit on exit.
 
     Args:
-        model: From `materialize`: a configuration whose parameters have the same names and shapes.
-        resolved: The other configuration; computed in its output dtype, held in the model's, on the model's device.
-        tensors: Of the other configuration, where they are computed already.
+        model: A model from `materialize` whose parameters have the same names and shapes as the other configuration's.
+        resolved: The other configuration. Its weights are computed in its output dtype, then converted to the model's dtype and
+            device.
+        tensors: Tensors of the other configuration, if they are already computed.
 
-    Errors: other parameters, as after a grow step; a memory.
+    Raises:
+        WorkbenchError: If the other configuration has a memory, or parameters differ in name or shape.
     """
     if resolved.recipe.memory or resolved.memory:
         raise WorkbenchError(
-            f"recipe {resolved.recipe.name}: its memory is no set of weights that could be exchanged", "Use `materialize`."
+            f"recipe {resolved.recipe.name}: swap() exchanges only weights, but this configuration has a memory",
+            "Use `materialize`.",
         )
     other = materialize(resolved, next(model.parameters()).device, tensors).to(model.dtype)
     mine, theirs = (dict(m.named_parameters()) for m in (model, other))
@@ -91,8 +102,8 @@ def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Te
         {n for n in mine.keys() | theirs.keys() if n not in mine or n not in theirs or mine[n].shape != theirs[n].shape}
     ):
         raise WorkbenchError(
-            f"recipe {resolved.recipe.name}: its parameters are not the live model's ({differing[0]} and {len(differing) - 1} more differ)",
-            "A configuration that grows or unties the base is another model: use `materialize`.",
+            f"recipe {resolved.recipe.name}: its parameters differ from the live model's ({differing[0]} and {len(differing) - 1} more)",
+            "A configuration that grows or unties the base has other parameters: use `materialize`.",
         )
 
     def exchange() -> None:

@@ -1,4 +1,4 @@
-"""Models that no recipe makes: a directory or a hub id as a recipe without steps, to be scored beside recipes."""
+"""Models without a recipe: a directory or hub id as a recipe without steps, so that it can be scored like a recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_model(reference: str) -> bool:
-    """Whether a word of the command line means a model: an existing directory, or what looks like a hub id."""
+    """Return True if a command-line argument is a model: an existing directory, or text in the form of a hub id."""
     if Path(reference).suffix in (".yaml", ".yml"):
         return False
     folders = ("bricks", "recipes", "runs", "evals", ".", "..", "~")
@@ -32,26 +32,31 @@ def is_model(reference: str) -> bool:
 
 
 def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> tuple[str, Resolved]:
-    """A model and its name: the folder's, or the repository's. Its key and digest are those of a recipe without steps on it.
+    """Resolve a model as a recipe without steps.
 
     Args:
-        reference: A directory, a run directory with a model or a configuration in it, a configuration directory, or a hub id with an
-            optional @revision.
-        project: Whose cache keeps digests.
-        version: Of a configuration's memory; the newest if omitted.
+        reference: A model directory, a run directory with a model or configuration, a configuration directory, or a hub id with
+            an optional @revision.
+        project: Project whose cache stores digests.
+        hub: Access to the hub.
+        version: Version of a configuration's memory; the newest if omitted.
 
-    Errors: an adapter, neither adapter nor checkpoint, pickles, quantised weights, a hub that cannot be reached.
+    Returns:
+        The model's name (of its folder or repository), and the resolved recipe.
+
+    Raises:
+        WorkbenchError: If it is an adapter, has no checkpoint, has pickled or quantized weights, or the hub cannot be reached.
     """
     label, place = f"model {reference}", Path(reference).expanduser()
     if found := next((p for p in (place, place / "configuration") if is_configuration(p)), None):
         whole = found.resolve()
         return (whole.parent if (whole.parent / RECORD).is_file() else whole).name, open_configuration(whole, version, hub)
     if version is not None:
-        raise WorkbenchError(f"{label}: holds no memory, and so no version {version}", "Leave the version out.", 2)
+        raise WorkbenchError(f"{label}: has no memory, so it has no version {version}", "Remove the version.", 2)
     if (place / RECORD).is_file():
         if not (place / "model").is_dir():
             raise WorkbenchError(
-                f"{label}: a run without a finished model", f"Score its recipe: workbench eval {shell(place / 'recipe.yaml')}"
+                f"{label}: this run has no finished model", f"Score its recipe: workbench eval {shell(place / 'recipe.yaml')}"
             )
         name, target = place.resolve().name, str((place / "model").resolve())
     elif place.is_dir():
@@ -63,20 +68,20 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     kinds = kinds_of(path)
     if kinds == ["adapter"]:
         raise WorkbenchError(
-            f"{label}: a PEFT adapter ({ADAPTER_CONFIG}), not a whole model",
-            f"Name it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE "
+            f"{label}: expected a complete model, found a PEFT adapter ({ADAPTER_CONFIG})",
+            f"Use it as a brick: workbench recipe new {shell(f'recipes/{name.lower()}.yaml')} --base BASE "
             f"--brick {shell(f'{name.lower()}={reference}')}",
         )
     if not kinds:
         refuse_foreign(path, label)
         raise WorkbenchError(
-            f"{label}: holds no checkpoint (config.json with {SINGLE} or {INDEX})",
-            "Expected a Hugging Face model directory, a hub id org/name, or a recipe.",
+            f"{label}: has no checkpoint (config.json with {SINGLE} or {INDEX})",
+            "Give a Hugging Face model directory, a hub id such as org/name, or a recipe.",
         )
     recipe = from_data({"version": 1, "name": "model", "base": target, "steps": []}, project)
     try:
         resolved = resolve(recipe, hub)
-        if not hub.headers_only:  # it will be scored: what cannot be is found out before another model is
+        if not hub.headers_only:  # it will be scored: find a model that cannot be scored before others are scored
             check_decoder(resolved.base.config)
         return name, resolved
     except WorkbenchError as error:

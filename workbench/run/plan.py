@@ -1,4 +1,4 @@
-"""plan(recipe): what a run would do, from headers alone: steps, bytes, memory, time, problems."""
+"""Plans of runs: steps, bytes, memory, time and problems, predicted from file headers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
 _INTERPRETER = 250_000_000
-# Of streaming merges on one core, read and written bytes together: task arithmetic 1.7e9, TIES 1.4e9; `plan` shows an estimate.
+# Speed of streaming merges on one core, in bytes read plus bytes written: measured 1.7e9 for task arithmetic and 1.4e9 for TIES.
 _BYTES_PER_SECOND = 1.5e9
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do. `document()` is what `plan --json` prints."""
+    """Prediction of a run. `workbench plan --json` prints `document()`."""
 
     recipe: str
     key: str | None
-    """The recipe's key; None until the inputs have been read once, by `run` or `eval`."""
+    """The recipe's key; None until `run` or `eval` has read the inputs once."""
     run: str | None
-    """Its directory's name; None until the files that name it have been fetched."""
+    """Name of the run directory; None until the input files have been downloaded."""
     steps: list[dict[str, Any]]
     read_bytes: int
     write_bytes: int
@@ -43,27 +43,27 @@ class RunPlan:
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
     download_bytes: int = 0
-    """Fetched from the hub before anything else; not part of `seconds`."""
+    """Bytes to download from the hub first; `seconds` does not include the download."""
     downloads: list[dict[str, Any]] = field(default_factory=list)
-    """The same per repository: repository, commit, files, bytes."""
+    """The downloads by repository: repository, commit, files and bytes."""
     checked_at_run: list[str] = field(default_factory=list)
-    """What headers do not show: `run` finds it out before the first step, and warns or refuses."""
+    """Checks that need more than headers. `run` makes them before the first step, and warns or stops if one fails."""
     device_bytes: int = 0
-    """Peak memory of a CUDA device, where the run is planned for one; `peak_bytes` is then the host's."""
+    """Peak memory of the CUDA device, if the run is planned for one; `peak_bytes` is then the host's memory."""
 
     def document(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the plan as plain data."""
         return asdict(self)
 
 
 def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> RunPlan:
-    """Predict steps, bytes, memory and time from headers alone; an edit's result is not needed for that.
+    """Predict steps, bytes, memory and time of a run from file headers. Edits need not be solved for this.
 
     Args:
         resolved: The recipe.
-        runs: Where run directories stand.
-        threads: Tensors that `run` computes at a time; omitted: as many as `run` takes where it is not told.
-        cuda: Plan a run on a CUDA device: buffers, whole tensors and live models lie there, staged blocks on the host.
+        runs: Folder of run directories.
+        threads: Number of tensors computed at the same time; if None, the default of `run`.
+        cuda: Plan a run on a CUDA device, which then holds buffers, whole tensors and live models; the host holds staged blocks.
     """
     run = run_of(resolved, runs)
     threads = threads or default_threads()

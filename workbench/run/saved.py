@@ -1,7 +1,7 @@
-"""Configurations on disk: a model, or the name of the base that it is, and the memory that acts on it.
+"""Configurations on disk: a model, or a reference to an unchanged base, and the memory that acts on it.
 
-configuration.json   name, base (id, revision, path, digest), digests
-model/               the checkpoint of the steps before the memory; left out where that is the base as it is
+configuration.json   name, base (id, revision, path, digest) and digests
+model/               the checkpoint of the steps before the memory; absent if it equals the base
 memory/              see `memories`
 """
 
@@ -24,39 +24,49 @@ RECORD, MODEL, MEMORY = "configuration.json", "model", "memory"
 
 
 def refers_to_base(resolved: Resolved) -> bool:
-    """Whether a recipe's memory acts on its base as it is, so that no weights are written."""
+    """Return True if a recipe's memory acts on the unchanged base, so that no weights are written."""
     alone = resolved.recipe.memory is not None and len(resolved.recipe.steps) == 1
     return alone and resolved.dtype is None and resolved.vocabulary is None and not resolved.unties
 
 
 def write_record(out: Path, resolved: Resolved, digest: str) -> None:
-    """configuration.json."""
+    """Write configuration.json.
+
+    Args:
+        out: The configuration directory.
+        resolved: The recipe.
+        digest: Digest of the configuration.
+    """
     base = {
-        "id": resolved.recipe.fields.base, "revision": resolved.base_revision, "path": str(resolved.base_path.resolve()),
+        "id": resolved.recipe.fields.base,
+        "revision": resolved.base_revision,
+        "path": str(resolved.base_path.resolve()),
         "digest": resolved.base_digest,
-    }  # fmt: skip
+    }
     write_json(out / RECORD, {"version": 1, "name": resolved.recipe.name, "base": base, "digest": digest}, indent=2)
 
 
 def is_configuration(path: Path) -> bool:
-    """Whether a directory is a configuration."""
+    """Return True if a directory is a configuration."""
     return (path / RECORD).is_file()
 
 
 def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH) -> Resolved:
-    """A configuration directory as a recipe without steps on its model, with the memory beside it.
+    """Resolve a configuration directory as a recipe without steps, with the saved memory.
 
     Args:
         path: The directory.
-        version: Of the memory; the newest if omitted.
-        hub: Whether a base that is no longer where it was may be fetched.
+        version: Version of the memory; the newest if omitted.
+        hub: Access to the hub, for a base that is no longer at its recorded path.
 
-    Errors: no configuration, a base that is gone or has changed.
+    Raises:
+        WorkbenchError: If it is not a configuration, or its base is missing or has changed.
     """
     record = read_json(path / RECORD)
     if not isinstance(record, dict):
         raise WorkbenchError(
-            f"{path}: no {RECORD}, so no configuration", "`workbench run` of a recipe that ends in a memory writes one."
+            f"{path} is not a configuration: it has no {RECORD}",
+            "`workbench run` writes one if the recipe ends in a memory step.",
         )
     saved = SavedMemory(path / MEMORY)
     number = saved.log.version if version is None else version
@@ -68,17 +78,18 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
 
 
 def _model(path: Path, record: dict[str, Any], hub: Hub) -> Resolved:
-    """The checkpoint beside the memory, or the base that the record names."""
+    """Resolve the checkpoint in the configuration, or the base that its record names."""
     project, base = find_project(path.resolve() / RECORD), record["base"]
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
-    there = Path(base["path"])
+    recorded = Path(base["path"])
     name = base["id"] if not base["revision"] or "@" in base["id"] else f"{base['id']}@{base['revision']}"
-    resolved = _bare(str(there) if (there / "config.json").is_file() else name, project, hub)
+    resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
     if resolved.base_digest != base["digest"]:
         raise WorkbenchError(
-            f"{path}: its base {base['id']} has other weights now ({resolved.base_digest[:10]}, the memory was made on {base['digest'][:10]})",
-            "Put the old weights back, or run the recipe again.",
+            f"{path}: the weights of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the memory was made on "
+            f"{base['digest'][:10]})",
+            "Restore the old weights, or run the recipe again.",
         )
     return resolved
 

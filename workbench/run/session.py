@@ -1,4 +1,4 @@
-"""A configuration as a live model that facts are taught to."""
+"""Live models that edits and memories are solved on."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from workbench.weights.writer import output_specs
 
 @dataclass(frozen=True)
 class LiveSession:
-    """A configuration as a live model that methods solve on.
+    """A configuration as a live model that edit and memory methods solve on.
 
     Attributes:
-        resolved: The recipe that it comes from.
-        context: The live float32 model, its tokenizer, and what a method may use beside them.
-        solved_on: Digest of the weights, rounded as the session was asked to, and of the configuration.
-        tokenizer: Directory of its tokenizer.
-        after: Key of the configuration: recipes with the same steps derive it without reading the weights.
+        resolved: The recipe.
+        context: The live float32 model, its tokenizer, and the other data that a method may use.
+        solved_on: Digest of the rounded weights and the configuration.
+        tokenizer: Directory of the tokenizer.
+        after: Key of the weights, which recipes with the same steps compute without reading the weights.
     """
 
     resolved: Resolved
@@ -49,13 +49,14 @@ def live_session(
     """Load a configuration as a live float32 model.
 
     Args:
-        resolved: A recipe.
-        steps: How many of its steps have made `model`.
-        model: The configuration.
-        device: Where the live model goes.
-        progress: Told (done, total, text).
-        rounded_to: Dtype that floats are rounded to first, as a written model has them; None keeps that of each tensor on disk.
-        seed: Seed of what is random; omitted: the recipe's.
+        resolved: The recipe.
+        steps: Number of its steps that have been applied to `model`.
+        model: Weights and configuration.
+        device: Device of the live model.
+        progress: Callback that takes (done, total, text).
+        rounded_to: Dtype that floating-point weights are rounded to first, as in a written model; None keeps each tensor's dtype
+            on disk.
+        seed: Seed of random numbers; the recipe's if omitted.
     """
     rounded = compute(model, rounded_to, device)
     digests = {name: tensor_digest(tensor) for name, tensor in rounded.items()}

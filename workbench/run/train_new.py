@@ -1,4 +1,4 @@
-"""Training of the parameters that a growth step has added."""
+"""Training of the parameters that a grow step adds."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 
 def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train what a growth has added, in float32; old elements get no gradient.
+    """Train the parameters that a grow step adds, in float32. Old elements get no gradient.
 
     Args:
-        context: The step in its recipe.
-        step: The step with what it has measured.
+        context: The context of the step.
+        step: The step, after `GrowMethod.settled`.
         weights: The grown model's weights.
 
     Returns:
-        Tensor -> its values after training, for tensors with additions; and the training's record.
+        Tensor -> values after training, for tensors with added elements; and the record of the training.
 
     Raises:
-        WorkbenchError: As `check_training`, or if the data cannot be used.
+        WorkbenchError: If `check_training` fails or the data are invalid.
     """
     assert step.train is not None
     resolved, device, at = context.resolved, context.device, context.number
@@ -58,12 +58,19 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
     masks = new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
-    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, what is new alone")
+    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, only new parameters")
     progress, notice = reports(context.events, context.id)
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
-            settings, live, tokenizer=source, folder=resolved.recipe.project, device=str(device), penalty=penalty,
-            progress=progress, notice=notice)  # fmt: skip
+            settings,
+            live,
+            tokenizer=source,
+            folder=resolved.recipe.project,
+            device=str(device),
+            penalty=penalty,
+            progress=progress,
+            notice=notice,
+        )
     record = {"trained": trained, **record}
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".training-") as folder:
@@ -77,23 +84,31 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
 
 
 def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
-    """The tensors with additions that a grow step trains. Errors: nothing was added, routers or losses on routers where there are none."""
+    """Return the tensors with added elements that a grow step trains.
+
+    Args:
+        step: The grow step.
+        weights: The grown model's weights.
+
+    Raises:
+        WorkbenchError: If the step adds no parameters, or trains routers or uses a routing loss but adds no routers.
+    """
     if step.train is None:
         return []
     routers = list(weights.growth.routers)
-    asked = "parameters: routers" if step.train.parameters == "routers" else "balance" if step.train.balance else "concentration"
+    field = "parameters: routers" if step.train.parameters == "routers" else "balance" if step.train.balance else "concentration"
     if not routers and (step.train.parameters == "routers" or step.train.balance or step.train.concentration):
-        raise WorkbenchError(f"grow {step.name}: train: `{asked}` is of routers, and it has none", "Leave it out.", 2)
+        raise WorkbenchError(f"grow {step.name}: train: `{field}` needs routers, but the step adds none", "Remove the field.", 2)
     names = routers if step.train.parameters == "routers" else list(weights.specs)
-    found = [name for name in names if weights.added(name) is not None]
-    if not found:
-        raise WorkbenchError(f"grow {step.name}: train: the step adds nothing that could be trained", "Leave `train` out.", 2)
-    return found
+    trained = [name for name in names if weights.added(name) is not None]
+    if not trained:
+        raise WorkbenchError(f"grow {step.name}: train: the step adds no parameters to train", "Remove `train`.", 2)
+    return trained
 
 
 @contextmanager
 def _routing(step: GrowMethod, live: PreTrainedModel, weights: GrownWeights) -> Iterator[Callable[[], Tensor] | None]:
-    """The losses on routers that the step asks for."""
+    """Attach the routing losses of the step to a live model; yield the function that returns their sum, or None."""
     assert step.train is not None
     if not (step.train.balance or step.train.concentration):
         yield None
@@ -110,7 +125,7 @@ def _routing(step: GrowMethod, live: PreTrainedModel, weights: GrownWeights) -> 
 
 @contextmanager
 def _new_alone(live: PreTrainedModel, masks: Mapping[str, Tensor | None]) -> Iterator[int]:
-    """Only new elements have gradients while this is open; gives their number. Afterwards old elements are the bits that they were."""
+    """Restrict training to new elements and yield their number. On exit, restore the old elements bit for bit."""
     hooks, old, count = [], {}, 0
     for name, parameter in live.named_parameters():
         parameter.requires_grad_(name in masks)

@@ -1,11 +1,11 @@
-"""The kinds of step, one signature each, and the list of methods that implement them.
+"""The kinds of step, one signature each, and the registry of the methods that implement them.
 
-    merge   (base block, one delta a brick) -> delta        streams, block by block
-    edit    (live model, tokenizer, facts)  -> factors      its result is a brick
-            (live model, tokenizer, facts)  -> memory       ends a recipe: its result acts on the live model
-    grow    (model)                         -> new names    streams, tensor by tensor
+    merge   (base block, one delta per brick) -> delta      streams block by block
+    edit    (live model, tokenizer, facts)    -> factors    the result is a brick
+            (live model, tokenizer, facts)    -> memory     ends a recipe: the memory acts on the live model
+    grow    (model)                           -> new names  streams tensor by tensor
 
-A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` with one class under `@register`.
+A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` that decorates one class with `@register`.
 """
 
 from __future__ import annotations
@@ -53,4 +53,4 @@ __all__ = [
     "TrainMethod",
     "register",
     "verbs",
-]  # fmt: skip
+]

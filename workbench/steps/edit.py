@@ -1,4 +1,4 @@
-"""What an edit method takes and gives."""
+"""Interface of edit methods: base class, context and result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class EditMethod(Step):
-    """Facts into a low-rank delta of the current model."""
+    """Turns facts into a low-rank delta of the current model."""
 
     kind = "edit"
     verb = "edit"
@@ -34,48 +34,58 @@ class EditMethod(Step):
     unkeyed = frozenset({"min_efficacy"})
 
     min_efficacy: Real = Field(0.5, ge=0, le=1)
-    """Share of the step's facts that the model has to say after it (greedily, all of the target): with fewer, `run` writes no model and
-    exits with 3; 0: any number."""
+    """Smallest share of the step's facts for which the edited model must generate the complete target (greedy decoding). Below
+    it, `run` writes no model and exits with code 3. 0 accepts any result."""
 
     @property
     def efficacy_gate(self) -> float:
-        """Share of the step's facts that the model has to say."""
+        """Smallest share of the step's facts that the edited model must say."""
         return self.min_efficacy
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the files' content, the seed, and the vocabulary that facts are tokenized with."""
+        """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
         return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
-        """What `plan` says of the work: plain data for the step's row; `tokens` that are run through the model forward, or
-        forward and back, count towards its seconds."""
+        """Return the cost of solving the step as plain data, which `plan` shows in the step's row.
+
+        Args:
+            model: Names, shapes and configuration of the model before the step.
+            project: Folder that the step's files are relative to.
+            cache: The project's cache.
+
+        Returns:
+            Plain data. `plan` estimates seconds from its key `tokens`, the number of tokens that run through the model.
+        """
         return {}
 
     def solve(self, context: MethodContext) -> Edit:
-        """Solve on the live current model. Must leave no trace but its result."""
+        """Solve the edit on the live current model. The model must be unchanged afterwards."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit's result: tensor name -> low-rank update, and what the method measured."""
+    """Result of an edit."""
 
     factors: dict[str, Factors]
+    """Tensor name -> low-rank update."""
     record: dict[str, Any] = field(default_factory=dict)
+    """Measurements of the method, as plain data."""
     fan_in_fan_out: bool = False
-    """Whether the base stores the updated weights as [in, out] (Conv1D)."""
+    """True if the base stores the updated weights as [in, out] (Conv1D)."""
     facts: Sequence[Fact] = ()
-    """What it was solved for; kept beside the factors."""
+    """The facts that the edit teaches; saved with the factors."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """What a later solve on other weights can start from: keys and values, by name."""
+    """Keys and values by name, from which a later solve on other weights can start."""
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What an edit may use."""
+    """Everything that an edit method may use."""
 
     model: PreTrainedModel
-    """Live, float32, on `device`, in eval mode."""
+    """The live current model: float32, on `device`, in eval mode."""
     tokenizer: PreTrainedTokenizerBase
     layout: Model
     """Names, shapes and configuration of the same model."""
@@ -83,11 +93,11 @@ class MethodContext:
     project: Path
     seed: int
     progress: Callable[[int, int, str], None]
-    """(done, total, text)"""
+    """Callback that takes (done, total, text)."""
     cache: Path
-    """The project's cache: values, statistics and sweeps are kept there."""
+    """The project's cache, which stores values, statistics and sweeps."""
     digests: Mapping[str, str]
-    """Tensor name -> digest of its float32 values: what anything kept in the cache is keyed by."""
+    """Tensor name -> digest of its float32 values; cache keys are made from these."""
 
     @cached_property
     def weights_key(self) -> str:

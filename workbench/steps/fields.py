@@ -1,4 +1,4 @@
-"""What recipe fields are made of: references to bricks, places in a model, values that vary over its depth."""
+"""Types of recipe fields: references to bricks, sets of tensors, and values that vary with depth."""
 
 from __future__ import annotations
 
@@ -33,47 +33,49 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 
 
 class Strict(Written):
-    """Base of everything that users write: unknown fields are errors, values do not change."""
+    """Base class of everything that users write: unknown fields are errors, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the docstring below it in the source, own or inherited.
+    """Return the text of each field: the docstring below it in the source of the class or of a base class.
 
-    Read when a schema or a page is written: pydantic's own reading, at every start, costs half a second.
+    The source is parsed only when a schema or a page is written. Pydantic's `use_attribute_docstrings` would parse it at every
+    start, which takes half a second.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not issubclass(cls, Strict) or (cls.__module__ == __name__ and cls is Strict):
             continue
         try:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         except (OSError, TypeError, ValueError):
-            continue  # made in code: its fields carry their descriptions
+            continue  # a class made by `create_model` has no source; its fields carry descriptions
         assert isinstance(body, ast.ClassDef)
         for line, text in pairwise(body.body):
             doc = text.value if isinstance(text, ast.Expr) else None
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(doc, ast.Constant):
-                found[line.target.id] = inspect.cleandoc(str(doc.value))
-    return {name: found.get(name) or field.description or "" for name, field in model.model_fields.items()}
+                texts[line.target.id] = inspect.cleandoc(str(doc.value))
+    return {name: texts.get(name) or field.description or "" for name, field in model.model_fields.items()}
 
 
 Real = Annotated[float, Field(strict=True)]
-"""A number; pydantic would also take yes and "1"."""
+"""A number. Strict, because pydantic otherwise also accepts yes and "1"."""
 Whole = Annotated[int, Field(strict=True)]
-"""A whole number; pydantic would also take yes, 2.0 and "2"."""
+"""An integer. Strict, because pydantic otherwise also accepts yes, 2.0 and "2"."""
 
 
 class Where(Strict):
-    """A set of tensors."""
+    """A set of tensors, selected by name and by layer."""
 
     include: tuple[str, ...] = ("*",)
-    """Globs over tensor names: "*.mlp.*"."""
+    """Glob patterns of tensor names to select, such as "*.mlp.*"."""
     exclude: tuple[str, ...] = ()
-    """Globs that take tensors out again."""
+    """Glob patterns of tensor names to remove from the selection."""
     layers: str | None = None
-    """A Python slice of layer indices, or one index: "4:20", "-4:", "7". Embeddings, norm and head are in no layer."""
+    """Layer indices to select: a Python slice such as "4:20" or "-4:", or one index such as "7". Embeddings, final norm and head
+    belong to no layer, so they are not selected if `layers` is set."""
 
     @field_validator("layers")
     @classmethod
@@ -83,7 +85,7 @@ class Where(Strict):
         return value
 
     def unmatched(self, model: Model) -> str | None:
-        """The first part that names nothing in a model: a glob without a tensor, a slice without a layer."""
+        """Return the first glob or slice that selects nothing in a model; None if every part selects something."""
         names = list(model.weights.specs)
         for glob in self.include:
             if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
@@ -93,7 +95,7 @@ class Where(Strict):
         return None if any(self.matches(name, model) for name in names) else "`where`"
 
     def matches(self, name: str, model: Model) -> bool:
-        """Whether a tensor belongs to the set."""
+        """Return True if a tensor belongs to the set."""
         if not any(fnmatchcase(name, glob) for glob in self.include) or any(fnmatchcase(name, g) for g in self.exclude):
             return False
         return self.layers is None or model.layout.layer(name) in self._indices(model.layout.depth)
@@ -106,14 +108,14 @@ class Where(Strict):
 
 
 class Ramp(Strict):
-    """A value that changes linearly from the first layer to the last."""
+    """A value that changes linearly from the first layer to the last layer."""
 
     first: Real
     last: Real
 
 
 class Knots(Strict):
-    """Values at evenly spaced depths, linear between them."""
+    """Values at evenly spaced depths, with linear interpolation between them."""
 
     knots: tuple[Real, ...] = Field(min_length=2)
 
@@ -127,7 +129,7 @@ def _kind(value: Any) -> str:
 
 
 class Rule(Strict):
-    """A value for some tensors: a number, or one that changes over depth."""
+    """A value for the tensors that `where` selects: a number, or a value that changes with depth."""
 
     where: Where
     value: Annotated[
@@ -142,11 +144,12 @@ Schedule = Annotated[
     | Annotated[tuple[Rule, ...], Tag("rules")],
     Discriminator(_kind),
 ]
-"""A number, `{first:, last:}` or `{knots: [...]}` over depth, or a list of `{where:, value:}` of which the last match wins."""
+"""A number, a value over depth (`{first:, last:}` or `{knots: [...]}`), or a list of `{where:, value:}`, whose last match
+wins."""
 
 
 def constants(schedule: Any) -> list[float]:
-    """The numbers that a schedule is made of."""
+    """Return the numbers in a schedule."""
     if isinstance(schedule, Ramp):
         return [schedule.first, schedule.last]
     if isinstance(schedule, Knots):
@@ -155,7 +158,7 @@ def constants(schedule: Any) -> list[float]:
 
 
 def lowest(schedule: Any) -> float:
-    """The smallest value that a schedule takes."""
+    """Return the smallest value of a schedule."""
     return float(min(constants(schedule), default=0.0))
 
 
@@ -172,16 +175,21 @@ def _finite(schedule: Any) -> Any:
 
 
 Space = Literal["full", "core"]
-"""Where a merge method works: on whole deltas, or on the small matrices of stacked LoRA factors."""
+"""Representation that a merge method works on: whole deltas ("full"), or the small matrices of stacked LoRA factors ("core")."""
 Number = Annotated[Schedule, AfterValidator(_finite)]
 Share = Annotated[Schedule, AfterValidator(_share)]
 
 
 def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
-    """A schedule's value for one tensor.
+    """Return the value of a schedule for one tensor.
 
-    Linear schedules run over depth: embeddings take the first knot, final norm and head the last. A list of rules takes
-    the last one that matches, `default` where none does.
+    Linear schedules run over depth: embeddings take the first knot, the final norm and the head take the last knot.
+
+    Args:
+        schedule: A `Schedule`.
+        name: The tensor's name.
+        model: The model, whose layers define the depth.
+        default: Value for tensors that no rule of a list matches. If several rules match, the last one wins.
     """
     if isinstance(schedule, tuple):
         matching = [rule.value for rule in schedule if rule.where.matches(name, model)]
@@ -195,7 +203,7 @@ def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
 
 
 class BrickEntry(Strict):
-    """What a merge step says of one brick."""
+    """Fields of one brick in a merge step."""
 
     weight: Number = 1.0
     """Coefficient of the brick's delta."""
@@ -207,52 +215,53 @@ def _is_entry(value: Any) -> str:
 
 
 class _ListOfNames:
-    """Lets a list of brick names stand for weights of 1, in validation and in the JSON schema."""
+    """Makes a list of brick names equivalent to weights of 1, in validation and in the JSON schema."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the mapping's schema, after a list of names has become a mapping."""
+        """Return a schema that converts a list of names to a mapping, then validates the mapping."""
         return core_schema.no_info_before_validator_function(_weights_of_one, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Return the mapping, or a list of names."""
+        """Return a JSON schema that accepts the mapping or a list of names."""
         return {"anyOf": [handler(schema), {"type": "array", "items": {"type": "string"}, "uniqueItems": True}]}
 
 
 def _weights_of_one(value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         return value
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for name in value:
         if not isinstance(name, str):
             raise ValueError(f"expected brick names, or a mapping of brick names to weights; found {repr(name)[:60]} in the list")
-        if name in found:
+        if name in weights:
             raise ValueError(f"brick '{name}' is listed twice: give it one entry with the sum of the weights")
-        found[name] = 1.0
-    return found
+        weights[name] = 1.0
+    return weights
 
 
 E = TypeVar("E", bound=BrickEntry)
 Bricks = Annotated[
     dict[str, Annotated[Annotated[Number, Tag("weight")] | Annotated[E, Tag("entry")], Discriminator(_is_entry)]], _ListOfNames()
 ]
-"""Brick name -> its weight, or the method's fields for it; a list of names gives every brick weight 1."""
+"""Brick name -> its weight, or a mapping of the method's per-brick fields. A list of names gives every brick weight 1."""
 
 
 class BrickRef(Strict):
-    """Where a brick lies. A bare string is a directory or hub id whose kind is detected."""
+    """Location of a brick. A plain string is the same as `path`."""
 
     path: str | None = None
-    """A directory or hub id; its kind is detected from brick.yaml, adapter_config.json or config.json."""
+    """A directory or hub id. The kind of brick is detected from brick.yaml, adapter_config.json or config.json."""
     adapter: str | None = None
-    """A PEFT LoRA adapter."""
+    """A directory or hub id of a PEFT LoRA adapter."""
     checkpoint: str | None = None
-    """A fine-tuned model with the base's architecture."""
+    """A directory or hub id of a fine-tuned model with the base's architecture."""
     brick: str | None = None
     """A directory with a brick.yaml."""
     recipe: str | None = None
-    """A recipe on the same base: the configuration that it produces."""
+    """Another recipe with the same base. The brick is the configuration that it produces."""
     any_base: bool = False
-    """Merge the brick although it was made on another base, or nothing shows that it was made on this one; contradictions become warnings."""
+    """Use the brick even if it was made on another base or its base is unknown. Contradictions become warnings instead of
+    errors."""
 
     @model_validator(mode="before")
     @classmethod
@@ -261,14 +270,14 @@ class BrickRef(Strict):
 
     @model_validator(mode="after")
     def _one(self) -> BrickRef:
-        given = list(self._places())
-        if len(given) != 1:
-            raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(given) or 'none'}")
+        keys = list(self._places())
+        if len(keys) != 1:
+            raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(keys) or 'none'}")
         return self
 
     @property
     def kind(self) -> str:
-        """adapter, checkpoint, brick, recipe, or path where the kind is to be detected."""
+        """The field that is set: adapter, checkpoint, brick or recipe, or path if the kind is detected."""
         return next(iter(self._places()))
 
     @property
@@ -277,7 +286,7 @@ class BrickRef(Strict):
         return next(iter(self._places().values()))
 
     def data(self) -> dict[str, Any]:
-        """Return the reference as a recipe writes it."""
+        """Return the reference in the form that a recipe file has."""
         return {**self._places(), **({"any_base": True} if self.any_base else {})}
 
     def _places(self) -> dict[str, str]:
@@ -285,7 +294,7 @@ class BrickRef(Strict):
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of "2GB", "500MB", "1.5GiB" or a plain number."""
+    """Convert a size such as "2GB", "500MB", "1.5GiB" or a plain number to bytes."""
     units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text).lower())
     if not match or match[2] not in units:

@@ -1,4 +1,4 @@
-"""What a growth method gives."""
+"""Interface of growth methods: base class, plan of the grown tensors, and context."""
 
 from __future__ import annotations
 
@@ -22,61 +22,62 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Preserves = Literal["exact", "approximate", "no"]
-"""exact: every sum has the same terms and zeros beside them; approximate: the same up to rounding of rescaled numbers."""
+"""exact: every sum has the same terms plus zeros. approximate: the same result up to the rounding of rescaled numbers. no:
+neither."""
 Learns = Literal["now", "after_one_step", "when_selected"]
 NEW = -1
-"""In an `Axis`: a row or column that growth adds."""
+"""Marks a row or column of an `Axis` that growth adds."""
 
 
 def _said(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
+    """Convert a Boolean back to a word, because YAML reads an unquoted `off` as false."""
     return {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value
 
 
 class GrowMethod(BrickStep):
-    """More parameters. The method names the new tensors and says from which old tensor each is made."""
+    """Adds parameters. The method lists the tensors of the grown model and the old tensor that each is made from."""
 
     kind = "grow"
     verb = "grow"
     verb_order = 2
     preserves: ClassVar[Preserves] = "no"
-    """Whether the grown model computes the same function; checked on the live models at `run`."""
+    """Promise that the grown model computes the same function; `run` checks it on live models."""
     learns: ClassVar[Learns] = "now"
-    """When all that growth adds has a gradient; checked with the function."""
+    """Promise of when all added parameters have a gradient; checked together with `preserves`."""
     builds: ClassVar[bool] = False
-    """Asks transformers for the model without weights, which takes its import."""
+    """True if the method builds the transformers model without weights, which needs the import of transformers."""
     random: ClassVar[bool] = False
-    """Draws random numbers: the recipe's seed is part of the step's key."""
+    """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 
     check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_said)] = "full"
-    """What `run` checks. tensors: config.json and the tensors agree; on two short prompts the grown model gives the logits of the model before
-    it, where the method promises that, with one decoder layer beside the embeddings in memory at a time; all old elements lie in the files
-    bit for bit. full: that, and logits of longer prompts, cached generation, gradients, and the files as transformers loads them, which takes
-    both models in memory in float32. off: nothing."""
+    """Checks that `run` makes. `tensors`: config.json and the tensors agree; the written files contain every old element bit for
+    bit; and, if the method promises it, the logits of two short prompts are unchanged. This check holds one decoder layer and the
+    embeddings in memory at a time. `full`: also compares logits of longer prompts, cached generation and gradients, and loads the
+    written files with transformers; it holds both models in memory in float32. `off`: no check."""
 
     train: NewTraining | None = None
-    """Train what the step has added, and nothing else: {data: FILE, steps: 100}."""
+    """Train the parameters that the step adds, and nothing else. Example: {data: FILE, steps: 100}."""
 
     def names(self) -> list[str]:
-        """Bricks that become a part of the model of their own, in order."""
+        """Return the names of the bricks that become parts of the model, in order."""
         return list(getattr(self, "bricks", None) or ())
 
     @property
     def training(self) -> NewTraining | None:
-        """How the parameters that the step adds are trained; None where they are not."""
+        """Settings for training the parameters that the step adds; None if the step does not train them."""
         return self.train
 
     def files(self) -> list[str]:
-        """Return the method's files, and those that `train` reads."""
+        """Return the files that the method and `train` read."""
         return [*self.inputs(), *(self.train.inputs() if self.train else [])]
 
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
-        """Yield that the step adds tensors."""
-        message = f"{step_id} adds tensors, and an adapter holds updates of the base's own"
+        """Yield an error: an adapter cannot add tensors to its base."""
+        message = f"{step_id} adds tensors, but an adapter can only update tensors of the base"
         yield Problem(("grow",), message, "Write `output: {form: checkpoint}`.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the bricks' content and all that the step reads, draws, binds and trains on."""
+        """Return the step's inputs: digests of bricks, files and vocabulary, the seed, and the result of `binding`."""
         parts: list[Any] = [context.bricks(self.names())] if self.names() else []
         parts += [context.seed] if self.random else []
         parts += [self.binding()] if self.binding() is not None else []
@@ -88,35 +89,39 @@ class GrowMethod(BrickStep):
         return parts
 
     def binding(self) -> Any:
-        """What `bind` took that the step's numbers depend on; None: nothing."""
+        """Return the data that `bind` took from the recipe and that changes the result, as plain data; None if there is none."""
         return None
 
     def measures(self) -> bool:
-        """Whether `measure` is to be asked."""
+        """Return True if the step needs a call of `measure` before `expand`."""
         return False
 
     def measure(self, model: Model, context: GrowContext) -> Measured:
-        """What needs texts and live models: name -> tensor of the grown model, in place of what `expand` says of it.
+        """Measure tensors of the grown model on texts and live models.
 
         Args:
-            model: Before growth.
+            model: The model before growth.
+            context: Live models, the tokenizer and the cache.
+
+        Returns:
+            Name -> tensor of the grown model, which replaces the one that `expand` describes.
         """
         raise NotImplementedError
 
     def settled(self, measured: Measured) -> GrowMethod:
-        """The step with what `measure` found in the place of what it was asked to find: `expand` is asked of that one."""
+        """Return the step with fields that `measure` has determined filled in. `expand` is then called on the returned step."""
         return self
 
     def promises(self) -> Preserves:
-        """What holds with these fields."""
+        """Return the promise about the computed function for the step's fields."""
         return self.preserves
 
     def learning(self) -> Learns:
-        """Return when everything that the step adds has a gradient, with these fields."""
+        """Return when all added parameters have a gradient, for the step's fields."""
         return self.learns
 
     def is_checked(self) -> bool:
-        """Whether live models are compared: the method promises something of them, and it is wanted."""
+        """Return True if `run` compares live models: `check` is `full`, and the method makes a promise about them."""
         return self.check == "full" and (self.promises() != "no" or self.learning() != "when_selected")
 
     def expand(self, model: Model) -> Growth:
@@ -126,11 +131,11 @@ class GrowMethod(BrickStep):
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """Where the rows, or the columns, of a grown tensor come from.
+    """Origin of the rows, or of the columns, of a grown tensor.
 
     Attributes:
-        index: For each of them the source's; `NEW` where growth adds one.
-        scale: Factor of each; None: 1.
+        index: Index of each row or column in the source tensor; `NEW` for one that growth adds.
+        scale: Factor of each row or column; None stands for 1.
     """
 
     index: NDArray[np.int64]
@@ -138,15 +143,15 @@ class Axis:
 
     @classmethod
     def padded(cls, old: int, new: int) -> Axis:
-        """The old ones, then added ones."""
+        """Return an axis with the `old` rows or columns of the source, followed by added ones up to a length of `new`."""
         return cls(np.concatenate([np.arange(old), np.full(new - old, NEW)]))
 
     @property
     def added(self) -> NDArray[np.bool_]:
-        """Which ones growth adds: those without a source, and copies of one that has its place already."""
-        found = np.ones(len(self.index), bool)
-        found[np.unique(self.index, return_index=True)[1]] = False
-        return found | np.equal(self.index, NEW)
+        """Mask of the rows or columns that growth adds: those without a source, and second copies of the same source."""
+        copies = np.ones(len(self.index), bool)
+        copies[np.unique(self.index, return_index=True)[1]] = False
+        return copies | np.equal(self.index, NEW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,20 +159,20 @@ class Grown:
     """One tensor of a grown model.
 
     Attributes:
-        source: The tensor of the current model that it is made from.
-        brick: Take what a brick makes of the base's tensor instead, where the source is one of the base's.
-        base: Read the recipe's base, whose tensor `source` then is, in place of the current model.
-        new: Whether growth has added it whole. Bricks do not reach a new tensor.
-        zero: Whether it starts as zeros.
-        rows, cols: Its rows and columns by those of the source (a vector has rows alone); None: as they are.
-        value: Of rows and columns that are added; where `std` is above 0 they are drawn around it instead.
-        std: Standard deviation of what is drawn.
-        like: Draw with the mean and the standard deviation of the source instead, which takes one more pass over it.
-        scale: Factor of what is not added.
-        means: Rows that are added, as means of rows of the source: row -> those rows.
-        parts: Instead of all that: tensors whose rows it is made of, one upon another, in the shape `shape`; side by side where that has
-            no more rows than one of them.
-        shape: Of more than two dimensions; None: that of the rows and columns.
+        source: Name of the tensor of the current model that it is made from.
+        brick: Name of a brick. The source is then the base's tensor with the brick's delta added.
+        base: Read `source` from the recipe's base instead of the current model.
+        new: Whether the whole tensor is added. Bricks do not change a new tensor.
+        zero: Whether the tensor starts as zeros.
+        rows, cols: Origin of its rows and columns (a vector has only rows); None leaves them unchanged.
+        value: Value of added rows and columns; the mean if `std` is above 0.
+        std: Standard deviation of the random values in added rows and columns.
+        like: Draw added values with the mean and standard deviation of the source, which takes one more pass over it.
+        scale: Factor of all elements that are not added.
+        means: Added row -> rows of the source whose mean it takes.
+        parts: Tensors that are stacked by rows, or side by side if `shape` has no more rows than one of them. Replaces all other
+            fields except `shape`.
+        shape: Shape, if it has more than two dimensions; None derives it from the rows and columns.
     """
 
     source: str
@@ -187,21 +192,21 @@ class Grown:
 
     @property
     def reshaped(self) -> bool:
-        """Whether its rows or columns are others than the source's."""
+        """True if its rows or columns differ from the source's."""
         return self.rows is not None or self.cols is not None or bool(self.parts)
 
     @property
     def rescaled(self) -> bool:
-        """Whether old elements are multiplied by something."""
+        """True if old elements are multiplied by a factor."""
         return self.scale != 1 or any(axis is not None and axis.scale is not None for axis in (self.rows, self.cols))
 
     @property
     def verbatim(self) -> bool:
-        """Whether it is the source as it was, under another name at most."""
+        """True if it is an unchanged copy of the source, possibly under another name."""
         return not (self.new or self.zero or self.brick or self.reshaped or self.rescaled)
 
     def spec(self, source: TensorSpec) -> TensorSpec:
-        """Its shape and dtype."""
+        """Return its shape and dtype, given those of the source."""
         if self.shape is not None:
             return TensorSpec(self.shape, source.dtype)
         if not self.reshaped:
@@ -211,25 +216,25 @@ class Grown:
         return TensorSpec((rows, cols) if len(source.shape) > 1 else (rows,), source.dtype)
 
     def added(self, source: TensorSpec) -> NDArray[np.bool_] | None:
-        """Which of its elements growth adds, [rows, cols] or [rows]; None: none of them."""
+        """Return the mask of added elements, [rows, cols] or [rows]; None if there are none."""
         if self.new:
             return np.ones(self.spec(source).shape, bool)
         rows = np.zeros(source.rows, bool) if self.rows is None else self.rows.added
         cols = np.zeros(source.cols, bool) if self.cols is None else self.cols.added
-        found = rows[:, None] | cols[None, :]
-        return (found if len(source.shape) > 1 else found[:, 0]) if found.any() else None
+        mask = rows[:, None] | cols[None, :]
+        return (mask if len(source.shape) > 1 else mask[:, 0]) if mask.any() else None
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A grown model.
+    """Plan of a grown model.
 
     Attributes:
-        tensors: In file order.
+        tensors: Name -> how the tensor is made, in file order.
         config: Its config.json.
-        record: What the run says of it.
-        tokens: Rows of the vocabulary that growth adds, or gives to a new token.
-        routers: The tensors of routers.
+        record: Entries for the step's record in run.json.
+        tokens: Vocabulary rows that growth adds or assigns to a new token.
+        routers: Names of the router tensors.
     """
 
     tensors: Mapping[str, Grown]
@@ -241,16 +246,16 @@ class Growth:
 
 @dataclass(frozen=True)
 class GrowContext:
-    """What a growth method that needs more than tensors may use. Models are made when asked for, one at a time."""
+    """Everything that a growth method may use for measurements. Models are loaded on request, one at a time."""
 
     live: Callable[[Mapping[str, Grown]], PreTrainedModel]
-    """The model before growth with some of its tensors replaced, as a live model: float32, on `device`, in eval mode."""
+    """Loads the model before growth, with the given tensors replaced, as a live model: float32, on `device`, in eval mode."""
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     project: Path
     cache: Path
-    """A file for what was measured: a safetensors file and, beside it, a record."""
+    """Path of the safetensors file that caches the measurement; its record has the same name with .json."""
     progress: Callable[[int, int, str], None]
-    """(done, total, text)"""
+    """Callback that takes (done, total, text)."""
     check_inputs: Callable[[], None] = lambda: None
-    """Raises if an input file changed; called before a measurement is kept."""
+    """Raises an error if an input file has changed; called before a measurement is cached."""

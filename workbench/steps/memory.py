@@ -1,4 +1,4 @@
-"""What a memory method takes and gives: facts kept beside a model whose weights stay as they are."""
+"""Interface of memory methods, which store facts beside a model and leave its weights unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class MemoryMethod(Step):
-    """Facts into a memory that acts on the live model. It ends a recipe: no step can be applied to what it gives."""
+    """Turns facts into a memory that acts on the live model. It must be the last step of a recipe."""
 
     kind = "memory"
     verb = "edit"
@@ -32,24 +32,24 @@ class MemoryMethod(Step):
     unkeyed = frozenset({"min_efficacy"})
 
     min_efficacy: Real = Field(0.5, ge=0, le=1)
-    """Share of the step's facts that the model has to say after it (greedily, all of the target): with fewer, `run` writes no model and
-    exits with 3; 0: any number."""
+    """Smallest share of the step's facts for which the model with the memory must generate the complete target (greedy decoding).
+    Below it, `run` writes no model and exits with code 3. 0 accepts any result."""
     facts: str
-    """A jsonl or YAML of facts, relative to the project."""
+    """A JSON Lines or YAML file of facts, relative to the project."""
     alpha: Real = Field(0.5, ge=0)
-    """Credibility of a fact without feedback; LinUCB's weight of what is not known."""
+    """Credibility of a fact that has no feedback yet (the exploration weight of LinUCB)."""
     decay: Real = Field(0.98, gt=0, le=1)
-    """Share of feedback that is left a version later."""
+    """Factor by which the weight of feedback falls with each later version of the memory."""
     floor: Real = Field(0.25, ge=0)
-    """A fact whose credibility has sunk below this is not used."""
+    """The memory does not use a fact whose credibility is below this value."""
 
     @property
     def efficacy_gate(self) -> float:
-        """Share of the step's facts that the model has to say."""
+        """Smallest share of the step's facts that the model must say."""
         return self.min_efficacy
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the files' content, the seed, and the vocabulary that facts are tokenized with."""
+        """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
         return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
 
     def inputs(self) -> list[str]:
@@ -57,59 +57,59 @@ class MemoryMethod(Step):
         return [self.facts]
 
     def check_inputs(self, project: Path) -> None:
-        """Read the facts once. Raises WorkbenchError if they are not facts."""
+        """Read the facts file once. Raises WorkbenchError if it is not a valid file of facts."""
         from workbench.facts import read_facts
 
         read_facts(project / self.facts, self.facts)
 
     def solve(self, context: MethodContext) -> Memory:
-        """A memory of the step's facts."""
+        """Return a memory of the step's facts."""
         from workbench.facts import read_facts
 
         return self.learn(context, read_facts(context.project / self.facts, self.facts))
 
     def learn(self, context: MethodContext, facts: Sequence[Fact]) -> Memory:
-        """What the memory keeps of some facts. Each fact's tensors depend on no other fact, so that any can be taken out again."""
+        """Return a memory of the given facts. Each fact's tensors must not depend on other facts, so that it can be removed."""
         raise NotImplementedError
 
     def reopened(self, settings: Mapping[str, Any]) -> MemoryMethod:
-        """The step as it learns further facts for a saved memory with these settings."""
+        """Return the step configured to add facts to a saved memory with these settings."""
         return self
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
-        """Errors: facts that cannot stand in one memory."""
+        """Raise WorkbenchError if one memory cannot hold all of these facts."""
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
-        """Make a memory act on a live model; returns what was chosen over all facts, as plain data (radii, thresholds)."""
+        """Attach a memory to a live model. Return the settings chosen over all facts (radii, thresholds) as plain data."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a method keeps of facts."""
+    """Result of a memory method: facts and the tensors that store them."""
 
     facts: Sequence[Fact]
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Fact id -> its tensors by name."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """What the method chose for the model, as plain data: the module, the layer."""
+    """Choices of the method for this model, such as the module and the layer, as plain data."""
     record: dict[str, Any] = field(default_factory=dict)
-    """What it measured."""
+    """Measurements of the method, as plain data."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A fact of a memory at a version."""
+    """A fact of a memory at a given version."""
 
     fact: Fact
     tensors: Mapping[str, Tensor]
     credibility: Credibility
-    """What feedback says of it."""
+    """Its credibility, from feedback."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A memory at a version: its settings, and its facts in the order of their ids."""
+    """A memory at a given version: its settings, and its facts in the order of their ids."""
 
     settings: Mapping[str, Any]
     facts: Sequence[Remembered]

@@ -1,4 +1,4 @@
-"""What a merge method declares, takes and gives."""
+"""Interface of merge methods: declared properties, base class, context and tensors."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Laws:
-    """What holds for a merge method, by its formula. A test checks exactly what is declared; the docs print it."""
+    """Properties that a merge method declares. A test checks exactly the declared properties, and the docs list them."""
 
     zero_is_base: bool = True
-    """All weights 0 (or all deltas 0) give the base."""
+    """If all weights or all deltas are 0, the result is the base."""
     permutation_invariant: bool = True
-    """The order of bricks does not matter."""
+    """The order of the bricks does not matter."""
     single_is_identity: bool = True
     """One brick with default fields gives that brick's model."""
     linear_in_weight: bool = False
     """Doubling all weights doubles the delta."""
     arity: tuple[int, int | None] = (1, None)
-    """Least and most bricks that it takes."""
+    """Smallest and largest number of bricks; None stands for any number."""
     passes: int = 1
-    """How often every delta is read."""
+    """Number of times that every delta is read."""
     spaces: tuple[str, ...] = ("full",)
-    """Where it may run: on whole deltas, and "core" on the small matrices of stacked LoRA factors (`merge/core.py`)."""
+    """Representations that it can work on: "full" for whole deltas, "core" for the small matrices of stacked LoRA factors
+    (`merge/core.py`)."""
     rotation_invariant: bool = False
-    """Turning all deltas by orthogonal matrices turns the result with them. On adapters the core space then gives the same
-    numbers as whole deltas, and a method that holds whole tensors is always run there."""
+    """If orthogonal matrices rotate all deltas, the result is rotated by them too. For adapters, the core space then gives the
+    same numbers as whole deltas, and a method that holds whole tensors always runs there."""
     exact_rank: bool = False
-    """Adapters in, adapter out: the delta's rank is at most the sum of the bricks' ranks."""
+    """Adapters merge to an adapter: the rank of the result is at most the sum of the bricks' ranks."""
     memory: Literal["stream", "tensor", "model"] = "stream"
-    """What it holds at a time: a few blocks, a few copies of one tensor, or a live model."""
+    """Memory that it needs at a time: a few blocks, a few copies of one tensor, or a live model."""
     needs: Literal["tensor", "texts", "model"] = "tensor"
-    """What it reads beside the weights: nothing, calibration texts, or a live model on them."""
+    """Inputs besides the weights: none, calibration texts, or a live model run on texts."""
     random: bool = False
-    """Draws random numbers: the recipe's seed is part of the step's key."""
+    """The method draws random numbers; the recipe's seed is then part of the step's key."""
 
 
 class MergeMethod(BrickStep):
-    """Bricks' deltas into one delta. `prepare` looks at one tensor, what it returns computes block by block."""
+    """Combines the deltas of bricks into one delta. `prepare` inspects a tensor and returns a function that computes blocks."""
 
     kind = "merge"
     verb = "merge"
@@ -63,32 +64,34 @@ class MergeMethod(BrickStep):
     laws: ClassVar[Laws] = Laws()
 
     where: Where | None = None
-    """Tensors to merge; all others keep their current weights."""
+    """Tensors to merge: {include:, exclude:, layers:}. All other tensors keep their current weights."""
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
-        """Yield bricks that the recipe does not have, too few or too many of them, one that is listed twice."""
+        """Yield an error for an unknown brick, for too few or too many bricks, and for a brick that is listed twice."""
         yield from super().check_names(names, known)
         at = ("bricks",)
         if not names:
-            yield Problem(at, f"{self.name} merges bricks, found none", "Name bricks under the recipe's `bricks`.")
+            yield Problem(at, f"{self.name} merges bricks, but the recipe has none", "Add bricks under the recipe's `bricks`.")
             return
         least, most = self.laws.arity
         if not least <= len(names) <= (most or len(names)):
             wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
             message = f"{self.name} takes {wanted} bricks, found {len(names)} ({', '.join(names)})"
-            yield Problem(at, message, "Name them under the step's `bricks`.")
+            yield Problem(at, message, "List the bricks to merge under the step's `bricks`.")
         if len(set(names)) != len(names):
             yield Problem(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
-        """Yield bricks without low-rank factors, where the step runs in the core space."""
+        """Yield an error for each brick without low-rank factors, if the step uses `space: core`."""
         for name, kind in kinds.items():
             if self.in_core_space() and kind != "adapter":
-                message = f"brick '{name}' is a {kind}: `space: core` merges the factors of LoRA adapters"
-                yield Problem(("space",), message, "Set `space: full`, or make an adapter of it: `workbench brick extract`.")
+                message = f"brick '{name}' is a {kind}, but `space: core` merges the factors of LoRA adapters"
+                yield Problem(
+                    ("space",), message, "Set `space: full`, or convert it to an adapter with `workbench brick extract`."
+                )
 
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
-        """Yield why the result is not of the rank of the bricks' adapters, where it has to be."""
+        """Yield an error if an exact adapter is requested and the result can have full rank."""
         if not exact:
             return
         dense = [name for name, kind in kinds.items() if kind != "adapter"]
@@ -96,26 +99,26 @@ class MergeMethod(BrickStep):
             spaces = ", or run the step with `space: core`" if "core" in self.laws.spaces else ""
             yield Problem(
                 ("merge",),
-                f"{step_id}: the result of {self.name} is no sum of the adapters' updates, and `rank: exact` needs one",
+                f"{step_id}: `rank: exact` needs a sum of the adapters' updates, but the result of {self.name} is not one",
                 f"Write `output: {{form: adapter, rank: 16}}` for its best approximation{spaces}.",
             )
         elif dense:
             yield Problem(
                 ("merge",),
                 f"{step_id}: brick '{dense[0]}' is a {kinds[dense[0]]}, whose delta has full rank; `rank: exact` needs adapters",
-                "Write `output: {form: adapter, rank: 16}` for the best approximation; its error is reported.",
+                "Write `output: {form: adapter, rank: 16}` for the best approximation; `run` reports its error.",
             )
 
     def in_core_space(self) -> bool:
-        """Return whether the step says `space: core`."""
+        """Return True if the step has `space: core`."""
         return getattr(self, "space", "full") == "core"
 
     def keeps_rank(self) -> bool:
-        """Return whether adapters give an adapter: by the method's law, or because the step runs on their small matrices."""
+        """Return True if merging adapters gives an adapter: the method declares it, or the step uses the core space."""
         return self.laws.exact_rank or self.in_core_space()
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the bricks' content, and the seed and files where the method uses them."""
+        """Return the digests of the bricks, and the seed and the digests of files if the method uses them."""
         parts: list[Any] = [context.bricks(self.names())]
         parts += [context.seed] if self.laws.random else []
         if files := self.inputs():
@@ -123,11 +126,11 @@ class MergeMethod(BrickStep):
         return parts
 
     def listed(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return `bricks` with an entry for each of them."""
+        """Return `bricks` with an entry for each brick."""
         return {"bricks": {name: self.entry(name).model_dump(mode="json") for name in names}}
 
     def alters(self, name: str, names: Sequence[str], step_id: str) -> str | None:
-        """Return how the step changes a brick's delta before it adds it; None where it adds the delta as it is.
+        """Return how the step changes a brick's delta before adding it, as a relative clause; None if it does not change it.
 
         Args:
             name: The brick.
@@ -139,80 +142,87 @@ class MergeMethod(BrickStep):
         settings = {key: field for key, field in type(self).model_fields.items() if key not in ("id", "bricks", self.verb)}
         default = all(not field.is_required() and getattr(self, key) == field.get_default() for key, field in settings.items())
         if not (self.laws.single_is_identity and default and self.entry(name) == self.entry_type()()):
-            return f"which step '{step_id}' ({self.name}) does not add as it is"
+            return f"which step '{step_id}' ({self.name}) changes before adding it"
         return None
 
     def measure(self, context: MergeContext) -> Measured:
-        """What needs texts or a model, once, before the first tensor (`laws.needs`). Its value is kept in `Group.survey`.
+        """Measure on texts or models, once, before the first tensor. Called if `laws.needs` is "texts" or "model".
 
-        What is expensive goes into `context.cache`: a recipe is composed more than once.
+        A recipe is composed more than once, so store expensive results in `context.cache`.
+
+        Returns:
+            The measurement; `Group.survey` holds its value.
         """
         raise NotImplementedError
 
     def measure_bytes(self, model: Model) -> int:
-        """About how much memory `measure` takes: for `plan`. A live float32 model and room to load it, where one is needed."""
+        """Estimate the bytes of memory that `measure` needs, for `plan`: a live float32 model and its loading, or 0."""
         return 8 * sum(s.numel for s in model.weights.specs.values()) if self.laws.needs == "model" else 0
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """About how much memory one tensor takes beside the block buffers: for `plan`."""
+        """Estimate the bytes of memory that one tensor needs in addition to the block buffers, for `plan`."""
         return 4 * model.weights.specs[tensor].numel * (bricks + 4) if self.laws.memory == "tensor" else 0
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        """What the step's record says of the notes that `prepare` took, once all tensors are written."""
+        """Summarize the notes that `prepare` has made for the step's record. Called after all tensors are written."""
         return {}
 
     def moves_base(self) -> bool:
-        """Whether the step also changes tensors that no brick touches: deltas of 0 do not give the base there."""
+        """Return True if the step also changes tensors that no brick changes."""
         return False
 
     def survey(self, groups: Iterable[Group]) -> Any:
-        """Look at the whole model once, before the first tensor: for thresholds over all tensors. Kept in `Group.survey`."""
+        """Inspect the whole model before the first tensor, such as for a global threshold. `Group.survey` holds the result."""
         return None
 
     def prepare(self, group: Group) -> Prepared:
-        """Look at one tensor; may read it. Returns block -> delta [rows, cols], to be added to the current weights.
+        """Inspect one tensor, which may be read, and return how to compute its delta.
 
-        A method that is linear in its bricks returns a `Combination`, which streams fused and keeps low rank; one that thins
-        deltas out and then sums or elects returns a `Selection`, which streams fused.
+        Returns:
+            A function block -> delta [rows, cols], which is added to the current weights. A method that is linear in its bricks
+            returns a `Combination` instead, which keeps low rank; a method that drops elements and then sums or elects returns a
+            `Selection`. Fused kernels stream both.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a merge method measured on texts or models: for `Group.survey`, and for the step's record."""
+    """Measurement of a method on texts or models."""
 
     value: Any
+    """The result; merge methods find it in `Group.survey`."""
     record: dict[str, Any] = field(default_factory=dict)
+    """Entries for the step's record, as plain data."""
 
 
 @dataclass(frozen=True)
 class MergeContext:
-    """What a merge method that needs more than tensors may use. Models are made when asked for, one at a time."""
+    """Everything that a merge method may use to measure on texts and models. Models are loaded on request, one at a time."""
 
     bricks: list[str]
-    """Names, as the step lists them."""
+    """Names of the bricks, in the step's order."""
     keys: Mapping[str, str]
-    """Brick -> digest of the base, the brick's content and the tokenizer: what a measurement of its model is cached under."""
+    """Brick -> digest of the base, the brick's content and the tokenizer; measurements of its model are cached under this key."""
     base: Model
-    """Names, shapes and configuration; bricks' models have the same."""
+    """Names, shapes and configuration, which the bricks' models share."""
     weights: Callable[[str], Weights]
-    """A brick's whole model (base plus delta) as lazy weights; of the base itself for ""."""
+    """Returns a brick's model (base plus delta) as lazy weights; "" stands for the base."""
     live: Callable[[str], PreTrainedModel]
-    """The same as a live model: float32, on `device`, in eval mode."""
+    """Loads the same as a live model: float32, on `device`, in eval mode."""
     skeleton: Callable[[], PreTrainedModel]
-    """The model without weights: parameters on the meta device, buffers computed."""
+    """Returns the model without weights: parameters on the meta device, buffers computed."""
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     project: Path
     cache: Path
     progress: Callable[[int, int, str], None]
-    """(done, total, text)"""
+    """Callback that takes (done, total, text)."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """The delta Σ wᵢτᵢ + base·θ₀, one weight a brick."""
+    """The delta Σ wᵢτᵢ + base·θ₀, with one weight per brick."""
 
     weights: list[float]
     base: float = 0.0
@@ -220,12 +230,12 @@ class Combination:
 
 @dataclass(slots=True)
 class Block:
-    """Some rows of one tensor: the base and every brick's delta. A method may overwrite the deltas."""
+    """Consecutive rows of one tensor: the base and the delta of every brick. A method may overwrite the deltas."""
 
     base: Tensor
     """[rows, cols], float32."""
     deltas: list[Tensor]
-    """One [rows, cols] a brick, float32, in the step's order."""
+    """One [rows, cols] tensor per brick, float32, in the step's order."""
     start: int
     """Index of the first row."""
 
@@ -234,75 +244,79 @@ Prepared: TypeAlias = "Combination | Selection | Callable[[Block], Tensor]"
 
 
 class Memo:
-    """What methods find of a brick's tensor whatever its weight, kept while one composition after the other is made of the same base
-    and bricks. A method asks by name, tensor, brick's key and whatever else decides the value."""
+    """Values that do not depend on brick weights, shared by successive compositions of the same base and bricks, as in a search.
+
+    A key consists of the method's name, the tensor, the brick's key and everything else that determines the value.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Any, ...], Any] = {}
+        self._values: dict[tuple[Any, ...], Any] = {}
 
     def get(self, key: tuple[Any, ...]) -> Any:
-        """What was kept; None if nothing was."""
-        return self._found.get(key)
+        """Return the value of a key; None if there is none."""
+        return self._values.get(key)
 
     def keep(self, key: tuple[Any, ...], value: Any) -> None:
-        """Keep a value for later compositions."""
-        self._found[key] = value
+        """Store a value for later compositions."""
+        self._values[key] = value
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._values)
 
 
 class Group(Protocol):
-    """One tensor as a merge method sees it before it computes."""
+    """One tensor with the deltas of all bricks, as `MergeMethod.prepare` receives it."""
 
     tensor: str
     spec: TensorSpec
-    """Of the blocks; in the core space that of the small matrices."""
+    """Shape and dtype of the blocks; in the core space those of the small matrices."""
     survey: Any
-    """What the method's `survey` or `measure` found."""
+    """Result of the method's `survey` or `measure`."""
     notes: dict[str, Any]
-    """Tensor name -> plain data that the method notes for its `report`."""
+    """Tensor name -> plain data that the method stores for its `report`."""
     device: torch.device
     model: Model
-    """The base: its layers give schedules their depth."""
+    """The base, whose layers define the depth for schedules."""
     seed: int
-    """The recipe's."""
+    """The recipe's seed."""
     memo: Memo | None
-    """Where what does not depend on weights is kept for the next composition; None where there is none."""
+    """Values shared with later compositions; None outside a search."""
 
     @property
     def keys(self) -> list[str]:
-        """Digest of each brick's whole content, in the step's order: random masks are drawn from it and the memo is asked with it.
-        The first call may read whole bricks, so only a method that needs it asks."""
+        """Digest of each brick's content, in the step's order, which seeds random masks and is part of memo keys.
+
+        The first access may read whole bricks, so use it only if the method needs it.
+        """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the tensor itself."""
+        """Shape of the tensor itself, also in the core space."""
 
     @property
     def bricks(self) -> list[str]:
         """Names of the bricks, in the step's order."""
 
     def value(self, field: str) -> float:
-        """The step's field at this tensor: "lam"."""
+        """Return the value of a field of the step, such as "lam", at this tensor."""
 
     def values(self, field: str) -> list[float]:
-        """A per-brick field at this tensor, in the step's order; where a brick says nothing, the step's field of that name."""
+        """Return a per-brick field at this tensor, in the step's order. A brick without it takes the step's field."""
 
     def blocks(self) -> Iterator[Block]:
-        """Read the tensor from its start, in blocks."""
+        """Read the tensor from its start, block by block."""
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start..stop as they lie, unchecked; the next call overwrites them."""
+        """Return the rows start..stop as stored, without a check for NaN; the next call overwrites them."""
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
-        """Raise for the first NaN or infinity in rows start..stop, if there is one."""
+        """Raise WorkbenchError if rows start..stop contain NaN or infinity."""
 
     def models(self) -> Iterator[list[Tensor]]:
-        """Every brick's own tensor θ, block by block from its start; unchecked, in the stored dtype where it lies in a file."""
+        """Read the tensor θ of every brick block by block, without a check for NaN, in the stored dtype if it is in a file."""
 
     def whole(self) -> Block:
-        """The tensor as one block, in memory of its own: for methods of memory class "tensor"."""
+        """Return the whole tensor as one block in newly allocated memory, for methods of memory class "tensor"."""
 
     def factors(self) -> list[Factors | None]:
-        """Every brick's delta as a low-rank product, exactly; None where it is not one."""
+        """Return the exact low-rank factors of each brick's delta; None for a brick whose delta has none."""

@@ -1,4 +1,4 @@
-"""Training of the parameters that a growth step adds."""
+"""Settings for training the parameters that a growth step adds."""
 
 from __future__ import annotations
 
@@ -9,63 +9,67 @@ from pydantic import Field, model_validator
 from workbench.steps.fields import Real, Strict, Whole
 
 TRAINING_VERSION = 2
-"""Version of what training computes: prompt and completion are tokenized as one text; rows are padded on the right."""
+"""Version of the training computation, part of keys. Version 2 tokenizes prompt and completion as one text and pads rows on the
+right."""
 
 
 class NewTraining(Strict):
-    """Further training of what a grow step has added; every old element of every tensor stays the same bits."""
+    """Trains the parameters that a grow step adds. Every old element of every tensor stays bit-identical."""
 
     version: ClassVar[int] = TRAINING_VERSION
     """Part of the step's key."""
 
     data: str = Field(min_length=1)
-    """A jsonl of {"prompt":, "completion":} or {"text":}, relative to the project. Of a prompt's rows the completion is learned."""
+    """A JSON Lines file, relative to the project, with rows {"prompt":, "completion":} or {"text":}. In rows with a prompt, only
+    the completion is trained on."""
     replay: str | None = None
-    """Prompts, {"prompt"} a line of a jsonl, that the model learns to continue as it does before training, or with the `completion` that
-    stands there: keeps what it can do."""
+    """A JSON Lines file with rows {"prompt":} that preserve what the model can already do. The model trains on its own
+    continuation of each prompt, sampled before training, or on the row's `completion` if there is one."""
     replay_share: Real = Field(0.3, gt=0, lt=1)
-    """Part of the rows that are replayed, when `replay` is given."""
+    """Share of the rows that come from `replay`."""
     replay_tokens: Whole = Field(6, ge=1)
-    """Tokens sampled after each replayed prompt."""
+    """Number of tokens sampled after each replayed prompt."""
     parameters: Literal["new_only", "routers"] = "new_only"
-    """new_only: all that the step has added. routers: of these the routers of experts alone."""
+    """Parameters to train. `new_only`: everything that the step adds. `routers`: only the added routers of experts."""
     steps: Whole = Field(100, ge=1)
-    """Optimizer steps (AdamW, without weight decay)."""
+    """Number of optimizer steps (AdamW without weight decay)."""
     batch_size: Whole = Field(8, ge=1)
-    """Rows a step."""
+    """Rows per optimizer step."""
     learning_rate: Real = Field(1e-3, gt=0)
     """Peak learning rate."""
     warmup: Whole = Field(10, ge=0)
-    """Steps over which the learning rate rises."""
+    """Number of steps over which the learning rate rises to its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls after that."""
+    """Shape of the learning rate after the warmup."""
     max_length: Whole = Field(256, ge=8)
-    """Most tokens a row may have; a longer row is an error."""
+    """Maximum number of tokens in a row. A longer row is an error."""
     held_out: Real | str | None = None
-    """A share of the rows, or a jsonl file, that is not trained on and whose loss is measured."""
+    """Rows to exclude from training and measure the loss on: a share of the rows, or a JSON Lines file."""
     evaluate_every: Whole = Field(10, ge=1)
-    """Steps between two such measurements."""
+    """Number of steps between two measurements of the held-out loss."""
     patience: Whole | None = Field(None, ge=1)
-    """Stop after so many measurements without a lower loss, and keep the weights that had the lowest."""
+    """Stop after this number of measurements without a lower held-out loss, and keep the weights with the lowest loss. Needs
+    `held_out`."""
     balance: Real = Field(0.0, ge=0)
-    """Of experts: weight of −I(expert; token), which is low where every token has decided and all experts are used alike (ModuleFormer)."""
+    """Weight of the routing loss −I(expert; token), which is low if each token has a clear expert and all experts are used
+    equally (ModuleFormer)."""
     concentration: Real = Field(0.0, ge=0)
-    """Of experts: weight of the entropy of the mean routing distribution, which is low where few experts are used (ModuleFormer)."""
+    """Weight of the entropy of the mean routing distribution as a loss, which is low if few experts are used (ModuleFormer)."""
 
     @model_validator(mode="after")
     def _held(self) -> Self:
         if self.patience is not None and self.held_out is None:
-            raise ValueError("patience: expected held_out beside it, whose loss decides when to stop")
+            raise ValueError("patience: needs held_out, whose loss decides when to stop")
         if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
             raise ValueError(f"held_out: expected a share between 0 and 1, or the name of a jsonl file; found {self.held_out:g}")
         return self
 
     def inputs(self) -> list[str]:
-        """Files that it reads."""
+        """Return the files that the training reads, relative to the project."""
         return [f for f in (self.data, self.replay, self.held_out) if isinstance(f, str)]
 
     def settings(self) -> dict[str, Any]:
-        """The fields of a `workbench.train.TrainSpec`, without seed."""
+        """Return the fields of a `workbench.train.TrainSpec`, except the seed."""
         return {
             **self.model_dump(mode="json", exclude={"parameters", "balance", "concentration"}),
             "method": "full",

@@ -1,4 +1,4 @@
-"""The list of methods that implement steps."""
+"""The registry of methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=type[Step])
 
 
 def verbs() -> tuple[str, ...]:
-    """Return the verbs of all kinds of step, in the order in which lists of methods show them."""
+    """Return the verbs of all kinds of step, in the order of the lists of methods."""
     return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
 
 

@@ -1,4 +1,4 @@
-"""What every step of a recipe is, and what the rest of the workbench asks it."""
+"""Base class of recipe steps: the interface that the rest of the workbench uses."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 VERBS: dict[str, int] = {}
-"""Verb -> its place in lists of methods. Each kind of step adds its own when its class is made."""
+"""Verb -> its position in lists of methods. The class of each kind of step adds its verb."""
 
 
 class Problem(NamedTuple):
-    """What is wrong with a step.
+    """An error in a step.
 
     Attributes:
-        path: Keys below the step that lead to the place.
-        message: What is wrong.
-        hint: What to do about it.
+        path: Path of keys below the step to the wrong field.
+        message: Description of the error.
+        hint: Command or edit that fixes it.
     """
 
     path: tuple[str | int, ...]
@@ -36,18 +36,18 @@ class Problem(NamedTuple):
 
 
 class KeyContext(Protocol):
-    """What a step may make its key of, beside its own fields."""
+    """Digests and settings that a step may add to its key."""
 
     @property
     def number(self) -> int:
-        """The step's number in the recipe, counted from 0."""
+        """The step's index in the recipe, from 0."""
 
     @property
     def seed(self) -> int:
         """The recipe's seed."""
 
     def bricks(self, names: Sequence[str] | None) -> list[list[str]]:
-        """Return [name, digest] of bricks; None stands for all bricks of the recipe."""
+        """Return [name, digest] of each named brick; None stands for all bricks of the recipe."""
 
     def files(self, names: Sequence[str]) -> list[str]:
         """Return the digest of each input file."""
@@ -73,29 +73,30 @@ class Step(Strict):
     """One step of a recipe: `{merge|edit|grow: METHOD}` and the method's fields."""
 
     id: str | None = Field(None, pattern=NAME)
-    """Name of the step, for `--set ID.FIELD=VALUE` and the run's record; default: verb and method."""
+    """Name of the step in `--set ID.FIELD=VALUE` and in the run's record. If omitted, the verb and the method, such as
+    "merge-ties"."""
 
     kind: ClassVar[str]
-    """Names the file of `run/kinds` that applies the step."""
+    """Name of the file in `run/kinds` that applies the step."""
     verb: ClassVar[str]
     verb_order: ClassVar[int] = 9
-    """Place of the verb in lists of methods."""
+    """Position of the verb in lists of methods."""
     name: ClassVar[str]
     tag: ClassVar[str]
     paper: ClassVar[str] = ""
-    """Where the method comes from."""
+    """Paper or other source of the method."""
     formula: ClassVar[str] = ""
-    """The method in a line."""
+    """Formula of the method, in one line."""
     version: ClassVar[int] = 1
-    """Part of every cache key: raise it when numbers change."""
+    """Version of the computation, part of every cache key. Raise it when numbers change."""
     unkeyed: ClassVar[frozenset[str]] = frozenset()
-    """Fields that decide no number of the result, and are part of no key."""
+    """Fields that do not change the result and are not part of any key."""
     plugin: ClassVar[Plugin | None] = None
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
-    """Whether the step adds bricks' deltas to the current weights."""
+    """True if the step adds deltas of bricks to the current weights."""
     ends_recipe: ClassVar[bool] = False
-    """Whether no step can follow: the result is no set of weights."""
+    """True if no step can follow, because the result is not weights."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Add the verb of a new kind of step to `VERBS`."""
@@ -110,20 +111,20 @@ class Step(Strict):
 
     @property
     def efficacy_gate(self) -> float | None:
-        """Share of the step's facts that the model has to say for a run to succeed; None for steps that teach no facts."""
+        """Smallest share of the step's facts that the model must say for a run to succeed; None for steps that teach no facts."""
         return None
 
     @property
     def training(self) -> NewTraining | None:
-        """How the parameters that the step adds are trained; None where they are not."""
+        """Settings for training the parameters that the step adds; None if the step does not train them."""
         return None
 
     def names(self) -> list[str] | None:
-        """Return the names of the bricks that the step takes, in order; None stands for all bricks of the recipe."""
+        """Return the names of the bricks that the step uses, in order; None stands for all bricks of the recipe."""
         return []
 
     def inputs(self) -> list[str]:
-        """Return the files that the method reads, relative to the project; their content is part of the step's key."""
+        """Return the files that the method reads, relative to the project. Their content is part of the step's key."""
         return []
 
     def files(self) -> list[str]:
@@ -131,13 +132,13 @@ class Step(Strict):
         return self.inputs()
 
     def check_inputs(self, project: Path) -> None:
-        """Read the step's files once, before any work. Raises WorkbenchError if their content cannot be used."""
+        """Read the step's files once, before any computation. Raises WorkbenchError if a file is invalid."""
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
-        """Yield what is wrong with the bricks that the step names.
+        """Yield the errors in the brick names of the step.
 
         Args:
-            names: The bricks that the step takes, in order.
+            names: The bricks that the step uses, in order.
             known: The recipe's bricks.
         """
         for name in names:
@@ -145,62 +146,66 @@ class Step(Strict):
                 yield Problem(("bricks", name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
-        """Yield the bricks that the step cannot take because of their kind.
+        """Yield an error for each brick whose kind the step cannot use.
 
         Args:
-            kinds: Brick that the step takes -> adapter, checkpoint or recipe.
+            kinds: Brick that the step uses -> adapter, checkpoint or recipe.
         """
         yield from ()
 
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
-        """Yield why an adapter of the base cannot hold the step's result.
+        """Yield an error if an adapter of the base cannot represent the step's result.
 
         Args:
-            kinds: Brick that the step takes -> adapter, checkpoint or recipe.
-            exact: Whether the adapter has to hold the result exactly, not its best approximation.
+            kinds: Brick that the step uses -> adapter, checkpoint or recipe.
+            exact: Whether the adapter must represent the result exactly; otherwise its best approximation is enough.
             step_id: The step's id, for messages.
         """
         yield from ()
 
     def keeps_rank(self) -> bool:
-        """Return whether adapters as inputs give a result that is a product of their factors."""
+        """Return True if adapters as inputs give a result that is a product of their factors."""
         return True
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return what the step's numbers depend on beside the weights before it, its fields and its version."""
+        """Return what determines the step's result besides the weights before it, its fields and its version."""
         return []
 
     def listed(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the fields that stand for the step's bricks whether or not it lists them; `names` are the bricks that it takes."""
+        """Return the step's brick fields with every brick listed, so that a step that omits the list gives the same key.
+
+        Args:
+            names: The bricks that the step uses.
+        """
         return {}
 
     def alters(self, name: str, names: Sequence[str], step_id: str) -> str | None:
-        """Return how the step changes a brick's delta before it adds it; None where it adds the delta as it is.
+        """Return how the step changes a brick's delta before adding it, as a relative clause; None if it does not change it.
 
         Args:
             name: The brick.
-            names: All bricks that the step takes.
+            names: All bricks that the step uses.
             step_id: The step's id, for the text.
         """
         return None
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Self, Path]:
-        """Return the step with what it takes from the recipe, and the directory of the tokenizer after it.
+        """Return the step with the data that it takes from the recipe, and the directory of the tokenizer after it.
 
         Args:
-            base: What deltas of bricks refer to.
+            base: The recipe's base.
             tokenizer: Directory of the tokenizer before the step.
             project: Folder that the step's files are relative to.
-            cache: The project's cache; a new tokenizer is written there.
+            cache: The project's cache; a step that changes the tokenizer writes the new one there.
         """
         return self, tokenizer
 
 
 class BrickStep(Step):
-    """A step that may take bricks."""
+    """A step that can use bricks."""
 
     def names(self) -> list[str] | None:
-        """Return the names of the bricks that the step takes, in order; None stands for all bricks of the recipe."""
+        """Return the names of the bricks that the step uses, in order; None stands for all bricks of the recipe."""
         bricks = getattr(self, "bricks", None)
         return None if bricks is None else list(bricks)
 
@@ -209,12 +214,12 @@ class BrickStep(Step):
         bricks = getattr(self, "bricks", None)
         if not isinstance(bricks, dict) or brick not in bricks:
             return self.entry_type()()
-        given = bricks[brick]
-        return given if isinstance(given, BrickEntry) else self.entry_type()(weight=given)
+        entry = bricks[brick]
+        return entry if isinstance(entry, BrickEntry) else self.entry_type()(weight=entry)
 
     @classmethod
     def entry_type(cls) -> type[BrickEntry]:
-        """Return the class of a brick's fields, which the annotation of `bricks` names."""
+        """Return the class of a brick's fields, taken from the annotation of `bricks`."""
         stack: list[Any] = [cls.model_fields["bricks"].annotation]
         while stack:
             kind = stack.pop()

@@ -1,4 +1,4 @@
-"""What steps that train take: a brick on the frozen current model, or what growth has added."""
+"""Interface of training steps, which train a brick on the frozen current model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.steps.step import BrickStep, KeyContext, Problem
 
 
 class TrainMethod(BrickStep):
-    """Trains a brick on the current model, which stays as it is, and adds what was learned."""
+    """Trains a brick on the frozen current model and adds the trained update to the weights."""
 
     kind = "train"
     verb = "grow"
@@ -20,36 +20,37 @@ class TrainMethod(BrickStep):
     version = TRAINING_VERSION
 
     weight: Real = 1.0
-    """Of what was learned."""
+    """Factor applied to the trained update when it is added."""
 
     def inputs(self) -> list[str]:
-        """Files that the method reads, relative to the project; their content is part of the step's key."""
+        """Return the files that the method reads, relative to the project. Their content is part of the step's key."""
         raise NotImplementedError
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
-        """Yield bricks under `orthogonal_to` that the recipe does not have."""
+        """Yield an error for each brick under `orthogonal_to` that the recipe does not have."""
         for problem in super().check_names(names, known):
             yield problem._replace(path=("orthogonal_to",))
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
-        """Yield bricks that have no A matrices to be orthogonal to."""
+        """Yield an error for each brick under `orthogonal_to` that is not an adapter."""
         for name, kind in kinds.items():
             if kind != "adapter":
-                yield Problem(("orthogonal_to",), f"'{name}' is a {kind}, and has no A matrices", "Name LoRA bricks.")
+                message = f"'{name}' is a {kind}, which has no LoRA A matrices to be orthogonal to"
+                yield Problem(("orthogonal_to",), message, "List only LoRA bricks.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the bricks that it is orthogonal to, its files' content, the seed, its id and the vocabulary."""
-        asked = [context.seed, self.id, context.vocabulary(context.number)]
-        return [context.bricks(self.names() or ()), context.files(self.inputs()), asked]
+        """Return the digests of bricks, files and vocabulary, the seed, and the step's id, which initializes the adapter."""
+        settings = [context.seed, self.id, context.vocabulary(context.number)]
+        return [context.bricks(self.names() or ()), context.files(self.inputs()), settings]
 
     def settings(self, seed: int) -> Any:
-        """How it trains: a `workbench.train.TrainSpec`.
+        """Return the `workbench.train.TrainSpec` of the step.
 
         Args:
-            seed: The recipe's.
+            seed: Seed of the training.
         """
         raise NotImplementedError
 
     def cost(self, project: Path) -> dict[str, Any]:
-        """What `plan` says of it: plain data, `tokens` that go forward and back among it."""
+        """Return the cost of the training as plain data for `plan`, with the number of trained tokens under `tokens`."""
         raise NotImplementedError

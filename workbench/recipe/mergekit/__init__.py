@@ -1,4 +1,4 @@
-"""`workbench recipe import`: a mergekit YAML as a recipe that gives the same numbers, or a list of what does not carry over."""
+"""Import of mergekit files: translate one to a recipe with the same numbers, or list the fields that cannot be translated."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _WRITABLE = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ImportedRecipe:
-    """What an import gives.
+    """Result of an import.
 
     Attributes:
-        text: The recipe.
-        extra: File -> text of further recipes that it names as bricks.
-        notes: What the reader should know, as it also stands in the recipe's comments.
+        text: Text of the recipe.
+        extra: File -> text of other recipes that it uses as bricks.
+        notes: Differences that the reader should know; the recipe has them as comments.
     """
 
     text: str
@@ -44,13 +44,15 @@ class ImportedRecipe:
 
 
 def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
-    """Translate a mergekit YAML. Writes nothing.
+    """Translate a mergekit file to a recipe, without writing it.
 
     Args:
-        file: The YAML that `mergekit-yaml` or `mergekit-moe` runs.
-        to: Where the recipe is to be written: paths in it start at the project of that file; None: of the working directory.
+        file: A YAML file for `mergekit-yaml` or `mergekit-moe`.
+        to: The recipe file to write later. Its paths start at the project of this file; None stands for the project of the
+            working directory.
 
-    Errors: every field that does not carry over, at once, each at its line.
+    Raises:
+        WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
     """
     document = yamldoc.load(file)
     stack: dict[str, Any] | None = None
@@ -82,11 +84,15 @@ def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
 
 
 def write_imported(imported: ImportedRecipe, to: Path) -> None:
-    """Write the recipe, and those that it names. Errors: one of the files exists; nothing is overwritten."""
+    """Write an imported recipe and the other recipes that it uses.
+
+    Raises:
+        WorkbenchError: If one of the files exists. Nothing is overwritten.
+    """
     files = {to: imported.text, **imported.extra}
     for path in files:
         if path.exists():
-            raise WorkbenchError(f"{path}: exists", "Choose another name: nothing is overwritten.")
+            raise WorkbenchError(f"{path} already exists", "Choose another name. Existing files are not overwritten.")
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
@@ -94,7 +100,7 @@ def write_imported(imported: ImportedRecipe, to: Path) -> None:
 
 @dataclass
 class _Places:
-    """Where the models lie: mergekit's paths start at the working directory, a recipe's at its project."""
+    """Locations of models. Paths of mergekit start at the working directory, paths of a recipe at its project."""
 
     config: Config
     file: Path
@@ -106,21 +112,22 @@ class _Places:
     _references: dict[str, Reference] = field(default_factory=dict)
 
     def base(self) -> tuple[str, Path | None]:
-        """The recipe's base as the file names it, and its directory where it is at hand."""
+        """Return the base as the file names it, and its directory if it is local."""
         base = self.config.base
         if base is not None and base.lora:
             self.config.report.refuse(
-                ("base_model",), f"{base}: a recipe's base is one checkpoint; bake the adapter into it first"
+                ("base_model",),
+                f"{base}: a recipe's base must be one checkpoint; bake the adapter into it with `workbench brick bake`",
             )
         if base is None:
             if not self.config.sources:
                 raise self.config.report.document.error((), "names no model to start from", "Name a model, or a base_model.")
             base = self.config.sources[0].reference
-            self.config.report.note((), f"no base_model: {base.model}, the first input, gives configuration and tokenizer")
+            self.config.report.note((), f"no base_model: configuration and tokenizer come from the first input, {base.model}")
         return base.model, self.find(base.model)
 
     def find(self, name: str) -> Path | None:
-        """A local directory: below the working directory as mergekit has it, else beside the YAML file."""
+        """Return a model's local directory: relative to the working directory as in mergekit, else next to the YAML file."""
         path = Path(name).expanduser()
         for start in (Path.cwd(), self.file.resolve().parent):
             if (start / path).is_dir():
@@ -128,15 +135,15 @@ class _Places:
         return None
 
     def shown(self, name: str) -> str:
-        """A model as the recipe names it: relative to the project, absolute outside of it, or a hub id."""
-        found = self.find(name)
-        if found is None:
+        """Return a model's reference for the recipe: a path relative to the project, an absolute path, or a hub id."""
+        directory = self.find(name)
+        if directory is None:
             return name
         project = Path(os.path.normpath(self.project))
-        return found.relative_to(project).as_posix() if found.is_relative_to(project) else str(found)
+        return directory.relative_to(project).as_posix() if directory.is_relative_to(project) else str(directory)
 
     def name(self, reference: Reference) -> str:
-        """A brick's name: the last part of its path, unique in the recipe."""
+        """Return the brick name of a model: the last part of its path, made unique in the recipe."""
         key = str(reference)
         if key not in self.names:
             last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
@@ -150,7 +157,7 @@ class _Places:
         return self.names[key]
 
     def brick(self, name: str) -> Any:
-        """The brick's reference in the recipe."""
+        """Return the brick's reference for the recipe."""
         reference = self._references[name]
         if not reference.lora:
             return self.shown(reference.model)
@@ -160,15 +167,18 @@ class _Places:
         return {"recipe": self._nested(name, reference)}
 
     def _nested(self, name: str, reference: Reference) -> str:
-        """An adapter on a model that is not the base: the two deltas added, in a recipe of its own."""
+        """Add a recipe that sums a model's delta and the delta of an adapter on it; return the path of its file."""
         assert self.to is not None
         assert reference.lora is not None
         path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
         base, _ = self.base()
         tuned = "model" if name != "model" else "tuned"
-        data = {"version": 1, "base": self.shown(base),
-                "bricks": {tuned: self.shown(reference.model), name: {"adapter": self.shown(reference.lora)}},
-                "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}]}  # fmt: skip
+        data = {
+            "version": 1,
+            "base": self.shown(base),
+            "bricks": {tuned: self.shown(reference.model), name: {"adapter": self.shown(reference.lora)}},
+            "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}],
+        }
         self.extra[path] = recipe_text(
             data, [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
         )
@@ -182,17 +192,15 @@ def _all(config: Config) -> Iterable[Reference]:
 
 
 def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> MethodInputs:
-    """Which inputs are bricks; how many the method takes."""
+    """Return the inputs that become bricks. Report inputs that the method cannot use."""
     policy = base_policy(config.method)
     report = config.report
     if policy == "required" and config.base is None:
-        report.refuse(("merge_method",), f"{config.method} needs a base_model; mergekit refuses that too")
+        report.refuse(("merge_method",), f"{config.method} needs a base_model; mergekit rejects this too")
     if policy != "ignored" and config.base and config.base not in [s.reference for s in config.sources]:
-        report.refuse(("base_model",), f"{config.base} is not among the sources; mergekit refuses that too")
+        report.refuse(("base_model",), f"{config.base} is not among the sources; mergekit rejects this too")
     if policy == "ignored" and config.sources[-1].path == ("base_model",):
-        report.note(
-            ("base_model",), f"mergekit adds it to the models that {config.method} merges, and so it is one of the bricks"
-        )
+        report.note(("base_model",), f"mergekit adds it to the models that {config.method} merges, so it is one of the bricks")
     sources = [s for s in config.sources if policy == "ignored" or s.reference != config.base]
     least, most = KNOWN[config.method].laws.arity
     if not least <= len(sources) <= (most or len(sources)):
@@ -207,15 +215,15 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
         if reference.lora and reference.model != base and places.to is None:
             report.refuse(
                 source.path,
-                f"{reference} is an adapter on another model than the base, which takes a recipe of its own: name a file with -o",
+                f"{reference} is an adapter on a model other than the base, which needs a second recipe: name the output file with -o",
             )
-        found = places.find(reference.model)
-        if found and "adapter" in kinds_of(found):
+        directory = places.find(reference.model)
+        if directory and "adapter" in kinds_of(directory):
             report.refuse(source.path, f"{reference.model} is an adapter; mergekit reads it as BASE+{reference.model}")
-        if found is None and (reference.model.startswith(("/", ".", "~")) or "/" not in reference.model):
+        if directory is None and (reference.model.startswith(("/", ".", "~")) or "/" not in reference.model):
             report.note(
                 source.path,
-                f"{reference.model} is not there: neither below the working directory, where mergekit looks, nor beside the file",
+                f"{reference.model} does not exist, neither in the working directory, where mergekit looks, nor next to the file",
             )
     report.stop()
     bricks = {places.name(source.reference): source for source in sources}
@@ -223,7 +231,7 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
 
 
 def _model(path: Path | None) -> Model | None:
-    """The base from its headers, where it can be read."""
+    """Return the base from its headers; None if it cannot be read."""
     if path is None:
         return None
     try:
@@ -239,26 +247,29 @@ def _check_layers(config: Config, model: Model | None) -> None:
     if config.layers is None:
         return
     if model is None:
-        config.report.note((), f"one slice over layers 0 to {config.layers}: taken as the whole model")
+        config.report.note((), f"one slice over layers 0 to {config.layers} is taken as the whole model")
     elif model.layout.depth != config.layers:
-        config.report.refuse(("slices",), f"layer_range ends at {config.layers}, the base has {model.layout.depth} layers: "
-                             "a merge keeps every layer; `passthrough` with slices cuts them")  # fmt: skip
+        config.report.refuse(
+            ("slices",),
+            f"layer_range ends at {config.layers}, but the base has {model.layout.depth} layers, and a merge step keeps all of them. "
+            "`passthrough` with slices removes layers",
+        )
 
 
 def _dtype(config: Config) -> str | None:
-    """Dtype of the output: `out_dtype`, else `dtype`, which mergekit also computes in."""
+    """Return the dtype of the output: `out_dtype`, else `dtype`, in which mergekit also computes."""
     report = config.report
     work, out = (config.data.get(name) for name in ("dtype", "out_dtype"))
     for name, value in (("dtype", work), ("out_dtype", out)):
         if value is not None and value not in (*_WRITABLE, "float64"):
             report.refuse((name,), f"found {value!r}; expected one of {', '.join(_WRITABLE)}")
     if (out or work) == "float64":
-        report.refuse(("out_dtype" if out else "dtype",), "float64 outputs are not written; expected " + ", ".join(_WRITABLE))
+        report.refuse(("out_dtype" if out else "dtype",), "float64 outputs are not supported, expected " + ", ".join(_WRITABLE))
     if work in ("float16", "bfloat16") or work is None:
         report.note(
             ("dtype",) if work else (),
-            f"mergekit computes in {work or 'the dtype of the inputs'}; here in float32, rounded once at the end",
+            f"mergekit computes in {work or 'the dtype of the inputs'}, the recipe in float32, rounded once at the end",
         )
     elif work == "float64":
-        report.note(("dtype",), "mergekit computes in float64; here in float32")
+        report.note(("dtype",), "mergekit computes in float64, the recipe in float32")
     return out or work

@@ -1,4 +1,4 @@
-"""A mergekit configuration as mergekit reads it: inputs, base, and parameters by level; what it has beside is refused or noted."""
+"""Reading of mergekit configurations: inputs, base, and parameters by level. Other fields are errors or notes."""
 
 from __future__ import annotations
 
@@ -10,42 +10,53 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.merge.mergekit.table import KNOWN
 
-TOP = ("models", "slices", "modules", "merge_method", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
-       "tokenizer", "chat_template")  # fmt: skip
+TOP = (
+    "models",
+    "slices",
+    "modules",
+    "merge_method",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+)
 Scope = tuple[yamldoc.KeyPath, Mapping[str, Any]]
-"""Parameters at one level of the file, and where they stand."""
+"""Path of a `parameters` mapping in the file, and the mapping."""
 
 
 @dataclass
 class ImportReport:
-    """What does not carry over: problems stop the import, notes are said and written as comments."""
+    """Problems, which stop the import, and notes, which are shown and written as comments."""
 
     document: yamldoc.Document
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def refuse(self, path: yamldoc.KeyPath, text: str) -> None:
-        """The recipe would not give mergekit's numbers."""
+        """Add a problem: without this field, the recipe gives other numbers than mergekit."""
         self.problems.append(self.document.error(path, text).message)
 
     def note(self, path: yamldoc.KeyPath, text: str) -> None:
-        """The numbers are the same, but the reader should know."""
+        """Add a note: the numbers are the same, but the reader should know about the difference."""
         line = self.document.at(path).rsplit(":", 2)[1]
-        said = f"line {line}, {'.'.join(map(str, path))}: {text}" if path else text
-        if said not in self.notes:
-            self.notes.append(said)
+        note = f"line {line}, {'.'.join(map(str, path))}: {text}" if path else text
+        if note not in self.notes:
+            self.notes.append(note)
 
     def stop(self) -> None:
-        """Raise all problems at once. Nothing has been written."""
+        """Raise WorkbenchError with all problems, if there are any."""
         if self.problems:
             raise WorkbenchError(
-                "\n".join(dict.fromkeys(self.problems)), "Change these fields, or run this file with mergekit itself.", 2
+                "\n".join(dict.fromkeys(self.problems)), "Change these fields, or run the file with mergekit.", 2
             )
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model as mergekit names it: `path[@revision][+lora[@revision]]`."""
+    """A model reference of mergekit: `path[@revision][+lora[@revision]]`."""
 
     model: str
     lora: str | None = None
@@ -56,7 +67,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """An input of the merge, with the parameters that stand beside it."""
+    """An input of the merge, with its own parameters."""
 
     reference: Reference
     path: yamldoc.KeyPath
@@ -66,13 +77,16 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class Config:
-    """What mergekit would merge.
+    """A valid mergekit configuration.
 
     Attributes:
-        base: `base_model`, also where it is not among the inputs.
-        sources: The inputs in mergekit's order; the base is among them where mergekit would add it.
-        scopes: Parameters for all inputs, the ones that win first: slice, module, top level.
+        data: The file as plain data.
+        method: `merge_method`.
+        base: `base_model`, even if it is not among the inputs.
+        sources: The inputs in mergekit's order, with the base if mergekit adds it.
+        scopes: Parameters for all inputs in the order of precedence: slice, module, top level.
         layers: Number of layers that `slices` states.
+        report: Collects problems and notes.
     """
 
     data: Mapping[str, Any]
@@ -85,11 +99,15 @@ class Config:
 
 
 def read_config(document: yamldoc.Document) -> Config:
-    """Read and check the whole file. Errors: everything that cannot be carried over, at once, each at its place."""
+    """Read and check a mergekit file.
+
+    Raises:
+        WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
+    """
     report = ImportReport(document)
     data = document.data
     if not isinstance(data, dict) or "merge_method" not in data:
-        hint = "The file should be one that `mergekit-yaml` or `mergekit-moe` runs."
+        hint = "Give a file for `mergekit-yaml` or `mergekit-moe`."
         raise document.error((), "expected a mergekit configuration with a merge_method", hint)
     note_unknown(report, (), data, TOP)
     method = str(data["merge_method"])
@@ -112,26 +130,24 @@ def read_config(document: yamldoc.Document) -> Config:
     seen: set[Reference] = set()
     for source in sources:
         if source.reference in seen:
-            report.refuse(source.path, f"{source.reference} stands twice among the inputs; mergekit refuses that too")
+            report.refuse(source.path, f"{source.reference} is listed twice among the inputs; mergekit rejects this too")
         seen.add(source.reference)
     report.stop()
     return Config(data, method, base, sources, scopes, layers, report)
 
 
 def _body(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
-    """Where the inputs stand: key path, `models` or `slices`, and the module around them."""
-    given = [key for key in ("models", "slices", "modules") if data.get(key)]
-    if len(given) != 1:
-        report.refuse((), f"expected exactly one of models, slices, modules; found {', '.join(given) or 'none'}")
+    """Return the location of the inputs: the path above them, `models` or `slices`, and the module that contains them, if any."""
+    keys = [key for key in ("models", "slices", "modules") if data.get(key)]
+    if len(keys) != 1:
+        report.refuse((), f"expected exactly one of models, slices, modules; found {', '.join(keys) or 'none'}")
         return None
-    if given[0] != "modules":
-        return (), given[0], None
+    if keys[0] != "modules":
+        return (), keys[0], None
     modules = data["modules"]
     names = list(modules) if isinstance(modules, dict) else []
     if names != ["default"]:
-        report.refuse(
-            ("modules",), f"only a model with one module, `default`, carries over; found {', '.join(map(str, names)) or 'none'}"
-        )
+        report.refuse(("modules",), f"expected one module named `default`, found {', '.join(map(str, names)) or 'none'}")
         return None
     module = modules["default"]
     inside = [key for key in ("models", "slices") if isinstance(module, dict) and module.get(key)]
@@ -161,16 +177,16 @@ def _models(report: ImportReport, models: Any, at: yamldoc.KeyPath) -> list[Mode
 def _slices(
     report: ImportReport, slices: Any, at: yamldoc.KeyPath, base: Reference | None
 ) -> tuple[list[ModelSource], Scope, Reference | None, int | None]:
-    """One slice over all layers is the whole model. Others stack layers anew, which a merge step does not do."""
+    """Read the inputs of one slice over all layers. Other slices stack layers, which a merge step cannot do."""
     none: tuple[list[ModelSource], Scope, Reference | None, int | None] = ([], (at, {}), base, None)
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
-        report.refuse(at, f"{count} slices: of several slices only those of `passthrough`, of one model, carry over")
+        report.refuse(at, f"{count} slices: several slices can be translated only for `passthrough` with one model")
         return none
     path, output = (*at, 0), slices[0]
     note_unknown(report, path, output, ("sources", "base_model", "parameters", "residual_weight"))
     if output.get("residual_weight") is not None:
-        report.note((*path, "residual_weight"), "mergekit reads and never uses it: left out")
+        report.note((*path, "residual_weight"), "mergekit does not use it, so it is omitted")
     if output.get("base_model"):
         own = read_reference(report, output["base_model"], (*path, "base_model"))
         if base and own != base:
@@ -185,22 +201,22 @@ def _slices(
         note_unknown(report, where, entry, ("model", "layer_range", "parameters"))
         span = entry["layer_range"]
         if not (isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span) and 0 == span[0] < span[1]):
-            report.refuse((*where, "layer_range"), f"found {span}: of a merge only [0, number of layers] carries over")
+            report.refuse((*where, "layer_range"), f"found {span}: a merge takes only [0, number of layers]")
             continue
         reference = read_reference(report, entry["model"], (*where, "model"))
         if reference:
             sources.append(ModelSource(reference, (*where, "model"), _scope(report, entry, where), (0, span[1])))
     ends = {source.layers[1] for source in sources if source.layers}
     if len(ends) > 1:
-        report.refuse((*path, "sources"), "the inputs' layer ranges have different lengths; mergekit refuses that too")
+        report.refuse((*path, "sources"), "the inputs' layer ranges have different lengths; mergekit rejects this too")
     return sources, _scope(report, output, path), base, min(ends, default=None)
 
 
 def read_reference(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> Reference | None:
-    """A model reference as mergekit parses it; None where it is none, which the report then says."""
+    """Parse a model reference as mergekit does. Return None and report a problem if it is invalid."""
     if isinstance(value, dict):
         if value.get("override_architecture"):
-            report.refuse((*at, "override_architecture"), "the architecture is the checkpoint's own here")
+            report.refuse((*at, "override_architecture"), "cannot be translated: the architecture is always the checkpoint's own")
         note_unknown(report, at, value, ("model", "lora", "override_architecture"))
         parts = [_path(report, value[key], (*at, key)) if value.get(key) else None for key in ("model", "lora")]
     elif isinstance(value, str) and 1 <= len(value.split("+")) <= 2:
@@ -225,15 +241,16 @@ def _path(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> str | None:
 
 
 def _scope(report: ImportReport, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Scope:
-    """The parameters of one level."""
+    """Return the parameters of one level with their path."""
     path = (*at, "parameters")
-    found = holder.get("parameters")
-    if found is not None and not isinstance(found, dict):
+    parameters = holder.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
         report.refuse(path, "expected a mapping of parameters")
-    return path, found if isinstance(found, dict) else {}
+    return path, parameters if isinstance(parameters, dict) else {}
 
 
-def note_unknown(report: ImportReport, at: yamldoc.KeyPath, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for key in found:
+def note_unknown(report: ImportReport, at: yamldoc.KeyPath, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Add a note for each key of a mapping that mergekit does not know."""
+    for key in mapping:
         if key not in known:
-            report.note((*at, key), "mergekit has no such field and ignores it: left out")
+            report.note((*at, key), "mergekit has no such field and ignores it, so it is omitted")

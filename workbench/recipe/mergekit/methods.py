@@ -1,4 +1,4 @@
-"""mergekit's methods as steps: our own where the numbers are equal, `mergekit/NAME` for all others."""
+"""Translation of mergekit's methods to steps: native methods if the numbers are equal, `mergekit/NAME` otherwise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ Step = dict[str, Any]
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """A configuration with its inputs named as bricks.
+    """A mergekit configuration with a brick name for each input.
 
     Attributes:
-        bricks: Brick -> input, in mergekit's order, the base not among them where the method takes it as base.
-        base_brick: A name for the base as a brick, for methods that take it as one of their models.
-        model: The base, where its files are at hand.
+        config: The configuration.
+        bricks: Brick -> input, in mergekit's order, without the base if the method uses it as base.
+        base_brick: Name of the base as a brick, for methods that merge it like another model.
+        model: The base, if its files are local.
     """
 
     config: Config
@@ -32,42 +33,42 @@ class MethodInputs:
     model: Model | None
 
     def known(self) -> dict[str, Parameter]:
-        """The method's parameters, by mergekit's specification."""
+        """Return the method's parameters as mergekit specifies them."""
         return parameters(self.config.method)
 
     def shared(self, name: str) -> Setting:
-        """A parameter for all bricks; mergekit's default where the file says nothing."""
-        found = setting(self.known()[name], self.config.scopes, self.model, self.config.report)
-        return self.known()[name].default if found is None else found
+        """Return a parameter for all bricks, or mergekit's default if the file does not set it."""
+        value = setting(self.known()[name], self.config.scopes, self.model, self.config.report)
+        return self.known()[name].default if value is None else value
 
     def each(self, name: str) -> dict[str, Setting]:
-        """A parameter of every brick."""
+        """Return the value of a parameter for each brick."""
         parameter, values = self.known()[name], {}
         for brick, source in self.bricks.items():
-            found = setting(parameter, [source.parameters, *self.config.scopes], self.model, self.config.report)
-            if found is None and parameter.required and not self.config.report.problems:
-                self.config.report.refuse(source.path, f"{self.config.method} requires a {name} here; mergekit stops there too")
-            values[brick] = parameter.default if found is None else found
+            value = setting(parameter, [source.parameters, *self.config.scopes], self.model, self.config.report)
+            if value is None and parameter.required and not self.config.report.problems:
+                self.config.report.refuse(source.path, f"{self.config.method} requires a {name} here; mergekit rejects this too")
+            values[brick] = parameter.default if value is None else value
         return values
 
     def note_unused(self, used: Sequence[str]) -> None:
-        """Name parameters that stand in the file and decide nothing in mergekit either."""
+        """Add a note for each parameter in the file that mergekit does not use either."""
         known, method, report = self.known(), self.config.method, self.config.report
         sources = [source.parameters for source in self.config.sources]
-        for at, found in [*self.config.scopes, *sources]:
-            own = (at, found) in sources
-            for name in found:
+        for at, mapping in [*self.config.scopes, *sources]:
+            own = (at, mapping) in sources
+            for name in mapping:
                 if name not in known:
                     close = f" ({nearest(name, known)})" if nearest(name, known).startswith("Did") else ""
-                    report.note((*at, name), f"{method} has no such parameter and mergekit ignores it{close}: left out")
+                    report.note((*at, name), f"{method} has no such parameter and mergekit ignores it{close}, so it is omitted")
                 elif own and not known[name].per_brick:
-                    report.note((*at, name), "one for all inputs, which mergekit ignores beside a single one: left out")
+                    report.note((*at, name), "applies to all inputs, so mergekit ignores it for one input, and it is omitted")
                 elif name not in used:
-                    report.note((*at, name), f"has no effect on the result of {method}: left out")
+                    report.note((*at, name), f"has no effect on the result of {method}, so it is omitted")
 
 
 def step_of(inputs: MethodInputs) -> Step:
-    """The merge step, as plain data. Problems and notes go to the configuration's report."""
+    """Return the merge step as plain data. Problems and notes go to the configuration's report."""
     make = _OWN.get(inputs.config.method)
     step = make(inputs) if make else None
     return step if step is not None else _bridge(inputs)
@@ -90,17 +91,28 @@ def _ties(inputs: MethodInputs) -> Step | None:
     if not inputs.shared("normalize") or inputs.shared("rescale"):
         return None
     inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
-    inputs.config.report.note((), "ties: mergekit's variant, written out below; among equal magnitudes at the threshold and where votes "
-                              "cancel exactly (bf16 inputs have such), mergekit's choice is arbitrary or plus, here first ones and none")  # fmt: skip
-    return {"merge": "ties", **_weights_and_densities(inputs), **_lambda(inputs), "sign": "mass", "weigh": "before",
-            "divide": "weight", "threshold": "tensor"}  # fmt: skip
+    inputs.config.report.note(
+        (),
+        "ties: the fields below select mergekit's variant. Ties are broken differently, which bf16 inputs can show: among equal magnitudes "
+        "at the threshold mergekit keeps arbitrary elements, this step the first ones; if the votes for a sign cancel exactly, mergekit "
+        "takes plus, this step leaves the element at 0",
+    )
+    return {
+        "merge": "ties",
+        **_weights_and_densities(inputs),
+        **_lambda(inputs),
+        "sign": "mass",
+        "weigh": "before",
+        "divide": "weight",
+        "threshold": "tensor",
+    }
 
 
 def _slerp(inputs: MethodInputs) -> Step:
     inputs.note_unused(("t",))
     t = inputs.shared("t")
     if t is None and not inputs.config.report.problems:
-        inputs.config.report.refuse(("merge_method",), "slerp requires the parameter t; mergekit stops there too")
+        inputs.config.report.refuse(("merge_method",), "slerp requires the parameter t; mergekit rejects this too")
     (other,) = inputs.bricks
     return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), other: t or 0.0}}
 
@@ -116,7 +128,7 @@ def _dare_ties(inputs: MethodInputs) -> Step | None:
 def _dare(inputs: MethodInputs, then: str) -> Step:
     inputs.note_unused(("weight", "density", "lambda", "normalize", "rescale"))
     inputs.config.report.note(
-        (), "dare: the same distribution as mergekit's, drawn from this recipe's seed; no tool draws mergekit's own masks"
+        (), "dare: random masks have the same distribution as mergekit's, but are drawn from the recipe's seed, so they differ"
     )
     rescale = "l1" if inputs.shared("rescale") else "none"
     return {"merge": "dare", **_weights_and_densities(inputs), **_lambda(inputs), "rescale": rescale, "then": then}
@@ -131,7 +143,7 @@ def _passthrough(inputs: MethodInputs) -> Step | None:
 
 
 def _bridge(inputs: MethodInputs) -> Step:
-    """The method itself, with every parameter that the file sets."""
+    """Return a `mergekit/NAME` step with every parameter that the file sets."""
     known, method = inputs.known(), inputs.config.method
     used = [name for name in known if name != "int8_mask"]
     inputs.note_unused(used)
@@ -142,7 +154,7 @@ def _bridge(inputs: MethodInputs) -> Step:
             value = _clamped(inputs, name, inputs.shared(name))
             if known[name].required and value is None and not inputs.config.report.problems:
                 inputs.config.report.refuse(
-                    ("merge_method",), f"{method} requires the parameter {name}; mergekit stops there too"
+                    ("merge_method",), f"{method} requires the parameter {name}; mergekit rejects this too"
                 )
             if not is_default(value, known[name].default):
                 shared[name] = value
@@ -160,7 +172,7 @@ def _bridge(inputs: MethodInputs) -> Step:
         step["parameters"] = shared
     if KNOWN[method].laws.random:
         inputs.config.report.note(
-            (), f"{method}: random numbers come from this recipe's seed, whatever the order of models or tensors"
+            (), f"{method}: random numbers come from the recipe's seed and do not depend on the order of models or tensors"
         )
     if base_policy(method) == "optional" and inputs.config.base is None:
         step["with_base"] = False
@@ -182,7 +194,7 @@ def _lambda(inputs: MethodInputs) -> dict[str, Any]:
 
 
 def _clamped(inputs: MethodInputs, name: str, value: Setting) -> Setting:
-    """mergekit takes a share over 1 as 1; a recipe refuses it."""
+    """Limit a share to 1, as mergekit does; a recipe does not allow more."""
     if name not in ("density", "select_topk") or isinstance(value, (list, dict)) or value is None or value <= 1:
         return value
     inputs.config.report.note((), f"{name} {value:g}: mergekit takes it as 1")
@@ -190,7 +202,7 @@ def _clamped(inputs: MethodInputs, name: str, value: Setting) -> Setting:
 
 
 def _plain(entries: dict[str, dict[str, Setting]]) -> Any:
-    """`{a: 0.5}` where there is only a weight, a list where there is nothing."""
+    """Shorten brick entries: a number if there is only a weight, a list of names if no brick has fields."""
     if not any(entries.values()):
         return list(entries)
     return {brick: entry["weight"] if list(entry) == ["weight"] else entry for brick, entry in entries.items()}

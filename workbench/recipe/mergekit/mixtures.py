@@ -1,4 +1,4 @@
-"""A mergekit-moe configuration as a `grow: experts` step: the same experts, behind a router that is made here."""
+"""Translation of mergekit-moe configurations to a `grow: experts` step with the same experts and a new router."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ Make = Callable[[Callable[[Reference], str]], dict[str, Any]]
 
 
 def is_mixture(data: Any) -> bool:
-    """Whether a configuration is one that `mergekit-moe` runs."""
+    """Return True if a configuration is for `mergekit-moe`."""
     return isinstance(data, Mapping) and "experts" in data and "merge_method" not in data
 
 
 def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
-    """The experts' models as the configuration's sources, and what makes the step once they have names as bricks.
+    """Read a mergekit-moe file.
 
-    Errors: what the step does not have (shared experts, noise, factors, a model twice), everything at once, each at its place.
+    Returns:
+        The configuration with the experts' models as sources, and a function that makes the step from the models' brick names.
+
+    Raises:
+        WorkbenchError: If the step lacks a feature (shared experts, noise, factors, a model twice); the message lists all with
+            their lines.
     """
     report, data = ImportReport(document), document.data
     note_unknown(report, (), data, _TOP)
@@ -34,7 +39,8 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
         report.refuse(("experts",), f"expected a list of at least two experts, found {len(experts)}")
     if data.get("shared_experts"):
         report.refuse(
-            ("shared_experts",), "`grow: experts` has no shared expert but one without output, where an architecture needs it"
+            ("shared_experts",),
+            "`grow: experts` cannot make shared experts, except one with zero output if the architecture needs it",
         )
     into = str(data.get("architecture") or "auto")
     if into not in _ARCHITECTURES:
@@ -42,22 +48,25 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
     mode = str(data.get("gate_mode") or "hidden")
     if mode not in (*_PROMPTS, *_RANDOM):
         report.refuse(("gate_mode",), f"found {mode!r}; expected one of {', '.join((*_PROMPTS, *_RANDOM))}")
-    found = [_expert(report, entry, ("experts", i), mode) for i, entry in enumerate(experts)]
-    members = [member for member in found if member is not None]
+    read = [_expert(report, entry, ("experts", i), mode) for i, entry in enumerate(experts)]
+    members = [member for member in read if member is not None]
     anchors = [at for reference, at, _ in members if reference == base]
     copies = len(anchors) == len(members)
     seen: set[Reference] = set()
     for reference, at, _ in members:
         if reference in seen and not (copies and mode in _RANDOM):
-            report.refuse(at, f"{reference} stands twice among the experts")
+            report.refuse(at, f"{reference} is listed twice among the experts")
         seen.add(reference)
     if anchors and not copies and anchors[0][1] != 0:
-        report.note(anchors[0], "the base's own layers are the first expert here; experts are numbered accordingly")
+        report.note(anchors[0], "the base's layers are always the first expert, so experts are numbered differently")
     if mode in _PROMPTS:
-        report.note(("gate_mode",) if "gate_mode" in data else (), "rows of the router are the mean of what the router itself reads, behind "
-                    "attention and norm; mergekit-moe reads the layer's input, or embeddings. Experts are the same")  # fmt: skip
+        report.note(
+            ("gate_mode",) if "gate_mode" in data else (),
+            "rows of the router are means of the router's own input, after attention and norm; mergekit-moe reads the layer's input or "
+            "embeddings. Experts are the same",
+        )
     elif "gate_mode" in data:
-        report.note(("gate_mode",), "drawn with the base's initializer_range, not with deviation 1 or uniformly")
+        report.note(("gate_mode",), "router rows are drawn with the base's initializer_range, not with deviation 1 or uniformly")
     report.stop()
     assert base is not None
     top = {"top_k": data.get("experts_per_token", 2), **({"into": _ARCHITECTURES[into]} if _ARCHITECTURES[into] else {})}
@@ -79,18 +88,22 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
 def _expert(
     report: ImportReport, entry: Any, at: yamldoc.KeyPath, mode: str
 ) -> tuple[Reference, yamldoc.KeyPath, dict[str, list[str]]] | None:
-    """An expert's model, its place, and its prompts."""
+    """Return an expert's model, its path in the file, and its prompts; None if the entry is invalid."""
     if not isinstance(entry, Mapping) or "source_model" not in entry:
         report.refuse(at, "expected {source_model:, positive_prompts:}")
         return None
     note_unknown(report, at, entry, _EXPERT)
     if entry.get("noise_scale"):
-        report.refuse((*at, "noise_scale"), "noise is not added; `redraw` of copies draws a share of the neurons anew")
+        report.refuse(
+            (*at, "noise_scale"), "`grow: experts` cannot add noise; for copies, `redraw` re-initializes a share of the neurons"
+        )
     if entry.get("residual_scale") not in (None, 1, 1.0):
-        report.refuse((*at, "residual_scale"), "an expert's output is not scaled; a brick's weight scales its delta")
-    prompts = {ours: list(entry[theirs]) for ours, theirs in (("prompts", "positive_prompts"), ("negative_prompts", "negative_prompts"))
-               if entry.get(theirs)}  # fmt: skip
+        report.refuse(
+            (*at, "residual_scale"), "`grow: experts` cannot scale an expert's output; a brick's weight scales its delta"
+        )
+    names = {"prompts": "positive_prompts", "negative_prompts": "negative_prompts"}
+    prompts = {ours: list(entry[theirs]) for ours, theirs in names.items() if entry.get(theirs)}
     if mode in _PROMPTS and "prompts" not in prompts:
-        report.refuse((*at, "positive_prompts"), f"gate_mode {mode} needs some; mergekit-moe refuses that too")
+        report.refuse((*at, "positive_prompts"), f"gate_mode {mode} needs prompts; mergekit-moe rejects this too")
     reference = read_reference(report, entry["source_model"], (*at, "source_model"))
     return None if reference is None else (reference, at, prompts)

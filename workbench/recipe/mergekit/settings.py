@@ -1,4 +1,4 @@
-"""mergekit's parameter values - numbers, gradients over layers, filters - as values of a recipe."""
+"""Translation of mergekit's parameter values (numbers, gradients over layers, filters) to values of a recipe."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from workbench.models.layout import Model
 from workbench.recipe.mergekit.config import ImportReport, Scope
 
 Setting = Any
-"""A bool, a number, `{knots: [...]}` or a list of `{where:, value:}`, as plain data of a recipe."""
+"""A Boolean, a number, `{knots: [...]}` or a list of `{where:, value:}`, as plain data of a recipe."""
 _SCALARS = (bool, int, float, str)
 _LAYERS = {"layers": ":"}
-"""All layers and nothing else: embeddings, final norm and head are in no layer."""
+"""Selects all layers, without embeddings, final norm and head, which belong to no layer."""
 
 
 class ParameterEntry(NamedTuple):
-    """A value for the tensors whose names hold `filter`; None: for all. Of several the first wins."""
+    """A value for the tensors whose names contain `filter`, or for all tensors if it is None. The first match wins."""
 
     filter: str | None
     value: Any
@@ -26,16 +26,16 @@ class ParameterEntry(NamedTuple):
 
 
 def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, report: ImportReport) -> Setting | None:
-    """A parameter as a recipe says it; None where the file says nothing.
+    """Translate a parameter to a recipe's value; None if the file does not set it.
 
-    mergekit takes the first filter that matches, level by level from the innermost; a recipe's list takes the last rule. A
-    gradient runs over the layers; outside of them (embeddings, final norm, head) mergekit takes its first value.
+    mergekit uses the first filter that matches, level by level from the innermost; a list in a recipe uses the last rule. A
+    gradient runs over the layers; for embeddings, final norm and head mergekit uses its first value.
 
     Args:
-        parameter: Its kind and default.
-        scopes: The levels that may set it, the one that wins first.
-        model: The base where its files are at hand: rules that match no tensor are then left out.
-        report: Takes what cannot be carried over.
+        parameter: Kind and default of the parameter.
+        scopes: The levels that can set it, in the order of precedence.
+        model: The base, if its files are local; rules that match none of its tensors are then omitted.
+        report: Collects problems and notes.
     """
     entries = _converted(parameter, _entries(parameter.name, scopes, report), report)
     if model is not None:
@@ -45,7 +45,7 @@ def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, 
     if parameter.kind != "float":
         return _one_value(parameter, entries, report)
     if entries[-1].filter is not None and parameter.required:
-        report.refuse(entries[-1].path, "no value for tensors that no filter matches, and no default; mergekit stops there too")
+        report.refuse(entries[-1].path, "no value for tensors that no filter matches, and no default; mergekit rejects this too")
         return None
     if entries[-1].filter is not None and parameter.default is not None:
         entries.append(ParameterEntry(None, float(parameter.default), entries[-1].path))
@@ -54,7 +54,7 @@ def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, 
 
 
 def complement(value: Setting) -> Setting:
-    """1 - value, at every tensor."""
+    """Return 1 - value for every tensor."""
     if isinstance(value, list):
         return [{**rule, "value": complement(rule["value"])} for rule in value]
     if isinstance(value, dict):
@@ -63,8 +63,8 @@ def complement(value: Setting) -> Setting:
 
 
 def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
-    """All values of a parameter in the order that mergekit tries them, up to the first without a filter."""
-    found: list[ParameterEntry] = []
+    """Return all values of a parameter in the order in which mergekit tries them, up to the first one without a filter."""
+    collected: list[ParameterEntry] = []
     for at, parameters in scopes:
         if name not in parameters:
             continue
@@ -78,17 +78,17 @@ def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[P
                     continue
                 chosen = condition.get("filter")
                 every = chosen is None or chosen == "*"
-                found.append(ParameterEntry(None if every else str(chosen), condition["value"], where))
+                collected.append(ParameterEntry(None if every else str(chosen), condition["value"], where))
                 if every:
-                    return found
+                    return collected
         elif value != []:
-            found.append(ParameterEntry(None, value, path))
-            return found
-    return found
+            collected.append(ParameterEntry(None, value, path))
+            return collected
+    return collected
 
 
 def _converted(parameter: Parameter, entries: list[ParameterEntry], report: ImportReport) -> list[ParameterEntry]:
-    """Scalars as the parameter's kind, the way mergekit converts them: "1e-5" is a number to it."""
+    """Convert scalars to the parameter's kind as mergekit does, which reads "1e-5" as a number."""
     done = []
     for entry in entries:
         values = entry.value if isinstance(entry.value, list) else [entry.value]
@@ -107,7 +107,7 @@ def _converted(parameter: Parameter, entries: list[ParameterEntry], report: Impo
 
 
 def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: ImportReport) -> Setting | None:
-    """What a recipe takes once for all tensors."""
+    """Return the single value of a parameter that a recipe cannot set per tensor."""
     values = {v for entry in entries for v in (entry.value if isinstance(entry.value, list) else [entry.value])}
     if entries[-1].filter is not None and parameter.default is not None:
         values.add(parameter.default)
@@ -118,7 +118,7 @@ def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: Impo
 
 
 def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
-    """One rule, or two for a gradient that also reaches tensors outside the layers."""
+    """Translate an entry to one rule, or to two rules for a gradient that also applies to tensors outside the layers."""
     where = {} if entry.filter is None else {"include": [_glob(entry.filter)]}
     if not isinstance(entry.value, list):
         return [{"where": where, "value": entry.value}]
@@ -133,25 +133,25 @@ def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
 
 
 def _places(text: str | None, model: Model | None) -> tuple[bool, bool]:
-    """Whether a filter's tensors lie inside the layers, and outside of them; both where the model is not at hand."""
+    """Return whether a filter matches tensors inside layers, and tensors outside of them; both are True without a model."""
     if model is None:
         return True, True
-    found = {model.layout.layer(name) is not None for name in model.layout.names if text is None or text in name}
-    return True in found, False in found
+    inside = {model.layout.layer(name) is not None for name in model.layout.names if text is None or text in name}
+    return True in inside, False in inside
 
 
 def _matches(entry: ParameterEntry, model: Model, report: ImportReport) -> bool:
     if entry.filter is None or any(_places(entry.filter, model)):
         return True
-    report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base: left out")
+    report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base, so it is omitted")
     return False
 
 
 def _glob(text: str) -> str:
-    """A substring as a glob."""
+    """Convert a substring to a glob pattern."""
     return "*" + "".join(f"[{c}]" if c in "*?[" else c for c in text) + "*"
 
 
 def is_default(value: Setting | None, default: Any) -> bool:
-    """Whether a setting says what holds anyway."""
+    """Return True if a setting equals the default or is missing."""
     return value is None or (not isinstance(value, (list, Mapping)) and value == default)

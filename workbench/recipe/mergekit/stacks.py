@@ -1,4 +1,4 @@
-"""mergekit's `passthrough` of layer ranges of one model, as a `grow: stack` step."""
+"""Translation of mergekit's `passthrough` with layer ranges of one model to a `grow: stack` step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workbench.recipe.mergekit.config import Config, ImportReport, ModelSource, 
 
 
 def is_stack(data: Any) -> bool:
-    """Whether a mergekit configuration stacks layers anew: `passthrough` with several slices, or with one that does not start at 0."""
+    """Return True if a configuration stacks layers: `passthrough` with several slices, or with one that starts after layer 0."""
     if not isinstance(data, Mapping) or data.get("merge_method") != "passthrough":
         return False
     slices = _slices(data)[1]
@@ -18,14 +18,19 @@ def is_stack(data: Any) -> bool:
 
 
 def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
-    """The one model of the slices as the configuration's base, and the step.
+    """Read a `passthrough` file.
 
-    Errors: slices of several models, of several inputs, factors that vary over layers; everything at once, each at its place.
+    Returns:
+        The configuration with the model of the slices as base, and the step as plain data.
+
+    Raises:
+        WorkbenchError: If slices use several models or inputs, or factors vary over layers; the message lists all with their
+            lines.
     """
     report, data = ImportReport(document), document.data
     at, slices = _slices(data)
     models: dict[Reference, yamldoc.KeyPath] = {}
-    found = []
+    stacked = []
     for i, entry in enumerate(slices):
         where = (*at, i)
         sources = entry.get("sources") if isinstance(entry, Mapping) else None
@@ -42,10 +47,10 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
         if not (isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span)):
             report.refuse((*place, "layer_range"), f"expected [first, end], found {span}")
             continue
-        # The narrowest scope that says something of `scale` wins, as in mergekit.
+        # The innermost scope that sets `scale` wins, as in mergekit.
         scopes = ((source, place), (entry, where), (data, ()))
         scale = next((s for scope, p in scopes if (s := _scale(report, scope, p)) is not None), {})
-        found.append({"layers": span, **({"scale": scale} if scale else {})})
+        stacked.append({"layers": span, **({"scale": scale} if scale else {})})
     for reference, place in list(models.items())[1:]:
         report.refuse(place, f"{reference}: the first slice is of {next(iter(models))}; `grow: stack` takes layers of one model")
     for reference, place in models.items():
@@ -54,7 +59,7 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
     report.stop()
     ((model, place),) = models.items()
     config = Config(data, "passthrough", model, [ModelSource(model, place, ((), {}))], [], None, report)
-    return config, {"grow": "stack", "slices": found}
+    return config, {"grow": "stack", "slices": stacked}
 
 
 def _slices(data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, Any]:
@@ -65,29 +70,29 @@ def _slices(data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, Any]:
 
 
 def _starts(slices: list[Any]) -> list[Any]:
-    found = []
+    starts = []
     for entry in slices:
         for source in (entry.get("sources") if isinstance(entry, Mapping) else None) or []:
             span = source.get("layer_range") if isinstance(source, Mapping) else None
-            found.append(span[0] if isinstance(span, list) and span else None)
-    return found
+            starts.append(span[0] if isinstance(span, list) and span else None)
+    return starts
 
 
 def _scale(report: ImportReport, scope: Mapping[str, Any], at: yamldoc.KeyPath) -> dict[str, float] | None:
-    """Glob -> factor, the first that matches; None where a scope says nothing of it."""
+    """Return the factors of a scope as glob -> factor, where the first match wins; None if the scope does not set `scale`."""
     parameters = scope.get("parameters") or {}
     for name in parameters if isinstance(parameters, Mapping) else ():
         if name != "scale":
-            report.note((*at, "parameters", name), "passthrough does not read it: left out")
+            report.note((*at, "parameters", name), "passthrough does not use it, so it is omitted")
     value = parameters.get("scale") if isinstance(parameters, Mapping) else None
     if value is None:
         return None
     rules = value if isinstance(value, list) else [{"value": value}]
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for rule in rules:
         if not isinstance(rule, Mapping) or not isinstance(rule.get("value"), (int, float)):
-            report.refuse((*at, "parameters", "scale"), f"found {value}: only numbers and rules {{filter:, value:}} carry over")
+            report.refuse((*at, "parameters", "scale"), f"expected a number or rules {{filter:, value:}}, found {value}")
             return {}
         glob = f"*{rule['filter']}*" if rule.get("filter") not in (None, "*") else "*"
-        found.setdefault(glob, float(rule["value"]))
-    return {glob: factor for glob, factor in found.items() if factor != 1 or len(found) > 1}
+        factors.setdefault(glob, float(rule["value"]))
+    return {glob: factor for glob, factor in factors.items() if factor != 1 or len(factors) > 1}

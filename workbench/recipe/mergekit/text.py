@@ -1,4 +1,4 @@
-"""Recipe data as YAML that people read."""
+"""Output of recipe data as readable YAML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WIDTH = 130
 
 
 def comment(text: str) -> str:
-    """A comment line, broken where it is long."""
+    """Return a YAML comment, wrapped if it is long."""
     return "\n".join(textwrap.wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False))
 
 
 def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
-    """A recipe: head lines, then fields; mappings of bricks and lists of rules one entry a line."""
+    """Return the text of a recipe: head lines, then fields. Mappings of bricks and lists of rules have one entry per line."""
     lines = list(head)
     for key, value in data.items():
         lines += _field(key, value, "")
@@ -50,6 +50,6 @@ def _has_rules(value: Any) -> bool:
 
 
 def _inline(value: Any) -> str:
-    """A value on one line."""
+    """Return a value as YAML on one line."""
     text = yamldoc.dump(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()

@@ -1,1 +1,1 @@
-"""What each kind of step does at composition."""
+"""Planning, checking and applying of steps, with one file per kind of step."""

@@ -1,4 +1,4 @@
-"""Edits solved on the live current model, once, and kept as bricks in the cache."""
+"""Edit steps: an edit is solved once on the live current model, then cached as a brick."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EditKind(Kind[EditMethod]):
     """Steps that teach facts by a low-rank update of the current weights."""
 
     def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Return the weights with the edit, which is solved here on a live model unless the cache has it."""
+        """Return the weights with the edit. It is solved on a live model now, unless the cache has it."""
         place = _solved(step, context, current)
         edit = bind(Adapter(place, f"edit '{context.id}'"), current.weights.specs, current)
         factors = {name: update for name in edit.places if (update := edit.factors(name, context.device)) is not None}
@@ -54,20 +54,20 @@ class EditKind(Kind[EditMethod]):
         else:
             row |= self.solving(step, resolved, number, model)
             needs.seconds += row.get("seconds", 0)
-        if not cached or not is_counted(resolved, number):  # its facts are asked for on a live model
+        if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.live = max(needs.live, 8 * numel(model))
         return row, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return whether the edit has been solved before."""
+        """Return True if the edit is in the cache."""
         return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
 
     def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
-        """Return what the method says of its work, and about how long its tokens take."""
+        """Return the method's cost, with an estimate of seconds."""
         return with_seconds(step.cost(model, resolved.recipe.project, resolved.cache), numel(model), passes=1)
 
     def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
-        """Copy the edit, a PEFT adapter directory, into the run; its record says how many of its facts the model says."""
+        """Copy the edit, a PEFT adapter directory, into the run directory, and add the counts of its facts to its record."""
         super().keep(result, run, said)
         record = run / result.folder / result.id / RECORD
         if said is not None:
@@ -108,25 +108,30 @@ def write_edit(
     card: Mapping[str, Any] | None = None,
     made_by: str = "workbench run",
 ) -> None:
-    """An edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
+    """Write an edit as a brick: PEFT adapter, card, facts, keys and values, and the record of how it was solved.
 
     Args:
         edit: The edit.
-        step: Its settings, as the record keeps them.
+        step: The step, whose fields go into the record.
         out: A new directory.
-        on: What it was solved on.
-        card: Fields of the card that differ from what the step says: its name, the base's id, its licence.
-        made_by: The command that writes it.
+        on: The live model that it was solved on.
+        card: Fields of the card that replace the defaults, such as the name, the base's id and the license.
+        made_by: The command that writes it, for the card.
     """
     resolved = on.resolved
     base = BaseRecord(**{"id": resolved.recipe.fields.base, "digest": resolved.base_digest, **(card or {}).get("base", {})})
     write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
-        "method": step.name, "version": step.version, "step": dump_step(step), "min_efficacy": step.min_efficacy,
+        "method": step.name,
+        "version": step.version,
+        "step": dump_step(step),
+        "min_efficacy": step.min_efficacy,
         "seed": on.context.seed,
-        "base": base.digest, "solved_on": on.solved_on, "solved_after": on.after,
+        "base": base.digest,
+        "solved_on": on.solved_on,
+        "solved_after": on.after,
         "vocabulary": vocabulary_digest(on.tokenizer),
-    }  # fmt: skip
+    }
     write_json(out / RECORD, {**made, **edit.record}, indent=2)
     if edit.facts:
         write_facts(out / FACTS, list(edit.facts))

@@ -1,4 +1,4 @@
-"""Growth steps in a run: what they need of bricks, texts and live models, what is checked, and what `plan` says of them."""
+"""Grow steps: plans, measurements on live models, training and checks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Grow(Kind[GrowMethod]):
     """Steps that add parameters."""
 
     def apply(self, step: GrowMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Return the grown model; what the step adds is trained here, where it asks for that and the cache does not have it."""
+        """Return the grown model. If the step has `train`, the added parameters are trained now, unless the cache has them."""
         model, grown, record = _grown(step, context, current)
         return StepResult(model, record, grown=grown)
 
@@ -85,11 +85,11 @@ class Grow(Kind[GrowMethod]):
         return row, grown
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return whether what the step adds has been trained before."""
+        """Return True if the trained parameters are in the cache."""
         return not resolved.headers_only and (resolved.cache / "grown" / f"{resolved.keys[number]}.safetensors").is_file()
 
     def check(self, step: GrowMethod, context: StepContext) -> dict[str, Any] | None:
-        """Compare the model before the step with the grown one, as far as its `check` asks; None for `check: off`."""
+        """Compare the grown model with the model before the step, as its `check` requests; return None for `check: off`."""
         if step.check == "off":
             return None
         known = context.resolved.cache / "growth" / f"{context.key}.json"
@@ -106,20 +106,20 @@ KIND = Grow()
 
 
 def _checking(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, needs: Needs) -> list[int]:
-    """Add what the check reads and how long it takes; return the bytes of the live models that it holds."""
+    """Add the bytes that the check reads and its seconds to `needs`; return the bytes of the live models that it holds."""
     before, after = numel(model), numel(grown)
     written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype).values())
     needs.read += written
     live = []
     if step.is_checked():
-        # The model before, the one after, its gradients, and a copy while it is loaded: measured 3.7 GB of 134 to 226 million.
+        # Both models, gradients, and a copy while loading: measured 3.7 GB for growth from 134 to 226 million parameters.
         live.append(4 * before + 12 * after)
         needs.seconds += 2 * (before * CHECKED + after * (CHECKED + LEARNED)) / FLOPS_PER_SECOND
     else:  # logits of two short prompts, both models streamed
         live.append(TRANSFORMERS + max(streamed_bytes(m) for m in (model, grown)))
         needs.read += sum(s.nbytes for m in (model, grown) for s in m.weights.specs.values())
     if step.check == "full":
-        live.append(2 * written)  # what was written, loaded by transformers
+        live.append(2 * written)  # the written model, loaded by transformers
         needs.seconds += 2 * 2 * after * CHECKED / FLOPS_PER_SECOND
     return live
 
@@ -127,16 +127,16 @@ def _checking(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, 
 def _grown(
     step: GrowMethod, context: StepContext, current: Model, trained: bool = True
 ) -> tuple[Model, GrownStep, dict[str, Any]]:
-    """Return the grown model, what the step did, and its record.
+    """Return the grown model, the result of the step, and its record.
 
     Args:
         step: The step.
-        context: Its place in the recipe, and what it may ask for.
-        current: The model before it.
-        trained: Whether what it adds is trained, where the step asks for that.
+        context: The context of the step.
+        current: The model before the step.
+        trained: Whether to train the added parameters if the step has `train`.
     """
     resolved = context.resolved
-    growth = step.expand(current)  # what does not fit is found before anything is measured
+    growth = step.expand(current)  # find errors before the expensive measurement
     check_training(step, GrownWeights(current.weights, growth, base=resolved.base.weights))
     bricks = _brick_weights(context, step)
     measured = _measured(context, step, current, bricks)
@@ -153,7 +153,7 @@ def _grown(
 
 
 def _brick_weights(context: StepContext, step: GrowMethod) -> dict[str, Weights]:
-    """Return what each brick of the step makes of the base, scaled by the brick's weight."""
+    """Return for each brick of the step the base plus the brick's weighted delta."""
     base = context.resolved.base
     weights: dict[str, Weights] = {}
     for name in step.names():
@@ -164,14 +164,14 @@ def _brick_weights(context: StepContext, step: GrowMethod) -> dict[str, Weights]
 
 
 def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Mapping[str, Weights]) -> Measured:
-    """Return what the method measures on texts and live models."""
+    """Return the method's measurement on texts and live models; empty if it makes none."""
     if not step.measures():
         return Measured({})
     resolved, device = context.resolved, context.device
     source = resolved.tokenizer_at(context.number)
 
     def live(changes: Mapping[str, Grown]) -> PreTrainedModel:
-        gc.collect()  # the model before hangs in reference cycles
+        gc.collect()  # reference cycles keep the previous model alive
         plan = Growth({name: changes.get(name, Grown(name)) for name in current.weights.specs}, current.config)
         model = Model(GrownWeights(current.weights, plan, bricks=bricks), current.config)
         return live_model(model.config, compute(model, torch.float32, device), source, device)
@@ -179,5 +179,5 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
     tokenizer = load_tokenizer(source)
     place = resolved.cache / "gates" / f"{context.key}.safetensors"
     progress = context.progress("measure")
-    given = GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)
-    return step.measure(current, given)
+    tools = GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)
+    return step.measure(current, tools)

@@ -1,4 +1,4 @@
-"""Memory steps in a run: facts learned on the live model and kept beside the weights."""
+"""Memory steps: facts are learned on the live model and stored beside its weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from workbench.steps import MemoryMethod, Remembered
 
 
 class MemoryKind(Kind[MemoryMethod]):
-    """Steps that teach facts to a memory, which acts on the live model."""
+    """Steps that store facts in a memory, which acts on the live model."""
 
     def apply(self, step: MemoryMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Return the weights as they are, with the memory beside them; it is learned here unless the cache has it."""
+        """Return the unchanged weights and the memory. It is learned now, unless the cache has it."""
         saved = SavedMemory(_learned(step, context, current))
         taught = Taught(context.id, context.number, current, [r.fact for r in saved.kept().facts], saved.path)
         record = {"solved_on": saved.record["solved_on"], **saved.record["record"]}
@@ -36,16 +36,16 @@ class MemoryKind(Kind[MemoryMethod]):
     def plan_row(
         self, step: MemoryMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
-        """Add a live float32 model, which the facts are learned on."""
+        """Add the memory of a live float32 model, which learning and counting facts need."""
         cached = self.is_cached(resolved, number)
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
-        if not cached or not is_counted(resolved, number):  # its facts are asked for on a live model
+        if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
             needs.live = max(needs.live, 8 * numel(model))
         return {"inputs": step.inputs()}, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return whether the memory has been learned before."""
+        """Return True if the memory is in the cache."""
         return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
 
 
@@ -63,7 +63,7 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")
-    # Learned on the weights as they are written: the memory acts on those.
+    # Learn on the weights in the output dtype, because the memory will act on those.
     steps, progress = len(resolved.recipe.steps), context.progress("edit")
     session = live_session(resolved, steps, current, context.device, progress, rounded_to=resolved.dtype)
     memory = step.solve(session.context)

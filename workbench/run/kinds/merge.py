@@ -1,4 +1,4 @@
-"""Merge steps in a run: their bricks' deltas, what the method measures, and what `plan` says of them."""
+"""Merge steps: plans, measurements, checks and lazy merged weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class Merge(Kind[MergeMethod]):
     """Steps that add bricks' deltas to the current weights."""
 
     def apply(self, step: MergeMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Return the merged weights. Raises WorkbenchError if the step reaches no tensor, or tensors that a growth has changed."""
+        """Return the merged weights.
+
+        Raises:
+            WorkbenchError: If the step changes no tensor, or tensors that an earlier grow step has removed or reshaped.
+        """
         resolved, recipe = context.resolved, context.recipe
         bricks = {name: context.deltas(name) for name in recipe.used_bricks(step)}
         measured = _measured(context, step, bricks)
@@ -53,20 +57,23 @@ class Merge(Kind[MergeMethod]):
         if not merged.merged:
             raise recipe.error(
                 ("steps", context.number, "where"),
-                f"{context.id}: no tensor to merge",
-                "Its bricks and `where` have no tensor in common: see `workbench brick show`.",
+                f"{context.id}: no tensor to merge: the bricks change no tensor that `where` selects",
+                "`workbench brick show BRICK` lists the tensors that a brick changes.",
             )
         record = {"bricks": list(bricks), "tensors": len(merged.merged), **measured.record}
         if whole := merged.whole(context.device):
             record["merged_whole"] = whole
-            context.told("merge", f"space: core: {len(whole)} tensors are merged whole: {', '.join(whole[:3])}")
+            text = (
+                f"space: core: {len(whole)} tensors without low-rank factors are merged as whole deltas: {', '.join(whole[:3])}"
+            )
+            context.told("merge", text)
         report = partial(step.report, merged.notes)
         return StepResult(Model(merged, current.config), record, merged.merged, report=report)
 
     def plan_row(
         self, step: MergeMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
-        """Add the bricks' bytes, the memory of the largest tensors, and edits of bricks that are not solved yet."""
+        """Add the bytes of the bricks, the memory for the largest tensors, and the cost of unsolved edits in brick recipes."""
         names = resolved.recipe.used_bricks(step)
         bricks = {name: resolved.bricks[name] for name in names}
         row: dict[str, Any] = {"bricks": {n: kind_name(b) for n, b in bricks.items()}, "passes": step.laws.passes}
@@ -94,7 +101,7 @@ KIND = Merge()
 
 
 def _unsolved(brick: Brick | Resolved, name: str) -> list[dict[str, Any]]:
-    """Return the cost of each step that is not solved yet, in a recipe as a brick and in the recipes among its bricks."""
+    """Return the cost of each unsolved step in a recipe used as a brick, including recipes that it uses as bricks."""
     if isinstance(brick, Brick):
         return []
     costs = [cost for inner_name, inner in brick.bricks.items() for cost in _unsolved(inner, f"{name}.{inner_name}")]
@@ -109,7 +116,7 @@ def _unsolved(brick: Brick | Resolved, name: str) -> list[dict[str, Any]]:
 def _check_reach(
     context: StepContext, step: MergeMethod, merged: MergedWeights, bricks: Mapping[str, Deltas], grown: Sequence[str]
 ) -> None:
-    """Raise WorkbenchError if bricks change tensors that a growth before the step has left out or reshaped."""
+    """Raise WorkbenchError if bricks change tensors that an earlier grow step has removed or reshaped."""
     if not grown:
         return
     base, recipe = context.resolved.base, context.recipe
@@ -119,20 +126,20 @@ def _check_reach(
         if gone := [n for n in lost if delta.touches(n)]:
             raise recipe.error(
                 ("steps", context.number),
-                f"{context.id}: brick '{brick}' changes {len(gone)} tensors that {grown[-1]} has left out ({gone[0]})",
-                "Merge it before that step, or keep those layers out of this step with `where`.",
+                f"{context.id}: brick '{brick}' changes {len(gone)} tensors that step {grown[-1]} has removed, such as {gone[0]}",
+                "Merge the brick before that step, or exclude those layers with `where`.",
             )
     changed = [n for n in merged.merged if merged.specs[n].shape != base.weights.specs[merged.origin(n) or ""].shape]
     if changed:
         raise recipe.error(
             ("steps", context.number),
-            f"{context.id}: {grown[-1]} has changed the shape of {len(changed)} tensors that bricks reach ({changed[0]})",
-            "Merge before that step, or keep these tensors out of this step with `where`.",
+            f"{context.id}: bricks change {len(changed)} tensors whose shape step {grown[-1]} has changed, such as {changed[0]}",
+            "Merge the bricks before that step, or exclude these tensors with `where`.",
         )
 
 
 def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Deltas]) -> Measured:
-    """Return what the method measures on texts or models before the first tensor; nothing where it needs only tensors."""
+    """Return the method's measurement on texts or models; empty if the method needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
     resolved, device = context.resolved, context.device
@@ -143,13 +150,13 @@ def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Delt
         return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
 
     def live(brick: str) -> PreTrainedModel:
-        gc.collect()  # the model before hangs in reference cycles
+        gc.collect()  # reference cycles keep the previous model alive
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
     digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
-    given = MergeContext(
+    tools = MergeContext(
         list(bricks),
         keys,
         base,
@@ -163,4 +170,4 @@ def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Delt
         context.progress("measure"),
     )
     with one_thread():
-        return step.measure(given)
+        return step.measure(tools)

@@ -1,4 +1,4 @@
-"""Training steps in a run: a brick is trained on the current model once, and kept in the cache."""
+"""Training steps: a brick is trained once on the current model, then cached."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainKind(Kind[TrainMethod]):
     """Steps that train a brick on the frozen current model and add it."""
 
     def apply(self, step: TrainMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
-        """Return the weights with the brick, which is trained here unless the cache has it."""
+        """Return the weights with the brick added. It is trained now, unless the cache has it."""
         place = _trained(step, context, current)
         model, names, record = _with_brick(step, context, current, place)
         return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
@@ -44,7 +44,7 @@ class TrainKind(Kind[TrainMethod]):
     def plan_row(
         self, step: TrainMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
-        """Add the live model with what its optimizer holds, and the time that its tokens take."""
+        """Add the memory of the live model and its optimizer, and the seconds of the training."""
         row: dict[str, Any] = {"inputs": step.inputs()}
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
@@ -58,7 +58,7 @@ class TrainKind(Kind[TrainMethod]):
         return row, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
-        """Return whether the brick has been trained before."""
+        """Return True if the trained brick is in the cache."""
         return not resolved.headers_only and (_place(resolved, number) / CARD).is_file()
 
 
@@ -73,18 +73,18 @@ def _place(resolved: Resolved, number: int) -> Path:
 def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
     """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
 
-    The base is in the dtype that `brick train` gives it: bfloat16 below an adapter, float32 where all weights are trained.
+    The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
     """
     resolved, place = context.resolved, _place(context.resolved, context.number)
     if (place / CARD).is_file():
         return place
     step_id, device = context.id, context.device
-    # Of its own, and nothing that the step's key does not have: adapters of one seed start from the same A, far from orthogonal.
+    # Each step has its own seed, because adapters with the same seed start from the same A and are far from orthogonal.
     settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or context.number])[:7], 16))
-    if not isinstance(settings.data, str):  # a data set that is not there is found before a model is made
+    if not isinstance(settings.data, str):  # find a missing data set before the model is loaded
         training_texts(settings, resolved.recipe.project, resolved.recipe.project)
     whole = settings.method == "full"
-    # An interrupted training goes on from here.
+    # An interrupted training resumes from this directory.
     working = place.with_name(f".{place.name}.training")
     others = {name: brick.path for name in step.names() or () if isinstance(brick := resolved.bricks[name], Brick)}
     source = resolved.tokenizer_at(context.number)
@@ -92,28 +92,46 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
     live = live_model(current.config, tensors, source, device)
-    live.set_attn_implementation("eager")  # of rows of a few dozen tokens the fused one's backward costs more
+    live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
     context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
     progress, notice = reports(context.events, step_id)
     data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
     record = train(
-        settings, base=source, data=data, out=working / CHECKPOINT if whole else working, device=str(device), model=live, others=others,
-        folder=resolved.recipe.project, declared=resolved.recipe.fields.base, progress=progress, notice=notice)  # fmt: skip
+        settings,
+        base=source,
+        data=data,
+        out=working / CHECKPOINT if whole else working,
+        device=str(device),
+        model=live,
+        others=others,
+        folder=resolved.recipe.project,
+        declared=resolved.recipe.fields.base,
+        progress=progress,
+        notice=notice,
+    )
     kind = "checkpoint" if whole else "adapter"
     made = Brick(step_id, kind, working / CHECKPOINT if whole else working)
-    write_card(working, BrickCard(
-        version=1, name=step_id.replace("_", "-"), kind=kind, files=CHECKPOINT if whole else ".", digest=made.digest(None),
-        base=BaseRecord(id=resolved.recipe.fields.base, digest=parent), training=record), made_by="workbench run", record="recipe.yaml")  # fmt: skip
+    card = BrickCard(
+        version=1,
+        name=step_id.replace("_", "-"),
+        kind=kind,
+        files=CHECKPOINT if whole else ".",
+        digest=made.digest(None),
+        base=BaseRecord(id=resolved.recipe.fields.base, digest=parent),
+        training=record,
+    )
+    write_card(working, card, made_by="workbench run", record="recipe.yaml")
     resolved.check_inputs()
-    publish(working, place)  # what stands there has no card and is of no use
+    publish(working, place)  # a directory without a card, left by an interrupted run, is replaced
     return place
 
 
 def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
-    """Return the model with a trained brick added, the tensors that it changes, and the training's record."""
+    """Return the model with a trained brick added, the tensors that it changes, and the record of the training."""
     card = read_card(place)
     if card.kind == "checkpoint":
-        weights: Weights = _Moved(current.weights, Aligned(Checkpoint(place / CHECKPOINT, "brick"), current.weights.specs, current.config), step.weight)  # fmt: skip
+        tuned = Aligned(Checkpoint(place / CHECKPOINT, "brick"), current.weights.specs, current.config)
+        weights: Weights = _Moved(current.weights, tuned, step.weight)
         return Model(weights, current.config), list(current.weights.specs), dict(card.training)
     bound = bind(Adapter(place, f"brick '{card.name}'"), current.weights.specs, current)
     factors = {
@@ -123,7 +141,7 @@ def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: 
 
 
 class _Moved:
-    """Weights, moved some of the way to others of the same names."""
+    """Linear interpolation from the current weights to the trained weights."""
 
     def __init__(self, current: Weights, target: Weights, weight: float) -> None:
         self._current, self._target, self._weight = current, target, weight
