@@ -31,7 +31,7 @@ from record import parser_of, write_results
 from workbench.compare.compare import compare
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
-from workbench.evaluate.score import score_all
+from workbench.evaluate.scoring import score_all
 from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
 from workbench.library.rebase import rebase

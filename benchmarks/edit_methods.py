@@ -48,7 +48,7 @@ from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.evaluate.plans import plans
-from workbench.evaluate.score import score_all
+from workbench.evaluate.scoring import score_all
 from workbench.evaluate.suitechoice import suites_of
 from workbench.facts import Fact
 from workbench.facts.imported import import_facts

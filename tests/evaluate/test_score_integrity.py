@@ -233,7 +233,7 @@ class _Entry:
 
 
 def test_stored_shows_the_scorer_that_has_most(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
-    from workbench.evaluate.score import stored
+    from workbench.evaluate.scoring import stored
 
     plan, store = plan_of(tasks_dir, tokenizer, tasks=["pick"], chance={}), ScoreStore(tmp_path / "scores")
     third = Configuration("c" * 32, "c")

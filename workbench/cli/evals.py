@@ -60,7 +60,7 @@ def evaluate(
     Also scores the recipes' controls: the base, each brick alone, and their average. Scores are cached by content, so
     that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md.
     """
-    from workbench.evaluate.score import score_all
+    from workbench.evaluate.scoring import score_all
     from workbench.models.device import pick_device
     from workbench.report.scorecard import card_scores
     from workbench.scores.groups import aggregated
@@ -112,7 +112,7 @@ def compare(
     on a primary metric, guarded tasks included; with --require-safe, also if one is not shown safe on a guarded task.
     Otherwise exits with 1 if a configuration is left out because it is invalid or not scored.
     """
-    from workbench.evaluate.score import stored
+    from workbench.evaluate.scoring import stored
 
     left_out: list[LeftOut] = []
     if imported := imported_scores(names, suite, runs_dir):
@@ -218,7 +218,7 @@ def _compared(
     Raises:
         WorkbenchError: If nothing is scored, or no named recipe is scored or searched.
     """
-    from workbench.evaluate.score import stored
+    from workbench.evaluate.scoring import stored
 
     against = opened.baseline(baseline)
     scores, missing = stored(opened.entries, opened.plans, opened.store, against)

@@ -15,7 +15,7 @@ from workbench.bricks.locate import kinds_of, resolve_base, resolve_brick
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
-from workbench.evaluate.score import score_all
+from workbench.evaluate.scoring import score_all
 from workbench.events import Events, no_events
 from workbench.project import CACHE, find_project
 from workbench.recipe.recipe import from_data
