@@ -120,19 +120,7 @@ def prepare(
     """
     space = Space(recipe)
     fields = space.fields
-    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
-        raise recipe.error(
-            ("search",),
-            "a search replaces the base's weights in memory, and memories and grow steps give models of other shapes",
-            "Put the merge with its search into a separate recipe, and use that recipe under `bricks`.",
-        )
-    resolved = resolve(recipe.without_search())
-    if resolved.unties:
-        raise recipe.error(
-            ("search",),
-            f"a search replaces the base's weights in memory, and {resolved.unties[0]} unties the head",
-            "Search without that brick, or write a base with an untied head first: `workbench run`.",
-        )
+    resolved = _in_memory(recipe)
     entry = LineupEntry(recipe.name, "configuration", resolved)
     made = plans(
         [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
@@ -174,6 +162,24 @@ def prepare(
         events,
         warnings=warnings_of(stages, objectives),
     )
+
+
+def _in_memory(recipe: Recipe) -> Resolved:
+    """Resolve the recipe as written; raise WorkbenchError if a search cannot build its candidates in memory."""
+    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
+        raise recipe.error(
+            ("search",),
+            "a search replaces the base's weights in memory, and memories and grow steps give models of other shapes",
+            "Put the merge with its search into a separate recipe, and use that recipe under `bricks`.",
+        )
+    resolved = resolve(recipe.without_search())
+    if resolved.unties:
+        raise recipe.error(
+            ("search",),
+            f"a search replaces the base's weights in memory, and {resolved.unties[0]} unties the head",
+            "Search without that brick, or write a base with an untied head first: `workbench run`.",
+        )
+    return resolved
 
 
 def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
