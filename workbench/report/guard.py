@@ -30,8 +30,8 @@ def clause(view: View, d: DifferenceView) -> str:
     if d.word == "no item changed":
         return f"on {d.task} no item changed"
     if d.word == "cannot tell":  # an older document
-        ends = unbroken(unit.diffs(d.low_adj, d.high_adj))
-        return f"on {d.task} these items cannot tell {_bracketed(f'{unit.worded(d.diff)} {ends}')}"
+        interval = unbroken(unit.diffs(d.low_adj, d.high_adj))
+        return f"on {d.task} these items cannot tell {_bracketed(f'{unit.worded(d.diff)} {interval}')}"
     if d.word == "safe":
         return f"on {d.task} it is safe: {unit.worded(d.diff)} {unbroken(unit.diffs(d.low_adj, d.high_adj))}, tolerance {_tolerance(view, d)}"
     if d.word == "not shown safe":
